@@ -1,0 +1,77 @@
+"""The contract, read first: what a batch is, what a memory machine is, what a task is.
+
+Shapes use B examples, T segments, N items a segment, Q queries, K slots, d item width, m answer width.
+Every array has its mask; what a masked entry holds is never looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import flax.struct
+import jax
+
+Array = jax.Array
+Key = jax.Array  # typed PRNG key(s), `jax.random.key`; a leading axis means one key per example
+Params = Any  # pytree of f32 arrays
+Memory = Any  # a machine's own frozen dataclass; leading axis B; has `segments` i32[B]
+Sum = tuple[Array, Array]  # (sum, count), both f32 []; added over devices first, divided once
+
+
+@flax.struct.dataclass
+class Batch:
+    """Streams cut into segments, and the questions asked of their memories.
+
+    `position` counts the segments written before each question; None means every question comes at the end.
+    """
+
+    items: Array  # i32 [B, T, N] item ids
+    item_mask: Array  # bool [B, T, N] true where an item is
+    query: Array  # i32 [B, Q] asked item ids
+    query_mask: Array  # bool [B, Q]
+    target: Array  # i32 [B, Q] the answers (clicks: 1 clicked, 0 not)
+    negative_items: Array  # i32 [B, P] items of another stream, for negative fragments
+    negative_mask: Array  # bool [B, P]
+    example_id: Array  # i32 [B] names the example in its split: what is drawn for it is drawn from this
+    position: Array | None = None  # i32 [B, Q]
+
+
+class MemoryMachine(NamedTuple):
+    """A memory as a bundle of pure functions; variants rebind one of them.
+
+    No function keeps state, and `write` never sees a query. A wholly padded segment returns the memory bit for bit.
+    """
+
+    init: Callable[[Key], Params]
+    """init(key) -> params, the machine's own tree."""
+    init_memory: Callable[[Params, int], Memory]
+    """init_memory(params, batch_size) -> memory of an empty stream, leading axis B."""
+    encode: Callable[..., Array]
+    """encode(params, items [B,t,N], mask [B,t,N], key=None [B,t]) -> features [B,t,N,...]. Never looks at the memory."""
+    write: Callable[..., tuple[Memory, Sum]]
+    """write(params, memory, features [B,N,...], mask [B,N], key=None [B]) -> memory, aux. One segment; scanned."""
+    slots: Callable[[Params, Memory], tuple[Array, Array]]
+    """slots(params, memory) -> [B,K,d], [B,K] mask: what readers attend to."""
+    read: Callable[..., Array]
+    """read(params, memory, query [B,Q], query_mask [B,Q], key=None [B]) -> answer features [B,Q,m]."""
+    embed: Callable[[Params, Array], Array]
+    """embed(params, items [...]) -> features [..., d] of single items, as `encode` sees them."""
+    constant_size: bool
+    """Whether bytes of memory per stream are the same for every length."""
+    gradient_range: int | None
+    """How many segments back a gradient from the memory reaches; None: to the first."""
+
+
+class Task(Protocol):
+    """Binds a machine to a kind of data: batch -> loss terms and scores. One train step serves every task."""
+
+    def init(self, key: Key) -> Params:
+        """Parameters of everything that is trained."""
+
+    def losses(self, params: Params, batch: Batch, key: Key) -> dict[str, tuple[float, Sum]]:
+        """{term: (weight, (sum, count))}; the loss is the weighted sum of sum / count. `key` is [B], one per example;
+        it is a function of (seed, step, example id) alone."""
+
+    def scores(self, params: Params, batch: Batch) -> Array:
+        """f32 [B, Q], larger = more likely a click."""
