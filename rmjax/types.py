@@ -47,8 +47,9 @@ class MemoryMachine(NamedTuple):
     """init(key) -> params, the machine's own tree."""
     init_memory: Callable[[Params, int], Memory]
     """init_memory(params, batch_size) -> memory of an empty stream, leading axis B."""
-    encode: Callable[..., Array]
-    """encode(params, items [B,t,N], mask [B,t,N], key=None [B,t]) -> features [B,t,N,...]. Never looks at the memory."""
+    encode: Callable[..., Any]
+    """encode(params, items [B,t,N], mask [B,t,N], key=None [B,t]) -> features, a pytree of [B,t,N,...].
+    Never looks at the memory; segments are independent, so the two leading axes may come in either order."""
     write: Callable[..., tuple[Memory, Sum]]
     """write(params, memory, features [B,N,...], mask [B,N], key=None [B]) -> memory, aux. One segment; scanned."""
     slots: Callable[[Params, Memory], tuple[Array, Array]]
@@ -69,9 +70,17 @@ class Task(Protocol):
     def init(self, key: Key) -> Params:
         """Parameters of everything that is trained."""
 
-    def losses(self, params: Params, batch: Batch, key: Key) -> dict[str, tuple[float, Sum]]:
-        """{term: (weight, (sum, count))}; the loss is the weighted sum of sum / count. `key` is [B], one per example;
-        it is a function of (seed, step, example id) alone."""
+    def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[float, Sum]]:
+        """{term: (weight, (sum, count))}; the loss is the weighted sum of sum / count.
+
+        `frozen` holds parameters that are used but not trained. `key` is a function of (seed, step); whatever differs
+        between examples is drawn from `example_keys(key, batch.example_id)`.
+        """
 
     def scores(self, params: Params, batch: Batch) -> Array:
         """f32 [B, Q], larger = more likely a click."""
+
+
+def example_keys(key: Key, example_id: Array) -> Key:
+    """One key per example, [B]: the same wherever in whatever batch the example comes."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, example_id)

@@ -1,0 +1,76 @@
+"""Attention: masked softmax, multi-head dot-product attention, and additive scores w.tanh(a + b)."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rmjax.types import Array
+
+
+def masked_softmax(x: Array, mask: Array | None, axis: int = -1) -> Array:
+    """Softmax of `x` over the entries of `axis` where `mask` (broadcastable) is true; zeros over an empty set."""
+    if mask is None:
+        return jax.nn.softmax(x, axis)
+    e = jnp.where(mask, x, jnp.finfo(x.dtype).min)
+    e = jnp.where(mask, jnp.exp(e - jax.lax.stop_gradient(e.max(axis, keepdims=True))), 0.0)
+    return e / jnp.maximum(e.sum(axis, keepdims=True), jnp.finfo(x.dtype).tiny)
+
+
+@jax.custom_vjp
+def additive_scores(a: Array, b: Array, w: Array) -> Array:
+    """score[..., k, n] = w . tanh(a[..., k, :] + b[..., n, :]); a [..., K, m], b [..., N, m], w [m] -> [..., K, N].
+
+    Uses tanh(a + b) = 1 - 2 / (1 + e^2a e^2b): the exponentials leave the K x N x m loop, which is left with one
+    product and one division. The backward pass recomputes it, so nothing of size K x N x m is kept.
+    """
+    return w.sum() - 2.0 * _sigmoids(a, b) @ w
+
+
+def _sigmoids(a: Array, b: Array) -> Array:
+    """1 / (1 + e^2a e^2b) [..., K, N, m]; clipped where tanh is +-1 to within 1e-8, so that nothing overflows."""
+    ea, eb = jnp.exp(2.0 * a.clip(-20.0, 20.0)), jnp.exp(2.0 * b.clip(-20.0, 20.0))
+    return 1.0 / (1.0 + ea[..., :, None, :] * eb[..., None, :, :])
+
+
+def _additive_forward(a, b, w):
+    return additive_scores(a, b, w), (a, b, w)
+
+
+def _additive_backward(saved, g):
+    a, b, w = saved
+    s = _sigmoids(a, b)
+    d_w = g.sum() - 2.0 * jnp.einsum("...kn,...knm->m", g, s)
+    slope = g[..., None] * (s - s * s)  # tanh' = 4 s (1 - s)
+    d_a, d_b = 4.0 * w * slope.sum(-2), 4.0 * w * slope.sum(-3)
+    return d_a, d_b, d_w
+
+
+additive_scores.defvjp(_additive_forward, _additive_backward)
+
+
+class MultiHeadAttention(nn.Module):
+    """Scaled dot-product attention of `x` over `memory` (Vaswani et al. 2017, 3.2).
+
+    x [..., X, d], memory [..., Y, e], mask bool [..., Y] -> [..., X, d]; an empty memory adds the output bias only.
+    """
+
+    heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, memory: Array, mask: Array | None) -> Array:
+        dim = x.shape[-1]
+        if dim % self.heads:
+            raise ValueError(f"width {dim} is not a multiple of heads {self.heads}")
+
+        def split(y: Array) -> Array:
+            return y.reshape(*y.shape[:-1], self.heads, dim // self.heads)
+
+        query = split(nn.Dense(dim, dtype=self.dtype, name="query")(x)) * (dim // self.heads) ** -0.5
+        key_, value = jnp.split(nn.Dense(2 * dim, dtype=self.dtype, name="key_value")(memory), 2, axis=-1)
+        scores = jnp.einsum("...xhd,...yhd->...hxy", query, split(key_), preferred_element_type=jnp.float32)
+        weights = masked_softmax(scores, None if mask is None else mask[..., None, None, :]).astype(self.dtype)
+        out = jnp.einsum("...hxy,...yhd->...xhd", weights, split(value))
+        return nn.Dense(dim, dtype=self.dtype, name="out")(out.reshape(x.shape))

@@ -1,0 +1,62 @@
+"""Transformer blocks: the segment encoder, and the rehearsal decoder that attends to memory slots."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from rmjax.layers.attention import MultiHeadAttention
+from rmjax.layers.dropout import dropout, fold
+from rmjax.types import Array, Key
+
+
+class Block(nn.Module):
+    """One pre-norm layer: self-attention over a row, optionally cross-attention to slots, feed-forward of width 4 d.
+
+    x [B, R, X, d] are R rows of X tokens, mask bool [B, R, X]; slots [B, K, d] with slot_mask [B, K]; key [B, R].
+    """
+
+    heads: int
+    dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Array, mask: Array, slots: Array | None = None, slot_mask: Array | None = None, key: Key | None = None
+    ) -> Array:
+        dim = x.shape[-1]
+        norm = lambda name: nn.LayerNorm(dtype=self.dtype, name=name)  # noqa: E731
+        drop = lambda y, i: dropout(y, self.dropout, fold(key, i))  # noqa: E731
+        y = norm("self_norm")(x)
+        x = x + drop(MultiHeadAttention(self.heads, self.dtype, name="self")(y, y, mask), 0)
+        if slots is not None:
+            y = norm("slot_norm")(x).reshape(x.shape[0], -1, dim)  # the rows of an example share its slots
+            y = MultiHeadAttention(self.heads, self.dtype, name="slots")(y, slots, slot_mask)
+            x = x + drop(y.reshape(x.shape), 1)
+        y = nn.relu(nn.Dense(4 * dim, dtype=self.dtype, name="wide")(norm("wide_norm")(x)))
+        return x + drop(nn.Dense(dim, dtype=self.dtype, name="narrow")(y), 2)
+
+
+class Transformer(nn.Module):
+    """`layers` blocks over learned positions, then a layer norm: bidirectional, with or without slots to attend to.
+
+    x [B, R, X, d] -> f32 [B, R, X, d]; padded tokens are never attended to.
+    """
+
+    layers: int
+    heads: int
+    dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Array, mask: Array, slots: Array | None = None, slot_mask: Array | None = None, key: Key | None = None
+    ) -> Array:
+        positions = self.param("positions", nn.initializers.normal(0.02), x.shape[-2:])
+        x = (x + positions).astype(self.dtype)
+        if slots is not None:
+            slots = slots.astype(self.dtype)
+        for i in range(self.layers):
+            block = Block(self.heads, self.dropout, self.dtype, name=f"layer_{i}")
+            x = block(x, mask, slots, slot_mask, fold(key, i))
+        return nn.LayerNorm(dtype=jnp.float32, name="norm")(x)

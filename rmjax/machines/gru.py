@@ -1,0 +1,68 @@
+"""An item-level GRU as a memory (GRU4REC in its click form, Hidasi et al. 2015): one slot, its own read."""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from flax.linen.initializers import lecun_normal
+
+from rmjax.layers import recurrent
+from rmjax.layers.embeddings import embed, init_embed
+from rmjax.machines.scan import inert
+from rmjax.types import Array, Key, MemoryMachine, Params
+
+
+@flax.struct.dataclass
+class GRUMemory:
+    hidden: Array  # f32 [B, d] state after the last valid item
+    history: Array  # f32 [B, d] mean of all item features so far
+    items: Array  # f32 [B] how many items that is
+    segments: Array  # i32 [B] written so far
+
+
+def make(num_items: int, *, dim: int = 64, history_sum: bool = True) -> MemoryMachine:
+    """A GRU of width `dim` over single items; the answer is read from [h; target; history].
+
+    history_sum: also keep the mean of all item features (the sum of the released click models, scaled so that its size
+    does not grow with the stream). Without it the state is h alone.
+    """
+
+    def init(key: Key) -> Params:
+        a, b, c = jax.random.split(key, 3)
+        width = (3 if history_sum else 2) * dim
+        return {
+            "embed": init_embed(a, num_items, dim),
+            "gru": recurrent.init_gru(b, dim, dim),
+            "reader": {"kernel": lecun_normal()(c, (width, dim)), "bias": jnp.zeros(dim)},
+        }
+
+    def init_memory(params: Params, batch_size: int) -> GRUMemory:
+        zeros = jnp.zeros((batch_size, dim))
+        return GRUMemory(zeros, zeros, jnp.zeros(batch_size), jnp.zeros(batch_size, jnp.int32))
+
+    def encode(params: Params, items: Array, mask: Array, key: Key | None = None) -> tuple[Array, Array]:
+        """-> item features and their part of the GRU's gates, hoisted out of the scan."""
+        x = embed(params, items)
+        return x, recurrent.gru_input(params["gru"], x)
+
+    def write(params: Params, memory: GRUMemory, features: tuple[Array, Array], mask: Array, key: Key | None = None):
+        x, gates = features
+        hidden, _ = recurrent.gru_scan(params["gru"], memory.hidden, gates, mask)
+        history, items = memory.history, memory.items
+        if history_sum:
+            items = items + mask.sum(-1)
+            news = jnp.where(mask[..., None], x - history[:, None], 0.0).sum(1)
+            history = history + news / jnp.maximum(items, 1.0)[:, None]
+        return memory.replace(hidden=hidden, history=history, items=items), (jnp.zeros(()), jnp.zeros(()))
+
+    def slots(params: Params, memory: GRUMemory) -> tuple[Array, Array]:
+        return memory.hidden[:, None], jnp.ones((len(memory.hidden), 1), bool)
+
+    def read(params: Params, memory: GRUMemory, query: Array, query_mask: Array, key: Key | None = None) -> Array:
+        q = embed(params, query)
+        state = [memory.hidden, memory.history] if history_sum else [memory.hidden]
+        state = [jnp.broadcast_to(s[:, None], q.shape) for s in state]
+        return jnp.concatenate([*state, q], -1) @ params["reader"]["kernel"] + params["reader"]["bias"]
+
+    return MemoryMachine(init, init_memory, encode, inert(write), slots, read, embed, True, None)

@@ -1,0 +1,116 @@
+"""The rehearsal memory machine (RM section 3.2): segment encoder, slot-to-item attention, GRU slots."""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from flax.linen.initializers import lecun_normal, normal
+
+from rmjax.layers import recurrent
+from rmjax.layers.attention import additive_scores, masked_softmax
+from rmjax.layers.embeddings import embed, init_embed
+from rmjax.layers.transformer import Transformer
+from rmjax.machines.scan import inert
+from rmjax.reason import multihop
+from rmjax.types import Array, Key, MemoryMachine, Params
+
+
+@flax.struct.dataclass
+class SlotMemory:
+    slots: Array  # f32 [B, K, d]
+    segments: Array  # i32 [B] written so far
+
+
+def make(
+    num_items: int,
+    *,
+    dim: int = 64,
+    slots: int = 20,
+    layers: int = 3,
+    heads: int = 4,
+    encoder: str = "transformer",
+    dropout: float = 0.0,
+    normalize: str = "slots",
+    hops: int = 1,
+    segment_length: int = 20,
+    dtype: jnp.dtype = jnp.float32,
+) -> MemoryMachine:
+    """RM's machine over `num_items` item ids, d_x = d_model = `dim`.
+
+    encoder: 'transformer', or 'bigru' (RM Table 6). normalize: what Eq. 1's softmax runs over, 'slots' as printed,
+    or 'items'. dtype: of the encoder's products; slots stay f32. Errors: ValueError naming the argument.
+    """
+    if encoder not in ("transformer", "bigru"):
+        raise ValueError(f"encoder must be 'transformer' or 'bigru', got {encoder!r}")
+    if normalize not in ("slots", "items"):
+        raise ValueError(f"normalize must be 'slots' or 'items', got {normalize!r}")
+    if dim % heads:
+        raise ValueError(f"dim {dim} is not a multiple of heads {heads}")
+    transformer = Transformer(layers, heads, dropout, dtype)
+
+    def init(key: Key) -> Params:
+        keys = jax.random.split(key, 8)
+        if encoder == "transformer":
+            x, mask = jnp.zeros((1, 1, segment_length, dim)), jnp.ones((1, 1, segment_length), bool)
+            encode_params = transformer.init(keys[0], x, mask)["params"]
+        else:
+            encode_params = recurrent.init_bigru(keys[0], dim, dim)
+        dense = lecun_normal()
+        return {
+            "embed": init_embed(keys[1], num_items, dim),
+            "encoder": encode_params,
+            # From zeros all slots would stay alike for ever: Eq. 1 and 2 are symmetric in k.
+            "slots": normal(1.0)(keys[2], (slots, dim)),
+            "attention": {
+                "slot": dense(keys[3], (dim, dim)),
+                "item": dense(keys[4], (dim, dim)),
+                "bias": jnp.zeros(dim),
+                "score": dense(keys[5], (dim, 1))[:, 0],
+            },
+            "update": recurrent.init_gru(keys[6], dim, dim),
+            "reader": multihop.init(keys[7], dim, dim, hops),
+        }
+
+    def init_memory(params: Params, batch_size: int) -> SlotMemory:
+        first = jnp.broadcast_to(params["slots"], (batch_size, slots, dim))
+        return SlotMemory(first, jnp.zeros(batch_size, jnp.int32))
+
+    def encode(params: Params, items: Array, mask: Array, key: Key | None = None) -> tuple[Array, Array]:
+        """-> features f, and W2 f + b of Eq. 1, which needs no memory and so is kept out of the scan."""
+        x = embed(params, items)
+        if encoder == "transformer":
+            f = transformer.apply({"params": params["encoder"]}, x, mask, key=key)
+        else:
+            rows = recurrent.bigru(params["encoder"], x.reshape(-1, *x.shape[-2:]), mask.reshape(-1, mask.shape[-1]))
+            f = rows[0].reshape(x.shape)
+        return f, f @ params["attention"]["item"] + params["attention"]["bias"]
+
+    def write(params: Params, memory: SlotMemory, features: tuple[Array, Array], mask: Array, key: Key | None = None):
+        del key  # nothing is drawn in the scan
+        f, projected = features
+        m, attention = memory.slots, params["attention"]
+        scores = additive_scores(m @ attention["slot"], projected, attention["score"])  # [B, K, N]
+        mask = mask[:, None]
+        if normalize == "slots":
+            weights = jnp.where(mask, jax.nn.softmax(scores, 1), 0.0)
+        else:
+            weights = masked_softmax(scores, mask, 2)
+        aligned = weights @ jnp.where(mask.swapaxes(1, 2), f, 0.0)  # Eq. 1: l_k
+        new = recurrent.gru(params["update"], m, recurrent.gru_input(params["update"], aligned))  # Eq. 2
+        return memory.replace(slots=new), (jnp.zeros(()), jnp.zeros(()))
+
+    def read_slots(params: Params, memory: SlotMemory) -> tuple[Array, Array]:
+        return memory.slots, jnp.ones(memory.slots.shape[:2], bool)
+
+    def read(params: Params, memory: SlotMemory, query: Array, query_mask: Array, key: Key | None = None) -> Array:
+        return multihop.multihop(params["reader"], embed(params, query), *read_slots(params, memory))[0]
+
+    return MemoryMachine(init, init_memory, encode, inert(write), read_slots, read, embed, True, None)
+
+
+def slot_attention(params: Params, memory: SlotMemory, features: tuple[Array, Array], mask: Array) -> Array:
+    """Eq. 1's weights [B, K, N] that writing this segment would use; for pictures."""
+    attention = params["attention"]
+    scores = additive_scores(memory.slots @ attention["slot"], features[1], attention["score"])
+    return jnp.where(mask[:, None], jax.nn.softmax(scores, 1), 0.0)

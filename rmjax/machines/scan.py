@@ -1,0 +1,105 @@
+"""memorize: write a stream into a memory, segment by segment. Called again with its memory, it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rmjax.layers.dropout import fold
+from rmjax.types import Array, Key, Memory, MemoryMachine, Params, Sum
+
+
+class Memorized(NamedTuple):
+    memory: Memory  # after the last segment, leading axis B
+    asked: Memory | None  # before the asked positions, leading axes B, Q; None if none were asked
+    aux: Sum  # (sum, count) of whatever the machine's `write` adds to the loss
+
+
+def inert(write: Callable[..., tuple[Memory, Sum]]) -> Callable[..., tuple[Memory, Sum]]:
+    """Wraps a raw `write` so that a wholly padded segment returns the memory bit for bit, and others are counted."""
+
+    def wrapped(params: Params, memory: Memory, features: Any, mask: Array, key: Key | None = None):
+        new, aux = write(params, memory, features, mask, key)
+        alive = mask.any(-1)
+
+        def keep(new: Array, old: Array) -> Array:
+            return jnp.where(alive.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+        new = jax.tree.map(keep, new, memory)
+        return new.replace(segments=memory.segments + alive), aux
+
+    return wrapped
+
+
+def memorize(
+    machine: MemoryMachine,
+    params: Params,
+    items: Array,
+    mask: Array,
+    memory: Memory | None = None,
+    key: Key | None = None,
+    positions: Array | None = None,
+    *,
+    block: int = 0,
+    remat: bool = False,
+) -> Memorized:
+    """Writes items i32 [B, T, N], mask bool [B, T, N] into `memory` (None: an empty one).
+
+    Scans over blocks of `block` segments (0: all T): a block is encoded at once, then written one segment at a time.
+    With `remat` a block keeps nothing but the memory it began with, and is computed again in the backward pass:
+    activations are O(block) + O(T / block) memories. `key` [B] feeds dropout; segment s of a stream draws from
+    fold_in(key, s) with s counted from the stream's beginning, so a split stream draws the same.
+    `positions` i32 [B, Q] asks for the memory after that many of these T segments (0: as it was given).
+    """
+    if items.shape[:3] != mask.shape or mask.ndim != 3:
+        raise ValueError(f"memorize wants items and mask of one shape [B, T, N], got {items.shape} and {mask.shape}")
+    batch, segments, _ = mask.shape
+    if memory is None:
+        memory = machine.init_memory(params, batch)
+    block = min(block or segments, segments)
+    blocks = -(-segments // block)
+    time_first = lambda x: _pad(x.swapaxes(0, 1), blocks * block).reshape(blocks, block, batch, *x.shape[2:])  # noqa: E731
+    keys = None if key is None else time_first(_segment_keys(key, memory, mask))
+
+    def write_block(memory: Memory, block):
+        items, mask, keys = block
+        features = machine.encode(params, items, mask, fold(keys, 0))
+
+        def write_segment(memory: Memory, segment):
+            features, mask, key = segment
+            memory, aux = machine.write(params, memory, features, mask, fold(key, 1))
+            return memory, (aux, memory if positions is not None else None)
+
+        return jax.lax.scan(write_segment, memory, (features, mask, keys))
+
+    if remat:
+        write_block = jax.checkpoint(write_block, prevent_cse=False)
+    blocked = (time_first(items), time_first(mask), keys)
+    if blocks == 1:  # no outer loop: the compiler sees the encoder and the scan side by side
+        last, (aux, each) = write_block(memory, jax.tree.map(lambda x: x[0], blocked))
+    else:
+        last, (aux, each) = jax.lax.scan(write_block, memory, blocked)
+        each = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), each)
+    asked = None if positions is None else jax.tree.map(lambda m, ms: _at(m, ms, positions), memory, each)
+    return Memorized(last, asked, jax.tree.map(jnp.sum, aux))
+
+
+def _pad(x: Array, length: int) -> Array:
+    """Pads axis 0 with empty segments, which every machine leaves out."""
+    return jnp.concatenate([x, jnp.broadcast_to(x[:1] * 0, (length - len(x), *x.shape[1:]))]) if length > len(x) else x
+
+
+def _segment_keys(key: Key, memory: Memory, mask: Array) -> Key:
+    """[B] -> [B, T]: fold_in(key, segments written before), empty segments not counted."""
+    alive = mask.any(-1)
+    index = memory.segments[:, None] + jnp.cumsum(alive, 1) - alive
+    return fold(jnp.broadcast_to(key[:, None], index.shape), index)
+
+
+def _at(before: Array, each: Array, positions: Array) -> Array:
+    """before [B, ...], each [T, B, ...] -> [B, Q, ...]: entry p of [before, each_1, ..., each_T]."""
+    every = jnp.concatenate([before[None], each])
+    return every[positions, jnp.arange(len(before))[:, None]]

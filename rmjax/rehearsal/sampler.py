@@ -1,0 +1,46 @@
+"""The history sampler (RM section 3.3.2, Eq. 5): a teacher that may see the raw stream, and its fragment scores."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax.linen.initializers import lecun_normal
+
+from rmjax.layers.attention import additive_scores, masked_softmax
+from rmjax.layers.embeddings import embed, init_embed
+from rmjax.types import Array, Key, Params
+
+
+def init(key: Key, num_items: int, dim: int) -> Params:
+    """The teacher's own item table, W1, W2, b, w of Eq. 5."""
+    a, b, c, d = jax.random.split(key, 4)
+    dense = lecun_normal()
+    return {
+        "embed": init_embed(a, num_items, dim),
+        "query": dense(b, (dim, dim)),
+        "fragment": dense(c, (dim, dim)),
+        "bias": jnp.zeros(dim),
+        "score": dense(d, (dim, 1))[:, 0],
+    }
+
+
+def fragment_features(params: Params, items: Array, mask: Array) -> Array:
+    """Mean item feature of every segment: items i32, mask bool [B, T, N] -> [B, T, d]; zeros for an empty one."""
+    x = jnp.where(mask[..., None], embed(params, items), 0.0)
+    return x.sum(2) / jnp.maximum(mask.sum(2), 1)[..., None]
+
+
+def attend(params: Params, query: Array, features: Array, valid: Array) -> tuple[Array, Array]:
+    """Eq. 5. query i32 [B, Q]; features [B, T, d]; valid bool [B, Q, T], the segments before each question.
+
+    -> scores beta [B, Q, T] before the softmax, and the reasoning feature [e; q] [B, Q, 2d].
+    """
+    q = embed(params, query)
+    scores = additive_scores(q @ params["query"], features @ params["fragment"] + params["bias"], params["score"])
+    e = masked_softmax(scores, valid) @ features
+    return scores, jnp.concatenate([e, q], -1)
+
+
+def uniform_scores(key: Key, shape: tuple[int, ...]) -> Array:
+    """Scores whose largest are a uniform draw without replacement: key [B] -> [B, *shape]. RM Table 5's random sampler."""
+    return jax.vmap(lambda k: jax.random.uniform(k, shape))(key)
