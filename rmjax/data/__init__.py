@@ -1,0 +1,45 @@
+"""Data: sources, one file each, and the pipeline that makes batches of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from absl import logging
+
+from rmjax.data.source import Source, cached
+
+
+def make_source(config: Any, seed: int) -> Source:
+    """The source that `config`, a ConfigDict, names; each is imported only when asked for.
+
+    Reads config.name and config.ram_bytes (0: cache nothing in RAM), and then
+      simulated_clicks: config.simulated, the fields of `ClicksConfig`, and of train, valid and test the users;
+      xlong: config.dir and config.cache_dir; an empty config.dir stands for simulated_clicks;
+      movielens: config.dir, config.cache_dir and config.movielens, the keyword arguments of `movielens`.
+
+    Raises:
+      ValueError: the name is none of these.
+      FileNotFoundError: config.dir does not hold the data; says where it comes from.
+    """
+    name = config.name
+    if name == "xlong" and not config.dir:
+        logging.info("config.data.dir is empty: simulated clicks in place of XLong.")
+        name = "simulated_clicks"
+    source: Source
+    if name == "simulated_clicks":
+        from rmjax.data.simulated_clicks import SPLITS, ClicksConfig, SimulatedClicks
+
+        world = dict(config.simulated)
+        users = {split: world.pop(split) for split in SPLITS if split in world}
+        source = SimulatedClicks(ClicksConfig(**world), seed, **users)
+    elif name == "xlong":
+        from rmjax.data.xlong import xlong
+
+        source = xlong(config.dir, config.cache_dir, seed)
+    elif name == "movielens":
+        from rmjax.data.movielens import movielens
+
+        source = movielens(config.dir, config.cache_dir, seed, **config.movielens)
+    else:
+        raise ValueError(f"config.data.name={name!r}: must be 'simulated_clicks', 'xlong' or 'movielens'")
+    return cached(source, config.ram_bytes)

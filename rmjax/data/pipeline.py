@@ -1,0 +1,163 @@
+"""Batches in one global order, positioned by step: the same on any number of threads, workers and processes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from absl import flags
+
+from rmjax.data.source import Source, hash64
+from rmjax.segments import position_in_segments, segment
+from rmjax.types import Batch
+
+
+def batches(
+    source: Source,
+    split: str = "train",
+    *,
+    seed: int,
+    batch_size: int,
+    segment_length: int,
+    negatives: int = 64,
+    start_step: int = 0,
+    num_steps: int,
+    prefetch: int = 2,
+    workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator[Batch]:
+    """This process's part of the batches of steps start_step .. num_steps - 1, leaves in NumPy.
+
+    Step s of all processes together has examples [s G, (s + 1) G), G = `batch_size`, of epoch after epoch, each in an
+    order drawn from (seed, epoch). `prefetch` batches are made ahead, in threads, or in each of `workers` processes.
+    `close()` the iterator when leaving early: it does not wait for batches under way.
+
+    Raises:
+      ValueError: the batch does not divide among the processes, or the split is empty.
+    """
+    size, rows = source.size(split), _rows(batch_size, process_index, process_count)
+    if not size:
+        raise ValueError(f"split {split!r} is empty")
+    make = _batch_maker(source, split, seed, segment_length, negatives)
+
+    def at_step(step: int) -> Batch:
+        epoch, place = np.divmod(step * batch_size + rows, size)
+        index = np.empty_like(place)
+        for e in np.unique(epoch):
+            index[epoch == e] = epoch_order(size, seed, int(e))[place[epoch == e]]
+        return make(index, epoch)
+
+    return _iterate(at_step, start_step, num_steps, prefetch, workers)
+
+
+def eval_batches(
+    source: Source,
+    split: str,
+    *,
+    seed: int,
+    batch_size: int,
+    segment_length: int,
+    negatives: int = 64,
+    prefetch: int = 2,
+    workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator[Batch]:
+    """The whole split once, in order: ceil(size / G) batches of one shape.
+
+    Rows beyond the split have all masks false and an example_id of `size` or more.
+    """
+    size, rows = source.size(split), _rows(batch_size, process_index, process_count)
+    make = _batch_maker(source, split, seed, segment_length, negatives)
+
+    def at_step(step: int) -> Batch:
+        index = step * batch_size + rows
+        batch = make(np.minimum(index, size - 1), np.zeros_like(index))
+        real = index < size
+        return batch.replace(
+            item_mask=batch.item_mask & real[:, None, None],
+            query_mask=batch.query_mask & real[:, None],
+            negative_mask=batch.negative_mask & real[:, None],
+            example_id=index.astype(np.int32),
+        )
+
+    return _iterate(at_step, 0, -(-size // batch_size), prefetch, workers)
+
+
+@functools.lru_cache(maxsize=4)
+def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
+    """i64 [size], a permutation drawn from (seed, epoch)."""
+    return np.argsort(hash64("order", seed, epoch, np.arange(size)), kind="stable")
+
+
+def partner_drawer(stream: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """(index [B], draw u64 [B]) -> an example of another stream for each: i64 [B], -1 where there is none.
+
+    `stream` i64 [size] names each example's stream. Uniform over the examples of all other streams.
+    """
+    order = np.argsort(stream, kind="stable")
+    first, last = (np.searchsorted(stream[order], stream, side) for side in ("left", "right"))
+
+    def partners(index: np.ndarray, draw: np.ndarray) -> np.ndarray:
+        own = last[index] - first[index]
+        others = len(stream) - own
+        place = (draw % np.maximum(others, 1).astype(np.uint64)).astype(np.int64)
+        place += np.where(place >= first[index], own, 0)  # the examples of the own stream lie together in `order`
+        return np.where(others > 0, order[np.minimum(place, len(stream) - 1)], -1)
+
+    return partners
+
+
+def _batch_maker(source: Source, split: str, seed: int, segment_length: int, negatives: int) -> Callable:
+    """(index [B], epoch [B]) -> Batch."""
+    stream = source.stream_id(split) if hasattr(source, "stream_id") else np.arange(source.size(split))
+    partners = partner_drawer(stream)
+
+    def make(index: np.ndarray, epoch: np.ndarray) -> Batch:
+        partner = partners(index, hash64("partner", seed, epoch, index))
+        both = np.arange(2 * len(index))
+        fetched = source.fetch(split, np.concatenate([index, np.maximum(partner, 0)]))
+        own, other = ({name: values[half] for name, values in fetched.items()} for half in np.split(both, 2))
+        length = np.where(partner < 0, 0, other["length"])[:, None]
+        draw = hash64("negatives", seed, epoch[:, None], index[:, None], np.arange(negatives))
+        place = (draw % np.maximum(length, 1).astype(np.uint64)).astype(np.int64)
+        items, item_mask = segment(own["items"], own["length"], segment_length)
+        leaves: dict[str, Any] = dict(
+            items=items,
+            item_mask=item_mask,
+            query=own["query"],
+            query_mask=own["query_mask"],
+            target=own["target"],
+            negative_items=np.take_along_axis(other["items"], place, 1),
+            negative_mask=np.broadcast_to(length > 0, place.shape).copy(),
+            example_id=own["example_id"],
+            position=None if source.positions_at_end else position_in_segments(own["position"], segment_length),
+        )
+        return Batch(**leaves)
+
+    return make
+
+
+def _rows(batch_size: int, process_index: int, process_count: int) -> np.ndarray:
+    """Places in the global batch that are this process's."""
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(f"batch_size {batch_size} does not divide among {process_count} processes")
+    return np.arange(batch_size).reshape(process_count, -1)[process_index]
+
+
+def _iterate(
+    at_step: Callable[[int], Batch], start: int, stop: int, prefetch: int, workers: int
+) -> grain.DatasetIterator[Batch]:
+    threads = grain.ReadOptions(num_threads=min(prefetch, 4) if not workers else 0, prefetch_buffer_size=prefetch)
+    dataset = grain.MapDataset.range(start, stop).map(at_step).to_iter_dataset(threads)
+    if workers:
+        if not flags.FLAGS.is_parsed():  # a notebook; grain's workers have flags
+            flags.FLAGS.mark_as_parsed()
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(workers, max(prefetch, 1)))
+        dataset = dataset.map(functools.partial(jax.tree.map, np.array))  # out of the workers' shared memory
+    return iter(dataset)

@@ -1,0 +1,99 @@
+"""XLong (Ren et al. 2019): Alibaba click logs, 1,000 items a user, then one clicked and one sampled item.
+
+One line of the release is one example of two questions; lines that share a history stay apart. The item-side lists
+are not used.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rmjax.data import records
+from rmjax.data.source import hash64
+
+NUM_ITEMS, NUM_USERS, HISTORY, SIDE = 3_269_017, 20_000, 1000, 184
+FIELDS = ("index", "uid", "history", "pos item", "neg item", "pos item side", "neg item side")
+ADVICE = (
+    "XLong is downloaded by hand from Alibaba's Tianchi, data set 22482 (login needed), the release of HPMN's authors; "
+    "set data.dir to the folder of the two files. Without it: --config=configs/xlong.py with config.data.dir empty "
+    "simulates clicks."
+)
+
+
+def xlong(directory: str, cache_dir: str, seed: int, valid_fraction: float = 0.1) -> records.Records:
+    """The source. 'valid' is `valid_fraction` of the training users, by a hash of (seed, uid).
+
+    Raises:
+      FileNotFoundError: `directory` (or its data/xlong) has not both files.
+      ValueError: a malformed line, or fewer than two training users.
+    """
+    names = ("train_corpus_total_dual.txt", "test_corpus_total_dual.txt")
+    files = records.find_files(directory, names, (".", "data/xlong"), ADVICE)
+    source = records.Records(records.prepare(XLongBuilder, cache_dir, files=files), positions_at_end=True)
+    uid = source.stream_id("train")
+    users = np.unique(uid)
+    if len(users) < 2:
+        raise ValueError(f"{files[0]}: expected two users or more, to hold one out for 'valid', found {len(users)}")
+    held_out = users[np.argsort(hash64("xlong valid", seed, users))][: max(1, round(valid_fraction * len(users)))]
+    valid = np.isin(uid, held_out)
+    source.rows |= {"train": ("train", np.flatnonzero(~valid)), "valid": ("train", np.flatnonzero(valid))}
+    return source
+
+
+class XLongBuilder(records.StreamBuilder):
+    """The two files, in their order."""
+
+    name = "xlong"
+
+    def _split_generators(self, dl_manager):
+        self.info.metadata.update(num_items=NUM_ITEMS, max_items=HISTORY, num_queries=2, streams={})
+        train, test = self.builder_config.files
+        return {"train": self._generate_examples("train", train), "test": self._generate_examples("test", test)}
+
+    def _generate_examples(self, split: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+        streams = self.info.metadata["streams"].setdefault(split, [])
+        with path.open(encoding="utf-8", errors="replace", newline="\n") as lines:
+            for number, line in enumerate(lines, 1):
+                uid, example = parse_line(line.rstrip("\r\n"), path, number)
+                streams.append(uid)
+                yield number - 1, example
+        if not streams:
+            raise records.malformed(path, 1, FIELDS[0], "a line", "an empty file")
+
+
+def parse_line(line: str, path: Path, number: int) -> tuple[int, dict[str, np.ndarray]]:
+    """(uid, record) of line `number` (from 1) of `path`; ValueError names the field that is wrong."""
+
+    def ids(field: int, count: int, high: int) -> np.ndarray:
+        entries = fields[field].split(",")
+        if len(entries) != count:
+            expected = "one id" if count == 1 else f"{count} comma-separated ids"
+            raise records.malformed(path, number, FIELDS[field], expected, f"{len(entries)}: {fields[field]}")
+        if not re.fullmatch(r"[0-9,]+", fields[field]) or "" in entries or max(map(int, entries)) >= high:
+            wrong = next(e for e in entries if not re.fullmatch("[0-9]+", e) or int(e) >= high)
+            raise records.malformed(path, number, FIELDS[field], f"an integer in [0, {high})", wrong)
+        return np.array(entries, np.int32)
+
+    fields = line.split("\t")
+    if len(fields) != len(FIELDS):
+        missing = FIELDS[min(len(fields), len(FIELDS) - 1)]
+        raise records.malformed(path, number, missing, f"{len(FIELDS)} tab-separated fields", f"{len(fields)}: {line}")
+    if not re.fullmatch("-?[0-9]+", fields[0]):
+        raise records.malformed(path, number, FIELDS[0], "an integer", fields[0])
+    uid = int(ids(1, 1, NUM_USERS)[0])
+    history, pos, neg = ids(2, HISTORY, NUM_ITEMS), ids(3, 1, NUM_ITEMS), ids(4, 1, NUM_ITEMS)
+    for field in (5, 6):
+        if fields[field].count(",") != SIDE - 1:
+            found = f"{fields[field].count(',') + 1}: {fields[field]}"
+            raise records.malformed(path, number, FIELDS[field], f"{SIDE} comma-separated ids", found)
+    return uid, {
+        "items": history,
+        "query": np.concatenate([pos, neg]),
+        "position": np.full(2, HISTORY, np.int32),
+        "target": np.array([1, 0], np.int32),
+    }

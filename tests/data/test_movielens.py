@@ -1,0 +1,177 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rmjax.data.movielens import ADVICE, match_popularity, movielens, read_ratings
+from rmjax.data.source import hash64
+
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "movielens"
+OPTIONS = dict(first=5, every=4, max_targets=3, test_fraction=0.3, valid_fraction=0.2)
+SPLITS = ("train", "valid", "test")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return movielens(str(FIXTURE), str(tmp_path_factory.mktemp("cache")), seed=0, **OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def logs():
+    """{user: [(time, movie number)] by time}, read in another way."""
+    rows = [line.split(",") for line in (FIXTURE / "ratings.csv").read_text().splitlines()[1:]]
+    numbers = {movie: i for i, movie in enumerate(sorted({int(row[1]) for row in rows}))}
+    users: dict = {}
+    for user, movie, _, time in rows:
+        users.setdefault(int(user), []).append((int(time), numbers[int(movie)]))
+    return {user: sorted(log, key=lambda entry: entry[0]) for user, log in users.items()}
+
+
+def questions(source, split):
+    """(user, stream, items before, positive, negative) of every question of `split`."""
+    examples = source.fetch(split, np.arange(source.size(split)))
+    for row, user in enumerate(source.stream_id(split)):
+        asked = int(examples["query_mask"][row].sum())
+        assert examples["query_mask"][row, :asked].all() and asked % 2 == 0
+        stream = examples["items"][row, : examples["length"][row]]
+        query, position, target = (examples[name][row, :asked] for name in ("query", "position", "target"))
+        assert (target == np.tile([1, 0], asked // 2)).all() and (position[::2] == position[1::2]).all()
+        assert position.max() == len(stream) and (np.diff(position[::2]) == OPTIONS["every"]).all()
+        yield from ((user, stream, *triple) for triple in zip(position[::2], query[::2], query[1::2], strict=True))
+
+
+def test_a_question_is_about_what_came_next(source, logs):
+    asked = []
+    for split in SPLITS:
+        for user, stream, position, positive, _ in questions(source, split):
+            log = [item for _, item in logs[user]]
+            assert stream[:position].tolist() == log[:position] and log[position] == positive
+            asked.append((user, position))
+    wanted = [(user, p) for user, log in logs.items() for p in range(OPTIONS["first"], len(log), OPTIONS["every"])]
+    assert sorted(asked) == sorted(wanted)  # each once, in one split
+
+
+def test_one_cut_in_time(source, logs):
+    times = {split: [logs[u][p][0] for u, _, p, *_ in questions(source, split)] for split in SPLITS}
+    assert max(times["train"]) < min(times["valid"]) <= max(times["valid"]) < min(times["test"])
+    total = sum(map(len, times.values()))
+    assert abs(len(times["test"]) / total - OPTIONS["test_fraction"]) < 0.1
+    for split, later in (("train", "valid"), ("valid", "test")):  # nor does a stream reach past the cut
+        for user, stream, *_ in questions(source, split):
+            assert logs[user][len(stream) - 1][0] < min(times[later])
+
+
+def test_negatives_are_never_rated_by_the_user(source, logs):
+    for split in SPLITS:
+        for user, _, _, _, negative in questions(source, split):
+            assert negative not in {item for _, item in logs[user]}
+
+
+def test_popularity_is_of_the_training_part_alone(source, logs):
+    end = min(logs[u][p][0] for u, _, p, *_ in questions(source, "valid"))
+    counts = np.zeros(source.num_items, int)
+    for log in logs.values():
+        for time, item in log:
+            counts[item] += time < end
+    np.testing.assert_array_equal(source.popularity, counts)
+
+
+def test_sizes_are_the_largest_there_are(source):
+    examples = [source.fetch(split, np.arange(source.size(split))) for split in SPLITS]
+    assert source.max_items == max(e["length"].max() for e in examples)
+    assert source.num_queries == max(e["query_mask"].sum(1).max() for e in examples) == 2 * OPTIONS["max_targets"]
+    assert not source.positions_at_end
+    for split, e in zip(SPLITS, examples, strict=True):
+        assert e["example_id"].tolist() == list(range(source.size(split)))
+        assert e["items"].max() < source.num_items and e["position"].dtype == np.int32
+
+
+def test_negatives_match_popularity():
+    rng = np.random.default_rng(0)
+    users, items = 60, 4000
+    popularity = np.sort(rng.integers(0, 300, items))[::-1].copy()
+    popularity[-1500:] = 0
+    owner = np.repeat(np.arange(users), 50)
+    item = np.concatenate([rng.choice(items, 50, replace=False) for _ in range(users)])
+    asked = np.arange(20, users * 50, 10)
+    negatives = match_popularity(asked, owner, item, popularity, 0)[asked]
+    positives = item[asked]
+    np.testing.assert_array_equal(popularity[positives] == 0, popularity[negatives] == 0)
+    assert np.abs(popularity[positives] - popularity[negatives]).max() < 10
+    assert len(np.unique(match_popularity(asked, owner, item, popularity, 1)[asked] == negatives)) == 2
+    # What is drawn for a user is drawn for that user: the others do not matter.
+    some = asked[owner[asked] < 7]
+    np.testing.assert_array_equal(match_popularity(some, owner, item, popularity, 0)[some], negatives[: len(some)])
+
+
+def test_negatives_when_few_are_left():
+    item = np.array([0, 1, 2, 3, 5])  # of six items only 4, unseen, is left
+    popularity = np.array([9, 8, 7, 6, 0, 5])
+    assert match_popularity(np.array([4]), np.zeros(5, int), item, popularity, 0)[4] == 4
+    with pytest.raises(ValueError, match="rated every item"):
+        match_popularity(np.array([4]), np.zeros(5, int), np.arange(5), popularity[:5], 0)
+
+
+@pytest.mark.parametrize("changed", [dict(seed=1), dict(every=5), dict(max_targets=2)])
+def test_other_parameters_are_other_data(source, tmp_path, changed):
+    args = dict(seed=0, **OPTIONS)
+    same, other = (movielens(str(FIXTURE), str(tmp_path), **(args | extra)) for extra in ({}, changed))
+    first, second, third = (s.fetch("train", np.arange(s.size("train")))["query"] for s in (source, same, other))
+    np.testing.assert_array_equal(first, second)
+    assert first.shape != third.shape or (first != third).any()
+
+
+def test_older_releases(tmp_path):
+    rows = [line.split(",") for line in (FIXTURE / "ratings.csv").read_text().splitlines()[1:]]
+    (tmp_path / "ratings.dat").write_text("\n".join("::".join(row) for row in rows))
+    (tmp_path / "u.data").write_text("".join("\t".join(row) + "\r\n" for row in rows))
+    want = read_ratings(FIXTURE / "ratings.csv")
+    for name in ("ratings.dat", "u.data"):
+        for got, column in zip(read_ratings(tmp_path / name), want, strict=True):
+            np.testing.assert_array_equal(got, column)
+
+
+WRONG = [  # (line number, its text, the field named, what was expected)
+    (1, "user,movie,rating,timestamp", "header", "'userId,movieId,rating,timestamp', found 'user,"),
+    (3, "1,2,3.0", "timestamp", "4 fields split by ',', found '1,2,3.0'"),
+    (3, "1,2,3.0,4,5", "timestamp", "4 fields split by ',', found '1,2,3.0,4,5'"),
+    (3, "", "movieId", "4 fields split by ',', found ''"),
+    (2, "-1,2,3.0,4", "userId", "an integer of 0 or more, found '-1'"),
+    (2, "1,x,3.0,4", "movieId", "an integer of 0 or more, found 'x'"),
+    (4, "1,2,6.0,4", "rating", "a rating from 0 to 5, found '6.0'"),
+    (4, "1,2,good,4", "rating", "a rating from 0 to 5, found 'good'"),
+    (4, "1,2,3.0,4.5", "timestamp", "an integer of 0 or more, found '4.5'"),
+]
+
+
+@pytest.mark.parametrize("number, text, field, expected", WRONG)
+def test_a_malformed_line_is_named_and_leaves_nothing(tmp_path, number, text, field, expected):
+    lines = (FIXTURE / "ratings.csv").read_text().splitlines()
+    lines[number - 1] = text
+    (tmp_path / "ratings.csv").write_text("\n".join(lines))
+    with pytest.raises(ValueError) as error:
+        movielens(str(tmp_path), str(tmp_path / "cache"), 0, **OPTIONS)
+    start = f"{tmp_path / 'ratings.csv'}, line {number}, field {field}: expected "
+    assert str(error.value).startswith(start) and expected.replace("'", "") in str(error.value).replace("'", "")
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_no_target_in_a_split(tmp_path):
+    with pytest.raises(ValueError, match="expected targets in every split, found none of 0 in 'train'"):
+        movielens(str(FIXTURE), str(tmp_path), 0, first=1000)
+
+
+def test_missing_files_say_where_they_come_from(tmp_path):
+    for directory in ("", str(tmp_path)):
+        with pytest.raises(FileNotFoundError, match="grouplens.org/datasets/movielens") as error:
+            movielens(directory, str(tmp_path), 0)
+        assert "ratings.csv" in str(error.value) and ADVICE in str(error.value)
+
+
+def test_hash_is_fixed_and_even():
+    assert hash64("a", 1, np.array([2, -3])).tolist() == [hash64("a", 1, 2), hash64("a", 1, -3)]
+    draws = hash64("even", 0, np.arange(10000)[:, None], np.arange(4)) % np.uint64(10)
+    counts = np.bincount(draws.ravel().astype(int), minlength=10)
+    assert ((counts - 4000) ** 2 / 4000).sum() < 28  # chi-squared, 9 degrees of freedom: p > 0.001
+    different = [hash64("a", 1, 2), hash64("a", 2, 1), hash64("b", 1, 2), hash64("a", 1), hash64("a", 1, 2, 0)]
+    assert len({int(value) for value in different}) == 5

@@ -1,0 +1,216 @@
+import itertools
+import pickle
+import time
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from rmjax.data import cached, make_source
+from rmjax.data.movielens import movielens
+from rmjax.data.pipeline import batches, epoch_order, eval_batches, partner_drawer
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+ARGS = dict(seed=3, batch_size=8, segment_length=4, negatives=5)
+
+
+class Made:
+    """Every stream's items say whose they are: user 1000, then which; lengths differ, some streams are empty."""
+
+    num_items, max_items, num_queries, positions_at_end = 10**6, 11, 2, False
+
+    def __init__(self, size=21, users=None):
+        self._size, self.fetched = size, 0
+        if users:
+            self.stream_id = lambda split: np.arange(size) % users
+
+    def size(self, split):
+        return self._size
+
+    def fetch(self, split, indices):
+        self.fetched += len(indices)
+        indices = np.asarray(indices, np.int32)
+        shape = (len(indices), 2)
+        return {
+            "items": indices[:, None] * 1000 + np.arange(11, dtype=np.int32),
+            "length": indices % 12,
+            "query": indices[:, None] + np.zeros(shape, np.int32),
+            "query_mask": np.ones(shape, bool),
+            "target": np.tile(np.array([1, 0], np.int32), (len(indices), 1)),
+            "example_id": indices,
+            "position": (indices % 12)[:, None] + np.zeros(shape, np.int32),
+        }
+
+
+class Long(Made):
+    """Streams of 1,000 items."""
+
+    max_items = 1000
+
+    def fetch(self, split, indices):
+        items = np.zeros((len(indices), 1000), np.int32)
+        return super().fetch(split, indices) | {"items": items, "length": np.full(len(indices), 1000, np.int32)}
+
+
+def assert_same(ours, theirs):
+    for a, b in itertools.zip_longest(ours, theirs):
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    options = dict(first=5, every=4, max_targets=3)
+    return movielens(str(FIXTURES / "movielens"), str(tmp_path_factory.mktemp("cache")), 0, **options)
+
+
+@pytest.mark.parametrize("start", [0, 1, 7, 12])
+def test_starting_at_a_step_gives_what_an_uninterrupted_run_has_there(real, start):
+    whole = list(batches(real, **ARGS, num_steps=12))
+    assert len(whole) == 12
+    assert_same(batches(real, **ARGS, num_steps=12, start_step=start), whole[start:])
+
+
+@pytest.mark.parametrize("source", [Made(), Made(3), "real"])
+def test_processes_together_have_the_one_batch(source, real):
+    source = real if source == "real" else source
+    whole = batches(source, **ARGS, num_steps=5)
+    parts = zip(
+        *(batches(source, **ARGS, num_steps=5, process_index=i, process_count=4) for i in range(4)), strict=True
+    )
+    assert_same(whole, (jax.tree.map(lambda *leaves: np.concatenate(leaves), *part) for part in parts))
+
+
+@pytest.mark.parametrize("prefetch", [1, 2, 9])
+def test_prefetch_changes_nothing(real, prefetch):
+    assert_same(batches(real, **ARGS, num_steps=9, prefetch=0), batches(real, **ARGS, num_steps=9, prefetch=prefetch))
+
+
+def test_workers_change_nothing(real):
+    with_workers = batches(real, **ARGS, num_steps=5, workers=2)
+    got = list(with_workers)
+    with_workers.close()
+    assert_same(batches(real, **ARGS, num_steps=5), got)
+    assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(got))  # not the workers' shared memory
+
+
+def test_a_batch_holds_its_examples():
+    for batch in batches(Made(), **ARGS, num_steps=6):
+        for row, i in enumerate(batch.example_id):
+            assert batch.items[row][batch.item_mask[row]].tolist() == [i * 1000 + j for j in range(i % 12)]
+            assert (batch.query[row] == i).all() and (batch.position[row] == i % 12 // 4).all()
+        assert batch.items.shape == (8, 3, 4) and batch.negative_items.shape == (8, 5)
+
+
+def test_each_epoch_is_a_permutation_of_its_own():
+    size, steps = 21, 21
+    ids = np.concatenate([batch.example_id for batch in batches(Made(size), **ARGS, num_steps=steps)])
+    epochs = ids[: len(ids) // size * size].reshape(-1, size)
+    assert (np.sort(epochs, 1) == np.arange(size)).all()
+    assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
+    for epoch, order in enumerate(epochs):
+        np.testing.assert_array_equal(order, epoch_order(size, ARGS["seed"], epoch))
+    assert (epoch_order(size, 0, 0) != epoch_order(size, 1, 0)).any()
+
+
+@pytest.mark.parametrize("users", [None, 5])
+def test_negatives_are_valid_items_of_another_stream(users):
+    source, partners_of = Made(users=users), {}
+    for batch in batches(source, **ARGS, num_steps=80):
+        for row, i in enumerate(batch.example_id):
+            (partner,) = set(batch.negative_items[row] // 1000)
+            assert partner % (users or 21) != i % (users or 21)
+            assert batch.negative_mask[row].all() == batch.negative_mask[row].any() == (partner % 12 > 0)
+            if partner % 12:
+                assert (batch.negative_items[row] % 1000 < partner % 12).all()
+            partners_of.setdefault(int(i), set()).add(int(partner))
+    assert min(map(len, partners_of.values())) > 5  # drawn anew each epoch
+
+
+def test_partners_are_even_over_the_other_streams():
+    stream = np.array([7, 3, 3, 7, 3, 9])
+    drawn = partner_drawer(stream)(np.full(300, 1), np.arange(300, dtype=np.uint64))
+    assert np.bincount(drawn, minlength=6).tolist() == [100, 0, 0, 100, 0, 100]
+    assert partner_drawer(np.zeros(4))(np.arange(4), np.arange(4, dtype=np.uint64)).tolist() == [-1] * 4
+
+
+def test_without_a_partner_there_are_no_negatives():
+    for source in (Made(1), Made(users=1)):
+        assert not any(batch.negative_mask.any() for batch in batches(source, **ARGS, num_steps=3))
+
+
+@pytest.mark.parametrize("size, processes", [(16, 1), (21, 1), (21, 4), (3, 2)])
+def test_evaluation_has_every_example_once_in_order(size, processes):
+    args = ARGS | dict(process_count=processes)
+    each = [eval_batches(Made(size), "valid", **args, process_index=i) for i in range(processes)]
+    whole = [jax.tree.map(lambda *leaves: np.concatenate(leaves), *part) for part in zip(*each, strict=True)]
+    assert len(whole) == -(-size // 8) and len({jax.tree.map(np.shape, batch) for batch in whole}) == 1
+    batch = jax.tree.map(lambda *leaves: np.concatenate(leaves), *whole)
+    real = batch.query_mask.any(1)
+    assert batch.example_id[real].tolist() == list(range(size))
+    assert len(set(batch.example_id)) == len(batch.example_id) and batch.example_id[~real].min(initial=size) >= size
+    for mask in (batch.query_mask, batch.item_mask, batch.negative_mask):
+        assert not mask[~real].any()
+
+
+def test_leaving_early_does_not_hang():
+    iterator = batches(Made(), **ARGS, num_steps=10**9)
+    next(iterator)
+    iterator.close()
+
+
+def test_a_cached_split_is_read_once_if_it_fits(real):
+    plain = Made()
+    row = sum(values.nbytes for values in plain.fetch("train", np.arange(1)).values())
+    for limit, kept in ((21 * row, True), (21 * row - 1, False)):
+        source = Made()
+        kept_source = cached(source, limit)
+        assert_same(batches(plain, **ARGS, num_steps=9), batches(kept_source, **ARGS, num_steps=9))
+        before = source.fetched
+        kept_source.fetch("train", np.arange(4))
+        assert source.fetched - before == (0 if kept else 4)
+    again = pickle.loads(pickle.dumps(cached(real, 2**20)))
+    assert_same(batches(real, **ARGS, num_steps=3), batches(again, **ARGS, num_steps=3))
+    np.testing.assert_array_equal(again.stream_id("train"), real.stream_id("train"))
+
+
+def test_a_cached_split_is_fast():
+    args = ARGS | dict(batch_size=32, segment_length=20)
+    iterator = batches(cached(Long(), 2**30), **args, num_steps=60, prefetch=0)
+    next(iterator)
+    start = time.perf_counter()
+    steps = sum(1 for _ in iterator)
+    assert (time.perf_counter() - start) / steps < 0.01
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="batch_size 8 does not divide among 3 processes"):
+        batches(Made(), **ARGS, num_steps=1, process_count=3)
+    with pytest.raises(ValueError, match="'train' is empty"):
+        batches(Made(0), **ARGS, num_steps=1)
+    assert list(eval_batches(Made(0), "test", **ARGS)) == []
+
+
+def config(**changes):
+    tiny = dict(clicks_min=100, clicks_max=100, train=20, valid=4, test=4)
+    data = dict(name="simulated_clicks", dir="", cache_dir="", ram_bytes=2**20, simulated=tiny)
+    return ml_collections.ConfigDict(data | changes)
+
+
+def test_make_source(tmp_path):
+    simulated = make_source(config(), 0)
+    assert [simulated.size(split) for split in ("train", "valid", "test")] == [20, 4, 4]
+    batch = next(batches(simulated, **ARGS, num_steps=1))
+    assert batch.position is None and batch.items.shape == (8, 25, 4)
+    stand_in = make_source(config(name="xlong"), 0)
+    assert_same(batches(simulated, **ARGS, num_steps=2), batches(stand_in, **ARGS, num_steps=2))
+    xlong = make_source(config(name="xlong", dir=str(FIXTURES / "xlong"), cache_dir=str(tmp_path)), 0)
+    assert xlong.num_items == 3_269_017
+    options = dict(test_fraction=0.3, valid_fraction=0.2, first=5, every=4, max_targets=3)
+    films = config(name="movielens", dir=str(FIXTURES / "movielens"), cache_dir=str(tmp_path), movielens=options)
+    assert make_source(films, 0).num_queries == 6
+    with pytest.raises(ValueError, match="config.data.name='taobao': must be 'simulated_clicks', 'xlong' or"):
+        make_source(config(name="taobao"), 0)
+    with pytest.raises(FileNotFoundError, match="grouplens"):
+        make_source(config(name="movielens", movielens=options), 0)
