@@ -1,0 +1,253 @@
+"""Checkpoints: the last N and the best M, written in the background, every file under a digest.
+
+One directory a step:
+
+    000000200/arrays/...      the leaves, written by Orbax
+    000000200/manifest.json   step, score, and shape and dtype of every leaf
+    000000200/SHA256SUMS      digests of all of the above; `sha256sum -c SHA256SUMS` checks them by hand
+
+It is written under `000000200.tmp` and renamed when whole, so a killed write never counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from logging import WARNING, LogRecord
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from jax.experimental import multihost_utils
+
+_SUMS = "SHA256SUMS"
+
+
+class Checkpoints:
+    """Checkpoints under `directory`; one writer at a time (`workdir.lock`).
+
+    With several processes all of them call every method, process 0 alone writes, and `directory` is one that all see.
+    Leaves come back as host arrays, so any number of devices or processes can go on from them.
+
+    Args:
+      directory: made if missing; what killed writes left in it is removed.
+      keep_last: how many of the latest checkpoints to keep, at least 1.
+      keep_best: how many of those with the highest scores to keep besides.
+    """
+
+    def __init__(self, directory: str | Path, *, keep_last: int, keep_best: int):
+        if keep_last < 1 or keep_best < 0:
+            raise ValueError(f"{keep_last=}, {keep_best=}: need keep_last >= 1 and keep_best >= 0")
+        self._directory = Path(directory).absolute()
+        self._keep_last, self._keep_best = keep_last, keep_best
+        self._damaged: set[int] = set()
+        self._pool = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future | None = None
+        logging.get_absl_logger().addFilter(_is_not_orbax_chatter)
+        if jax.process_index() == 0:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            _clean(self._directory)
+
+    def save(self, step: int, tree: Any, score: float | None = None) -> None:
+        """Copies `tree` to the host and writes it in the background, replacing a checkpoint of the same step.
+
+        Waits for the write before; raises what that one raised. The next train step may donate `tree`.
+        """
+        self.wait()
+        self._damaged.discard(step)
+        leaves = {name: _to_host(leaf) for name, leaf in _named_leaves(tree).items()}
+        if jax.process_index() == 0:
+            self._writing = self._pool.submit(self._commit, step, leaves, score)
+
+    def wait(self) -> None:
+        """Returns when nothing is being written; raises what the write raised."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, rising, without those found damaged."""
+        found = {int(path.name) for path in self._directory.glob("*") if path.name.isdigit()}
+        return sorted(found - self._damaged)
+
+    def score(self, step: int) -> float | None:
+        """The score saved with `step`; None where there is no such checkpoint or no score, or it was NaN."""
+        try:
+            return json.loads((self._path(step) / "manifest.json").read_text())["score"]
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def best_step(self) -> int | None:
+        """The step of the highest score (ties: the first), None where no checkpoint has one."""
+        return next(iter(self._by_score(self.steps())), None)
+
+    def restore(self, like: Any, step: int | None = None) -> tuple[int, Any] | None:
+        """The newest intact checkpoint (not after `step`, where given), None if there is none.
+
+        Every damaged one on the way is named in the log with the file that is wrong; the next save clears it away.
+
+        Args:
+          like: the tree to restore: its structure, shapes and dtypes (`jax.eval_shape` will do).
+          step: take this checkpoint, or the newest intact one before it.
+
+        Returns:
+          The checkpoint's step and the tree, of host arrays (Python numbers where `like` has them).
+
+        Raises:
+          ValueError: an intact checkpoint does not fit `like`; names the leaves, what was found and what expected.
+        """
+        self.wait()
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("process 0 has written")
+        restored = None
+        for candidate in [s for s in reversed(self.steps()) if step is None or s <= step]:
+            damage = _damage(self._path(candidate))
+            if damage is None:
+                restored = candidate, _read(self._path(candidate), like)
+                break
+            self._damaged.add(candidate)
+            logging.error("Checkpoint %s is damaged: %s. Trying the one before it.", self._path(candidate), damage)
+        if jax.process_count() > 1:
+            chosen = np.int32(-1 if restored is None else restored[0])
+            multihost_utils.assert_equal(chosen, "processes restored different checkpoints")
+        return restored
+
+    def close(self) -> None:
+        """Waits for the last write and ends the writing thread."""
+        try:
+            self.wait()
+        finally:
+            self._pool.shutdown()
+
+    def _path(self, step: int) -> Path:
+        return self._directory / f"{step:09d}"
+
+    def _commit(self, step: int, leaves: dict[str, np.ndarray], score: float | None) -> None:
+        path = self._path(step)
+        temporary, old = path.with_suffix(".tmp"), path.with_suffix(".old")
+        _write(temporary, step, leaves, score)
+        if path.exists():
+            path.rename(old)  # killed before the next line, the next start takes it back
+        temporary.rename(path)
+        self._rotate(step)
+
+    def _rotate(self, newest: int) -> None:
+        steps = self.steps()
+        keep = {newest, *steps[-self._keep_last :], *self._by_score(steps)[: self._keep_best]}
+        for path in [self._path(step) for step in {*steps, *self._damaged} - keep]:
+            if path.exists():
+                path.rename(path.with_suffix(".tmp"))
+        _clean(self._directory)
+
+    def _by_score(self, steps: list[int]) -> list[int]:
+        scored = [(-score, step) for step in steps if (score := self.score(step)) is not None]
+        return [step for _, step in sorted(scored)]
+
+
+def _is_not_orbax_chatter(record: LogRecord) -> bool:
+    return record.levelno >= WARNING or "/orbax/" not in record.pathname
+
+
+def _clean(directory: Path) -> None:
+    for path in directory.glob("[0-9]*.old"):
+        if not path.with_suffix("").exists():
+            path.rename(path.with_suffix(""))
+    for path in [*directory.glob("[0-9]*.old"), *directory.glob("[0-9]*.tmp")]:
+        shutil.rmtree(path)
+
+
+def _named_leaves(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _to_host(leaf: Any) -> np.ndarray:
+    """A copy: on CPU, `jax.device_get` may be a view of a buffer that the next step donates."""
+    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+        leaf = multihost_utils.process_allgather(leaf, tiled=True)
+    return np.array(leaf, _dtype(leaf), copy=True)
+
+
+def _dtype(leaf: Any) -> np.dtype:
+    return np.dtype(leaf.dtype if hasattr(leaf, "dtype") else jax.dtypes.result_type(leaf))
+
+
+def _spec(leaf: Any) -> list:
+    return [_dtype(leaf).name, list(np.shape(leaf))]
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    """Of this process alone: Orbax's barriers would wait for processes that write nothing."""
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(me, active_processes={me}, barrier_sync_key_prefix=f"process{me}")
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
+def _write(path: Path, step: int, leaves: dict[str, np.ndarray], score: float | None) -> None:
+    shutil.rmtree(path, ignore_errors=True)  # of a write that failed
+    path.mkdir()
+    arrays = {name: leaf for name, leaf in leaves.items() if leaf.size}  # Orbax refuses arrays of size 0
+    _checkpointer().save(path / "arrays", ocp.args.PyTreeSave(arrays))
+    specs = {name: _spec(leaf) for name, leaf in leaves.items()}
+    number = None if score is None or math.isnan(score) else float(score)
+    (path / "manifest.json").write_text(json.dumps({"step": step, "score": number, "leaves": specs}, indent=1))
+    (path / _SUMS).write_text(_sums(path))
+
+
+def _read(path: Path, like: Any) -> Any:
+    found = json.loads((path / "manifest.json").read_text())["leaves"]
+    wanted = {name: _spec(leaf) for name, leaf in _named_leaves(like).items()}
+    _check_fit(path, found, wanted)
+    full = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name, (_, shape) in found.items() if 0 not in shape}
+    arrays = _checkpointer().restore(path / "arrays", ocp.args.PyTreeRestore(restore_args=full))
+
+    def leaf(name: str, like_leaf: Any) -> Any:
+        array = arrays[name] if name in full else np.zeros(found[name][1], _dtype(like_leaf))
+        return array if hasattr(like_leaf, "dtype") else array.item()
+
+    return jax.tree.unflatten(jax.tree.structure(like), [leaf(*pair) for pair in _named_leaves(like).items()])
+
+
+def _check_fit(path: Path, found: dict[str, list], wanted: dict[str, list]) -> None:
+    def show(spec: list | None) -> str:
+        return "nothing" if spec is None else f"{spec[0]}{spec[1]}"
+
+    names = [name for name in [*wanted, *(found.keys() - wanted)] if found.get(name) != wanted.get(name)]
+    wrong = [f"{name}: found {show(found.get(name))}, expected {show(wanted.get(name))}" for name in names]
+    if wrong:
+        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ValueError(f"Checkpoint {path} does not fit: {'; '.join(wrong[:5])}{more}")
+
+
+def _sums(path: Path) -> str:
+    """The text of SHA256SUMS as it should be."""
+    lines = []
+    for file in sorted(f for f in path.rglob("*") if f.is_file() and f != path / _SUMS):
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        lines.append(f"{digest}  {file.relative_to(path).as_posix()}\n")
+    return "".join(lines)
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with the checkpoint, None where nothing is."""
+    try:
+        stored = (path / _SUMS).read_bytes().decode(errors="replace")
+        actual = _sums(path)
+    except OSError as error:
+        return f"{error.filename or path}: {error.strerror or error}"
+    if stored == actual:
+        return None
+    digests = {line[66:]: line[:64] for line in stored.splitlines()}
+    for line in actual.splitlines():
+        if digests.pop(line[66:], None) not in (None, line[:64]):
+            return f"{line[66:]}: its SHA-256 is not the one in {_SUMS} (truncated or changed)"
+    missing = [name for name in digests if name and not (path / name).is_file()]
+    return f"{missing[0]}: missing, though {_SUMS} lists it" if missing else f"{_SUMS}: does not list the files here"

@@ -1,0 +1,246 @@
+"""Every key of a config: its default, what it may be, what it means; and plain words for what is wrong."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from absl import flags
+from ml_collections import ConfigDict
+
+
+class Check(NamedTuple):
+    """What values a field takes, and the words for it."""
+
+    holds: Callable[[Any], bool]
+    text: str
+
+
+class Field(NamedTuple):
+    """One key. Its type is that of the default; an int will do for a float."""
+
+    default: Any
+    check: Check
+    doc: str
+
+
+def at_least(low: float) -> Check:
+    return Check(lambda value: value >= low, f"at least {low}")
+
+
+def above(low: float) -> Check:
+    return Check(lambda value: value > low, f"above {low}")
+
+
+def between(low: float, high: float) -> Check:
+    return Check(lambda value: low <= value <= high, f"from {low} to {high}")
+
+
+def below(low: float, high: float) -> Check:
+    return Check(lambda value: low <= value < high, f"from {low} to just below {high}")
+
+
+def one_of(*choices: str) -> Check:
+    return Check(lambda value: value in choices, f"one of {', '.join(choices)}")
+
+
+anything = Check(lambda value: True, "anything")
+
+SCHEMA: dict[str, Field] = {
+    "seed": Field(0, at_least(0), "every random draw is a function of it"),
+    "task": Field("recommendation", one_of("recommendation"), "what is asked of the memory"),
+    # data
+    "data.name": Field("simulated_clicks", one_of("simulated_clicks", "xlong", "movielens"), "where streams come from"),
+    "data.dir": Field("", anything, "where the raw files are"),
+    "data.cache_dir": Field("", anything, "where prepared files go; empty: ~/.cache/rmjax"),
+    "data.ram_bytes": Field(2**31, at_least(0), "a split of at most so many bytes is kept in memory; 0: none is"),
+    "data.seed": Field(0, at_least(0), "of simulated users and drawn negatives; the same for every `seed`"),
+    "data.segment_length": Field(20, at_least(1), "items a segment, N"),
+    "data.negatives": Field(64, at_least(1), "items of another stream that come with each, P"),
+    "data.workers": Field(0, at_least(0), "processes that read; 0: this one"),
+    "data.prefetch": Field(2, at_least(0), "batches made ahead"),
+    "data.movielens.test_fraction": Field(0.2, between(0, 1), "share of targets, the latest, for the test"),
+    "data.movielens.valid_fraction": Field(0.1, between(0, 1), "share of the targets before those, for validation"),
+    "data.movielens.every": Field(10, at_least(1), "clicks from one question to the next"),
+    "data.movielens.first": Field(20, at_least(1), "clicks before the first question"),
+    "data.movielens.max_targets": Field(32, at_least(1), "most targets of an example; a user with more has several"),
+    "data.simulated.train": Field(20000, at_least(1), "users to train on"),
+    "data.simulated.valid": Field(1000, at_least(1), "users to validate on"),
+    "data.simulated.test": Field(2000, at_least(1), "users to test on"),
+    "data.simulated.clicks_min": Field(1000, at_least(1), "clicks of the shortest stream"),
+    "data.simulated.clicks_max": Field(1000, at_least(1), "clicks of the longest stream"),
+    "data.simulated.visit": Field(10, at_least(1), "clicks a visit"),
+    "data.simulated.clusters": Field(32, at_least(9), "clusters of items"),
+    "data.simulated.styles": Field(3, at_least(2), "styles a cluster"),
+    "data.simulated.items_per_style": Field(20, at_least(1), "items a style"),
+    "data.simulated.staples": Field(80, at_least(1), "items everyone clicks"),
+    "data.simulated.zipf": Field(1.0, at_least(0), "how uneven items are in popularity; 0: even"),
+    "data.simulated.browse": Field(0.2, between(0, 1), "chance that a visit is to a cluster of no interest"),
+    "data.simulated.drift": Field(0.1, between(0, 1), "chance that an interest's style changes between its visits"),
+    "data.simulated.staple_rate": Field(0.3, between(0, 1), "chance that a click is on a staple"),
+    "data.simulated.explore": Field(0.1, between(0, 1), "chance that a positive is of no interest"),
+    "data.simulated.targets": Field(8, at_least(1), "positives of a user, each with a negative"),
+    "data.simulated.hard": Field(0.2, between(0, 1), "chance that a negative has its positive's cluster"),
+    "data.simulated.world_seed": Field(0, at_least(0), "shuffles the item ids"),
+    # machine
+    "machine.kind": Field("rehearsal", one_of("rehearsal", "gru", "buffer"), "the memory"),
+    "machine.dim": Field(64, at_least(1), "item width, d"),
+    "machine.slots": Field(20, at_least(1), "memory slots, K"),
+    "machine.layers": Field(3, at_least(1), "layers of the Transformer encoder"),
+    "machine.heads": Field(4, at_least(1), "attention heads; divides machine.dim"),
+    "machine.encoder": Field("transformer", one_of("transformer", "bigru"), "the segment encoder"),
+    "machine.dropout": Field(0.0, below(0, 1), "dropout rate"),
+    "machine.normalize": Field("slots", one_of("slots", "items"), "what Eq. 1 normalises over"),
+    "machine.block": Field(0, at_least(0), "segments encoded at once; 0: all"),
+    "machine.remat": Field(False, anything, "computes a block again in the backward pass rather than keep it"),
+    "machine.buffer_length": Field(0, at_least(0), "items a buffer holds; 0: the longest stream"),
+    "machine.recent": Field(20, at_least(0), "buffer: latest items read one by one; 0: none"),
+    "machine.pooled": Field(True, anything, "buffer: reads the mean of all items"),
+    "machine.history_sum": Field(True, anything, "gru: reads the mean of all items besides its state"),
+    # rehearsal
+    "rehearsal.fragments": Field(6, at_least(1), "rehearsed segments of a stream, B"),
+    "rehearsal.mask_ratio": Field(0.5, between(0, 1), "share of items masked, to recollect"),
+    "rehearsal.replace_ratio": Field(0.5, between(0, 1), "share of items replaced, to be found unfamiliar"),
+    "rehearsal.sampled_items": Field(200, at_least(0), "items each masked one is told from, J; 0: all"),
+    "rehearsal.recollection": Field(1.0, at_least(0), "weight of the recollection loss"),
+    "rehearsal.familiarity": Field(0.5, at_least(0), "weight of the familiarity loss"),
+    "rehearsal.sampler": Field("teacher", one_of("teacher", "uniform"), "what picks the fragments"),
+    "rehearsal.layers": Field(3, at_least(1), "layers of the decoder"),
+    # reason
+    "reason.weight": Field(1.0, at_least(0), "weight of the task's own loss"),
+    "reason.hops": Field(1, at_least(1), "attention hops over the slots"),
+    "reason.head": Field("linear", one_of("linear", "mlp"), "from answer features to scores"),
+    # teacher
+    "teacher.steps": Field(1000, at_least(0), "steps of the history sampler"),
+    "teacher.batch_size": Field(32, at_least(1), "streams a step, over all devices"),
+    "teacher.learning_rate": Field(1e-3, above(0), "of Adam"),
+    "teacher.dim": Field(64, at_least(1), "width"),
+    # train
+    "train.steps": Field(2000, at_least(1), "steps of training"),
+    "train.batch_size": Field(32, at_least(1), "streams a step, over all devices"),
+    "train.eval_batch_size": Field(64, at_least(1), "streams an evaluation step, over all devices"),
+    "train.learning_rate": Field(1e-3, above(0), "of Adam"),
+    "train.clip": Field(5.0, above(0), "largest norm of the gradient"),
+    "train.compute_dtype": Field("float32", one_of("float32", "bfloat16"), "of the layers; parameters stay float32"),
+    "train.devices": Field(0, at_least(0), "how many devices; 0: all"),
+    "train.mapping": Field("pmap", one_of("pmap", "mesh"), "how the step is mapped over devices"),
+    "train.model_devices": Field(1, at_least(1), "mesh: devices that share the rows of an item table"),
+    "train.log_every": Field(20, at_least(1), "steps from one line of the log to the next"),
+    "train.eval_every": Field(500, at_least(1), "steps from one evaluation to the next"),
+    "train.save_every": Field(200, at_least(1), "steps from one checkpoint to the next"),
+    "train.keep_last": Field(2, at_least(1), "latest checkpoints kept"),
+    "train.keep_best": Field(1, at_least(0), "best checkpoints kept besides"),
+}  # fmt: skip
+
+
+def base() -> ConfigDict:
+    """All defaults. Unlocked, so that a misspelt key gets as far as `validate`, which knows the right one."""
+    config: dict[str, Any] = {}
+    for name, field in SCHEMA.items():
+        *sections, key = name.split(".")
+        section = config
+        for part in sections:
+            section = section.setdefault(part, {})
+        section[key] = field.default
+    return ConfigDict(config)
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises ValueError at the first key that is unknown or missing or whose value cannot be."""
+    values = dict(_flatten(config))
+    for name in values:
+        if name not in SCHEMA:
+            raise ValueError(_unknown(name))
+    for name, field in SCHEMA.items():
+        if name not in values:
+            raise ValueError(f"config.{name}: missing; its default is {field.default!r}")
+        wrong = _wrong(field, values[name])
+        if wrong:
+            raise ValueError(f"config.{name} = {values[name]!r}: must be {wrong}")
+    for message in _conflicts(config):
+        raise ValueError(message)
+
+
+def check_flags(argv: Sequence[str]) -> None:
+    """Ends the process in one line if `--config.some.key=...` is unknown; call it before absl parses, as it would
+    show a traceback instead."""
+    for argument in flags.FLAGS.read_flags_from_files(list(argv), force_gnu=False):
+        override = re.match(r"--?(?:no)?config\.([^=]+)", argument)
+        if override and not any(f"{name}.".startswith(f"{override[1]}.") for name in SCHEMA):
+            raise SystemExit(_unknown(override[1]))
+
+
+def options(arg: str | None, allowed: Sequence[str]) -> frozenset[str]:
+    """What a config file's `get_config(arg)` was asked for: `file.py:long,local` -> {"long", "local"}."""
+    chosen = frozenset(filter(None, (arg or "").split(",")))
+    unknown = sorted(chosen - set(allowed))
+    if unknown:  # no ValueError: config_flags would wrap it in a traceback
+        there_are = f"there are {', '.join(allowed)}"
+        raise flags.IllegalFlagValueError(f"config option {unknown[0]!r}: no such option; {there_are}")
+    return chosen
+
+
+class Recorder:
+    """A config that remembers which keys were read, as dotted names in `read`."""
+
+    def __init__(self, config: ConfigDict, prefix: str = "", read: set[str] | None = None):
+        self._config, self._prefix = config, prefix
+        self.read: set[str] = set() if read is None else read
+
+    def __getattr__(self, key: str) -> Any:
+        value = getattr(self._config, key)
+        name = self._prefix + key
+        if isinstance(value, ConfigDict):
+            return Recorder(value, f"{name}.", self.read)
+        self.read.add(name)
+        return value
+
+    __getitem__ = __getattr__
+
+
+def _flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, ConfigDict) and name not in SCHEMA:
+            yield from _flatten(value, f"{name}.")
+        else:
+            yield name, value
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, SCHEMA, n=1)
+    return f"config.{name}: no such key" + (f"; did you mean config.{near[0]}?" if near else _neighbours(name))
+
+
+def _neighbours(name: str) -> str:
+    section = name.rpartition(".")[0]
+    inside = [key for key in SCHEMA if key.startswith(f"{section}.")] or list(SCHEMA)
+    return "; there are " + ", ".join(f"config.{key}" for key in inside)
+
+
+def _wrong(field: Field, value: Any) -> str | None:
+    """What the value should have been, None where it is."""
+    wanted = type(field.default)
+    fits = type(value) is wanted or (wanted is float and type(value) is int)
+    if fits and (wanted is not float or math.isfinite(value)) and field.check.holds(value):
+        return None
+    kind = {int: "a whole number", float: "a number", str: "a string", bool: "True or False"}[wanted]
+    return kind if field.check is anything else f"{kind}, {field.check.text}"
+
+
+def _conflicts(config: ConfigDict) -> Iterator[str]:
+    """What values that are right one by one cannot be together."""
+    machine, train, simulated, movielens = config.machine, config.train, config.data.simulated, config.data.movielens
+    if machine.dim % machine.heads:
+        yield f"config.machine.heads = {machine.heads} must divide config.machine.dim = {machine.dim}"
+    if simulated.clicks_min > simulated.clicks_max:
+        least, most = simulated.clicks_min, simulated.clicks_max
+        yield f"config.data.simulated.clicks_min = {least} must be at most config.data.simulated.clicks_max = {most}"
+    if movielens.test_fraction + movielens.valid_fraction >= 1:
+        yield "config.data.movielens.test_fraction + valid_fraction must be below 1: none are left to train on"
+    for name, size in (("batch_size", train.batch_size), ("eval_batch_size", train.eval_batch_size)):
+        if train.devices and size % train.devices:
+            yield f"config.train.devices = {train.devices} must divide config.train.{name} = {size}"

@@ -1,0 +1,214 @@
+"""AUC and its interval, where numbers are written, and how fast the run is."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorboardX
+from absl import logging
+
+
+def auc(scores: Any, labels: Any, mask: Any = None) -> float:
+    """The area under the ROC curve: how often a positive outscores a negative, a tie counting half.
+
+    Args:
+      scores: any shape, larger = more likely positive.
+      labels: the same shape, 1 or 0.
+      mask: the same shape, true where an entry counts; all do by default.
+
+    Returns:
+      The area; NaN where a class is missing or a score is NaN.
+    """
+    keep = np.ones(np.shape(scores), bool) if mask is None else np.asarray(mask, bool)
+    scores = np.asarray(scores)[keep].astype(np.float64)
+    if np.isnan(scores).any():
+        return math.nan
+    return _area(_distinct(scores), np.asarray(labels)[keep] == 1, np.ones(len(scores)))
+
+
+def bootstrap(
+    scores: Any, labels: Any, users: Any, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """The percentile interval of `auc` over users: whole users are drawn with replacement.
+
+    Args:
+      scores: [n], larger = more likely positive.
+      labels: [n], 1 or 0.
+      users: [n], who each entry belongs to.
+      resamples: how many times all users are drawn.
+      level: how much of the resampled areas the interval holds.
+      seed: of the draws.
+
+    Returns:
+      (low, high); NaN where `auc` is.
+    """
+    if math.isnan(auc(scores, labels)):
+        return math.nan, math.nan
+    value, positive, user = _distinct(scores), np.asarray(labels) == 1, _distinct(users)
+    rng, count = np.random.default_rng(seed), user.max() + 1
+    draws = (np.bincount(rng.integers(count, size=count), minlength=count) for _ in range(resamples))
+    areas = [_area(value, positive, draw[user]) for draw in draws]  # NaN where a draw lacks a class: left out
+    low, high = np.nanquantile(areas, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _distinct(values: Any) -> np.ndarray:
+    """The rank of each among the distinct values, i64 [n]."""
+    return np.unique(np.asarray(values), return_inverse=True)[1]
+
+
+def _area(value: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> float:
+    positives, negatives = np.bincount(value, weight * positive), np.bincount(value, weight * ~positive)
+    pairs = positives.sum() * negatives.sum()
+    won = positives @ (np.cumsum(negatives) - negatives / 2)
+    return float(won / pairs) if pairs else math.nan
+
+
+class MetricWriter:
+    """Writes metrics to the log, `metrics.jsonl` and TensorBoard; on process 0 only.
+
+    Going on from `start_step`, it takes out what the stage had written after that step, so that no step appears twice.
+
+    Args:
+      workdir: holds `metrics.jsonl` and `tensorboard/<stage>/`.
+      start_step: the step restored from; 0 at the start.
+      stage: what counts these steps, e.g. "teacher" or "train"; lines of other stages are kept.
+    """
+
+    def __init__(self, workdir: str | Path, start_step: int = 0, stage: str = "train"):
+        self._stage = stage
+        path = Path(workdir) / "metrics.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            lines = path.read_text(errors="replace").splitlines(keepends=True)
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text("".join(line for line in lines if _stays(line, stage, start_step)))
+            temporary.replace(path)
+        self._file = path.open("a")
+        # The first event of a run ends what earlier ones wrote from this step on.
+        purge_step = start_step + 1 if start_step else 0
+        self._board = tensorboardX.SummaryWriter(
+            str(Path(workdir) / "tensorboard" / stage), purge_step=purge_step, filename_suffix=f".{start_step}"
+        )
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any], text: str | None = None) -> None:
+        """Writes numbers of one step.
+
+        Args:
+          kind: "train", "eval", ...: the field of the line, the group in TensorBoard.
+          step: the step.
+          values: scalars; NaN and infinities become strings, so that each line stays JSON.
+          text: what the log says, if not simply the values.
+        """
+        numbers = {name: _number(value) for name, value in values.items()}
+        logging.info("%s", text or f"{kind} step {step} | " + " ".join(f"{k} {_short(v)}" for k, v in numbers.items()))
+        line = {"stage": self._stage, "kind": kind, "step": step}
+        line |= {k: v if math.isfinite(v) else str(v) for k, v in numbers.items()}
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+        for name, value in numbers.items():
+            self._board.add_scalar(f"{kind}/{name}", value, step)
+        self._board.flush()
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def _number(value: Any) -> int | float:
+    return value if isinstance(value, int) else np.asarray(value).astype(np.float64).item()
+
+
+def _stays(line: str, stage: str, start_step: int) -> bool:
+    try:
+        entry = json.loads(line)
+        return line.endswith("\n") and (entry["stage"] != stage or entry["step"] <= start_step > 0)
+    except (ValueError, TypeError, KeyError):  # the half line of a killed process
+        return False
+
+
+class Progress:
+    """How far a run is and how fast, leaving out the first step (compilation) and what runs under `pause`.
+
+    Args:
+      total_steps: where the run ends.
+      start_step: where it goes on from.
+      clock: seconds.
+    """
+
+    def __init__(self, total_steps: int, start_step: int = 0, clock: Callable[[], float] = time.monotonic):
+        self._total, self._step, self._clock = total_steps, start_step, clock
+        self._last: float | None = None
+        self._run = np.zeros(4)  # seconds, steps, streams, queries since the first step
+        self._window = np.zeros(4)  # the same, at the line before
+
+    def tick(self, streams: int, queries: int) -> None:
+        """One more step is done; it answered so many queries of so many streams."""
+        now = self._clock()
+        if self._last is not None:
+            self._run += now - self._last, 1, streams, queries
+        self._last = now
+        self._step += 1
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leaves an evaluation, or a first step of another kind, out of the rates."""
+        begin = self._clock()
+        yield
+        if self._last is not None:
+            self._last += self._clock() - begin
+
+    def rates(self) -> dict[str, float]:
+        """Steps, streams and queries a second since the line before; NaN before the second step."""
+        seconds, *done = self._run - self._window
+        names = ("steps_per_second", "streams_per_second", "queries_per_second")
+        return {name: float(n / seconds) if seconds > 0 else math.nan for name, n in zip(names, done, strict=True)}
+
+    def line(self, loss: float, terms: Mapping[str, float]) -> str:
+        """One line of where the run stands; the next one's rates begin here."""
+        rates, (seconds, steps, *_) = self.rates(), self._run
+        self._window = self._run.copy()
+        eta = _duration((self._total - self._step) * seconds / steps) if steps else "?"
+        parts = " ".join(f"{name} {_short(value)}" for name, value in terms.items())
+        streams, queries = _short(rates["streams_per_second"]), _short(rates["queries_per_second"])
+        return (
+            f"step {self._step}/{self._total} {self._step / self._total:.1%} | {streams} streams/s {queries} queries/s"
+            f" | loss {_short(loss)} ({parts}) | ETA {eta}"
+        )
+
+
+def _duration(seconds: float) -> str:
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    if days:
+        return f"{days}d{h:02d}h"
+    return f"{h}h{m:02d}m" if h else f"{m}m{s:02d}s" if m else f"{s}s"
+
+
+def _short(value: Any) -> str:
+    """Four digits, never an exponent above 1."""
+    if isinstance(value, int | str) or value is None:
+        return "-" if value is None else str(value)
+    return f"{value:.0f}" if math.isfinite(value) and abs(value) >= 1000 else f"{value:.4g}"
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as aligned text: a column for each name in order of appearance, numbers to the right, "-" for none."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [names, *([_short(row.get(name)) for name in names] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    left = [any(isinstance(row.get(name), str) for row in rows) for name in names]
+
+    def show(line: Sequence[str]) -> str:
+        padded = (c.ljust(w) if to_left else c.rjust(w) for c, w, to_left in zip(line, widths, left, strict=True))
+        return "  ".join(padded).rstrip()
+
+    return "\n".join(map(show, [cells[0], ["-" * w for w in widths], *cells[1:]]))

@@ -1,0 +1,174 @@
+"""A key or a value that is wrong is named, with what would have been right."""
+
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+from ml_collections import ConfigDict
+
+from rmjax import config as config_lib
+from rmjax.config import SCHEMA, Recorder, base, check_flags, options, validate
+
+
+def changed(name, value):
+    config = base()
+    *sections, key = name.split(".")
+    section = config
+    for part in sections:
+        section = section[part]
+    with section.ignore_type():
+        section[key] = value
+    return config
+
+
+def test_the_defaults_are_valid():
+    validate(base())
+    assert base().train.learning_rate == 1e-3 and base().data.movielens.every == 10
+
+
+def test_every_field_is_documented():
+    assert all(field.doc and field.check.text for field in SCHEMA.values())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("train.bach_size", "train.batch_size"),
+        ("trian.batch_size", "train.batch_size"),
+        ("batch_size", "train.batch_size"),
+        ("data.simulated.visits", "data.simulated.visit"),
+        ("train.learning-rate", "train.learning_rate"),
+        ("sed", "seed"),
+    ],
+)
+def test_an_unknown_key_is_told_the_right_one(wrong, right):
+    config = base().to_dict()
+    *sections, key = wrong.split(".")
+    section = config
+    for part in sections:
+        section = section.setdefault(part, {})
+    section[key] = 3
+    message = f"config.{wrong}: no such key; did you mean config.{right}?"
+    with pytest.raises(ValueError) as error:
+        validate(ConfigDict(config))
+    assert str(error.value) == message
+    for argument in (f"--config.{wrong}=3", f"-config.{wrong}", f"--noconfig.{wrong}"):
+        with pytest.raises(SystemExit) as end:
+            check_flags(["main.py", argument])
+        assert end.value.code == message
+
+
+def test_an_unknown_key_like_no_other_is_told_its_neighbours():
+    with pytest.raises(SystemExit, match="no such key; there are config.reason.weight, config.reason.hops,"):
+        check_flags(["--config.reason.zzzzzzzzzzzzzzzzz=1"])
+
+
+def test_right_flags_pass():
+    check_flags(["main.py", "--config=configs/x.py:local", "--workdir=config.foo", "--config.train.batch_size", "3"])
+    check_flags([f"--config.{name}=1" for name in SCHEMA] + ["--config.train={}", "--noconfig.machine.remat"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("train.batch_size", 0, "config.train.batch_size = 0: must be a whole number, at least 1"),
+        ("train.batch_size", 3.5, "config.train.batch_size = 3.5: must be a whole number, at least 1"),
+        ("train.batch_size", True, "config.train.batch_size = True: must be a whole number, at least 1"),
+        ("train.batch_size", "3", "config.train.batch_size = '3': must be a whole number, at least 1"),
+        ("train.learning_rate", 0.0, "config.train.learning_rate = 0.0: must be a number, above 0"),
+        ("train.learning_rate", float("nan"), "config.train.learning_rate = nan: must be a number, above 0"),
+        ("train.clip", float("inf"), "config.train.clip = inf: must be a number, above 0"),
+        ("machine.dropout", 1.0, "config.machine.dropout = 1.0: must be a number, from 0 to just below 1"),
+        ("rehearsal.mask_ratio", 1.1, "config.rehearsal.mask_ratio = 1.1: must be a number, from 0 to 1"),
+        ("machine.kind", "gur", "config.machine.kind = 'gur': must be a string, one of rehearsal, gru, buffer"),
+        ("machine.remat", 1, "config.machine.remat = 1: must be True or False"),
+        ("data.dir", None, "config.data.dir = None: must be a string"),
+        ("machine.heads", 5, "config.machine.heads = 5 must divide config.machine.dim = 64"),
+        ("data.simulated.clicks_min", 2000, "must be at most config.data.simulated.clicks_max = 1000"),
+        ("data.movielens.test_fraction", 0.9, "test_fraction + valid_fraction must be below 1"),
+        ("train.devices", 3, "config.train.devices = 3 must divide config.train.batch_size = 32"),
+        ("train.eval_batch_size", 3, None),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_told_its_range(name, value, words):
+    if words is None:
+        return validate(changed(name, value))
+    with pytest.raises(ValueError) as error:
+        validate(changed(name, value))
+    assert words in str(error.value)
+    return None
+
+
+def test_a_missing_key_is_named():
+    config = base()
+    del config.train["clip"]
+    with pytest.raises(ValueError, match="config.train.clip: missing; its default is 5.0"):
+        validate(config)
+
+
+def test_an_int_will_do_for_a_float():
+    validate(changed("train.clip", 5))
+
+
+def test_options_combine():
+    assert options(None, ["long", "local"]) == options("", ["long", "local"]) == frozenset()
+    assert options("long,local", ["long", "local"]) == {"long", "local"}
+    with pytest.raises(flags.Error, match="config option 'lcal': no such option; there are long, local"):
+        options("long,lcal", ["long", "local"])
+
+
+MAIN = """
+import sys
+from absl import app
+from ml_collections import config_flags
+from rmjax import config
+CONFIG = config_flags.DEFINE_config_file("config")
+if __name__ == "__main__":
+    config.check_flags(sys.argv)
+    app.run(lambda _: print(CONFIG.value.train.batch_size, CONFIG.value.train.steps))
+"""
+CARD = """
+from rmjax import config
+def get_config(arg=None):
+    card = config.base()
+    if "local" in config.options(arg, ["local"]):
+        card.train.steps = 7
+    return card
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config={card}:local", "--config.train.batch_size=3"], "3 7"),
+        (["--config={card}", "--config.train.bach_size=3"], "did you mean config.train.batch_size?"),
+        (["--config={card}:lcal"], "config option 'lcal': no such option; there are local"),
+        (["--config={card}", "--config.train.batch_size=many"], "invalid literal for int() with base 10: 'many'"),
+    ],
+)
+def test_the_command_line_answers_in_words(tmp_path, arguments, words):
+    (tmp_path / "main.py").write_text(MAIN)
+    (tmp_path / "card.py").write_text(CARD)
+    arguments = [argument.format(card=tmp_path / "card.py") for argument in arguments]
+    root = config_lib.__file__.rsplit("/rmjax/", 1)[0]
+    command = [sys.executable, str(tmp_path / "main.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": root}, check=False)
+    assert words in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_misspelt_key_in_a_flagfile_is_found_too(tmp_path):
+    (tmp_path / "flags").write_text("--config.sed=1\n")
+    with pytest.raises(SystemExit, match="config.seed"):
+        check_flags(["main.py", f"--flagfile={tmp_path / 'flags'}"])
+
+
+def test_recorder_remembers_what_was_read():
+    config = Recorder(base())
+    train = config.train
+    assert config.read == set()
+    assert train.steps == 2000 and config["data"]["movielens"].every == 10 and config.seed == 0
+    assert config.read == {"train.steps", "data.movielens.every", "seed"}
+    with pytest.raises(AttributeError):
+        train.bach_size  # noqa: B018
