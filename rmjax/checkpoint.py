@@ -78,6 +78,8 @@ class Checkpoints:
 
     def score(self, step: int) -> float | None:
         """The score saved with `step`; None where there is no such checkpoint or no score, or it was NaN."""
+        if step in self._damaged:
+            return None
         try:
             return json.loads((self._path(step) / "manifest.json").read_text())["score"]
         except (OSError, ValueError, TypeError, KeyError):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import tensorboardX
 from absl import logging
@@ -72,7 +73,7 @@ def _area(value: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> float:
 
 
 class MetricWriter:
-    """Writes metrics to the log, `metrics.jsonl` and TensorBoard; on process 0 only.
+    """Writes metrics to the log, `metrics.jsonl` and TensorBoard; processes other than 0 write nothing.
 
     Going on from `start_step`, it takes out what the stage had written after that step, so that no step appears twice.
 
@@ -83,7 +84,9 @@ class MetricWriter:
     """
 
     def __init__(self, workdir: str | Path, start_step: int = 0, stage: str = "train"):
-        self._stage = stage
+        self._stage, self._writes = stage, jax.process_index() == 0
+        if not self._writes:
+            return
         path = Path(workdir) / "metrics.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
@@ -107,6 +110,8 @@ class MetricWriter:
           values: scalars; NaN and infinities become strings, so that each line stays JSON.
           text: what the log says, if not simply the values.
         """
+        if not self._writes:
+            return
         numbers = {name: _number(value) for name, value in values.items()}
         logging.info("%s", text or f"{kind} step {step} | " + " ".join(f"{k} {_short(v)}" for k, v in numbers.items()))
         line = {"stage": self._stage, "kind": kind, "step": step}
@@ -118,8 +123,9 @@ class MetricWriter:
         self._board.flush()
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        if self._writes:
+            self._file.close()
+            self._board.close()
 
 
 def _number(value: Any) -> int | float:

@@ -23,7 +23,9 @@ class Mapped(NamedTuple):
     devices: int  # over which a batch is split; every batch size must be a multiple
     put: Callable[[Any], Any]  # host tree -> replicated (or sharded) on the devices
     get: Callable[[Any], Any]  # the way back, to host arrays
-    train_step: Callable  # (state, carry, frozen, host batch) -> state, carry, metrics on the devices; takes the state over
+    train_step: (
+        Callable  # (state, carry, frozen, host batch) -> state, carry, metrics on the devices; takes the state over
+    )
     scores: Callable[[Params, Batch], np.ndarray]  # (params on the devices, host batch) -> [B, Q] of this process
     compiled: Callable  # (state, carry, frozen, host batch) -> the compiled train step, for its costs
 

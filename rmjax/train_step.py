@@ -25,7 +25,9 @@ def init_state(task: Task, optimizer: optax.GradientTransformation, key: Key) ->
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
-def make_train_step(task: Task, optimizer: optax.GradientTransformation, seed: int, axis: str | None = None) -> Callable:
+def make_train_step(
+    task: Task, optimizer: optax.GradientTransformation, seed: int, axis: str | None = None
+) -> Callable:
     """-> train_step(state, carry, frozen, batch) -> state, carry, metrics.
 
     `axis` names the mapped data axis when the step runs once per device (pmap); None when it sees the whole batch.

@@ -28,6 +28,11 @@ class MovieLens(records.Records):
         super().__init__(directory, positions_at_end=False)
         self.popularity = np.asarray(self.metadata["popularity"], np.int64)
 
+    def references(self, split: str) -> dict[str, np.ndarray]:
+        """The popularity of each asked item, whoever asks: f64 [size, Q]."""
+        query = self.fetch(split, np.arange(self.size(split)))["query"]
+        return {"popularity": self.popularity[query].astype(np.float64)}
+
 
 def movielens(
     directory: str,

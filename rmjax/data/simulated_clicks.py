@@ -143,6 +143,15 @@ class SimulatedClicks:
         ]
         return {name: np.concatenate([part[name] for part in parts])[:total] for name in parts[0]}
 
+    def references(self, split: str) -> dict[str, np.ndarray]:
+        """What the best possible readers of all clicks and of the last 20 (whole visits) answer: f64 [size, Q]."""
+        streams = self.fetch(split, np.arange(self.size(split)))
+        recent = 20 // self.config.visit * self.config.visit
+        return {
+            "oracle, full history": oracle_scores(self.config, streams),
+            f"oracle, last {recent} clicks": oracle_scores(self.config, streams, last=recent),
+        }
+
 
 # ---- the simulator: one user at a time, vmapped in `simulate`
 

@@ -15,7 +15,7 @@ class Source(Protocol):
     """Streams with their questions, read by index. Splits are 'train', 'valid' and 'test'.
 
     A source may also have `stream_id(split) -> i64 [size]`, equal where two examples are cut from one stream, and
-    `popularity`, i64 [num_items], how often the training part has each item.
+    `references(split) -> {name: scores f [size, Q]}`, what other readers answer: rows of the final table.
     """
 
     @property

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# The main line on all GPUs of this machine, one process, the batch split over them:
+#
+#     launch/local_gpus.sh --config=configs/xlong.py --workdir=runs/xlong
+#
+# CUDA_VISIBLE_DEVICES picks some of them. After SIGTERM the run saves and exits 75; the same line goes on, and
+# with RMJAX_RETRY=1 this script types it again by itself.
+set -u
+cd "$(dirname "$0")/.."
+python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
+
+count=$("$python" -c 'import jax; print(sum(d.platform == "gpu" for d in jax.local_devices()))') || exit 1
+if [ "$count" -eq 0 ]; then
+  echo "launch/local_gpus.sh: JAX sees no GPU here. Install it with: pip install -e '.[cuda]'" >&2
+  exit 1
+fi
+echo "launch/local_gpus.sh: $count GPU(s)"
+trap 'kill -TERM "$child" 2>/dev/null' TERM INT
+while :; do
+  "$python" -m rmjax.main "$@" &
+  child=$!
+  wait "$child"
+  code=$?
+  [ "$code" -gt 128 ] && { wait "$child"; code=$?; } # the first wait was broken off by our own signal
+  [ "$code" -eq 75 ] && [ "${RMJAX_RETRY:-0}" = 1 ] || exit "$code"
+done

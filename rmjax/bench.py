@@ -1,0 +1,155 @@
+"""How fast and how large: python -m rmjax.bench --config=configs/xlong.py prints one JSON object.
+
+Trains nothing and writes nothing. Times are medians of many repeats, each waited for on the device.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from rmjax import config as configs
+from rmjax import environment, train
+from rmjax.data import make_source
+from rmjax.machines import memorize
+from rmjax.types import Memory, MemoryMachine, Params
+from rmjax.workdir import Preemption
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Path of a config file.")
+_REPEATS = flags.DEFINE_integer("repeats", 20, "Timed train steps.", lower_bound=1)
+_STREAMING = flags.DEFINE_bool("streaming", True, "Also time single writes and answers.")
+HISTORIES, BATCHES = (100, 10_000, 1_000_000), (1, 256)
+
+
+def bench(config: Any, repeats: int, streaming: bool) -> dict[str, Any]:
+    """Everything the module promises, as one dict; milliseconds, bytes and rates a second."""
+    with Preemption() as stop:
+        run = train.Run(config, Path(), make_source(config.data, config.data.seed), stop)
+        result: dict[str, Any] = {"environment": environment.prepare(), "device": jax.devices()[0].device_kind}
+        result |= bench_step(run, repeats)
+        if streaming:
+            result["streaming"] = bench_streaming(run)
+    return result
+
+
+def bench_step(run: train.Run, repeats: int) -> dict[str, Any]:
+    """The train step on one batch of the config's data."""
+    stage, mapped, state, frozen, batch = train.first_step(run)
+    costs = train.step_costs(run, stage, state, frozen, batch)
+    state, frozen = mapped.put(state), mapped.put(frozen)
+
+    begin = time.perf_counter()
+    compiled = mapped.compiled(state, (), frozen, batch)
+    compile_seconds = time.perf_counter() - begin
+    carry, times = (), []
+    for _ in range(repeats + 2):
+        begin = time.perf_counter()
+        state, carry, metrics = mapped.train_step(state, carry, frozen, batch)
+        jax.block_until_ready((state, metrics))
+        times.append(time.perf_counter() - begin)
+    seconds = statistics.median(times[2:])
+    rate, work = matmul_rate(), costs["flops_per_step"]
+    return costs | {
+        "devices": mapped.devices,
+        "batch_size": stage.batch_size,
+        "compile_seconds": compile_seconds,
+        "step_ms": 1e3 * seconds,
+        "step_ms_fastest": 1e3 * min(times[2:]),
+        "streams_per_second": stage.batch_size / seconds,
+        "items_per_second": float(batch.item_mask.sum()) / seconds,
+        "peak_bytes_compiled_per_device": train.cost.peak_bytes(compiled),
+        "peak_bytes_process": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "matmul_flops_per_second": rate,
+        "share_of_matmul_rate": work / seconds / rate,
+    }
+
+
+def matmul_rate(size: int = 4096, dtype: Any = jnp.float32) -> float:
+    """Floating-point operations a second of a large product over all devices: the yardstick of this run."""
+    devices = jax.local_devices()
+    size = size if devices[0].platform != "cpu" else 2048
+    x = jax.pmap(lambda key: jax.random.normal(key, (size, size), dtype))(
+        jax.random.split(jax.random.key(0), len(devices))
+    )
+    seconds = timed(jax.pmap(lambda x: x @ x), x)
+    return len(devices) * 2 * size**3 / seconds
+
+
+def bench_streaming(run: train.Run) -> dict[str, Any]:
+    """Milliseconds to write one segment and to answer one query per stream, after histories of several lengths."""
+    task = train.model_stage(run).task
+    machine, length = task.machine, run.config.data.segment_length  # type: ignore[attr-defined]
+    params = jax.jit(machine.init)(jax.random.key(run.config.seed))
+    write = jax.jit(lambda params, memory, items, mask: memorize(machine, params, items, mask, memory).memory)
+    answer = jax.jit(machine.read)
+    rng = np.random.default_rng(run.config.seed)
+    result: dict[str, Any] = {}
+    for history in HISTORIES:
+        past = history_memory(machine, params, rng.integers(0, run.source.num_items, history), length)
+        for batch in BATCHES:
+            memory = jax.tree.map(lambda x: jnp.repeat(x, batch, 0), past)  # noqa: B023
+            items = jnp.asarray(rng.integers(0, run.source.num_items, (batch, 1, length)), jnp.int32)
+            query = items[:, 0, :1]
+            result[f"batch_{batch}_after_{history}"] = {
+                "write_segment_ms": 1e3 * timed(write, params, memory, items, jnp.ones(items.shape, bool)),
+                "answer_query_ms": 1e3 * timed(answer, params, memory, query, jnp.ones(query.shape, bool)),
+                "memory_bytes_per_stream": train.cost.tree_bytes(memory) // batch,
+            }
+    return result
+
+
+def history_memory(machine: MemoryMachine, params: Params, items: np.ndarray, length: int, chunk: int = 500) -> Memory:
+    """The memory, batch 1, of a stream of these items."""
+    segments = -(-len(items) // length)
+    chunk = min(chunk, segments)
+    padded = np.zeros(-(-segments // chunk) * chunk * length, np.int32)
+    mask = np.arange(len(padded)) < len(items)
+    padded[: len(items)] = items
+    go_on = jax.jit(lambda memory, items, mask: memorize(machine, params, items, mask, memory).memory)
+    memory = jax.jit(lambda: machine.init_memory(params, 1))()
+    for part, part_mask in zip(padded.reshape(-1, 1, chunk, length), mask.reshape(-1, 1, chunk, length), strict=True):
+        memory = go_on(memory, part, part_mask)
+    return jax.block_until_ready(memory)
+
+
+def timed(fn: Callable, *args: Any, budget: float = 1.0, least: int = 10) -> float:
+    """Median seconds of a call, over as many calls as fit the budget (seconds); compilation left out."""
+    for _ in range(3):
+        jax.block_until_ready(fn(*args))
+    times: list[float] = []
+    while len(times) < least or sum(times) < budget:
+        begin = time.perf_counter()
+        jax.block_until_ready(fn(*args))
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
+def main(argv: Sequence[str]) -> int:
+    del argv
+    logging.set_verbosity(logging.INFO)
+    try:
+        configs.validate(_CONFIG.value)
+        environment.prepare()
+        print(json.dumps(bench(_CONFIG.value, _REPEATS.value, _STREAMING.value), indent=1))
+    except (ValueError, FileNotFoundError) as error:
+        logging.error("%s", error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    configs.check_flags(sys.argv)
+    app.run(main)

@@ -1,0 +1,57 @@
+"""Flags only: python -m rmjax.main --config=configs/xlong.py:local --workdir=runs/xlong."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from rmjax import config as configs
+from rmjax import environment, train
+from rmjax.workdir import EXIT_PREEMPTED
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Path of a config file; `configs/xlong.py:local` passes it 'local'."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where checkpoints and logs go; the same line goes on where a run stopped."
+)
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "explain"], "Train and test; test only; or tell the cost.")
+
+
+def main(argv: Sequence[str]) -> int:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    logging.set_verbosity(logging.INFO)
+    config = _CONFIG.value
+    try:
+        configs.validate(config)
+        logging.info("%s", environment.prepare())
+        if _MODE.value == "explain":
+            print(json.dumps(train.explain(config), indent=1))
+            return 0
+        if not _WORKDIR.value:
+            raise ValueError("--workdir is missing: name a directory for checkpoints and logs")
+        run = train.train if _MODE.value == "train" else train.evaluate_only
+        print(train.show(run(config, _WORKDIR.value)))
+    except train.Preempted as preempted:
+        logging.warning("Stopped: %s.", preempted)
+        return EXIT_PREEMPTED
+    except (ValueError, FileNotFoundError, RuntimeError, FloatingPointError) as error:
+        logging.error("%s", error)
+        return 1
+    return 0
+
+
+def run() -> None:
+    """The command `python -m rmjax.main`."""
+    configs.check_flags(sys.argv)
+    app.run(main)
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    run()

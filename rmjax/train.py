@@ -1,0 +1,381 @@
+"""The run, in run order: open the workdir, train the teacher, train the model, test it, print the table.
+
+Every stage can stop at any step and go on from its newest intact checkpoint.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+
+from rmjax import cost, metrics, tasks
+from rmjax.checkpoint import Checkpoints
+from rmjax.data import make_source
+from rmjax.data.pipeline import batches, eval_batches
+from rmjax.data.source import Source
+from rmjax.optim import make_optimizer
+from rmjax.parallel import Mapped, make_mapped
+from rmjax.train_step import TrainState, init_state, make_train_step
+from rmjax.types import Batch, Params, Task
+from rmjax.workdir import Preemption, lock
+
+# What may change between a run and its continuation; everything else is part of what the run computes.
+MAY_CHANGE = ("train.devices", "train.mapping", "train.model_devices", "train.log_every", "train.keep_last",
+              "train.keep_best", "data.dir", "data.cache_dir", "data.ram_bytes", "data.workers", "data.prefetch")  # fmt: skip
+IN_FLIGHT = 2  # steps dispatched ahead of the one whose loss is looked at
+
+
+class Preempted(Exception):
+    """The run was asked to stop, and everything it had is saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One training: the teacher's or the model's."""
+
+    name: str
+    task: Task
+    steps: int
+    batch_size: int
+    learning_rate: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What the stages share."""
+
+    config: Any
+    workdir: Path
+    source: Source
+    stop: Preemption
+
+    def stopping(self, step: int = 0) -> bool:
+        """Whether to save and leave. All processes must leave at one step, so several of them ask each other, now and
+        then: it holds up the devices."""
+        if jax.process_count() == 1 or step % self.config.train.log_every:
+            return self.stop.requested and jax.process_count() == 1
+        return bool(np.max(multihost_utils.process_allgather(np.int32(self.stop.requested))))
+
+
+def train(config: Any, workdir: str | Path) -> list[dict[str, Any]]:
+    """Trains what `config` says in `workdir`, or goes on where a run there stopped. -> rows of the final table.
+
+    Raises:
+      Preempted: SIGTERM or SIGINT came; the state is saved, the same call goes on.
+      FloatingPointError: a loss is NaN or infinite; names the step and the parts, keeps the last good checkpoint.
+    """
+    with opened(config, workdir) as run:
+        results = run.workdir / "results.json"
+        if results.exists():
+            logging.info("%s is finished; these are its results.", run.workdir)
+            return json.loads(results.read_text())
+        frozen = train_teacher(run)
+        stage = model_stage(run)
+        mapped = map_stage(run, stage)
+        params = train_stage(run, stage, mapped, frozen)
+        rows = test(run, mapped, params)
+        write_whole(results, json.dumps(rows, indent=1))
+        return rows
+
+
+def evaluate_only(config: Any, workdir: str | Path) -> list[dict[str, Any]]:
+    """Tests the best checkpoint that `workdir` holds, training nothing. -> rows of the final table."""
+    with opened(config, workdir) as run:
+        stage = model_stage(run)
+        mapped = map_stage(run, stage)
+        with contextlib.closing(open_checkpoints(run, stage)) as checkpoints:
+            found = restore_best(checkpoints, fresh_state(run, stage))
+        if found is None:
+            raise FileNotFoundError(f"{run.workdir} has no checkpoint of the model: train first, with --mode=train")
+        return test(run, mapped, found)
+
+
+@contextlib.contextmanager
+def opened(config: Any, workdir: str | Path) -> Iterator[Run]:
+    """Locks the workdir, holds the config against the one that began there, opens the data."""
+    with lock(workdir), Preemption() as stop:
+        check_same_config(config, Path(workdir))
+        yield Run(config, Path(workdir), make_source(config.data, config.data.seed), stop)
+
+
+def check_same_config(config: Any, workdir: Path) -> None:
+    """Raises ValueError, naming the fields, if a run with another config was begun here."""
+    path, now = workdir / "config.json", json.loads(config.to_json())
+    if not path.exists():
+        write_whole(path, json.dumps(now, indent=1))
+        return
+    then, now = flat(json.loads(path.read_text())), flat(now)
+    differing = [k for k in sorted({*then, *now} - set(MAY_CHANGE)) if then.get(k) != now.get(k)]
+    if differing:
+        shown = "; ".join(f"config.{k} was {then.get(k)!r}, now {now.get(k)!r}" for k in differing[:5])
+        raise ValueError(f"{workdir} holds a run of another config ({shown}): use another --workdir, or set them back")
+
+
+def flat(tree: dict, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    items = ((f"{prefix}{k}", v) for k, v in tree.items())
+    return {
+        name: value for k, v in items for name, value in (flat(v, f"{k}.") if isinstance(v, dict) else {k: v}).items()
+    }
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that is there wholly or not at all; process 0 only."""
+    if jax.process_index() == 0:
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(text)
+        temporary.replace(path)
+
+
+def train_teacher(run: Run) -> Params:
+    """Stage 1 (RM section 3.3.2): the history sampler, trained on its own, then frozen. () if none is needed."""
+    task = tasks.make_teacher(run.config, run.source)
+    if task is None:
+        return ()
+    t = run.config.teacher
+    stage = Stage("teacher", task, t.steps, t.batch_size, t.learning_rate)
+    return train_stage(run, stage, map_stage(run, stage), ())["sampler"]
+
+
+def model_stage(run: Run) -> Stage:
+    t = run.config.train
+    return Stage("model", tasks.make_task(run.config, run.source), t.steps, t.batch_size, t.learning_rate)
+
+
+def map_stage(run: Run, stage: Stage) -> Mapped:
+    """The stage's steps over the devices; raises ValueError if its batches do not divide among them."""
+    t = run.config.train
+    optimizer = make_optimizer(stage.learning_rate, t.clip)
+    mapped = make_mapped(
+        stage.task, optimizer, run.config.seed, mapping=t.mapping, devices=t.devices, model_devices=t.model_devices
+    )
+    for name, size in ((f"{stage.name} batch_size", stage.batch_size), ("train.eval_batch_size", t.eval_batch_size)):
+        if size % mapped.devices:
+            raise ValueError(
+                f"{name} {size} does not divide among {mapped.devices} devices: change it, or train.devices"
+            )
+    return mapped
+
+
+def fresh_state(run: Run, stage: Stage) -> TrainState:
+    """The state at step 0, on the host; a function of the seed alone."""
+    optimizer = make_optimizer(stage.learning_rate, run.config.train.clip)
+    return jax.device_get(jax.jit(lambda key: init_state(stage.task, optimizer, key))(jax.random.key(run.config.seed)))
+
+
+def open_checkpoints(run: Run, stage: Stage) -> Checkpoints:
+    t = run.config.train
+    return Checkpoints(run.workdir / stage.name, keep_last=t.keep_last, keep_best=t.keep_best)
+
+
+def restore_best(checkpoints: Checkpoints, like: TrainState) -> Params | None:
+    """Parameters of the best intact checkpoint (or the newest one before it)."""
+    best = checkpoints.best_step()
+    found = checkpoints.restore(like, best) or checkpoints.restore(like)
+    return None if found is None else found[1].params
+
+
+def train_stage(run: Run, stage: Stage, mapped: Mapped, frozen: Params) -> Params:
+    """Trains a stage to its last step, from wherever it stands. -> parameters of its best step, on the host."""
+    state = fresh_state(run, stage)
+    with contextlib.closing(open_checkpoints(run, stage)) as checkpoints:
+        start, state = checkpoints.restore(state) or (0, state)
+        if start:
+            logging.info("%s: going on from step %d of %d.", stage.name, start, stage.steps)
+        if start < stage.steps or checkpoints.score(stage.steps) is None:
+            with contextlib.closing(metrics.MetricWriter(run.workdir, start, stage.name)) as writer:
+                loop(run, stage, mapped, checkpoints, writer, start, mapped.put(state), mapped.put(frozen))
+        checkpoints.wait()
+        best = restore_best(checkpoints, state)
+        assert best is not None
+        return best
+
+
+def loop(run: Run, stage: Stage, mapped: Mapped, checkpoints, writer, start: int, state, frozen) -> None:
+    """Steps, log lines, evaluations and checkpoints from `start` on; returns at the last step, evaluated and saved."""
+    t, carry = run.config.train, ()
+    progress = metrics.Progress(stage.steps, start)
+    losses = Losses(run, stage, mapped, writer, progress)
+    data = batches(
+        run.source, **data_settings(run), batch_size=stage.batch_size, start_step=start, num_steps=stage.steps
+    )
+    with contextlib.closing(data):
+        for step in range(start, stage.steps + 1):
+            if step and (step % t.eval_every == 0 or step == stage.steps) and checkpoints.score(step) is None:
+                losses.flush()
+                try:
+                    with progress.pause():
+                        score = validate(run, mapped, state.params, writer, step)
+                except Preempted:
+                    leave(run, stage, checkpoints, step, mapped.get(state))
+                checkpoints.save(step, mapped.get(state), score)
+            elif step > start and step % t.save_every == 0:
+                losses.flush()
+                checkpoints.save(step, mapped.get(state))
+            if step == stage.steps:
+                return
+            if run.stopping(step):
+                losses.flush()
+                leave(run, stage, checkpoints, step, mapped.get(state))
+            batch = next(data)
+            state, carry, values = mapped.train_step(state, carry, frozen, batch)
+            losses.add(step + 1, values, batch)
+
+
+def data_settings(run: Run) -> dict[str, Any]:
+    """What training and evaluation batches have in common."""
+    d = run.config.data
+    return dict(
+        seed=run.config.seed,
+        segment_length=d.segment_length,
+        negatives=d.negatives,
+        prefetch=d.prefetch,
+        workers=d.workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def leave(run: Run, stage: Stage, checkpoints: Checkpoints, step: int, state: TrainState) -> None:
+    """Saves, unless this step is saved already, and raises Preempted."""
+    if step not in checkpoints.steps():
+        checkpoints.save(step, state)
+    checkpoints.wait()
+    raise Preempted(f"asked to stop in stage {stage.name!r} at step {step}; run the same line again to go on")
+
+
+class Losses:
+    """Looks at every step's losses, a few steps late so that the devices never wait for the host."""
+
+    def __init__(
+        self, run: Run, stage: Stage, mapped: Mapped, writer: metrics.MetricWriter, progress: metrics.Progress
+    ):
+        self._run, self._stage, self._mapped, self._writer, self._progress = run, stage, mapped, writer, progress
+        self._pending: collections.deque = collections.deque()
+
+    def add(self, step: int, values: dict, batch: Batch) -> None:
+        rows = batch.query_mask.any(-1).sum() * jax.process_count()
+        self._pending.append((step, values, int(rows), int(batch.query_mask.sum()) * jax.process_count()))
+        while len(self._pending) > IN_FLIGHT:
+            self._look(*self._pending.popleft())
+
+    def flush(self) -> None:
+        while self._pending:
+            self._look(*self._pending.popleft())
+
+    def _look(self, step: int, values: dict, streams: int, queries: int) -> None:
+        values = {name: float(value) for name, value in self._mapped.get(values).items()}
+        parts = {name: value for name, value in values.items() if name not in ("loss", "grad_norm")}
+        if not all(map(np.isfinite, values.values())):
+            shown = " ".join(f"{name} {value:.6g}" for name, value in values.items())
+            raise FloatingPointError(
+                f"stage {self._stage.name!r}, step {step}: a loss is not finite ({shown}); the last good checkpoint is kept. "
+                "Lower config.train.learning_rate or config.train.clip and use another workdir"
+            )
+        self._progress.tick(streams, queries)
+        if step % self._run.config.train.log_every == 0 or step == self._stage.steps:
+            rates = {name: rate for name, rate in self._progress.rates().items() if np.isfinite(rate)}
+            line = self._progress.line(values["loss"], parts)
+            self._writer.write("train", step, values | rates, f"{self._stage.name} {line}")
+
+
+def validate(run: Run, mapped: Mapped, params: Params, writer: metrics.MetricWriter, step: int) -> float:
+    """AUC on the validation split, written down."""
+    scored = score_split(run, mapped, params, "valid")
+    area = metrics.auc(scored["scores"], scored["target"], scored["query_mask"])
+    writer.write("valid", step, {"auc": area})
+    return area
+
+
+def score_split(run: Run, mapped: Mapped, params: Params, split: str) -> dict[str, np.ndarray]:
+    """Scores, targets, masks [n, Q] and example ids [n] of a whole split, on every process."""
+    parts = collections.defaultdict(list)
+    data = eval_batches(run.source, split, **data_settings(run), batch_size=run.config.train.eval_batch_size)
+    with contextlib.closing(data):
+        for batch in data:
+            if run.stopping():
+                raise Preempted(f"asked to stop while evaluating on {split!r}; run the same line again to go on")
+            parts["scores"].append(mapped.scores(params, batch))
+            for name in ("target", "query_mask", "example_id"):
+                parts[name].append(getattr(batch, name))
+    whole = {name: np.concatenate(values) for name, values in parts.items()}
+    if jax.process_count() > 1:
+        whole = {name: multihost_utils.process_allgather(value, tiled=True) for name, value in whole.items()}
+    return {name: value[whole["query_mask"].any(-1)] for name, value in whole.items()}
+
+
+def test(run: Run, mapped: Mapped, params: Params) -> list[dict[str, Any]]:
+    """Rows of the final table: the machine's AUC on the test split, and what others answer to the same queries."""
+    scored = score_split(run, mapped, mapped.put(params), "test")
+    target, mask = scored["target"], scored["query_mask"]
+    users = stream_ids(run.source, "test")[scored["example_id"]]
+    references = run.source.references("test") if hasattr(run.source, "references") else {}
+    rows = []
+    references = {name: scores[scored["example_id"]] for name, scores in references.items()}
+    for name, scores in {run.config.machine.kind: scored["scores"], **references}.items():
+        low, high = metrics.bootstrap(scores[mask], target[mask], np.repeat(users, mask.sum(1)), seed=run.config.seed)
+        rows.append({"memory": name, "test_auc": metrics.auc(scores, target, mask), "low": low, "high": high})
+    return rows
+
+
+def stream_ids(source: Source, split: str) -> np.ndarray:
+    """i64 [size]: whose stream each example is."""
+    return source.stream_id(split) if hasattr(source, "stream_id") else np.arange(source.size(split))
+
+
+def show(rows: list[dict[str, Any]]) -> str:
+    """The final table as text; the interval is over users."""
+    names = {"low": "95% from", "high": "to", "test_auc": "test AUC"}
+    return metrics.table(
+        [{names.get(k, k): round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+    )
+
+
+def explain(config: Any) -> dict[str, Any]:
+    """What a run would cost, training nothing: parameters, memory per stream, work and bytes of a step."""
+    with Preemption() as stop:
+        run = Run(config, Path(), make_source(config.data, config.data.seed), stop)
+        stage, mapped, state, frozen, batch = first_step(run)
+        begin = time.monotonic()
+        compiled = mapped.compiled(mapped.put(state), (), mapped.put(frozen), batch)
+        seconds = time.monotonic() - begin
+        return step_costs(run, stage, state, frozen, batch) | {
+            "peak_bytes_per_device": cost.peak_bytes(compiled),
+            "compile_seconds": seconds,
+            "devices": mapped.devices,
+            "batch_size": stage.batch_size,
+        }
+
+
+def first_step(run: Run) -> tuple[Stage, Mapped, TrainState, Params, Batch]:
+    """What the model's first step takes, on the host; the teacher, if there is one, as it is before its training."""
+    stage, teacher = model_stage(run), tasks.make_teacher(run.config, run.source)
+    frozen = () if teacher is None else jax.device_get(teacher.init(jax.random.key(run.config.seed))["sampler"])
+    data = batches(run.source, **data_settings(run), batch_size=stage.batch_size, num_steps=1)
+    with contextlib.closing(data):
+        return stage, map_stage(run, stage), fresh_state(run, stage), frozen, next(data)
+
+
+def step_costs(run: Run, stage: Stage, state: TrainState, frozen: Params, batch: Batch) -> dict[str, int]:
+    """Counts, not timings, of the model's train step."""
+    machine = stage.task.machine  # type: ignore[attr-defined]
+    memory = jax.eval_shape(lambda params: machine.init_memory(params, 1), state.params["machine"])
+    optimizer = make_optimizer(stage.learning_rate, run.config.train.clip)
+    work = cost.breakdown(make_train_step(stage.task, optimizer, run.config.seed), state, (), frozen, batch)
+    return {
+        "parameters": cost.parameter_count(state.params),
+        "memory_bytes_per_stream": cost.tree_bytes(memory),
+        "flops_per_step": sum(work.values()),
+        "matmul_flops_per_step": work["matmul"],
+    }
