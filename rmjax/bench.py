@@ -29,18 +29,21 @@ from rmjax.workdir import Preemption
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Path of a config file.")
 _REPEATS = flags.DEFINE_integer("repeats", 20, "Timed train steps.", lower_bound=1)
+_HISTORIES = flags.DEFINE_multi_integer(
+    "history", [100, 10_000, 1_000_000], "Items written before a single write and answer are timed.", lower_bound=1
+)
 _STREAMING = flags.DEFINE_bool("streaming", True, "Also time single writes and answers.")
-HISTORIES, BATCHES = (100, 10_000, 1_000_000), (1, 256)
+BATCHES = (1, 256)
 
 
-def bench(config: Any, repeats: int, streaming: bool) -> dict[str, Any]:
+def bench(config: Any, repeats: int, histories: Sequence[int]) -> dict[str, Any]:
     """Everything the module promises, as one dict; milliseconds, bytes and rates a second."""
     with Preemption() as stop:
         run = train.Run(config, Path(), make_source(config.data, config.data.seed), stop)
         result: dict[str, Any] = {"environment": environment.prepare(), "device": jax.devices()[0].device_kind}
         result |= bench_step(run, repeats)
-        if streaming:
-            result["streaming"] = bench_streaming(run)
+        if histories:
+            result["streaming"] = bench_streaming(run, histories)
     return result
 
 
@@ -60,7 +63,7 @@ def bench_step(run: train.Run, repeats: int) -> dict[str, Any]:
         jax.block_until_ready((state, metrics))
         times.append(time.perf_counter() - begin)
     seconds = statistics.median(times[2:])
-    rate, work = matmul_rate(), costs["flops_per_step"]
+    rate, work = matmul_rate(run.config.train.devices), costs["flops_per_step"]
     return costs | {
         "devices": mapped.devices,
         "batch_size": stage.batch_size,
@@ -76,18 +79,18 @@ def bench_step(run: train.Run, repeats: int) -> dict[str, Any]:
     }
 
 
-def matmul_rate(size: int = 4096, dtype: Any = jnp.float32) -> float:
-    """Floating-point operations a second of a large product over all devices: the yardstick of this run."""
-    devices = jax.local_devices()
+def matmul_rate(count: int = 0, size: int = 4096, dtype: Any = jnp.float32) -> float:
+    """Floating-point operations a second of a large product over `count` devices (0: all): this run's yardstick."""
+    devices = jax.local_devices()[: count or None]
     size = size if devices[0].platform != "cpu" else 2048
-    x = jax.pmap(lambda key: jax.random.normal(key, (size, size), dtype))(
+    x = jax.pmap(lambda key: jax.random.normal(key, (size, size), dtype), devices=devices)(
         jax.random.split(jax.random.key(0), len(devices))
     )
-    seconds = timed(jax.pmap(lambda x: x @ x), x)
+    seconds = timed(jax.pmap(lambda x: x @ x, devices=devices), x)
     return len(devices) * 2 * size**3 / seconds
 
 
-def bench_streaming(run: train.Run) -> dict[str, Any]:
+def bench_streaming(run: train.Run, histories: Sequence[int]) -> dict[str, Any]:
     """Milliseconds to write one segment and to answer one query per stream, after histories of several lengths."""
     task = train.model_stage(run).task
     machine, length = task.machine, run.config.data.segment_length  # type: ignore[attr-defined]
@@ -96,7 +99,7 @@ def bench_streaming(run: train.Run) -> dict[str, Any]:
     answer = jax.jit(machine.read)
     rng = np.random.default_rng(run.config.seed)
     result: dict[str, Any] = {}
-    for history in HISTORIES:
+    for history in histories:
         past = history_memory(machine, params, rng.integers(0, run.source.num_items, history), length)
         for batch in BATCHES:
             memory = jax.tree.map(lambda x: jnp.repeat(x, batch, 0), past)  # noqa: B023
@@ -142,8 +145,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         configs.validate(_CONFIG.value)
         environment.prepare()
-        print(json.dumps(bench(_CONFIG.value, _REPEATS.value, _STREAMING.value), indent=1))
-    except (ValueError, FileNotFoundError) as error:
+        histories = _HISTORIES.value if _STREAMING.value else ()
+        print(json.dumps(bench(_CONFIG.value, _REPEATS.value, histories), indent=1))
+    except (ValueError, OSError, RuntimeError) as error:
         logging.error("%s", error)
         return 1
     return 0

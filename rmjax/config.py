@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -51,7 +51,6 @@ anything = Check(lambda value: True, "anything")
 
 SCHEMA: dict[str, Field] = {
     "seed": Field(0, at_least(0), "every random draw is a function of it"),
-    "task": Field("recommendation", one_of("recommendation"), "what is asked of the memory"),
     # data
     "data.name": Field("simulated_clicks", one_of("simulated_clicks", "xlong", "movielens"), "where streams come from"),
     "data.dir": Field("", anything, "where the raw files are"),
@@ -94,6 +93,7 @@ SCHEMA: dict[str, Field] = {
     "machine.encoder": Field("transformer", one_of("transformer", "bigru"), "the segment encoder"),
     "machine.dropout": Field(0.0, below(0, 1), "dropout rate"),
     "machine.normalize": Field("slots", one_of("slots", "items"), "what Eq. 1 normalises over"),
+    "machine.timescale": Field(50, at_least(0), "segments back that an untrained memory reaches; 0: about two"),
     "machine.block": Field(0, at_least(0), "segments encoded at once; 0: all"),
     "machine.remat": Field(False, anything, "computes a block again in the backward pass rather than keep it"),
     "machine.buffer_length": Field(0, at_least(0), "items a buffer holds; 0: the longest stream"),
@@ -114,10 +114,12 @@ SCHEMA: dict[str, Field] = {
     "reason.hops": Field(1, at_least(1), "attention hops over the slots"),
     "reason.head": Field("linear", one_of("linear", "mlp"), "from answer features to scores"),
     # teacher
-    "teacher.steps": Field(1000, at_least(0), "steps of the history sampler"),
+    "teacher.steps": Field(1000, at_least(1), "steps of the history sampler"),
     "teacher.batch_size": Field(32, at_least(1), "streams a step, over all devices"),
     "teacher.learning_rate": Field(1e-3, above(0), "of Adam"),
     "teacher.dim": Field(64, at_least(1), "width"),
+    "teacher.share_items": Field(False, anything, "the machine starts from the teacher's item table"),
+    "teacher.dir": Field("", anything, "workdir of a run whose teacher is taken; empty: one is trained here"),
     # train
     "train.steps": Field(2000, at_least(1), "steps of training"),
     "train.batch_size": Field(32, at_least(1), "streams a step, over all devices"),
@@ -184,7 +186,7 @@ def options(arg: str | None, allowed: Sequence[str]) -> frozenset[str]:
 
 
 class Recorder:
-    """A config that remembers which keys were read, as dotted names in `read`."""
+    """A config that remembers which keys were read, as dotted names in `read`; written out whole, none was."""
 
     def __init__(self, config: ConfigDict, prefix: str = "", read: set[str] | None = None):
         self._config, self._prefix = config, prefix
@@ -199,6 +201,15 @@ class Recorder:
         return value
 
     __getitem__ = __getattr__
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._config)
+
+    def keys(self) -> Iterable[str]:
+        return self._config.keys()
+
+    def to_json(self) -> str:
+        return self._config.to_json()
 
 
 def _flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -241,6 +252,8 @@ def _conflicts(config: ConfigDict) -> Iterator[str]:
         yield f"config.data.simulated.clicks_min = {least} must be at most config.data.simulated.clicks_max = {most}"
     if movielens.test_fraction + movielens.valid_fraction >= 1:
         yield "config.data.movielens.test_fraction + valid_fraction must be below 1: none are left to train on"
+    if config.teacher.share_items and config.teacher.dim != machine.dim:
+        yield f"config.teacher.share_items needs teacher.dim = {config.teacher.dim} to be machine.dim = {machine.dim}"
     for name, size in (("batch_size", train.batch_size), ("eval_batch_size", train.eval_batch_size)):
         if train.devices and size % train.devices:
             yield f"config.train.devices = {train.devices} must divide config.train.{name} = {size}"

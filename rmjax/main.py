@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     except train.Preempted as preempted:
         logging.warning("Stopped: %s.", preempted)
         return EXIT_PREEMPTED
-    except (ValueError, FileNotFoundError, RuntimeError, FloatingPointError) as error:
+    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         logging.error("%s", error)
         return 1
     return 0

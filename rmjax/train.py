@@ -32,8 +32,11 @@ from rmjax.workdir import Preemption, lock
 
 # What may change between a run and its continuation; everything else is part of what the run computes.
 MAY_CHANGE = ("train.devices", "train.mapping", "train.model_devices", "train.log_every", "train.keep_last",
-              "train.keep_best", "data.dir", "data.cache_dir", "data.ram_bytes", "data.workers", "data.prefetch")  # fmt: skip
-IN_FLIGHT = 2  # steps dispatched ahead of the one whose loss is looked at
+              "train.keep_best", "data.dir", "data.cache_dir", "data.ram_bytes", "data.workers",
+              "data.prefetch")  # fmt: skip
+# Steps dispatched ahead of the one whose loss is looked at. None on CPU: several devices share a few threads there,
+# and threads that wait in one step's all-reduce can starve another step of them for ever.
+IN_FLIGHT = {"cpu": 0}
 
 
 class Preempted(Exception):
@@ -104,15 +107,16 @@ def evaluate_only(config: Any, workdir: str | Path) -> list[dict[str, Any]]:
 @contextlib.contextmanager
 def opened(config: Any, workdir: str | Path) -> Iterator[Run]:
     """Locks the workdir, holds the config against the one that began there, opens the data."""
-    with lock(workdir), Preemption() as stop:
+    alone = lock(workdir) if jax.process_index() == 0 else contextlib.nullcontext()  # the first speaks for all
+    with alone, Preemption() as stop:
         check_same_config(config, Path(workdir))
         yield Run(config, Path(workdir), make_source(config.data, config.data.seed), stop)
 
 
 def check_same_config(config: Any, workdir: Path) -> None:
-    """Raises ValueError, naming the fields, if a run with another config was begun here."""
+    """Raises ValueError, naming the fields, if a run with another config saved anything here."""
     path, now = workdir / "config.json", json.loads(config.to_json())
-    if not path.exists():
+    if not path.exists() or not any(workdir.glob("*/[0-9]*")):
         write_whole(path, json.dumps(now, indent=1))
         return
     then, now = flat(json.loads(path.read_text())), flat(now)
@@ -145,7 +149,13 @@ def train_teacher(run: Run) -> Params:
         return ()
     t = run.config.teacher
     stage = Stage("teacher", task, t.steps, t.batch_size, t.learning_rate)
-    return train_stage(run, stage, map_stage(run, stage), ())["sampler"]
+    if not t.dir:
+        return train_stage(run, stage, map_stage(run, stage), ())["sampler"]
+    with contextlib.closing(open_checkpoints(run, stage, Path(t.dir))) as checkpoints:
+        params = restore_best(checkpoints, fresh_state(run, stage))
+    if params is None:
+        raise FileNotFoundError(f"config.teacher.dir = {t.dir!r} holds no teacher: name a workdir that has trained one")
+    return params["sampler"]
 
 
 def model_stage(run: Run) -> Stage:
@@ -168,15 +178,18 @@ def map_stage(run: Run, stage: Stage) -> Mapped:
     return mapped
 
 
-def fresh_state(run: Run, stage: Stage) -> TrainState:
-    """The state at step 0, on the host; a function of the seed alone."""
+def fresh_state(run: Run, stage: Stage, frozen: Params = ()) -> TrainState:
+    """The state at step 0, on the host; a function of the seed, and of the teacher if its item table is shared."""
     optimizer = make_optimizer(stage.learning_rate, run.config.train.clip)
-    return jax.device_get(jax.jit(lambda key: init_state(stage.task, optimizer, key))(jax.random.key(run.config.seed)))
+    state = jax.device_get(jax.jit(lambda key: init_state(stage.task, optimizer, key))(jax.random.key(run.config.seed)))
+    if frozen and run.config.teacher.share_items:
+        state.params["machine"]["embed"] = np.array(frozen["embed"])
+    return state
 
 
-def open_checkpoints(run: Run, stage: Stage) -> Checkpoints:
+def open_checkpoints(run: Run, stage: Stage, workdir: Path | None = None) -> Checkpoints:
     t = run.config.train
-    return Checkpoints(run.workdir / stage.name, keep_last=t.keep_last, keep_best=t.keep_best)
+    return Checkpoints((workdir or run.workdir) / stage.name, keep_last=t.keep_last, keep_best=t.keep_best)
 
 
 def restore_best(checkpoints: Checkpoints, like: TrainState) -> Params | None:
@@ -188,7 +201,7 @@ def restore_best(checkpoints: Checkpoints, like: TrainState) -> Params | None:
 
 def train_stage(run: Run, stage: Stage, mapped: Mapped, frozen: Params) -> Params:
     """Trains a stage to its last step, from wherever it stands. -> parameters of its best step, on the host."""
-    state = fresh_state(run, stage)
+    state = fresh_state(run, stage, frozen)
     with contextlib.closing(open_checkpoints(run, stage)) as checkpoints:
         start, state = checkpoints.restore(state) or (0, state)
         if start:
@@ -267,7 +280,7 @@ class Losses:
     def add(self, step: int, values: dict, batch: Batch) -> None:
         rows = batch.query_mask.any(-1).sum() * jax.process_count()
         self._pending.append((step, values, int(rows), int(batch.query_mask.sum()) * jax.process_count()))
-        while len(self._pending) > IN_FLIGHT:
+        while len(self._pending) > IN_FLIGHT.get(jax.default_backend(), 2):
             self._look(*self._pending.popleft())
 
     def flush(self) -> None:
@@ -275,13 +288,14 @@ class Losses:
             self._look(*self._pending.popleft())
 
     def _look(self, step: int, values: dict, streams: int, queries: int) -> None:
+        jax.block_until_ready(values)  # on every device
         values = {name: float(value) for name, value in self._mapped.get(values).items()}
         parts = {name: value for name, value in values.items() if name not in ("loss", "grad_norm")}
         if not all(map(np.isfinite, values.values())):
             shown = " ".join(f"{name} {value:.6g}" for name, value in values.items())
             raise FloatingPointError(
-                f"stage {self._stage.name!r}, step {step}: a loss is not finite ({shown}); the last good checkpoint is kept. "
-                "Lower config.train.learning_rate or config.train.clip and use another workdir"
+                f"stage {self._stage.name!r}, step {step}: a loss is not finite ({shown}); the last good checkpoint is "
+                "kept. Lower config.train.learning_rate or config.train.clip and use another workdir"
             )
         self._progress.tick(streams, queries)
         if step % self._run.config.train.log_every == 0 or step == self._stage.steps:

@@ -13,5 +13,10 @@ def init_embed(key: Key, num_items: int, dim: int) -> Array:
 
 
 def embed(params: Params, items: Array) -> Array:
-    """items i32 [...] -> rows of params['embed'], f32 [..., d]. Sources check ids; a padded entry may hold anything."""
-    return params["embed"].at[items].get(mode="clip")
+    """items i32 [...] -> sqrt(d) times the rows of params['embed'], f32 [..., d].
+
+    So inputs have entries of unit variance, and the targets of inner products unit length (Vaswani et al. 2017, 3.4).
+    Sources check ids; a padded entry may hold anything.
+    """
+    table = params["embed"]
+    return table.at[items].get(mode="clip") * table.shape[1] ** 0.5

@@ -9,13 +9,24 @@ import jax.numpy as jnp
 from rmjax.types import Array, Key, Params
 
 
-def init_gru(key: Key, inputs: int, hidden: int) -> Params:
-    """Parameters of a GRU: {input [inputs, 3h], hidden [h, 3h], bias [3h], hidden_bias [h]}; gates in order r, z, n."""
-    a, b = jax.random.split(key)
+def init_gru(key: Key, inputs: int, hidden: int, timescale: int = 0) -> Params:
+    """Parameters of a GRU: {input [inputs, 3h], hidden [h, 3h], bias [3h], hidden_bias [h]}; gates in order r, z, n.
+
+    timescale: how many steps back the state should reach before training: unit i begins by keeping its state for
+    about U(1, timescale) steps (chrono initialisation, Tallec & Ollivier 2018). 0: zero biases, about two steps.
+    Where inputs == hidden the candidate's input kernel is the identity (as in Le et al. 2015): an untrained state is a
+    leaky average in the space of what it reads.
+    """
+    a, b, c = jax.random.split(key, 3)
+    hidden_kernels = [nn.initializers.orthogonal()(k, (hidden, hidden)) for k in jax.random.split(b, 3)]
+    keep = jnp.log(jax.random.uniform(c, (hidden,), minval=1.0, maxval=max(timescale - 1.0, 1.0)))
+    kernel = nn.initializers.lecun_normal()(a, (inputs, 3 * hidden))
+    if inputs == hidden:
+        kernel = kernel.at[:, 2 * hidden :].set(jnp.eye(hidden))
     return {
-        "input": nn.initializers.lecun_normal()(a, (inputs, 3 * hidden)),
-        "hidden": jnp.concatenate([nn.initializers.orthogonal()(k, (hidden, hidden)) for k in jax.random.split(b, 3)], 1),
-        "bias": jnp.zeros(3 * hidden),
+        "input": kernel,
+        "hidden": jnp.concatenate(hidden_kernels, 1),
+        "bias": jnp.zeros(3 * hidden).at[hidden : 2 * hidden].set(keep),
         "hidden_bias": jnp.zeros(hidden),
     }
 
@@ -26,7 +37,7 @@ def gru_input(params: Params, x: Array) -> Array:
 
 
 def gru(params: Params, h: Array, gates: Array) -> Array:
-    """One step, reset after the product: h [..., h], gates = `gru_input(x)` -> new h (Cho et al. 2014, cuDNN's form)."""
+    """One step, reset after the product (cuDNN's form): h [..., h], gates = `gru_input(x)` -> new h."""
     recurrent = h @ params["hidden"]
     d = h.shape[-1]
     rz = jax.nn.sigmoid(gates[..., : 2 * d] + recurrent[..., : 2 * d])

@@ -21,11 +21,11 @@ class GRUMemory:
     segments: Array  # i32 [B] written so far
 
 
-def make(num_items: int, *, dim: int = 64, history_sum: bool = True) -> MemoryMachine:
+def make(num_items: int, *, dim: int = 64, history_sum: bool = True, timescale: int = 1000) -> MemoryMachine:
     """A GRU of width `dim` over single items; the answer is read from [h; target; history].
 
     history_sum: also keep the mean of all item features (the sum of the released click models, scaled so that its size
-    does not grow with the stream). Without it the state is h alone.
+    does not grow with the stream). Without it the state is h alone. timescale: items, see `recurrent.init_gru`.
     """
 
     def init(key: Key) -> Params:
@@ -33,7 +33,7 @@ def make(num_items: int, *, dim: int = 64, history_sum: bool = True) -> MemoryMa
         width = (3 if history_sum else 2) * dim
         return {
             "embed": init_embed(a, num_items, dim),
-            "gru": recurrent.init_gru(b, dim, dim),
+            "gru": recurrent.init_gru(b, dim, dim, timescale),
             "reader": {"kernel": lecun_normal()(c, (width, dim)), "bias": jnp.zeros(dim)},
         }
 

@@ -10,7 +10,7 @@ from flax.linen.initializers import lecun_normal, normal
 from rmjax.layers import recurrent
 from rmjax.layers.attention import additive_scores, masked_softmax
 from rmjax.layers.embeddings import embed, init_embed
-from rmjax.layers.transformer import Transformer
+from rmjax.layers.transformer import Transformer, apply_in_chunks
 from rmjax.machines.scan import inert
 from rmjax.reason import multihop
 from rmjax.types import Array, Key, MemoryMachine, Params
@@ -34,12 +34,14 @@ def make(
     normalize: str = "slots",
     hops: int = 1,
     segment_length: int = 20,
+    timescale: int = 50,
     dtype: jnp.dtype = jnp.float32,
 ) -> MemoryMachine:
     """RM's machine over `num_items` item ids, d_x = d_model = `dim`.
 
     encoder: 'transformer', or 'bigru' (RM Table 6). normalize: what Eq. 1's softmax runs over, 'slots' as printed,
-    or 'items'. dtype: of the encoder's products; slots stay f32. Errors: ValueError naming the argument.
+    or 'items'. timescale: segments, see `recurrent.init_gru`; without it all slots forget within a few segments, and
+    come to be the same. dtype: of the encoder's products; slots stay f32. Errors: ValueError naming the argument.
     """
     if encoder not in ("transformer", "bigru"):
         raise ValueError(f"encoder must be 'transformer' or 'bigru', got {encoder!r}")
@@ -68,7 +70,7 @@ def make(
                 "bias": jnp.zeros(dim),
                 "score": dense(keys[5], (dim, 1))[:, 0],
             },
-            "update": recurrent.init_gru(keys[6], dim, dim),
+            "update": recurrent.init_gru(keys[6], dim, dim, timescale),
             "reader": multihop.init(keys[7], dim, dim, hops),
         }
 
@@ -80,7 +82,7 @@ def make(
         """-> features f, and W2 f + b of Eq. 1, which needs no memory and so is kept out of the scan."""
         x = embed(params, items)
         if encoder == "transformer":
-            f = transformer.apply({"params": params["encoder"]}, x, mask, key=key)
+            f = apply_in_chunks(transformer, params["encoder"], x, mask, None, None, key)
         else:
             rows = recurrent.bigru(params["encoder"], x.reshape(-1, *x.shape[-2:]), mask.reshape(-1, mask.shape[-1]))
             f = rows[0].reshape(x.shape)

@@ -89,7 +89,11 @@ def memorize(
 
 def _pad(x: Array, length: int) -> Array:
     """Pads axis 0 with empty segments, which every machine leaves out."""
-    return jnp.concatenate([x, jnp.broadcast_to(x[:1] * 0, (length - len(x), *x.shape[1:]))]) if length > len(x) else x
+    if length == len(x):
+        return x
+    # Row 0 again (a key cannot be zero), but masks are false.
+    fill = jnp.zeros_like(x[:1]) if x.dtype == bool else x[:1]
+    return jnp.concatenate([x, jnp.broadcast_to(fill, (length - len(x), *x.shape[1:]))])
 
 
 def _segment_keys(key: Key, memory: Memory, mask: Array) -> Key:

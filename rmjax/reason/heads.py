@@ -9,20 +9,25 @@ from flax.linen.initializers import lecun_normal
 from rmjax.types import Array, Key, Params
 
 
-def init_click(key: Key, width: int, hidden: int) -> Params:
-    """hidden = 0: the single linear layer that RM prints; otherwise one tanh layer of that width before it."""
+def init_click(key: Key, width: int, query_width: int, hidden: int) -> Params:
+    """hidden = 0: the single linear layer that RM prints; otherwise one tanh layer of that width before it, which
+    also sees the product of features and query (`width` == `query_width`)."""
     a, b = jax.random.split(key)
-    params = {"out": lecun_normal()(b, (hidden or width, 1)), "bias": jnp.zeros(1)}
+    inputs = width + query_width
+    params = {"out": lecun_normal()(b, (hidden or inputs, 1)), "bias": jnp.zeros(1)}
     if hidden:
-        params |= {"hidden": lecun_normal()(a, (width, hidden)), "hidden_bias": jnp.zeros(hidden)}
+        params |= {"hidden": lecun_normal()(a, (inputs + width, hidden)), "hidden_bias": jnp.zeros(hidden)}
     return params
 
 
-def click(params: Params, features: Array) -> Array:
-    """features [B, Q, m] -> logit of a click [B, Q] (RM supplement A: a confidence score by a linear layer)."""
+def click(params: Params, features: Array, query: Array) -> Array:
+    """Features [B, Q, m] read for queries [B, Q, d] -> logit of a click [B, Q] (RM section 4.3.3, CM Appendix A.1)."""
+    x = jnp.concatenate([features, query], -1)
     if "hidden" in params:
-        features = jnp.tanh(features @ params["hidden"] + params["hidden_bias"])
-    return (features @ params["out"] + params["bias"])[..., 0]
+        # A match of what was read with what is asked is a product; sums of the two learn it late or never.
+        x = jnp.concatenate([x, features * query], -1)
+        x = jnp.tanh(x @ params["hidden"] + params["hidden_bias"])
+    return (x @ params["out"] + params["bias"])[..., 0]
 
 
 def click_loss(logits: Array, target: Array, mask: Array) -> tuple[Array, Array]:

@@ -23,9 +23,11 @@ def init(key: Key, slot_width: int, width: int, hops: int) -> Params:
             "score": dense(c, (width, 1))[:, 0],
         }
 
-    keys = jax.random.split(key, hops + 1)
-    merge = {"kernel": dense(keys[0], (slot_width + width, width)), "bias": jnp.zeros(width)}
-    return {"hops": [hop(k) for k in keys[1:]], "merge": merge}
+    found, *keys = jax.random.split(key, hops + 1)
+    # Untrained, q^c is e^c + q^(c-1): what is read stays in the slots' space, where a query can be held against it.
+    read = jnp.eye(width) if slot_width == width else dense(found, (slot_width, width))
+    kernel = jnp.concatenate([read, jnp.eye(width)])
+    return {"hops": [hop(k) for k in keys], "merge": {"kernel": kernel, "bias": jnp.zeros(width)}}
 
 
 def multihop(params: Params, query: Array, slots: Array, slot_mask: Array) -> tuple[Array, Array]:

@@ -30,17 +30,16 @@ def fragment_features(params: Params, items: Array, mask: Array) -> Array:
     return x.sum(2) / jnp.maximum(mask.sum(2), 1)[..., None]
 
 
-def attend(params: Params, query: Array, features: Array, valid: Array) -> tuple[Array, Array]:
+def attend(params: Params, query: Array, features: Array, valid: Array) -> tuple[Array, Array, Array]:
     """Eq. 5. query i32 [B, Q]; features [B, T, d]; valid bool [B, Q, T], the segments before each question.
 
-    -> scores beta [B, Q, T] before the softmax, and the reasoning feature [e; q] [B, Q, 2d].
+    -> scores beta [B, Q, T] before the softmax; e and q [B, Q, d], the two parts of the reasoning feature a = [e; q].
     """
     q = embed(params, query)
     scores = additive_scores(q @ params["query"], features @ params["fragment"] + params["bias"], params["score"])
-    e = masked_softmax(scores, valid) @ features
-    return scores, jnp.concatenate([e, q], -1)
+    return scores, masked_softmax(scores, valid) @ features, q
 
 
 def uniform_scores(key: Key, shape: tuple[int, ...]) -> Array:
-    """Scores whose largest are a uniform draw without replacement: key [B] -> [B, *shape]. RM Table 5's random sampler."""
+    """RM Table 5's random sampler: key [B] -> scores [B, *shape], the largest of which are a uniform draw."""
     return jax.vmap(lambda k: jax.random.uniform(k, shape))(key)

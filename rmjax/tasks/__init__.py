@@ -26,10 +26,11 @@ def make_machine(config: Any, source: Source) -> machines.MemoryMachine:
             normalize=m.normalize,
             hops=config.reason.hops,
             segment_length=config.data.segment_length,
+            timescale=m.timescale,
             dtype=jnp.dtype(config.train.compute_dtype),
         )
     elif m.kind == "gru":
-        settings = dict(history_sum=m.history_sum)
+        settings = dict(history_sum=m.history_sum, timescale=m.timescale * config.data.segment_length)
     else:
         length = m.buffer_length or source.max_items
         settings = dict(buffer_length=length, recent=m.recent, pooled=m.pooled, hops=config.reason.hops)
@@ -63,8 +64,8 @@ def make_task(config: Any, source: Source) -> Recommendation:
 
 
 def make_teacher(config: Any, source: Source) -> Teacher | None:
-    """The history sampler, None where the rehearsal needs none."""
+    """The history sampler, None where neither the rehearsal nor the machine's item table needs one."""
     r, t = config.rehearsal, config.teacher
-    if r.sampler != "teacher" or not (r.recollection or r.familiarity):
+    if not t.share_items and (r.sampler != "teacher" or not (r.recollection or r.familiarity)):
         return None
     return Teacher(source.num_items, t.dim, t.dim if config.reason.head == "mlp" else 0)

@@ -48,7 +48,7 @@ class Recommendation:
 
     def init(self, key: Key) -> Params:
         a, b, c = jax.random.split(key, 3)
-        params = {"machine": self.machine.init(a), "head": heads.init_click(b, self.dim, self.head_width)}
+        params = {"machine": self.machine.init(a), "head": heads.init_click(b, self.dim, self.dim, self.head_width)}
         if self.rehearsal.active:
             memory = jax.eval_shape(lambda: self.machine.slots(params["machine"], self._empty(params, 1)))
             slot_width = memory[0].shape[-1]
@@ -81,7 +81,7 @@ class Recommendation:
             query, mask = batch.query.reshape(rows, 1), batch.query_mask.reshape(rows, 1)
             features = machine.read(params, memory, query, mask, None)
             features = features.reshape(*batch.query.shape, -1)
-        return heads.click(head, features)
+        return heads.click(head, features, machine.embed(params, batch.query))
 
     def scores(self, params: Params, batch: Batch) -> Array:
         return self._answer(params, self._memorize(params, batch), batch)
@@ -124,9 +124,7 @@ class Recommendation:
         twice = lambda x: jnp.concatenate([x, x], 1)  # noqa: E731
         slots = machine.slots(params["machine"], memory)
         x = machine.embed(params["machine"], both)
-        recalled = r.decoder(
-            params["rehearsal"], x, twice(cut.mask), twice(cut.hidden), *slots, key=decoder_key
-        )
+        recalled = r.decoder(params["rehearsal"], x, twice(cut.mask), twice(cut.hidden), *slots, key=decoder_key)
         terms = {}
         if r.familiarity:
             weights = params["rehearsal"]["familiar"]
@@ -168,14 +166,18 @@ class Teacher:
 
     def init(self, key: Key) -> Params:
         a, b = jax.random.split(key)
-        return {"sampler": sampler.init(a, self.num_items, self.dim), "head": heads.init_click(b, 2 * self.dim, self.head_width)}
+        return {
+            "sampler": sampler.init(a, self.num_items, self.dim),
+            "head": heads.init_click(b, self.dim, self.dim, self.head_width),
+        }
 
     def scores(self, params: Params, batch: Batch) -> Array:
         valid = jnp.broadcast_to(batch.item_mask.any(-1)[:, None], (*batch.query.shape, batch.items.shape[1]))
         if batch.position is not None:
             valid &= jnp.arange(valid.shape[-1]) < batch.position[..., None]
         features = sampler.fragment_features(params["sampler"], batch.items, batch.item_mask)
-        return heads.click(params["head"], sampler.attend(params["sampler"], batch.query, features, valid)[1])
+        _, found, query = sampler.attend(params["sampler"], batch.query, features, valid)
+        return heads.click(params["head"], found, query)
 
     def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[float, Sum]]:
         return {"reason": (1.0, heads.click_loss(self.scores(params, batch), batch.target, batch.query_mask))}

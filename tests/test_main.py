@@ -1,0 +1,157 @@
+"""The command line as people use it: what it prints, how it exits, how it stops and goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rmjax.workdir import EXIT_PREEMPTED, lock
+from tests.runs import lines
+
+ROOT = Path(__file__).parents[1]
+# The run sends the signal to itself: no test waits for a moment that a busy machine may miss.
+CARD = """
+import os, signal
+from tests import runs
+from rmjax import config as configs
+
+def get_config(arg=""):
+    moment, _, name = os.environ.get("SIGNAL_BEFORE", "").partition(":")
+    if moment:
+        runs.before(moment, lambda: os.kill(os.getpid(), getattr(signal, name)))
+    configs.options(arg, ["gru"])
+    return runs.tiny(**(runs.PLAIN if arg == "gru" else {}))
+"""
+
+
+@pytest.fixture(scope="module")
+def card(tmp_path_factory):
+    path = tmp_path_factory.mktemp("card") / "card.py"
+    path.write_text(CARD)
+    return path
+
+
+@pytest.fixture(scope="module")
+def start(card):
+    """start(module, *arguments, signal="<moment>:<name>") -> the process; all share what they compile."""
+
+    def start(module: str, *arguments: str, signal: str = "") -> subprocess.Popen:
+        environment = os.environ | {
+            "PYTHONPATH": str(ROOT),
+            "SIGNAL_BEFORE": signal,
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(card.parent / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        command = [sys.executable, "-m", f"rmjax.{module}", *arguments]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, cwd=card.parent)
+
+    return start
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    """-> exit code, stdout, stderr; which never holds a traceback."""
+    out, err = process.communicate(timeout=300)
+    assert "Traceback" not in err, err
+    return process.returncode, out, err
+
+
+SIGNALS = [
+    "teacher compilation:SIGTERM",
+    "teacher step 3:SIGINT",
+    "model step 5:SIGTERM",
+    "model validation 8:SIGTERM",
+    "test:SIGINT",
+]
+
+
+def test_a_signal_ends_it_in_order_and_the_same_line_goes_on(start, card, tmp_path):
+    line = ["main", f"--config={card}", f"--workdir={tmp_path}"]
+    for signal in SIGNALS:
+        code, out, err = finish(start(*line, signal=signal))
+        assert (code, out) == (EXIT_PREEMPTED, "") and "run the same line again to go on" in err, signal
+    code, out, _ = finish(start(*line))
+    steps = [entry["step"] for entry in lines(tmp_path) if entry["kind"] == "train"]
+    assert code == 0 and steps == [*range(1, 7), *range(1, 13)]
+    head, rule, *rows = out.splitlines()
+    assert head.split() == ["memory", "test", "AUC", "95%", "from", "to"] and set(rule) == {"-", " "}
+    assert [row.split("  ")[0] for row in rows] == ["rehearsal", "oracle, full history", "oracle, last 20 clicks"]
+    assert finish(start(*line))[:2] == (0, out)
+    assert finish(start(*line, "--mode=eval"))[:2] == (0, out)
+
+
+def test_a_second_process_is_told_who_is_there(start, card, tmp_path):
+    with lock(tmp_path):
+        code, out, err = finish(start("main", f"--config={card}", f"--workdir={tmp_path}"))
+    assert (code, out) == (1, "")
+    assert f"lock is held by pid {os.getpid()} on " in err and "or use another workdir" in err
+
+
+MISTAKES = {  # what is wrong -> arguments, the cause, the cure
+    "key": (["--config.train.bach_size=3"], "train.bach_size: no such key", "did you mean config.train.batch_size?"),
+    "value": (["--config.train.batch_size=0"], "config.train.batch_size = 0: must be a whole number", "at least 1"),
+    "type": (["--config.train.batch_size=many"], "config.train.batch_size=many", "invalid literal for int()"),
+    "option": (["--config={card}:grru"], "config option 'grru': no such option", "there are gru"),
+    "file": (["--config={card}.no"], "Failed loading config file", "card.py.no"),
+    "data": (["--config.data.name=movielens", "--config.data.dir=nowhere"], "nowhere", "https://grouplens.org"),
+    "devices": (["--config.train.devices=2"], "config.train.devices = 2, but there are 1", "CpuDevice"),
+    "argument": (["train"], "unexpected arguments: train", "train"),
+    "mode": (["--mode=test"], "--mode=test", "train|eval|explain"),
+    "untrained": (["--mode=eval"], "run has no checkpoint of the model", "train first, with --mode=train"),
+    "workdir": (["--workdir="], "--workdir is missing", "name a directory"),
+}  # fmt: skip
+
+
+def test_a_mistake_is_answered_in_a_line_that_says_what_to_do(start, card, tmp_path):
+    names = list(MISTAKES)
+    for pair in (names[i : i + 2] for i in range(0, len(names), 2)):
+        running = {}
+        for name in pair:
+            arguments = [argument.format(card=card) for argument in MISTAKES[name][0]]
+            running[name] = start("main", f"--config={card}:gru", f"--workdir={tmp_path / name / 'run'}", *arguments)
+        for name, process in running.items():
+            code, out, err = finish(process)
+            _, cause, cure = MISTAKES[name]
+            told = [text for text in err.splitlines() if cause in text]
+            assert code != 0 and told, (name, code, err)
+            assert cure in (err if name in ("file", "argument", "mode") else told[0]), (name, err)
+            assert out == "", (name, out)
+
+
+def test_explain_prints_what_a_run_would_cost(start, card):
+    code, out, _ = finish(start("main", f"--config={card}", "--mode=explain"))
+    told = json.loads(out)
+    assert code == 0 and told["memory_bytes_per_stream"] == 132
+    assert told.keys() == {
+        *("parameters", "memory_bytes_per_stream", "flops_per_step", "matmul_flops_per_step"),
+        *("peak_bytes_per_device", "compile_seconds", "devices", "batch_size"),
+    }
+
+
+def test_bench_prints_every_number_it_promises(start, card):
+    arguments = [f"--config={card}", "--repeats=3", "--history=12", "--history=1000"]
+    code, out, _ = finish(start("bench", *arguments))
+    told = json.loads(out)
+    assert code == 0
+    streaming = told.pop("streaming")
+    assert isinstance(told.pop("environment"), str) and told.pop("device") == "cpu"
+    assert told.keys() == {
+        *("parameters", "memory_bytes_per_stream", "flops_per_step", "matmul_flops_per_step", "devices", "batch_size"),
+        *("compile_seconds", "step_ms", "step_ms_fastest", "streams_per_second", "items_per_second"),
+        *("peak_bytes_compiled_per_device", "peak_bytes_process", "matmul_flops_per_second", "share_of_matmul_rate"),
+    }
+    assert all(value > 0 for value in told.values()), told
+    assert told["step_ms_fastest"] <= told["step_ms"]
+    assert told["items_per_second"] == pytest.approx(40 * told["streams_per_second"])
+    assert told["streams_per_second"] == pytest.approx(8e3 / told["step_ms"])
+    assert told["share_of_matmul_rate"] < 1
+    assert streaming.keys() == {f"batch_{batch}_after_{history}" for batch in (1, 256) for history in (12, 1000)}
+    for timing in streaming.values():
+        assert timing.pop("memory_bytes_per_stream") == 132
+        assert timing.keys() == {"write_segment_ms", "answer_query_ms"} and min(timing.values()) > 0

@@ -1,0 +1,451 @@
+"""A run stops anywhere and goes on as if it had not; what it computes, costs and refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import logging
+import math
+import re
+import shutil
+from pathlib import Path
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from rmjax import config as configs
+from rmjax import tasks, train
+from rmjax.data import make_source
+from rmjax.optim import make_optimizer
+from rmjax.parallel import make_mapped
+from rmjax.train_step import init_state, make_train_step
+from rmjax.workdir import Preemption
+from tests.runs import PLAIN, before, compilations_kept, lines, saved, set_key, tiny
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kept(tmp_path_factory):
+    with compilations_kept(tmp_path_factory.mktemp("compiled")):
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """-> workdir and table of a run that nothing stopped."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    return workdir, train.train(tiny(), workdir)
+
+
+def stopped(config, workdir: Path, moment: str) -> str:
+    """Runs until `moment`, where the run is asked to stop. -> what it said."""
+    with pytest.MonkeyPatch.context() as patch:
+        stop = Preemption()
+        patch.setattr(train, "Preemption", lambda: stop)
+        before(moment, lambda: setattr(stop, "requested", True), patch.setattr)
+        with pytest.raises(train.Preempted) as told:
+            train.train(config, workdir)
+        return str(told.value)
+
+
+@pytest.fixture(scope="module")
+def halfway(tmp_path_factory):
+    """A workdir of a model stopped at step 7, with checkpoints of steps 4, 6 and 7."""
+    workdir = tmp_path_factory.mktemp("halfway") / "run"
+    stopped(tiny(), workdir, "model step 7")
+    assert sorted(int(path.name) for path in (workdir / "model").iterdir()) == [4, 6, 7]
+    return workdir
+
+
+def assert_same_run(workdir: Path, expected: Path) -> None:
+    assert lines(workdir) == lines(expected)
+    for stage in ("teacher", "model"):
+        chex.assert_trees_all_equal(saved(workdir, stage), saved(expected, stage))
+
+
+# ---- the run
+
+
+def test_the_table_has_the_machine_and_the_references(finished):
+    workdir, rows = finished
+    assert [row["memory"] for row in rows] == ["rehearsal", "oracle, full history", "oracle, last 20 clicks"]
+    for row in rows:
+        assert 0 <= row["low"] <= row["test_auc"] <= row["high"] <= 1
+    text = train.show(rows)
+    assert text.splitlines()[0].split() == ["memory", "test", "AUC", "95%", "from", "to"]
+    assert all(f"{row['test_auc']:.4g}" in text for row in rows)
+
+
+def test_every_step_and_evaluation_is_written_once(finished):
+    expected = []
+    for stage, steps in (("teacher", 6), ("model", 12)):
+        for step in range(1, steps + 1):
+            expected.append((stage, "train", step))
+            if step % 4 == 0 or step == steps:
+                expected.append((stage, "valid", step))
+    entries = lines(finished[0])
+    assert [(entry["stage"], entry["kind"], entry["step"]) for entry in entries] == expected
+    model = [entry for entry in entries if entry["stage"] == "model" and entry["kind"] == "train"]
+    for entry in model:
+        assert entry.keys() == {"stage", "kind", "step", "loss", "grad_norm", "reason", "recollection", "familiarity"}
+        whole = entry["reason"] + entry["recollection"] + 0.5 * entry["familiarity"]
+        assert math.isclose(entry["loss"], whole, rel_tol=1e-5)
+
+
+def test_a_finished_run_is_not_trained_again(finished, monkeypatch):
+    workdir, rows = finished
+    written = (workdir / "metrics.jsonl").read_bytes()
+    monkeypatch.setattr(train, "train_stage", None)
+    assert train.train(tiny(), workdir) == rows
+    assert (workdir / "metrics.jsonl").read_bytes() == written
+
+
+def test_the_best_parameters_are_tested(finished):
+    """Of the validated steps, the one of the highest AUC; and its parameters are not the last ones."""
+    entries = [entry for entry in lines(finished[0]) if (entry["stage"], entry["kind"]) == ("model", "valid")]
+    best = max(entries, key=lambda entry: entry["auc"])["step"]
+    config = tiny()
+    with train.opened(config, finished[0]) as run:
+        stage = train.model_stage(run)
+        like = train.fresh_state(run, stage)
+        with contextlib.closing(train.open_checkpoints(run, stage)) as checkpoints:
+            found = train.restore_best(checkpoints, like)
+            chex.assert_trees_all_equal(found, checkpoints.restore(like, best)[1].params)
+
+
+# ---- stopping and going on
+
+MOMENTS = [
+    "teacher compilation",
+    "teacher step 3",
+    "teacher validation 4",
+    "teacher validation 6",
+    "model step 0",
+    "model compilation",
+    "model step 5",
+    "model step 6",
+    "model validation 8",
+    "model validation 12",
+    "test",
+]
+
+
+def test_stopped_at_every_kind_of_moment_it_goes_on_as_if_it_had_not(finished, tmp_path):
+    for moment in MOMENTS:
+        told = stopped(tiny(), tmp_path, moment)
+        assert "run the same line again to go on" in told, moment
+        stage, kind, *number = moment.split() if moment != "test" else ("test", "")
+        step = 1 if kind == "compilation" else int(number[0]) if number else None
+        if step is None:
+            assert stage == "test" and "evaluating on 'test'" in told
+            continue
+        assert f"in stage {stage!r} at step {step};" in told, moment
+        assert max(int(path.name) for path in (tmp_path / stage).iterdir()) == step, moment  # nothing is lost
+    assert train.train(tiny(), tmp_path) == finished[1]
+    assert_same_run(tmp_path, finished[0])
+
+
+def test_a_validation_is_left_between_two_batches(tmp_path):
+    stop = Preemption()
+    run = train.Run(tiny(), tmp_path, make_source(tiny().data, 0), stop)
+    calls = []
+
+    class Mapped:
+        def scores(self, params, batch):
+            calls.append(batch)
+            stop.requested = True
+            return np.zeros(batch.query.shape)
+
+    with pytest.raises(train.Preempted, match="evaluating on 'valid'"):
+        train.score_split(run, Mapped(), None, "valid")
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped"])
+def test_from_a_damaged_checkpoint_it_goes_back_one(finished, halfway, tmp_path, caplog, damage):
+    workdir = Path(shutil.copytree(halfway, tmp_path / "run"))
+    largest = max((workdir / "model" / "000000007").rglob("*"), key=lambda path: path.stat().st_size)
+    harm(largest, damage)
+    with caplog.at_level(logging.INFO, "absl"):
+        assert train.train(tiny(), workdir) == finished[1]
+    assert f"{workdir}/model/000000007 is damaged: " in caplog.text and largest.name in caplog.text
+    assert "model: going on from step 6 of 12" in caplog.text
+    assert_same_run(workdir, finished[0])
+
+
+def harm(path: Path, damage: str) -> None:
+    content = bytearray(path.read_bytes())
+    if damage == "truncated":
+        content = content[: len(content) // 2]
+    else:
+        content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_damage_to_any_file_of_a_checkpoint_is_seen(halfway, tmp_path):
+    names = [path.relative_to(halfway) for path in (halfway / "model" / "000000007").rglob("*") if path.is_file()]
+    assert len(names) > 3
+    for name, damage in itertools.product(names, ("truncated", "flipped")):
+        workdir = Path(shutil.copytree(halfway, tmp_path / "run"))
+        harm(workdir / name, damage)
+        assert saved(workdir, step=7)[0] == 6, (name, damage)
+        shutil.rmtree(workdir)
+
+
+def test_it_goes_on_with_other_devices_and_mappings(tmp_path):
+    """And the same losses: what is drawn depends on neither."""
+    config = tiny(**PLAIN)
+    train.train(config, tmp_path / "whole")
+    stopped(config, tmp_path / "moved", "model step 5")
+    mesh = {"train.mapping": "mesh", "train.devices": 4, "train.model_devices": 2}
+    train.train(tiny(**PLAIN, **mesh), tmp_path / "moved")
+    one, two = (lines(tmp_path / name) for name in ("whole", "moved"))
+    assert [(e["kind"], e["step"]) for e in one] == [(e["kind"], e["step"]) for e in two]
+    for a, b in zip(one, two, strict=True):
+        assert a.get("loss", 0) == pytest.approx(b.get("loss", 0), rel=1e-4), a
+
+
+# ---- what ends a run
+
+
+@pytest.mark.parametrize("save_every", [1, 100])
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, save_every):
+    """Seen before anything is saved after it, and also where nothing is saved until the end."""
+    config = tiny(**PLAIN, **{"train.learning_rate": 1e30, "train.save_every": save_every, "train.eval_every": 100})
+    for _ in range(2):
+        with pytest.raises(FloatingPointError) as error:
+            train.train(config, tmp_path)
+        assert "stage 'model', step 2: a loss is not finite" in str(error.value)
+        assert "reason " in str(error.value) and "Lower config.train.learning_rate" in str(error.value)
+        assert [entry["step"] for entry in lines(tmp_path)] == [1]
+        if save_every == 1:
+            step, leaves = saved(tmp_path)
+            assert step == 1
+            chex.assert_tree_all_finite({name: leaf for name, leaf in leaves.items() if name.startswith("params")})
+        else:
+            assert not list((tmp_path / "model").iterdir())
+
+
+def test_another_config_is_refused(finished):
+    workdir = finished[0]
+    for name, field in configs.SCHEMA.items():
+        config = tiny()
+        set_key(config, name, other(field.default))
+        if name in train.MAY_CHANGE:
+            train.check_same_config(config, workdir)
+        else:
+            with pytest.raises(ValueError, match=f"config.{name} was .*, now .*: use another --workdir"):
+                train.check_same_config(config, workdir)
+    assert set(train.MAY_CHANGE) <= set(configs.SCHEMA)
+    with pytest.raises(ValueError, match="config.machine.slots was 4, now 5"):
+        train.train(tiny(**{"machine.slots": 5}), workdir)
+    assert train.train(tiny(**{"train.keep_last": 5, "train.log_every": 3}), workdir) == finished[1]
+
+
+def other(value):
+    """A value that no tiny config has."""
+    return not value if isinstance(value, bool) else f"{value}?" if isinstance(value, str) else value + 12345
+
+
+def test_a_config_binds_only_once_something_is_saved(tmp_path):
+    """A run refused at its start may be started again with the cause put right."""
+    with pytest.raises(ValueError, match="clicks_min=45"):
+        train.train(tiny(**{"data.simulated.clicks_min": 45, "data.simulated.clicks_max": 45}), tmp_path)
+    stopped(tiny(**PLAIN), tmp_path, "model step 0")
+    with pytest.raises(ValueError, match="config.machine.kind was 'gru', now 'rehearsal'"):
+        train.train(tiny(), tmp_path)
+
+
+def test_batches_that_do_not_divide_among_the_devices_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="teacher batch_size 9 does not divide among 8 devices"):
+        train.train(tiny(**{"teacher.batch_size": 9, "train.devices": 0}), tmp_path)
+    with pytest.raises(ValueError, match="config.train.devices = 16, but there are 8"):
+        train.train(tiny(**{"train.batch_size": 16, "train.eval_batch_size": 16, "train.devices": 16}), tmp_path)
+
+
+def test_a_config_without_a_teacher_trains_none(tmp_path):
+    for changes in ({"rehearsal.sampler": "uniform"}, PLAIN):
+        config = tiny(**changes)
+        assert tasks.make_teacher(config, make_source(config.data, 0)) is None
+
+
+# ---- testing only
+
+
+def test_nothing_trained_cannot_be_tested(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"run has no checkpoint of the model: train first, with --mode=train"):
+        train.evaluate_only(tiny(), tmp_path / "run")
+
+
+def test_testing_gives_the_numbers_of_the_run(finished):
+    written = (finished[0] / "metrics.jsonl").read_bytes()
+    assert train.evaluate_only(tiny(), finished[0]) == finished[1]
+    assert (finished[0] / "metrics.jsonl").read_bytes() == written
+
+
+def test_every_mapping_scores_alike_and_leaves_padding_out(tmp_path):
+    config = tiny()
+    run = train.Run(config, tmp_path, make_source(config.data, 0), Preemption())
+    stage = train.model_stage(run)
+    params, scored = train.fresh_state(run, stage).params, []
+    for mapping, devices, model_devices in (("pmap", 1, 1), ("pmap", 2, 1), ("mesh", 2, 1), ("mesh", 4, 2)):
+        how = dict(mapping=mapping, devices=devices, model_devices=model_devices)
+        mapped = make_mapped(stage.task, make_optimizer(1e-3, 5.0), 0, **how)
+        assert mapped.devices == devices // model_devices
+        chex.assert_trees_all_equal(mapped.get(mapped.put(params)), params)
+        scored.append(train.score_split(run, mapped, mapped.put(params), "test"))
+    first = scored[0]
+    assert first["scores"].shape == (15, 4) and (first["example_id"] == np.arange(15)).all()
+    assert np.std(first["scores"]) > 1e-3
+    for got in scored[1:]:
+        np.testing.assert_allclose(got.pop("scores"), first["scores"], rtol=0, atol=1e-6)
+        chex.assert_trees_all_equal(got, {name: value for name, value in first.items() if name != "scores"})
+
+
+# ---- the cost
+
+
+def dense(inputs: int, outputs: int) -> int:
+    return inputs * outputs + outputs
+
+
+def transformer(d: int, tokens: int, attentions: int, layers: int = 1) -> int:
+    """Positions; per layer attentions with their norms, a feed-forward of width 4 d with its norm; a last norm."""
+    attention = 4 * dense(d, d) + 2 * d
+    return tokens * d + layers * (attentions * attention + dense(d, 4 * d) + dense(4 * d, d) + 2 * d) + 2 * d
+
+
+def test_explain_counts_what_one_counts_by_hand():
+    d, slots, length, items = 8, 4, 10, 9 * 2 * 3 + 4
+    parameters = {
+        "items": items * d,
+        "encoder": transformer(d, length, 1),
+        "slots": slots * d,
+        "Eq. 1": 2 * d * d + 2 * d,
+        "Eq. 2": 2 * d * 3 * d + 4 * d,
+        "reader": 2 * d * d + 2 * d + dense(2 * d, d),
+        "head": dense(2 * d, 1),
+        "decoder": transformer(d, 1 + length, 2),
+        "tokens": 2 * d,
+        "familiar": dense(d, 1),
+    }
+    told = train.explain(tiny())
+    assert told["parameters"] == sum(parameters.values())
+    assert told["memory_bytes_per_stream"] == 4 * slots * d + 4
+    assert told["flops_per_step"] > told["matmul_flops_per_step"] > 0
+    assert told["peak_bytes_per_device"] > 3 * 4 * told["parameters"]  # with Adam's two moments
+    assert told["compile_seconds"] > 0 and (told["devices"], told["batch_size"]) == (1, 8)
+
+
+def test_work_grows_linearly_with_the_stream_and_memory_not_at_all():
+    costs = []
+    for clicks in (100, 200, 300):
+        stream = {"data.simulated.clicks_min": clicks, "data.simulated.clicks_max": clicks}
+        config = tiny(**stream, **{"machine.block": 2})  # a loop over blocks: its body is there once
+        run, task, state, frozen, batch = shapes(config)
+        assert batch.items.shape == (8, clicks // 10, 10)
+        costs.append(train.step_costs(run, train.model_stage(run), state, frozen, batch))
+    assert len({cost["memory_bytes_per_stream"] for cost in costs}) == len({cost["parameters"] for cost in costs}) == 1
+    for name in ("flops_per_step", "matmul_flops_per_step"):
+        one, two, three = (cost[name] for cost in costs)
+        assert three - two == pytest.approx(two - one, rel=0.01) and two > 1.5 * one
+
+
+# ---- every row of RM's Tables 5 and 6, and every sweep, is a change of config
+
+REHEARSED = {"reason", "recollection", "familiarity"}
+VARIANTS = {  # name -> changes, the loss terms there are
+    "as printed": ({}, REHEARSED),
+    "without rehearsal": ({"rehearsal.recollection": 0.0, "rehearsal.familiarity": 0.0}, {"reason"}),
+    "only recollection": ({"rehearsal.familiarity": 0.0}, {"reason", "recollection"}),
+    "only familiarity": ({"rehearsal.recollection": 0.0}, {"reason", "familiarity"}),
+    "random fragments": ({"rehearsal.sampler": "uniform"}, REHEARSED),
+    "bigru encoder": ({"machine.encoder": "bigru"}, REHEARSED),
+    "mask ratio .15": ({"rehearsal.mask_ratio": 0.15}, REHEARSED),
+    "mask all": ({"rehearsal.mask_ratio": 1.0}, REHEARSED),
+    "replace all": ({"rehearsal.replace_ratio": 1.0}, REHEARSED),
+    "3 slots": ({"machine.slots": 3}, REHEARSED),
+    "5 slots": ({"machine.slots": 5}, REHEARSED),
+    "1 fragment": ({"rehearsal.fragments": 1}, REHEARSED),
+    "more fragments than segments": ({"rehearsal.fragments": 7}, REHEARSED),
+    "segments of 5": ({"data.segment_length": 5}, REHEARSED),
+    "segments of 8": ({"data.segment_length": 8}, REHEARSED),
+    "3 layers": ({"machine.layers": 3, "rehearsal.layers": 2}, REHEARSED),
+    "gru": ({"machine.kind": "gru"}, REHEARSED),
+    "gru alone": (PLAIN | {"machine.history_sum": False}, {"reason"}),
+    "buffer": ({"machine.kind": "buffer"}, REHEARSED),
+    "buffer of the latest 20": (PLAIN | {"machine.kind": "buffer", "machine.buffer_length": 20}, {"reason"}),
+    "buffer of the mean": (PLAIN | {"machine.kind": "buffer", "machine.recent": 0}, {"reason"}),
+    "buffer of the latest": (PLAIN | {"machine.kind": "buffer", "machine.pooled": False}, {"reason"}),
+    "blocks of 2, computed again": ({"machine.block": 2, "machine.remat": True}, REHEARSED),
+    "bfloat16": ({"train.compute_dtype": "bfloat16"}, REHEARSED),
+    "2 hops": ({"reason.hops": 2}, REHEARSED),
+    "mlp head": ({"reason.head": "mlp"}, REHEARSED),
+    "normalised over items": ({"machine.normalize": "items"}, REHEARSED),
+    "dropout": ({"machine.dropout": 0.1}, REHEARSED),
+    "against all items": ({"rehearsal.sampled_items": 0}, REHEARSED),
+}
+MIXED = {"machine.dropout": 0.1, "train.compute_dtype": "bfloat16", "machine.block": 3, "machine.remat": True}
+STEPPED = {
+    "segments of 8": PLAIN | {"data.segment_length": 8},
+    "buffer": PLAIN | {"machine.kind": "buffer", "machine.buffer_length": 20},
+    "dropout in bfloat16, in blocks": MIXED,
+}
+
+
+@functools.cache
+def source_of(settings: str):
+    return make_source(tiny().data, 0) if settings == tiny().data.simulated.to_json() else None
+
+
+def shapes(config):
+    """-> run, task, state, frozen (shapes alone) and the first batch."""
+    source = source_of(config.data.simulated.to_json()) or make_source(config.data, 0)
+    run = train.Run(config, Path(), source, Preemption())
+    stage, teacher = train.model_stage(run), tasks.make_teacher(config, source)
+    optimizer = make_optimizer(stage.learning_rate, config.train.clip)
+    state = jax.eval_shape(lambda: init_state(stage.task, optimizer, jax.random.key(0)))
+    frozen = () if teacher is None else jax.eval_shape(teacher.init, jax.random.key(0))["sampler"]
+    data = train.batches(source, **train.data_settings(run), batch_size=stage.batch_size, num_steps=1)
+    with contextlib.closing(data):
+        return run, stage.task, state, frozen, next(data)
+
+
+@functools.cache
+def traced(name: str):
+    """-> the train step as text; shapes of the state before and after, and of the metrics."""
+    _, task, state, frozen, batch = shapes(tiny(**VARIANTS[name][0]))
+    step = make_train_step(task, make_optimizer(1e-3, 5.0), 0)
+    program, (after, _, metrics) = jax.make_jaxpr(step, return_shape=True)(state, (), frozen, batch)
+    assert jax.eval_shape(task.scores, state.params, batch).shape == batch.query.shape
+    return re.sub("0x[0-9a-f]+", "", str(program)), state, after, metrics
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_builds(name):
+    _, before, after, metrics = traced(name)
+    terms = VARIANTS[name][1]
+    assert metrics.keys() == terms | {"loss", "grad_norm"}
+    assert ("rehearsal" in before.params) == (terms != {"reason"})
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, before)
+    assert {leaf.dtype for leaf in jax.tree.leaves(before.params)} == {np.dtype("float32")}
+
+
+def test_every_variant_is_another_program():
+    """No change of config is without effect."""
+    programs = {traced(name)[0]: name for name in VARIANTS}
+    assert sorted(programs.values()) == sorted(VARIANTS)
+
+
+@pytest.mark.parametrize("name", STEPPED)
+def test_a_step_of_a_variant_is_finite(name):
+    run, task, *_ = shapes(tiny(**STEPPED[name]))
+    stage, _, state, frozen, batch = train.first_step(run)
+    step = jax.jit(make_train_step(task, make_optimizer(1e-3, 5.0), 0))
+    after, _, metrics = step(state, (), frozen, batch)
+    chex.assert_tree_all_finite((after, metrics))
+    assert metrics["grad_norm"] > 0
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), after.params, state.params)
+    assert all(jax.tree.leaves(moved)), moved
