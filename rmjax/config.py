@@ -118,7 +118,7 @@ SCHEMA: dict[str, Field] = {
     "teacher.batch_size": Field(32, at_least(1), "streams a step, over all devices"),
     "teacher.learning_rate": Field(1e-3, above(0), "of Adam"),
     "teacher.dim": Field(64, at_least(1), "width"),
-    "teacher.share_items": Field(False, anything, "the machine starts from the teacher's item table"),
+    "teacher.share_items": Field(False, anything, "the machine has the teacher's item table, fixed"),
     "teacher.dir": Field("", anything, "workdir of a run whose teacher is taken; empty: one is trained here"),
     # train
     "train.steps": Field(2000, at_least(1), "steps of training"),

@@ -29,8 +29,8 @@ def additive_scores(a: Array, b: Array, w: Array) -> Array:
 
 
 def _sigmoids(a: Array, b: Array) -> Array:
-    """1 / (1 + e^2a e^2b) [..., K, N, m]; clipped where tanh is +-1 to within 1e-8, so that nothing overflows."""
-    ea, eb = jnp.exp(2.0 * a.clip(-20.0, 20.0)), jnp.exp(2.0 * b.clip(-20.0, 20.0))
+    """1 / (1 + e^2a e^2b) [..., K, N, m]; a and b are clipped to what e^2a can hold in f32, their sum is not."""
+    ea, eb = jnp.exp(2.0 * a.clip(-40.0, 40.0)), jnp.exp(2.0 * b.clip(-40.0, 40.0))
     return 1.0 / (1.0 + ea[..., :, None, :] * eb[..., None, :, :])
 
 
@@ -69,8 +69,9 @@ class MultiHeadAttention(nn.Module):
             return y.reshape(*y.shape[:-1], self.heads, dim // self.heads)
 
         query = split(nn.Dense(dim, dtype=self.dtype, name="query")(x)) * (dim // self.heads) ** -0.5
+        exact = jnp.promote_types(self.dtype, jnp.float32)
         key_, value = jnp.split(nn.Dense(2 * dim, dtype=self.dtype, name="key_value")(memory), 2, axis=-1)
-        scores = jnp.einsum("...xhd,...yhd->...hxy", query, split(key_), preferred_element_type=jnp.float32)
+        scores = jnp.einsum("...xhd,...yhd->...hxy", query, split(key_), preferred_element_type=exact)
         weights = masked_softmax(scores, None if mask is None else mask[..., None, None, :]).astype(self.dtype)
         out = jnp.einsum("...hxy,...yhd->...xhd", weights, split(value))
         return nn.Dense(dim, dtype=self.dtype, name="out")(out.reshape(x.shape))

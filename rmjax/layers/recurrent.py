@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,13 +15,14 @@ def init_gru(key: Key, inputs: int, hidden: int, timescale: int = 0) -> Params:
     """Parameters of a GRU: {input [inputs, 3h], hidden [h, 3h], bias [3h], hidden_bias [h]}; gates in order r, z, n.
 
     timescale: how many steps back the state should reach before training: unit i begins by keeping its state for
-    about U(1, timescale) steps (chrono initialisation, Tallec & Ollivier 2018). 0: zero biases, about two steps.
+    1 to timescale steps, evenly over orders of magnitude (after the chrono initialisation of Tallec & Ollivier 2018).
+    0: zero biases, about two steps.
     Where inputs == hidden the candidate's input kernel is the identity (as in Le et al. 2015): an untrained state is a
     leaky average in the space of what it reads.
     """
     a, b, c = jax.random.split(key, 3)
     hidden_kernels = [nn.initializers.orthogonal()(k, (hidden, hidden)) for k in jax.random.split(b, 3)]
-    keep = jnp.log(jax.random.uniform(c, (hidden,), minval=1.0, maxval=max(timescale - 1.0, 1.0)))
+    keep = jax.random.uniform(c, (hidden,), maxval=math.log(max(timescale, 1)))
     kernel = nn.initializers.lecun_normal()(a, (inputs, 3 * hidden))
     if inputs == hidden:
         kernel = kernel.at[:, 2 * hidden :].set(jnp.eye(hidden))

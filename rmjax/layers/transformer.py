@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -62,10 +64,10 @@ class Transformer(nn.Module):
         for i in range(self.layers):
             block = Block(self.heads, self.dropout, self.dtype, name=f"layer_{i}")
             x = block(x, mask, slots, slot_mask, fold(key, i))
-        return nn.LayerNorm(dtype=jnp.float32, name="norm")(x)
+        return nn.LayerNorm(dtype=jnp.promote_types(self.dtype, jnp.float32), name="norm")(x)
 
 
-def apply_in_chunks(transformer: Transformer, params: Params, x: Array, mask: Array, *rest: Array | None) -> Array:
+def apply_in_chunks(transformer: Transformer, params: Params, x: Array, mask: Array, *rest: Array | None) -> Any:
     """`transformer.apply` to arguments with one leading axis, on a CPU some CHUNK tokens at a time.
 
     A chunk is computed again in the backward pass: that costs less than its activations' way to memory and back.

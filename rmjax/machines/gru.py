@@ -54,7 +54,7 @@ def make(num_items: int, *, dim: int = 64, history_sum: bool = True, timescale: 
             items = items + mask.sum(-1)
             news = jnp.where(mask[..., None], x - history[:, None], 0.0).sum(1)
             history = history + news / jnp.maximum(items, 1.0)[:, None]
-        return memory.replace(hidden=hidden, history=history, items=items), (jnp.zeros(()), jnp.zeros(()))
+        return GRUMemory(hidden, history, items, memory.segments), (jnp.zeros(()), jnp.zeros(()))
 
     def slots(params: Params, memory: GRUMemory) -> tuple[Array, Array]:
         return memory.hidden[:, None], jnp.ones((len(memory.hidden), 1), bool)

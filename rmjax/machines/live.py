@@ -42,8 +42,10 @@ def feed(
     full = total // length
     segments = held.reshape(batch, -1, length)
     whole = jnp.broadcast_to((jnp.arange(segments.shape[1]) < full[:, None])[..., None], segments.shape)
-    committed = jax.tree.map(lambda x: x[:, : (length - 1 + count) // length], (segments, whole))
-    memory = stream.memory if count == 0 else memorize(machine, params, *committed, memory=stream.memory).memory
+    most = (length - 1 + count) // length  # segments that can have filled up
+    memory = stream.memory
+    if most:
+        memory = memorize(machine, params, segments[:, :most], whole[:, :most], memory).memory
     tail = jnp.take_along_axis(segments, jnp.minimum(full, segments.shape[1] - 1)[:, None, None], 1)[:, 0]
     return LiveStream(memory, tail, total - full * length)
 

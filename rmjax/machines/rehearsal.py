@@ -100,7 +100,7 @@ def make(
             weights = masked_softmax(scores, mask, 2)
         aligned = weights @ jnp.where(mask.swapaxes(1, 2), f, 0.0)  # Eq. 1: l_k
         new = recurrent.gru(params["update"], m, recurrent.gru_input(params["update"], aligned))  # Eq. 2
-        return memory.replace(slots=new), (jnp.zeros(()), jnp.zeros(()))
+        return SlotMemory(new, memory.segments), (jnp.zeros(()), jnp.zeros(()))
 
     def read_slots(params: Params, memory: SlotMemory) -> tuple[Array, Array]:
         return memory.slots, jnp.ones(memory.slots.shape[:2], bool)

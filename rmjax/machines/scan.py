@@ -48,7 +48,8 @@ def memorize(
 ) -> Memorized:
     """Writes items i32 [B, T, N], mask bool [B, T, N] into `memory` (None: an empty one).
 
-    Scans over blocks of `block` segments (0: all T): a block is encoded at once, then written one segment at a time.
+    Scans over blocks of `block` segments: a block is encoded at once, then written one segment at a time. 0: all T;
+    with `remat` some 4,096 items at a time.
     With `remat` a block keeps nothing but the memory it began with, and is computed again in the backward pass:
     activations are O(block) + O(T / block) memories. `key` [B] feeds dropout; segment s of a stream draws from
     fold_in(key, s) with s counted from the stream's beginning, so a split stream draws the same.
@@ -59,6 +60,8 @@ def memorize(
     batch, segments, _ = mask.shape
     if memory is None:
         memory = machine.init_memory(params, batch)
+    if remat and not block:
+        block = max(1, 4096 // mask[:, 0].size)
     block = min(block or segments, segments)
     blocks = -(-segments // block)
     time_first = lambda x: _pad(x.swapaxes(0, 1), blocks * block).reshape(blocks, block, batch, *x.shape[2:])  # noqa: E731
@@ -100,7 +103,8 @@ def _segment_keys(key: Key, memory: Memory, mask: Array) -> Key:
     """[B] -> [B, T]: fold_in(key, segments written before), empty segments not counted."""
     alive = mask.any(-1)
     index = memory.segments[:, None] + jnp.cumsum(alive, 1) - alive
-    return fold(jnp.broadcast_to(key[:, None], index.shape), index)
+    fold_in = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))
+    return fold_in(key, index)
 
 
 def _at(before: Array, each: Array, positions: Array) -> Array:

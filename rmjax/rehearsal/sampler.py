@@ -26,8 +26,14 @@ def init(key: Key, num_items: int, dim: int) -> Params:
 
 def fragment_features(params: Params, items: Array, mask: Array) -> Array:
     """Mean item feature of every segment: items i32, mask bool [B, T, N] -> [B, T, d]; zeros for an empty one."""
-    x = jnp.where(mask[..., None], embed(params, items), 0.0)
-    return x.sum(2) / jnp.maximum(mask.sum(2), 1)[..., None]
+
+    def mean(segment: tuple[Array, Array]) -> Array:
+        items, mask = segment
+        x = jnp.where(mask[..., None], embed(params, items), 0.0)
+        return x.sum(1) / jnp.maximum(mask.sum(1), 1)[:, None]
+
+    # Some segments at a time, so that the items' features of a long stream are never all held.
+    return jax.lax.map(mean, (items.swapaxes(0, 1), mask.swapaxes(0, 1)), batch_size=50).swapaxes(0, 1)
 
 
 def attend(params: Params, query: Array, features: Array, valid: Array) -> tuple[Array, Array, Array]:

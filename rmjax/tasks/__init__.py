@@ -58,6 +58,7 @@ def make_task(config: Any, source: Source) -> Recommendation:
         segment_length=config.data.segment_length,
         head_width=m.dim if config.reason.head == "mlp" else 0,
         reason=config.reason.weight,
+        items_fixed=config.teacher.share_items,
         block=m.block,
         remat=m.remat,
     )

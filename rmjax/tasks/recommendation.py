@@ -43,6 +43,7 @@ class Recommendation:
     segment_length: int
     head_width: int = 0  # hidden width of the click head; 0: the linear layer RM prints
     reason: float = 1.0  # lambda_3
+    items_fixed: bool = False  # the item table is not trained: it came from somewhere better
     block: int = 0
     remat: bool = False
 
@@ -87,6 +88,9 @@ class Recommendation:
         return self._answer(params, self._memorize(params, batch), batch)
 
     def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[float, Sum]]:
+        if self.items_fixed:
+            table = jax.lax.stop_gradient(params["machine"]["embed"])
+            params = params | {"machine": params["machine"] | {"embed": table}}
         drawn = example_keys(key, batch.example_id)
         keys = jax.vmap(lambda k: jax.random.split(k, 3))(drawn)
         memorized = self._memorize(params, batch, keys[:, 0])

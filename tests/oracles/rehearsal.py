@@ -1,0 +1,175 @@
+"""The equations of rehearsal memory in plain NumPy float64, one sum at a time, for one stream and one query.
+
+Parameters come as the model's own trees; nothing else is taken from it. A mask says which entries exist.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def softmax(x):
+    e = np.exp(x - np.max(x))
+    return e / e.sum()
+
+
+# Layers.
+
+
+def embed(p, ids):
+    """Rows of the item table, scaled to entries of unit variance (Vaswani et al. 2017, 3.4)."""
+    return p["embed"][ids] * np.sqrt(p["embed"].shape[-1])
+
+
+def gru(p, h, x):
+    """Cho et al. 2014, with the reset gate after the product: h, x -> new h."""
+    d = len(h)
+    (xr, xz, xn), (hr, hz, hn) = np.split(x @ p["input"] + p["bias"], 3), np.split(h @ p["hidden"], 3)
+    reset, keep = sigmoid(xr + hr), sigmoid(xz + hz)
+    new = np.tanh(xn + reset * (hn + p["hidden_bias"]))
+    assert new.shape == (d,)
+    return (1 - keep) * new + keep * h
+
+
+def bigru(p, x, mask):
+    """x [N, d] -> outputs [N, d], zeros where there is no item."""
+    out = np.zeros((len(x), 2, len(p["forward"]["hidden_bias"])))
+    for way, order in enumerate((range(len(x)), reversed(range(len(x))))):
+        h = np.zeros(out.shape[-1])
+        for n in order:
+            if mask[n]:
+                h = out[n, way] = gru(p[("forward", "backward")[way]], h, x[n])
+    return out.reshape(len(x), -1)
+
+
+def dense(p, x):
+    return x @ p["kernel"] + p["bias"]
+
+
+def norm(p, x):
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
+
+
+def attention(p, x, memory, mask, heads):
+    """Vaswani et al. 2017, 3.2: x [X, d] over the entries of memory [Y, e] that exist."""
+    query, (key, value) = dense(p["query"], x), np.split(dense(p["key_value"], memory), 2, -1)
+    out, width = np.zeros(x.shape), x.shape[-1] // heads
+    for head in range(heads):
+        part = slice(head * width, (head + 1) * width)
+        for i in range(len(x)):
+            weights = softmax(np.array([query[i, part] @ key[j, part] / np.sqrt(width) for j in np.flatnonzero(mask)]))
+            out[i, part] = weights @ value[mask][:, part]
+    return dense(p["out"], out)
+
+
+def transformer(p, x, mask, heads, slots=None):
+    """Pre-norm blocks over learned positions, and a last norm: x [X, d] -> [X, d]."""
+    x = x + p["positions"]
+    for layer in range(sum(name.startswith("layer_") for name in p)):
+        block = p[f"layer_{layer}"]
+        y = norm(block["self_norm"], x)
+        x = x + attention(block["self"], y, y, mask, heads)
+        if slots is not None:
+            x = x + attention(block["slots"], norm(block["slot_norm"], x), slots, np.ones(len(slots), bool), heads)
+        y = norm(block["wide_norm"], x)
+        x = x + dense(block["narrow"], np.maximum(dense(block["wide"], y), 0))
+    return norm(p["norm"], x)
+
+
+# The memory machine: Eqs. 1 and 2.
+
+
+def score(w, a, b):
+    """w . tanh(a + b)."""
+    return w @ np.tanh(a + b)
+
+
+def write(p, slots, f, mask, normalize="slots"):
+    """Eqs. 1 and 2: slots [K, d] after a segment of features f [N, d]."""
+    a = p["attention"]
+    alpha = np.array([[score(a["score"], m @ a["slot"], x @ a["item"] + a["bias"]) for x in f[mask]] for m in slots])
+    if normalize == "slots":
+        weights = np.stack([softmax(column) for column in alpha.T], 1)
+    else:
+        weights = np.stack([softmax(row) for row in alpha])
+    aligned = [sum(w * x for w, x in zip(row, f[mask], strict=True)) for row in weights]
+    return np.stack([gru(p["update"], m, l) for m, l in zip(slots, aligned, strict=True)])
+
+
+def memorize(p, items, mask, heads=None, normalize="slots"):
+    """The memory [K, d] of a stream [T, N]; `heads` None: the encoder is a bidirectional GRU."""
+    slots = p["slots"]
+    for segment, there in zip(items, mask, strict=True):
+        if there.any():
+            x = embed(p, segment)
+            f = bigru(p["encoder"], x, there) if heads is None else transformer(p["encoder"], x, there, heads)
+            slots = write(p, slots, f, there, normalize)
+    return slots
+
+
+# The rehearsal: Eqs. 3 and 4, and the decoder.
+
+
+def decode(p, x, mask, hidden, slots, heads):
+    """x [N, d] of one fragment -> [1 + N, d], the first its [cls]."""
+    cls, hide = p["tokens"]
+    x = np.stack([cls, *(hide if h else item for h, item in zip(hidden, x, strict=True))])
+    return transformer(p["decoder"], x, np.array([True, *mask]), heads, slots)
+
+
+def recollection(recalled, truth, table, sampled):
+    """Eq. 3 for one fragment: recalled [M, d] at its masked items, truth [M] -> the mean over them."""
+    losses = []
+    for r, y in zip(recalled, truth, strict=True):
+        right = np.exp(r @ table[y])
+        wrong = sum(np.exp(r @ table[j]) for j in sampled if j != y)
+        losses.append(-np.log(right / (right + wrong)))
+    return np.mean(losses)
+
+
+def familiarity(positive, negative):
+    """Eq. 4 for one pair of logits, both terms with a minus sign."""
+    return -np.log(sigmoid(positive)) - np.log(1 - sigmoid(negative))
+
+
+# The history sampler: Eq. 5.
+
+
+def sample(p, query, items, mask, valid):
+    """query id, stream [T, N] -> beta [T], [e; q]."""
+    q = embed(p, query)
+    h = np.stack([embed(p, x[m]).mean(0) if m.any() else np.zeros(len(q)) for x, m in zip(items, mask, strict=True)])
+    beta = np.array([score(p["score"], q @ p["query"], c @ p["fragment"] + p["bias"]) for c in h])
+    e = softmax(beta[valid]) @ h[valid] if valid.any() else np.zeros(len(q))
+    return beta, np.concatenate([e, q])
+
+
+# Reasoning.
+
+
+def multihop(p, q, slots, mask):
+    """CM A.1: gamma_k = w tanh(W1 q + W2 m_k + b), e = sum_k softmax(gamma)_k m_k, q <- W_q [e; q]."""
+    weights = np.zeros(len(slots))
+    for hop in p["hops"]:
+        gamma = [score(hop["score"], q @ hop["query"], m @ hop["slot"] + hop["bias"]) for m in slots[mask]]
+        weights = np.zeros(len(slots))
+        weights[mask] = softmax(np.array(gamma)) if mask.any() else 0
+        q = np.concatenate([weights @ slots, q]) @ p["merge"]["kernel"] + p["merge"]["bias"]
+    return q, weights
+
+
+def click(p, features, query):
+    """A linear layer on [features; query], or one tanh layer before it that also sees their product."""
+    x = np.concatenate([features, query])
+    if "hidden" in p:
+        x = np.tanh(np.concatenate([x, features * query]) @ p["hidden"] + p["hidden_bias"])
+    return (x @ p["out"] + p["bias"])[0]
+
+
+def click_loss(logit, clicked):
+    return -np.log(sigmoid(logit)) if clicked else -np.log(1 - sigmoid(logit))

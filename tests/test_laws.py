@@ -1,0 +1,280 @@
+"""The laws of every memory machine: each law once, over one table of machines."""
+
+from __future__ import annotations
+
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rmjax import machines
+from rmjax.machines import memorize
+from tests.small import ITEMS, MACHINES, SLOTS, Small, batch, keys, noise, recommendation, rehearsal, small, stream
+
+QUERY = np.array([[7, 9], [9, 3], [7, 7]], np.int32)
+close = chex.assert_trees_all_close
+same = chex.assert_trees_all_equal
+
+
+@pytest.fixture(params=MACHINES)
+def case(request) -> Small:
+    return small(request.param)
+
+
+def rows(tree, index):
+    return jax.tree.map(lambda x: x[index], tree)
+
+
+# Law 1: streaming = batch.
+
+
+def test_any_split_of_a_stream_gives_the_same_memory(case):
+    items, mask = stream()
+    whole = case.run(case.params, items, mask, key=keys(3))
+    for cuts in itertools.chain.from_iterable(itertools.combinations([1, 2, 3], n) for n in (1, 2, 3)):
+        memory, aux = case.machine.init_memory(case.params, 3), (0.0, 0.0)
+        for part in zip(np.split(items, cuts, 1), np.split(mask, cuts, 1), strict=True):
+            memory, _, added = case.run(case.params, *part, memory=memory, key=keys(3))
+            aux = (aux[0] + added[0], aux[1] + added[1])
+        close((memory, aux), (whole.memory, whole.aux), atol=1e-5)
+
+
+def test_a_memory_asked_for_at_a_position_is_that_of_the_segments_before_it(case):
+    items, mask = stream()
+    positions = np.array([[0, 4, 2], [1, 1, 3], [3, 0, 2]])
+    asked = case.run(case.params, items, mask, positions=positions).asked
+    for row, q in np.ndindex(positions.shape):
+        before = mask & (np.arange(4) < positions[row, q])[:, None]
+        close(rows(asked, (row, q)), rows(case.run(case.params, items, before).memory, row), atol=1e-5)
+
+
+def test_dropout_is_drawn_for_each_stream_and_each_segment():
+    machine, params, run = small("rehearsal")[:3]
+    items, mask = (np.repeat(x[1:2], 2, 0) for x in stream())
+    alike = run(params, items, mask, key=jnp.stack([keys(1)[0]] * 2)).memory.slots
+    assert (alike[0] == alike[1]).all()
+    unlike = run(params, items, mask, key=keys(2)).memory.slots
+    assert (unlike[0] != unlike[1]).any() and (unlike[0] != run(params, items, mask).memory.slots[0]).any()
+    twice = np.repeat(items[:, :1], 2, 1), np.ones((2, 2, 4), bool)  # the second of two equal segments draws anew
+    asked = run(params, *twice, key=keys(2), memory=machine.init_memory(params, 2)).memory
+    first = run(params, *(x[:, :1] for x in twice), key=keys(2)).memory
+    again = run(
+        params, *(x[:, 1:] for x in twice), key=keys(2), memory=first.replace(segments=first.segments * 0)
+    ).memory
+    assert (asked.slots != again.slots).any()
+
+
+# Law 2: padding is inert and rows are independent.
+
+
+def test_rows_are_independent(case):
+    items, mask = stream()
+    whole, drawn = case.exact(case.params, items, mask).memory, case.run(case.params, items, mask, key=keys(3)).memory
+    order = np.array([2, 0, 1])
+    same(case.exact(case.params, items[order], mask[order]).memory, rows(whole, order))
+    same(case.run(case.params, items[order], mask[order], key=keys(3)[order]).memory, rows(drawn, order))
+    others = zip((items, mask), stream(1), strict=True)
+    replaced = [np.concatenate([x[:1], y[1:]]) for x, y in others]
+    same(rows(case.exact(case.params, *replaced).memory, 0), rows(whole, 0))
+    key = jnp.concatenate([keys(3)[:1], keys(3, 1)[1:]])
+    same(rows(case.run(case.params, *replaced, key=key).memory, 0), rows(drawn, 0))
+
+
+@pytest.mark.parametrize("garbage", [2**31 - 1, -1, -(2**31), ITEMS])
+def test_what_padding_holds_changes_neither_memory_nor_answers_nor_gradients(case, garbage):
+    items, mask = stream()
+    filled = np.where(mask, items, garbage).astype(np.int32)
+    same(case.exact(case.params, filled, mask).memory, case.exact(case.params, np.where(mask, items, 0), mask).memory)
+    learned = case.learn(case.params, filled, mask, QUERY)
+    same(learned, case.learn(case.params, np.where(mask, items, 0), mask, QUERY))
+    chex.assert_tree_all_finite(learned)
+
+
+def test_an_empty_segment_returns_the_memory_bit_for_bit(case):
+    items, mask = stream()
+    memory = case.exact(case.params, items, mask).memory
+    after = case.exact(case.params, items, np.zeros_like(mask), memory=memory).memory
+    same(after, memory)
+    mask[1] = False  # beside rows that are written
+    after = case.exact(case.params, items, mask, memory=memory).memory
+    same(rows(after, 1), rows(memory, 1))
+    assert (after.segments == memory.segments + mask.any(-1).sum(-1)).all()
+
+
+def test_padding_to_another_shape_changes_nothing(case):
+    items, mask = stream()
+    memory = case.run(case.params, items, mask, key=keys(3)).memory
+    longer = [np.insert(x, [0, 2, 4, 4], 0, axis=1) for x in (items, mask)]
+    close(case.run(case.params, *longer, key=keys(3)).memory, memory, atol=1e-6)
+    more = [np.concatenate([x, x[:2] * 0]) for x in (items, mask)]
+    wider = case.run(case.params, *more, key=jnp.concatenate([keys(3), keys(2)])).memory
+    close(rows(wider, slice(3)), memory, atol=1e-6)
+
+
+def test_masked_queries_change_no_other_answer(case):
+    memory = case.exact(case.params, *stream()).memory
+    mask = np.array([[1, 0], [1, 0], [1, 1]], bool)
+    read = jax.jit(case.machine.read)
+    garbage = read(case.params, memory, np.where(mask, QUERY, 2**31 - 1), mask)
+    assert (garbage[mask] == read(case.params, memory, QUERY, mask)[mask]).all()
+    chex.assert_tree_all_finite(garbage)
+
+
+# Law 3: scan = Python loop = jitted = one by one.
+
+
+def test_scan_is_a_loop_is_jitted_is_one_by_one(case):
+    machine, params = case.machine, case.params
+    items, mask = stream()
+    scanned = case.run(params, items, mask).memory
+
+    @jax.jit
+    def write(memory, items, mask):
+        features = jax.tree.map(lambda x: x[:, 0], machine.encode(params, items[:, None], mask[:, None]))
+        return machine.write(params, memory, features, mask)[0]
+
+    looped = machine.init_memory(params, 3)
+    for t in range(4):
+        looped = write(looped, items[:, t], mask[:, t])
+    close(looped, scanned, atol=1e-5)
+    close(memorize(machine, params, items, mask).memory, scanned, atol=1e-5)
+    single = jax.vmap(lambda x, m: memorize(machine, params, x[None], m[None]).memory)(items, mask)
+    close(rows(single, (slice(None), 0)), scanned, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", [{"block": 1}, {"block": 3, "remat": True}], ids=str)
+@pytest.mark.parametrize("name", MACHINES)
+def test_blocks_and_remat_change_neither_answers_nor_gradients(name, how):
+    data = small(name).params, *stream(), QUERY
+    close(small(name, **how).learn(*data), small(name).learn(*data), atol=1e-5)
+
+
+def test_gradients_of_rows_add_up_however_many_there_are():
+    _, params, _, _, learn = small("rehearsal")
+    data = *stream(batch=600, segments=3), np.tile(QUERY, (200, 1)), keys(600)
+    parts = [learn(params, *(x[i : i + 100] for x in data)) for i in range(0, 600, 100)]
+    close(learn(params, *data), jax.tree.map(lambda *x: sum(x), *parts), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("block", [1, 3])
+def test_blocks_draw_the_same(block):
+    data = small("rehearsal").params, *stream(), None, keys(3)
+    close(small("rehearsal", block=block).run(*data).memory, small("rehearsal").run(*data).memory, atol=1e-5)
+
+
+# Law 4: what is memorized never depends on what is asked.
+
+
+@pytest.mark.parametrize("position", [False, True])
+def test_memory_is_blind_to_queries_targets_and_negatives(case, position):
+    def read(params, memory, query, query_mask, key=None):
+        slots, mask = case.machine.slots(params, memory)
+        return jnp.broadcast_to(jnp.where(mask[..., None], slots, 0).sum(1, keepdims=True), (*query.shape, 8))
+
+    def embed(params, items):  # what the head sees of the query
+        return jnp.zeros((*items.shape, 8))
+
+    task = recommendation(case.machine._replace(read=read, embed=embed), rehearsal(recollection=0, familiarity=0))
+    params = noise(task.init)
+    one, other = batch(0, position=position), batch(1)
+    asked = one.replace(query=other.query, target=1 - one.target, negative_items=other.negative_items)
+    scores = jax.jit(task.scores)
+    same(scores(params, asked), scores(params, one))
+
+
+# Law 5: one compilation, one shape.
+
+
+def test_a_second_call_compiles_nothing_and_keeps_types(case):
+    run = jax.jit(lambda params, items, mask, memory, key: memorize(case.machine, params, items, mask, memory, key))
+    first = jax.jit(case.machine.init_memory, static_argnums=1)(case.params, 3)
+    memory = run(case.params, *stream(), first, keys(3)).memory
+    chex.assert_trees_all_equal_structs(first, memory)
+    chex.assert_trees_all_equal_shapes_and_dtypes(first, memory)
+    run(case.params, *stream(1), memory, keys(3, 1))
+    assert run._cache_size() == 1
+
+
+def test_init_works_on_shapes_alone(case):
+    shapes, params = jax.eval_shape(case.machine.init, jax.random.key(0)), jax.jit(case.machine.init)(jax.random.key(0))
+    chex.assert_trees_all_equal_shapes_and_dtypes(shapes, params)
+    chex.assert_tree_all_finite(params)
+    memory = jax.eval_shape(lambda params: case.machine.init_memory(params, 3), shapes)
+    chex.assert_trees_all_equal_shapes_and_dtypes(memory, case.machine.init_memory(case.params, 3))
+
+
+def test_memory_of_an_empty_stream_counts_no_segments(case):
+    assert not case.machine.init_memory(case.params, 3).segments.any()
+
+
+# Law 6: memory does not grow with the stream.
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_bytes_of_memory_do_not_depend_on_the_length(name):
+    machine, params = small(name)[:2]
+    if not machine.constant_size:
+        pytest.skip("keeps raw items")
+
+    def size(segments):
+        shapes = jax.eval_shape(lambda *x: memorize(machine, params, *x).memory, *stream(segments=segments))
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+
+    assert size(1) == size(2) == size(500)
+
+
+@pytest.mark.parametrize("length", [3, 10, 40])
+def test_a_full_buffer_drops_the_oldest_and_counts_them(length):
+    machine = machines.make("buffer", ITEMS, dim=8, buffer_length=length, recent=length)
+    params = machine.init(jax.random.key(0))
+    items, mask = stream(segments=3)
+    memory = jax.jit(lambda *x: memorize(machine, *x).memory)(params, items, mask)
+    slots, there = machine.slots(params, memory)
+    for row in range(3):
+        written = items[row][mask[row]]
+        kept = np.asarray(machine.embed(params, written[-length:]))
+        assert memory.count[row] == len(written) and memory.dropped[row] == max(0, len(written) - length)
+        close(slots[row][there[row]], np.concatenate([kept, kept.mean(0, keepdims=True)]), atol=1e-6)
+
+
+# Law 7: gradients are finite, and reach as far back as the machine says.
+
+
+@pytest.mark.parametrize("segments", [1, 2, 500])
+def test_gradients_are_finite_with_half_the_segments_empty(case, segments):
+    items, mask = stream(batch=3, segments=segments)
+    mask[0, ::2], mask[1, 1::2] = False, False
+    chex.assert_tree_all_finite(case.learn(case.params, items, mask, QUERY))
+
+
+def test_gradients_reach_as_far_back_as_the_machine_says(case):
+    items = np.tile(np.arange(16, 32, dtype=np.int32).reshape(4, 4), (3, 1, 1))  # each segment its own, none asked for
+    mask = np.tile(np.arange(4)[:, None] < 3, (3, 1, 4))
+    _, grads = case.learn(case.params, items, mask, QUERY)
+    norms = np.abs(np.asarray(grads["embed"])[items[0, :3]]).max((1, 2))
+    reach = case.machine.gradient_range
+    assert ((norms > 1e-6) == [reach is None or 3 - t <= reach for t in range(3)]).all()
+
+
+# What the makers refuse.
+
+
+def test_makers_name_what_they_refuse():
+    with pytest.raises(ValueError, match="rehearsal, gru, buffer"):
+        machines.make("hopfield", ITEMS)
+    for name, wrong in {"encoder": "cnn", "normalize": "both", "heads": 3}.items():
+        with pytest.raises(ValueError, match=name):
+            machines.make("rehearsal", ITEMS, **SLOTS | {name: wrong})
+    with pytest.raises(ValueError, match="recent"):
+        machines.make("buffer", ITEMS, buffer_length=3, recent=4)
+    with pytest.raises(ValueError, match="recent = 0 and pooled = False"):
+        machines.make("buffer", ITEMS, recent=0, pooled=False)
+
+
+def test_memorize_names_the_shapes_it_refuses():
+    machine, params = small("gru")[:2]
+    with pytest.raises(ValueError, match=r"\(3, 4, 4\).*\(3, 16\)"):
+        memorize(machine, params, stream()[0], np.ones((3, 16), bool))

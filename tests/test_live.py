@@ -1,0 +1,72 @@
+"""A live stream equals offline evaluation, at every prefix length and however its items arrive."""
+
+from __future__ import annotations
+
+import functools
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from rmjax.machines import current_memory, feed, memorize, open_stream
+from tests.small import ITEMS, MACHINES, N, small
+
+LENGTH = 6 * N
+
+
+def chunks(kind: str, items: np.ndarray):
+    """items [B, L] -> chunks and masks, all of one shape; the irregular ones leave gaps, each row its own."""
+    rng = np.random.default_rng(3)
+    if kind == "irregular":
+        taken = np.zeros(len(items), int)
+        while (taken + 5 <= items.shape[1]).all():
+            mask = rng.random((len(items), 5)) < [[0.9], [0.5], [0.1]]
+            chunk = np.full(mask.shape, 2**31 - 1, np.int32)
+            for row, m in enumerate(mask):
+                chunk[row, m] = items[row, taken[row] : taken[row] + m.sum()]
+            taken += mask.sum(1)
+            yield chunk, mask
+        return
+    step = {"ones": 1, "sevens": 7}[kind]
+    for start in range(0, items.shape[1] - step + 1, step):
+        yield items[:, start : start + step], np.ones((len(items), step), bool)
+
+
+@functools.cache
+def jitted(name):
+    machine = small(name).machine
+    return [jax.jit(functools.partial(f, machine)) for f in (feed, current_memory, memorize)]
+
+
+@pytest.mark.parametrize("kind", ["ones", "sevens", "irregular"])
+@pytest.mark.parametrize("name", MACHINES)
+def test_a_live_stream_equals_offline_evaluation_at_every_prefix(name, kind):
+    machine, params = small(name)[:2]
+    live, now, offline = jitted(name)
+    items = np.random.default_rng(0).integers(0, ITEMS, (3, LENGTH)).astype(np.int32)
+    seen, state = np.zeros((3, 1), int), open_stream(machine, params, 3, N)
+    for chunk, mask in chunks(kind, items):
+        state, seen = live(params, state, chunk, mask), seen + mask.sum(1, keepdims=True)
+        there = (np.arange(LENGTH) < seen).reshape(3, -1, N)
+        expected = offline(params, items.reshape(3, -1, N), there).memory
+        chex.assert_trees_all_close(now(params, state), expected, atol=1e-5)
+        assert (state.memory.segments == seen[:, 0] // N).all() and (state.tail_len == seen[:, 0] % N).all()
+    assert seen.min() > 0 and seen.max() > LENGTH - 7
+
+
+def test_nothing_fed_changes_nothing_and_an_answer_commits_nothing():
+    machine, params = small("rehearsal")[:2]
+    live, now, _ = jitted("rehearsal")
+    state = live(params, open_stream(machine, params, 3, N), *next(chunks("sevens", np.ones((3, 7), np.int32))))
+    chex.assert_trees_all_equal(feed(machine, params, state, np.zeros((3, 0), np.int32)), state)
+    chex.assert_trees_all_equal(live(params, state, np.ones((3, 7), np.int32), np.zeros((3, 7), bool)), state)
+    assert (now(params, state).segments == 2).all() and (state.memory.segments == 1).all()
+
+
+def test_feed_names_the_shape_it_refuses():
+    machine, params = small("gru")[:2]
+    state = open_stream(machine, params, 3, N)
+    for wrong in ((2, 5), (3,)):
+        with pytest.raises(ValueError, match="B = 3"):
+            feed(machine, params, state, np.zeros(wrong, np.int32))

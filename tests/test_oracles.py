@@ -1,0 +1,192 @@
+"""Each equation against an independent NumPy float64 oracle, to 1e-5 in fp32."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rmjax.layers.attention import additive_scores, masked_softmax
+from rmjax.layers.transformer import Transformer
+from rmjax.reason import heads, multihop
+from rmjax.rehearsal import objectives, sampler
+from rmjax.rehearsal.decoder import Decoder
+from rmjax.train_step import init_state, make_train_step
+from tests.oracles import rehearsal as oracle
+from tests.small import ITEMS, noise, small, stream
+
+RNG = np.random.default_rng(0)
+
+
+def close(got, expected):
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def f64(tree):
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
+
+
+def normal(*shape):
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("rehearsal", {"heads": 2}),
+        ("rehearsal-bigru", {"heads": None}),
+        ("rehearsal-items", {"heads": None, "normalize": "items"}),
+    ],
+)
+def test_equations_1_and_2_and_the_segment_encoders(name, how):
+    case, (items, mask) = small(name), stream()
+    memory = case.run(case.params, items, mask).memory
+    for row in range(3):
+        close(memory.slots[row], oracle.memorize(f64(case.params), items[row], mask[row], **how))
+
+
+def test_the_gru_machine_is_a_gru_and_a_mean():
+    case, (items, mask) = small("gru"), stream()
+    params, memory = f64(case.params), case.run(case.params, items, mask).memory
+    query = np.array([[1, 2]] * 3)
+    answers = case.machine.read(case.params, memory, query, np.ones((3, 2), bool))
+    for row in range(3):
+        h, x = np.zeros(8), oracle.embed(params, items[row][mask[row]])
+        for item in x:
+            h = oracle.gru(params["gru"], h, item)
+        close(memory.hidden[row], h)
+        close(memory.history[row], x.mean(0))
+        state = np.concatenate([h, x.mean(0), oracle.embed(params, 2)])
+        close(answers[row, 1], oracle.dense(params["reader"], state))
+
+
+def test_the_decoder():
+    decoder = Decoder(Transformer(2, 2))
+    params = noise(lambda key: decoder.init(key, 8, 6, 4))
+    x, slots = normal(2, 3, 4, 8), normal(2, 5, 6)
+    mask, hidden = RNG.random((2, 3, 4)) < 0.7, RNG.random((2, 3, 4)) < 0.5
+    out = jax.jit(lambda *x: decoder(*x))(params, x, mask, hidden & mask, slots, np.ones((2, 5), bool))
+    for b, f in np.ndindex(2, 3):
+        there = np.array([True, *mask[b, f]])
+        expected = oracle.decode(f64(params), x[b, f], mask[b, f], (hidden & mask)[b, f], f64(slots[b]), 2)
+        close(out[b, f][there], expected[there])
+
+
+@pytest.mark.parametrize("sampled", [[3, 5, 5, 9, 11], [3, 3, 3], None], ids=str)
+def test_equation_3(sampled):
+    """A sampled item equal to the truth leaves the denominator; None takes all items."""
+    recalled, table = normal(2, 3, 4, 8), normal(20, 8)
+    truth, mask = RNG.integers(0, 20, (2, 3, 4)), RNG.random((2, 3, 4)) < 0.5
+    truth[0, 0], mask[0, 0], mask[1, 2] = [3, 5, 3, 7], True, False
+    table[0] = 100.0  # far from any scale at which exp holds
+    truth[~mask] = 2**31 - 1
+    ids = None if sampled is None else jnp.array(sampled)
+    total, count = objectives.recollection(recalled / 100, truth, mask, jnp.asarray(table), ids)
+    there = np.argwhere(mask.any(-1))
+    fragments = [
+        oracle.recollection(
+            f64(recalled[b, f] / 100)[mask[b, f]], truth[b, f][mask[b, f]], f64(table), sampled or range(20)
+        )
+        for b, f in there
+    ]
+    close(total, sum(fragments))
+    assert count == len(there)
+
+
+def test_equation_4_falls_with_what_is_recognised_and_with_what_is_not():
+    positive, negative, pair = normal(2, 3) * 3, normal(2, 3) * 3, RNG.random((2, 3)) < 0.7
+    total, count = objectives.familiarity(positive, negative, pair)
+    close(total, sum(oracle.familiarity(*x) for x in zip(f64(positive[pair]), f64(negative[pair]), strict=True)))
+    assert count == pair.sum()
+    slopes = jax.grad(lambda *x: objectives.familiarity(*x, pair)[0], (0, 1))(positive, negative)
+    assert (slopes[0][pair] < 0).all() and (slopes[1][pair] > 0).all() and not slopes[0][~pair].any()
+
+
+def test_equation_5():
+    params, (items, mask) = noise(lambda key: sampler.init(key, ITEMS, 8)), stream()
+    query, valid = RNG.integers(0, ITEMS, (3, 2)), RNG.random((3, 2, 4)) < 0.6
+    valid[1, 0] = False
+    features = sampler.fragment_features(params, items, mask)
+    scores, *reason = sampler.attend(params, query, features, valid)
+    reason = np.concatenate(reason, -1)
+    for b, q in np.ndindex(3, 2):
+        expected = oracle.sample(f64(params), query[b, q], items[b], mask[b], valid[b, q])
+        close(scores[b, q], expected[0])
+        close(reason[b, q], expected[1])
+
+
+def test_multihop_attention():
+    params = noise(lambda key: multihop.init(key, 6, 8, 2))
+    query, slots, mask = normal(3, 2, 8), normal(3, 5, 6), RNG.random((3, 5)) < 0.6
+    mask[2] = False
+    answers, weights = multihop.multihop(params, query, slots, mask)
+    for b, q in np.ndindex(3, 2):
+        expected = oracle.multihop(f64(params), f64(query[b, q]), f64(slots[b]), mask[b])
+        close(answers[b, q], expected[0])
+        close(weights[b, q], expected[1])
+
+
+@pytest.mark.parametrize("hidden", [0, 5])
+def test_the_click_head_and_its_loss(hidden):
+    params, x, query = noise(lambda key: heads.init_click(key, 8, 8, hidden)), normal(3, 2, 8), normal(3, 2, 8)
+    target, mask = RNG.integers(0, 2, (3, 2)), RNG.random((3, 2)) < 0.7
+    logits = heads.click(params, x, query)
+    expected = np.array([[oracle.click(f64(params), f64(x[i, j]), f64(query[i, j])) for j in (0, 1)] for i in range(3)])
+    close(logits, expected)
+    total, count = heads.click_loss(logits, target, mask)
+    close(total, sum(oracle.click_loss(*pair) for pair in zip(expected[mask], target[mask], strict=True)))
+    assert count == mask.sum()
+
+
+@pytest.mark.parametrize("scale", [1, 10])
+def test_additive_scores_and_their_gradient(scale):
+    a, b, w, g = normal(2, 3, 8) * scale, normal(2, 5, 8) * scale, normal(8), normal(2, 3, 5)
+    got, back = jax.vjp(additive_scores, a, b, w)
+    t = np.tanh(f64(a)[:, :, None] + f64(b)[:, None])  # [2, 3, 5, 8]
+    slope = f64(g)[..., None] * w * (1 - t**2)
+    close(got, t @ f64(w))
+    for x, y in zip(back(g), (slope.sum(2), slope.sum(1), np.einsum("bkn,bknm->m", f64(g), t)), strict=True):
+        close(x, y)
+
+
+@pytest.mark.parametrize(("a", "b"), [(30.0, -25.0), (-25.0, 40.0), (300.0, -300.0), (300.0, 300.0), (21.0, -22.0)])
+def test_additive_scores_of_large_sums_and_differences(a, b):
+    close(additive_scores(jnp.full((1, 1), a), jnp.full((1, 1), b), jnp.ones(1))[0, 0], np.tanh(a + b))
+
+
+@pytest.mark.parametrize("garbage", [np.nan, np.inf, -np.inf, 1e30])
+def test_masked_softmax_sees_nothing_that_is_masked(garbage):
+    x, mask = normal(3, 6), RNG.random((3, 6)) < 0.6
+    mask[2] = False
+    got, back = jax.vjp(lambda x: masked_softmax(x, mask), np.where(mask, x, garbage).astype(np.float32))
+    expected = np.zeros((3, 6))
+    for row in range(2):
+        expected[row, mask[row]] = oracle.softmax(f64(x[row, mask[row]]))
+    close(got, expected)
+    g = normal(3, 6)
+    close(back(g)[0], expected * (g - (expected * g).sum(-1, keepdims=True)))
+
+
+class Terms:
+    """A task of three terms, one of which counts nothing."""
+
+    def init(self, key):
+        return jnp.array([1.0, 2.0])
+
+    def losses(self, params, frozen, batch, key):
+        x, y = params
+        return {
+            "a": (0.3, (6 * x, jnp.array(3.0))),
+            "b": (0.7, (x * y, jnp.array(4.0))),
+            "c": (9.0, (0 * y, jnp.array(0.0))),
+        }
+
+
+def test_equation_7_weighs_the_mean_of_each_term_and_follows_its_gradient():
+    state = init_state(Terms(), optax.sgd(1.0), jax.random.key(0))
+    after, _, metrics = make_train_step(Terms(), optax.sgd(1.0), seed=0)(state, (), None, None)
+    close([metrics[name] for name in ("a", "b", "c", "loss")], [2.0, 0.5, 0.0, 0.3 * 2.0 + 0.7 * 0.5])
+    close(state.params - after.params, [0.3 * 2 + 0.7 * 2 / 4, 0.7 * 1 / 4])
+    assert after.step == 1
