@@ -3,7 +3,7 @@
     python -m rmjax.main --config=configs/xlong.py --workdir=runs/xlong          # the paper's size
     python -m rmjax.main --config=configs/xlong.py:local --workdir=runs/xlong    # minutes on two CPU cores
 
-`:local` is a reduced size: d = 32, K = 10, one layer, 2,000 items; the item table is the teacher's, fixed.
+`:local` is a reduced size: d = 32, one layer, two heads, 2,000 items; the item table is the teacher's, fixed.
 With config.data.dir empty the streams are simulated clicks; set it to the folder of the official XLong files for the
 real ones. Paper's size: d = 64, K = 20, N = 20, T = 50, 3 layers, 4 heads, B = 6, J = 200.
 """
@@ -25,11 +25,11 @@ def get_config(arg: str = "") -> ConfigDict:
     simulated.clusters, simulated.styles, simulated.items_per_style, simulated.staples = 200, 5, 100, 1000
     if "local" in chosen:
         simulated.clusters, simulated.styles, simulated.items_per_style, simulated.staples = 32, 3, 20, 80
-        config.machine.dim, config.machine.layers, config.rehearsal.layers = 32, 1, 1
-        config.machine.slots = 10
+        config.machine.dim, config.machine.layers, config.machine.heads, config.rehearsal.layers = 32, 1, 2, 1
         config.reason.head = "mlp"
         config.teacher.dim, config.teacher.share_items = 32, True
-        config.teacher.batch_size, config.teacher.steps, config.teacher.learning_rate = 64, 1000, 3e-3
-        config.train.batch_size, config.train.steps, config.train.learning_rate = 64, 600, 3e-3
+        config.teacher.batch_size, config.teacher.steps, config.teacher.learning_rate = 64, 1500, 1e-2
+        config.train.batch_size, config.train.steps, config.train.learning_rate = 64, 500, 1e-2
+        config.train.schedule = "cosine"
         config.train.eval_every, config.train.save_every, config.train.eval_batch_size = 200, 100, 200
     return config

@@ -125,6 +125,7 @@ SCHEMA: dict[str, Field] = {
     "train.batch_size": Field(32, at_least(1), "streams a step, over all devices"),
     "train.eval_batch_size": Field(64, at_least(1), "streams an evaluation step, over all devices"),
     "train.learning_rate": Field(1e-3, above(0), "of Adam"),
+    "train.schedule": Field("constant", one_of("constant", "cosine"), "of both stages' rates; cosine: falls to 0"),
     "train.clip": Field(5.0, above(0), "largest norm of the gradient"),
     "train.compute_dtype": Field("float32", one_of("float32", "bfloat16"), "of the layers; parameters stay float32"),
     "train.devices": Field(0, at_least(0), "how many devices; 0: all"),

@@ -81,9 +81,10 @@ class MetricWriter:
       workdir: holds `metrics.jsonl` and `tensorboard/<stage>/`.
       start_step: the step restored from; 0 at the start.
       stage: what counts these steps, e.g. "teacher" or "train"; lines of other stages are kept.
+      evaluated: False if start_step is still to be evaluated, so that an evaluation of it written before goes too.
     """
 
-    def __init__(self, workdir: str | Path, start_step: int = 0, stage: str = "train"):
+    def __init__(self, workdir: str | Path, start_step: int = 0, stage: str = "train", evaluated: bool = True):
         self._stage, self._writes = stage, jax.process_index() == 0
         if not self._writes:
             return
@@ -92,7 +93,7 @@ class MetricWriter:
         if path.exists():
             lines = path.read_text(errors="replace").splitlines(keepends=True)
             temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(line for line in lines if _stays(line, stage, start_step)))
+            temporary.write_text("".join(line for line in lines if _stays(line, stage, start_step, evaluated)))
             temporary.replace(path)
         self._file = path.open("a")
         # The first event of a run ends what earlier ones wrote from this step on.
@@ -132,10 +133,11 @@ def _number(value: Any) -> int | float:
     return value if isinstance(value, int) else np.asarray(value).astype(np.float64).item()
 
 
-def _stays(line: str, stage: str, start_step: int) -> bool:
+def _stays(line: str, stage: str, start_step: int, evaluated: bool) -> bool:
     try:
         entry = json.loads(line)
-        return line.endswith("\n") and (entry["stage"] != stage or entry["step"] <= start_step > 0)
+        again = not evaluated and entry["kind"] == "valid" and entry["step"] == start_step
+        return line.endswith("\n") and (entry["stage"] != stage or entry["step"] <= start_step > 0 and not again)
     except (ValueError, TypeError, KeyError):  # the half line of a killed process
         return False
 

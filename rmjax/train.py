@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from absl import logging
 from jax.experimental import multihost_utils
 
@@ -163,10 +164,15 @@ def model_stage(run: Run) -> Stage:
     return Stage("model", tasks.make_task(run.config, run.source), t.steps, t.batch_size, t.learning_rate)
 
 
+def stage_optimizer(run: Run, stage: Stage) -> optax.GradientTransformation:
+    t = run.config.train
+    return make_optimizer(stage.learning_rate, t.clip, stage.steps if t.schedule == "cosine" else 0)
+
+
 def map_stage(run: Run, stage: Stage) -> Mapped:
     """The stage's steps over the devices; raises ValueError if its batches do not divide among them."""
     t = run.config.train
-    optimizer = make_optimizer(stage.learning_rate, t.clip)
+    optimizer = stage_optimizer(run, stage)
     mapped = make_mapped(
         stage.task, optimizer, run.config.seed, mapping=t.mapping, devices=t.devices, model_devices=t.model_devices
     )
@@ -180,7 +186,7 @@ def map_stage(run: Run, stage: Stage) -> Mapped:
 
 def fresh_state(run: Run, stage: Stage, frozen: Params = ()) -> TrainState:
     """The state at step 0, on the host; a function of the seed, and of the teacher if its item table is shared."""
-    optimizer = make_optimizer(stage.learning_rate, run.config.train.clip)
+    optimizer = stage_optimizer(run, stage)
     state = jax.device_get(jax.jit(lambda key: init_state(stage.task, optimizer, key))(jax.random.key(run.config.seed)))
     if frozen and run.config.teacher.share_items:
         state.params["machine"]["embed"] = np.array(frozen["embed"])
@@ -207,7 +213,8 @@ def train_stage(run: Run, stage: Stage, mapped: Mapped, frozen: Params) -> Param
         if start:
             logging.info("%s: going on from step %d of %d.", stage.name, start, stage.steps)
         if start < stage.steps or checkpoints.score(stage.steps) is None:
-            with contextlib.closing(metrics.MetricWriter(run.workdir, start, stage.name)) as writer:
+            evaluated = checkpoints.score(start) is not None
+            with contextlib.closing(metrics.MetricWriter(run.workdir, start, stage.name, evaluated)) as writer:
                 loop(run, stage, mapped, checkpoints, writer, start, mapped.put(state), mapped.put(frozen))
         checkpoints.wait()
         best = restore_best(checkpoints, state)
@@ -385,7 +392,7 @@ def step_costs(run: Run, stage: Stage, state: TrainState, frozen: Params, batch:
     """Counts, not timings, of the model's train step."""
     machine = stage.task.machine  # type: ignore[attr-defined]
     memory = jax.eval_shape(lambda params: machine.init_memory(params, 1), state.params["machine"])
-    optimizer = make_optimizer(stage.learning_rate, run.config.train.clip)
+    optimizer = stage_optimizer(run, stage)
     work = cost.breakdown(make_train_step(stage.task, optimizer, run.config.seed), state, (), frozen, batch)
     return {
         "parameters": cost.parameter_count(state.params),

@@ -9,6 +9,7 @@ import logging
 import math
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import chex
@@ -18,6 +19,7 @@ import pytest
 
 from rmjax import config as configs
 from rmjax import tasks, train
+from rmjax.checkpoint import Checkpoints
 from rmjax.data import make_source
 from rmjax.optim import make_optimizer
 from rmjax.parallel import make_mapped
@@ -269,6 +271,33 @@ def test_a_config_without_a_teacher_trains_none(tmp_path):
     for changes in ({"rehearsal.sampler": "uniform"}, PLAIN):
         config = tiny(**changes)
         assert tasks.make_teacher(config, make_source(config.data, 0)) is None
+
+
+def test_a_teacher_from_another_run(finished, tmp_path):
+    """It is not trained again, and its item table stays as it is at every step, while the rest learns."""
+    config = tiny(**PLAIN, **{"teacher.share_items": True, "teacher.dir": str(finished[0])})
+    train.train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "teacher").exists()
+    scores = {e["step"]: e["auc"] for e in lines(finished[0]) if (e["stage"], e["kind"]) == ("teacher", "valid")}
+    teacher = saved(finished[0], "teacher", max(scores, key=scores.get))[1]
+    earlier, later = (saved(tmp_path / "run", step=step)[1] for step in (9, 12))
+    for model in (earlier, later):
+        np.testing.assert_array_equal(model["params/machine/embed"], teacher["params/sampler/embed"])
+    assert (earlier["params/head/out"] != later["params/head/out"]).any()
+    config.teacher.dir = str(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="nowhere' holds no teacher: name a workdir that has trained one"):
+        train.train(config, tmp_path / "other")
+
+
+def test_an_evaluation_that_was_written_but_not_saved_is_not_written_twice(finished, tmp_path):
+    """Stopped in a validation, then killed at the end of the next one, before its score is saved."""
+    stopped(tiny(), tmp_path, "model validation 8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "save", lambda *_: sys.exit("killed"))
+        with pytest.raises(SystemExit, match="killed"):
+            train.train(tiny(), tmp_path)
+    train.train(tiny(), tmp_path)
+    assert_same_run(tmp_path, finished[0])
 
 
 # ---- testing only

@@ -5,6 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.initializers import lecun_normal
 
 from rmjax.types import Array
 
@@ -50,10 +51,16 @@ def _additive_backward(saved, g):
 additive_scores.defvjp(_additive_forward, _additive_backward)
 
 
+def identity(key: Array, shape: tuple[int, int], dtype: jnp.dtype = jnp.float32) -> Array:
+    """Initial kernel: the identity where it is square."""
+    return jnp.eye(shape[0], dtype=dtype) if shape[0] == shape[1] else lecun_normal()(key, shape, dtype)
+
+
 class MultiHeadAttention(nn.Module):
     """Scaled dot-product attention of `x` over `memory` (Vaswani et al. 2017, 3.2).
 
     x [..., X, d], memory [..., Y, e], mask bool [..., Y] -> [..., X, d]; an empty memory adds the output bias only.
+    Untrained it returns the average of what it attends to, in its own space: value and output kernels are identities.
     """
 
     heads: int
@@ -65,13 +72,14 @@ class MultiHeadAttention(nn.Module):
         if dim % self.heads:
             raise ValueError(f"width {dim} is not a multiple of heads {self.heads}")
 
-        def split(y: Array) -> Array:
+        def project(name: str, y: Array, kernel_init: nn.initializers.Initializer) -> Array:
+            y = nn.Dense(dim, dtype=self.dtype, kernel_init=kernel_init, name=name)(y)
             return y.reshape(*y.shape[:-1], self.heads, dim // self.heads)
 
-        query = split(nn.Dense(dim, dtype=self.dtype, name="query")(x)) * (dim // self.heads) ** -0.5
+        query = project("query", x, lecun_normal()) * (dim // self.heads) ** -0.5
+        key, value = project("key", memory, lecun_normal()), project("value", memory, identity)
         exact = jnp.promote_types(self.dtype, jnp.float32)
-        key_, value = jnp.split(nn.Dense(2 * dim, dtype=self.dtype, name="key_value")(memory), 2, axis=-1)
-        scores = jnp.einsum("...xhd,...yhd->...hxy", query, split(key_), preferred_element_type=exact)
+        scores = jnp.einsum("...xhd,...yhd->...hxy", query, key, preferred_element_type=exact)
         weights = masked_softmax(scores, None if mask is None else mask[..., None, None, :]).astype(self.dtype)
-        out = jnp.einsum("...hxy,...yhd->...xhd", weights, split(value))
-        return nn.Dense(dim, dtype=self.dtype, name="out")(out.reshape(x.shape))
+        out = jnp.einsum("...hxy,...yhd->...xhd", weights, value)
+        return nn.Dense(dim, dtype=self.dtype, kernel_init=identity, name="out")(out.reshape(x.shape))

@@ -14,21 +14,25 @@ from rmjax.types import Array, Key, Params
 def init_gru(key: Key, inputs: int, hidden: int, timescale: int = 0) -> Params:
     """Parameters of a GRU: {input [inputs, 3h], hidden [h, 3h], bias [3h], hidden_bias [h]}; gates in order r, z, n.
 
-    timescale: how many steps back the state should reach before training: unit i begins by keeping its state for
-    1 to timescale steps, evenly over orders of magnitude (after the chrono initialisation of Tallec & Ollivier 2018).
-    0: zero biases, about two steps.
-    Where inputs == hidden the candidate's input kernel is the identity (as in Le et al. 2015): an untrained state is a
-    leaky average in the space of what it reads.
+    timescale: how many steps back the state reaches before training; 0: about two, the usual random kernels. Otherwise
+    the untrained state is a leaky average of its inputs, in their own space: update gates keep it for `timescale`
+    steps whatever is read (after the chrono initialisation of Tallec & Ollivier 2018), and the candidate is the
+    input (after the identity initialisation of Le et al. 2015). Needs inputs == hidden, else ValueError.
     """
-    a, b, c = jax.random.split(key, 3)
-    hidden_kernels = [nn.initializers.orthogonal()(k, (hidden, hidden)) for k in jax.random.split(b, 3)]
-    keep = jax.random.uniform(c, (hidden,), maxval=math.log(max(timescale, 1)))
+    a, b = jax.random.split(key)
     kernel = nn.initializers.lecun_normal()(a, (inputs, 3 * hidden))
-    if inputs == hidden:
-        kernel = kernel.at[:, 2 * hidden :].set(jnp.eye(hidden))
+    recurrent = jnp.concatenate([nn.initializers.orthogonal()(k, (hidden, hidden)) for k in jax.random.split(b, 3)], 1)
+    keep = 0.0
+    if timescale:
+        if inputs != hidden:
+            raise ValueError(f"timescale wants inputs as wide as the state, got {inputs} and {hidden}")
+        gates = slice(2 * hidden)
+        kernel = (0.1 * kernel).at[:, 2 * hidden :].set(jnp.eye(hidden))
+        recurrent = jnp.zeros_like(recurrent).at[:, gates].set(0.1 * recurrent[:, gates])
+        keep = math.log(max(timescale - 1, 1))  # sigmoid(keep) = 1 - 1 / timescale
     return {
         "input": kernel,
-        "hidden": jnp.concatenate(hidden_kernels, 1),
+        "hidden": recurrent,
         "bias": jnp.zeros(3 * hidden).at[hidden : 2 * hidden].set(keep),
         "hidden_bias": jnp.zeros(hidden),
     }
@@ -41,12 +45,34 @@ def gru_input(params: Params, x: Array) -> Array:
 
 def gru(params: Params, h: Array, gates: Array) -> Array:
     """One step, reset after the product (cuDNN's form): h [..., h], gates = `gru_input(x)` -> new h."""
-    recurrent = h @ params["hidden"]
+    return _gated(h, gates, h @ params["hidden"], params["hidden_bias"])
+
+
+@jax.custom_vjp
+def _gated(h: Array, gates: Array, recurrent: Array, bias: Array) -> Array:
+    """What a GRU does after its products. Its own gradient, since that of slices is a sum of padded arrays."""
+    return _gated_forward(h, gates, recurrent, bias)[0]
+
+
+def _gated_forward(h, gates, recurrent, bias):
     d = h.shape[-1]
     rz = jax.nn.sigmoid(gates[..., : 2 * d] + recurrent[..., : 2 * d])
     r, z = rz[..., :d], rz[..., d:]
-    n = jnp.tanh(gates[..., 2 * d :] + r * (recurrent[..., 2 * d :] + params["hidden_bias"]))
-    return n + z * (h - n)
+    past = recurrent[..., 2 * d :] + bias
+    n = jnp.tanh(gates[..., 2 * d :] + r * past)
+    return n + z * (h - n), (h, r, z, n, past)
+
+
+def _gated_backward(saved, g):
+    h, r, z, n, past = saved
+    d_n = g * (1.0 - z) * (1.0 - n * n)
+    d_past = d_n * r
+    d_rz = [d_n * past * r * (1.0 - r), g * (h - n) * z * (1.0 - z)]
+    d_gates, d_recurrent = jnp.concatenate([*d_rz, d_n], -1), jnp.concatenate([*d_rz, d_past], -1)
+    return g * z, d_gates, d_recurrent, d_past.sum(tuple(range(d_past.ndim - 1)))
+
+
+_gated.defvjp(_gated_forward, _gated_backward)
 
 
 def gru_scan(params: Params, h: Array, gates: Array, mask: Array, reverse: bool = False) -> tuple[Array, Array]:

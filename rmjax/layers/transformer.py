@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from rmjax.layers.attention import MultiHeadAttention
 from rmjax.layers.dropout import dropout, fold
-from rmjax.types import Array, Key, Params
-
-CHUNK = 4096  # tokens of one chunk on a CPU: its activations stay in the cache
+from rmjax.types import Array, Key
 
 
 class Block(nn.Module):
@@ -39,7 +34,7 @@ class Block(nn.Module):
             y = MultiHeadAttention(self.heads, self.dtype, name="slots")(y, slots, slot_mask)
             x = x + drop(y.reshape(x.shape), 1)
         y = nn.relu(nn.Dense(4 * dim, dtype=self.dtype, name="wide")(norm("wide_norm")(x)))
-        return x + drop(nn.Dense(dim, dtype=self.dtype, name="narrow")(y), 2)
+        return x + drop(nn.Dense(dim, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="narrow")(y), 2)
 
 
 class Transformer(nn.Module):
@@ -65,18 +60,3 @@ class Transformer(nn.Module):
             block = Block(self.heads, self.dropout, self.dtype, name=f"layer_{i}")
             x = block(x, mask, slots, slot_mask, fold(key, i))
         return nn.LayerNorm(dtype=jnp.promote_types(self.dtype, jnp.float32), name="norm")(x)
-
-
-def apply_in_chunks(transformer: Transformer, params: Params, x: Array, mask: Array, *rest: Array | None) -> Any:
-    """`transformer.apply` to arguments with one leading axis, on a CPU some CHUNK tokens at a time.
-
-    A chunk is computed again in the backward pass: that costs less than its activations' way to memory and back.
-    """
-    apply = lambda *args: transformer.apply({"params": params}, *args)  # noqa: E731
-    tokens = x[0, ..., 0].size
-    size = max(n for n in range(1, len(x) + 1) if len(x) % n == 0 and (n == 1 or n * tokens <= CHUNK))
-    if size == len(x) or jax.default_backend() != "cpu":
-        return apply(x, mask, *rest)
-    chunked = jax.tree.map(lambda y: y.reshape(-1, size, *y.shape[1:]), (x, mask, *rest))
-    apply = jax.checkpoint(apply, prevent_cse=False)  # a loop keeps its body from being merged with another
-    return jax.lax.map(lambda args: apply(*args), chunked).reshape(x.shape)

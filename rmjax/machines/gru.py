@@ -5,7 +5,6 @@ from __future__ import annotations
 import flax.struct
 import jax
 import jax.numpy as jnp
-from flax.linen.initializers import lecun_normal
 
 from rmjax.layers import recurrent
 from rmjax.layers.embeddings import embed, init_embed
@@ -29,12 +28,13 @@ def make(num_items: int, *, dim: int = 64, history_sum: bool = True, timescale: 
     """
 
     def init(key: Key) -> Params:
-        a, b, c = jax.random.split(key, 3)
-        width = (3 if history_sum else 2) * dim
+        a, b = jax.random.split(key)
+        # Untrained, what is read is the state (and the mean), in the items' space, where the head can hold the query.
+        reader = jnp.concatenate([jnp.eye(dim)] * (2 if history_sum else 1) + [jnp.zeros((dim, dim))])
         return {
             "embed": init_embed(a, num_items, dim),
             "gru": recurrent.init_gru(b, dim, dim, timescale),
-            "reader": {"kernel": lecun_normal()(c, (width, dim)), "bias": jnp.zeros(dim)},
+            "reader": {"kernel": reader, "bias": jnp.zeros(dim)},
         }
 
     def init_memory(params: Params, batch_size: int) -> GRUMemory:

@@ -10,7 +10,7 @@ from flax.linen.initializers import lecun_normal, normal
 from rmjax.layers import recurrent
 from rmjax.layers.attention import additive_scores, masked_softmax
 from rmjax.layers.embeddings import embed, init_embed
-from rmjax.layers.transformer import Transformer, apply_in_chunks
+from rmjax.layers.transformer import Transformer
 from rmjax.machines.scan import inert
 from rmjax.reason import multihop
 from rmjax.types import Array, Key, MemoryMachine, Params
@@ -59,19 +59,24 @@ def make(
         else:
             encode_params = recurrent.init_bigru(keys[0], dim, dim)
         dense = lecun_normal()
+        attention = {
+            "slot": dense(keys[3], (dim, dim)),
+            "item": dense(keys[4], (dim, dim)),
+            "bias": jnp.zeros(dim),
+            "score": 4.0 * dense(keys[5], (dim, 1))[:, 0],  # sharp enough that slots differ in what they take in
+        }
+        reader = multihop.init(keys[7], dim, dim, hops)
+        # Untrained, a question reads the slots that an item like it is written to.
+        find = {"query": attention["item"], "slot": attention["slot"], "score": attention["score"]}
+        reader["hops"] = [hop | jax.tree.map(jnp.copy, find) for hop in reader["hops"]]
         return {
             "embed": init_embed(keys[1], num_items, dim),
             "encoder": encode_params,
             # From zeros all slots would stay alike for ever: Eq. 1 and 2 are symmetric in k.
             "slots": normal(1.0)(keys[2], (slots, dim)),
-            "attention": {
-                "slot": dense(keys[3], (dim, dim)),
-                "item": dense(keys[4], (dim, dim)),
-                "bias": jnp.zeros(dim),
-                "score": dense(keys[5], (dim, 1))[:, 0],
-            },
+            "attention": attention,
             "update": recurrent.init_gru(keys[6], dim, dim, timescale),
-            "reader": multihop.init(keys[7], dim, dim, hops),
+            "reader": reader,
         }
 
     def init_memory(params: Params, batch_size: int) -> SlotMemory:
@@ -82,7 +87,7 @@ def make(
         """-> features f, and W2 f + b of Eq. 1, which needs no memory and so is kept out of the scan."""
         x = embed(params, items)
         if encoder == "transformer":
-            f = apply_in_chunks(transformer, params["encoder"], x, mask, None, None, key)
+            f = transformer.apply({"params": params["encoder"]}, x, mask, key=key)
         else:
             rows = recurrent.bigru(params["encoder"], x.reshape(-1, *x.shape[-2:]), mask.reshape(-1, mask.shape[-1]))
             f = rows[0].reshape(x.shape)

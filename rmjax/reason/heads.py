@@ -11,13 +11,23 @@ from rmjax.types import Array, Key, Params
 
 def init_click(key: Key, width: int, query_width: int, hidden: int) -> Params:
     """hidden = 0: the single linear layer that RM prints; otherwise one tanh layer of that width before it, which
-    also sees the product of features and query (`width` == `query_width`)."""
+    also sees the product of features and query (`width` == `query_width`).
+
+    Untrained, the tanh layer's units answer by the inner product of features and query, half of them each way round:
+    from random kernels a match is learned a hundred times later.
+    """
     a, b = jax.random.split(key)
     inputs = width + query_width
-    params = {"out": lecun_normal()(b, (hidden or inputs, 1)), "bias": jnp.zeros(1)}
-    if hidden:
-        params |= {"hidden": lecun_normal()(a, (inputs + width, hidden)), "hidden_bias": jnp.zeros(hidden)}
-    return params
+    if not hidden:
+        return {"out": lecun_normal()(b, (inputs, 1)), "bias": jnp.zeros(1)}
+    sign = jnp.where(jnp.arange(hidden) % 2, 1.0, -1.0)
+    match = jnp.broadcast_to(sign * width**-0.5, (width, hidden))
+    return {
+        "hidden": jnp.concatenate([0.3 * lecun_normal()(a, (inputs, hidden)), match]),
+        "hidden_bias": jnp.zeros(hidden),
+        "out": 0.3 * hidden**-0.5 * sign[:, None],
+        "bias": jnp.zeros(1),
+    }
 
 
 def click(params: Params, features: Array, query: Array) -> Array:

@@ -24,9 +24,9 @@ def init(key: Key, slot_width: int, width: int, hops: int) -> Params:
         }
 
     found, *keys = jax.random.split(key, hops + 1)
-    # Untrained, q^c is e^c + q^(c-1): what is read stays in the slots' space, where a query can be held against it.
+    # Untrained, q^c is e^c: what is read stays in the slots' space, where the head can hold the query against it.
     read = jnp.eye(width) if slot_width == width else dense(found, (slot_width, width))
-    kernel = jnp.concatenate([read, jnp.eye(width)])
+    kernel = jnp.concatenate([read, jnp.zeros((width, width))])
     return {"hops": [hop(k) for k in keys], "merge": {"kernel": kernel, "bias": jnp.zeros(width)}}
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.initializers import lecun_normal, normal
 
-from rmjax.layers.transformer import Transformer, apply_in_chunks
+from rmjax.layers.transformer import Transformer
 from rmjax.types import Array, Key, Params
 
 
@@ -45,4 +45,4 @@ class Decoder(NamedTuple):
         mask = jnp.concatenate([jnp.ones_like(mask[..., :1]), mask], -1)
         if key is not None:  # each fragment draws for itself
             key = jax.vmap(lambda k: jax.random.split(k, x.shape[1]))(key)
-        return apply_in_chunks(self.transformer, params["decoder"], x, mask, slots, slot_mask, key)
+        return self.transformer.apply({"params": params["decoder"]}, x, mask, slots, slot_mask, key)
