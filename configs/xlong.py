@@ -28,8 +28,8 @@ def get_config(arg: str = "") -> ConfigDict:
         config.machine.dim, config.machine.layers, config.machine.heads, config.rehearsal.layers = 32, 1, 2, 1
         config.reason.head = "mlp"
         config.teacher.dim, config.teacher.share_items = 32, True
-        config.teacher.batch_size, config.teacher.steps, config.teacher.learning_rate = 64, 1500, 1e-2
-        config.train.batch_size, config.train.steps, config.train.learning_rate = 64, 500, 1e-2
+        config.teacher.batch_size, config.teacher.steps, config.teacher.learning_rate = 64, 1000, 1e-2
+        config.train.batch_size, config.train.steps, config.train.learning_rate = 64, 470, 1e-2
         config.train.schedule = "cosine"
         config.train.eval_every, config.train.save_every, config.train.eval_batch_size = 200, 100, 200
     return config
