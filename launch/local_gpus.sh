@@ -6,8 +6,9 @@
 # CUDA_VISIBLE_DEVICES picks some of them. After SIGTERM the run saves and exits 75; the same line goes on, and
 # with RMJAX_RETRY=1 this script types it again by itself.
 set -u
-cd "$(dirname "$0")/.."
-python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
+root=$(cd "$(dirname "$0")/.." && pwd)
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+python=${PYTHON:-$([ -x "$root/.venv/bin/python" ] && echo "$root/.venv/bin/python" || echo python)}
 
 count=$("$python" -c 'import jax; print(sum(d.platform == "gpu" for d in jax.local_devices()))') || exit 1
 if [ "$count" -eq 0 ]; then
@@ -15,12 +16,12 @@ if [ "$count" -eq 0 ]; then
   exit 1
 fi
 echo "launch/local_gpus.sh: $count GPU(s)"
-trap 'kill -TERM "$child" 2>/dev/null' TERM INT
+trap 'stop=1; kill -TERM "${child:-}" 2>/dev/null' TERM INT
 while :; do
   "$python" -m rmjax.main "$@" &
   child=$!
   wait "$child"
   code=$?
   [ "$code" -gt 128 ] && { wait "$child"; code=$?; } # the first wait was broken off by our own signal
-  [ "$code" -eq 75 ] && [ "${RMJAX_RETRY:-0}" = 1 ] || exit "$code"
+  [ "$code" -eq 75 ] && [ "${RMJAX_RETRY:-0}" = 1 ] && [ -z "${stop:-}" ] || exit "$code"
 done

@@ -39,9 +39,10 @@ class Checkpoints:
       directory: made if missing; what killed writes left in it is removed.
       keep_last: how many of the latest checkpoints to keep, at least 1.
       keep_best: how many of those with the highest scores to keep besides.
+      read_only: for a directory of somebody else: nothing is made, cleaned or saved there.
     """
 
-    def __init__(self, directory: str | Path, *, keep_last: int, keep_best: int):
+    def __init__(self, directory: str | Path, *, keep_last: int = 1, keep_best: int = 0, read_only: bool = False):
         if keep_last < 1 or keep_best < 0:
             raise ValueError(f"{keep_last=}, {keep_best=}: need keep_last >= 1 and keep_best >= 0")
         self._directory = Path(directory).absolute()
@@ -50,7 +51,7 @@ class Checkpoints:
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future | None = None
         logging.get_absl_logger().addFilter(_is_not_orbax_chatter)
-        if jax.process_index() == 0:
+        if jax.process_index() == 0 and not read_only:
             self._directory.mkdir(parents=True, exist_ok=True)
             _clean(self._directory)
 
@@ -89,7 +90,7 @@ class Checkpoints:
         """The step of the highest score (ties: the first), None where no checkpoint has one."""
         return next(iter(self._by_score(self.steps())), None)
 
-    def restore(self, like: Any, step: int | None = None) -> tuple[int, Any] | None:
+    def restore(self, like: Any, step: int | None = None, part: bool = False) -> tuple[int, Any] | None:
         """The newest intact checkpoint (not after `step`, where given), None if there is none.
 
         Every damaged one on the way is named in the log with the file that is wrong; the next save clears it away.
@@ -97,6 +98,7 @@ class Checkpoints:
         Args:
           like: the tree to restore: its structure, shapes and dtypes (`jax.eval_shape` will do).
           step: take this checkpoint, or the newest intact one before it.
+          part: `like` is a part of what was saved; the rest is left out.
 
         Returns:
           The checkpoint's step and the tree, of host arrays (Python numbers where `like` has them).
@@ -111,7 +113,7 @@ class Checkpoints:
         for candidate in [s for s in reversed(self.steps()) if step is None or s <= step]:
             damage = _damage(self._path(candidate))
             if damage is None:
-                restored = candidate, _read(self._path(candidate), like)
+                restored = candidate, _read(self._path(candidate), like, part)
                 break
             self._damaged.add(candidate)
             logging.error("Checkpoint %s is damaged: %s. Trying the one before it.", self._path(candidate), damage)
@@ -203,10 +205,10 @@ def _write(path: Path, step: int, leaves: dict[str, np.ndarray], score: float | 
     (path / _SUMS).write_text(_sums(path))
 
 
-def _read(path: Path, like: Any) -> Any:
+def _read(path: Path, like: Any, part: bool) -> Any:
     found = json.loads((path / "manifest.json").read_text())["leaves"]
     wanted = {name: _spec(leaf) for name, leaf in _named_leaves(like).items()}
-    _check_fit(path, found, wanted)
+    _check_fit(path, {name: spec for name, spec in found.items() if name in wanted or not part}, wanted)
     full = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name, (_, shape) in found.items() if 0 not in shape}
     arrays = _checkpointer().restore(path / "arrays", ocp.args.PyTreeRestore(restore_args=full))
 

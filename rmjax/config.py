@@ -255,6 +255,5 @@ def _conflicts(config: ConfigDict) -> Iterator[str]:
         yield "config.data.movielens.test_fraction + valid_fraction must be below 1: none are left to train on"
     if config.teacher.share_items and config.teacher.dim != machine.dim:
         yield f"config.teacher.share_items needs teacher.dim = {config.teacher.dim} to be machine.dim = {machine.dim}"
-    for name, size in (("batch_size", train.batch_size), ("eval_batch_size", train.eval_batch_size)):
-        if train.devices and size % train.devices:
-            yield f"config.train.devices = {train.devices} must divide config.train.{name} = {size}"
+    if train.model_devices > 1 and train.mapping == "pmap":
+        yield f"config.train.model_devices = {train.model_devices} needs config.train.mapping = 'mesh'"

@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 
 from rmjax import cost, metrics, tasks
 from rmjax.checkpoint import Checkpoints
+from rmjax.config import SCHEMA
 from rmjax.data import make_source
 from rmjax.data.pipeline import batches, eval_batches
 from rmjax.data.source import Source
@@ -110,17 +111,21 @@ def opened(config: Any, workdir: str | Path) -> Iterator[Run]:
     """Locks the workdir, holds the config against the one that began there, opens the data."""
     alone = lock(workdir) if jax.process_index() == 0 else contextlib.nullcontext()  # the first speaks for all
     with alone, Preemption() as stop:
-        check_same_config(config, Path(workdir))
-        yield Run(config, Path(workdir), make_source(config.data, config.data.seed), stop)
+        source = make_source(config.data, config.data.seed)
+        check_same_config(config, Path(workdir), source)
+        yield Run(config, Path(workdir), source, stop)
 
 
-def check_same_config(config: Any, workdir: Path) -> None:
-    """Raises ValueError, naming the fields, if a run with another config saved anything here."""
+def check_same_config(config: Any, workdir: Path, source: Source) -> None:
+    """Raises ValueError, naming the fields, if a run with another config or other data saved anything here."""
     path, now = workdir / "config.json", json.loads(config.to_json())
+    sizes = {split: source.size(split) for split in ("train", "valid", "test")}
+    now["data"]["found"] = {"source": type(source).__name__, "items": source.num_items, **sizes}
     if not path.exists() or not any(workdir.glob("*/[0-9]*")):
         write_whole(path, json.dumps(now, indent=1))
         return
     then, now = flat(json.loads(path.read_text())), flat(now)
+    then = {name: field.default for name, field in SCHEMA.items()} | then  # a key that came after that run
     differing = [k for k in sorted({*then, *now} - set(MAY_CHANGE)) if then.get(k) != now.get(k)]
     if differing:
         shown = "; ".join(f"config.{k} was {then.get(k)!r}, now {now.get(k)!r}" for k in differing[:5])
@@ -152,11 +157,24 @@ def train_teacher(run: Run) -> Params:
     stage = Stage("teacher", task, t.steps, t.batch_size, t.learning_rate)
     if not t.dir:
         return train_stage(run, stage, map_stage(run, stage), ())["sampler"]
-    with contextlib.closing(open_checkpoints(run, stage, Path(t.dir))) as checkpoints:
-        params = restore_best(checkpoints, fresh_state(run, stage))
-    if params is None:
-        raise FileNotFoundError(f"config.teacher.dir = {t.dir!r} holds no teacher: name a workdir that has trained one")
-    return params["sampler"]
+    return read_teacher(Path(t.dir), fresh_state(run, stage))
+
+
+def read_teacher(workdir: Path, state: TrainState) -> Params:
+    """The best teacher of another run, which must have ended its training. -> sampler parameters."""
+    like = {"params": {"sampler": state.params["sampler"]}}
+    with contextlib.closing(Checkpoints(workdir / "teacher", read_only=True)) as checkpoints:
+        if not any((workdir / "model").glob("[0-9]*")):  # the model comes after the teacher
+            raise FileNotFoundError(
+                f"config.teacher.dir = {str(workdir)!r} holds no whole teacher: name a workdir with one"
+            )
+        found = checkpoints.restore(like, checkpoints.best_step(), part=True)
+        if found is None:
+            raise FileNotFoundError(
+                f"config.teacher.dir = {str(workdir)!r} holds no intact teacher: name another workdir"
+            )
+        logging.info("teacher: step %d of %s", found[0], workdir)
+        return found[1]["params"]["sampler"]
 
 
 def model_stage(run: Run) -> Stage:
@@ -300,9 +318,10 @@ class Losses:
         parts = {name: value for name, value in values.items() if name not in ("loss", "grad_norm")}
         if not all(map(np.isfinite, values.values())):
             shown = " ".join(f"{name} {value:.6g}" for name, value in values.items())
+            section = "teacher" if self._stage.name == "teacher" else "train"
             raise FloatingPointError(
                 f"stage {self._stage.name!r}, step {step}: a loss is not finite ({shown}); the last good checkpoint is "
-                "kept. Lower config.train.learning_rate or config.train.clip and use another workdir"
+                f"kept. Lower config.{section}.learning_rate or config.train.clip and use another workdir"
             )
         self._progress.tick(streams, queries)
         if step % self._run.config.train.log_every == 0 or step == self._stage.steps:

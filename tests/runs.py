@@ -31,6 +31,7 @@ def tiny(**changes) -> ConfigDict:
         "rehearsal": dict(fragments=2, sampled_items=8, layers=1),
         "teacher": dict(steps=6, batch_size=8, dim=8),
         "train": dict(steps=12, batch_size=8, eval_batch_size=8, devices=1, log_every=1, eval_every=4, save_every=3),
+        "train.schedule": "cosine",
     }
     values["data.simulated"] |= dict(visit=10, targets=2, train=64, valid=16, test=15)
     for name, value in {**values, **changes}.items():

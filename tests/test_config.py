@@ -87,7 +87,7 @@ def test_right_flags_pass():
         ("machine.heads", 5, "config.machine.heads = 5 must divide config.machine.dim = 64"),
         ("data.simulated.clicks_min", 2000, "must be at most config.data.simulated.clicks_max = 1000"),
         ("data.movielens.test_fraction", 0.9, "test_fraction + valid_fraction must be below 1"),
-        ("train.devices", 3, "config.train.devices = 3 must divide config.train.batch_size = 32"),
+        ("train.model_devices", 2, "config.train.model_devices = 2 needs config.train.mapping = 'mesh'"),
         ("train.eval_batch_size", 3, None),
     ],
 )  # fmt: skip

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from rmjax.layers import recurrent
 from rmjax.layers.attention import additive_scores, masked_softmax
 from rmjax.layers.transformer import Transformer
 from rmjax.reason import heads, multihop
@@ -138,6 +139,26 @@ def test_the_click_head_and_its_loss(hidden):
     total, count = heads.click_loss(logits, target, mask)
     close(total, sum(oracle.click_loss(*pair) for pair in zip(expected[mask], target[mask], strict=True)))
     assert count == mask.sum()
+
+
+def test_the_gradient_of_a_gru():
+    """Against that of the same equation, by finite differences in float64."""
+    params, h, gates, g = noise(lambda key: recurrent.init_gru(key, 5, 5)), normal(3, 5), normal(3, 15), normal(3, 5)
+    back = jax.vjp(recurrent.gru, params, h, gates)[1](g)
+    inputs = params | {"h": h, "gates": gates}
+
+    def loss(**changed):
+        p = {name: f64(x) for name, x in (inputs | changed).items()}
+        p |= {"input": np.eye(15), "bias": np.zeros(15)}
+        return sum(f64(g[b]) @ oracle.gru(p, p["h"][b], p["gates"][b]) for b in range(3))
+
+    found = back[0] | {"h": back[1], "gates": back[2]}
+    for name in ("hidden", "hidden_bias", "h", "gates"):
+        x = f64(inputs[name])
+        for index in np.ndindex(x.shape):
+            step = np.zeros_like(x)
+            step[index] = 1e-6
+            close(found[name][index], (loss(**{name: x + step}) - loss(**{name: x - step})) / 2e-6)
 
 
 @pytest.mark.parametrize("scale", [1, 10])

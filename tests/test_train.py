@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import json
 import logging
 import math
 import re
@@ -26,6 +27,7 @@ from rmjax.parallel import make_mapped
 from rmjax.train_step import init_state, make_train_step
 from rmjax.workdir import Preemption
 from tests.runs import PLAIN, before, compilations_kept, lines, saved, set_key, tiny
+from tests.small import noise
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -231,15 +233,15 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, save_every):
 
 
 def test_another_config_is_refused(finished):
-    workdir = finished[0]
+    workdir, source = finished[0], make_source(tiny().data, 0)
     for name, field in configs.SCHEMA.items():
         config = tiny()
         set_key(config, name, other(field.default))
         if name in train.MAY_CHANGE:
-            train.check_same_config(config, workdir)
+            train.check_same_config(config, workdir, source)
         else:
             with pytest.raises(ValueError, match=f"config.{name} was .*, now .*: use another --workdir"):
-                train.check_same_config(config, workdir)
+                train.check_same_config(config, workdir, source)
     assert set(train.MAY_CHANGE) <= set(configs.SCHEMA)
     with pytest.raises(ValueError, match="config.machine.slots was 4, now 5"):
         train.train(tiny(**{"machine.slots": 5}), workdir)
@@ -285,8 +287,32 @@ def test_a_teacher_from_another_run(finished, tmp_path):
         np.testing.assert_array_equal(model["params/machine/embed"], teacher["params/sampler/embed"])
     assert (earlier["params/head/out"] != later["params/head/out"]).any()
     config.teacher.dir = str(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="nowhere' holds no teacher: name a workdir that has trained one"):
+    with pytest.raises(FileNotFoundError, match="nowhere' holds no whole teacher: name a workdir with one"):
         train.train(config, tmp_path / "other")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_the_schedule_is_the_config_s(tmp_path):
+    """Adam's step on a constant gradient is the rate: after 9 of 12 steps (1 + cos 3/4 pi) / 2 of it is left."""
+    for schedule, share in (("cosine", 0.5 * (1 + math.cos(0.75 * math.pi))), ("constant", 1.0)):
+        config = tiny(**PLAIN, **{"train.schedule": schedule})
+        run = train.Run(config, tmp_path, make_source(config.data, 0), Preemption())
+        optimizer = train.stage_optimizer(run, train.model_stage(run))
+        state = optimizer.init(np.zeros(1, np.float32))
+        for _ in range(10):
+            updates, state = optimizer.update(np.ones(1, np.float32), state)
+        assert float(updates[0]) == pytest.approx(-1e-3 * share, rel=1e-3)
+
+
+def test_other_data_is_not_answered_for(finished, tmp_path):
+    """The folder may have another name, what is in it may not."""
+    workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    assert train.train(tiny(**{"data.dir": "elsewhere"}), workdir) == finished[1]
+    told = json.loads((workdir / "config.json").read_text())
+    told["data"]["found"]["test"] += 1
+    (workdir / "config.json").write_text(json.dumps(told))
+    with pytest.raises(ValueError, match="config.data.found.test was 16, now 15"):
+        train.train(tiny(), workdir)
 
 
 def test_an_evaluation_that_was_written_but_not_saved_is_not_written_twice(finished, tmp_path):
@@ -472,7 +498,8 @@ def test_every_variant_is_another_program():
 def test_a_step_of_a_variant_is_finite(name):
     run, task, *_ = shapes(tiny(**STEPPED[name]))
     stage, _, state, frozen, batch = train.first_step(run)
-    step = jax.jit(make_train_step(task, make_optimizer(1e-3, 5.0), 0))
+    state = state.replace(params=noise(task.init))  # where everything has a gradient
+    step = jax.jit(make_train_step(task, train.stage_optimizer(run, stage), 0))
     after, _, metrics = step(state, (), frozen, batch)
     chex.assert_tree_all_finite((after, metrics))
     assert metrics["grad_norm"] > 0

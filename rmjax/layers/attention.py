@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -72,12 +74,13 @@ class MultiHeadAttention(nn.Module):
         if dim % self.heads:
             raise ValueError(f"width {dim} is not a multiple of heads {self.heads}")
 
-        def project(name: str, y: Array, kernel_init: nn.initializers.Initializer) -> Array:
-            y = nn.Dense(dim, dtype=self.dtype, kernel_init=kernel_init, name=name)(y)
+        def project(name: str, y: Array, **how: Any) -> Array:
+            y = nn.Dense(dim, dtype=self.dtype, name=name, **how)(y)
             return y.reshape(*y.shape[:-1], self.heads, dim // self.heads)
 
-        query = project("query", x, lecun_normal()) * (dim // self.heads) ** -0.5
-        key, value = project("key", memory, lecun_normal()), project("value", memory, identity)
+        query = project("query", x) * (dim // self.heads) ** -0.5
+        key = project("key", memory, use_bias=False)  # the softmax would not see it
+        value = project("value", memory, kernel_init=identity)
         exact = jnp.promote_types(self.dtype, jnp.float32)
         scores = jnp.einsum("...xhd,...yhd->...hxy", query, key, preferred_element_type=exact)
         weights = masked_softmax(scores, None if mask is None else mask[..., None, None, :]).astype(self.dtype)

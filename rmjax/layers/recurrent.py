@@ -15,9 +15,9 @@ def init_gru(key: Key, inputs: int, hidden: int, timescale: int = 0) -> Params:
     """Parameters of a GRU: {input [inputs, 3h], hidden [h, 3h], bias [3h], hidden_bias [h]}; gates in order r, z, n.
 
     timescale: how many steps back the state reaches before training; 0: about two, the usual random kernels. Otherwise
-    the untrained state is a leaky average of its inputs, in their own space: update gates keep it for `timescale`
-    steps whatever is read (after the chrono initialisation of Tallec & Ollivier 2018), and the candidate is the
-    input (after the identity initialisation of Le et al. 2015). Needs inputs == hidden, else ValueError.
+    the untrained state is a leaky average of its inputs' tanh, in their own space: update gates keep it for `timescale`
+    steps (2 at least) whatever is read (after the chrono initialisation of Tallec & Ollivier 2018), and the candidate
+    is tanh of the input (after the identity of Le et al. 2015). Needs inputs == hidden, else ValueError.
     """
     a, b = jax.random.split(key)
     kernel = nn.initializers.lecun_normal()(a, (inputs, 3 * hidden))
@@ -29,7 +29,7 @@ def init_gru(key: Key, inputs: int, hidden: int, timescale: int = 0) -> Params:
         gates = slice(2 * hidden)
         kernel = (0.1 * kernel).at[:, 2 * hidden :].set(jnp.eye(hidden))
         recurrent = jnp.zeros_like(recurrent).at[:, gates].set(0.1 * recurrent[:, gates])
-        keep = math.log(max(timescale - 1, 1))  # sigmoid(keep) = 1 - 1 / timescale
+        keep = math.log(max(timescale - 1, 1))  # its sigmoid is 1 - 1 / timescale
     return {
         "input": kernel,
         "hidden": recurrent,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -87,7 +89,7 @@ def make(
         """-> features f, and W2 f + b of Eq. 1, which needs no memory and so is kept out of the scan."""
         x = embed(params, items)
         if encoder == "transformer":
-            f = transformer.apply({"params": params["encoder"]}, x, mask, key=key)
+            f = cast(Array, transformer.apply({"params": params["encoder"]}, x, mask, key=key))
         else:
             rows = recurrent.bigru(params["encoder"], x.reshape(-1, *x.shape[-2:]), mask.reshape(-1, mask.shape[-1]))
             f = rows[0].reshape(x.shape)
@@ -97,13 +99,8 @@ def make(
         del key  # nothing is drawn in the scan
         f, projected = features
         m, attention = memory.slots, params["attention"]
-        scores = additive_scores(m @ attention["slot"], projected, attention["score"])  # [B, K, N]
-        mask = mask[:, None]
-        if normalize == "slots":
-            weights = jnp.where(mask, jax.nn.softmax(scores, 1), 0.0)
-        else:
-            weights = masked_softmax(scores, mask, 2)
-        aligned = weights @ jnp.where(mask.swapaxes(1, 2), f, 0.0)  # Eq. 1: l_k
+        weights = slot_attention(attention, m, projected, mask, normalize)
+        aligned = weights @ jnp.where(mask[..., None], f, 0.0)  # Eq. 1: l_k
         new = recurrent.gru(params["update"], m, recurrent.gru_input(params["update"], aligned))  # Eq. 2
         return SlotMemory(new, memory.segments), (jnp.zeros(()), jnp.zeros(()))
 
@@ -116,8 +113,10 @@ def make(
     return MemoryMachine(init, init_memory, encode, inert(write), read_slots, read, embed, True, None)
 
 
-def slot_attention(params: Params, memory: SlotMemory, features: tuple[Array, Array], mask: Array) -> Array:
-    """Eq. 1's weights [B, K, N] that writing this segment would use; for pictures."""
-    attention = params["attention"]
-    scores = additive_scores(memory.slots @ attention["slot"], features[1], attention["score"])
-    return jnp.where(mask[:, None], jax.nn.softmax(scores, 1), 0.0)
+def slot_attention(params: Params, slots: Array, projected: Array, mask: Array, normalize: str = "slots") -> Array:
+    """Eq. 1's weights [B, K, N] of params = the machine's 'attention', slots [B, K, d], W2 f + b [B, N, d] (the second
+    part of the features that `encode` gives) and mask bool [B, N]."""
+    scores = additive_scores(slots @ params["slot"], projected, params["score"])
+    if normalize == "slots":
+        return jnp.where(mask[:, None], jax.nn.softmax(scores, 1), 0.0)
+    return masked_softmax(scores, mask[:, None], 2)

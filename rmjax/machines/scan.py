@@ -53,13 +53,16 @@ def memorize(
     With `remat` a block keeps nothing but the memory it began with, and is computed again in the backward pass:
     activations are O(block) + O(T / block) memories. `key` [B] feeds dropout; segment s of a stream draws from
     fold_in(key, s) with s counted from the stream's beginning, so a split stream draws the same.
-    `positions` i32 [B, Q] asks for the memory after that many of these T segments (0: as it was given).
+    `positions` i32 [B, Q], from 0 to T, asks for the memory after that many of these segments (0: as it was given).
     """
     if items.shape[:3] != mask.shape or mask.ndim != 3:
         raise ValueError(f"memorize wants items and mask of one shape [B, T, N], got {items.shape} and {mask.shape}")
     batch, segments, _ = mask.shape
     if memory is None:
         memory = machine.init_memory(params, batch)
+    if not segments:
+        asked = None if positions is None else jax.tree.map(lambda m: _at(m, m[None][:0], positions), memory)
+        return Memorized(memory, asked, (jnp.zeros(()), jnp.zeros(())))
     if remat and not block:
         block = max(1, 4096 // mask[:, 0].size)
     block = min(block or segments, segments)

@@ -14,7 +14,7 @@ def init_click(key: Key, width: int, query_width: int, hidden: int) -> Params:
     also sees the product of features and query (`width` == `query_width`).
 
     Untrained, the tanh layer's units answer by the inner product of features and query, half of them each way round:
-    from random kernels a match is learned a hundred times later.
+    from random kernels a match is learned after hundreds of steps.
     """
     a, b = jax.random.split(key)
     inputs = width + query_width

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -45,4 +45,4 @@ class Decoder(NamedTuple):
         mask = jnp.concatenate([jnp.ones_like(mask[..., :1]), mask], -1)
         if key is not None:  # each fragment draws for itself
             key = jax.vmap(lambda k: jax.random.split(k, x.shape[1]))(key)
-        return self.transformer.apply({"params": params["decoder"]}, x, mask, slots, slot_mask, key)
+        return cast(Array, self.transformer.apply({"params": params["decoder"]}, x, mask, slots, slot_mask, key))
