@@ -20,9 +20,9 @@ import optax
 from absl import logging
 from jax.experimental import multihost_utils
 
+from rmjax import config as configs
 from rmjax import cost, metrics, tasks
 from rmjax.checkpoint import Checkpoints
-from rmjax.config import SCHEMA
 from rmjax.data import make_source
 from rmjax.data.pipeline import batches, eval_batches
 from rmjax.data.source import Source
@@ -106,6 +106,22 @@ def evaluate_only(config: Any, workdir: str | Path) -> list[dict[str, Any]]:
         return test(run, mapped, found)
 
 
+def trained(workdir: str | Path) -> tuple[Any, Params, Source]:
+    """What a run has learned, for notebooks: its task, the best parameters so far, its data. Changes nothing there."""
+    folder = Path(workdir)
+    config, kept = configs.base(), json.loads((folder / "config.json").read_text())
+    del kept["data"]["found"]
+    config.update(kept)
+    source = make_source(config.data, config.data.seed)
+    task = tasks.make_task(config, source)
+    like = {"params": jax.eval_shape(task.init, jax.random.key(0))}
+    with contextlib.closing(Checkpoints(folder / "model", read_only=True)) as checkpoints:
+        found = checkpoints.restore(like, checkpoints.best_step(), part=True)
+    if found is None:
+        raise FileNotFoundError(f"{workdir} has no checkpoint of the model yet")
+    return task, jax.device_put(found[1]["params"]), source
+
+
 @contextlib.contextmanager
 def opened(config: Any, workdir: str | Path) -> Iterator[Run]:
     """Locks the workdir, holds the config against the one that began there, opens the data."""
@@ -125,7 +141,7 @@ def check_same_config(config: Any, workdir: Path, source: Source) -> None:
         write_whole(path, json.dumps(now, indent=1))
         return
     then, now = flat(json.loads(path.read_text())), flat(now)
-    then = {name: field.default for name, field in SCHEMA.items()} | then  # a key that came after that run
+    then = {name: field.default for name, field in configs.SCHEMA.items()} | then  # a key that came after that run
     differing = [k for k in sorted({*then, *now} - set(MAY_CHANGE)) if then.get(k) != now.get(k)]
     if differing:
         shown = "; ".join(f"config.{k} was {then.get(k)!r}, now {now.get(k)!r}" for k in differing[:5])

@@ -19,11 +19,13 @@ import numpy as np
 import pytest
 
 from rmjax import config as configs
-from rmjax import tasks, train
+from rmjax import machines, tasks, train
 from rmjax.checkpoint import Checkpoints
 from rmjax.data import make_source
+from rmjax.metrics import auc
 from rmjax.optim import make_optimizer
 from rmjax.parallel import make_mapped
+from rmjax.segments import segment
 from rmjax.train_step import init_state, make_train_step
 from rmjax.workdir import Preemption
 from tests.runs import PLAIN, before, compilations_kept, lines, saved, set_key, tiny
@@ -338,6 +340,18 @@ def test_testing_gives_the_numbers_of_the_run(finished):
     written = (finished[0] / "metrics.jsonl").read_bytes()
     assert train.evaluate_only(tiny(), finished[0]) == finished[1]
     assert (finished[0] / "metrics.jsonl").read_bytes() == written
+
+
+def test_what_was_trained_can_be_asked(finished):
+    """In a notebook: the scores that the table was made of."""
+    before = sorted(path for path in finished[0].rglob("*"))
+    task, params, source = train.trained(finished[0])
+    users = source.fetch("test", np.arange(15))
+    items, mask = segment(users["items"], users["length"], 10)
+    memory = machines.memorize(task.machine, params["machine"], items, mask).memory
+    logits = task.answer(params, memory, users["query"], users["query_mask"])
+    assert auc(logits, users["target"], users["query_mask"]) == pytest.approx(finished[1][0]["test_auc"], abs=1e-6)
+    assert sorted(path for path in finished[0].rglob("*")) == before
 
 
 def test_every_mapping_scores_alike_and_leaves_padding_out(tmp_path):

@@ -71,18 +71,19 @@ class Recommendation:
             remat=self.remat,
         )
 
-    def _answer(self, params: Params, memorized, batch: Batch, key: Key | None = None) -> Array:
+    def answer(self, params: Params, memory: Memory, query: Array, query_mask: Array) -> Array:
+        """Logits of a click [B, Q] on the items query i32 [B, Q], mask bool [B, Q], from the memory alone."""
+        features = self.machine.read(params["machine"], memory, query, query_mask)
+        return heads.click(params["head"], features, self.machine.embed(params["machine"], query))
+
+    def _answer(self, params: Params, memorized, batch: Batch) -> Array:
         """Logits [B, Q], each read from the memory at its query's position."""
-        machine, params, head = self.machine, params["machine"], params["head"]
         if memorized.asked is None:
-            features = machine.read(params, memorized.memory, batch.query, batch.query_mask, key)
-        else:  # one memory per question
-            rows = batch.query.size
-            memory = jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), memorized.asked)
-            query, mask = batch.query.reshape(rows, 1), batch.query_mask.reshape(rows, 1)
-            features = machine.read(params, memory, query, mask, None)
-            features = features.reshape(*batch.query.shape, -1)
-        return heads.click(head, features, machine.embed(params, batch.query))
+            return self.answer(params, memorized.memory, batch.query, batch.query_mask)
+        rows = batch.query.size  # one memory per question
+        memory = jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), memorized.asked)
+        query, mask = batch.query.reshape(rows, 1), batch.query_mask.reshape(rows, 1)
+        return self.answer(params, memory, query, mask).reshape(batch.query.shape)
 
     def scores(self, params: Params, batch: Batch) -> Array:
         return self._answer(params, self._memorize(params, batch), batch)
