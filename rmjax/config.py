@@ -91,9 +91,9 @@ SCHEMA: dict[str, Field] = {
     "machine.layers": Field(3, at_least(1), "layers of the Transformer encoder"),
     "machine.heads": Field(4, at_least(1), "attention heads; divides machine.dim"),
     "machine.encoder": Field("transformer", one_of("transformer", "bigru"), "the segment encoder"),
-    "machine.dropout": Field(0.0, below(0, 1), "dropout rate"),
+    "machine.dropout": Field(0.0, below(0, 1), "dropout rate of the Transformer layers"),
     "machine.normalize": Field("slots", one_of("slots", "items"), "what Eq. 1 normalises over"),
-    "machine.timescale": Field(50, at_least(0), "segments back that an untrained memory reaches; 0: about two"),
+    "machine.timescale": Field(50, at_least(0), "segments that an untrained memory reaches back; 0: about two"),
     "machine.block": Field(0, at_least(0), "segments encoded at once; 0: all"),
     "machine.remat": Field(False, anything, "computes a block again in the backward pass rather than keep it"),
     "machine.buffer_length": Field(0, at_least(0), "items a buffer holds; 0: the longest stream"),
@@ -127,7 +127,7 @@ SCHEMA: dict[str, Field] = {
     "train.learning_rate": Field(1e-3, above(0), "of Adam"),
     "train.schedule": Field("constant", one_of("constant", "cosine"), "of both stages' rates; cosine: falls to 0"),
     "train.clip": Field(5.0, above(0), "largest norm of the gradient"),
-    "train.compute_dtype": Field("float32", one_of("float32", "bfloat16"), "of the layers; parameters stay float32"),
+    "train.compute_dtype": Field("float32", one_of("float32", "bfloat16"), "of Transformer layers; parameters stay float32"),
     "train.devices": Field(0, at_least(0), "how many devices; 0: all"),
     "train.mapping": Field("pmap", one_of("pmap", "mesh"), "how the step is mapped over devices"),
     "train.model_devices": Field(1, at_least(1), "mesh: devices that share the rows of an item table"),
@@ -135,7 +135,7 @@ SCHEMA: dict[str, Field] = {
     "train.eval_every": Field(500, at_least(1), "steps from one evaluation to the next"),
     "train.save_every": Field(200, at_least(1), "steps from one checkpoint to the next"),
     "train.keep_last": Field(2, at_least(1), "latest checkpoints kept"),
-    "train.keep_best": Field(1, at_least(0), "best checkpoints kept besides"),
+    "train.keep_best": Field(1, at_least(0), "best checkpoints kept besides; the best one kept is tested"),
 }  # fmt: skip
 
 

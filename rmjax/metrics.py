@@ -80,7 +80,7 @@ class MetricWriter:
     Args:
       workdir: holds `metrics.jsonl` and `tensorboard/<stage>/`.
       start_step: the step restored from; 0 at the start.
-      stage: what counts these steps, e.g. "teacher" or "train"; lines of other stages are kept.
+      stage: what counts these steps, e.g. "teacher" or "model"; lines of other stages are kept.
       evaluated: False if start_step is still to be evaluated, so that an evaluation of it written before goes too.
     """
 
@@ -106,7 +106,7 @@ class MetricWriter:
         """Writes numbers of one step.
 
         Args:
-          kind: "train", "eval", ...: the field of the line, the group in TensorBoard.
+          kind: "train", "valid", ...: the field of the line, the group in TensorBoard.
           step: the step.
           values: scalars; NaN and infinities become strings, so that each line stays JSON.
           text: what the log says, if not simply the values.
