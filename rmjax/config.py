@@ -127,7 +127,7 @@ SCHEMA: dict[str, Field] = {
     "train.learning_rate": Field(1e-3, above(0), "of Adam"),
     "train.schedule": Field("constant", one_of("constant", "cosine"), "of both stages' rates; cosine: falls to 0"),
     "train.clip": Field(5.0, above(0), "largest norm of the gradient"),
-    "train.compute_dtype": Field("float32", one_of("float32", "bfloat16"), "of Transformer layers; parameters stay float32"),
+    "train.compute_dtype": Field("float32", one_of("float32", "bfloat16"), "of Transformers; parameters are float32"),
     "train.devices": Field(0, at_least(0), "how many devices; 0: all"),
     "train.mapping": Field("pmap", one_of("pmap", "mesh"), "how the step is mapped over devices"),
     "train.model_devices": Field(1, at_least(1), "mesh: devices that share the rows of an item table"),
