@@ -85,9 +85,9 @@ def train(config: Any, workdir: str | Path) -> list[dict[str, Any]]:
         if results.exists():
             logging.info("%s is finished; these are its results.", run.workdir)
             return json.loads(results.read_text())
-        frozen = train_teacher(run)
         stage = model_stage(run)
-        mapped = map_stage(run, stage)
+        mapped = map_stage(run, stage)  # before the teacher's training: what is wrong with it is said at once
+        frozen = train_teacher(run)
         params = train_stage(run, stage, mapped, frozen)
         rows = test(run, mapped, params)
         write_whole(results, json.dumps(rows, indent=1))

@@ -267,6 +267,9 @@ def test_a_config_binds_only_once_something_is_saved(tmp_path):
 def test_batches_that_do_not_divide_among_the_devices_are_refused(tmp_path):
     with pytest.raises(ValueError, match="teacher batch_size 9 does not divide among 8 devices"):
         train.train(tiny(**{"teacher.batch_size": 9, "train.devices": 0}), tmp_path)
+    with pytest.raises(ValueError, match="model batch_size 9 does not divide among 8 devices"):
+        train.train(tiny(**{"train.batch_size": 9, "train.devices": 0}), tmp_path)
+    assert not (tmp_path / "teacher").exists()  # nothing was trained in vain
     with pytest.raises(ValueError, match="config.train.devices = 16, but there are 8"):
         train.train(tiny(**{"train.batch_size": 16, "train.eval_batch_size": 16, "train.devices": 16}), tmp_path)
 
