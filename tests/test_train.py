@@ -385,7 +385,7 @@ def dense(inputs: int, outputs: int) -> int:
 
 def transformer(d: int, tokens: int, attentions: int, layers: int = 1) -> int:
     """Positions; per layer attentions with their norms, a feed-forward of width 4 d with its norm; a last norm."""
-    attention = 4 * dense(d, d) + 2 * d
+    attention = 3 * dense(d, d) + d * d + 2 * d  # keys have no bias
     return tokens * d + layers * (attentions * attention + dense(d, 4 * d) + dense(4 * d, d) + 2 * d) + 2 * d
 
 
@@ -477,7 +477,7 @@ def shapes(config):
     source = source_of(config.data.simulated.to_json()) or make_source(config.data, 0)
     run = train.Run(config, Path(), source, Preemption())
     stage, teacher = train.model_stage(run), tasks.make_teacher(config, source)
-    optimizer = make_optimizer(stage.learning_rate, config.train.clip)
+    optimizer = train.stage_optimizer(run, stage)
     state = jax.eval_shape(lambda: init_state(stage.task, optimizer, jax.random.key(0)))
     frozen = () if teacher is None else jax.eval_shape(teacher.init, jax.random.key(0))["sampler"]
     data = train.batches(source, **train.data_settings(run), batch_size=stage.batch_size, num_steps=1)
@@ -488,8 +488,8 @@ def shapes(config):
 @functools.cache
 def traced(name: str):
     """-> the train step as text; shapes of the state before and after, and of the metrics."""
-    _, task, state, frozen, batch = shapes(tiny(**VARIANTS[name][0]))
-    step = make_train_step(task, make_optimizer(1e-3, 5.0), 0)
+    run, task, state, frozen, batch = shapes(tiny(**VARIANTS[name][0]))
+    step = make_train_step(task, train.stage_optimizer(run, train.model_stage(run)), 0)
     program, (after, _, metrics) = jax.make_jaxpr(step, return_shape=True)(state, (), frozen, batch)
     assert jax.eval_shape(task.scores, state.params, batch).shape == batch.query.shape
     return re.sub("0x[0-9a-f]+", "", str(program)), state, after, metrics
