@@ -110,7 +110,7 @@ def trained(workdir: str | Path) -> tuple[Any, Params, Source]:
     """What a run has learned, for notebooks: its task, the best parameters so far, its data. Changes nothing there."""
     folder = Path(workdir)
     config, kept = configs.base(), json.loads((folder / "config.json").read_text())
-    del kept["data"]["found"]
+    kept["data"].pop("found", None)
     config.update(kept)
     source = make_source(config.data, config.data.seed)
     task = tasks.make_task(config, source)
