@@ -10,7 +10,10 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 python=${PYTHON:-$([ -x "$root/.venv/bin/python" ] && echo "$root/.venv/bin/python" || echo python)}
 
-count=$("$python" -c 'import jax; print(sum(d.platform == "gpu" for d in jax.local_devices()))') || exit 1
+count=$("$python" -c 'import jax; print(sum(d.platform == "gpu" for d in jax.local_devices()))') || {
+  echo "launch/local_gpus.sh: $python has no working JAX (see above). Make .venv as README says, or set PYTHON" >&2
+  exit 1
+}
 if [ "$count" -eq 0 ]; then
   echo "launch/local_gpus.sh: JAX sees no GPU here. Install it with: pip install -e '.[cuda]'" >&2
   exit 1

@@ -99,8 +99,7 @@ def evaluate_only(config: Any, workdir: str | Path) -> list[dict[str, Any]]:
     with opened(config, workdir) as run:
         stage = model_stage(run)
         mapped = map_stage(run, stage)
-        with contextlib.closing(open_checkpoints(run, stage)) as checkpoints:
-            found = restore_best(checkpoints, fresh_state(run, stage))
+        found = read_best(run.workdir / stage.name, jax.eval_shape(stage.task.init, jax.random.key(0)))
         if found is None:
             raise FileNotFoundError(f"{run.workdir} has no checkpoint of the model: train first, with --mode=train")
         return test(run, mapped, found)
@@ -114,12 +113,10 @@ def trained(workdir: str | Path) -> tuple[Any, Params, Source]:
     config.update(kept)
     source = make_source(config.data, config.data.seed)
     task = tasks.make_task(config, source)
-    like = {"params": jax.eval_shape(task.init, jax.random.key(0))}
-    with contextlib.closing(Checkpoints(folder / "model", read_only=True)) as checkpoints:
-        found = checkpoints.restore(like, checkpoints.best_step(), part=True)
-    if found is None:
-        raise FileNotFoundError(f"{workdir} has no checkpoint of the model yet")
-    return task, jax.device_put(found[1]["params"]), source
+    params = read_best(folder / "model", jax.eval_shape(task.init, jax.random.key(0)))
+    if params is None:
+        raise FileNotFoundError(f"{workdir} has no checkpoint of the model: train first, with --mode=train")
+    return task, jax.device_put(params), source
 
 
 @contextlib.contextmanager
@@ -178,19 +175,21 @@ def train_teacher(run: Run) -> Params:
 
 def read_teacher(workdir: Path, state: TrainState) -> Params:
     """The best teacher of another run, which must have ended its training. -> sampler parameters."""
-    like = {"params": {"sampler": state.params["sampler"]}}
-    with contextlib.closing(Checkpoints(workdir / "teacher", read_only=True)) as checkpoints:
-        if not any((workdir / "model").glob("[0-9]*")):  # the model comes after the teacher
-            raise FileNotFoundError(
-                f"config.teacher.dir = {str(workdir)!r} holds no whole teacher: name a workdir with one"
-            )
-        found = checkpoints.restore(like, checkpoints.best_step(), part=True)
-        if found is None:
-            raise FileNotFoundError(
-                f"config.teacher.dir = {str(workdir)!r} holds no intact teacher: name another workdir"
-            )
-        logging.info("teacher: step %d of %s", found[0], workdir)
-        return found[1]["params"]["sampler"]
+    ended = any((workdir / "model").glob("[0-9]*"))  # the model comes after the teacher
+    params = read_best(workdir / "teacher", {"sampler": state.params["sampler"]}) if ended else None
+    if params is None:
+        raise FileNotFoundError(
+            f"config.teacher.dir = {str(workdir)!r} holds no whole teacher: name a workdir with one"
+        )
+    return params["sampler"]
+
+
+def read_best(folder: Path, like: Params) -> Params | None:
+    """The best parameters that a stage saved in `folder`, or a part of them; nothing there is changed."""
+    with contextlib.closing(Checkpoints(folder, read_only=True)) as checkpoints:
+        found = checkpoints.restore({"params": like}, checkpoints.best_step(), part=True)
+        found = found or checkpoints.restore({"params": like}, part=True)
+    return None if found is None else found[1]["params"]
 
 
 def model_stage(run: Run) -> Stage:
@@ -227,9 +226,9 @@ def fresh_state(run: Run, stage: Stage, frozen: Params = ()) -> TrainState:
     return state
 
 
-def open_checkpoints(run: Run, stage: Stage, workdir: Path | None = None) -> Checkpoints:
+def open_checkpoints(run: Run, stage: Stage) -> Checkpoints:
     t = run.config.train
-    return Checkpoints((workdir or run.workdir) / stage.name, keep_last=t.keep_last, keep_best=t.keep_best)
+    return Checkpoints(run.workdir / stage.name, keep_last=t.keep_last, keep_best=t.keep_best)
 
 
 def restore_best(checkpoints: Checkpoints, like: TrainState) -> Params | None:
