@@ -25,6 +25,7 @@ from rmjax.data import make_source
 from rmjax.metrics import auc
 from rmjax.optim import make_optimizer
 from rmjax.parallel import make_mapped
+from rmjax.reason import heads
 from rmjax.segments import segment
 from rmjax.train_step import init_state, make_train_step
 from rmjax.workdir import Preemption
@@ -291,9 +292,11 @@ def test_a_teacher_from_another_run(finished, tmp_path):
     for model in (earlier, later):
         np.testing.assert_array_equal(model["params/machine/embed"], teacher["params/sampler/embed"])
     assert (earlier["params/head/out"] != later["params/head/out"]).any()
-    config.teacher.dir = str(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="nowhere' holds no whole teacher: name a workdir with one"):
-        train.train(config, tmp_path / "other")
+    shutil.copytree(finished[0] / "teacher", tmp_path / "halfway" / "teacher")
+    for name in ("nowhere", "halfway"):  # the second run was stopped before its model's stage
+        config.teacher.dir = str(tmp_path / name)
+        with pytest.raises(FileNotFoundError, match=f"{name}' holds no whole teacher: name a workdir with one"):
+            train.train(config, tmp_path / "other")
     assert not (tmp_path / "nowhere").exists()
 
 
@@ -345,16 +348,21 @@ def test_testing_gives_the_numbers_of_the_run(finished):
     assert (finished[0] / "metrics.jsonl").read_bytes() == written
 
 
-def test_what_was_trained_can_be_asked(finished):
-    """In a notebook: the scores that the table was made of."""
-    before = sorted(path for path in finished[0].rglob("*"))
-    task, params, source = train.trained(finished[0])
+def test_what_was_trained_can_be_asked(finished, tmp_path):
+    """In a notebook, while its run may still be writing: the scores that the table was made of."""
+    workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    (workdir / "model" / "000000099.tmp").mkdir()
+    before = sorted(workdir.rglob("*"))
+    task, params, source = train.trained(workdir)
     users = source.fetch("test", np.arange(15))
     items, mask = segment(users["items"], users["length"], 10)
     memory = machines.memorize(task.machine, params["machine"], items, mask).memory
     logits = task.answer(params, memory, users["query"], users["query_mask"])
     assert auc(logits, users["target"], users["query_mask"]) == pytest.approx(finished[1][0]["test_auc"], abs=1e-6)
-    assert sorted(path for path in finished[0].rglob("*")) == before
+    read = task.machine.read(params["machine"], memory, users["query"], users["query_mask"])
+    query = task.machine.embed(params["machine"], users["query"])
+    np.testing.assert_array_equal(logits, heads.click(params["head"], read, query))
+    assert sorted(workdir.rglob("*")) == before
 
 
 def test_every_mapping_scores_alike_and_leaves_padding_out(tmp_path):
