@@ -38,25 +38,27 @@ def make_mapped(
     mapping: str = "pmap",
     devices: int = 0,
     model_devices: int = 1,
+    microbatch: int = 0,
 ) -> Mapped:
     """mapping: 'pmap' over the data axis, or 'mesh': jit over ('data', 'model') with item tables split by rows over
-    `model_devices`. devices: how many to use, 0 for all of them."""
+    `model_devices`. devices: how many to use, 0 for all of them. microbatch: rows a device works on at once, 0: all."""
     found = jax.devices()
     if devices > len(found):
         raise ValueError(f"config.train.devices = {devices}, but there are {len(found)}: {found}")
     use = found[: devices or len(found)]
     if mapping == "pmap":
-        return _pmap(task, optimizer, seed, use)
+        return _pmap(task, optimizer, seed, use, microbatch)
     if len(use) % model_devices:
         raise ValueError(f"config.train.model_devices = {model_devices} does not divide the {len(use)} devices")
     mesh = Mesh(np.array(use).reshape(-1, model_devices), ("data", "model"))
-    return _mesh(task, optimizer, seed, mesh)
+    return _mesh(task, optimizer, seed, mesh, microbatch)
 
 
-def _pmap(task: Task, optimizer: optax.GradientTransformation, seed: int, devices: list) -> Mapped:
+def _pmap(task: Task, optimizer: optax.GradientTransformation, seed: int, devices: list, microbatch: int) -> Mapped:
     local = [d for d in devices if d.process_index == jax.process_index()]
     spread = NamedSharding(Mesh(np.array(local), ("data",)), PartitionSpec("data"))
-    step = jax.pmap(make_train_step(task, optimizer, seed, "data"), "data", devices=devices, donate_argnums=0)
+    step = make_train_step(task, optimizer, seed, "data", microbatch)
+    step = jax.pmap(step, "data", devices=devices, donate_argnums=0)
     evaluate = jax.pmap(make_eval_step(task), devices=local)
 
     def split(batch: Batch) -> Batch:
@@ -83,7 +85,7 @@ def _pmap(task: Task, optimizer: optax.GradientTransformation, seed: int, device
     )
 
 
-def _mesh(task: Task, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh) -> Mapped:
+def _mesh(task: Task, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh, microbatch: int) -> Mapped:
     whole, by_row = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("model"))
     by_example = NamedSharding(mesh, PartitionSpec("data"))
 
@@ -102,7 +104,7 @@ def _mesh(task: Task, optimizer: optax.GradientTransformation, seed: int, mesh: 
         local = lambda x: jax.make_array_from_process_local_data(by_example, np.asarray(x))  # noqa: E731
         return jax.tree.map(local, batch)
 
-    inner = make_train_step(task, optimizer, seed)
+    inner = make_train_step(task, optimizer, seed, microbatch=microbatch * mesh.shape["data"])
 
     def pinned(state, carry, frozen, batch):
         """The new state lies where the old one lay, whatever the partitioner would like."""

@@ -33,9 +33,10 @@ from rmjax.types import Batch, Params, Task
 from rmjax.workdir import Preemption, lock
 
 # What may change between a run and its continuation; everything else is part of what the run computes.
-MAY_CHANGE = ("train.devices", "train.mapping", "train.model_devices", "train.log_every", "train.keep_last",
-              "train.keep_best", "data.dir", "data.cache_dir", "data.ram_bytes", "data.workers",
+MAY_CHANGE = ("train.devices", "train.mapping", "train.model_devices", "train.microbatch", "train.log_every",
+              "train.keep_last", "train.keep_best", "data.dir", "data.cache_dir", "data.ram_bytes", "data.workers",
               "data.prefetch")  # fmt: skip
+CPU_ITEMS = 8192  # of the streams that a CPU holds at once, see `microbatch`
 # Steps dispatched ahead of the one whose loss is looked at. None on CPU: several devices share a few threads there,
 # and threads that wait in one step's all-reduce can starve another step of them for ever.
 IN_FLIGHT = {"cpu": 0}
@@ -204,17 +205,29 @@ def stage_optimizer(run: Run, stage: Stage) -> optax.GradientTransformation:
 
 def map_stage(run: Run, stage: Stage) -> Mapped:
     """The stage's steps over the devices; raises ValueError if its batches do not divide among them."""
-    t = run.config.train
-    optimizer = stage_optimizer(run, stage)
-    mapped = make_mapped(
-        stage.task, optimizer, run.config.seed, mapping=t.mapping, devices=t.devices, model_devices=t.model_devices
-    )
+    t, optimizer = run.config.train, stage_optimizer(run, stage)
+    devices = max(1, (t.devices or jax.device_count()) // t.model_devices)
     for name, size in ((f"{stage.name} batch_size", stage.batch_size), ("train.eval_batch_size", t.eval_batch_size)):
-        if size % mapped.devices:
-            raise ValueError(
-                f"{name} {size} does not divide among {mapped.devices} devices: change it, or train.devices"
-            )
-    return mapped
+        if size % devices:
+            raise ValueError(f"{name} {size} does not divide among {devices} devices: change it, or train.devices")
+    rows = microbatch(run, stage.batch_size // devices) if stage.name == "model" else 0
+    how = dict(mapping=t.mapping, devices=t.devices, model_devices=t.model_devices, microbatch=rows)
+    return make_mapped(stage.task, optimizer, run.config.seed, **how)
+
+
+def microbatch(run: Run, rows: int) -> int:
+    """How many of its `rows` streams a device holds at once.
+
+    On a CPU a few: activations that outgrow its caches by far, and memory that is mapped anew in every step, cost more
+    than the pieces. Elsewhere all of them: a piece is a scan of small kernels, each of which has to be launched.
+    """
+    asked = run.config.train.microbatch
+    if rows % (asked or 1):
+        raise ValueError(f"train.microbatch {asked} does not divide the {rows} streams of a device: change it, or 0")
+    if asked or jax.devices()[0].platform != "cpu":
+        return asked
+    length = run.source.fetch("train", np.arange(1))["items"].shape[1]
+    return max(m for m in range(1, rows + 1) if rows % m == 0 and (m == 1 or m * length <= CPU_ITEMS))
 
 
 def fresh_state(run: Run, stage: Stage, frozen: Params = ()) -> TrainState:

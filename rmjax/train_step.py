@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rmjax.types import Array, Batch, Key, Params, Task
+from rmjax.types import Array, Batch, Key, Params, Sum, Task
 
 
 @flax.struct.dataclass
@@ -26,12 +26,14 @@ def init_state(task: Task, optimizer: optax.GradientTransformation, key: Key) ->
 
 
 def make_train_step(
-    task: Task, optimizer: optax.GradientTransformation, seed: int, axis: str | None = None
+    task: Task, optimizer: optax.GradientTransformation, seed: int, axis: str | None = None, microbatch: int = 0
 ) -> Callable:
     """-> train_step(state, carry, frozen, batch) -> state, carry, metrics.
 
     `axis` names the mapped data axis when the step runs once per device (pmap); None when it sees the whole batch.
     Every term is a (sum, count), each added over devices and then divided once. metrics: {term: mean} and 'loss'.
+    `microbatch`: rows whose activations are held at once; gradients are summed over such pieces, which leaves the step
+    what it is. It must divide the rows; 0: all of them.
     `carry` is per-stream state that outlives a step; recommendation has none and passes () through.
     """
     total = (lambda x: jax.lax.psum(x, axis)) if axis else (lambda x: x)
@@ -39,19 +41,49 @@ def make_train_step(
     def train_step(state: TrainState, carry: Any, frozen: Params, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
 
-        def loss_fn(params: Params):
-            terms = task.losses(params, frozen, batch, key)
-            parts = {name: (s, jnp.maximum(total(count), 1.0)) for name, (_, (s, count)) in terms.items()}
-            loss = sum(weight * parts[name][0] / parts[name][1] for name, (weight, _) in terms.items())
-            return loss, {name: s / count for name, (s, count) in parts.items()}
+        def counts(terms: dict[str, tuple[float, Sum]]) -> dict[str, Array]:
+            return {name: count for name, (_, (_, count)) in terms.items()}
 
-        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        def loss_fn(params: Params, rows: Batch, divisors: dict[str, Array] | None = None):
+            terms = task.losses(params, frozen, rows, key)
+            if divisors is None:
+                divisors = at_least_1(total(counts(terms)))
+            parts = {name: s / divisors[name] for name, (_, (s, _)) in terms.items()}
+            return sum(weight * parts[name] for name, (weight, _) in terms.items()), parts
+
+        gradient = jax.value_and_grad(loss_fn, has_aux=True)
+
+        def gradient_by_pieces(params: Params, pieces: Batch):
+            # XLA leaves out of the first pass whatever the counts do not need: all but what is drawn.
+            found = jax.lax.map(lambda rows: counts(task.losses(params, frozen, rows, key)), pieces)
+            divisors = at_least_1(total(jax.tree.map(lambda x: x.sum(0), found)))
+
+            def add(so_far, rows):
+                return jax.tree.map(jnp.add, so_far, gradient(params, rows, divisors)), None
+
+            shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], pieces), divisors)
+            return jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), pieces)[0]
+
+        pieces = split(batch, microbatch)
+        both = gradient(state.params, batch) if pieces is None else gradient_by_pieces(state.params, pieces)
+        (loss, metrics), grads = both
         grads, metrics = total((grads, metrics | {"loss": loss}))
         metrics["grad_norm"] = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), carry, metrics
 
     return train_step
+
+
+def at_least_1(counts: dict[str, Array]) -> dict[str, Array]:
+    return jax.tree.map(lambda count: jnp.maximum(count, 1.0), counts)
+
+
+def split(batch: Batch, rows: int) -> Batch | None:
+    """[B, ...] -> [B / rows, rows, ...], None where one piece is all. Each piece has rows of every device's part."""
+    if not rows or rows == len(batch.example_id):
+        return None
+    return jax.tree.map(lambda x: x.reshape(rows, -1, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
 def make_eval_step(task: Task) -> Callable[[Params, Batch], Array]:

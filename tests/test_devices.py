@@ -64,13 +64,14 @@ def start(task, optimizer, dtype=jnp.float32) -> TrainState:
 
 
 @functools.cache
-def one_step(kind: str, devices: int):
-    """-> (state with the gradient, metrics), what was drawn; from one compilation."""
+def one_step(kind: str, devices: int, microbatch: int = 0):
+    """-> (state with the gradient, metrics), what was drawn; from one compilation. microbatch: rows of a device."""
     task, spy = build()
     frozen = teacher()[1]["sampler"]
 
     def step(state, data, axis):
-        after, _, metrics = make_train_step(task, gradients(), 0, axis)(state, (), frozen, data)
+        rows = microbatch * (1 if axis else devices)
+        after, _, metrics = make_train_step(task, gradients(), 0, axis, rows)(state, (), frozen, data)
         task.losses(state.params, frozen, data, jax.random.fold_in(jax.random.key(0), state.step))
         return (after, metrics), spy.seen
 
@@ -90,6 +91,14 @@ def test_the_first_gradients_agree(kind, devices):
     got, expected = one_step(kind, devices)[0], one_step("mesh", 1)[0]
     assert all(np.abs(x).max() > 1e-4 for x in jax.tree.leaves(expected[0].opt_state["machine"]["attention"]))
     chex.assert_trees_all_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "devices", "microbatch"), [("mesh", 1, 2), ("pmap", 1, 4), ("pmap", 2, 1), ("mesh", 2, 2)]
+)
+def test_a_step_by_microbatches_is_the_same_step(kind, devices, microbatch):
+    got, expected = one_step(kind, devices, microbatch), one_step("mesh", 1)
+    chex.assert_trees_all_close(got[0], expected[0], rtol=1e-5, atol=1e-6)
 
 
 def train(kind: str, devices: int, steps: int = 50):

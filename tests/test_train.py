@@ -21,6 +21,7 @@ import pytest
 from rmjax import config as configs
 from rmjax import machines, tasks, train
 from rmjax.checkpoint import Checkpoints
+from rmjax.cost import peak_bytes
 from rmjax.data import make_source
 from rmjax.metrics import auc
 from rmjax.optim import make_optimizer
@@ -273,6 +274,28 @@ def test_batches_that_do_not_divide_among_the_devices_are_refused(tmp_path):
     assert not (tmp_path / "teacher").exists()  # nothing was trained in vain
     with pytest.raises(ValueError, match="config.train.devices = 16, but there are 8"):
         train.train(tiny(**{"train.batch_size": 16, "train.eval_batch_size": 16, "train.devices": 16}), tmp_path)
+
+
+def test_microbatches_save_memory(tmp_path):
+    """They divide the streams of a device; on a CPU they are chosen where nothing is asked for, for the model alone."""
+    config = tiny(**{"train.batch_size": 8, "train.microbatch": 2})
+    run = train.Run(config, tmp_path, make_source(config.data, 0), Preemption())
+    assert train.microbatch(run, 8) == 2
+    with pytest.raises(ValueError, match="train.microbatch 2 does not divide the 7 streams of a device"):
+        train.microbatch(run, 7)
+    peaks = {}
+    for mapping, rows in itertools.product(("pmap", "mesh"), (4, 2)):
+        config.train.mapping, config.train.devices, config.train.microbatch = mapping, 2, rows
+        _, mapped, state, frozen, batch = train.first_step(run)
+        peaks[mapping, rows] = peak_bytes(mapped.compiled(mapped.put(state), (), mapped.put(frozen), batch))
+    assert peaks["pmap", 2] < 0.8 * peaks["pmap", 4]
+    for rows in (4, 2):
+        assert peaks["mesh", rows] == pytest.approx(peaks["pmap", rows], rel=0.1)
+    config.train.microbatch = 0
+    for items, rows in ((0, 1), (79, 1), (80, 2), (239, 3), (240, 6)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(train, "CPU_ITEMS", items)
+            assert train.microbatch(run, 6) == rows
 
 
 def test_a_config_without_a_teacher_trains_none(tmp_path):
