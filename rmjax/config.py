@@ -125,7 +125,7 @@ SCHEMA: dict[str, Field] = {
     "train.batch_size": Field(32, at_least(1), "streams a step, over all devices"),
     "train.eval_batch_size": Field(64, at_least(1), "streams an evaluation step, over all devices"),
     "train.microbatch": Field(
-        0, at_least(0), "streams a device holds at once, gradients are summed; 0: about 8,000 items on a CPU, else all"
+        0, at_least(0), "streams a device holds at once, gradients are summed; 0: on a CPU about 8,000 items, else all"
     ),
     "train.learning_rate": Field(1e-3, above(0), "of Adam"),
     "train.schedule": Field("constant", one_of("constant", "cosine"), "of both stages' rates; cosine: falls to 0"),

@@ -9,6 +9,7 @@ import collections
 import contextlib
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -227,7 +228,8 @@ def microbatch(run: Run, rows: int) -> int:
     if asked or jax.devices()[0].platform != "cpu":
         return asked
     length = run.source.fetch("train", np.arange(1))["items"].shape[1]
-    return max(m for m in range(1, rows + 1) if rows % m == 0 and (m == 1 or m * length <= CPU_ITEMS))
+    best = max(4, CPU_ITEMS / length)  # fewer are slow however long: the scan's products become thin
+    return min((m for m in range(1, rows + 1) if rows % m == 0), key=lambda m: abs(math.log(m / best)))
 
 
 def fresh_state(run: Run, stage: Stage, frozen: Params = ()) -> TrainState:

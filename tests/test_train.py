@@ -292,10 +292,11 @@ def test_microbatches_save_memory(tmp_path):
     for rows in (4, 2):
         assert peaks["mesh", rows] == pytest.approx(peaks["pmap", rows], rel=0.1)
     config.train.microbatch = 0
-    for items, rows in ((0, 1), (79, 1), (80, 2), (239, 3), (240, 6)):
+    # the divisor nearest in ratio to what fits, or to four; streams have 40 items
+    for items, streams, rows in ((0, 6, 3), (0, 32, 4), (320, 32, 8), (10**9, 32, 32), (320, 11, 11), (400, 25, 5)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(train, "CPU_ITEMS", items)
-            assert train.microbatch(run, 6) == rows
+            assert train.microbatch(run, streams) == rows
 
 
 def test_a_config_without_a_teacher_trains_none(tmp_path):
