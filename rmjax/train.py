@@ -189,9 +189,7 @@ def read_teacher(workdir: Path, state: TrainState) -> Params:
 def read_best(folder: Path, like: Params) -> Params | None:
     """The best parameters that a stage saved in `folder`, or a part of them; nothing there is changed."""
     with contextlib.closing(Checkpoints(folder, read_only=True)) as checkpoints:
-        found = checkpoints.restore({"params": like}, checkpoints.best_step(), part=True)
-        found = found or checkpoints.restore({"params": like}, part=True)
-    return None if found is None else found[1]["params"]
+        return restore_best(checkpoints, like)
 
 
 def model_stage(run: Run) -> Stage:
@@ -246,11 +244,11 @@ def open_checkpoints(run: Run, stage: Stage) -> Checkpoints:
     return Checkpoints(run.workdir / stage.name, keep_last=t.keep_last, keep_best=t.keep_best)
 
 
-def restore_best(checkpoints: Checkpoints, like: TrainState) -> Params | None:
+def restore_best(checkpoints: Checkpoints, like: Params) -> Params | None:
     """Parameters of the best intact checkpoint (or the newest one before it)."""
-    best = checkpoints.best_step()
-    found = checkpoints.restore(like, best) or checkpoints.restore(like)
-    return None if found is None else found[1].params
+    wanted = {"params": like}
+    found = checkpoints.restore(wanted, checkpoints.best_step(), part=True) or checkpoints.restore(wanted, part=True)
+    return None if found is None else found[1]["params"]
 
 
 def train_stage(run: Run, stage: Stage, mapped: Mapped, frozen: Params) -> Params:
@@ -265,7 +263,7 @@ def train_stage(run: Run, stage: Stage, mapped: Mapped, frozen: Params) -> Param
             with contextlib.closing(metrics.MetricWriter(run.workdir, start, stage.name, evaluated)) as writer:
                 loop(run, stage, mapped, checkpoints, writer, start, mapped.put(state), mapped.put(frozen))
         checkpoints.wait()
-        best = restore_best(checkpoints, state)
+        best = restore_best(checkpoints, state.params)
         assert best is not None
         return best
 

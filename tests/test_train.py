@@ -119,7 +119,7 @@ def test_the_best_parameters_are_tested(finished):
         stage = train.model_stage(run)
         like = train.fresh_state(run, stage)
         with contextlib.closing(train.open_checkpoints(run, stage)) as checkpoints:
-            found = train.restore_best(checkpoints, like)
+            found = train.restore_best(checkpoints, like.params)
             chex.assert_trees_all_equal(found, checkpoints.restore(like, best)[1].params)
 
 
