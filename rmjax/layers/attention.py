@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -9,16 +10,25 @@ import jax
 import jax.numpy as jnp
 from flax.linen.initializers import lecun_normal
 
+from rmjax.layers.dense import Dense
 from rmjax.types import Array
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
 def masked_softmax(x: Array, mask: Array | None, axis: int = -1) -> Array:
     """Softmax of `x` over the entries of `axis` where `mask` (broadcastable) is true; zeros over an empty set."""
     if mask is None:
         return jax.nn.softmax(x, axis)
     e = jnp.where(mask, x, jnp.finfo(x.dtype).min)
-    e = jnp.where(mask, jnp.exp(e - jax.lax.stop_gradient(e.max(axis, keepdims=True))), 0.0)
+    e = jnp.where(mask, jnp.exp(e - e.max(axis, keepdims=True)), 0.0)
     return e / jnp.maximum(e.sum(axis, keepdims=True), jnp.finfo(x.dtype).tiny)
+
+
+@masked_softmax.defjvp
+def _masked_softmax_jvp(axis, primals, tangents):
+    """From the weights alone, which are zero where the mask is: half the passes of what is derived step by step."""
+    weights, change = masked_softmax(*primals, axis), tangents[0]
+    return weights, weights * (change - (weights * change).sum(axis, keepdims=True))
 
 
 @jax.custom_vjp
@@ -75,7 +85,7 @@ class MultiHeadAttention(nn.Module):
             raise ValueError(f"width {dim} is not a multiple of heads {self.heads}")
 
         def project(name: str, y: Array, **how: Any) -> Array:
-            y = nn.Dense(dim, dtype=self.dtype, name=name, **how)(y)
+            y = Dense(dim, dtype=self.dtype, name=name, **how)(y)
             return y.reshape(*y.shape[:-1], self.heads, dim // self.heads)
 
         query = project("query", x) * (dim // self.heads) ** -0.5
@@ -85,4 +95,4 @@ class MultiHeadAttention(nn.Module):
         scores = jnp.einsum("...xhd,...yhd->...hxy", query, key, preferred_element_type=exact)
         weights = masked_softmax(scores, None if mask is None else mask[..., None, None, :]).astype(self.dtype)
         out = jnp.einsum("...hxy,...yhd->...xhd", weights, value)
-        return nn.Dense(dim, dtype=self.dtype, kernel_init=identity, name="out")(out.reshape(x.shape))
+        return Dense(dim, dtype=self.dtype, kernel_init=identity, name="out")(out.reshape(x.shape))

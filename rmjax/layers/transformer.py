@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from rmjax.layers.attention import MultiHeadAttention
+from rmjax.layers.dense import Dense
 from rmjax.layers.dropout import dropout, fold
 from rmjax.types import Array, Key
 
@@ -33,8 +34,8 @@ class Block(nn.Module):
             y = norm("slot_norm")(x).reshape(x.shape[0], -1, dim)  # the rows of an example share its slots
             y = MultiHeadAttention(self.heads, self.dtype, name="slots")(y, slots, slot_mask)
             x = x + drop(y.reshape(x.shape), 1)
-        y = nn.relu(nn.Dense(4 * dim, dtype=self.dtype, name="wide")(norm("wide_norm")(x)))
-        return x + drop(nn.Dense(dim, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="narrow")(y), 2)
+        y = nn.relu(Dense(4 * dim, dtype=self.dtype, name="wide")(norm("wide_norm")(x)))
+        return x + drop(Dense(dim, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="narrow")(y), 2)
 
 
 class Transformer(nn.Module):

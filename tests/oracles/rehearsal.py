@@ -47,7 +47,8 @@ def bigru(p, x, mask):
 
 
 def dense(p, x):
-    return x @ p["kernel"] + p["bias"]
+    """Kernels of dense layers are [out, in]."""
+    return x @ p["kernel"].T + p["bias"]
 
 
 def norm(p, x):
@@ -57,7 +58,7 @@ def norm(p, x):
 
 def attention(p, x, memory, mask, heads):
     """Vaswani et al. 2017, 3.2: x [X, d] over the entries of memory [Y, e] that exist."""
-    query, key, value = dense(p["query"], x), memory @ p["key"]["kernel"], dense(p["value"], memory)
+    query, key, value = dense(p["query"], x), memory @ p["key"]["kernel"].T, dense(p["value"], memory)
     out, width = np.zeros(x.shape), x.shape[-1] // heads
     for head in range(heads):
         part = slice(head * width, (head + 1) * width)
