@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+import jax
+
 # A train step's temporaries are hundreds of MB. Left alone, glibc maps them anew in every step, and the kernel clears
 # them 4 KiB at a time: a quarter of the step.
 TUNABLES = "glibc.malloc.hugetlb=1"
@@ -24,7 +26,9 @@ def prepare() -> str:
         sys.stderr.flush()
         os.environ["GLIBC_TUNABLES"] = TUNABLES  # set from here on, which ends the recursion
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-    return f"environment: GLIBC_TUNABLES={os.environ['GLIBC_TUNABLES']}"
+    # The caller's thread computes: handing over to another and back costs more than answering a query.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    return f"environment: GLIBC_TUNABLES={os.environ['GLIBC_TUNABLES']}, jax_cpu_enable_async_dispatch=False"
 
 
 def _accelerated() -> bool:
