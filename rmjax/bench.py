@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def matmul_rate(count: int = 0, size: int = 4096, dtype: Any = jnp.float32) -> f
     x = jax.pmap(lambda key: jax.random.normal(key, (size, size), dtype), devices=devices)(
         jax.random.split(jax.random.key(0), len(devices))
     )
-    seconds = timed(jax.pmap(lambda x: x @ x, devices=devices), x)
+    (seconds,) = timed([partial(jax.pmap(lambda x: x @ x, devices=devices), x)])
     return len(devices) * 2 * size**3 / seconds
 
 
@@ -99,16 +100,18 @@ def bench_streaming(run: train.Run, histories: Sequence[int]) -> dict[str, Any]:
     write = jax.jit(lambda memory, items, mask: memorize(machine, params, items, mask, memory).memory)
     answer = jax.jit(lambda memory, query, mask: machine.read(params, memory, query, mask))
     rng = np.random.default_rng(run.config.seed)
+    pasts = [history_memory(machine, params, rng.integers(0, run.source.num_items, n), length) for n in histories]
     result: dict[str, Any] = {}
-    for history in histories:
-        past = history_memory(machine, params, rng.integers(0, run.source.num_items, history), length)
-        for batch in BATCHES:
-            memory = jax.tree.map(lambda x: jnp.repeat(x, batch, 0), past)  # noqa: B023
-            items = jnp.asarray(rng.integers(0, run.source.num_items, (batch, 1, length)), jnp.int32)
-            query = items[:, 0, :1]
+    for batch in BATCHES:
+        items = jnp.asarray(rng.integers(0, run.source.num_items, (batch, 1, length)), jnp.int32)
+        query, every = items[:, 0, :1], jnp.ones(items.shape, bool)
+        memories = [jax.tree.map(lambda x: jnp.repeat(x, batch, 0), past) for past in pasts]  # noqa: B023
+        writes = timed([partial(write, memory, items, every) for memory in memories])
+        answers = timed([partial(answer, memory, query, every[:, 0, :1]) for memory in memories])
+        for history, memory, written, answered in zip(histories, memories, writes, answers, strict=True):
             result[f"batch_{batch}_after_{history}"] = {
-                "write_segment_ms": 1e3 * timed(write, memory, items, jnp.ones(items.shape, bool)),
-                "answer_query_ms": 1e3 * timed(answer, memory, query, jnp.ones(query.shape, bool)),
+                "write_segment_ms": 1e3 * written,
+                "answer_query_ms": 1e3 * answered,
                 "memory_bytes_per_stream": train.cost.tree_bytes(memory) // batch,
             }
     return result
@@ -128,16 +131,21 @@ def history_memory(machine: MemoryMachine, params: Params, items: np.ndarray, le
     return jax.block_until_ready(memory)
 
 
-def timed(fn: Callable, *args: Any, budget: float = 1.0, least: int = 10) -> float:
-    """Median seconds of a call, over as many calls as fit the budget (seconds); compilation left out."""
-    for _ in range(3):
-        jax.block_until_ready(fn(*args))
-    times: list[float] = []
-    while len(times) < least or sum(times) < budget:
-        begin = time.perf_counter()
-        jax.block_until_ready(fn(*args))
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times)
+def timed(calls: list[Callable], budget: float = 1.0, least: int = 10) -> list[float]:
+    """Median seconds of each call, over as many as fit the budget (seconds each); compilation left out.
+
+    The calls take turns, so that a machine that is slow for a while is slow for all of them.
+    """
+    for call in calls * 3:
+        jax.block_until_ready(call())
+    times: list[list[float]] = [[] for _ in calls]
+    start = time.perf_counter()
+    while len(times[0]) < least or time.perf_counter() - start < budget * len(calls):
+        for call, its_times in zip(calls, times, strict=True):
+            begin = time.perf_counter()
+            jax.block_until_ready(call())
+            its_times.append(time.perf_counter() - begin)
+    return [statistics.median(its_times) for its_times in times]
 
 
 def main(argv: Sequence[str]) -> int:
