@@ -16,10 +16,14 @@ TUNABLES = "glibc.malloc.hugetlb=1"
 def prepare() -> str:
     """Sets up a Linux machine without an accelerator; -> one line saying what was set.
 
-    Call it first: glibc reads its tunables as a process starts, so it begins the process again, under the same id.
-    Whatever the user has set stays. In a notebook or a test nothing is set.
+    Call it on the first line of a main program: glibc reads its tunables as a process starts, so the program begins
+    again, under the same process id; and JAX must not have computed anything yet. A GLIBC_TUNABLES that is set stays,
+    and nothing begins again. In a notebook, a test or a Python that was given no program nothing is set.
+    From here on a jitted call on one CPU device returns when its result is there, not before.
     """
-    if sys.platform != "linux" or "ipykernel" in sys.modules or "pytest" in sys.modules or _accelerated():
+    program = any(arg in ("-c", "-m") or not arg.startswith("-") for arg in sys.orig_argv[1:])
+    hosted = "ipykernel" in sys.modules or "pytest" in sys.modules or hasattr(sys, "ps1") or not program
+    if sys.platform != "linux" or hosted or _accelerated():
         return "environment: nothing set"
     if "GLIBC_TUNABLES" not in os.environ:
         sys.stdout.flush()

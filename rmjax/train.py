@@ -245,7 +245,7 @@ def open_checkpoints(run: Run, stage: Stage) -> Checkpoints:
 
 
 def restore_best(checkpoints: Checkpoints, like: Params) -> Params | None:
-    """Parameters of the best intact checkpoint (or the newest one before it)."""
+    """Parameters of the best checkpoint; if that is damaged, of one before it, else of the newest intact one."""
     wanted = {"params": like}
     found = checkpoints.restore(wanted, checkpoints.best_step(), part=True) or checkpoints.restore(wanted, part=True)
     return None if found is None else found[1]["params"]

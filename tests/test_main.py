@@ -134,6 +134,32 @@ def test_explain_prints_what_a_run_would_cost(start, card):
     }
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="sets what glibc and Linux know")
+@pytest.mark.parametrize(
+    ("platform", "tunables", "told"),
+    [
+        ("cpu", None, "GLIBC_TUNABLES=glibc.malloc.hugetlb=1, jax_cpu_enable_async_dispatch=False"),
+        ("cpu", "glibc.malloc.perturb=0", "GLIBC_TUNABLES=glibc.malloc.perturb=0, jax_cpu_enable_async_dispatch=False"),
+        ("cuda", None, "nothing set"),
+    ],
+)
+def test_a_process_without_an_accelerator_is_set_up_and_says_so(platform, tunables, told):
+    """It begins again, under the same id; what the user has set stays."""
+    program = """if True:
+        import os
+        from rmjax import environment
+        print(os.getpid(), os.environ.get("GLIBC_TUNABLES"), environment.prepare(), sep=chr(10))
+        import jax
+        print(jax.config.read("jax_cpu_enable_async_dispatch"))"""
+    env = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    env |= {"JAX_PLATFORMS": platform, "PYTHONPATH": str(ROOT)} | ({"GLIBC_TUNABLES": tunables} if tunables else {})
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=env)
+    pid, now, said, asynchronous = process.communicate(timeout=120)[0].splitlines()
+    assert int(pid) == process.pid and said == f"environment: {told}"
+    assert now == str(tunables or ("glibc.malloc.hugetlb=1" if platform == "cpu" else None))
+    assert asynchronous == str(platform != "cpu")
+
+
 def test_bench_prints_every_number_it_promises(start, card):
     arguments = [f"--config={card}", "--repeats=3", "--history=12", "--history=1000"]
     code, out, _ = finish(start("bench", *arguments))

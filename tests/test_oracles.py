@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 
 from rmjax.layers import recurrent
 from rmjax.layers.attention import additive_scores, masked_softmax
+from rmjax.layers.dense import Dense
 from rmjax.layers.transformer import Transformer
 from rmjax.reason import heads, multihop
 from rmjax.rehearsal import objectives, sampler
@@ -189,6 +192,38 @@ def test_masked_softmax_sees_nothing_that_is_masked(garbage):
     close(got, expected)
     g = normal(3, 6)
     close(back(g)[0], expected * (g - (expected * g).sum(-1, keepdims=True)))
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((2, 3, 5), -1), ((5,), 2), ((2, 1, 5), 2), ((2, 3, 1), 1), (None, -1)])
+def test_masked_softmax_over_any_axis_and_its_derivatives(shape, axis):
+    x, mask = normal(2, 3, 5), None if shape is None else RNG.random(shape) < 0.7
+
+    def plain(x):
+        e = jnp.exp(x) if mask is None else jnp.exp(x) * mask
+        return e / (e.sum(axis, keepdims=True) + 1e-30)
+
+    softmax = lambda x: masked_softmax(x, mask, axis)  # noqa: E731
+    close(softmax(x), plain(x))
+    weights = normal(2, 3, 5)
+    first = lambda f: jax.grad(lambda x: (weights * f(x)).sum())  # noqa: E731
+    close(first(softmax)(x), first(plain)(x))
+    second = lambda f: jax.grad(lambda x: (weights * first(f)(x)).sum())(x)  # noqa: E731
+    close(second(softmax), second(plain))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_a_dense_layer_is_flax_s_with_its_kernel_transposed(dtype, use_bias):
+    x, key = normal(2, 3, 5), jax.random.key(3)
+    ours, flaxs = (layer(7, use_bias=use_bias, dtype=dtype) for layer in (Dense, nn.Dense))
+    params, expected = ours.init(key, x)["params"], flaxs.init(key, x)["params"]
+    turned = lambda p: p | {"kernel": p["kernel"].T}  # noqa: E731
+    chex.assert_trees_all_equal(turned(params), expected)
+    run = lambda layer: jax.value_and_grad(lambda p, x: (layer.apply({"params": p}, x) ** 2).sum(), (0, 1))  # noqa: E731
+    (y, (d_p, d_x)), (y_flax, (d_p_flax, d_x_flax)) = run(ours)(params, x), run(flaxs)(expected, x)
+    tolerance = 1e-5 if dtype == jnp.float32 else 3e-2
+    chex.assert_trees_all_close((y, turned(d_p), d_x), (y_flax, d_p_flax, d_x_flax), rtol=tolerance, atol=tolerance)
+    chex.assert_trees_all_equal_dtypes((y, turned(d_p), d_x), (y_flax, d_p_flax, d_x_flax))
 
 
 class Terms:

@@ -26,7 +26,8 @@ def masked_softmax(x: Array, mask: Array | None, axis: int = -1) -> Array:
 
 @masked_softmax.defjvp
 def _masked_softmax_jvp(axis, primals, tangents):
-    """From the weights alone, which are zero where the mask is: half the passes of what is derived step by step."""
+    """dy = y (dx - sum of y dx), of the weights y alone: they are zero where nothing is seen, so dx need only be finite
+    there. Half the passes over memory that the function's own steps would take."""
     weights, change = masked_softmax(*primals, axis), tangents[0]
     return weights, weights * (change - (weights * change).sum(axis, keepdims=True))
 

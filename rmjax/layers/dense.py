@@ -14,9 +14,9 @@ from rmjax.types import Array
 class Dense(nn.Module):
     """x [..., in] -> x @ kernel.T + bias [..., features]; kernel [features, in], bias [features].
 
-    XLA's products on a CPU take the gradient of this kernel as it comes; that of nn.Dense's [in, features] costs them
-    transposed copies of whole activations, an eighth of a transformer layer. Elsewhere the two are alike.
-    `kernel_init` is called with [in, features], as nn.Dense calls it.
+    For the gradient of a kernel [in, features], as nn.Dense has it, XLA on a CPU first copies the activations into the
+    other order: an eighth of a transformer layer's time. Initial values are those of nn.Dense, transposed:
+    `kernel_init` is called with [in, features].
     """
 
     features: int
@@ -26,8 +26,8 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", lambda key: self.kernel_init(key, (x.shape[-1], self.features)).T)
-        bias = self.param("bias", zeros, (self.features,)) if self.use_bias else None
+        kernel = self.param("kernel", lambda key: self.kernel_init(key, (x.shape[-1], self.features), jnp.float32).T)
+        bias = self.param("bias", zeros, (self.features,), jnp.float32) if self.use_bias else None
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         y = jnp.einsum("...i,oi->...o", x, kernel)
         return y if bias is None else y + bias

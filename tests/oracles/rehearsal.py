@@ -47,7 +47,7 @@ def bigru(p, x, mask):
 
 
 def dense(p, x):
-    """Kernels of dense layers are [out, in]."""
+    """A layer of rmjax.layers.dense: kernel [out, in]."""
     return x @ p["kernel"].T + p["bias"]
 
 
