@@ -123,6 +123,22 @@ def test_the_best_parameters_are_tested(finished):
             chex.assert_trees_all_equal(found, checkpoints.restore(like, best)[1].params)
 
 
+def test_where_the_best_checkpoint_and_all_before_it_are_damaged_the_newest_is_read(finished, tmp_path):
+    folder = shutil.copytree(finished[0] / "model", tmp_path / "model")
+    with contextlib.closing(train.Checkpoints(folder, read_only=True)) as checkpoints:
+        best = checkpoints.best_step()
+    steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+    assert best < steps[-1]
+    for step in steps:
+        if step <= best:
+            (folder / f"{step:09d}" / "SHA256SUMS").write_text("damaged")
+    with train.opened(tiny(), finished[0]) as run:
+        like = train.fresh_state(run, train.model_stage(run)).params
+    found = train.read_best(folder, like)
+    with contextlib.closing(train.Checkpoints(folder, read_only=True)) as checkpoints:
+        chex.assert_trees_all_equal(found, checkpoints.restore({"params": like}, steps[-1], part=True)[1]["params"])
+
+
 # ---- stopping and going on
 
 MOMENTS = [
