@@ -1,0 +1,127 @@
+"""Memorize & forget (Memoria section 3.4): what fired together is joined, what helped lives longer, all else fades."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from rmjax.memoria.remind import Reminded
+from rmjax.memoria.state import EMPTY, LONG_TERM, SHORT_TERM, WORKING, MemoriaConfig, State, check_state
+from rmjax.types import Array
+
+
+def memorize_and_forget(
+    config: MemoriaConfig, state: State, reminded: Reminded, weights: Array, active: Array | bool = True
+) -> State:
+    """Ends the step that `remind` began.
+
+    Args:
+      reminded: what `remind` returned. An engram in it that the state no longer holds is left out.
+      weights: f32 [k_short + k_long], how much each reminded engram contributed, short-term first. What is said of
+        invalid ones is ignored; those that are NaN or negative count as 0 (but 'given' adds them as they are). Where
+        all are 0 nobody gains lifespan.
+      active: bool []; where false the state comes back bit for bit.
+
+    Raises:
+      ValueError: the state, `reminded` or `weights` has another shape than the config's.
+    """
+    check_state(config, state)
+    _check_weights(config, reminded, weights)
+    active = jnp.asarray(active, bool)
+    capacity = config.capacity
+    slots = jnp.concatenate([reminded.short_term.slots, reminded.long_term.slots])
+    serials = jnp.concatenate([reminded.short_term.serials, reminded.long_term.serials])
+    valid = reminded.valid & active & (state.serial.at[slots].get(mode="fill", fill_value=-2) == serials)
+    slots = jnp.where(valid, slots, capacity)
+    weights = jax.lax.stop_gradient(weights.astype(jnp.float32))
+
+    state = _fire(config, state, slots, active)
+    gain = lifespan_increment(config, state, valid, weights)
+    lived = state.lifespan.at[slots].add(gain, mode="drop") - 1.0
+    fate = _age(config, state, lived)
+    return state.replace(**{name: jnp.where(active, value, getattr(state, name)) for name, value in fate.items()})
+
+
+def _check_weights(config: MemoriaConfig, reminded: Reminded, weights: Array) -> None:
+    sizes = (config.remind_short_term, config.remind_long_term)
+    found = (*reminded.short_term.slots.shape, *reminded.long_term.slots.shape)
+    if found != sizes:
+        raise ValueError(
+            f"reminded holds {found} short-term and long-term engrams, expected {sizes} "
+            "(config.remind_short_term, config.remind_long_term): it was reminded under another config"
+        )
+    if weights.shape != (sum(sizes),):
+        raise ValueError(
+            f"weights has shape {weights.shape}, expected [{sum(sizes)}]: one for each reminded engram, "
+            f"{sizes[0]} short-term ones first, then {sizes[1]} long-term ones"
+        )
+
+
+def _fire(config: MemoriaConfig, state: State, slots: Array, active: Array) -> State:
+    """Step 1: counts of all pairs among the working engrams and slots [k] (C: none) go up by one; none passes the largest.
+
+    Whole rows of the fired are written, so that what a reused slot left in them is cleared; in rows that do not fire it
+    stays, and is known by `fired`.
+    """
+    capacity = config.capacity
+    older = ((state.kind == SHORT_TERM) | (state.kind == LONG_TERM)).sum()
+    working = jax.lax.dynamic_slice_in_dim(state.order, older, config.working)
+    working = jnp.where(active & (state.kind[working] == WORKING), working, capacity)
+    slots = jnp.concatenate([working, slots])
+    together = jnp.zeros(capacity, bool).at[slots].set(True, mode="drop")
+
+    rows = state.counts.at[slots].get(mode="clip")
+    known = state.serial < state.fired.at[slots].get(mode="clip")[:, None]
+    rows = jnp.where(known, rows, 0)
+    rows = rows + (together & (rows < jnp.iinfo(rows.dtype).max)).astype(rows.dtype)
+    return state.replace(
+        counts=state.counts.at[slots].set(rows, mode="drop"),
+        fired=jnp.where(together, state.next_serial, state.fired),
+    )
+
+
+def lifespan_increment(config: MemoriaConfig, state: State, valid: Array, weights: Array) -> Array:
+    """Step 2: what each reminded engram gains, f32 [k]; 0 where `valid` [k] is false. The state is still that of remind."""
+    if config.lifespan_increment == "given":
+        return jnp.where(valid, weights, 0.0)
+    weights = jnp.where(valid & (weights > 0), weights, 0.0)
+    number = valid.sum().astype(jnp.float32)
+    if config.lifespan_increment == "paper":
+        total = weights.sum()
+        return weights * (config.lifespan_extend * number / jnp.where(total > 0, total, 1.0))
+    # The package's list of the reminded has one entry more where a short-term engram is left out.
+    left_out = (state.kind == SHORT_TERM).sum() > valid[: config.remind_short_term].sum()
+    return weights * (config.lifespan_extend * (number + left_out))
+
+
+def _age(config: MemoriaConfig, state: State, lived: Array) -> dict[str, Array]:
+    """Steps 3 to 6: who dies, who moves on, who is evicted; lived f32 [C] are the lifespans after this step."""
+    capacity = config.capacity
+    alive = state.kind != EMPTY
+    lives = alive & (lived > 0)  # false for NaN
+    counted = lives if config.order == "paper" else alive
+    # By birth: long-term, short-term, working. The newest short_term_capacity are not yet pushed out.
+    counted = counted[state.order]
+    place = jnp.cumsum(counted)
+    pushed_out = jnp.zeros(capacity, bool).at[state.order].set(place <= place[-1] - config.short_term_capacity)
+    kind = jnp.where((state.kind == LONG_TERM) | pushed_out, LONG_TERM, SHORT_TERM)
+    kind = jnp.where(lives, kind, EMPTY).astype(state.kind.dtype)
+
+    excess = jnp.maximum((kind == LONG_TERM).sum() - config.long_term, 0)  # at most `working`
+    weakest_first = jnp.where(kind == LONG_TERM, -lived, -jnp.inf)[state.order]
+    _, places = jax.lax.top_k(weakest_first, config.working)
+    evicted = jnp.where(jnp.arange(config.working) < excess, state.order[places], capacity)
+    kind = kind.at[evicted].set(EMPTY, mode="drop")
+
+    lives = kind != EMPTY
+    living = lives[state.order]
+    before = jnp.cumsum(living)
+    place = jnp.where(living, before - 1, before[-1] + jnp.arange(capacity) - before)
+    return {
+        "kind": kind,
+        "lifespan": jnp.where(lives, lived, 0.0),
+        "serial": jnp.where(lives, state.serial, -1),
+        "age": jnp.where(lives, state.age + 1, 0),
+        "evicted": state.evicted + excess,
+        "order": jnp.zeros(capacity, jnp.int32).at[place].set(state.order),
+    }
