@@ -142,20 +142,20 @@ def _search(
     capacity = config.capacity
     rank = jnp.zeros(capacity, jnp.int32).at[state.order].set(jnp.arange(capacity, dtype=jnp.int32))
     salt = _salt(config, state, key)
-    prefer: Array
-    if config.ties in ("random", "hash"):
-        prefer = _hash(salt, short_term.serials[:, None], state.serial)
-    else:
-        prefer = rank if config.ties == "newest" else -rank
     seeds = jnp.zeros(capacity, bool)
     if config.remind_short_term:
-        to, count = _strongest(state, short_term.slots, long_term, prefer)
+        prefer = None
+        if config.ties in ("random", "hash"):
+            prefer = _hash(salt, short_term.serials[:, None], state.serial)
+        elif config.ties == "newest":
+            prefer = jnp.broadcast_to(rank.astype(jnp.uint32), (config.remind_short_term, capacity))
+        to, count = _strongest(state, rank, short_term.slots, long_term, prefer)
         go = short_term.valid & (count >= (0 if config.follow_zero_edges else 1))
         seeds = seeds.at[jnp.where(go, to, capacity)].set(True, mode="drop")
     if config.search_seeds == "all_short_term":
         seeds = _draw(config, state, short_term, salt, seeds)
     seeds &= long_term
-    return seeds, _walk(config, state, seeds, long_term, -rank)
+    return seeds, _walk(config, state, seeds, long_term, rank)
 
 
 def _salt(config: MemoriaConfig, state: State, key: Key | None) -> Array:
@@ -173,19 +173,30 @@ def _hash(salt: Array, source: Array, candidate: Array) -> Array:
     return h ^ (h >> 12)
 
 
-def _strongest(state: State, slots: Array, to: Array, prefer: Array) -> tuple[Array, Array]:
+def _strongest(state: State, rank: Array, slots: Array, to: Array, prefer: Array | None = None) -> tuple[Array, Array]:
     """Where the strongest edge of each of slots [R] leads, among slots `to` [C]: (slot [R], count [R], -1 for none).
 
-    Of equal counts the one with the highest `prefer` ([C] or [R, C]) is taken. Edges of one engram are compared by
-    their counts: what they are divided by is the same.
+    Edges of one engram are compared by their counts: what they are divided by is the same. Of equal ones the one with the
+    highest `prefer` (u32 [R, C]) is taken, or without it the one to the oldest engram (the lowest `rank` [C]).
     """
+    capacity = len(rank)
     rows = state.counts.at[slots].get(mode="clip")
     known = state.serial < state.fired.at[slots].get(mode="clip")[:, None]
-    rows = jnp.where(to, jnp.where(known, rows, 0), -1)
-    most = rows.max(-1)
-    lowest = jnp.iinfo(prefer.dtype).min
-    best = jnp.where((rows == most[:, None]) & to, prefer, lowest).argmax(-1)
-    return best, most
+    rows = jnp.where(known, rows, 0)
+    if prefer is not None:
+        rows = jnp.where(to, rows, -1)
+        most = rows.max(-1)
+        return jnp.where((rows == most[:, None]) & to, prefer, 0).argmax(-1), most
+    bits = (capacity - 1).bit_length()
+    older = capacity - 1 - rank
+    if jnp.iinfo(rows.dtype).bits - 1 + bits <= 31:  # count and age in one number: one pass over the rows, not two
+        best = jnp.where(to, (rows.astype(jnp.int32) << bits) | older, -1).max(-1)
+        most, oldest = best >> bits, best & (2**bits - 1)
+    else:
+        rows = jnp.where(to, rows, -1)
+        most = rows.max(-1)
+        oldest = jnp.where((rows == most[:, None]) & to, older, -1).max(-1)
+    return state.order.at[capacity - 1 - oldest].get(mode="clip"), most
 
 
 def _draw(config: MemoriaConfig, state: State, short_term: Engrams, salt: Array, seeds: Array) -> Array:
@@ -209,7 +220,7 @@ def _draw(config: MemoriaConfig, state: State, short_term: Engrams, salt: Array,
     return seeds.at[to].set(True, mode="drop")
 
 
-def _walk(config: MemoriaConfig, state: State, seeds: Array, long_term: Array, prefer: Array) -> Array:
+def _walk(config: MemoriaConfig, state: State, seeds: Array, long_term: Array, rank: Array) -> Array:
     """Step 5: all that walks from the seeds meet, [C]. A walk goes along its strongest edge to what no walk has met at an
     earlier level; walks that meet are one from there on. So a level is a set, and a loop takes a few of it at a time.
     """
@@ -223,7 +234,7 @@ def _walk(config: MemoriaConfig, state: State, seeds: Array, long_term: Array, p
     def go(carry):
         level, here, ahead, found = carry
         going, slots = jax.lax.top_k(here.astype(jnp.float32), width)
-        to, count = _strongest(state, slots, long_term & ~found, prefer)
+        to, count = _strongest(state, rank, slots, long_term & ~found)
         goes = (going > 0) & (count >= (0 if config.follow_zero_edges else 1))
         ahead = ahead.at[jnp.where(goes, to, capacity)].set(True, mode="drop")
         here = here.at[slots].set(False)
