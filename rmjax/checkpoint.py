@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import shutil
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from logging import WARNING, LogRecord
 from pathlib import Path
@@ -133,12 +134,8 @@ class Checkpoints:
         return self._directory / f"{step:09d}"
 
     def _commit(self, step: int, leaves: dict[str, np.ndarray], score: float | None) -> None:
-        path = self._path(step)
-        temporary, old = path.with_suffix(".tmp"), path.with_suffix(".old")
-        _write(temporary, step, leaves, score)
-        if path.exists():
-            path.rename(old)  # killed before the next line, the next start takes it back
-        temporary.rename(path)
+        number = None if score is None or math.isnan(score) else float(score)
+        _replace(self._path(step), leaves, {"step": step, "score": number})
         self._rotate(step)
 
     def _rotate(self, newest: int) -> None:
@@ -152,6 +149,41 @@ class Checkpoints:
     def _by_score(self, steps: list[int]) -> list[int]:
         scored = [(-score, step) for step in steps if (score := self.score(step)) is not None]
         return [step for _, step in sorted(scored)]
+
+
+def save_tree(path: str | Path, tree: Any, about: dict[str, Any]) -> None:
+    """Writes a tree of arrays and `about` (JSON) as the directory `path`, whole or not at all; replaces what is there.
+
+    The layout is that of one checkpoint: arrays, manifest.json with `about` in it, SHA256SUMS.
+    """
+    logging.get_absl_logger().addFilter(_is_not_orbax_chatter)
+    path = Path(path).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path, {name: _to_host(leaf) for name, leaf in _named_leaves(tree).items()}, about)
+    shutil.rmtree(_beside(path, ".old"), ignore_errors=True)
+
+
+def load_tree(path: str | Path, like: Callable[[dict[str, Any]], Any]) -> Any:
+    """The tree of host arrays that `save_tree` wrote.
+
+    Args:
+      like: manifest -> a tree of the same structure, shapes and dtypes (`jax.eval_shape` will do). The manifest is
+        `about` and "leaves", {name: [dtype, shape]}. Called before any array is read.
+
+    Raises:
+      FileNotFoundError: nothing is there.
+      ValueError: it is damaged, or does not fit `like`; names the file or the leaves.
+    """
+    logging.get_absl_logger().addFilter(_is_not_orbax_chatter)
+    path = Path(path).absolute()
+    if not path.exists() and _beside(path, ".old").exists():
+        path = _beside(path, ".old")  # a save was killed between its two renames
+    if not (path / "manifest.json").is_file():
+        raise FileNotFoundError(f"{path}: no manifest.json there, so nothing was saved under this name")
+    damage = _damage(path)
+    if damage:
+        raise ValueError(f"{path} is damaged: {damage}")
+    return _read(path, like(json.loads((path / "manifest.json").read_text())), part=False)
 
 
 def _is_not_orbax_chatter(record: LogRecord) -> bool:
@@ -194,14 +226,26 @@ def _checkpointer() -> ocp.Checkpointer:
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
-def _write(path: Path, step: int, leaves: dict[str, np.ndarray], score: float | None) -> None:
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def _replace(path: Path, leaves: dict[str, np.ndarray], about: dict[str, Any]) -> None:
+    temporary = _beside(path, ".tmp")
+    _write(temporary, leaves, about)
+    if path.exists():
+        shutil.rmtree(_beside(path, ".old"), ignore_errors=True)
+        path.rename(_beside(path, ".old"))  # killed before the next line, it is taken back
+    temporary.rename(path)
+
+
+def _write(path: Path, leaves: dict[str, np.ndarray], about: dict[str, Any]) -> None:
     shutil.rmtree(path, ignore_errors=True)  # of a write that failed
     path.mkdir()
     arrays = {name: leaf for name, leaf in leaves.items() if leaf.size}  # Orbax refuses arrays of size 0
     _checkpointer().save(path / "arrays", ocp.args.PyTreeSave(arrays))
     specs = {name: _spec(leaf) for name, leaf in leaves.items()}
-    number = None if score is None or math.isnan(score) else float(score)
-    (path / "manifest.json").write_text(json.dumps({"step": step, "score": number, "leaves": specs}, indent=1))
+    (path / "manifest.json").write_text(json.dumps(about | {"leaves": specs}, indent=1))
     (path / _SUMS).write_text(_sums(path))
 
 

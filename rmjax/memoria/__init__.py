@@ -1,19 +1,54 @@
-"""Memoria: a Hebbian memory of engrams in three levels, as pure functions of an explicit state (Memoria section 3)."""
+"""Memoria: a Hebbian memory of engrams in three levels, as pure functions of an explicit state (Memoria section 3).
 
+`init` makes the state of one stream; a step is `remind`, exploit, `memorize_and_forget`, or all three in `step`.
+`rmjax.memoria.plots` draws what happened.
+"""
+
+from rmjax.memoria.exploit import contribution, exploit
+from rmjax.memoria.history import Record, autocorrelation, edges_above, mean_age, record
 from rmjax.memoria.memorize import memorize_and_forget
 from rmjax.memoria.remind import Engrams, Reminded, remind
-from rmjax.memoria.state import MemoriaConfig, State, cofire_counts, edge_weights, fork, init, reset
+from rmjax.memoria.state import (
+    EMPTY,
+    LONG_TERM,
+    SHORT_TERM,
+    WORKING,
+    MemoriaConfig,
+    State,
+    cofire_counts,
+    edge_weights,
+    fork,
+    init,
+    load,
+    reset,
+    save,
+)
+from rmjax.memoria.step import step
 
 __all__ = [
+    "EMPTY",
+    "LONG_TERM",
+    "SHORT_TERM",
+    "WORKING",
     "Engrams",
     "MemoriaConfig",
+    "Record",
     "Reminded",
     "State",
+    "autocorrelation",
     "cofire_counts",
+    "contribution",
     "edge_weights",
+    "edges_above",
+    "exploit",
     "fork",
     "init",
+    "load",
+    "mean_age",
     "memorize_and_forget",
+    "record",
     "remind",
     "reset",
+    "save",
+    "step",
 ]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+from jax.experimental import checkify
 
 from rmjax.memoria.remind import Reminded
 from rmjax.memoria.state import EMPTY, LONG_TERM, SHORT_TERM, WORKING, MemoriaConfig, State, check_state
@@ -34,12 +37,16 @@ def memorize_and_forget(
     valid = reminded.valid & active & (state.serial.at[slots].get(mode="fill", fill_value=-2) == serials)
     slots = jnp.where(valid, slots, capacity)
     weights = jax.lax.stop_gradient(weights.astype(jnp.float32))
+    if config.checked:
+        _check_values(config, reminded, valid, weights, active)
 
     state = _fire(config, state, slots, active)
     gain = lifespan_increment(config, state, valid, weights)
     lived = state.lifespan.at[slots].add(gain, mode="drop") - 1.0
     fate = _age(config, state, lived)
-    return state.replace(**{name: jnp.where(active, value, getattr(state, name)) for name, value in fate.items()})
+    return dataclasses.replace(
+        state, **{name: jnp.where(active, value, getattr(state, name)) for name, value in fate.items()}
+    )
 
 
 def _check_weights(config: MemoriaConfig, reminded: Reminded, weights: Array) -> None:
@@ -57,8 +64,17 @@ def _check_weights(config: MemoriaConfig, reminded: Reminded, weights: Array) ->
         )
 
 
+def _check_values(config: MemoriaConfig, reminded: Reminded, valid: Array, weights: Array, active: Array) -> None:
+    strange = reminded.valid & active & ~valid
+    message = "reminded: entry {i} is not in the state: it was reminded from another state or before a reset"
+    checkify.check(~strange.any(), message, i=strange.argmax())
+    wrong = valid & ~(jnp.isfinite(weights) & ((weights >= 0) | (config.lifespan_increment == "given")))
+    i = wrong.argmax()
+    checkify.check(~wrong.any(), "weights: entry {i} is {w}, not a finite number from 0 up", i=i, w=weights[i])
+
+
 def _fire(config: MemoriaConfig, state: State, slots: Array, active: Array) -> State:
-    """Step 1: counts of all pairs among the working engrams and slots [k] (C: none) go up by one; none passes the largest.
+    """Step 1: counts of all pairs among working engrams and slots [k] (C: none) go up by one, to the largest at most.
 
     Whole rows of the fired are written, so that what a reused slot left in them is cleared; in rows that do not fire it
     stays, and is known by `fired`.
@@ -74,14 +90,15 @@ def _fire(config: MemoriaConfig, state: State, slots: Array, active: Array) -> S
     known = state.serial < state.fired.at[slots].get(mode="clip")[:, None]
     rows = jnp.where(known, rows, 0)
     rows = rows + (together & (rows < jnp.iinfo(rows.dtype).max)).astype(rows.dtype)
-    return state.replace(
+    return dataclasses.replace(
+        state,
         counts=state.counts.at[slots].set(rows, mode="drop"),
         fired=jnp.where(together, state.next_serial, state.fired),
     )
 
 
 def lifespan_increment(config: MemoriaConfig, state: State, valid: Array, weights: Array) -> Array:
-    """Step 2: what each reminded engram gains, f32 [k]; 0 where `valid` [k] is false. The state is still that of remind."""
+    """Step 2: what each reminded engram gains, f32 [k]; 0 where `valid` [k] is false. The state is still remind's."""
     if config.lifespan_increment == "given":
         return jnp.where(valid, weights, 0.0)
     weights = jnp.where(valid & (weights > 0), weights, 0.0)

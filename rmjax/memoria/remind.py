@@ -1,14 +1,17 @@
 """Remind (Memoria section 3.2): what of short-term and long-term memory lies near the working memory.
 
-Everything is written for one stream; `jax.vmap` it over more. Masks are over slots [C], and whatever ties goes by birth,
-never by slot, so that the outcome does not depend on where an engram lies or how large the capacity is.
+Everything is written for one stream; `jax.vmap` it over more. Masks are over slots [C]. What ties goes by birth, never by
+slot, so that the outcome does not depend on where an engram lies or how large the capacity is.
 """
 
 from __future__ import annotations
 
+import dataclasses
+
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.experimental import checkify
 
 from rmjax.memoria.state import LONG_TERM, SHORT_TERM, WORKING, MemoriaConfig, State, check_state
 from rmjax.types import Array, Key
@@ -53,7 +56,7 @@ def remind(
 
     Args:
       working: [N_wm, D], M_wm. No gradient goes into what is stored. They replace working engrams that the state still
-        holds, as if those had not been. Where some are NaN, the oldest are reminded; the rest of the memory stays sound.
+        holds, as if those had not been. Where some are NaN, the oldest are reminded; the rest of memory stays sound.
       key: decides ties where config.ties is 'random'; else it may be None.
       active: bool []; where false the state comes back bit for bit and nothing is reminded.
 
@@ -69,6 +72,9 @@ def remind(
         raise ValueError("config.ties='random' needs a key; or choose 'hash', 'oldest' or 'newest'")
     active = jnp.asarray(active, bool)
     working = jax.lax.stop_gradient(working.astype(jnp.float32))
+    if config.checked:
+        wrong = active & ~jnp.isfinite(working).all(-1)
+        checkify.check(~wrong.any(), "working: engram {i} holds a NaN or an infinity", i=wrong.argmax())
     state = _add_working(config, jax.lax.stop_gradient(state), working, active)
     score = correlation(config, state, working)
     short_term = _nearest(state, score, (state.kind == SHORT_TERM) & active, config.remind_short_term)
@@ -96,7 +102,7 @@ def _add_working(config: MemoriaConfig, state: State, working: Array, active: Ar
         "square_norm": (working**2).sum(-1),
     }
     new = {name: getattr(state, name).at[slots].set(value, mode="drop") for name, value in born.items()}
-    return state.replace(**new, next_serial=state.next_serial + jnp.where(active, config.working, 0))
+    return dataclasses.replace(state, **new, next_serial=state.next_serial + jnp.where(active, config.working, 0))
 
 
 def correlation(config: MemoriaConfig, state: State, working: Array) -> Array:
@@ -160,7 +166,7 @@ def _search(
 
 def _salt(config: MemoriaConfig, state: State, key: Key | None) -> Array:
     """u32 [] what a step's hashes begin with: random bits, or the number of the step, counted from 1."""
-    if config.ties == "random":
+    if config.ties == "random" and key is not None:
         return jax.random.bits(key, dtype=jnp.uint32)
     return (state.next_serial // config.working).astype(jnp.uint32)
 
@@ -176,8 +182,8 @@ def _hash(salt: Array, source: Array, candidate: Array) -> Array:
 def _strongest(state: State, rank: Array, slots: Array, to: Array, prefer: Array | None = None) -> tuple[Array, Array]:
     """Where the strongest edge of each of slots [R] leads, among slots `to` [C]: (slot [R], count [R], -1 for none).
 
-    Edges of one engram are compared by their counts: what they are divided by is the same. Of equal ones the one with the
-    highest `prefer` (u32 [R, C]) is taken, or without it the one to the oldest engram (the lowest `rank` [C]).
+    Edges of one engram are compared by their counts: what they are divided by is the same. Of equal ones the one with
+    the highest `prefer` (u32 [R, C]) is taken, or without it the one to the oldest engram (the lowest `rank` [C]).
     """
     capacity = len(rank)
     rows = state.counts.at[slots].get(mode="clip")
@@ -202,8 +208,8 @@ def _strongest(state: State, rank: Array, slots: Array, to: Array, prefer: Array
 def _draw(config: MemoriaConfig, state: State, short_term: Engrams, salt: Array, seeds: Array) -> Array:
     """Adds to seeds [C] one long-term engram for each short-term engram that is not reminded.
 
-    That is what the package's "row of the last engram" comes to, all of whose counts are 0: any long-term engram will do,
-    by the rule for ties.
+    That is what the package's "row of the last engram" comes to, all of whose counts are 0: any long-term engram will
+    do, by the rule for ties.
     """
     capacity = config.capacity
     number = (state.kind == LONG_TERM).sum()  # the first ones of `order`; then come the short-term engrams
@@ -221,8 +227,10 @@ def _draw(config: MemoriaConfig, state: State, short_term: Engrams, salt: Array,
 
 
 def _walk(config: MemoriaConfig, state: State, seeds: Array, long_term: Array, rank: Array) -> Array:
-    """Step 5: all that walks from the seeds meet, [C]. A walk goes along its strongest edge to what no walk has met at an
-    earlier level; walks that meet are one from there on. So a level is a set, and a loop takes a few of it at a time.
+    """Step 5: all that walks from the seeds meet, [C].
+
+    A walk goes along its strongest edge to what no walk has met at an earlier level; walks that meet are one from there
+    on. So a level is a set, and the loop takes a few of it at a time.
     """
     capacity = config.capacity
     width = min(SEARCH_ROWS, capacity)

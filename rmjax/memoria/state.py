@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
+from rmjax import checkpoint
 from rmjax.types import Array
 
 EMPTY, WORKING, SHORT_TERM, LONG_TERM = range(4)  # State.kind
+VERSION = 1  # of saved states
 HEAD_ROOM = 1.25  # of the default long-term capacity over the size that Appendix E says it settles at
 
 _CHOICES = {
@@ -32,7 +35,7 @@ _CHOICES = {
 class MemoriaConfig:
     """Sizes and rules; hashable, so that it can be a static argument. The defaults are the paper's language models.
 
-    "released" stands for the authors' package, memoria-pytorch 1.0.0 and 1.1.0, where it does not do what the paper says.
+    "released": as the authors' package, memoria-pytorch 1.0.0 and 1.1.0, does it, where the paper says otherwise.
 
     Raises:
       ValueError: a value cannot be; says which and what it may be.
@@ -140,7 +143,7 @@ def init(config: MemoriaConfig) -> State:
 
 
 def reset(state: State, mask: Array) -> State:
-    """Empties the streams of a state [B, ...] whose `mask` [B] is true (one stream: mask []); the others stay, bit for bit.
+    """Empties the streams of a state [B, ...] where `mask` [B] is true (one stream: mask []); others stay bit for bit.
 
     What is large, engrams and counts, is left where it lies: nothing refers to it any more.
     """
@@ -156,7 +159,7 @@ def reset(state: State, mask: Array) -> State:
         wide = mask.reshape(mask.shape + (1,) * (value.ndim - mask.ndim))
         return jnp.where(wide, jnp.asarray(empty.get(name, 0), value.dtype), value)
 
-    return state.replace(**{name: where(name) for name in names})
+    return dataclasses.replace(state, **{name: where(name) for name in names})
 
 
 def cofire_counts(state: State) -> Array:
@@ -167,7 +170,7 @@ def cofire_counts(state: State) -> Array:
 
 
 def edge_weights(state: State) -> Array:
-    """E_ij = Count_ij / Count_ii, f32 [..., C, C]: how often j fired where i did (section 3.1); 0 where i never fired."""
+    """E_ij = Count_ij / Count_ii, f32 [..., C, C]: how often j fired when i did (section 3.1); 0 if i never fired."""
     counts = cofire_counts(state)
     fires = jnp.diagonal(counts, axis1=-2, axis2=-1)[..., :, None]
     return counts / jnp.maximum(fires, 1).astype(jnp.float32)
@@ -178,6 +181,42 @@ def fork(state: State, copies: int | None = None) -> State:
     if copies is None:
         return jax.tree.map(jnp.copy, state)
     return jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x)[None], copies, 0), state)
+
+
+def save(config: MemoriaConfig, state: State, path: str | Path) -> None:
+    """Writes a state, of any number of streams, and its config as the directory `path`; what was there is replaced.
+
+    Whole or not at all, by Orbax, every file under a digest.
+    """
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[state.evicted.ndim :], x.dtype), state)
+    check_state(config, one)
+    about = {"memoria": {"version": VERSION, "config": dataclasses.asdict(config)}}
+    checkpoint.save_tree(path, state, about)
+
+
+def load(config: MemoriaConfig, path: str | Path) -> State:
+    """The state that `save` wrote under the same config (`checked` may differ).
+
+    Raises:
+      FileNotFoundError: nothing is there.
+      ValueError: it is damaged, of another version, or was saved under another config: names the fields that differ.
+    """
+
+    def like(manifest: dict) -> State:
+        about = manifest.get("memoria")
+        if about is None or about["version"] != VERSION:
+            found = "no Memoria state" if about is None else f"of version {about['version']}"
+            raise ValueError(f"{path} is {found}; this code reads Memoria states of version {VERSION}")
+        saved, wanted = about["config"], dataclasses.asdict(config)
+        names = [name for name in {**wanted, **saved} if name != "checked" and saved.get(name) != wanted.get(name)]
+        if names:
+            differ = "; ".join(f"{name}: saved {saved.get(name)!r}, asked {wanted.get(name)!r}" for name in names)
+            raise ValueError(f"{path} was saved under another config: {differ}")
+        streams = tuple(manifest["leaves"]["evicted"][1])
+        one = jax.eval_shape(lambda: init(config))
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(streams + x.shape, x.dtype), one)
+
+    return jax.tree.map(jnp.asarray, checkpoint.load_tree(path, like))
 
 
 def check_state(config: MemoriaConfig, state: State) -> None:
