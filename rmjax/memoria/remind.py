@@ -1,7 +1,7 @@
 """Remind (Memoria section 3.2): what of short-term and long-term memory lies near the working memory.
 
-Everything is written for one stream; `jax.vmap` it over more. Masks are over slots [C]. What ties goes by birth, never by
-slot, so that the outcome does not depend on where an engram lies or how large the capacity is.
+Everything is written for one stream; `jax.vmap` it over more. Masks are over slots [C]. What ties goes by birth, never
+by slot, so that the outcome does not depend on where an engram lies or how large the capacity is.
 """
 
 from __future__ import annotations
