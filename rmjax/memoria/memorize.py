@@ -28,6 +28,7 @@ def memorize_and_forget(
     Raises:
       ValueError: the state, `reminded` or `weights` has another shape than the config's.
     """
+    state, reminded, weights = jax.tree.map(jnp.asarray, (state, reminded, weights))
     check_state(config, state)
     _check_weights(config, reminded, weights)
     active = jnp.asarray(active, bool)

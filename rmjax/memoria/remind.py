@@ -63,6 +63,7 @@ def remind(
     Raises:
       ValueError: the state or `working` has another shape than the config's, or a key is missing.
     """
+    state, working = jax.tree.map(jnp.asarray, (state, working))
     check_state(config, state)
     if working.shape != (config.working, config.dim):
         raise ValueError(
@@ -91,7 +92,8 @@ def _add_working(config: MemoriaConfig, state: State, working: Array, active: Ar
     older = ((state.kind == SHORT_TERM) | (state.kind == LONG_TERM)).sum()
     slots = jax.lax.dynamic_slice_in_dim(state.order, older, config.working)
     slots = jnp.where(active, slots, config.capacity)
-    serials = state.next_serial + jnp.arange(config.working, dtype=jnp.int32)
+    first = state.next_serial - jnp.where((state.kind == WORKING).any(), config.working, 0)
+    serials = first + jnp.arange(config.working, dtype=jnp.int32)
     born = {
         "engrams": working,
         "kind": WORKING,
@@ -102,7 +104,8 @@ def _add_working(config: MemoriaConfig, state: State, working: Array, active: Ar
         "square_norm": (working**2).sum(-1),
     }
     new = {name: getattr(state, name).at[slots].set(value, mode="drop") for name, value in born.items()}
-    return dataclasses.replace(state, **new, next_serial=state.next_serial + jnp.where(active, config.working, 0))
+    after = jnp.where(active, first + config.working, state.next_serial)
+    return dataclasses.replace(state, **new, next_serial=after)
 
 
 def correlation(config: MemoriaConfig, state: State, working: Array) -> Array:
@@ -116,7 +119,8 @@ def correlation(config: MemoriaConfig, state: State, working: Array) -> Array:
         products = jnp.dot(working, state.engrams.T, precision=highest)
         powers = 2.0 * products - (working**2).sum(-1, keepdims=True)
         score = jax.nn.logsumexp(powers, 0) - state.square_norm
-    return jnp.nan_to_num(score, nan=jnp.finfo(jnp.float32).min)
+    score = jnp.where(score == 0, 0.0, score)  # top_k would put 0 before -0
+    return jnp.where(jnp.isnan(score), jnp.finfo(jnp.float32).min, score)
 
 
 def _nearest(state: State, score: Array, among: Array, k: int) -> Engrams:
@@ -152,9 +156,9 @@ def _search(
     if config.remind_short_term:
         prefer = None
         if config.ties in ("random", "hash"):
-            prefer = _hash(salt, short_term.serials[:, None], state.serial)
+            prefer = jnp.maximum(_hash(salt, short_term.serials[:, None], state.serial), 1)
         elif config.ties == "newest":
-            prefer = jnp.broadcast_to(rank.astype(jnp.uint32), (config.remind_short_term, capacity))
+            prefer = jnp.broadcast_to(rank.astype(jnp.uint32) + 1, (config.remind_short_term, capacity))
         to, count = _strongest(state, rank, short_term.slots, long_term, prefer)
         go = short_term.valid & (count >= (0 if config.follow_zero_edges else 1))
         seeds = seeds.at[jnp.where(go, to, capacity)].set(True, mode="drop")
@@ -183,7 +187,7 @@ def _strongest(state: State, rank: Array, slots: Array, to: Array, prefer: Array
     """Where the strongest edge of each of slots [R] leads, among slots `to` [C]: (slot [R], count [R], -1 for none).
 
     Edges of one engram are compared by their counts: what they are divided by is the same. Of equal ones the one with
-    the highest `prefer` (u32 [R, C]) is taken, or without it the one to the oldest engram (the lowest `rank` [C]).
+    the highest `prefer` (u32 [R, C], from 1 up) is taken, without it the one to the oldest engram (lowest `rank` [C]).
     """
     capacity = len(rank)
     rows = state.counts.at[slots].get(mode="clip")

@@ -59,7 +59,7 @@ def _scan(config, weigh, state, xs):
 
 
 def stream(config: MemoriaConfig, steps: int, seed: int = 0, grid: float | None = 0.5) -> dict[str, np.ndarray]:
-    """Random inputs of `steps` steps; coordinates are multiples of `grid`, so that distances are exact and often tie."""
+    """Random inputs of `steps` steps; coordinates are multiples of `grid`: distances are exact and often tie."""
     rng = np.random.default_rng(seed)
     working = rng.normal(size=(steps, config.working, config.dim))
     if grid:

@@ -35,8 +35,16 @@ configs = st.builds(
 )
 
 
-@hypothesis.settings(max_examples=30, deadline=None, derandomize=True, database=None)
+# Every example compiles, so one that fails is shown as it is.
+@hypothesis.settings(
+    max_examples=30,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+)
 @hypothesis.given(configs, st.integers(0, 2**31))
+@hypothesis.example(small(working=1, dim=1, correlation="negative_square"), 381)  # scores of 0 and -0 tie
 def test_a_random_config_does_what_the_oracle_does(config, seed):
     follow(config, stream(config, 25, seed, grid=0.5 if config.correlation == "negative_square" else None))
 
@@ -56,7 +64,7 @@ def test_a_switch_does_what_the_oracle_does(changes):
     config = small(**({"lifespan_extend": 4.0} | changes))
     steps = follow(config, stream(config, 60, 1, grid=0.5 if config.correlation == "negative_square" else None))
     assert (steps.after.kind == memoria.LONG_TERM).sum(-1).max() >= 4, "the case is to reach long-term memory"
-    assert (steps.after.evicted[-1] > 0) == (config.long_term_capacity == 4)
+    assert steps.after.evicted[-1] > 0 or config.long_term_capacity is None
 
 
 def follow(config, xs):

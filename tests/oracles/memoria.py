@@ -44,7 +44,9 @@ class Memoria:
         for serial in self.of_kind(WORKING):
             self.remove(serial)
         for vector in working:
-            self.engrams[self.next_serial] = Engram(vector.astype(np.float64), WORKING, np.float32(config.initial_lifespan))
+            self.engrams[self.next_serial] = Engram(
+                vector.astype(np.float64), WORKING, np.float32(config.initial_lifespan)
+            )
             self.next_serial += 1
         if config.ties == "hash":
             salt = self.next_serial // config.working
