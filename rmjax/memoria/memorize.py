@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from rmjax.memoria.state import EMPTY, LONG_TERM, SHORT_TERM, WORKING, MemoriaCo
 from rmjax.types import Array
 
 
+@functools.partial(jax.jit, static_argnames="config")
 def memorize_and_forget(
     config: MemoriaConfig, state: State, reminded: Reminded, weights: Array, active: Array | bool = True
 ) -> State:
@@ -28,7 +30,6 @@ def memorize_and_forget(
     Raises:
       ValueError: the state, `reminded` or `weights` has another shape than the config's.
     """
-    state, reminded, weights = jax.tree.map(jnp.asarray, (state, reminded, weights))
     check_state(config, state)
     _check_weights(config, reminded, weights)
     active = jnp.asarray(active, bool)

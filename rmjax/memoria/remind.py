@@ -7,6 +7,7 @@ by slot, so that the outcome does not depend on where an engram lies or how larg
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import flax.struct
 import jax
@@ -49,6 +50,7 @@ class Reminded:
         return jnp.concatenate([self.short_term.valid, self.long_term.valid], -1)
 
 
+@functools.partial(jax.jit, static_argnames="config")
 def remind(
     config: MemoriaConfig, state: State, working: Array, key: Key | None = None, active: Array | bool = True
 ) -> tuple[State, Reminded]:
@@ -63,7 +65,6 @@ def remind(
     Raises:
       ValueError: the state or `working` has another shape than the config's, or a key is missing.
     """
-    state, working = jax.tree.map(jnp.asarray, (state, working))
     check_state(config, state)
     if working.shape != (config.working, config.dim):
         raise ValueError(

@@ -1,0 +1,188 @@
+"""Single rules: ties, draws, lifespans, capacities, near and far."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rmjax import memoria
+from rmjax.memoria import MemoriaConfig
+from tests.memoria.runs import at, run, serials, small, stream
+
+
+def filled(config, steps, seed=0, grid=None):
+    """The state after some random steps, all of which help alike."""
+    xs = stream(config, steps, seed, grid)
+    return at(run(config, xs | {"weights": np.ones_like(xs["weights"])}).after, -1)
+
+
+def test_distances_of_wide_engrams_do_not_underflow():
+    config = MemoriaConfig(working=4, short_term_capacity=40, remind_short_term=10, remind_long_term=0, dim=768)
+    rng = np.random.default_rng(0)
+    old = 0.3 * rng.normal(size=(10, 4, 768)).astype(np.float32)
+    state = memoria.init(config)
+    for working in old:
+        state, reminded = memoria.remind(config, state, working, jax.random.key(0))
+        state = memoria.memorize_and_forget(config, state, reminded, jnp.ones(10))
+    working = 0.3 * rng.normal(size=(4, 768)).astype(np.float32)
+    _, reminded = memoria.remind(config, state, working, jax.random.key(0))
+    there = np.asarray(state.serial)[np.asarray(state.serial) >= 0]
+    squares = ((old.reshape(40, 1, 768)[there].astype(np.float64) - working) ** 2).sum(-1)
+    assert (np.exp(-squares.astype(np.float32)) == 0).all(), "the plain sum of exp(-d^2) is 0 everywhere"
+    best = there[np.argsort(-np.logaddexp.reduce(-squares, 1))[:10]]
+    assert serials(jax.tree.map(np.asarray, reminded.short_term)) == best.tolist()
+
+
+def test_the_two_correlations_can_disagree():
+    config = {"working": 2, "remind_short_term": 1, "remind_long_term": 0, "dim": 1, "ties": "hash"}
+    old = jnp.array([[0.0], [1.0]])  # one lies on a working engram, one nearer to both on average
+    new = jnp.array([[0.0], [2.5]])
+    nearest = {}
+    for correlation in ("exp", "negative_square"):
+        c = MemoriaConfig(correlation=correlation, **config)
+        state, reminded = memoria.remind(c, memoria.init(c), old)
+        state = memoria.memorize_and_forget(c, state, reminded, jnp.ones(1))
+        nearest[correlation] = int(memoria.remind(c, state, new)[1].short_term.serials[0])
+    assert nearest == {"exp": 0, "negative_square": 1}
+
+
+@pytest.mark.parametrize("search_seeds, chosen", [("reminded", 4), ("all_short_term", 6)])
+@pytest.mark.parametrize("ties", ["random", "hash"])
+def test_edges_that_tie_are_taken_equally_often(ties, search_seeds, chosen):
+    config = small(ties=ties, search_seeds=search_seeds, search_depth=0, lifespan_extend=6.0, remind_short_term=4)
+    state = filled(config, 30)
+    state = state.replace(counts=jnp.zeros_like(state.counts))  # no edge is stronger than any other
+    number = int((state.kind == memoria.LONG_TERM).sum())
+    assert number >= 6 and (state.kind == memoria.SHORT_TERM).sum() == 6
+    draws = 3000
+
+    @jax.vmap
+    def seeds(key, step):
+        later = state.replace(next_serial=state.next_serial + config.working * step)
+        return memoria.remind(config, later, jnp.zeros((3, 2)), key)[1].seeds
+
+    found = np.asarray(seeds(jax.random.split(jax.random.key(1), draws), jnp.arange(draws)))
+    share = found.mean(0)[state.kind == memoria.LONG_TERM]
+    expected = 1 - (1 - 1 / number) ** chosen
+    np.testing.assert_allclose(share, expected, atol=5 * np.sqrt(expected * (1 - expected) / draws))
+
+
+@pytest.mark.parametrize("increment", ["paper", "released", "given"])
+def test_weights_that_are_zero_add_nothing_and_invalid_ones_are_ignored(increment):
+    config = small(lifespan_increment=increment)
+    before, reminded = memoria.remind(config, filled(config, 2), jnp.zeros((3, 2)))
+    assert reminded.valid.any() and not reminded.valid.all()
+    for rest in (0.0, jnp.nan, jnp.inf):
+        after = memoria.memorize_and_forget(config, before, reminded, jnp.where(reminded.valid, 0.0, rest))
+        lives = np.asarray(after.kind) != memoria.EMPTY
+        np.testing.assert_array_equal(after.lifespan[lives], before.lifespan[lives] - 1)
+        assert np.isfinite(after.lifespan).all()
+
+
+def test_lifespan_is_shared_out_as_section_3_4_says():
+    config = small(lifespan_extend=3.0, initial_lifespan=9.0)
+    before, reminded = memoria.remind(config, filled(config, 12), jnp.zeros((3, 2)))
+    weights = jnp.array([1.0, 3.0, 0.0, 4.0, 2.0])
+    gain = np.where(reminded.valid, weights, 0)
+    gain = gain / gain.sum() * int(reminded.valid.sum()) * 3.0
+    after = memoria.memorize_and_forget(config, before, reminded, weights)
+    slots = np.concatenate([reminded.short_term.slots, reminded.long_term.slots])
+    for slot, more, valid in zip(slots, gain, reminded.valid, strict=True):
+        if valid:
+            assert after.lifespan[slot] == pytest.approx(float(before.lifespan[slot]) + more - 1)
+    released = MemoriaConfig(**vars(config) | {"lifespan_increment": "released"})
+    after = memoria.memorize_and_forget(released, before, reminded, weights)
+    number = int(reminded.valid.sum()) + 1  # a short-term engram is not reminded
+    assert after.lifespan[slots[0]] == pytest.approx(float(before.lifespan[slots[0]]) + 1.0 * number * 3 - 1)
+
+
+def test_an_engram_with_a_lifespan_of_nan_is_forgotten():
+    config = small(lifespan_increment="given")
+    before, reminded = memoria.remind(config, filled(config, 5), jnp.zeros((3, 2)))
+    weights = jnp.array([jnp.nan, 1.0, 1.0, 1.0, 1.0])
+    after = memoria.memorize_and_forget(config, before, reminded, weights)
+    assert after.kind[reminded.short_term.slots[0]] == memoria.EMPTY
+    assert np.isfinite(after.lifespan).all()
+
+
+@pytest.mark.parametrize("order, long_term", [("paper", []), ("released", [0])])
+def test_only_in_the_released_order_do_the_dying_push_others_out_of_short_term_memory(order, long_term):
+    config = small(
+        order=order,
+        working=2,
+        short_term_capacity=3,
+        remind_short_term=1,
+        remind_long_term=0,
+        initial_lifespan=2.0,
+        lifespan_increment="given",
+    )
+    state, reminded = memoria.remind(config, memoria.init(config), jnp.array([[0.0, 0.0], [9.0, 9.0]]))
+    state = memoria.memorize_and_forget(config, state, reminded, jnp.zeros(1))
+    state, reminded = memoria.remind(config, state, jnp.zeros((2, 2)))  # 0 is reminded and helps; 1 dies
+    state = memoria.memorize_and_forget(config, state, reminded, jnp.full(1, 5.0))
+    assert state.serial[state.kind == memoria.LONG_TERM].tolist() == long_term
+    assert sorted(state.serial[state.kind == memoria.SHORT_TERM].tolist()) == [0, 2, 3][len(long_term) :]
+
+
+def test_a_full_long_term_memory_evicts_the_least_lifespan_the_oldest_first():
+    config = small(
+        long_term_capacity=2, short_term_capacity=0, initial_lifespan=9.0, remind_short_term=0, remind_long_term=3
+    )
+    config = MemoriaConfig(**vars(config) | {"lifespan_increment": "given", "search_seeds": "full"})
+    state = memoria.init(config)
+    state, reminded = memoria.remind(config, state, jnp.zeros((3, 2)))
+    state = memoria.memorize_and_forget(config, state, reminded, jnp.zeros(3))
+    assert sorted(np.asarray(state.serial[state.serial >= 0]).tolist()) == [1, 2] and state.evicted == 1
+    state, reminded = memoria.remind(config, state, jnp.ones((3, 2)))
+    helped = np.asarray(reminded.long_term.serials) == 1
+    state = memoria.memorize_and_forget(config, state, reminded, jnp.where(helped, 5.0, 0.0))
+    assert sorted(np.asarray(state.serial[state.serial >= 0]).tolist()) == [1, 5] and state.evicted == 4
+
+
+@pytest.mark.parametrize("sizes", [(0, 0), (0, 3), (2, 0)])
+def test_nothing_need_be_reminded(sizes):
+    config = small(remind_short_term=sizes[0], remind_long_term=sizes[1], initial_lifespan=6.0)
+    steps = run(config, stream(config, 12))
+    assert steps.reminded.short_term.slots.shape[1:] == (sizes[0],)
+    assert steps.reminded.long_term.engrams.shape[1:] == (sizes[1], 2)
+    assert not steps.reminded.long_term.valid.any()  # without a reminded short-term engram nothing is found
+    assert (at(steps.after, -1).kind == memoria.LONG_TERM).any()
+
+
+def test_more_may_be_asked_for_than_there_are_slots():
+    config = small(remind_short_term=40, remind_long_term=50, long_term_capacity=4)
+    steps = run(config, stream(config, 12))
+    assert steps.reminded.short_term.valid.sum(-1).max() == 6 and steps.reminded.long_term.slots.shape == (12, 50)
+
+
+def test_the_default_capacity():
+    assert MemoriaConfig().long_term == 1050 and MemoriaConfig().capacity == 1500  # 1.25 x 8 x (50 + 50) + 50
+    assert MemoriaConfig(max_segments=10).long_term == 500
+    assert MemoriaConfig(long_term_capacity=7).capacity == 457
+    # With lifespans that outlast short-term memory, what is never reminded needs room as well.
+    unreminded = small(lifespan_extend=0.0, initial_lifespan=8.0)
+    xs = stream(unreminded, 60)
+    steps = run(unreminded, xs)
+    assert (steps.after.kind == memoria.LONG_TERM).sum(-1)[-1] == 15 and steps.after.evicted[-1] == 0
+
+
+def test_contributions_average_what_is_not_masked():
+    attention = jnp.arange(24.0).reshape(2, 3, 2, 2)
+    assert memoria.contribution(attention).tolist() == [11.0, 12.0]
+    assert memoria.contribution(attention, jnp.array([True, False])).tolist() == [10.0, 11.0]
+    assert memoria.contribution(attention, jnp.array([False, False])).tolist() == [0.0, 0.0]
+
+
+def test_exploit_looks_at_what_is_reminded_alone():
+    config = small()
+    empty = memoria.remind(config, memoria.init(config), jnp.ones((3, 2)))[1]
+    read, weights = memoria.exploit(jnp.ones((4, 2)), empty)
+    assert (read == 0).all() and (weights == 0).all()
+    reminded = memoria.remind(config, filled(config, 3), jnp.zeros((3, 2)))[1]
+    read, weights = memoria.exploit(jnp.ones((4, 2)), reminded)
+    scores = np.asarray(reminded.engrams)[np.asarray(reminded.valid)].sum(-1) / np.sqrt(2)
+    expected = np.exp(scores) / np.exp(scores).sum()
+    np.testing.assert_allclose(weights[reminded.valid], expected, rtol=1e-5)
+    np.testing.assert_allclose(read[0], expected @ np.asarray(reminded.engrams)[np.asarray(reminded.valid)], rtol=1e-5)
