@@ -90,7 +90,7 @@ def check(config, state, memory):
     for name in ("kind", "age"):
         assert getattr(state, name)[slots].tolist() == [getattr(e, name) for e in memory.engrams.values()]
     lifespans = [engram.lifespan for engram in memory.engrams.values()]
-    np.testing.assert_allclose(state.lifespan[slots], lifespans, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(state.lifespan[slots], lifespans)
     vectors = [engram.vector for engram in memory.engrams.values()] or np.zeros((0, config.dim))
     np.testing.assert_array_equal(state.engrams[slots], vectors)
     counts = np.asarray(memoria.cofire_counts(state))[np.ix_(slots, slots)]

@@ -1,4 +1,4 @@
-"""Memoria step by step in plain Python: engrams in a dict by serial, counts in a dict by pair, float64."""
+"""Memoria step by step in plain Python: engrams in a dict by serial, counts in a dict by pair, distances in float64."""
 
 from __future__ import annotations
 
@@ -129,13 +129,13 @@ class Memoria:
         config = self.config
         if config.lifespan_increment == "given":
             return {serial: np.float32(weights[serial]) for serial in reminded}
-        weights = {serial: max(0.0, weights[serial]) for serial in reminded}
-        if config.lifespan_increment == "paper":
-            total = sum(weights.values())
-            scale = len(reminded) / total if total else 0.0
-        else:
-            scale = len(reminded) + (len(short) < len(self.of_kind(SHORT)))
-        return {serial: np.float32(w * scale * config.lifespan_extend) for serial, w in weights.items()}
+        weights = {serial: np.float32(max(0.0, weights[serial])) for serial in reminded}
+        number, total = len(reminded), sum(weights.values())
+        if config.lifespan_increment == "released":
+            number, total = number + (len(short) < len(self.of_kind(SHORT))), 1.0
+        # Lifespans are rounded as in f32, since who is evicted depends on the last digit.
+        scale = np.float32(config.lifespan_extend) * np.float32(number) / np.float32(total or 1.0)
+        return {serial: w * scale for serial, w in weights.items()}
 
     def forget(self) -> None:
         for serial in [serial for serial, engram in self.engrams.items() if engram.lifespan <= 0]:

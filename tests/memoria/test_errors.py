@@ -1,0 +1,147 @@
+"""Bad input is named, with its cure, when it is traced; bad values where they are checked."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental import checkify
+
+from rmjax import memoria
+from rmjax.memoria import MemoriaConfig
+from tests.memoria.runs import small
+
+CONFIG = small()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"working": 0}, "working=0: must be a whole number, at least 1"),
+        ({"working": 2.5}, "working=2.5: must be a whole number"),
+        ({"long_term_capacity": -1}, "long_term_capacity=-1: must be a whole number, at least 0"),
+        ({"short_term_capacity": -3}, "short_term_capacity=-3"),
+        ({"max_segments": 0}, "max_segments=0: must be a whole number, at least 1"),
+        ({"remind_long_term": -1}, "remind_long_term=-1"),
+        ({"initial_lifespan": float("nan")}, "initial_lifespan=nan: must be a number, at least 0"),
+        ({"lifespan_extend": -1.0}, "lifespan_extend=-1.0"),
+        ({"ties": "first"}, "ties='first': must be one of random, hash, oldest, newest"),
+        ({"search_seeds": "all"}, "search_seeds='all': must be one of reminded, all_short_term, full"),
+        ({"counts_dtype": "uint16"}, "counts_dtype='uint16': must be one of int8, int16, int32"),
+    ],
+)
+def test_a_config_that_cannot_be(changes, message):
+    with pytest.raises(ValueError, match=f"MemoriaConfig.{message}"):
+        small(**changes)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (4, 2), (2, 3, 2)])
+def test_working_engrams_of_another_shape(shape):
+    with pytest.raises(ValueError, match=r"working has shape .*, expected \[3, 2\] \(config.working, config.dim\)"):
+        memoria.remind(CONFIG, memoria.init(CONFIG), jnp.zeros(shape))
+
+
+def test_a_state_of_another_config():
+    other = memoria.init(small(long_term_capacity=5))
+    with pytest.raises(ValueError, match=r"state.engrams is float32\[14, 2\], but this config's is float32\[29, 2\]"):
+        memoria.remind(CONFIG, other, jnp.zeros((3, 2)))
+    state, reminded = memoria.remind(CONFIG, memoria.init(CONFIG), jnp.zeros((3, 2)))
+    with pytest.raises(ValueError, match=r"state.counts is int16\[29, 29\], but this config's is int8\[29, 29\]"):
+        memoria.memorize_and_forget(small(counts_dtype="int8"), state, reminded, jnp.zeros(5))
+
+
+def test_many_streams_without_vmap():
+    with pytest.raises(ValueError, match=r"float32\[4, 29, 2\].*for several streams use jax.vmap"):
+        memoria.remind(CONFIG, memoria.fork(memoria.init(CONFIG), 4), jnp.zeros((4, 3, 2)))
+
+
+def test_ties_that_need_a_key():
+    with pytest.raises(ValueError, match="config.ties='random' needs a key"):
+        memoria.remind(small(ties="random"), memoria.init(CONFIG), jnp.zeros((3, 2)))
+
+
+def test_weights_for_another_set_of_engrams():
+    state, reminded = memoria.remind(CONFIG, memoria.init(CONFIG), jnp.zeros((3, 2)))
+    with pytest.raises(ValueError, match=r"weights has shape \(4,\), expected \[5\].*2 short-term ones first, then 3"):
+        memoria.memorize_and_forget(CONFIG, state, reminded, jnp.zeros(4))
+    with pytest.raises(ValueError, match=r"reminded holds \(2, 3\) .* expected \(2, 4\)"):
+        memoria.memorize_and_forget(small(remind_long_term=4, long_term_capacity=20), state, reminded, jnp.zeros(6))
+
+
+def test_a_mask_of_another_shape_and_a_history_of_several_streams():
+    with pytest.raises(ValueError, match=r"mask has shape \(3,\), but the state has streams \(2,\)"):
+        memoria.reset(memoria.fork(memoria.init(CONFIG), 2), jnp.ones(3, bool))
+    record = memoria.Record(*(jnp.zeros((4, 2, 29), jnp.int32),) * 4)
+    for statistic in (memoria.mean_age, functools.partial(memoria.autocorrelation, lags=2)):
+        with pytest.raises(ValueError, match=r"shape \(4, 2, 29\), expected \[T, C\]: take one stream"):
+            statistic(record)
+    with pytest.raises(ValueError, match="lags=0"):
+        memoria.autocorrelation(record, 0)
+    with pytest.raises(ValueError, match="one stream's state"):
+        memoria.edges_above(memoria.fork(memoria.init(CONFIG), 2), 0.5)
+
+
+# Values: `checked=True`, under checkify, here of two streams of which one is wrong.
+
+CHECKED = MemoriaConfig(**vars(CONFIG) | {"checked": True, "remind_long_term": 0})
+
+
+@checkify.checkify
+@jax.vmap
+def checked_remind(state, working, active):
+    return memoria.remind(CHECKED, state, working, None, active)
+
+
+@checkify.checkify
+@jax.vmap
+def checked_memorize(state, reminded, weights, active):
+    return memoria.memorize_and_forget(CHECKED, state, reminded, weights, active)
+
+
+def step(state, working, weights):
+    error, (state, reminded) = checked_remind(state, working, jnp.ones(2, bool))
+    error.throw()
+    error, after = checked_memorize(state, reminded, weights, jnp.ones(2, bool))
+    error.throw()
+    return after, state, reminded
+
+
+def test_values_are_checked_where_asked():
+    empty, fine, ones = memoria.fork(memoria.init(CHECKED), 2), jnp.zeros((2, 3, 2)), jnp.ones((2, 2))
+    after, _, _ = step(empty, fine, ones)
+    later, state, reminded = step(after, fine, ones)
+    with pytest.raises(checkify.JaxRuntimeError, match="working: engram 2 holds a NaN or an infinity"):
+        step(after, fine.at[1, 2, 1].set(jnp.nan), ones)
+    with pytest.raises(checkify.JaxRuntimeError, match="weights: entry 1 is -1.0, not a finite number from 0 up"):
+        step(after, fine, ones.at[0, 1].set(-1))
+    with pytest.raises(checkify.JaxRuntimeError, match="reminded: entry 0 is not in the state"):
+        checked_memorize(memoria.reset(later, jnp.array([False, True])), reminded, ones, jnp.ones(2, bool))[0].throw()
+    # What is not active, or not valid, may be anything.
+    off = jnp.array([True, False])
+    checked_remind(after, fine.at[1].set(jnp.nan), off)[0].throw()
+    checked_memorize(state, reminded, ones.at[1].set(jnp.nan), off)[0].throw()
+    step(empty, fine, jnp.full((2, 2), jnp.nan))
+
+
+def test_unchecked_nan_does_not_spread():
+    state, reminded = memoria.remind(CONFIG, memoria.init(CONFIG), jnp.zeros((3, 2)).at[1].set(jnp.nan))
+    state = memoria.memorize_and_forget(CONFIG, state, reminded, jnp.ones(5))
+    state, reminded = memoria.remind(CONFIG, state, jnp.ones((3, 2)))
+    assert reminded.short_term.serials.tolist() == [0, 2], "an engram that is NaN comes last"
+    state = memoria.memorize_and_forget(CONFIG, state, reminded, jnp.ones(5))
+    state, reminded = memoria.remind(CONFIG, state, jnp.full((3, 2), jnp.nan))
+    assert reminded.short_term.serials.tolist() == [0, 1], "where all are alike the oldest come first"
+    assert jnp.isfinite(state.lifespan).all()
+
+
+def test_reminded_engrams_that_are_gone_are_left_out():
+    state = memoria.init(CONFIG)
+    for _ in range(2):
+        state, reminded = memoria.remind(CONFIG, state, jnp.zeros((3, 2)))
+        state = memoria.memorize_and_forget(CONFIG, state, reminded, jnp.ones(5))
+    fresh, nothing = memoria.remind(CONFIG, memoria.init(CONFIG), jnp.zeros((3, 2)))
+    with_old = memoria.memorize_and_forget(CONFIG, fresh.replace(serial=fresh.serial + 50), reminded, jnp.ones(5))
+    without = memoria.memorize_and_forget(CONFIG, fresh.replace(serial=fresh.serial + 50), nothing, jnp.ones(5))
+    assert (with_old.lifespan == without.lifespan).all()

@@ -1,0 +1,84 @@
+"""A saved memory goes on as if nothing had been, and only under its own config."""
+
+from __future__ import annotations
+
+import json
+
+import chex
+import jax
+import pytest
+
+from rmjax import memoria
+from rmjax.memoria import MemoriaConfig
+from tests.memoria.runs import at, run, small, stream
+
+CONFIG = small(lifespan_extend=4.0)
+same = chex.assert_trees_all_equal
+
+
+def test_a_loaded_memory_goes_on_bit_for_bit(tmp_path):
+    xs = stream(CONFIG, 30)
+    whole = run(CONFIG, xs)
+    memoria.save(CONFIG, at(whole.after, 14), tmp_path / "state.v1")
+    state = memoria.load(CONFIG, tmp_path / "state.v1")
+    same(state, at(whole.after, 14))
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, memoria.init(CONFIG))
+    same(at(run(CONFIG, at(xs, slice(15, None)), state).after, -1), at(whole.after, -1))
+    assert [path.name for path in tmp_path.iterdir()] == ["state.v1"]
+
+
+def test_many_streams_and_saving_again(tmp_path):
+    states = memoria.fork(memoria.init(CONFIG), 3)
+    memoria.save(CONFIG, states, tmp_path / "here" / "there")
+    memoria.save(CONFIG, states.replace(evicted=states.evicted + 2), tmp_path / "here" / "there")
+    loaded = memoria.load(CONFIG, tmp_path / "here" / "there")
+    assert loaded.evicted.tolist() == [2, 2, 2] and loaded.counts.shape == (3, CONFIG.capacity, CONFIG.capacity)
+    same(memoria.load(MemoriaConfig(**vars(CONFIG) | {"checked": True}), tmp_path / "here" / "there"), loaded)
+
+
+def test_another_config_is_refused_with_what_differs(tmp_path):
+    memoria.save(CONFIG, memoria.init(CONFIG), tmp_path / "state")
+    with pytest.raises(
+        ValueError, match=r"another config: search_depth: saved 2, asked 7; ties: saved 'hash', asked 'oldest'$"
+    ):
+        memoria.load(small(lifespan_extend=4.0, search_depth=7, ties="oldest"), tmp_path / "state")
+
+
+def test_what_is_no_saved_state_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing was saved"):
+        memoria.load(CONFIG, tmp_path / "nothing")
+    with pytest.raises(ValueError, match=r"state.counts is int16\[29, 29\], but this config's is int8"):
+        memoria.save(small(counts_dtype="int8", long_term_capacity=20), memoria.init(small()), tmp_path / "state")
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "SHA256SUMS", "arrays"])
+def test_a_damaged_state_is_named(tmp_path, file):
+    path = tmp_path / "state"
+    memoria.save(CONFIG, memoria.init(CONFIG), path)
+    if file == "arrays":
+        victim = max((f for f in (path / file).rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    else:
+        victim = path / file
+    victim.write_bytes(victim.read_bytes()[:-3] + b"}}}")
+    with pytest.raises(ValueError, match="is damaged: "):
+        memoria.load(CONFIG, path)
+
+
+def test_a_state_of_another_version_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("rmjax.memoria.state.VERSION", 0)
+    memoria.save(CONFIG, memoria.init(CONFIG), tmp_path / "old")
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="of version 0; this code reads Memoria states of version 1"):
+        memoria.load(CONFIG, tmp_path / "old")
+
+
+def test_a_save_that_was_killed_between_its_renames_loses_nothing(tmp_path):
+    memoria.save(CONFIG, memoria.init(CONFIG), tmp_path / "state")
+    (tmp_path / "state").rename(tmp_path / "state.old")
+    (tmp_path / "state.tmp").mkdir()
+    same(memoria.load(CONFIG, tmp_path / "state"), jax.tree.map(lambda x: x, memoria.init(CONFIG)))
+    memoria.save(CONFIG, memoria.init(CONFIG), tmp_path / "state")
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+    manifest = json.loads((tmp_path / "state" / "manifest.json").read_text())
+    assert manifest["memoria"]["config"]["short_term_capacity"] == 6
