@@ -107,7 +107,7 @@ def lifespan_increment(config: MemoriaConfig, state: State, valid: Array, weight
     number = valid.sum().astype(jnp.float32)
     if config.lifespan_increment == "paper":
         total = weights.sum()
-        return weights * (config.lifespan_extend * number / jnp.where(total > 0, total, 1.0))
+        return weights / jnp.where(total > 0, total, 1.0) * (number * config.lifespan_extend)
     # The package's list of the reminded has one entry more where a short-term engram is left out.
     left_out = (state.kind == SHORT_TERM).sum() > valid[: config.remind_short_term].sum()
     return weights * (config.lifespan_extend * (number + left_out))

@@ -68,6 +68,9 @@ def test_a_switch_does_what_the_oracle_does(changes):
 
 
 def follow(config, xs):
+    if config.lifespan_increment == "paper":  # shares are rounded, so no two lifespans may be meant to be equal
+        rng = np.random.default_rng(0)
+        xs = xs | {"weights": rng.random(xs["weights"].shape, np.float32)}
     steps = run(config, xs)
     memory = oracle.Memoria(config)
     salts = np.asarray(jax.vmap(lambda key: jax.random.bits(key, dtype=jnp.uint32))(xs["key"]))
@@ -90,7 +93,7 @@ def check(config, state, memory):
     for name in ("kind", "age"):
         assert getattr(state, name)[slots].tolist() == [getattr(e, name) for e in memory.engrams.values()]
     lifespans = [engram.lifespan for engram in memory.engrams.values()]
-    np.testing.assert_array_equal(state.lifespan[slots], lifespans)
+    np.testing.assert_allclose(state.lifespan[slots], lifespans, rtol=1e-5, atol=1e-5)
     vectors = [engram.vector for engram in memory.engrams.values()] or np.zeros((0, config.dim))
     np.testing.assert_array_equal(state.engrams[slots], vectors)
     counts = np.asarray(memoria.cofire_counts(state))[np.ix_(slots, slots)]

@@ -1,4 +1,4 @@
-"""Memoria step by step in plain Python: engrams in a dict by serial, counts in a dict by pair, distances in float64."""
+"""Memoria step by step in plain Python: engrams in a dict by serial, counts in a dict by pair, float64."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WORKING, SHORT, LONG = 1, 2, 3
 class Engram:
     vector: np.ndarray
     kind: int
-    lifespan: np.float32
+    lifespan: float
     age: int = 0
 
 
@@ -44,9 +44,7 @@ class Memoria:
         for serial in self.of_kind(WORKING):
             self.remove(serial)
         for vector in working:
-            self.engrams[self.next_serial] = Engram(
-                vector.astype(np.float64), WORKING, np.float32(config.initial_lifespan)
-            )
+            self.engrams[self.next_serial] = Engram(vector.astype(np.float64), WORKING, config.initial_lifespan)
             self.next_serial += 1
         if config.ties == "hash":
             salt = self.next_serial // config.working
@@ -113,7 +111,7 @@ class Memoria:
                 self.counts[i, j] = min(self.counts[i, j] + 1, self.largest)
         gains = self.gains(short, reminded, weights)
         for serial, engram in self.engrams.items():
-            engram.lifespan = np.float32(engram.lifespan + gains.get(serial, np.float32(0))) - np.float32(1)
+            engram.lifespan += gains.get(serial, 0.0) - 1.0
             engram.age += 1
         if config.order == "paper":
             self.forget()
@@ -125,17 +123,15 @@ class Memoria:
             self.remove(min(self.of_kind(LONG), key=lambda serial: (self.engrams[serial].lifespan, serial)))
             self.evicted += 1
 
-    def gains(self, short: list[int], reminded: list[int], weights: dict[int, float]) -> dict[int, np.float32]:
+    def gains(self, short: list[int], reminded: list[int], weights: dict[int, float]) -> dict[int, float]:
         config = self.config
         if config.lifespan_increment == "given":
-            return {serial: np.float32(weights[serial]) for serial in reminded}
-        weights = {serial: np.float32(max(0.0, weights[serial])) for serial in reminded}
+            return {serial: weights[serial] for serial in reminded}
+        weights = {serial: max(0.0, weights[serial]) for serial in reminded}
         number, total = len(reminded), sum(weights.values())
         if config.lifespan_increment == "released":
             number, total = number + (len(short) < len(self.of_kind(SHORT))), 1.0
-        # Lifespans are rounded as in f32, since who is evicted depends on the last digit.
-        scale = np.float32(config.lifespan_extend) * np.float32(number) / np.float32(total or 1.0)
-        return {serial: w * scale for serial, w in weights.items()}
+        return {serial: w / (total or 1.0) * number * config.lifespan_extend for serial, w in weights.items()}
 
     def forget(self) -> None:
         for serial in [serial for serial, engram in self.engrams.items() if engram.lifespan <= 0]:
