@@ -1,6 +1,7 @@
 """How fast and how large: python -m rmjax.bench --config=configs/xlong.py prints one JSON object.
 
-Trains nothing and writes nothing. Times are medians of many repeats, each waited for on the device.
+Trains nothing and writes nothing. Times are medians of many repeats, each waited for on the device. With
+configs/memoria_bench.py it is steps of Memoria that are timed.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from rmjax import config as configs
 from rmjax import environment, train
 from rmjax.data import make_source
 from rmjax.machines import memorize
+from rmjax.memoria import bench as memoria_bench
 from rmjax.types import Memory, MemoryMachine, Params
 from rmjax.workdir import Preemption
 
@@ -152,6 +154,10 @@ def main(argv: Sequence[str]) -> int:
     del argv
     logging.set_verbosity(logging.INFO)
     try:
+        if "memoria" in _CONFIG.value:
+            said = environment.prepare()
+            print(json.dumps({"environment": said, **memoria_bench.bench(_CONFIG.value.memoria)}, indent=1))
+            return 0
         configs.validate(_CONFIG.value)
         said = environment.prepare()
         histories = _HISTORIES.value if _STREAMING.value else ()
@@ -164,5 +170,5 @@ def main(argv: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    configs.check_flags(sys.argv)
+    configs.check_flags(sys.argv, also=("memoria.",))
     app.run(main)

@@ -1,0 +1,102 @@
+"""Every switch against an independent implementation, over random configs and streams."""
+
+from __future__ import annotations
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rmjax import memoria
+from rmjax.memoria import MemoriaConfig
+from tests.memoria.runs import alive, at, run, serials, small, stream
+from tests.oracles import memoria as oracle
+
+configs = st.builds(
+    MemoriaConfig,
+    working=st.integers(1, 4),
+    short_term_capacity=st.integers(0, 9),
+    remind_short_term=st.integers(0, 5),
+    remind_long_term=st.integers(0, 5),
+    search_depth=st.integers(0, 3),
+    initial_lifespan=st.sampled_from([1.0, 2.5, 4.0, 6.0]),
+    lifespan_extend=st.sampled_from([0.0, 0.5, 2.0, 8.0]),
+    dim=st.integers(1, 3),
+    long_term_capacity=st.sampled_from([None, 0, 3, 12]),
+    correlation=st.sampled_from(["exp", "negative_square"]),
+    search_seeds=st.sampled_from(["reminded", "all_short_term", "full"]),
+    ties=st.sampled_from(["random", "hash", "oldest", "newest"]),
+    follow_zero_edges=st.booleans(),
+    order=st.sampled_from(["paper", "released"]),
+    lifespan_increment=st.sampled_from(["paper", "released", "given"]),
+    counts_dtype=st.sampled_from(["int8", "int16", "int32"]),
+)
+
+
+# Every example compiles, so one that fails is shown as it is.
+@hypothesis.settings(
+    max_examples=400,
+    deadline=None,
+    derandomize=False,
+    database=None,
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+)
+@hypothesis.given(configs, st.integers(0, 2**31))
+@hypothesis.example(small(working=1, dim=1, correlation="negative_square"), 381)  # scores of 0 and -0 tie
+def test_a_random_config_does_what_the_oracle_does(config, seed):
+    follow(config, stream(config, 25, seed, grid=0.5 if config.correlation == "negative_square" else None))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ties": ties, "search_seeds": seeds, "order": order}
+        for ties, order in zip(["random", "hash", "oldest", "newest"], ["paper", "released"] * 2, strict=True)
+        for seeds in ("reminded", "all_short_term")
+    ]
+    + [{"search_seeds": "full"}, {"follow_zero_edges": False}, {"counts_dtype": "int32"}, {"long_term_capacity": 4}]
+    + [{"lifespan_increment": "released"}, {"correlation": "negative_square"}],
+    ids=lambda changes: "-".join(map(str, changes.values())),
+)
+def test_a_switch_does_what_the_oracle_does(changes):
+    config = small(**({"lifespan_extend": 4.0} | changes))
+    steps = follow(config, stream(config, 60, 1, grid=0.5 if config.correlation == "negative_square" else None))
+    assert (steps.after.kind == memoria.LONG_TERM).sum(-1).max() >= 4, "the case is to reach long-term memory"
+    assert steps.after.evicted[-1] > 0 or config.long_term_capacity is None
+
+
+def follow(config, xs):
+    if config.lifespan_increment == "paper":  # shares are rounded, so no two lifespans may be meant to be equal
+        rng = np.random.default_rng(0)
+        xs = xs | {"weights": rng.random(xs["weights"].shape, np.float32)}
+    steps = run(config, xs)
+    memory = oracle.Memoria(config)
+    salts = np.asarray(jax.vmap(lambda key: jax.random.bits(key, dtype=jnp.uint32))(xs["key"]))
+    for t, working in enumerate(xs["working"]):
+        short, long, seeds, found = memory.remind(working, int(salts[t]))
+        state, reminded = at(steps.reminding, t), at(steps.reminded, t)
+        assert serials(reminded.short_term) == short and serials(reminded.long_term) == long, t
+        assert set(state.serial[reminded.seeds]) == seeds and set(state.serial[reminded.found]) == found, t
+        weights = xs["weights"][t]
+        k = config.remind_short_term
+        places = zip([*short, *long], [*weights[: len(short)], *weights[k : k + len(long)]], strict=True)
+        memory.memorize(short, long, {serial: float(weight) for serial, weight in places})
+        check(config, at(steps.after, t), memory)
+    return steps
+
+
+def check(config, state, memory):
+    slots = alive(state)
+    assert state.serial[slots].tolist() == list(memory.engrams)
+    for name in ("kind", "age"):
+        assert getattr(state, name)[slots].tolist() == [getattr(e, name) for e in memory.engrams.values()]
+    lifespans = [engram.lifespan for engram in memory.engrams.values()]
+    np.testing.assert_allclose(state.lifespan[slots], lifespans, rtol=1e-5, atol=1e-5)
+    vectors = [engram.vector for engram in memory.engrams.values()] or np.zeros((0, config.dim))
+    np.testing.assert_array_equal(state.engrams[slots], vectors)
+    counts = np.asarray(memoria.cofire_counts(state))[np.ix_(slots, slots)]
+    wanted = [[memory.counts.get((i, j), 0) for j in memory.engrams] for i in memory.engrams]
+    np.testing.assert_array_equal(counts, np.reshape(wanted, counts.shape))
+    assert (state.next_serial, state.evicted) == (memory.next_serial, memory.evicted)
