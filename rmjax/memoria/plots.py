@@ -92,12 +92,15 @@ def _graphs(states: Mapping[str, State], weight: float, places: Callable) -> tup
     for axis, (title, state) in zip(axes, states.items(), strict=True):
         sources, targets, weights = edges_above(state, weight)
         lines = np.stack([places(sources), places(targets)], 1)
-        axis.add_collection(LineCollection(list(lines), colors="0.4", alpha=0.3, linewidths=weights, zorder=1))
+        axis.add_collection(LineCollection(list(lines), colors="0.4", alpha=0.25, linewidths=0.6 * weights, zorder=1))
         serial, kind = np.asarray(state.serial), np.asarray(state.kind)
         for number, (name, colour) in KINDS.items():
+            if not (kind == number).any():
+                continue
             axis.scatter(*places(serial[kind == number]).T, s=8, color=colour, label=name, zorder=2)
         axis.set_title(title)
-    axes[0].legend(loc="upper left", fontsize="small")
+    handles = {label: dot for axis in axes for dot, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3)
     return figure, axes
 
 
