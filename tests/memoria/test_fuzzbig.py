@@ -68,6 +68,7 @@ def test_a_switch_does_what_the_oracle_does(changes):
 
 
 def follow(config, xs):
+    jax.clear_caches()
     if config.lifespan_increment == "paper":  # shares are rounded, so no two lifespans may be meant to be equal
         rng = np.random.default_rng(0)
         xs = xs | {"weights": rng.random(xs["weights"].shape, np.float32)}

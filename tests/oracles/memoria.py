@@ -1,4 +1,4 @@
-"""Memoria step by step in plain Python: engrams in a dict by serial, counts in a dict by pair, float64."""
+"""Memoria step by step in plain Python: engrams in a dict by serial, counts in dicts of both serials, float64."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Memoria:
     def __init__(self, config):
         self.config = config
         self.engrams: dict[int, Engram] = {}
-        self.counts: dict[tuple[int, int], int] = defaultdict(int)
+        self.counts: dict[int, dict[int, int]] = defaultdict(lambda: defaultdict(int))
         self.next_serial = self.evicted = 0
         self.largest = np.iinfo(config.counts_dtype).max
 
@@ -69,9 +69,10 @@ class Memoria:
             return set(long)
         seeds = set()
         for source in short if long else []:
-            most = max(self.counts[source, target] for target in long)
+            counts = self.counts[source]
+            most = max(counts[target] for target in long)
             if most or config.follow_zero_edges:
-                ties = [target for target in long if self.counts[source, target] == most]
+                ties = [target for target in long if counts[target] == most]
                 seeds.add(self.choose(ties, lambda target, source=source: hash32(salt, source, target)))
         if config.search_seeds == "all_short_term" and long:
             for source in set(self.of_kind(SHORT)) - set(short):
@@ -95,8 +96,9 @@ class Memoria:
             free = [serial for serial in self.of_kind(LONG) if serial not in found]
             after = set()
             for source in level if free else []:
-                best = max(free, key=lambda target: (self.counts[source, target], -target))  # noqa: B023
-                if self.counts[source, best] or self.config.follow_zero_edges:
+                counts = self.counts[source]
+                best = max(free, key=lambda target: (counts[target], -target))  # noqa: B023
+                if counts[best] or self.config.follow_zero_edges:
                     after.add(best)
             found |= after
             level = after
@@ -107,8 +109,9 @@ class Memoria:
         reminded = [*short, *long]
         together = [*self.of_kind(WORKING), *reminded]
         for i in together:
+            counts = self.counts[i]
             for j in together:
-                self.counts[i, j] = min(self.counts[i, j] + 1, self.largest)
+                counts[j] = min(counts[j] + 1, self.largest)
         gains = self.gains(short, reminded, weights)
         for serial, engram in self.engrams.items():
             engram.lifespan += gains.get(serial, 0.0) - 1.0
@@ -146,5 +149,5 @@ class Memoria:
 
     def remove(self, serial: int) -> None:
         del self.engrams[serial]
-        for pair in [pair for pair in self.counts if serial in pair]:
-            del self.counts[pair]
+        for other in self.counts.pop(serial, ()):
+            self.counts[other].pop(serial, None)
