@@ -181,3 +181,30 @@ def test_bench_prints_every_number_it_promises(start, card):
     for timing in streaming.values():
         assert timing.pop("memory_bytes_per_stream") == 132
         assert timing.keys() == {"write_segment_ms", "answer_query_ms"} and min(timing.values()) > 0
+
+
+def test_bench_times_steps_of_memoria(start):
+    arguments = [f"--config={ROOT}/configs/memoria_bench.py:tiny"]
+    sizes = {"steps": 4, "first": 2, "batch": 2, "working": 2, "remind_short_term": 2, "dim": 4}
+    code, out, _ = finish(start("bench", *arguments, *(f"--config.memoria.tiny.{k}={v}" for k, v in sizes.items())))
+    told = json.loads(out)
+    assert code == 0 and told.keys() == {"environment", "tiny"}
+    assert told["tiny"].keys() == {"reminded", "all_short_term", "exp, reminded", "exp, all_short_term"}
+    for timing in told["tiny"].values():
+        assert 0 < timing["step_ms_fastest"] <= timing["step_ms"]
+        assert timing["capacity"] == 2 + 64 + 102 and timing["last_step"]["reminded"] == 2
+        assert timing["times_as_fast_as_released"] == pytest.approx(3.6 / timing["step_ms"])
+
+
+@pytest.mark.parametrize(
+    "override, told",
+    [
+        ("memoria.tiny.dim=0", "MemoriaConfig.dim=0: must be a whole number, at least 1"),
+        ("memoria.tiny.first=600", "config.memoria.tiny: needs batch >= 1 and 0 <= first < steps, got (1, 600, 600)"),
+        ("memory.tiny.dim=3", "config.memory.tiny.dim: no such key"),
+    ],
+)
+def test_bench_names_what_cannot_be_a_row_of_memoria(start, override, told):
+    process = start("bench", f"--config={ROOT}/configs/memoria_bench.py:tiny", f"--config.{override}")
+    code, out, err = finish(process)
+    assert code == 1 and told in err and not out

@@ -82,7 +82,7 @@ def _fire(config: MemoriaConfig, state: State, slots: Array, active: Array) -> S
     stays, and is known by `fired`.
     """
     capacity = config.capacity
-    older = ((state.kind == SHORT_TERM) | (state.kind == LONG_TERM)).sum()
+    older = ((state.kind == SHORT_TERM) | (state.kind == LONG_TERM)).sum(dtype=jnp.int32)
     working = jax.lax.dynamic_slice_in_dim(state.order, older, config.working)
     working = jnp.where(active & (state.kind[working] == WORKING), working, capacity)
     slots = jnp.concatenate([working, slots])
@@ -121,12 +121,12 @@ def _age(config: MemoriaConfig, state: State, lived: Array) -> dict[str, Array]:
     counted = lives if config.order == "paper" else alive
     # By birth: long-term, short-term, working. The newest short_term_capacity are not yet pushed out.
     counted = counted[state.order]
-    place = jnp.cumsum(counted)
+    place = jnp.cumsum(counted, dtype=jnp.int32)
     pushed_out = jnp.zeros(capacity, bool).at[state.order].set(place <= place[-1] - config.short_term_capacity)
     kind = jnp.where((state.kind == LONG_TERM) | pushed_out, LONG_TERM, SHORT_TERM)
     kind = jnp.where(lives, kind, EMPTY).astype(state.kind.dtype)
 
-    excess = jnp.maximum((kind == LONG_TERM).sum() - config.long_term, 0)  # at most `working`
+    excess = jnp.maximum((kind == LONG_TERM).sum(dtype=jnp.int32) - config.long_term, 0)  # at most `working`
     weakest_first = jnp.where(kind == LONG_TERM, -lived, -jnp.inf)[state.order]
     _, places = jax.lax.top_k(weakest_first, config.working)
     evicted = jnp.where(jnp.arange(config.working) < excess, state.order[places], capacity)
@@ -134,8 +134,8 @@ def _age(config: MemoriaConfig, state: State, lived: Array) -> dict[str, Array]:
 
     lives = kind != EMPTY
     living = lives[state.order]
-    before = jnp.cumsum(living)
-    place = jnp.where(living, before - 1, before[-1] + jnp.arange(capacity) - before)
+    before = jnp.cumsum(living, dtype=jnp.int32)
+    place = jnp.where(living, before - 1, before[-1] + jnp.arange(capacity, dtype=jnp.int32) - before)
     return {
         "kind": kind,
         "lifespan": jnp.where(lives, lived, 0.0),

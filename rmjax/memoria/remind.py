@@ -90,7 +90,7 @@ def remind(
 
 def _add_working(config: MemoriaConfig, state: State, working: Array, active: Array) -> State:
     """Step 1. The slots behind the other engrams are free or hold the working engrams that are replaced."""
-    older = ((state.kind == SHORT_TERM) | (state.kind == LONG_TERM)).sum()
+    older = ((state.kind == SHORT_TERM) | (state.kind == LONG_TERM)).sum(dtype=jnp.int32)
     slots = jax.lax.dynamic_slice_in_dim(state.order, older, config.working)
     slots = jnp.where(active, slots, config.capacity)
     first = state.next_serial - jnp.where((state.kind == WORKING).any(), config.working, 0)
@@ -217,8 +217,10 @@ def _draw(config: MemoriaConfig, state: State, short_term: Engrams, salt: Array,
     do, by the rule for ties.
     """
     capacity = config.capacity
-    number = (state.kind == LONG_TERM).sum()  # the first ones of `order`; then come the short-term engrams
-    places = number + jnp.arange(config.short_term_capacity)
+    number = (state.kind == LONG_TERM).sum(
+        dtype=jnp.int32
+    )  # the first ones of `order`; then come the short-term engrams
+    places = number + jnp.arange(config.short_term_capacity, dtype=jnp.int32)
     sources = state.order.at[places].get(mode="clip")
     reminded = jnp.zeros(capacity, bool).at[short_term.slots].set(True, mode="drop")
     draws = (state.kind[sources] == SHORT_TERM) & ~reminded[sources] & (places < capacity)

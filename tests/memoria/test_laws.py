@@ -227,6 +227,11 @@ def test_shapes_and_dtypes_stay_and_init_needs_no_arrays(config):
     after = jax.eval_shape(functools.partial(memoria.memorize_and_forget, config), state, reminded, xs["weights"])
     chex.assert_trees_all_equal_shapes_and_dtypes(after, shapes)
     assert cost.tree_bytes(shapes) == cost.tree_bytes(memoria.init(config))
+    with jax.enable_x64(True):
+        xs = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64) if x.dtype == np.float32 else x, xs)
+        step = functools.partial(memoria.step, config, exploit=lambda reminded: (None, jnp.asarray(xs["weights"])))
+        after, _ = jax.eval_shape(step, shapes, xs["working"], key=xs["key"])
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, shapes)
 
 
 @pytest.mark.parametrize("search_seeds", ["reminded", "all_short_term"])
