@@ -165,7 +165,6 @@ def _search(
         seeds = seeds.at[jnp.where(go, to, capacity)].set(True, mode="drop")
     if config.search_seeds == "all_short_term":
         seeds = _draw(config, state, short_term, salt, seeds)
-    seeds &= long_term
     return seeds, _walk(config, state, seeds, long_term, rank)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 
 import chex
 import hypothesis
@@ -267,6 +268,25 @@ def test_gradients_stop_at_the_memory_and_flow_through_what_reads_it(config):
     to_working, to_queries = jax.grad(loss, (0, 1))(jnp.asarray(xs["working"]), jnp.ones((4, config.dim)))
     assert (to_working == 0).all()
     assert jnp.isfinite(to_queries).all() and (to_queries != 0).any()
+
+
+def test_how_many_walks_step_together_does_not_matter(monkeypatch):
+    config = small(search_seeds="all_short_term", remind_short_term=4, short_term_capacity=15, lifespan_extend=6.0)
+    xs, found = stream(config, 40, grid=None), []
+    for rows_at_once in (1, 3, 16):
+        monkeypatch.setattr(sys.modules["rmjax.memoria.remind"], "SEARCH_ROWS", rows_at_once)
+        jax.clear_caches()
+        found.append(run(config, xs))
+    assert found[0].reminded.found.sum(-1).max() > 16
+    same(*found)
+
+
+def test_distances_are_at_the_highest_precision():
+    for correlation in ("exp", "negative_square"):
+        config = small(correlation=correlation)
+        arguments = jax.eval_shape(lambda: (memoria.init(config), jnp.zeros((3, 2))))  # noqa: B023
+        lowered = memoria.remind.lower(config, *arguments).as_text()
+        assert lowered.count("dot_general") == lowered.count("precision = [HIGHEST, HIGHEST]") == 1
 
 
 def test_reset_is_a_new_memory_and_leaves_the_others_alone(config):
