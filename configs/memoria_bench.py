@@ -13,7 +13,10 @@ drift. Steps from `first` on are timed, of `steps`. Only when asked for: huge, o
 from ml_collections import ConfigDict
 
 from rmjax import config as configs
+from rmjax.memoria import MemoriaConfig
+from rmjax.memoria.bench import FIELDS
 
+DEFAULTS = {name: getattr(MemoriaConfig(), name) for name in FIELDS if getattr(MemoriaConfig(), name) is not None}
 SORTING = {
     "steps": 32,
     "first": 16,
@@ -47,5 +50,5 @@ ROWS = {
 
 def get_config(arg: str = "") -> ConfigDict:
     chosen = configs.options(arg, list(ROWS))
-    rows = {name: row for name, row in ROWS.items() if name in (chosen or ROWS.keys() - {"huge"})}
-    return ConfigDict({"memoria": rows})
+    chosen = chosen or ROWS.keys() - {"huge"}
+    return ConfigDict({"memoria": {name: DEFAULTS | row for name, row in ROWS.items() if name in chosen}})

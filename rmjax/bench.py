@@ -170,5 +170,5 @@ def main(argv: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    configs.check_flags(sys.argv, also=("memoria.",))
+    configs.check_flags(sys.argv, also=memoria_bench.KEYS)
     app.run(main)

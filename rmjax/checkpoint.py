@@ -135,7 +135,9 @@ class Checkpoints:
 
     def _commit(self, step: int, leaves: dict[str, np.ndarray], score: float | None) -> None:
         number = None if score is None or math.isnan(score) else float(score)
-        _replace(self._path(step), leaves, {"step": step, "score": number})
+        path = self._path(step)
+        about = {"step": step, "score": number}
+        _replace(path, path.with_suffix(".tmp"), path.with_suffix(".old"), leaves, about)
         self._rotate(step)
 
     def _rotate(self, newest: int) -> None:
@@ -152,15 +154,26 @@ class Checkpoints:
 
 
 def save_tree(path: str | Path, tree: Any, about: dict[str, Any]) -> None:
-    """Writes a tree of arrays and `about` (JSON) as the directory `path`, whole or not at all; replaces what is there.
+    """Writes a tree of arrays and `about` (JSON) as the directory `path`, whole or not at all.
 
-    The layout is that of one checkpoint: arrays, manifest.json with `about` in it, SHA256SUMS.
+    The layout is that of one checkpoint: arrays, manifest.json with `about` in it, SHA256SUMS. With several processes
+    all of them call it, and process 0 writes.
+
+    Raises:
+      FileExistsError: something is there that `save_tree` did not write; what it did write is replaced.
     """
     logging.get_absl_logger().addFilter(_is_not_orbax_chatter)
     path = Path(path).absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, {name: _to_host(leaf) for name, leaf in _named_leaves(tree).items()}, about)
-    shutil.rmtree(_beside(path, ".old"), ignore_errors=True)
+    leaves = {name: _to_host(leaf) for name, leaf in _named_leaves(tree).items()}
+    if jax.process_index() == 0:
+        if path.exists() and not (path / "manifest.json").is_file():
+            raise FileExistsError(f"{path} is there, and was not saved by this library: take another name or move it")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary, old = _beside(path)
+        _replace(path, temporary, old, leaves, about)
+        shutil.rmtree(old, ignore_errors=True)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"saved {path}")
 
 
 def load_tree(path: str | Path, like: Callable[[dict[str, Any]], Any]) -> Any:
@@ -176,8 +189,8 @@ def load_tree(path: str | Path, like: Callable[[dict[str, Any]], Any]) -> Any:
     """
     logging.get_absl_logger().addFilter(_is_not_orbax_chatter)
     path = Path(path).absolute()
-    if not path.exists() and _beside(path, ".old").exists():
-        path = _beside(path, ".old")  # a save was killed between its two renames
+    if not path.exists() and _beside(path)[1].exists():
+        path = _beside(path)[1]  # a save was killed between its two renames
     if not (path / "manifest.json").is_file():
         raise FileNotFoundError(f"{path}: no manifest.json there, so nothing was saved under this name")
     damage = _damage(path)
@@ -226,16 +239,16 @@ def _checkpointer() -> ocp.Checkpointer:
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(path.name + suffix)
+def _beside(path: Path) -> tuple[Path, Path]:
+    """Where `save_tree` writes first, and where it keeps what it replaces until the new one is in place."""
+    return path.with_name(f".{path.name}.rmjax-new"), path.with_name(f".{path.name}.rmjax-old")
 
 
-def _replace(path: Path, leaves: dict[str, np.ndarray], about: dict[str, Any]) -> None:
-    temporary = _beside(path, ".tmp")
+def _replace(path: Path, temporary: Path, old: Path, leaves: dict[str, np.ndarray], about: dict[str, Any]) -> None:
     _write(temporary, leaves, about)
     if path.exists():
-        shutil.rmtree(_beside(path, ".old"), ignore_errors=True)
-        path.rename(_beside(path, ".old"))  # killed before the next line, it is taken back
+        shutil.rmtree(old, ignore_errors=True)
+        path.rename(old)  # killed before the next line, it is taken back
     temporary.rename(path)
 
 

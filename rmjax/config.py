@@ -170,12 +170,12 @@ def validate(config: ConfigDict) -> None:
         raise ValueError(message)
 
 
-def check_flags(argv: Sequence[str], also: Sequence[str] = ()) -> None:
+def check_flags(argv: Sequence[str], also: str = "$^") -> None:
     """Ends the process in one line if `--config.some.key=...` is unknown; call it before absl parses, as it would
-    show a traceback instead. also: beginnings of keys that are somebody else's."""
+    show a traceback instead. also: a pattern of further keys."""
     for argument in flags.FLAGS.read_flags_from_files(list(argv), force_gnu=False):
         override = re.match(r"--?(?:no)?config\.([^=]+)", argument)
-        if not override or override[1].startswith(tuple(also)):
+        if not override or re.fullmatch(also, override[1]):
             continue
         if not any(f"{name}.".startswith(f"{override[1]}.") for name in SCHEMA):
             raise SystemExit(_unknown(override[1]))

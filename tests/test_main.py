@@ -193,7 +193,8 @@ def test_bench_times_steps_of_memoria(start):
     for timing in told["tiny"].values():
         assert 0 < timing["step_ms_fastest"] <= timing["step_ms"]
         assert timing["capacity"] == 2 + 64 + 102 and timing["last_step"]["reminded"] == 2
-        assert timing["times_as_fast_as_released"] == pytest.approx(3.6 / timing["step_ms"])
+    ratios = {name: timing["times_as_fast_as_released"] for name, timing in told["tiny"].items() if len(timing) == 8}
+    assert ratios == {"all_short_term": pytest.approx(3.6 / told["tiny"]["all_short_term"]["step_ms"])}
 
 
 @pytest.mark.parametrize(
@@ -202,6 +203,7 @@ def test_bench_times_steps_of_memoria(start):
         ("memoria.tiny.dim=0", "MemoriaConfig.dim=0: must be a whole number, at least 1"),
         ("memoria.tiny.first=600", "config.memoria.tiny: needs batch >= 1 and 0 <= first < steps, got (1, 600, 600)"),
         ("memory.tiny.dim=3", "config.memory.tiny.dim: no such key"),
+        ("memoria.tiny.dmi=3", "config.memoria.tiny.dmi: no such key"),
     ],
 )
 def test_bench_names_what_cannot_be_a_row_of_memoria(start, override, told):

@@ -20,7 +20,7 @@ def masked_softmax(x: Array, mask: Array | None, axis: int = -1) -> Array:
     if mask is None:
         return jax.nn.softmax(x, axis)
     e = jnp.where(mask, x, jnp.finfo(x.dtype).min)
-    e = jnp.where(mask, jnp.exp(e - e.max(axis, keepdims=True)), 0.0)
+    e = jnp.where(mask, jnp.exp(e - e.max(axis, keepdims=True, initial=jnp.finfo(x.dtype).min)), 0.0)
     return e / jnp.maximum(e.sum(axis, keepdims=True), jnp.finfo(x.dtype).tiny)
 
 

@@ -26,7 +26,10 @@ class Record:
 
 
 def record(state: State, reminded: Reminded) -> Record:
-    """The record of one step, of what `remind` returned; a step that was not active records nobody."""
+    """The record of one step, of both that `remind` returned, not of the state after; `memoria.step` makes it itself.
+
+    A step that was not active records nobody.
+    """
     slots = jnp.concatenate([reminded.short_term.slots, reminded.long_term.slots])
     marked = jnp.zeros(state.kind.shape, bool).at[slots].set(True, mode="drop")
     active = (state.kind == WORKING).any()
@@ -55,25 +58,19 @@ def autocorrelation(history: Record, lags: int, kind: int = LONG_TERM) -> np.nda
     history = _one_stream(history)
     times, slots = np.nonzero((history.kind == kind) & (history.serial >= 0))
     _, engram = np.unique(history.serial[times, slots], return_inverse=True)
-    if not len(times):
-        return np.full(lags, np.nan)
+    by_engram = np.argsort(engram, kind="stable")  # and by time, as they came
+    engram, x = engram[by_engram], history.reminded[times, slots][by_engram].astype(float)
     length = np.bincount(engram)
-    place = np.empty_like(times)  # which of its engram's steps each is; they come in the order of time
-    place[np.argsort(engram, kind="stable")] = np.arange(len(times)) - np.repeat(np.cumsum(length) - length, length)
-    present = np.zeros((len(length), length.max()), bool)
-    x = np.zeros(present.shape)
-    present[engram, place] = True
-    x[engram, place] = history.reminded[times, slots]
-    x = np.where(present, x - x.sum(1, keepdims=True) / length[:, None], 0.0)
-    variation = (x**2).sum(1)
+    x -= (np.bincount(engram, x) / length)[engram]
+    variation = np.bincount(engram, x * x)
     constant = variation < 1e-9  # of 0s and 1s it is at least (n - 1) / n where it is not 0
     weight = length if kind == LONG_TERM else np.ones_like(length)
     result = np.full(lags, np.nan)
-    for lag in range(1, min(lags, length.max() - 1) + 1):
-        long_enough = length > lag
-        coefficient = (x[:, :-lag] * x[:, lag:]).sum(1) / np.where(constant, 1.0, variation)
-        coefficient = np.where(constant, 1.0, coefficient)
-        result[lag - 1] = np.average(coefficient[long_enough], weights=weight[long_enough])
+    for lag in range(1, min(lags, length.max(initial=1) - 1) + 1):
+        together = engram[lag:] == engram[:-lag]
+        products = np.bincount(engram[lag:], np.where(together, x[lag:] * x[:-lag], 0.0))
+        coefficient = np.where(constant, 1.0, products / np.where(constant, 1.0, variation))
+        result[lag - 1] = np.average(coefficient[length > lag], weights=weight[length > lag])
     return result
 
 
@@ -95,4 +92,6 @@ def _one_stream(history: Record) -> Record:
             f"the history has fields of shape {history.serial.shape}, expected [T, C]: take one stream of it, "
             "as in jax.tree.map(lambda x: x[:, 0], history)"
         )
+    if (history.reminded & (history.serial < 0)).any():
+        raise ValueError("the history was recorded of states after memorize_and_forget: record(*remind(...)) is meant")
     return history

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.experimental import checkify
 
 from rmjax.memoria.remind import Reminded
-from rmjax.memoria.state import EMPTY, LONG_TERM, SHORT_TERM, WORKING, MemoriaConfig, State, check_state
+from rmjax.memoria.state import EMPTY, LONG_TERM, SHORT_TERM, WORKING, MemoriaConfig, State, check_active, check_state
 from rmjax.types import Array
 
 
@@ -23,8 +23,8 @@ def memorize_and_forget(
     Args:
       reminded: what `remind` returned. An engram in it that the state no longer holds is left out.
       weights: f32 [k_short + k_long], how much each reminded engram contributed, short-term first. What is said of
-        invalid ones is ignored; those that are NaN or negative count as 0 (but 'given' adds them as they are). Where
-        all are 0 nobody gains lifespan.
+        invalid ones is ignored; those that are negative, infinite or NaN count as 0, and where all are 0 nobody gains
+        lifespan. With config.lifespan_increment='given' they are lifespan, in steps, added as they are.
       active: bool []; where false the state comes back bit for bit.
 
     Raises:
@@ -32,18 +32,20 @@ def memorize_and_forget(
     """
     check_state(config, state)
     _check_weights(config, reminded, weights)
+    check_active(active)
     active = jnp.asarray(active, bool)
     capacity = config.capacity
     slots = jnp.concatenate([reminded.short_term.slots, reminded.long_term.slots])
     serials = jnp.concatenate([reminded.short_term.serials, reminded.long_term.serials])
-    valid = reminded.valid & active & (state.serial.at[slots].get(mode="fill", fill_value=-2) == serials)
+    remembered = jnp.where(state.kind == WORKING, -1, state.serial)  # who can have been reminded
+    valid = reminded.valid & active & (remembered.at[slots].get(mode="fill", fill_value=-1) == serials)
     slots = jnp.where(valid, slots, capacity)
     weights = jax.lax.stop_gradient(weights.astype(jnp.float32))
     if config.checked:
-        _check_values(config, reminded, valid, weights, active)
+        _check_values(config, state, reminded, valid, weights, active)
 
     state = _fire(config, state, slots, active)
-    gain = lifespan_increment(config, state, valid, weights)
+    gain = _gain(config, state, valid, weights)
     lived = state.lifespan.at[slots].add(gain, mode="drop") - 1.0
     fate = _age(config, state, lived)
     return dataclasses.replace(
@@ -66,9 +68,13 @@ def _check_weights(config: MemoriaConfig, reminded: Reminded, weights: Array) ->
         )
 
 
-def _check_values(config: MemoriaConfig, reminded: Reminded, valid: Array, weights: Array, active: Array) -> None:
+def _check_values(
+    config: MemoriaConfig, state: State, reminded: Reminded, valid: Array, weights: Array, active: Array
+) -> None:
+    begun = (state.kind == WORKING).any()
+    checkify.check(begun | ~active, "state: it has no working engrams, so no step has begun: call remind first")
     strange = reminded.valid & active & ~valid
-    message = "reminded: entry {i} is not in the state: it was reminded from another state or before a reset"
+    message = "reminded: entry {i} is not in the state: it was reminded from another one"
     checkify.check(~strange.any(), message, i=strange.argmax())
     wrong = valid & ~(jnp.isfinite(weights) & ((weights >= 0) | (config.lifespan_increment == "given")))
     i = wrong.argmax()
@@ -83,7 +89,7 @@ def _fire(config: MemoriaConfig, state: State, slots: Array, active: Array) -> S
     """
     capacity = config.capacity
     older = ((state.kind == SHORT_TERM) | (state.kind == LONG_TERM)).sum(dtype=jnp.int32)
-    working = jax.lax.dynamic_slice_in_dim(state.order, older, config.working)
+    working = jax.lax.dynamic_slice_in_dim(state.by_birth, older, config.working)
     working = jnp.where(active & (state.kind[working] == WORKING), working, capacity)
     slots = jnp.concatenate([working, slots])
     together = jnp.zeros(capacity, bool).at[slots].set(True, mode="drop")
@@ -99,11 +105,11 @@ def _fire(config: MemoriaConfig, state: State, slots: Array, active: Array) -> S
     )
 
 
-def lifespan_increment(config: MemoriaConfig, state: State, valid: Array, weights: Array) -> Array:
+def _gain(config: MemoriaConfig, state: State, valid: Array, weights: Array) -> Array:
     """Step 2: what each reminded engram gains, f32 [k]; 0 where `valid` [k] is false. The state is still remind's."""
     if config.lifespan_increment == "given":
         return jnp.where(valid, weights, 0.0)
-    weights = jnp.where(valid & (weights > 0), weights, 0.0)
+    weights = jnp.where(valid & (weights > 0) & jnp.isfinite(weights), weights, 0.0)
     number = valid.sum().astype(jnp.float32)
     if config.lifespan_increment == "paper":
         total = weights.sum()
@@ -120,20 +126,20 @@ def _age(config: MemoriaConfig, state: State, lived: Array) -> dict[str, Array]:
     lives = alive & (lived > 0)  # false for NaN
     counted = lives if config.order == "paper" else alive
     # By birth: long-term, short-term, working. The newest short_term_capacity are not yet pushed out.
-    counted = counted[state.order]
+    counted = counted[state.by_birth]
     place = jnp.cumsum(counted, dtype=jnp.int32)
-    pushed_out = jnp.zeros(capacity, bool).at[state.order].set(place <= place[-1] - config.short_term_capacity)
+    pushed_out = jnp.zeros(capacity, bool).at[state.by_birth].set(place <= place[-1] - config.short_term_capacity)
     kind = jnp.where((state.kind == LONG_TERM) | pushed_out, LONG_TERM, SHORT_TERM)
     kind = jnp.where(lives, kind, EMPTY).astype(state.kind.dtype)
 
     excess = jnp.maximum((kind == LONG_TERM).sum(dtype=jnp.int32) - config.long_term, 0)  # at most `working`
-    weakest_first = jnp.where(kind == LONG_TERM, -lived, -jnp.inf)[state.order]
+    weakest_first = jnp.where(kind == LONG_TERM, -lived, -jnp.inf)[state.by_birth]
     _, places = jax.lax.top_k(weakest_first, config.working)
-    evicted = jnp.where(jnp.arange(config.working) < excess, state.order[places], capacity)
+    evicted = jnp.where(jnp.arange(config.working) < excess, state.by_birth[places], capacity)
     kind = kind.at[evicted].set(EMPTY, mode="drop")
 
     lives = kind != EMPTY
-    living = lives[state.order]
+    living = lives[state.by_birth]
     before = jnp.cumsum(living, dtype=jnp.int32)
     place = jnp.where(living, before - 1, before[-1] + jnp.arange(capacity, dtype=jnp.int32) - before)
     return {
@@ -142,5 +148,5 @@ def _age(config: MemoriaConfig, state: State, lived: Array) -> dict[str, Array]:
         "serial": jnp.where(lives, state.serial, -1),
         "age": jnp.where(lives, state.age + 1, 0),
         "evicted": state.evicted + excess,
-        "order": jnp.zeros(capacity, jnp.int32).at[place].set(state.order),
+        "by_birth": jnp.zeros(capacity, jnp.int32).at[place].set(state.by_birth),
     }

@@ -66,6 +66,9 @@ def seen_twice(
     What stands in one column was made of the same data. Where the data come more often, later times go further up.
     """
 
+    if period < 1:
+        raise ValueError(f"seen_twice: {period=}, must be at least 1: the steps that the data take")
+
     def places(serials: np.ndarray) -> np.ndarray:
         born, place = _births(config, serials)
         return np.stack([born % period, born // period + 0.8 * place], -1)

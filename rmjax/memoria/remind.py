@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import checkify
 
-from rmjax.memoria.state import LONG_TERM, SHORT_TERM, WORKING, MemoriaConfig, State, check_state
+from rmjax.memoria.state import LONG_TERM, SHORT_TERM, WORKING, MemoriaConfig, State, check_active, check_state
 from rmjax.types import Array, Key
 
 SEARCH_ROWS = 16  # walks that take a step together
@@ -70,6 +70,7 @@ def remind(
         raise ValueError(
             f"working has shape {working.shape}, expected [{config.working}, {config.dim}] (config.working, config.dim)"
         )
+    check_active(active)
     if key is None and config.ties == "random":
         raise ValueError("config.ties='random' needs a key; or choose 'hash', 'oldest' or 'newest'")
     active = jnp.asarray(active, bool)
@@ -91,7 +92,7 @@ def remind(
 def _add_working(config: MemoriaConfig, state: State, working: Array, active: Array) -> State:
     """Step 1. The slots behind the other engrams are free or hold the working engrams that are replaced."""
     older = ((state.kind == SHORT_TERM) | (state.kind == LONG_TERM)).sum(dtype=jnp.int32)
-    slots = jax.lax.dynamic_slice_in_dim(state.order, older, config.working)
+    slots = jax.lax.dynamic_slice_in_dim(state.by_birth, older, config.working)
     slots = jnp.where(active, slots, config.capacity)
     first = state.next_serial - jnp.where((state.kind == WORKING).any(), config.working, 0)
     serials = first + jnp.arange(config.working, dtype=jnp.int32)
@@ -102,7 +103,6 @@ def _add_working(config: MemoriaConfig, state: State, working: Array, active: Ar
         "serial": serials,
         "age": 0,
         "fired": 0,
-        "square_norm": (working**2).sum(-1),
     }
     new = {name: getattr(state, name).at[slots].set(value, mode="drop") for name, value in born.items()}
     after = jnp.where(active, first + config.working, state.next_serial)
@@ -111,15 +111,20 @@ def _add_working(config: MemoriaConfig, state: State, working: Array, active: Ar
 
 def correlation(config: MemoriaConfig, state: State, working: Array) -> Array:
     """Step 2: how near each slot's engram is to the working memory, f32 [C], up to what is the same for all of them."""
-    highest = jax.lax.Precision.HIGHEST  # accelerators' default would change who is reminded
-    if config.correlation == "negative_square":
-        # The sum over j of -|x - w_j|^2 needs only the sum of the w_j.
-        score = 2.0 * jnp.dot(state.engrams, working.sum(0), precision=highest) - len(working) * state.square_norm
-    else:
-        # The log of the sum over j of exp(-|x - w_j|^2): the sum itself is 0 in f32 for all but the nearest.
-        products = jnp.dot(working, state.engrams.T, precision=highest)
-        powers = 2.0 * products - (working**2).sum(-1, keepdims=True)
-        score = jax.nn.logsumexp(powers, 0) - state.square_norm
+    # With c the mean of the n working engrams, the mean over j of -|x - w_j|^2 is -|x - c|^2 up to a constant. It
+    # comes from the difference: |x|^2 - 2 x c + |c|^2 loses what is small where all have something large in common.
+    n = len(working)
+    score = -((n * state.engrams - working.sum(0)) ** 2).sum(-1)
+    if config.correlation == "exp":
+        # The log of the sum over j of exp(-|x - w_j|^2), which itself is 0 in f32 for all but the nearest:
+        # -|x - w|^2 = -|x - c|^2 + 2 (x - c) (w - c) - |w - c|^2.
+        highest = jax.lax.Precision.HIGHEST  # accelerators' default would change who is reminded
+        center = working.mean(0)
+        spread = working - center
+        products = (
+            jnp.dot(spread, state.engrams.T, precision=highest) - jnp.dot(spread, center, precision=highest)[:, None]
+        )
+        score = score / n**2 + jax.nn.logsumexp(2.0 * products - (spread**2).sum(-1, keepdims=True), 0)
     score = jnp.where(score == 0, 0.0, score)  # top_k would put 0 before -0
     return jnp.where(jnp.isnan(score), jnp.finfo(jnp.float32).min, score)
 
@@ -127,9 +132,8 @@ def correlation(config: MemoriaConfig, state: State, working: Array) -> Array:
 def _nearest(state: State, score: Array, among: Array, k: int) -> Engrams:
     """Steps 3 and 6: the k best of a mask [C]; ties: the oldest, since top_k prefers what comes first."""
     capacity = len(score)
-    by_birth = jnp.where(among, score, -jnp.inf)[state.order]
-    _, places = jax.lax.top_k(by_birth, min(k, capacity))
-    slots = state.order[places]
+    _, places = jax.lax.top_k(jnp.where(among, score, -jnp.inf)[state.by_birth], min(k, capacity))
+    slots = state.by_birth[places]
     valid = among[slots]
     slots = jnp.where(valid, slots, capacity)
     serials = state.serial.at[slots].get(mode="fill", fill_value=-1)
@@ -151,7 +155,7 @@ def _search(
     if config.search_seeds == "full":
         return long_term, long_term
     capacity = config.capacity
-    rank = jnp.zeros(capacity, jnp.int32).at[state.order].set(jnp.arange(capacity, dtype=jnp.int32))
+    rank = jnp.zeros(capacity, jnp.int32).at[state.by_birth].set(jnp.arange(capacity, dtype=jnp.int32))
     salt = _salt(config, state, key)
     seeds = jnp.zeros(capacity, bool)
     if config.remind_short_term:
@@ -164,7 +168,7 @@ def _search(
         go = short_term.valid & (count >= (0 if config.follow_zero_edges else 1))
         seeds = seeds.at[jnp.where(go, to, capacity)].set(True, mode="drop")
     if config.search_seeds == "all_short_term":
-        seeds = _draw(config, state, short_term, salt, seeds)
+        seeds = _draw(config, state, short_term, long_term, salt, seeds)
     return seeds, _walk(config, state, seeds, long_term, rank)
 
 
@@ -206,21 +210,21 @@ def _strongest(state: State, rank: Array, slots: Array, to: Array, prefer: Array
         rows = jnp.where(to, rows, -1)
         most = rows.max(-1)
         oldest = jnp.where((rows == most[:, None]) & to, older, -1).max(-1)
-    return state.order.at[capacity - 1 - oldest].get(mode="clip"), most
+    return state.by_birth.at[capacity - 1 - oldest].get(mode="clip"), most
 
 
-def _draw(config: MemoriaConfig, state: State, short_term: Engrams, salt: Array, seeds: Array) -> Array:
+def _draw(
+    config: MemoriaConfig, state: State, short_term: Engrams, long_term: Array, salt: Array, seeds: Array
+) -> Array:
     """Adds to seeds [C] one long-term engram for each short-term engram that is not reminded.
 
     That is what the package's "row of the last engram" comes to, all of whose counts are 0: any long-term engram will
     do, by the rule for ties.
     """
     capacity = config.capacity
-    number = (state.kind == LONG_TERM).sum(
-        dtype=jnp.int32
-    )  # the first ones of `order`; then come the short-term engrams
+    number = long_term.sum(dtype=jnp.int32)  # the first ones by birth; then come the short-term engrams
     places = number + jnp.arange(config.short_term_capacity, dtype=jnp.int32)
-    sources = state.order.at[places].get(mode="clip")
+    sources = state.by_birth.at[places].get(mode="clip")
     reminded = jnp.zeros(capacity, bool).at[short_term.slots].set(True, mode="drop")
     draws = (state.kind[sources] == SHORT_TERM) & ~reminded[sources] & (places < capacity)
     if config.ties in ("random", "hash"):
@@ -228,7 +232,7 @@ def _draw(config: MemoriaConfig, state: State, short_term: Engrams, salt: Array,
         drawn = jnp.minimum((share * number).astype(jnp.int32), number - 1)
     else:
         drawn = jnp.full(places.shape, 0 if config.ties == "oldest" else number - 1)
-    to = jnp.where(draws & (number > 0), state.order[drawn], capacity)
+    to = jnp.where(draws & (number > 0), state.by_birth[drawn], capacity)
     return seeds.at[to].set(True, mode="drop")
 
 
@@ -239,7 +243,7 @@ def _walk(config: MemoriaConfig, state: State, seeds: Array, long_term: Array, r
     on. So a level is a set, and the loop takes a few of it at a time.
     """
     capacity = config.capacity
-    width = min(SEARCH_ROWS, capacity)
+    width = capacity if config.checked else min(SEARCH_ROWS, capacity)
 
     def more(carry):
         level, here, *_ = carry
@@ -260,6 +264,7 @@ def _walk(config: MemoriaConfig, state: State, seeds: Array, long_term: Array, r
             jnp.where(done, found | ahead, found),
         )
 
-    none = jnp.zeros(capacity, bool)
-    *_, found = jax.lax.while_loop(more, go, (jnp.int32(0), seeds, none, seeds))
-    return found
+    carry = (jnp.int32(0), seeds, jnp.zeros(capacity, bool), seeds)
+    if config.checked:  # checkify has no rule for a while_loop of several streams; a level at a time needs none
+        return jax.lax.fori_loop(0, config.search_depth, lambda _, carry: go(carry), carry)[-1]
+    return jax.lax.while_loop(more, go, carry)[-1]

@@ -1,7 +1,7 @@
 """The engrams of one stream and how often they fired together: a pytree whose shapes depend on the config alone.
 
 C is the capacity, D the width of an engram. Slots are never moved: ageing relabels `kind`, death frees the slot. What a
-free slot's row of `engrams`, `square_norm` and `counts` holds is never looked at.
+free slot's row of `engrams` and `counts` holds is never looked at.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rmjax import checkpoint
 from rmjax.types import Array
@@ -35,59 +36,77 @@ _CHOICES = {
 class MemoriaConfig:
     """Sizes and rules; hashable, so that it can be a static argument. The defaults are the paper's language models.
 
-    "released": as the authors' package, memoria-pytorch 1.0.0 and 1.1.0, does it, where the paper says otherwise.
+    "The package" is the authors' memoria-pytorch; the values "released" and "all_short_term" are what it does.
+
+    Attributes:
+      working: N_wm, engrams born each step.
+      short_term_capacity: C_stm.
+      remind_short_term, remind_long_term: N_stm^rem and N_ltm^rem, how many are reminded at most.
+      search_depth: N_depth.
+      initial_lifespan: steps. At most 1: an engram dies before it can be reminded.
+      lifespan_extend: alpha, steps that a reminded engram gains on average.
+      dim: D, the width of an engram.
+      long_term_capacity: where it is full, the engram with the least lifespan is evicted. None: 1.25 times what
+        Appendix E says long-term memory settles at, and `working` more; at most max_segments x working.
+      max_segments: the longest stream, in steps, where there is one.
+      correlation: how near two engrams are: "exp", exp(-d^2) (section 3.2, package 1.0.0), in the log domain; or
+        "negative_square", -d^2 (package 1.1.0).
+      search_seeds: where the search starts. "reminded": at the strongest edge of each reminded short-term engram
+        (section 3.2 step 4), so that without those nothing is found. "all_short_term": there, and at one long-term
+        engram drawn for each short-term engram that is not reminded. "full": no search, all of it is found.
+      ties: which of equally strong edges that first step takes: "random", drawn from the key; "hash" of the number of
+        the step and both serials; to the "oldest" or "newest" engram. The search itself always goes on to the oldest.
+      follow_zero_edges: from an engram that never fired with any that is left, go on all the same.
+      order: "paper": forget, then move (section 3.4); "released": move, then forget.
+      lifespan_increment: what a reminded engram gains: "paper", Inc_i of section 3.4; "released", w_i R alpha, where R
+        is one more than are reminded if a short-term engram is not; "given", its weight as it is.
+      counts_dtype: "int8", "int16" or "int32"; a count stops at the largest number it holds.
+      checked: checks values too, at a price; call under jax.experimental.checkify.checkify.
 
     Raises:
       ValueError: a value cannot be; says which and what it may be.
     """
 
-    working: int = 50  # N_wm, engrams born each step
+    working: int = 50
     short_term_capacity: int = 400
-    remind_short_term: int = 50  # N_stm^rem
-    remind_long_term: int = 50  # N_ltm^rem
-    search_depth: int = 10  # N_depth
-    initial_lifespan: float = 9.0  # steps
-    lifespan_extend: float = 8.0  # alpha
-    dim: int = 768  # D
-    # Where it is full, the engram with the least lifespan is evicted. None: 1.25 times what Appendix E says it settles
-    # at, and `working` more; at most max_segments x working.
+    remind_short_term: int = 50
+    remind_long_term: int = 50
+    search_depth: int = 10
+    initial_lifespan: float = 9.0
+    lifespan_extend: float = 8.0
+    dim: int = 768
     long_term_capacity: int | None = None
-    max_segments: int | None = None  # the longest stream, in steps, where there is one
-    # How near two engrams are: exp(-d^2) (section 3.2, package 1.0.0), in the log domain; or -d^2 (package 1.1.0).
+    max_segments: int | None = None
     correlation: str = "exp"
-    # Where the search starts: at the strongest edge of each reminded short-term engram (section 3.2 step 4); there and
-    # at one long-term engram drawn for each short-term engram that is not reminded (what the package does); or no
-    # search, all of long-term memory is found (the authors' ablation).
     search_seeds: str = "reminded"
-    # Which of equally strong edges that first step takes: drawn from the key; by a hash of (step, serials of both); or
-    # to the oldest or newest engram. The search itself always takes the oldest.
     ties: str = "random"
-    follow_zero_edges: bool = True  # from an engram that never fired with what is left, go on to any (the oldest)
-    order: str = "paper"  # forget, then move (section 3.4), or move, then forget (the package)
-    # What a reminded engram gains: Inc_i of section 3.4; the package's w_i R alpha; or `weights` as they are.
+    follow_zero_edges: bool = True
+    order: str = "paper"
     lifespan_increment: str = "paper"
-    counts_dtype: str = "int16"  # a count stops at the largest number it holds
-    checked: bool = False  # checks values too; call under jax.experimental.checkify.checkify
+    counts_dtype: str = "int16"
+    checked: bool = False
 
     def __post_init__(self):
-        least = {"working": 1, "dim": 1, "max_segments": 1}
-        for name in ("working", "dim", "short_term_capacity", "remind_short_term", "remind_long_term", "search_depth"):
-            self._check_whole(name, least.get(name, 0))
-        for name in ("long_term_capacity", "max_segments"):
-            if getattr(self, name) is not None:
-                self._check_whole(name, least.get(name, 0))
-        for name in ("initial_lifespan", "lifespan_extend"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"MemoriaConfig.{name}={value!r}: must be a number, at least 0")
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"MemoriaConfig.{name}={getattr(self, name)!r}: must be one of {', '.join(choices)}")
-
-    def _check_whole(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"MemoriaConfig.{name}={value!r}: must be a whole number, at least {least}")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type == "str":
+                fits, must = bool(value in _CHOICES[field.name]), f"one of {', '.join(_CHOICES[field.name])}"
+            elif field.type == "bool":
+                fits, must = isinstance(value, bool), "True or False"
+            elif field.type == "float":
+                number = isinstance(value, int | float | np.floating) and not isinstance(value, bool)
+                fits = number and bool(0 <= value < math.inf)
+                must = "a number, at least 0"
+            else:
+                least = 1 if field.name in ("working", "dim", "max_segments") else 0
+                number = isinstance(value, int | np.integer) and not isinstance(value, bool)
+                fits = number and bool(value >= least)
+                fits |= value is None and field.type.endswith("None")
+                must = f"a whole number, at least {least}"
+            if not fits:
+                raise ValueError(f"MemoriaConfig.{field.name}={value!r}: must be {must}")
+            if isinstance(value, np.generic):
+                object.__setattr__(self, field.name, value.item())
 
     @property
     def long_term(self) -> int:
@@ -107,6 +126,9 @@ class MemoriaConfig:
         return self.working + self.short_term_capacity + self.long_term
 
 
+DEFAULTS = dataclasses.asdict(MemoriaConfig())  # for saved states that do not know a field yet
+
+
 @flax.struct.dataclass
 class State:
     """One stream's memory; with more streams every field has a leading axis. A step is remind, then memorize."""
@@ -115,13 +137,12 @@ class State:
     kind: Array  # i8 [C] 0 empty, 1 working, 2 short-term, 3 long-term
     lifespan: Array  # f32 [C] steps left; 0 where empty
     serial: Array  # i32 [C] order of birth, -1 where empty
-    counts: Array  # i16 [C, C] times i and j fired together, where serial[j] < fired[i]; 0 elsewhere, whatever it holds
+    counts: Array  # i16 [C, C] times that i and j, both alive, fired together, if serial[j] < fired[i]; else that is 0
     age: Array  # i32 [C] steps since birth, 0 where empty
-    next_serial: Array  # i32 [] serial of the next engram
+    next_serial: Array  # i32 [] serial of the next engram; a reset sets it to 0, which must come before 2^31
     evicted: Array  # i32 [] long-term engrams that went because their capacity was full
     fired: Array  # i32 [C] next_serial as it was when the engram last fired; 0: it has not
-    order: Array  # i32 [C] slots by birth, the oldest engram first; after the engrams the empty slots
-    square_norm: Array  # f32 [C] |engram|^2
+    by_birth: Array  # i32 [C] slots, that of the oldest engram first; after the engrams the empty ones
 
 
 def init(config: MemoriaConfig) -> State:
@@ -137,8 +158,7 @@ def init(config: MemoriaConfig) -> State:
         next_serial=jnp.zeros((), jnp.int32),
         evicted=jnp.zeros((), jnp.int32),
         fired=jnp.zeros(c, jnp.int32),
-        order=jnp.arange(c, dtype=jnp.int32),
-        square_norm=jnp.zeros(c, jnp.float32),
+        by_birth=jnp.arange(c, dtype=jnp.int32),
     )
 
 
@@ -151,8 +171,8 @@ def reset(state: State, mask: Array) -> State:
     if mask.shape != state.evicted.shape:
         raise ValueError(f"reset: mask has shape {mask.shape}, but the state has streams {state.evicted.shape}")
     slots = jnp.arange(state.kind.shape[-1], dtype=jnp.int32)
-    empty = {"serial": -1, "order": slots}
-    names = ("kind", "lifespan", "serial", "age", "next_serial", "evicted", "fired", "order")
+    empty = {"serial": -1, "by_birth": slots}
+    names = ("kind", "lifespan", "serial", "age", "next_serial", "evicted", "fired", "by_birth")
 
     def where(name: str) -> Array:
         value = getattr(state, name)
@@ -207,8 +227,8 @@ def load(config: MemoriaConfig, path: str | Path) -> State:
         if about is None or about["version"] != VERSION:
             found = "no Memoria state" if about is None else f"of version {about['version']}"
             raise ValueError(f"{path} is {found}; this code reads Memoria states of version {VERSION}")
-        saved, wanted = about["config"], dataclasses.asdict(config)
-        names = [name for name in {**wanted, **saved} if name != "checked" and saved.get(name) != wanted.get(name)]
+        saved, wanted = {**DEFAULTS, **about["config"]}, dataclasses.asdict(config)
+        names = [name for name in saved if name != "checked" and saved[name] != wanted.get(name)]
         if names:
             differ = "; ".join(f"{name}: saved {saved.get(name)!r}, asked {wanted.get(name)!r}" for name in names)
             raise ValueError(f"{path} was saved under another config: {differ}")
@@ -231,3 +251,9 @@ def check_state(config: MemoriaConfig, state: State) -> None:
             f"state.{field.name} is {found.dtype}{list(found.shape)}, but this config's is "
             f"{wanted.dtype}{list(wanted.shape)} (capacity {config.capacity}, dim {config.dim}): {cure}"
         )
+
+
+def check_active(active: Array | bool) -> None:
+    """Raises ValueError where `active` is not of one stream."""
+    if jnp.shape(active):
+        raise ValueError(f"active has shape {jnp.shape(active)}, expected one bool: for several streams use jax.vmap")

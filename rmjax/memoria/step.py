@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from rmjax.memoria.history import Record, record
 from rmjax.memoria.memorize import memorize_and_forget
 from rmjax.memoria.remind import Reminded, remind
 from rmjax.memoria.state import MemoriaConfig, State
@@ -18,8 +19,8 @@ def step(
     exploit: Callable[[Reminded], tuple[Any, Array]],
     key: Key | None = None,
     active: Array | bool = True,
-) -> tuple[State, Any]:
-    """-> the next state, and what `exploit` made of the reminded engrams.
+) -> tuple[State, Any, Record]:
+    """-> the next state, what `exploit` made of the reminded engrams, and the record of the step (`memoria.record`).
 
     Args:
       working: [N_wm, D], the segment's new engrams.
@@ -28,4 +29,4 @@ def step(
     """
     state, reminded = remind(config, state, working, key, active)
     result, weights = exploit(reminded)
-    return memorize_and_forget(config, state, reminded, weights, active), result
+    return memorize_and_forget(config, state, reminded, weights, active), result, record(state, reminded)

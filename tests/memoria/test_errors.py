@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+import json
 
+import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.experimental import checkify
 
 from rmjax import memoria
 from rmjax.memoria import MemoriaConfig
-from tests.memoria.runs import small
+from tests.memoria.runs import _scan, given, run, small, stream
 
 CONFIG = small()
 
@@ -26,6 +29,12 @@ CONFIG = small()
         ({"max_segments": 0}, "max_segments=0: must be a whole number, at least 1"),
         ({"remind_long_term": -1}, "remind_long_term=-1"),
         ({"initial_lifespan": float("nan")}, "initial_lifespan=nan: must be a number, at least 0"),
+        ({"initial_lifespan": "9"}, "initial_lifespan='9': must be a number, at least 0"),
+        ({"initial_lifespan": None}, "initial_lifespan=None: must be a number, at least 0"),
+        ({"lifespan_extend": True}, "lifespan_extend=True: must be a number"),
+        ({"working": None}, "working=None: must be a whole number"),
+        ({"follow_zero_edges": "no"}, "follow_zero_edges='no': must be True or False"),
+        ({"checked": 1}, "checked=1: must be True or False"),
         ({"lifespan_extend": -1.0}, "lifespan_extend=-1.0"),
         ({"ties": "first"}, "ties='first': must be one of random, hash, oldest, newest"),
         ({"search_seeds": "all"}, "search_seeds='all': must be one of reminded, all_short_term, full"),
@@ -57,6 +66,21 @@ def test_many_streams_without_vmap():
         memoria.remind(CONFIG, memoria.fork(memoria.init(CONFIG), 4), jnp.zeros((4, 3, 2)))
 
 
+def test_active_of_many_streams_without_vmap():
+    with pytest.raises(
+        ValueError, match=r"active has shape \(4,\), expected one bool: for several streams use jax.vmap"
+    ):
+        memoria.remind(CONFIG, memoria.init(CONFIG), jnp.zeros((3, 2)), None, jnp.ones(4, bool))
+    state, reminded = memoria.remind(CONFIG, memoria.init(CONFIG), jnp.zeros((3, 2)))
+    with pytest.raises(ValueError, match=r"active has shape \(2,\)"):
+        memoria.memorize_and_forget(CONFIG, state, reminded, jnp.zeros(5), jnp.ones(2, bool))
+
+
+def test_numbers_of_numpy_are_numbers():
+    config = small(working=np.int64(3), initial_lifespan=np.float32(4), lifespan_extend=2)
+    assert config == small() and hash(config) == hash(small()) and json.dumps(vars(config))
+
+
 def test_ties_that_need_a_key():
     with pytest.raises(ValueError, match="config.ties='random' needs a key"):
         memoria.remind(small(ties="random"), memoria.init(CONFIG), jnp.zeros((3, 2)))
@@ -85,7 +109,7 @@ def test_a_mask_of_another_shape_and_a_history_of_several_streams():
 
 # Values: `checked=True`, under checkify, here of two streams of which one is wrong.
 
-CHECKED = MemoriaConfig(**vars(CONFIG) | {"checked": True, "remind_long_term": 0})
+CHECKED = MemoriaConfig(**vars(CONFIG) | {"checked": True, "search_seeds": "all_short_term"})
 
 
 @checkify.checkify
@@ -109,7 +133,7 @@ def step(state, working, weights):
 
 
 def test_values_are_checked_where_asked():
-    empty, fine, ones = memoria.fork(memoria.init(CHECKED), 2), jnp.zeros((2, 3, 2)), jnp.ones((2, 2))
+    empty, fine, ones = memoria.fork(memoria.init(CHECKED), 2), jnp.zeros((2, 3, 2)), jnp.ones((2, 5))
     after, _, _ = step(empty, fine, ones)
     later, state, reminded = step(after, fine, ones)
     with pytest.raises(checkify.JaxRuntimeError, match="working: engram 2 holds a NaN or an infinity"):
@@ -117,12 +141,26 @@ def test_values_are_checked_where_asked():
     with pytest.raises(checkify.JaxRuntimeError, match="weights: entry 1 is -1.0, not a finite number from 0 up"):
         step(after, fine, ones.at[0, 1].set(-1))
     with pytest.raises(checkify.JaxRuntimeError, match="reminded: entry 0 is not in the state"):
-        checked_memorize(memoria.reset(later, jnp.array([False, True])), reminded, ones, jnp.ones(2, bool))[0].throw()
+        checked_memorize(checked_remind(empty, fine, jnp.ones(2, bool))[1][0], reminded, ones, jnp.ones(2, bool))[
+            0
+        ].throw()
+    with pytest.raises(checkify.JaxRuntimeError, match="no step has begun: call remind first"):
+        checked_memorize(later, reminded, ones, jnp.ones(2, bool))[0].throw()
     # What is not active, or not valid, may be anything.
     off = jnp.array([True, False])
     checked_remind(after, fine.at[1].set(jnp.nan), off)[0].throw()
     checked_memorize(state, reminded, ones.at[1].set(jnp.nan), off)[0].throw()
-    step(empty, fine, jnp.full((2, 2), jnp.nan))
+    step(empty, fine, jnp.full((2, 5), jnp.nan))
+
+
+def test_checking_changes_nothing_else():
+    config = MemoriaConfig(**vars(CHECKED) | {"lifespan_extend": 6.0})
+    xs = stream(config, 30, grid=None)
+    checked = checkify.checkify(functools.partial(_scan, config, given))
+    error, (_, steps) = checked(memoria.init(config), xs)
+    error.throw()
+    assert steps.reminded.found.any()
+    chex.assert_trees_all_equal(steps, run(MemoriaConfig(**vars(config) | {"checked": False}), xs))
 
 
 def test_unchecked_nan_does_not_spread():

@@ -57,6 +57,13 @@ def test_autocorrelation_is_that_of_each_engram(steps, history, kind, part):
     assert not np.isnan(memoria.autocorrelation(history, 1, kind)).any()
 
 
+def test_states_after_the_step_are_refused(steps):
+    wrong = jax.vmap(memoria.record)(steps.after, steps.reminded)
+    for statistic in (memoria.mean_age, lambda history: memoria.autocorrelation(history, 2)):
+        with pytest.raises(ValueError, match="states after memorize_and_forget"):
+            statistic(wrong)
+
+
 def test_nobody_has_no_autocorrelation(history):
     assert np.isnan(memoria.autocorrelation(at(history, slice(1)), 3)).all()
     assert np.isnan(memoria.autocorrelation(history, 60)[40:]).all()
@@ -126,5 +133,7 @@ def test_figures_9_and_10_draw_engrams_and_edges(steps, tmp_path):
 def test_figures_of_little():
     empty = {"t = 0": jax.tree.map(jnp.asarray, memoria.init(CONFIG))}
     assert len(plots.engrams(CONFIG, empty, 0.5).axes) == 1 and len(plots.seen_twice(CONFIG, empty, 0.5, 4).axes) == 1
+    with pytest.raises(ValueError, match="period=0, must be at least 1"):
+        plots.seen_twice(CONFIG, empty, 0.5, 0)
     with pytest.raises(ValueError, match="no state was given"):
         plots.engrams(CONFIG, {}, 0.5)

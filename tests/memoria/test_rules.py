@@ -81,6 +81,42 @@ def test_weights_that_are_zero_add_nothing_and_invalid_ones_are_ignored(incremen
         assert np.isfinite(after.lifespan).all()
 
 
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf, -1.0])
+@pytest.mark.parametrize("increment", ["paper", "released"])
+def test_a_weight_that_is_no_share_counts_as_zero(increment, bad):
+    config = small(lifespan_increment=increment)
+    before, reminded = memoria.remind(config, filled(config, 12), jnp.zeros((3, 2)))
+    assert reminded.valid.all()
+    weights = jnp.array([0.1, 0.2, 0.3, 0.1, 0.1])
+    after = [memoria.memorize_and_forget(config, before, reminded, weights.at[1].set(w)) for w in (bad, 0.0)]
+    np.testing.assert_array_equal(after[0].lifespan, after[1].lifespan)
+
+
+def test_only_the_ratio_of_weights_counts():
+    config = small()
+    before, reminded = memoria.remind(config, filled(config, 12), jnp.zeros((3, 2)))
+    weights = jnp.array([0.0, 2.0, 1.0, 0.5, 3.0])
+    lifespans = [
+        memoria.memorize_and_forget(config, before, reminded, weights * scale).lifespan for scale in (1.0, 1e30, 1e-30)
+    ]
+    for lifespan in lifespans[1:]:
+        np.testing.assert_allclose(lifespan, lifespans[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("correlation", ["exp", "negative_square"])
+def test_what_all_engrams_have_in_common_does_not_matter(correlation):
+    config = small(correlation=correlation, dim=64, working=4, short_term_capacity=40, remind_short_term=8)
+    rng = np.random.default_rng(0)
+    xs = stream(config, 11, 0, grid=None) | {"working": 0.1 * rng.normal(size=(11, 4, 64))}
+    offset = 300.0 * rng.normal(size=64)  # its square is 5,000,000 times the distance of two engrams
+    offset = np.round(offset * 2**6) / 2**6
+    xs["working"] = np.round(xs["working"] * 2**6) / 2**6  # so that adding it is exact
+    near = run(config, xs | {"working": xs["working"].astype(np.float32)})
+    far = run(config, xs | {"working": (xs["working"] + offset).astype(np.float32)})
+    for t in range(11):
+        assert serials(at(near.reminded, t).short_term) == serials(at(far.reminded, t).short_term)
+
+
 def test_lifespan_is_shared_out_as_section_3_4_says():
     config = small(lifespan_extend=3.0, initial_lifespan=9.0)
     before, reminded = memoria.remind(config, filled(config, 12), jnp.zeros((3, 2)))
@@ -180,6 +216,9 @@ def test_exploit_looks_at_what_is_reminded_alone():
     empty = memoria.remind(config, memoria.init(config), jnp.ones((3, 2)))[1]
     read, weights = memoria.exploit(jnp.ones((4, 2)), empty)
     assert (read == 0).all() and (weights == 0).all()
+    none = small(remind_short_term=0, remind_long_term=0, long_term_capacity=20)
+    read, weights = memoria.exploit(jnp.ones((4, 2)), memoria.remind(none, memoria.init(none), jnp.ones((3, 2)))[1])
+    assert (read == 0).all() and read.shape == (4, 2) and weights.shape == (0,)
     reminded = memoria.remind(config, filled(config, 3), jnp.zeros((3, 2)))[1]
     read, weights = memoria.exploit(jnp.ones((4, 2)), reminded)
     scores = np.asarray(reminded.engrams)[np.asarray(reminded.valid)].sum(-1) / np.sqrt(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import chex
@@ -52,6 +53,28 @@ def test_what_is_no_saved_state_is_refused(tmp_path):
     assert not (tmp_path / "state").exists()
 
 
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_what_somebody_else_put_there_is_left_alone(tmp_path, what):
+    theirs = tmp_path / "mine" / "thesis.tex" if what == "folder" else tmp_path / "mine"
+    for path in (theirs, tmp_path / "mine.old" / "notes", tmp_path / "mine.tmp" / "notes"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("years of work")
+    with pytest.raises(FileExistsError, match="was not saved by this library: take another name or move it"):
+        memoria.save(CONFIG, memoria.init(CONFIG), tmp_path / "mine")
+    memoria.save(CONFIG, memoria.init(CONFIG), tmp_path / "mine.old" / "state")
+    assert theirs.read_text() == "years of work" and len(list(tmp_path.rglob("notes"))) == 2
+
+
+def test_a_field_that_a_saved_state_does_not_know_has_its_default(tmp_path, monkeypatch):
+    known = {name: value for name, value in dataclasses.asdict(CONFIG).items() if name != "follow_zero_edges"}
+    monkeypatch.setattr("rmjax.memoria.state.dataclasses.asdict", lambda config: known)
+    memoria.save(CONFIG, memoria.init(CONFIG), tmp_path / "old")
+    monkeypatch.undo()
+    same(memoria.load(CONFIG, tmp_path / "old"), memoria.init(CONFIG))
+    with pytest.raises(ValueError, match="follow_zero_edges: saved True, asked False"):
+        memoria.load(MemoriaConfig(**vars(CONFIG) | {"follow_zero_edges": False}), tmp_path / "old")
+
+
 @pytest.mark.parametrize("file", ["manifest.json", "SHA256SUMS", "arrays"])
 def test_a_damaged_state_is_named(tmp_path, file):
     path = tmp_path / "state"
@@ -75,8 +98,8 @@ def test_a_state_of_another_version_is_refused(tmp_path, monkeypatch):
 
 def test_a_save_that_was_killed_between_its_renames_loses_nothing(tmp_path):
     memoria.save(CONFIG, memoria.init(CONFIG), tmp_path / "state")
-    (tmp_path / "state").rename(tmp_path / "state.old")
-    (tmp_path / "state.tmp").mkdir()
+    (tmp_path / "state").rename(tmp_path / ".state.rmjax-old")
+    (tmp_path / ".state.rmjax-new").mkdir()
     same(memoria.load(CONFIG, tmp_path / "state"), jax.tree.map(lambda x: x, memoria.init(CONFIG)))
     memoria.save(CONFIG, memoria.init(CONFIG), tmp_path / "state")
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
