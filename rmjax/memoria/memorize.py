@@ -10,7 +10,17 @@ import jax.numpy as jnp
 from jax.experimental import checkify
 
 from rmjax.memoria.remind import Reminded
-from rmjax.memoria.state import EMPTY, LONG_TERM, SHORT_TERM, WORKING, MemoriaConfig, State, check_active, check_state
+from rmjax.memoria.state import (
+    EMPTY,
+    LONG_TERM,
+    SHORT_TERM,
+    WORKING,
+    MemoriaConfig,
+    State,
+    check_active,
+    check_state,
+    counts_of,
+)
 from rmjax.types import Array
 
 
@@ -94,9 +104,7 @@ def _fire(config: MemoriaConfig, state: State, slots: Array, active: Array) -> S
     slots = jnp.concatenate([working, slots])
     together = jnp.zeros(capacity, bool).at[slots].set(True, mode="drop")
 
-    rows = state.counts.at[slots].get(mode="clip")
-    known = state.serial < state.fired.at[slots].get(mode="clip")[:, None]
-    rows = jnp.where(known, rows, 0)
+    rows = counts_of(state, slots)
     rows = rows + (together & (rows < jnp.iinfo(rows.dtype).max)).astype(rows.dtype)
     return dataclasses.replace(
         state,

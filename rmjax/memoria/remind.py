@@ -14,7 +14,16 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import checkify
 
-from rmjax.memoria.state import LONG_TERM, SHORT_TERM, WORKING, MemoriaConfig, State, check_active, check_state
+from rmjax.memoria.state import (
+    LONG_TERM,
+    SHORT_TERM,
+    WORKING,
+    MemoriaConfig,
+    State,
+    check_active,
+    check_state,
+    counts_of,
+)
 from rmjax.types import Array, Key
 
 SEARCH_ROWS = 16  # walks that take a step together
@@ -125,7 +134,6 @@ def correlation(config: MemoriaConfig, state: State, working: Array) -> Array:
             jnp.dot(spread, state.engrams.T, precision=highest) - jnp.dot(spread, center, precision=highest)[:, None]
         )
         score = score / n**2 + jax.nn.logsumexp(2.0 * products - (spread**2).sum(-1, keepdims=True), 0)
-    score = jnp.where(score == 0, 0.0, score)  # top_k would put 0 before -0
     return jnp.where(jnp.isnan(score), jnp.finfo(jnp.float32).min, score)
 
 
@@ -194,9 +202,7 @@ def _strongest(state: State, rank: Array, slots: Array, to: Array, prefer: Array
     the highest `prefer` (u32 [R, C], from 1 up) is taken, without it the one to the oldest engram (lowest `rank` [C]).
     """
     capacity = len(rank)
-    rows = state.counts.at[slots].get(mode="clip")
-    known = state.serial < state.fired.at[slots].get(mode="clip")[:, None]
-    rows = jnp.where(known, rows, 0)
+    rows = counts_of(state, slots)
     if prefer is not None:
         rows = jnp.where(to, rows, -1)
         most = rows.max(-1)

@@ -182,6 +182,13 @@ def reset(state: State, mask: Array) -> State:
     return dataclasses.replace(state, **{name: where(name) for name in names})
 
 
+def counts_of(state: State, slots: Array) -> Array:
+    """Rows [R, C] of the counts for slots [R], right between the living; for slots beyond C they are anything."""
+    rows = state.counts.at[slots].get(mode="clip")
+    fired = state.fired.at[slots].get(mode="clip")
+    return jnp.where(state.serial < fired[:, None], rows, 0)
+
+
 def cofire_counts(state: State) -> Array:
     """How often engrams i and j fired together, i32 [..., C, C]; 0 where a slot is empty (Count_ij of section 3.1)."""
     alive = state.kind != EMPTY
