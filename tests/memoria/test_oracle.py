@@ -128,7 +128,7 @@ def test_the_papers_sizes_do_what_the_oracle_does(name, search_seeds):
         correlation="negative_square",
         lifespan_increment="given",
     )
-    follow(config, stream(config, steps, grid=1 / 16) | {"weights": weights_of_8(config, steps)}, every=20)
+    follow(config, stream(config, steps, grid=None) | {"weights": weights_of_8(config, steps)}, every=20)
 
 
 def weights_of_8(config, steps):
