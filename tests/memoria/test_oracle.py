@@ -114,20 +114,16 @@ PAPER = {
 }
 
 
+RELEASED = {"order": "released", "correlation": "negative_square", "lifespan_increment": "given"}
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("rules", [RELEASED, {}], ids=["released", "paper"])
 @pytest.mark.parametrize("search_seeds", ["reminded", "all_short_term"])
 @pytest.mark.parametrize("name", PAPER)
-def test_the_papers_sizes_do_what_the_oracle_does(name, search_seeds):
+def test_the_papers_sizes_do_what_the_oracle_does(name, search_seeds, rules):
     steps, sizes = PAPER[name]
-    config = MemoriaConfig(
-        **sizes,
-        dim=16,
-        search_seeds=search_seeds,
-        ties="hash",
-        order="released",
-        correlation="negative_square",
-        lifespan_increment="given",
-    )
+    config = MemoriaConfig(**sizes, dim=16, search_seeds=search_seeds, ties="hash", **rules)
     follow(config, stream(config, steps, grid=None) | {"weights": weights_of_8(config, steps)}, every=20)
 
 
