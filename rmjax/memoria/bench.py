@@ -37,7 +37,7 @@ KEYS = rf"memoria\.\w+\.({'|'.join(['batch', 'steps', 'first', *FIELDS])})"
 def bench(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """{row: {variant: {...}}}, milliseconds and bytes; each in a fresh process, so that its peak is its own.
 
-    A row: batch, steps, first, released_ms, released_gb, and `FIELDS`.
+    A row: batch, steps, first, released_ms, and `FIELDS`.
 
     Raises:
       ValueError: a row has a key that is neither.
@@ -61,7 +61,7 @@ def _split(name: str, row: Mapping[str, Any]) -> tuple[MemoriaConfig, tuple[int,
         run = row.pop("batch"), row.pop("steps"), row.pop("first")
     except KeyError as error:
         raise ValueError(f"config.memoria.{name}: {error.args[0]} is missing") from None
-    released, _ = row.pop("released_ms", 0.0), row.pop("released_gb", 0.0)
+    released = row.pop("released_ms", 0.0)
     unknown = sorted(row.keys() - set(FIELDS))
     if unknown:
         raise ValueError(f"config.memoria.{name}.{unknown[0]}: no such key; there are {', '.join(FIELDS)}")

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rmjax.memoria.remind import Reminded
-from rmjax.memoria.state import LONG_TERM, WORKING, State, cofire_counts
+from rmjax.memoria.state import LONG_TERM, WORKING, State, edge_weights
 from rmjax.types import Array
 
 
@@ -78,8 +78,7 @@ def edges_above(state: State, weight: float) -> tuple[np.ndarray, np.ndarray, np
     """Edges between different engrams with E_ij of at least `weight`: serials i, serials j, weights (Figs. 9, 10)."""
     if state.kind.ndim != 1:
         raise ValueError(f"edges_above: one stream's state, please; this one holds streams {state.kind.shape[:-1]}")
-    counts, serial = np.asarray(cofire_counts(state)), np.asarray(state.serial)
-    weights = counts / np.maximum(np.diagonal(counts), 1)[:, None]
+    weights, serial = np.array(edge_weights(state)), np.asarray(state.serial)
     np.fill_diagonal(weights, 0.0)
     sources, targets = np.nonzero((weights >= weight) & (weights > 0))
     return serial[sources], serial[targets], weights[sources, targets]

@@ -20,6 +20,7 @@ from rmjax.memoria.state import (
     check_active,
     check_state,
     counts_of,
+    working_slots,
 )
 from rmjax.types import Array
 
@@ -98,8 +99,7 @@ def _fire(config: MemoriaConfig, state: State, slots: Array, active: Array) -> S
     stays, and is known by `fired`.
     """
     capacity = config.capacity
-    older = ((state.kind == SHORT_TERM) | (state.kind == LONG_TERM)).sum(dtype=jnp.int32)
-    working = jax.lax.dynamic_slice_in_dim(state.by_birth, older, config.working)
+    working = working_slots(config, state)
     working = jnp.where(active & (state.kind[working] == WORKING), working, capacity)
     slots = jnp.concatenate([working, slots])
     together = jnp.zeros(capacity, bool).at[slots].set(True, mode="drop")

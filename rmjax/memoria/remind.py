@@ -23,6 +23,7 @@ from rmjax.memoria.state import (
     check_active,
     check_state,
     counts_of,
+    working_slots,
 )
 from rmjax.types import Array, Key
 
@@ -99,10 +100,8 @@ def remind(
 
 
 def _add_working(config: MemoriaConfig, state: State, working: Array, active: Array) -> State:
-    """Step 1. The slots behind the other engrams are free or hold the working engrams that are replaced."""
-    older = ((state.kind == SHORT_TERM) | (state.kind == LONG_TERM)).sum(dtype=jnp.int32)
-    slots = jax.lax.dynamic_slice_in_dim(state.by_birth, older, config.working)
-    slots = jnp.where(active, slots, config.capacity)
+    """Step 1, in place of working engrams that are still there."""
+    slots = jnp.where(active, working_slots(config, state), config.capacity)
     first = state.next_serial - jnp.where((state.kind == WORKING).any(), config.working, 0)
     serials = first + jnp.arange(config.working, dtype=jnp.int32)
     born = {

@@ -182,6 +182,12 @@ def reset(state: State, mask: Array) -> State:
     return dataclasses.replace(state, **{name: where(name) for name in names})
 
 
+def working_slots(config: MemoriaConfig, state: State) -> Array:
+    """Slots [N_wm] behind the short-term and long-term engrams, by birth: of the working engrams, or free for them."""
+    older = ((state.kind == SHORT_TERM) | (state.kind == LONG_TERM)).sum(dtype=jnp.int32)
+    return jax.lax.dynamic_slice_in_dim(state.by_birth, older, config.working)
+
+
 def counts_of(state: State, slots: Array) -> Array:
     """Rows [R, C] of the counts for slots [R], right between the living; for slots beyond C they are anything."""
     rows = state.counts.at[slots].get(mode="clip")

@@ -83,7 +83,7 @@ def test_the_streams_of_this_file_have_rising_and_falling_edges_of_long_term_eng
 
 @pytest.mark.parametrize("dtype", ["int8", "int16", "int32"])
 def test_a_count_stops_at_the_largest_number_and_never_wraps(dtype):
-    config = small(counts_dtype=dtype, lifespan_extend=100.0, remind_long_term=0, short_term_capacity=3)
+    config = small(counts_dtype=dtype, lifespan_extend=100.0, remind_long_term=0, short_term_capacity=12)
     state = memoria.init(config)
     largest = np.iinfo(dtype).max
     state, reminded = memoria.remind(config, state, np.zeros((3, 2), np.float32))

@@ -162,6 +162,18 @@ def test_only_in_the_released_order_do_the_dying_push_others_out_of_short_term_m
     assert sorted(state.serial[state.kind == memoria.SHORT_TERM].tolist()) == [0, 2, 3][len(long_term) :]
 
 
+def test_who_is_in_long_term_memory_stays_there_when_short_term_memory_has_room_again():
+    config = small(
+        working=2, short_term_capacity=3, remind_long_term=0, lifespan_increment="given", initial_lifespan=2.0
+    )
+    state = memoria.init(config)
+    for weight, long_term in [(0.0, []), (5.0, [0]), (-10.0, [0])]:  # in the end 1, 2 and 3 die
+        state, reminded = memoria.remind(config, state, jnp.zeros((2, 2)))
+        state = memoria.memorize_and_forget(config, state, reminded, jnp.full(2, weight))
+        assert state.serial[state.kind == memoria.LONG_TERM].tolist() == long_term
+    assert sorted(state.serial[state.kind == memoria.SHORT_TERM].tolist()) == [4, 5]
+
+
 def test_a_full_long_term_memory_evicts_the_least_lifespan_the_oldest_first():
     config = small(
         long_term_capacity=2, short_term_capacity=0, initial_lifespan=9.0, remind_short_term=0, remind_long_term=3
