@@ -1,6 +1,7 @@
 """The contract, read first: what a batch is, what a memory machine is, what a task is.
 
-Shapes use B examples, T segments, N items a segment, Q queries, K slots, d item width, m answer width.
+Shapes use B examples, T segments, N items a segment, Q queries, K slots, d item width, m answer width; where questions
+are sentences W words of one, A candidate answers of an example, C of them to choose from in a question.
 Every array has its mask; what a masked entry holds is never looked at.
 """
 
@@ -26,15 +27,20 @@ class Batch:
     `position` counts the segments written before each question; None means every question comes at the end.
     """
 
-    items: Array  # i32 [B, T, N] item ids
+    items: Array  # i32 [B, T, N] item ids, or f32 [B, T, N, F] features (frames of a video)
     item_mask: Array  # bool [B, T, N] true where an item is
-    query: Array  # i32 [B, Q] asked item ids
+    query: Array  # i32 [B, Q] asked item ids or kinds of question, or [B, Q, W] words
     query_mask: Array  # bool [B, Q]
-    target: Array  # i32 [B, Q] the answers (clicks: 1 clicked, 0 not)
-    negative_items: Array  # i32 [B, P] items of another stream, for negative fragments
+    target: Array  # i32 [B, Q] the answers (clicks: 1 clicked, 0 not; else which class, or which of the choices)
+    negative_items: Array  # i32 [B, P] or f32 [B, P, F] items of another stream, for negative fragments
     negative_mask: Array  # bool [B, P]
     example_id: Array  # i32 [B] names the example in its split: what is drawn for it is drawn from this
     position: Array | None = None  # i32 [B, Q]
+    word_mask: Array | None = None  # bool [B, Q, W] words of the questions
+    candidates: Array | None = None  # i32 [B, A, V] candidate answers of an example, as words
+    candidate_mask: Array | None = None  # bool [B, A, V]
+    choices: Array | None = None  # i32 [B, Q, C] which candidates a question has
+    choice_mask: Array | None = None  # bool [B, Q, C]
 
 
 class MemoryMachine(NamedTuple):
@@ -55,9 +61,9 @@ class MemoryMachine(NamedTuple):
     slots: Callable[[Params, Memory], tuple[Array, Array]]
     """slots(params, memory) -> [B,K,d], [B,K] mask: what readers attend to."""
     read: Callable[..., Array]
-    """read(params, memory, query [B,Q], query_mask [B,Q], key=None [B]) -> answer features [B,Q,m]."""
+    """read(params, memory, query f32 [B,Q,m], query_mask [B,Q], key=None [B]) -> answer features [B,Q,m]."""
     embed: Callable[[Params, Array], Array]
-    """embed(params, items [...]) -> features [..., d] of single items, as `encode` sees them."""
+    """embed(params, items i32 [...] or f32 [...,F]) -> features [..., d] of single items, as `encode` sees them."""
     constant_size: bool
     """Whether bytes of memory per stream are the same for every length."""
     gradient_range: int | None
@@ -78,7 +84,7 @@ class Task(Protocol):
         """
 
     def scores(self, params: Params, batch: Batch) -> Array:
-        """f32 [B, Q], larger = more likely a click."""
+        """f32 [B, Q], larger = more likely a click; or [B, Q, C], the largest where the answer is."""
 
 
 def example_keys(key: Key, example_id: Array) -> Key:

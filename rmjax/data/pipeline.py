@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import grain
 import jax
@@ -34,8 +33,10 @@ def batches(
     """This process's part of the batches of steps start_step .. num_steps - 1, leaves in NumPy.
 
     Step s of all processes together has examples [s G, (s + 1) G), G = `batch_size`, of epoch after epoch, each in an
-    order drawn from (seed, epoch). `prefetch` batches are made ahead, in threads, or in each of `workers` processes.
-    `close()` the iterator when leaving early: it does not wait for batches under way.
+    order drawn from (seed, epoch). Of a source with buckets an epoch is whole batches of one bucket each, in a drawn
+    order; the last batch of a bucket is filled up with its first examples. `prefetch` batches are made ahead, in
+    threads, or in each of `workers` processes. `close()` the iterator when leaving early: it does not wait for batches
+    under way.
 
     Raises:
       ValueError: the batch does not divide among the processes, or the split is empty.
@@ -52,7 +53,16 @@ def batches(
             index[epoch == e] = epoch_order(size, seed, int(e))[place[epoch == e]]
         return make(index, epoch)
 
-    return _iterate(at_step, start_step, num_steps, prefetch, workers)
+    buckets = _buckets(source, split, batch_size)
+
+    def of_bucket(step: int) -> Batch:
+        epoch, place = divmod(step, len(buckets))
+        members, first, segments = buckets[epoch_order(len(buckets), seed, epoch)[place]]
+        order = epoch_order(len(members), seed, epoch)
+        index = members[order[(first + rows) % len(members)]]
+        return make(index, np.full_like(index, epoch), segments)
+
+    return _iterate(of_bucket if _bucketed(source) else at_step, start_step, num_steps, prefetch, workers)
 
 
 def eval_batches(
@@ -68,25 +78,42 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator[Batch]:
-    """The whole split once, in order: ceil(size / G) batches of one shape.
+    """The whole split once, in order (bucket by bucket): batches of one shape, or of one shape a bucket.
 
     Rows beyond the split have all masks false and an example_id of `size` or more.
     """
     size, rows = source.size(split), _rows(batch_size, process_index, process_count)
     make = _batch_maker(source, split, seed, segment_length, negatives)
+    buckets = _buckets(source, split, batch_size)
 
     def at_step(step: int) -> Batch:
-        index = step * batch_size + rows
-        batch = make(np.minimum(index, size - 1), np.zeros_like(index))
-        real = index < size
+        members, first, segments = buckets[step]
+        real = first + rows < len(members)
+        index = members[np.where(real, first + rows, len(members) - 1)]
+        batch = make(index, np.zeros_like(index), segments)
         return batch.replace(
             item_mask=batch.item_mask & real[:, None, None],
             query_mask=batch.query_mask & real[:, None],
             negative_mask=batch.negative_mask & real[:, None],
-            example_id=index.astype(np.int32),
+            example_id=np.where(real, index, size + step * batch_size + rows).astype(np.int32),
         )
 
-    return _iterate(at_step, 0, -(-size // batch_size), prefetch, workers)
+    return _iterate(at_step, 0, len(buckets), prefetch, workers)
+
+
+def _bucketed(source: Source) -> bool:
+    return hasattr(source, "buckets")
+
+
+def _buckets(source: Source, split: str, batch_size: int) -> list[tuple[np.ndarray, int, int | None]]:
+    """Of each batch of an epoch: its bucket's examples i64 [n], its first place among them, its segments T (None: all
+    that the source gives)."""
+    if not _bucketed(source):
+        every = np.arange(source.size(split))
+        return [(every, first, None) for first in range(0, len(every), batch_size)]
+    bucket, segments = source.buckets(split)  # type: ignore[attr-defined]
+    members = [np.flatnonzero(bucket == b) for b in range(len(segments))]
+    return [(m, first, T) for m, T in zip(members, segments, strict=True) for first in range(0, len(m), batch_size)]
 
 
 @functools.lru_cache(maxsize=4)
@@ -114,31 +141,38 @@ def partner_drawer(stream: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.
 
 
 def _batch_maker(source: Source, split: str, seed: int, segment_length: int, negatives: int) -> Callable:
-    """(index [B], epoch [B]) -> Batch."""
+    """(index [B], epoch [B], segments T: None for all there are) -> Batch."""
     stream = source.stream_id(split) if hasattr(source, "stream_id") else np.arange(source.size(split))
     partners = partner_drawer(stream)
 
-    def make(index: np.ndarray, epoch: np.ndarray) -> Batch:
+    def make(index: np.ndarray, epoch: np.ndarray, segments: int | None = None) -> Batch:
         partner = partners(index, hash64("partner", seed, epoch, index))
         both = np.arange(2 * len(index))
         fetched = source.fetch(split, np.concatenate([index, np.maximum(partner, 0)]))
         own, other = ({name: values[half] for name, values in fetched.items()} for half in np.split(both, 2))
+        cut = "item_mask" in own
+        others = other["items"]
+        if cut:
+            others = others.reshape(len(index), -1, *others.shape[3:])
+            there = other["item_mask"].reshape(len(index), -1)
+            front = np.argsort(~there, 1, kind="stable")  # the valid ones first
+            other["length"] = there.sum(1)
         length = np.where(partner < 0, 0, other["length"])[:, None]
         draw = hash64("negatives", seed, epoch[:, None], index[:, None], np.arange(negatives))
         place = (draw % np.maximum(length, 1).astype(np.uint64)).astype(np.int64)
-        items, item_mask = segment(own["items"], own["length"], segment_length)
-        leaves: dict[str, Any] = dict(
-            items=items,
-            item_mask=item_mask,
-            query=own["query"],
-            query_mask=own["query_mask"],
-            target=own["target"],
-            negative_items=np.take_along_axis(other["items"], place, 1),
+        if cut:
+            place = np.take_along_axis(front, place, 1)
+            leaves = own | {name: own[name][:, :segments] for name in ("items", "item_mask")}
+        else:
+            items, item_mask = segment(own.pop("items"), own.pop("length"), segment_length)
+            leaves = own | {"items": items, "item_mask": item_mask}
+            if not source.positions_at_end:
+                leaves["position"] = position_in_segments(own["position"], segment_length)
+        return Batch(
+            **leaves,
+            negative_items=others[np.arange(len(index))[:, None], place],
             negative_mask=np.broadcast_to(length > 0, place.shape).copy(),
-            example_id=own["example_id"],
-            position=None if source.positions_at_end else position_in_segments(own["position"], segment_length),
         )
-        return Batch(**leaves)
 
     return make
 

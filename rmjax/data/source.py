@@ -4,18 +4,38 @@ from __future__ import annotations
 
 import threading
 import zlib
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 Examples = dict[str, np.ndarray]  # leading axis B; the keys are listed at `Source.fetch`
 
 
+class Questions(NamedTuple):
+    """How a source asks, and what it takes for an answer."""
+
+    query: str = "item"  # the id of an item | "kind": one of `kinds` | "words": a sentence
+    kinds: int = 0
+    words: int = 0  # vocabulary of the questions, where it is not that of the items
+    answer: str = "click"  # was it clicked | "class": one of `classes` | "choice": one of the question's candidates
+    classes: int = 0
+    metric: str = "auc"  # of the final table; "accuracy", "error" (1 - accuracy, its mean over the groups) or "mrr"
+
+
 class Source(Protocol):
     """Streams with their questions, read by index. Splits are 'train', 'valid' and 'test'.
 
-    A source may also have `stream_id(split) -> i64 [size]`, equal where two examples are cut from one stream, and
-    `references(split) -> {name: scores f [size, Q]}`, what other readers answer: rows of the final table.
+    A source may also have
+      questions: how it asks; without it as `Questions()`.
+      feature_width: F, where items are features and not ids (num_items is 0 then).
+      stream_id(split) -> i64 [size], equal where two examples are cut from one stream.
+      buckets(split) -> (i64 [size], which bucket an example is in; [T of each bucket]): a batch comes from one bucket,
+        so that there are as many shapes as buckets. For streams that come in segments.
+      groups(split) -> {name: bool [size, Q]}: parts of the questions that are also reported on their own.
+      references(split) -> {name: scores f [size, Q], or of other answers than clicks what is chosen, i [size, Q]},
+        what other readers answer: rows of the final table.
+      also(split) -> i [size, Q]: a second right choice of a question, -1 where there is none.
+      vocabulary: the words, by id.
     """
 
     @property
@@ -40,7 +60,10 @@ class Source(Protocol):
     def fetch(self, split: str, indices: np.ndarray) -> Examples:
         """Examples `indices` i64 [B]: items i32 [B,L], length i32 [B], query i32 [B,Q], query_mask bool [B,Q],
         target i32 [B,Q], example_id i32 [B] (the index) and, unless positions_at_end, position i32 [B,Q], how many
-        items come before the question. A function of its arguments alone; called from several threads."""
+        items come before the question. A function of its arguments alone; called from several threads.
+
+        Streams that come in segments have items [B,T,N] (or f32 [B,T,N,F]) and item_mask bool [B,T,N] in place of
+        length, and position counts segments. Further leaves of `Batch` (word_mask, candidates, ...) are as there."""
 
 
 def hash64(*parts: Any) -> np.ndarray:
