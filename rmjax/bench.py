@@ -102,11 +102,12 @@ def bench_streaming(run: train.Run, histories: Sequence[int]) -> dict[str, Any]:
     write = jax.jit(lambda memory, items, mask: memorize(machine, params, items, mask, memory).memory)
     answer = jax.jit(lambda memory, query, mask: machine.read(params, memory, query, mask))
     rng = np.random.default_rng(run.config.seed)
-    pasts = [history_memory(machine, params, rng.integers(0, run.source.num_items, n), length) for n in histories]
+    pasts = [history_memory(machine, params, some_items(run, rng, n), length) for n in histories]
     result: dict[str, Any] = {}
     for batch in BATCHES:
-        items = jnp.asarray(rng.integers(0, run.source.num_items, (batch, 1, length)), jnp.int32)
-        query, every = items[:, 0, :1], jnp.ones(items.shape, bool)
+        items = jnp.asarray(some_items(run, rng, batch, 1, length))
+        query = jnp.asarray(rng.normal(size=(batch, 1, run.config.machine.dim)), jnp.float32)
+        every = jnp.ones(items.shape[:3], bool)
         memories = [jax.tree.map(lambda x: jnp.repeat(x, batch, 0), past) for past in pasts]  # noqa: B023
         writes = timed([partial(write, memory, items, every) for memory in memories])
         answers = timed([partial(answer, memory, query, every[:, 0, :1]) for memory in memories])
@@ -119,16 +120,24 @@ def bench_streaming(run: train.Run, histories: Sequence[int]) -> dict[str, Any]:
     return result
 
 
+def some_items(run: train.Run, rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Any items of the source: ids, or features."""
+    if not run.source.num_items:
+        return rng.normal(size=(*shape, run.source.feature_width)).astype(np.float32)  # type: ignore[attr-defined]
+    return rng.integers(0, run.source.num_items, shape).astype(np.int32)
+
+
 def history_memory(machine: MemoryMachine, params: Params, items: np.ndarray, length: int, chunk: int = 500) -> Memory:
     """The memory, batch 1, of a stream of these items."""
     segments = -(-len(items) // length)
     chunk = min(chunk, segments)
-    padded = np.zeros(-(-segments // chunk) * chunk * length, np.int32)
-    mask = np.arange(len(padded)) < len(items)
-    padded[: len(items)] = items
+    total = -(-segments // chunk) * chunk * length
+    mask = np.arange(total) < len(items)
+    padded = np.resize(items, (total, *items.shape[1:]))
     go_on = jax.jit(lambda memory, items, mask: memorize(machine, params, items, mask, memory).memory)
     memory = jax.jit(lambda: machine.init_memory(params, 1))()
-    for part, part_mask in zip(padded.reshape(-1, 1, chunk, length), mask.reshape(-1, 1, chunk, length), strict=True):
+    cut = (-1, 1, chunk, length)
+    for part, part_mask in zip(padded.reshape(*cut, *items.shape[1:]), mask.reshape(cut), strict=True):
         memory = go_on(memory, part, part_mask)
     return jax.block_until_ready(memory)
 

@@ -49,10 +49,13 @@ def one_of(*choices: str) -> Check:
 
 anything = Check(lambda value: True, "anything")
 
+SOURCES = ("simulated_clicks", "xlong", "movielens", "synthetic", "babi", "narrativeqa", "tvqa", "activitynet")
+MACHINES = ("rehearsal", "continual", "gru", "buffer", "directly_reason", "multihop_reason")
+
 SCHEMA: dict[str, Field] = {
     "seed": Field(0, at_least(0), "every random draw is a function of it"),
     # data
-    "data.name": Field("simulated_clicks", one_of("simulated_clicks", "xlong", "movielens"), "where streams come from"),
+    "data.name": Field("simulated_clicks", one_of(*SOURCES), "where streams come from"),
     "data.dir": Field("", anything, "where the raw files are"),
     "data.cache_dir": Field("", anything, "where prepared files go; empty: ~/.cache/rmjax"),
     "data.ram_bytes": Field(2**31, at_least(0), "a split of at most so many bytes is kept in memory; 0: none is"),
@@ -61,6 +64,32 @@ SCHEMA: dict[str, Field] = {
     "data.negatives": Field(64, at_least(1), "items of another stream that come with each, P"),
     "data.workers": Field(0, at_least(0), "processes that read; 0: this one"),
     "data.prefetch": Field(2, at_least(0), "batches made ahead"),
+    "data.buckets": Field(6, at_least(1), "texts: shapes that batches of streams of several lengths come in"),
+    "data.min_count": Field(2, at_least(1), "texts: rarer words are unknown ones"),
+    "data.vectors": Field("", anything, "texts: file of word vectors (GloVe) to begin with; empty: drawn ones"),
+    "data.synthetic.facts": Field(400, at_least(1), "kinds of fact, R_f"),
+    "data.synthetic.length": Field(200, at_least(1), "facts of a stream, R_l"),
+    "data.synthetic.queries": Field(40, at_least(1), "kinds of query, R_q"),
+    "data.synthetic.answers": Field(30, at_least(2), "answers of a query, R_a"),
+    "data.synthetic.evidence": Field(5, at_least(1), "facts of an evidence, R_c"),
+    "data.synthetic.groups": Field(20, at_least(1), "groups that facts and queries are split into"),
+    "data.synthetic.placing": Field("consecutive", one_of("consecutive", "discrete"), "how evidence lies in a stream"),
+    "data.synthetic.window": Field(0.2, between(0, 1), "longest span of discrete evidence, as a share of the stream"),
+    "data.synthetic.parts": Field(2, at_least(1), "parts of the stream that evidence lies in: 2 halves, 4 quarters"),
+    "data.synthetic.distractors": Field(0, at_least(0), "evidences of other queries in a stream"),
+    "data.synthetic.train": Field(400, at_least(1), "streams of each logic chain to train on"),
+    "data.synthetic.valid": Field(20, at_least(1), "streams of each logic chain to validate on"),
+    "data.synthetic.test": Field(50, at_least(1), "streams of each logic chain to test on"),
+    "data.babi.subset": Field("en-10k", one_of("en", "en-10k"), "1,000 or 10,000 questions a task"),
+    "data.babi.tasks": Field("", anything, "numbers of the tasks, such as '1,2,15'; empty: all 20"),
+    "data.babi.per_question": Field(False, anything, "writes a story anew for each of its questions"),
+    "data.babi.max_sentences": Field(0, at_least(0), "latest sentences kept of a story; 0: all"),
+    "data.narrativeqa.max_segments": Field(64, at_least(1), "segments kept of a summary"),
+    "data.tvqa.max_words": Field(300, at_least(1), "words kept of a clip's subtitles"),
+    "data.tvqa.valid_fraction": Field(0.1, between(0, 1), "share of the training clips for validation"),
+    "data.activitynet.features": Field("", anything, "folder of the videos' frame features, .npz or .h5"),
+    "data.activitynet.frames": Field(200, at_least(1), "frames taken of a video"),
+    "data.activitynet.answers": Field(1000, at_least(1), "classes: the most frequent answers"),
     "data.movielens.test_fraction": Field(0.2, between(0, 1), "share of targets, the latest, for the test"),
     "data.movielens.valid_fraction": Field(0.1, between(0, 1), "share of the targets before those, for validation"),
     "data.movielens.every": Field(10, at_least(1), "clicks from one question to the next"),
@@ -85,10 +114,13 @@ SCHEMA: dict[str, Field] = {
     "data.simulated.hard": Field(0.2, between(0, 1), "chance that a negative has its positive's cluster"),
     "data.simulated.world_seed": Field(0, at_least(0), "shuffles the item ids"),
     # machine
-    "machine.kind": Field("rehearsal", one_of("rehearsal", "gru", "buffer"), "the memory"),
+    "machine.kind": Field("rehearsal", one_of(*MACHINES), "the memory"),
     "machine.dim": Field(64, at_least(1), "item width, d"),
     "machine.slots": Field(20, at_least(1), "memory slots, K"),
     "machine.layers": Field(3, at_least(1), "layers of the Transformer encoder"),
+    "machine.item_dim": Field(0, at_least(0), "continual: width of items, d_x; 0: machine.dim"),
+    "machine.slot_dim": Field(0, at_least(0), "continual: width of slots, d_m; 0: machine.dim"),
+    "machine.subspaces": Field(4, at_least(1), "continual: gated subspaces, Z; 1: a single head"),
     "machine.heads": Field(4, at_least(1), "attention heads; divides machine.dim"),
     "machine.encoder": Field("transformer", one_of("transformer", "bigru"), "the segment encoder"),
     "machine.dropout": Field(0.0, below(0, 1), "dropout rate of the Transformer layers"),
@@ -251,8 +283,11 @@ def _wrong(field: Field, value: Any) -> str | None:
 def _conflicts(config: ConfigDict) -> Iterator[str]:
     """What values that are right one by one cannot be together."""
     machine, train, simulated, movielens = config.machine, config.train, config.data.simulated, config.data.movielens
-    if machine.dim % machine.heads:
-        yield f"config.machine.heads = {machine.heads} must divide config.machine.dim = {machine.dim}"
+    width = "item_dim" if machine.item_dim and machine.kind == "continual" else "dim"
+    if machine[width] % machine.heads:
+        yield f"config.machine.heads = {machine.heads} must divide config.machine.{width} = {machine[width]}"
+    if machine.kind == "continual" and machine.dim % machine.subspaces:
+        yield f"config.machine.subspaces = {machine.subspaces} must divide config.machine.dim = {machine.dim}"
     if simulated.clicks_min > simulated.clicks_max:
         least, most = simulated.clicks_min, simulated.clicks_max
         yield f"config.data.simulated.clicks_min = {least} must be at most config.data.simulated.clicks_max = {most}"

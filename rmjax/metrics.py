@@ -60,6 +60,23 @@ def bootstrap(
     return float(low), float(high)
 
 
+def bootstrap_mean(
+    values: Any, users: Any, groups: Any = None, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """The percentile interval over users of the mean of values [n]; of the mean over groups of their means, where
+    groups i64 [n] are given."""
+    value, user, rng = np.asarray(values, np.float64), _distinct(users), np.random.default_rng(seed)
+    group = np.zeros(len(value), np.int64) if groups is None else _distinct(groups)
+    count, means = user.max() + 1, []
+    for _ in range(resamples):
+        weight = np.bincount(rng.integers(count, size=count), minlength=count)[user]
+        size = np.bincount(group, weight)
+        with np.errstate(invalid="ignore"):
+            means.append(np.nanmean(np.bincount(group, weight * value) / size))
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
 def _distinct(values: Any) -> np.ndarray:
     """The rank of each among the distinct values, i64 [n]."""
     return np.unique(np.asarray(values), return_inverse=True)[1]

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rmjax.train_step import make_eval_step, make_train_step
+from rmjax.train_step import Pieces, make_eval_step, make_train_step
 from rmjax.types import Batch, Params, Task
 
 
@@ -26,7 +26,9 @@ class Mapped(NamedTuple):
     train_step: (
         Callable  # (state, carry, frozen, host batch) -> state, carry, metrics on the devices; takes the state over
     )
-    scores: Callable[[Params, Batch], np.ndarray]  # (params on the devices, host batch) -> [B, Q] of this process
+    scores: Callable[
+        [Params, Batch], np.ndarray
+    ]  # (params on the devices, host batch) -> [B, Q] or [B, Q, C] of this process
     compiled: Callable  # (state, carry, frozen, host batch) -> the compiled train step, for its costs
 
 
@@ -38,10 +40,10 @@ def make_mapped(
     mapping: str = "pmap",
     devices: int = 0,
     model_devices: int = 1,
-    microbatch: int = 0,
+    microbatch: Pieces | None = None,
 ) -> Mapped:
     """mapping: 'pmap' over the data axis, or 'mesh': jit over ('data', 'model') with item tables split by rows over
-    `model_devices`. devices: how many to use, 0 for all of them. microbatch: rows a device works on at once, 0: all."""
+    `model_devices`. devices: how many to use, 0 for all of them. microbatch: see `make_train_step`, for one device."""
     found = jax.devices()
     if devices > len(found):
         raise ValueError(f"config.train.devices = {devices}, but there are {len(found)}: {found}")
@@ -54,7 +56,9 @@ def make_mapped(
     return _mesh(task, optimizer, seed, mesh, microbatch)
 
 
-def _pmap(task: Task, optimizer: optax.GradientTransformation, seed: int, devices: list, microbatch: int) -> Mapped:
+def _pmap(
+    task: Task, optimizer: optax.GradientTransformation, seed: int, devices: list, microbatch: Pieces | None
+) -> Mapped:
     local = [d for d in devices if d.process_index == jax.process_index()]
     spread = NamedSharding(Mesh(np.array(local), ("data",)), PartitionSpec("data"))
     step = make_train_step(task, optimizer, seed, "data", microbatch)
@@ -73,7 +77,8 @@ def _pmap(task: Task, optimizer: optax.GradientTransformation, seed: int, device
         return jax.device_get(jax.tree.map(lambda x: x.addressable_data(0)[0], tree))
 
     def scores(params: Params, batch: Batch) -> np.ndarray:
-        return np.asarray(evaluate(params, split(batch))).reshape(batch.query.shape)
+        scores = np.asarray(evaluate(params, split(batch)))
+        return scores.reshape(-1, *scores.shape[2:])
 
     return Mapped(
         devices=len(devices),
@@ -85,7 +90,9 @@ def _pmap(task: Task, optimizer: optax.GradientTransformation, seed: int, device
     )
 
 
-def _mesh(task: Task, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh, microbatch: int) -> Mapped:
+def _mesh(
+    task: Task, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh, microbatch: Pieces | None
+) -> Mapped:
     whole, by_row = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("model"))
     by_example = NamedSharding(mesh, PartitionSpec("data"))
 
@@ -104,7 +111,11 @@ def _mesh(task: Task, optimizer: optax.GradientTransformation, seed: int, mesh: 
         local = lambda x: jax.make_array_from_process_local_data(by_example, np.asarray(x))  # noqa: E731
         return jax.tree.map(local, batch)
 
-    inner = make_train_step(task, optimizer, seed, microbatch=microbatch * mesh.shape["data"])
+    data = mesh.shape["data"]
+    pieces: Pieces | None = None
+    if microbatch:
+        pieces = lambda rows, items: microbatch(rows // data, items) * data  # noqa: E731
+    inner = make_train_step(task, optimizer, seed, microbatch=pieces)
 
     def pinned(state, carry, frozen, batch):
         """The new state lies where the old one lay, whatever the partitioner would like."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import time
@@ -22,14 +23,14 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from rmjax import config as configs
-from rmjax import cost, metrics, tasks
+from rmjax import cost, evaluate, metrics, tasks
 from rmjax.checkpoint import Checkpoints
 from rmjax.data import make_source
 from rmjax.data.pipeline import batches, eval_batches
 from rmjax.data.source import Source
 from rmjax.optim import make_optimizer
 from rmjax.parallel import Mapped, make_mapped
-from rmjax.train_step import TrainState, init_state, make_train_step
+from rmjax.train_step import Pieces, TrainState, init_state, make_train_step
 from rmjax.types import Batch, Params, Task
 from rmjax.workdir import Preemption, lock
 
@@ -136,8 +137,13 @@ def check_same_config(config: Any, workdir: Path, source: Source) -> None:
     path, now = workdir / "config.json", json.loads(config.to_json())
     sizes = {split: source.size(split) for split in ("train", "valid", "test")}
     now["data"]["found"] = {"source": type(source).__name__, "items": source.num_items, **sizes}
+    words = json.dumps(list(getattr(source, "vocabulary", ())), indent=0)
+    if hasattr(source, "vocabulary"):
+        now["data"]["found"]["vocabulary"] = hashlib.sha256(words.encode()).hexdigest()[:16]
     if not path.exists() or not any(workdir.glob("*/[0-9]*")):
         write_whole(path, json.dumps(now, indent=1))
+        if hasattr(source, "vocabulary"):  # what the checkpoints' rows stand for
+            write_whole(workdir / "vocabulary.json", words)
         return
     then, now = flat(json.loads(path.read_text())), flat(now)
     then = {name: field.default for name, field in configs.SCHEMA.items()} | then  # a key that came after that run
@@ -209,13 +215,13 @@ def map_stage(run: Run, stage: Stage) -> Mapped:
     for name, size in ((f"{stage.name} batch_size", stage.batch_size), ("train.eval_batch_size", t.eval_batch_size)):
         if size % devices:
             raise ValueError(f"{name} {size} does not divide among {devices} devices: change it, or train.devices")
-    rows = microbatch(run, stage.batch_size // devices) if stage.name == "model" else 0
-    how = dict(mapping=t.mapping, devices=t.devices, model_devices=t.model_devices, microbatch=rows)
-    return make_mapped(stage.task, optimizer, run.config.seed, **how)
+    pieces = microbatch(run, stage.batch_size // devices) if stage.name == "model" else None
+    how = dict(mapping=t.mapping, devices=t.devices, model_devices=t.model_devices)
+    return make_mapped(stage.task, optimizer, run.config.seed, microbatch=pieces, **how)
 
 
-def microbatch(run: Run, rows: int) -> int:
-    """How many of its `rows` streams a device holds at once.
+def microbatch(run: Run, rows: int) -> Pieces | None:
+    """How many of its `rows` streams a device holds at once, None for all of them.
 
     On a CPU a few: activations that outgrow its caches by far, and memory that is mapped anew in every step, cost more
     than the pieces. Elsewhere all of them: a piece is a scan of small kernels, each of which has to be launched.
@@ -223,19 +229,28 @@ def microbatch(run: Run, rows: int) -> int:
     asked = run.config.train.microbatch
     if rows % (asked or 1):
         raise ValueError(f"train.microbatch {asked} does not divide the {rows} streams of a device: change it, or 0")
-    if asked or jax.devices()[0].platform != "cpu":
-        return asked
-    length = run.source.fetch("train", np.arange(1))["items"].shape[1]
-    best = max(4, CPU_ITEMS / length)  # fewer are slow however long: the scan's products become thin
-    return min((m for m in range(1, rows + 1) if rows % m == 0), key=lambda m: abs(math.log(m / best)))
+    if asked:
+        return lambda rows, items: asked
+    if jax.devices()[0].platform != "cpu":
+        return None
+
+    def pieces(rows: int, items: int) -> int:
+        best = max(4, CPU_ITEMS / items)  # fewer are slow however long: the scan's products become thin
+        return min((m for m in range(1, rows + 1) if rows % m == 0), key=lambda m: abs(math.log(m / best)))
+
+    return pieces
 
 
 def fresh_state(run: Run, stage: Stage, frozen: Params = ()) -> TrainState:
-    """The state at step 0, on the host; a function of the seed, and of the teacher if its item table is shared."""
+    """The state at step 0, on the host; a function of the seed, of the teacher if its item table is shared, and of word
+    vectors from a file."""
     optimizer = stage_optimizer(run, stage)
     state = jax.device_get(jax.jit(lambda key: init_state(stage.task, optimizer, key))(jax.random.key(run.config.seed)))
     if frozen and run.config.teacher.share_items:
         state.params["machine"]["embed"] = np.array(frozen["embed"])
+    elif stage.name == "model" and (words := tasks.word_vectors(run.config, run.source)):
+        vectors, there = words
+        state.params["machine"]["embed"] = np.where(there[:, None], vectors, state.params["machine"]["embed"])
     return state
 
 
@@ -359,11 +374,10 @@ class Losses:
 
 
 def validate(run: Run, mapped: Mapped, params: Params, writer: metrics.MetricWriter, step: int) -> float:
-    """AUC on the validation split, written down."""
-    scored = score_split(run, mapped, params, "valid")
-    area = metrics.auc(scored["scores"], scored["target"], scored["query_mask"])
-    writer.write("valid", step, {"auc": area})
-    return area
+    """The validation split's measures, written down. -> what the best checkpoint has most of."""
+    found = evaluate.measures(run.source, "valid", score_split(run, mapped, params, "valid"))
+    writer.write("valid", step, found)
+    return evaluate.better(run.source, found)
 
 
 def score_split(run: Run, mapped: Mapped, params: Params, split: str) -> dict[str, np.ndarray]:
@@ -384,17 +398,10 @@ def score_split(run: Run, mapped: Mapped, params: Params, split: str) -> dict[st
 
 
 def test(run: Run, mapped: Mapped, params: Params) -> list[dict[str, Any]]:
-    """Rows of the final table: the machine's AUC on the test split, and what others answer to the same queries."""
+    """Rows of the final table: the machine on the test split, and what others answer to the same questions."""
     scored = score_split(run, mapped, mapped.put(params), "test")
-    target, mask = scored["target"], scored["query_mask"]
-    users = stream_ids(run.source, "test")[scored["example_id"]]
-    references = run.source.references("test") if hasattr(run.source, "references") else {}
-    rows = []
-    references = {name: scores[scored["example_id"]] for name, scores in references.items()}
-    for name, scores in {run.config.machine.kind: scored["scores"], **references}.items():
-        low, high = metrics.bootstrap(scores[mask], target[mask], np.repeat(users, mask.sum(1)), seed=run.config.seed)
-        rows.append({"memory": name, "test_auc": metrics.auc(scores, target, mask), "low": low, "high": high})
-    return rows
+    streams = stream_ids(run.source, "test")[scored["example_id"]]
+    return evaluate.rows(run.source, "test", run.config.machine.kind, scored, streams, run.config.seed)
 
 
 def stream_ids(source: Source, split: str) -> np.ndarray:
@@ -403,10 +410,13 @@ def stream_ids(source: Source, split: str) -> np.ndarray:
 
 
 def show(rows: list[dict[str, Any]]) -> str:
-    """The final table as text; the interval is over users."""
-    names = {"low": "95% from", "high": "to", "test_auc": "test AUC"}
+    """The final table as text; the interval is over streams."""
+    names = {"low": "95% from", "high": "to", "test_auc": "test AUC", "test_mrr": "test MRR"}
     return metrics.table(
-        [{names.get(k, k): round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+        [
+            {names.get(k, k.replace("_", " ")): round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
+            for row in rows
+        ]
     )
 
 

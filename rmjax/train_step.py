@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,8 @@ import jax.numpy as jnp
 import optax
 
 from rmjax.types import Array, Batch, Key, Params, Sum, Task
+
+Pieces = Callable[[int, int], int]
 
 
 @flax.struct.dataclass
@@ -26,14 +29,18 @@ def init_state(task: Task, optimizer: optax.GradientTransformation, key: Key) ->
 
 
 def make_train_step(
-    task: Task, optimizer: optax.GradientTransformation, seed: int, axis: str | None = None, microbatch: int = 0
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    axis: str | None = None,
+    microbatch: Pieces | None = None,
 ) -> Callable:
     """-> train_step(state, carry, frozen, batch) -> state, carry, metrics.
 
     `axis` names the mapped data axis when the step runs once per device (pmap); None when it sees the whole batch.
     Every term is a (sum, count), each added over devices and then divided once. metrics: {term: mean} and 'loss'.
-    `microbatch`: rows whose activations are held at once; gradients are summed over such pieces, which leaves the step
-    what it is. It must divide the rows; 0: all of them.
+    `microbatch(rows, items of a row)`: rows whose activations are held at once, a divisor of all; gradients are summed
+    over such pieces, which leaves the step what it is.
     `carry` is per-stream state that outlives a step; recommendation has none and passes () through.
     """
     total = (lambda x: jax.lax.psum(x, axis)) if axis else (lambda x: x)
@@ -64,7 +71,9 @@ def make_train_step(
             shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], pieces), divisors)
             return jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), pieces)[0]
 
-        pieces = split(batch, microbatch)
+        pieces = None
+        if microbatch:
+            pieces = split(batch, microbatch(len(batch.example_id), math.prod(batch.item_mask.shape[1:])))
         both = gradient(state.params, batch) if pieces is None else gradient_by_pieces(state.params, pieces)
         (loss, metrics), grads = both
         grads, metrics = total((grads, metrics | {"loss": loss}))

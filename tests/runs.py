@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from rmjax import config as configs
 from rmjax import train
 from rmjax.checkpoint import Checkpoints
-from rmjax.tasks.recommendation import Recommendation, Teacher
+from rmjax.tasks.reasoning import Reasoning, Teacher
 
 
 def tiny(**changes) -> ConfigDict:
@@ -93,7 +93,7 @@ def before(moment: str, act: Callable[[], None], setattr: Callable = builtins.se
     hook(train, "validate", lambda run, mapped, params, writer, step: f"{stage} validation {step}")
     hook(train, "test", lambda *_: "test")
     hook(train.Losses, "add", lambda self, step, *_: f"{stage} step {step}")
-    hook(Recommendation, "losses", lambda *_: "model compilation")
+    hook(Reasoning, "losses", lambda *_: "model compilation")
     hook(Teacher, "losses", lambda *_: "teacher compilation")
 
 

@@ -11,9 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from rmjax import machines
+from rmjax.data.source import Questions
 from rmjax.layers.transformer import Transformer
 from rmjax.rehearsal.decoder import Decoder
-from rmjax.tasks.recommendation import Recommendation, Rehearsal, Teacher
+from rmjax.tasks.answers import Answers
+from rmjax.tasks.reasoning import Reasoning, Teacher
+from rmjax.tasks.rehearsing import Rehearsal
 from rmjax.types import Batch, MemoryMachine
 
 ITEMS, N, DIM = 50, 4, 8
@@ -22,8 +25,12 @@ MACHINES = {  # name -> kind, settings
     "rehearsal": ("rehearsal", SLOTS),
     "rehearsal-bigru": ("rehearsal", SLOTS | {"encoder": "bigru"}),
     "rehearsal-items": ("rehearsal", SLOTS | {"encoder": "bigru", "normalize": "items"}),
+    "continual": ("continual", SLOTS | {"subspaces": 2}),
+    "continual-widths": ("continual", SLOTS | {"subspaces": 4, "item_dim": DIM, "slot_dim": 6, "encoder": "bigru"}),
     "gru": ("gru", {"dim": DIM}),
     "buffer": ("buffer", {"dim": DIM, "buffer_length": 3 * N, "recent": 5}),
+    "directly_reason": ("directly_reason", {"dim": DIM, "buffer_length": 4 * N}),
+    "multihop_reason": ("multihop_reason", {"dim": DIM, "buffer_length": 3 * N, "hops": 2}),
 }
 
 
@@ -43,7 +50,7 @@ def noise(init: Callable, seed: int = 0) -> Any:
 
 def answers(machine: MemoryMachine, params, items, mask, query, key=None, **how):
     memory = machines.memorize(machine, params, items, mask, key=key, **how).memory
-    return machine.read(params, memory, query, jnp.ones(query.shape, bool))
+    return machine.read(params, memory, machine.embed(params, query), jnp.ones(query.shape, bool))
 
 
 @functools.cache
@@ -106,11 +113,11 @@ def rehearsal(decoder=None, **settings) -> Rehearsal:
     return Rehearsal(decoder, **({"fragments": 4, "sampled_items": 6} | settings))
 
 
-def recommendation(machine: MemoryMachine, losses: Rehearsal | None = None, **settings) -> Recommendation:
-    return Recommendation(machine, losses or rehearsal(), ITEMS, DIM, N, **settings)
+def recommendation(machine: MemoryMachine, losses: Rehearsal | None = None, **settings) -> Reasoning:
+    return Reasoning(machine, Answers(Questions(), DIM, DIM), losses or rehearsal(), N, **settings)
 
 
 def teacher() -> tuple[Teacher, Any]:
     """The history sampler's task and parameters; its 'sampler' entry is what a student takes as frozen."""
-    task = Teacher(ITEMS, DIM)
+    task = Teacher(ITEMS, Answers(Questions(), DIM, DIM))
     return task, noise(task.init, 7)

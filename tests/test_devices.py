@@ -71,7 +71,8 @@ def one_step(kind: str, devices: int, microbatch: int = 0):
 
     def step(state, data, axis):
         rows = microbatch * (1 if axis else devices)
-        after, _, metrics = make_train_step(task, gradients(), 0, axis, rows)(state, (), frozen, data)
+        pieces = (lambda streams, items: rows) if rows else None
+        after, _, metrics = make_train_step(task, gradients(), 0, axis, pieces)(state, (), frozen, data)
         task.losses(state.params, frozen, data, jax.random.fold_in(jax.random.key(0), state.step))
         return (after, metrics), spy.seen
 

@@ -118,8 +118,9 @@ def test_masked_queries_change_no_other_answer(case):
     memory = case.exact(case.params, *stream()).memory
     mask = np.array([[1, 0], [1, 0], [1, 1]], bool)
     read = jax.jit(case.machine.read)
-    garbage = read(case.params, memory, np.where(mask, QUERY, 2**31 - 1), mask)
-    assert (garbage[mask] == read(case.params, memory, QUERY, mask)[mask]).all()
+    query = np.asarray(case.machine.embed(case.params, QUERY))
+    garbage = read(case.params, memory, np.where(mask[..., None], query, 1e9), mask)
+    assert (garbage[mask] == read(case.params, memory, query, mask)[mask]).all()
     chex.assert_tree_all_finite(garbage)
 
 
@@ -172,7 +173,7 @@ def test_blocks_draw_the_same(block):
 def test_memory_is_blind_to_queries_targets_and_negatives(case, position):
     def read(params, memory, query, query_mask, key=None):
         slots, mask = case.machine.slots(params, memory)
-        return jnp.broadcast_to(jnp.where(mask[..., None], slots, 0).sum(1, keepdims=True), (*query.shape, 8))
+        return jnp.broadcast_to(jnp.where(mask[..., None], slots, 0).sum(1, keepdims=True), (*query.shape[:2], 8))
 
     def embed(params, items):  # what the head sees of the query
         return jnp.zeros((*items.shape, 8))

@@ -13,6 +13,7 @@ import pytest
 from rmjax.layers import recurrent
 from rmjax.layers.attention import additive_scores, masked_softmax
 from rmjax.layers.dense import Dense
+from rmjax.layers.embeddings import embed
 from rmjax.layers.transformer import Transformer
 from rmjax.reason import heads, multihop
 from rmjax.rehearsal import objectives, sampler
@@ -55,7 +56,7 @@ def test_the_gru_machine_is_a_gru_and_a_mean():
     case, (items, mask) = small("gru"), stream()
     params, memory = f64(case.params), case.run(case.params, items, mask).memory
     query = np.array([[1, 2]] * 3)
-    answers = case.machine.read(case.params, memory, query, np.ones((3, 2), bool))
+    answers = case.machine.read(case.params, memory, case.machine.embed(case.params, query), np.ones((3, 2), bool))
     for row in range(3):
         h, x = np.zeros(8), oracle.embed(params, items[row][mask[row]])
         for item in x:
@@ -87,8 +88,10 @@ def test_equation_3(sampled):
     truth[0, 0], mask[0, 0], mask[1, 2] = [3, 5, 3, 7], True, False
     table[0] = 100.0  # far from any scale at which exp holds
     truth[~mask] = 2**31 - 1
-    ids = None if sampled is None else jnp.array(sampled)
-    total, count = objectives.recollection(recalled / 100, truth, mask, jnp.asarray(table), ids)
+    ids = jnp.arange(20) if sampled is None else jnp.array(sampled)
+    same = None if sampled is None else ids == truth[..., None]
+    target = jnp.asarray(table).at[truth].get(mode="clip")
+    total, count = objectives.recollection(recalled / 100, target, jnp.asarray(table)[ids], same, mask)
     there = np.argwhere(mask.any(-1))
     fragments = [
         oracle.recollection(
@@ -114,8 +117,9 @@ def test_equation_5():
     query, valid = RNG.integers(0, ITEMS, (3, 2)), RNG.random((3, 2, 4)) < 0.6
     valid[1, 0] = False
     features = sampler.fragment_features(params, items, mask)
-    scores, *reason = sampler.attend(params, query, features, valid)
-    reason = np.concatenate(reason, -1)
+    asked = embed(params, query)
+    scores, found = sampler.attend(params, asked, features, valid)
+    reason = np.concatenate([found, asked], -1)
     for b, q in np.ndindex(3, 2):
         expected = oracle.sample(f64(params), query[b, q], items[b], mask[b], valid[b, q])
         close(scores[b, q], expected[0])

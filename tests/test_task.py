@@ -47,7 +47,7 @@ def test_each_term_has_its_weight_and_none_is_computed_in_vain():
         jax.eval_shape(functools.partial(losses, task), noise(task.init))
         assert weights.keys() == {"reason", *REHEARSED} - {off}
     task = recommendation(small("gru").machine, rehearsal(recollection=0.0, familiarity=0.0))
-    assert noise(task.init).keys() == {"machine", "head"}
+    assert noise(task.init).keys() == {"machine", "head", "encoder"}
 
 
 def test_every_term_counts_what_there_is():

@@ -296,7 +296,7 @@ def test_microbatches_save_memory(tmp_path):
     """They divide the streams of a device; on a CPU they are chosen where nothing is asked for, for the model alone."""
     config = tiny(**{"train.batch_size": 8, "train.microbatch": 2})
     run = train.Run(config, tmp_path, make_source(config.data, 0), Preemption())
-    assert train.microbatch(run, 8) == 2
+    assert train.microbatch(run, 8)(8, 40) == 2
     with pytest.raises(ValueError, match="train.microbatch 2 does not divide the 7 streams of a device"):
         train.microbatch(run, 7)
     peaks = {}
@@ -312,7 +312,7 @@ def test_microbatches_save_memory(tmp_path):
     for items, streams, rows in ((0, 6, 3), (0, 32, 4), (320, 32, 8), (10**9, 32, 32), (320, 11, 11), (400, 25, 5)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(train, "CPU_ITEMS", items)
-            assert train.microbatch(run, streams) == rows
+            assert train.microbatch(run, streams)(streams, 40) == rows
 
 
 def test_a_config_without_a_teacher_trains_none(tmp_path):
@@ -399,8 +399,8 @@ def test_what_was_trained_can_be_asked(finished, tmp_path):
     memory = machines.memorize(task.machine, params["machine"], items, mask).memory
     logits = task.answer(params, memory, users["query"], users["query_mask"])
     assert auc(logits, users["target"], users["query_mask"]) == pytest.approx(finished[1][0]["test_auc"], abs=1e-6)
-    read = task.machine.read(params["machine"], memory, users["query"], users["query_mask"])
     query = task.machine.embed(params["machine"], users["query"])
+    read = task.machine.read(params["machine"], memory, query, users["query_mask"])
     np.testing.assert_array_equal(logits, heads.click(params["head"], read, query))
     assert sorted(workdir.rglob("*")) == before
 

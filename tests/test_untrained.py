@@ -87,9 +87,8 @@ def test_a_memory_tells_what_was_read_from_what_was_not():
     items = np.take_along_axis(chosen[:, :10], rng.integers(0, 10, (64, 200)), 1).reshape(64, 20, 10)
     memory = machines.memorize(machine, params, items, np.ones(items.shape, bool)).memory
     query, asked = chosen[:, :20], np.ones((64, 20), bool)
-    answers = heads.click(
-        heads.init_click(KEY, 32, 32, 32), machine.read(params, memory, query, asked), machine.embed(params, query)
-    )
+    features = machine.embed(params, query)
+    answers = heads.click(heads.init_click(KEY, 32, 32, 32), machine.read(params, memory, features, asked), features)
     assert auc(answers, np.broadcast_to(np.arange(20) < 10, (64, 20)).astype(int)) > 0.8
 
 

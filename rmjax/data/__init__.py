@@ -15,7 +15,10 @@ def make_source(config: Any, seed: int) -> Source:
     Reads config.name and config.ram_bytes (0: cache nothing in RAM), and then
       simulated_clicks: config.simulated, the fields of `ClicksConfig`, and of train, valid and test the users;
       xlong: config.dir and config.cache_dir; an empty config.dir stands for simulated_clicks;
-      movielens: config.dir, config.cache_dir and config.movielens, the keyword arguments of `movielens`.
+      movielens: config.dir, config.cache_dir and config.movielens, the keyword arguments of `movielens`;
+      synthetic: config.synthetic, the fields of `SyntheticConfig`, and of train, valid and test the streams a chain;
+      babi, narrativeqa, tvqa, activitynet: config.dir, config.cache_dir, config.segment_length and the section of that
+        name; texts also config.buckets and config.min_count.
 
     Raises:
       ValueError: the name is none of these.
@@ -40,6 +43,36 @@ def make_source(config: Any, seed: int) -> Source:
         from rmjax.data.movielens import movielens
 
         source = movielens(config.dir, config.cache_dir, seed, **config.movielens)
+    elif name == "synthetic":
+        from rmjax.data.synthetic import Synthetic, SyntheticConfig
+
+        world = dict(config.synthetic)
+        samples = {split: world.pop(split) for split in ("train", "valid", "test")}
+        return Synthetic(SyntheticConfig(**world), seed, **samples)  # faster made than kept
+    elif name in ("babi", "narrativeqa", "tvqa", "activitynet"):
+        return _text(name, config, seed)
     else:
-        raise ValueError(f"config.data.name={name!r}: must be 'simulated_clicks', 'xlong' or 'movielens'")
+        raise ValueError(f"config.data.name={name!r}: no such source")
     return cached(source, config.ram_bytes)
+
+
+def _text(name: str, config: Any, seed: int) -> Source:
+    """Texts and videos hold their own records in memory."""
+    where, length = (config.dir, config.cache_dir), config.segment_length
+    if name == "babi":
+        from rmjax.data.babi import babi
+
+        return babi(*where, segment_length=length, buckets=config.buckets, **config.babi)
+    if name == "activitynet":
+        from rmjax.data.activitynet import activitynet
+
+        options = dict(config.activitynet)
+        return activitynet(config.dir, options.pop("features"), config.cache_dir, segment_length=length, **options)
+    options = dict(segment_length=length, min_count=config.min_count, buckets=config.buckets, **config[name])
+    if name == "narrativeqa":
+        from rmjax.data.narrativeqa import narrativeqa
+
+        return narrativeqa(*where, **options)
+    from rmjax.data.tvqa import tvqa
+
+    return tvqa(*where, seed, **options)

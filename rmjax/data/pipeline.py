@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import grain
 import jax
@@ -162,17 +163,16 @@ def _batch_maker(source: Source, split: str, seed: int, segment_length: int, neg
         place = (draw % np.maximum(length, 1).astype(np.uint64)).astype(np.int64)
         if cut:
             place = np.take_along_axis(front, place, 1)
-            leaves = own | {name: own[name][:, :segments] for name in ("items", "item_mask")}
+            own |= {name: own[name][:, :segments] for name in ("items", "item_mask")}
         else:
-            items, item_mask = segment(own.pop("items"), own.pop("length"), segment_length)
-            leaves = own | {"items": items, "item_mask": item_mask}
+            own["items"], own["item_mask"] = segment(own["items"], own.pop("length"), segment_length)
             if not source.positions_at_end:
-                leaves["position"] = position_in_segments(own["position"], segment_length)
-        return Batch(
-            **leaves,
+                own["position"] = position_in_segments(own["position"], segment_length)
+        leaves: dict[str, Any] = own | dict(
             negative_items=others[np.arange(len(index))[:, None], place],
             negative_mask=np.broadcast_to(length > 0, place.shape).copy(),
         )
+        return Batch(**leaves)
 
     return make
 

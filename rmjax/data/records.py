@@ -41,9 +41,11 @@ class StreamBuilder(tfds.core.GeneratorBasedBuilder):
     """Base of the builders. A record is {items, query, position, target}; position counts items, queries are flat.
 
     A subclass gives `_split_generators` (keys are 0, 1, ... and set the order) and fills `info.metadata`: num_items,
-    max_items, num_queries and streams {split: [the stream each record is cut from]}.
+    max_items, num_queries and streams {split: [the stream each record is cut from]}. One whose records have other
+    `fields`, i32 of any length each, has a reader of its own.
     """
 
+    fields: tuple[str, ...] = ("items", "query", "position", "target")
     VERSION = tfds.core.Version("1.0.0")  # of the records; a change of what is written raises it
     code_path = None  # no checksums beside the code; looking for them needs importlib_resources
 
@@ -53,7 +55,7 @@ class StreamBuilder(tfds.core.GeneratorBasedBuilder):
     def _info(self):
         return tfds.core.DatasetInfo(
             builder=self,
-            features=tfds.features.FeaturesDict(dict.fromkeys(("items", "query", "position", "target"), _IDS)),
+            features=tfds.features.FeaturesDict(dict.fromkeys(self.fields, _IDS)),
             disable_shuffling=True,  # the pipeline has its own order
             metadata=tfds.core.MetadataDict(),
         )
@@ -63,16 +65,13 @@ class Records:
     """A `Source` over what `prepare` left in a directory; `rows` {split: (its split there, indices)} picks from it."""
 
     def __init__(self, directory: Path, positions_at_end: bool):
-        with _quiet():
-            builder = tfds.builder_from_directory(directory)
-        self.metadata = metadata = dict(builder.info.metadata)
+        self.metadata, self._records = open_records(directory)
+        metadata = self.metadata
         self.num_items: int = metadata["num_items"]
         self.max_items: int = metadata["max_items"]
         self.num_queries: int = metadata["num_queries"]
         self.positions_at_end = positions_at_end
         self._streams = {split: np.asarray(ids, np.int64) for split, ids in metadata["streams"].items()}
-        with _quiet():
-            self._records = {split: builder.as_data_source(split) for split in self._streams}
         self.rows = {split: (split, np.arange(len(ids))) for split, ids in self._streams.items()}
 
     def size(self, split: str) -> int:
@@ -122,6 +121,13 @@ def prepare(builder_class: type[StreamBuilder], cache_dir: str, **config: Any) -
         if not prepared.exists():
             raise
     return prepared
+
+
+def open_records(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The metadata, and the records of each split by index, of what `prepare` left in a directory."""
+    with _quiet():
+        builder = tfds.builder_from_directory(directory)
+        return dict(builder.info.metadata), {split: builder.as_data_source(split) for split in builder.info.splits}
 
 
 def find_files(directory: str, names: tuple[str, ...], folders: tuple[str, ...], advice: str) -> tuple[Path, ...]:

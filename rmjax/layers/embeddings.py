@@ -1,8 +1,10 @@
-"""Item embeddings: one table, shared by the segment encoder, the queries and the rehearsal."""
+"""Items as vectors: one table, shared by the segment encoder, the queries and the rehearsal; or features, projected."""
 
 from __future__ import annotations
 
-from flax.linen.initializers import normal
+import jax
+import jax.numpy as jnp
+from flax.linen.initializers import lecun_normal, normal
 
 from rmjax.types import Array, Key, Params
 
@@ -12,11 +14,34 @@ def init_embed(key: Key, num_items: int, dim: int) -> Array:
     return normal(dim**-0.5)(key, (num_items, dim))
 
 
-def embed(params: Params, items: Array) -> Array:
-    """items i32 [...] -> sqrt(d) times the rows of params['embed'], f32 [..., d].
+def init_items(key: Key, num_items: int, dim: int, width: int = 0) -> Params:
+    """What `embed` reads: a table of `num_items` rows; with `width` one of rows so wide (word vectors from elsewhere)
+    and its projection to `dim`. num_items = 0: the projection of features of that width alone."""
+    if not width:
+        return {"embed": init_embed(key, num_items, dim)}
+    table, project = jax.random.split(key)
+    found = {"embed": init_embed(table, num_items, width)} if num_items else {}
+    return found | {"project": lecun_normal()(project, (width, dim))}
 
-    So inputs have entries of unit variance, and the targets of inner products unit length (Vaswani et al. 2017, 3.4).
-    Sources check ids; a padded entry may hold anything.
+
+def embed(params: Params, items: Array) -> Array:
+    """items i32 [...], or features f32 [..., F] -> f32 [..., d], entries of unit variance.
+
+    That is sqrt(width) times the rows of params['embed'], so that the targets of inner products have unit length
+    (Vaswani et al. 2017, 3.4); features are scaled to a mean square of 1. Both then go through params['project'] where
+    there is one. Sources check ids; a padded entry may hold anything finite.
     """
+    if jnp.issubdtype(items.dtype, jnp.floating):
+        x = items * jax.lax.rsqrt(jnp.square(items).mean(-1, keepdims=True) + 1e-6)
+    else:
+        table = params["embed"]
+        x = table.at[items].get(mode="clip") * table.shape[1] ** 0.5
+    return x @ params["project"] if "project" in params else x
+
+
+def embed_all(params: Params) -> Array:
+    """All items as rows of about unit length [V, d]: what inner products are taken with."""
     table = params["embed"]
-    return table.at[items].get(mode="clip") * table.shape[1] ** 0.5
+    if "project" not in params:
+        return table
+    return table @ params["project"] * (table.shape[1] / params["project"].shape[1]) ** 0.5

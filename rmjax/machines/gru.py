@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from rmjax.layers import recurrent
-from rmjax.layers.embeddings import embed, init_embed
+from rmjax.layers.embeddings import embed, init_items
 from rmjax.machines.scan import inert
 from rmjax.types import Array, Key, MemoryMachine, Params
 
@@ -20,19 +20,21 @@ class GRUMemory:
     segments: Array  # i32 [B] written so far
 
 
-def make(num_items: int, *, dim: int = 64, history_sum: bool = True, timescale: int = 1000) -> MemoryMachine:
+def make(
+    num_items: int, *, dim: int = 64, history_sum: bool = True, timescale: int = 1000, width: int = 0
+) -> MemoryMachine:
     """A GRU of width `dim` over single items; the answer is read from [h; target; history].
 
     history_sum: also keep the mean of all item features (the sum of the released click models, scaled so that its size
-    does not grow with the stream). Without it the state is h alone. timescale: items, see `recurrent.init_gru`.
+    does not grow with the stream). Without it the state is h alone. timescale: items, see `recurrent.init_gru`. width:
+    see `embeddings.init_items`.
     """
 
     def init(key: Key) -> Params:
         a, b = jax.random.split(key)
         # Untrained, what is read is the state (and the mean), in the items' space, where the head can hold the query.
         reader = jnp.concatenate([jnp.eye(dim)] * (2 if history_sum else 1) + [jnp.zeros((dim, dim))])
-        return {
-            "embed": init_embed(a, num_items, dim),
+        return init_items(a, num_items, dim, width) | {
             "gru": recurrent.init_gru(b, dim, dim, timescale),
             "reader": {"kernel": reader, "bias": jnp.zeros(dim)},
         }
@@ -60,9 +62,8 @@ def make(num_items: int, *, dim: int = 64, history_sum: bool = True, timescale: 
         return memory.hidden[:, None], jnp.ones((len(memory.hidden), 1), bool)
 
     def read(params: Params, memory: GRUMemory, query: Array, query_mask: Array, key: Key | None = None) -> Array:
-        q = embed(params, query)
         state = [memory.hidden, memory.history] if history_sum else [memory.hidden]
-        state = [jnp.broadcast_to(s[:, None], q.shape) for s in state]
-        return jnp.concatenate([*state, q], -1) @ params["reader"]["kernel"] + params["reader"]["bias"]
+        state = [jnp.broadcast_to(s[:, None], query.shape) for s in state]
+        return jnp.concatenate([*state, query], -1) @ params["reader"]["kernel"] + params["reader"]["bias"]
 
     return MemoryMachine(init, init_memory, encode, inert(write), slots, read, embed, True, None)

@@ -1,122 +1,28 @@
-"""The rehearsal memory machine (RM section 3.2): segment encoder, slot-to-item attention, GRU slots."""
+"""The rehearsal memory machine (RM section 3.2): slots that are the states of one GRU."""
 
 from __future__ import annotations
 
-from typing import cast
-
-import flax.struct
-import jax
-import jax.numpy as jnp
-from flax.linen.initializers import lecun_normal, normal
+from typing import Any
 
 from rmjax.layers import recurrent
-from rmjax.layers.attention import additive_scores, masked_softmax
-from rmjax.layers.embeddings import embed, init_embed
-from rmjax.layers.transformer import Transformer
-from rmjax.machines.scan import inert
-from rmjax.reason import multihop
+from rmjax.machines import slots
+from rmjax.machines.slots import SlotMemory, slot_attention
 from rmjax.types import Array, Key, MemoryMachine, Params
 
-
-@flax.struct.dataclass
-class SlotMemory:
-    slots: Array  # f32 [B, K, d]
-    segments: Array  # i32 [B] written so far
+__all__ = ["SlotMemory", "make", "slot_attention"]
 
 
-def make(
-    num_items: int,
-    *,
-    dim: int = 64,
-    slots: int = 20,
-    layers: int = 3,
-    heads: int = 4,
-    encoder: str = "transformer",
-    dropout: float = 0.0,
-    normalize: str = "slots",
-    hops: int = 1,
-    segment_length: int = 20,
-    timescale: int = 50,
-    dtype: jnp.dtype = jnp.float32,
-) -> MemoryMachine:
-    """RM's machine over `num_items` item ids, d_x = d_model = `dim`.
+def make(num_items: int, *, dim: int = 64, timescale: int = 50, **settings: Any) -> MemoryMachine:
+    """RM's machine over `num_items` item ids, d_x = d_model = `dim`; settings are those of `slots.make`.
 
-    encoder: 'transformer', or 'bigru' (RM Table 6). normalize: what Eq. 1's softmax runs over, 'slots' as printed,
-    or 'items'. timescale: segments, see `recurrent.init_gru`; without it all slots forget within a few segments, and
-    come to be the same. dtype: of the encoder's products; slots stay f32. Errors: ValueError naming the argument.
+    timescale: segments, see `recurrent.init_gru`; without it all slots forget within a few segments, and come to be the
+    same.
     """
-    if encoder not in ("transformer", "bigru"):
-        raise ValueError(f"encoder must be 'transformer' or 'bigru', got {encoder!r}")
-    if normalize not in ("slots", "items"):
-        raise ValueError(f"normalize must be 'slots' or 'items', got {normalize!r}")
-    if dim % heads:
-        raise ValueError(f"dim {dim} is not a multiple of heads {heads}")
-    transformer = Transformer(layers, heads, dropout, dtype)
 
     def init(key: Key) -> Params:
-        keys = jax.random.split(key, 8)
-        if encoder == "transformer":
-            x, mask = jnp.zeros((1, 1, segment_length, dim)), jnp.ones((1, 1, segment_length), bool)
-            encode_params = transformer.init(keys[0], x, mask)["params"]
-        else:
-            encode_params = recurrent.init_bigru(keys[0], dim, dim)
-        dense = lecun_normal()
-        attention = {
-            "slot": dense(keys[3], (dim, dim)),
-            "item": dense(keys[4], (dim, dim)),
-            "bias": jnp.zeros(dim),
-            "score": 4.0 * dense(keys[5], (dim, 1))[:, 0],  # sharp enough that slots differ in what they take in
-        }
-        reader = multihop.init(keys[7], dim, dim, hops)
-        # Untrained, a question reads the slots that an item like it is written to.
-        find = {"query": attention["item"], "slot": attention["slot"], "score": attention["score"]}
-        reader["hops"] = [hop | jax.tree.map(jnp.copy, find) for hop in reader["hops"]]
-        return {
-            "embed": init_embed(keys[1], num_items, dim),
-            "encoder": encode_params,
-            # From zeros all slots would stay alike for ever: Eq. 1 and 2 are symmetric in k.
-            "slots": normal(1.0)(keys[2], (slots, dim)),
-            "attention": attention,
-            "update": recurrent.init_gru(keys[6], dim, dim, timescale),
-            "reader": reader,
-        }
+        return recurrent.init_gru(key, dim, dim, timescale)
 
-    def init_memory(params: Params, batch_size: int) -> SlotMemory:
-        first = jnp.broadcast_to(params["slots"], (batch_size, slots, dim))
-        return SlotMemory(first, jnp.zeros(batch_size, jnp.int32))
+    def apply(params: Params, slots: Array, aligned: Array) -> Array:
+        return recurrent.gru(params, slots, recurrent.gru_input(params, aligned))  # Eq. 2
 
-    def encode(params: Params, items: Array, mask: Array, key: Key | None = None) -> tuple[Array, Array]:
-        """-> features f, and W2 f + b of Eq. 1, which needs no memory and so is kept out of the scan."""
-        x = embed(params, items)
-        if encoder == "transformer":
-            f = cast(Array, transformer.apply({"params": params["encoder"]}, x, mask, key=key))
-        else:
-            rows = recurrent.bigru(params["encoder"], x.reshape(-1, *x.shape[-2:]), mask.reshape(-1, mask.shape[-1]))
-            f = rows[0].reshape(x.shape)
-        return f, f @ params["attention"]["item"] + params["attention"]["bias"]
-
-    def write(params: Params, memory: SlotMemory, features: tuple[Array, Array], mask: Array, key: Key | None = None):
-        del key  # nothing is drawn in the scan
-        f, projected = features
-        m, attention = memory.slots, params["attention"]
-        weights = slot_attention(attention, m, projected, mask, normalize)
-        aligned = weights @ jnp.where(mask[..., None], f, 0.0)  # Eq. 1: l_k
-        new = recurrent.gru(params["update"], m, recurrent.gru_input(params["update"], aligned))  # Eq. 2
-        return SlotMemory(new, memory.segments), (jnp.zeros(()), jnp.zeros(()))
-
-    def read_slots(params: Params, memory: SlotMemory) -> tuple[Array, Array]:
-        return memory.slots, jnp.ones(memory.slots.shape[:2], bool)
-
-    def read(params: Params, memory: SlotMemory, query: Array, query_mask: Array, key: Key | None = None) -> Array:
-        return multihop.multihop(params["reader"], embed(params, query), *read_slots(params, memory))[0]
-
-    return MemoryMachine(init, init_memory, encode, inert(write), read_slots, read, embed, True, None)
-
-
-def slot_attention(params: Params, slots: Array, projected: Array, mask: Array, normalize: str = "slots") -> Array:
-    """Eq. 1's weights [B, K, N] of params = the machine's 'attention', slots [B, K, d], W2 f + b [B, N, d] (the second
-    part of the features that `encode` gives) and mask bool [B, N]."""
-    scores = additive_scores(slots @ params["slot"], projected, params["score"])
-    if normalize == "slots":
-        return jnp.where(mask[:, None], jax.nn.softmax(scores, 1), 0.0)
-    return masked_softmax(scores, mask[:, None], 2)
+    return slots.make(num_items, slots.Update(init, apply), dim=dim, **settings)

@@ -40,6 +40,40 @@ def click(params: Params, features: Array, query: Array) -> Array:
     return (x @ params["out"] + params["bias"])[..., 0]
 
 
+def init_classes(key: Key, width: int, classes: int, hidden: int) -> Params:
+    """hidden = 0: a linear layer to the classes (CM Appendix A.1); otherwise one tanh layer of that width before it."""
+    a, b = jax.random.split(key)
+    out = {"out": lecun_normal()(b, (hidden or width, classes)), "bias": jnp.zeros(classes)}
+    return out | ({"hidden": lecun_normal()(a, (width, hidden)), "hidden_bias": jnp.zeros(hidden)} if hidden else {})
+
+
+def classify(params: Params, features: Array) -> Array:
+    """Features [..., m] -> logits of the classes [..., R]."""
+    if "hidden" in params:
+        features = jnp.tanh(features @ params["hidden"] + params["hidden_bias"])
+    return features @ params["out"] + params["bias"]
+
+
+def choose(params: Params, features: Array, candidates: Array, mask: Array) -> Array:
+    """Features [B, Q, m] read for each question, its candidate answers [B, Q, C, m], mask bool [B, Q, C] -> logits
+    [B, Q, C], -inf where there is no candidate (CM Appendix A.1).
+
+    The head is `click`'s with a hidden layer: of one linear layer on [q; a] the softmax would not see q.
+    """
+    logits = click(params, jnp.broadcast_to(features[:, :, None], candidates.shape), candidates)
+    return jnp.where(mask, logits, -jnp.inf)
+
+
+def cross_entropy(logits: Array, target: Array, mask: Array) -> tuple[Array, Array]:
+    """Cross-entropy (sum, count) of logits [B, Q, C], target i32 [B, Q], over the asked questions with a right answer
+    among the C (target < C)."""
+    mask = mask & (target < logits.shape[-1])
+    logits = jnp.where(mask[..., None], logits, 0.0)  # a row without choices is all -inf
+    picked = jnp.take_along_axis(logits, jnp.where(mask, target, 0)[..., None], -1)[..., 0]
+    loss = jax.nn.logsumexp(logits, -1) - picked
+    return jnp.where(mask, loss, 0.0).sum(), mask.sum().astype(jnp.float32)
+
+
 def click_loss(logits: Array, target: Array, mask: Array) -> tuple[Array, Array]:
     """Binary cross-entropy (sum, count) over the asked queries; target 1 clicked, 0 not."""
     loss = jax.nn.softplus(logits) - logits * target

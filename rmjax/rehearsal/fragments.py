@@ -16,12 +16,12 @@ from rmjax.types import Array, Key
 class Fragments:
     """B' = `fragments` rehearsed segments of each stream, masked and corrupted. M is the most items masked in one."""
 
-    items: Array  # i32 [B, B', N] the truth
+    items: Array  # i32 [B, B', N] (or f32 [B, B', N, F]) the truth
     mask: Array  # bool [B, B', N] valid items; all false: a missing fragment
     hidden: Array  # bool [B, B', N] the masked items, in positive and negative fragments alike
     hidden_at: Array  # i32 [B, B', M] where they are
     hidden_mask: Array  # bool [B, B', M] which of these M there are
-    negative: Array  # i32 [B, B', N] items with some of the unmasked ones replaced
+    negative: Array  # i32 [B, B', N] (f32 [B, B', N, F]) items with some of the unmasked ones replaced
     pair: Array  # bool [B, B'] whether the negative fragment differs from the positive one
 
 
@@ -59,7 +59,8 @@ def build(
     """Masks `mask_ratio` of the valid items of each chosen segment (never none of them), then replaces
     `replace_ratio` of the unmasked ones (never none) by items of other streams.
 
-    key [B]; items i32, mask bool [B, T, N]; chosen = `select(...)`; negative_items i32, negative_mask bool [B, P].
+    key [B]; items i32 [B, T, N] (or f32 [B, T, N, F]), mask bool [B, T, N]; chosen = `select(...)`; negative_items of
+    their kind [B, P], negative_mask bool [B, P].
     """
 
     def one(key, items, mask, indices, found, others, others_mask):
@@ -69,9 +70,11 @@ def build(
         hidden = _pick(hide, mask, amount(mask_ratio, mask.sum(-1)))
         shown = mask & ~hidden
         swapped = _pick(swap, shown, amount(replace_ratio, shown.sum(-1)))
-        drawn = jax.random.categorical(draw, jnp.where(others_mask, 0.0, -jnp.inf), shape=items.shape)
-        negative = jnp.where(swapped & others_mask.any(), others[drawn], items)
-        most = max(1, round(mask_ratio * items.shape[-1]))
+        drawn = jax.random.categorical(draw, jnp.where(others_mask, 0.0, -jnp.inf), shape=mask.shape)
+        each = (..., *[None] * (items.ndim - mask.ndim))
+        negative = jnp.where((swapped & others_mask.any())[each], others[drawn], items)
+        differs = (negative != items).reshape(*mask.shape, -1).any(-1)
+        most = max(1, round(mask_ratio * mask.shape[-1]))
         hidden_at = jnp.argsort(~hidden, -1, stable=True)[:, :most]
         return Fragments(
             items=items,
@@ -80,7 +83,7 @@ def build(
             hidden_at=hidden_at,
             hidden_mask=jnp.take_along_axis(hidden, hidden_at, -1),
             negative=negative,
-            pair=(swapped & (negative != items)).any(-1),
+            pair=(swapped & differs).any(-1),
         )
 
     return jax.vmap(one)(key, items, mask, *chosen, negative_items, negative_mask)

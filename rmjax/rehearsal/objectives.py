@@ -1,4 +1,4 @@
-"""The two rehearsal losses (RM Eqs. 3, 4, 6), as (sum, count) so that devices can add before they divide."""
+"""The two rehearsal losses (RM Eqs. 3, 4, 6; CM Eqs. 4, 5), as (sum, count) so that devices add before they divide."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ import jax.numpy as jnp
 from rmjax.types import Array, Sum
 
 
-def recollection(recalled: Array, truth: Array, mask: Array, table: Array, sampled: Array | None) -> Sum:
-    """RM Eq. 3: contrastive loss of each masked item against sampled ones, a mean over a fragment's masked items,
-    then over the fragments (Eq. 6).
+def recollection(recalled: Array, target: Array, others: Array, same: Array | None, mask: Array) -> Sum:
+    """RM Eq. 3: contrastive loss of each masked item against others, a mean over a fragment's masked items, then over
+    the fragments (Eq. 6).
 
-    recalled f32 [..., M, d] decoder outputs at the masked items, truth i32 [..., M], mask bool [..., M]; table
-    [V, d] item features; sampled i32 [J] ids, or None for all V items. A sampled id equal to the truth leaves the
-    denominator. -> (sum of fragment losses, number of fragments that have a masked item).
+    recalled f32 [..., M, d] decoder outputs at the masked items; target [..., M, d] features of the truth; others
+    [..., J, d] of what it is told from; same bool [..., M, J] where one of those is the truth: it leaves the
+    denominator (None: they are all items there are, the truth among them). mask bool [..., M].
+    -> (sum of fragment losses, number of fragments that have a masked item).
     """
-    picked = jnp.einsum("...d,...d->...", recalled, table.at[truth].get(mode="clip"))
-    if sampled is None:
-        loss = jax.nn.logsumexp(recalled @ table.T, -1) - picked
-    else:
-        others = recalled @ table[sampled].T
-        others = jnp.where(sampled == truth[..., None], -jnp.inf, others)
-        loss = jax.nn.logsumexp(jnp.concatenate([picked[..., None], others], -1), -1) - picked
+    picked = jnp.einsum("...d,...d->...", recalled, target)
+    logits = recalled @ others.swapaxes(-1, -2)
+    if same is not None:
+        logits = jnp.concatenate([picked[..., None], jnp.where(same, -jnp.inf, logits)], -1)
+    loss = jax.nn.logsumexp(logits, -1) - picked
     items = mask.sum(-1)
     mean = jnp.where(mask, loss, 0.0).sum(-1) / jnp.maximum(items, 1)
     return mean.sum(), (items > 0).sum().astype(jnp.float32)

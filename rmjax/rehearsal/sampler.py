@@ -7,16 +7,15 @@ import jax.numpy as jnp
 from flax.linen.initializers import lecun_normal
 
 from rmjax.layers.attention import additive_scores, masked_softmax
-from rmjax.layers.embeddings import embed, init_embed
+from rmjax.layers.embeddings import embed, init_items
 from rmjax.types import Array, Key, Params
 
 
-def init(key: Key, num_items: int, dim: int) -> Params:
-    """The teacher's own item table, W1, W2, b, w of Eq. 5."""
+def init(key: Key, num_items: int, dim: int, width: int = 0) -> Params:
+    """The teacher's own items (see `embeddings.init_items`), W1, W2, b, w of Eq. 5."""
     a, b, c, d = jax.random.split(key, 4)
     dense = lecun_normal()
-    return {
-        "embed": init_embed(a, num_items, dim),
+    return init_items(a, num_items, dim, width) | {
         "query": dense(b, (dim, dim)),
         "fragment": dense(c, (dim, dim)),
         "bias": jnp.zeros(dim),
@@ -25,7 +24,8 @@ def init(key: Key, num_items: int, dim: int) -> Params:
 
 
 def fragment_features(params: Params, items: Array, mask: Array) -> Array:
-    """Mean item feature of every segment: items i32, mask bool [B, T, N] -> [B, T, d]; zeros for an empty one."""
+    """Mean item feature of every segment: items [B, T, N] or [B, T, N, F], mask bool [B, T, N] -> [B, T, d]; zeros for
+    an empty one."""
 
     def mean(segment: tuple[Array, Array]) -> Array:
         items, mask = segment
@@ -36,14 +36,13 @@ def fragment_features(params: Params, items: Array, mask: Array) -> Array:
     return jax.lax.map(mean, (items.swapaxes(0, 1), mask.swapaxes(0, 1)), batch_size=50).swapaxes(0, 1)
 
 
-def attend(params: Params, query: Array, features: Array, valid: Array) -> tuple[Array, Array, Array]:
-    """Eq. 5. query i32 [B, Q]; features [B, T, d]; valid bool [B, Q, T], the segments before each question.
+def attend(params: Params, query: Array, features: Array, valid: Array) -> tuple[Array, Array]:
+    """Eq. 5. query [B, Q, d]; features [B, T, d]; valid bool [B, Q, T], the segments before each question.
 
-    -> scores beta [B, Q, T] before the softmax; e and q [B, Q, d], the two parts of the reasoning feature a = [e; q].
+    -> scores beta [B, Q, T] before the softmax; e [B, Q, d], of the reasoning feature a = [e; q].
     """
-    q = embed(params, query)
-    scores = additive_scores(q @ params["query"], features @ params["fragment"] + params["bias"], params["score"])
-    return scores, masked_softmax(scores, valid) @ features, q
+    scores = additive_scores(query @ params["query"], features @ params["fragment"] + params["bias"], params["score"])
+    return scores, masked_softmax(scores, valid) @ features
 
 
 def uniform_scores(key: Key, shape: tuple[int, ...]) -> Array:

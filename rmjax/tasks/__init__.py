@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from rmjax import machines
-from rmjax.data.source import Source
+from rmjax.data.source import Questions, Source
+from rmjax.data.vectors import read_vectors
 from rmjax.layers.transformer import Transformer
 from rmjax.rehearsal.decoder import Decoder
-from rmjax.tasks.recommendation import Recommendation, Rehearsal, Teacher
+from rmjax.tasks.answers import Answers
+from rmjax.tasks.reasoning import Reasoning, Teacher
+from rmjax.tasks.rehearsing import Rehearsal
 
 
 def make_machine(config: Any, source: Source) -> machines.MemoryMachine:
     """The machine that config.machine describes, over the source's items."""
-    m = config.machine
-    if m.kind == "rehearsal":
-        settings = dict(
+    m, n = config.machine, config.data.segment_length
+    settings: dict[str, Any] = {"width": feature_width(config, source)}
+    if m.kind in ("rehearsal", "continual"):
+        settings |= dict(
             slots=m.slots,
             layers=m.layers,
             heads=m.heads,
@@ -25,24 +31,59 @@ def make_machine(config: Any, source: Source) -> machines.MemoryMachine:
             dropout=m.dropout,
             normalize=m.normalize,
             hops=config.reason.hops,
-            segment_length=config.data.segment_length,
+            segment_length=n,
             timescale=m.timescale,
             dtype=jnp.dtype(config.train.compute_dtype),
         )
+        if m.kind == "continual":
+            settings |= dict(item_dim=m.item_dim, slot_dim=m.slot_dim, subspaces=m.subspaces)
     elif m.kind == "gru":
-        settings = dict(history_sum=m.history_sum, timescale=m.timescale * config.data.segment_length)
+        settings |= dict(history_sum=m.history_sum, timescale=m.timescale * n)
     else:
-        length = m.buffer_length or source.max_items
-        settings = dict(buffer_length=length, recent=m.recent, pooled=m.pooled, hops=config.reason.hops)
+        settings |= dict(buffer_length=m.buffer_length or source.max_items)
+        if m.kind != "directly_reason":
+            settings |= dict(hops=config.reason.hops)
+        if m.kind == "directly_reason":
+            settings |= dict(timescale=m.timescale * n)
+        if m.kind == "buffer":
+            settings |= dict(recent=m.recent, pooled=m.pooled)
     return machines.make(m.kind, source.num_items, dim=m.dim, **settings)
 
 
-def make_task(config: Any, source: Source) -> Recommendation:
-    """The machine with its reason head and its rehearsal."""
+def feature_width(config: Any, source: Source) -> int:
+    """Of items that are features, or of word vectors from a file; 0: items have a table of the machine's own width."""
+    found = word_vectors(config, source)
+    return getattr(source, "feature_width", 0) if found is None else found[0].shape[1]
+
+
+def word_vectors(config: Any, source: Source) -> tuple[np.ndarray, np.ndarray] | None:
+    """(rows of about unit length f32 [V, D], which are there [V]) of config.data.vectors; None if it is empty."""
+    if not config.data.vectors:
+        return None
+    if not source.num_items or not hasattr(source, "vocabulary"):
+        raise ValueError(f"config.data.vectors = {config.data.vectors!r}: the items of {config.data.name} are no words")
+    return _word_vectors(config.data.vectors, tuple(source.vocabulary))
+
+
+@functools.lru_cache(1)
+def _word_vectors(path: str, vocabulary: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    vectors, found = read_vectors(path, vocabulary)
+    length = np.sqrt(np.square(vectors).sum(1).mean(where=found)) if found.any() else 1.0
+    return vectors / length, found
+
+
+def questions(source: Source) -> Questions:
+    return getattr(source, "questions", Questions())
+
+
+def make_task(config: Any, source: Source) -> Reasoning:
+    """The machine with its query encoder, its head and its rehearsal."""
     m, r = config.machine, config.rehearsal
     decoder = Decoder(Transformer(r.layers, m.heads, m.dropout, jnp.dtype(config.train.compute_dtype)))
-    return Recommendation(
+    item_dim = m.item_dim or m.dim if m.kind == "continual" else m.dim
+    return Reasoning(
         machine=make_machine(config, source),
+        answers=Answers(questions(source), m.dim, item_dim, m.dim if config.reason.head == "mlp" else 0),
         rehearsal=Rehearsal(
             decoder=decoder,
             fragments=r.fragments,
@@ -53,10 +94,7 @@ def make_task(config: Any, source: Source) -> Recommendation:
             familiarity=r.familiarity,
             sampler=r.sampler,
         ),
-        num_items=source.num_items,
-        dim=m.dim,
         segment_length=config.data.segment_length,
-        head_width=m.dim if config.reason.head == "mlp" else 0,
         reason=config.reason.weight,
         items_fixed=config.teacher.share_items,
         block=m.block,
@@ -69,4 +107,5 @@ def make_teacher(config: Any, source: Source) -> Teacher | None:
     r, t = config.rehearsal, config.teacher
     if not t.share_items and (r.sampler != "teacher" or not (r.recollection or r.familiarity)):
         return None
-    return Teacher(source.num_items, t.dim, t.dim if config.reason.head == "mlp" else 0)
+    answers = Answers(questions(source), t.dim, t.dim, t.dim if config.reason.head == "mlp" else 0)
+    return Teacher(source.num_items, answers, getattr(source, "feature_width", 0))

@@ -1,0 +1,301 @@
+"""ActivityNet-QA (Yu et al. 2019): questions about long videos, answered with one of the most frequent answers.
+
+The release has questions and answers; features of the videos' frames are each reader's own. As in its own evaluation
+an answer is right if it is the same string.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import zipfile
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+
+from rmjax.data import records, text
+from rmjax.data.source import Examples
+
+SPLITS = {"train": "train", "valid": "val", "test": "test"}  # {ours: theirs}
+TYPES = ("motion", "spatial", "temporal", "yes-no", "color", "object", "location", "number", "other")  # by number
+ADVICE = "Clone https://github.com/MILVLG/activitynet-qa and set data.dir to it, or to its folder 'dataset'."
+EXPECTED = (
+    "expected a folder with a file <video_name>.npz or <video_name>.h5 (or v_<video_name>...) of each video, which "
+    "holds one array, or one named 'features', f32 [frames, F]"
+)
+
+
+def question_only(directory: str, cache_dir: str, *, answers: int = 1000) -> Asked:
+    """The questions without their videos: a source of streams without an item.
+
+    Raises:
+      FileNotFoundError: `directory` (or its folder dataset) has not all six files.
+      ValueError: a file is not of the format, or a question has no answer.
+    """
+    return Asked(_prepare(directory, cache_dir, answers), segment_length=1)
+
+
+def activitynet(
+    directory: str,
+    features: str,
+    cache_dir: str,
+    *,
+    segment_length: int = 20,
+    frames: int = 200,
+    answers: int = 1000,
+    ram_bytes: int = 1 << 30,
+) -> ActivityNet:
+    """The source. An example is a video, `frames` of its frames in segments, and all its questions.
+
+    Classes are the `answers` most frequent answers of the training questions, of equally frequent ones the first by
+    the alphabet. Training questions with another answer are left out. In 'valid' and 'test' they stay: their target is
+    the number of classes, which no answer given is equal to. Up to `ram_bytes` of frames are kept in RAM.
+
+    Raises:
+      FileNotFoundError: `directory` (or its folder dataset) has not all six files, or `features` not every video.
+      ValueError: a file is not of the format, or a question has no answer; a size below 1; features, when they are
+        read, that are not [frames, F] with the F of the first video, or not finite.
+      ModuleNotFoundError: an .h5 is read and h5py is not installed.
+    """
+    folder = Path(features).expanduser()
+    if not features or not folder.is_dir():
+        found = f"no folder {features!r}" if features else "an empty string"
+        raise FileNotFoundError(f"features of ActivityNet's videos: {EXPECTED}; found {found}")
+    if min(segment_length, frames) < 1:
+        raise ValueError(f"segment_length={segment_length}, frames={frames}: expected 1 or more")
+    prepared = _prepare(directory, cache_dir, answers)
+    return ActivityNet(prepared, folder, segment_length=segment_length, frames=frames, ram_bytes=ram_bytes)
+
+
+class Asked(text.TextRecords):
+    """The questions; `videos` {split: names}. metadata["counts"] {split: {videos, questions, outside}}, where `outside`
+    counts questions whose answer is none of the classes."""
+
+    def __init__(self, directory: Path, *, segment_length: int):
+        super().__init__(directory, segment_length=segment_length, metric="accuracy", positions_at_end=True)
+        self.videos: dict[str, list[str]] = self.metadata["videos"]
+        for split, counts in self.metadata["counts"].items():
+            note = "left out" if split == "train" else "counted as wrong"
+            logging.info(
+                "ActivityNet-QA %s: %d questions of %d videos; the answers of %d (%s) are none of the %d classes.",
+                *(split, counts["questions"], counts["videos"], counts["outside"], note, len(self.classes)),
+            )
+
+    def references(self, split: str) -> dict[str, np.ndarray]:
+        """What one answers without a video: i32 [size, Q], the most frequent class of the training questions that
+        begin with the same words, as many words as there is such a question for. (To ask for more than one such
+        question made it no better on 'valid'.)"""
+        seen: dict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
+        for _, words, target in self._each("train"):
+            for count in range(len(words) + 1):
+                seen[words[:count]][target] += 1
+        best = {start: min(found, key=lambda c: (-found[c], c)) for start, found in seen.items()}
+        chosen = np.zeros((self.size(split), self.num_queries), np.int32)
+        for place, words, _ in self._each(split):
+            chosen[place] = next(best[words[:n]] for n in range(len(words), -1, -1) if words[:n] in best)
+        return {"question only": chosen}
+
+    def _each(self, split: str) -> Iterator[tuple[tuple[int, int], tuple[int, ...], int]]:
+        """(place in [size, Q], words, target) of each question; no frame is read."""
+        asked = text.TextRecords.fetch(self, split, np.arange(self.size(split)))
+        length = asked["word_mask"].sum(-1)
+        for place in zip(*np.nonzero(asked["query_mask"]), strict=True):
+            yield place, tuple(asked["query"][place][: length[place]].tolist()), int(asked["target"][place])
+
+
+class ActivityNet(Asked):
+    """The questions with the frames of their videos, read when an example is fetched. Videos are of one bucket."""
+
+    def __init__(self, directory: Path, features: Path, *, segment_length: int, frames: int, ram_bytes: int):
+        super().__init__(directory, segment_length=segment_length)
+        self.num_items, self.max_items = 0, frames
+        self.questions = self.questions._replace(words=len(self.vocabulary))
+        self._segments, self._segment_length = -(-frames // segment_length), segment_length
+        paths = _paths(features, [video for videos in self.videos.values() for video in videos])
+        self._frames = _Frames(paths, frames, ram_bytes)
+        self.feature_width = self._frames.width
+
+    def buckets(self, split: str) -> tuple[np.ndarray, list[int]]:
+        return np.zeros(self.size(split), np.int64), [self._segments]
+
+    def fetch(self, split: str, indices: np.ndarray) -> Examples:
+        """As `Source.fetch`, in segments; items are f32 [B, T, N, F]."""
+        shape = (len(indices), self._segments, self._segment_length)
+        items = np.zeros((len(indices), shape[1] * shape[2], self.feature_width), np.float32)
+        item_mask = np.zeros(items.shape[:2], bool)
+        for row, index in enumerate(indices):
+            frames = self._frames.read(self.videos[split][index])
+            items[row, : len(frames)], item_mask[row, : len(frames)] = frames, True
+        return super().fetch(split, indices) | {
+            "items": items.reshape(*shape, -1),
+            "item_mask": item_mask.reshape(shape),
+        }
+
+
+class ActivityNetBuilder(text.TextBuilder):
+    """A story is the questions of a video, in the order of the file, without a sentence; a group is a type."""
+
+    name = "activitynet"
+    fields = (*text.TextBuilder.fields, "group")
+
+    def stories(self) -> dict[str, list[text.Story]]:
+        files = self.builder_config.files
+        asked = {split: _read(*files[2 * i : 2 * i + 2]) for i, split in enumerate(SPLITS)}
+        frequency = Counter(question.answer for question in asked["train"])
+        classes = sorted(frequency, key=lambda answer: (-frequency[answer], answer))
+        classes = classes[: self.builder_config.parameters["answers"]]
+        number = {answer: i for i, answer in enumerate(classes)}
+        stories, videos, counts = {}, {}, {}
+        for split, questions in asked.items():
+            by_video: dict[str, list[Question]] = {question.video: [] for question in questions}
+            for question in questions:
+                if question.answer in number or split != "train":
+                    by_video[question.video].append(question)
+            stories[split] = [
+                text.Story(
+                    sentences=[],
+                    questions=[text.tokenize(question.text) for question in of_video],
+                    position=[0] * len(of_video),
+                    target=[number.get(question.answer, len(classes)) for question in of_video],
+                    group=[question.type for question in of_video],
+                )
+                for of_video in by_video.values()
+            ]
+            videos[split] = list(by_video)
+            outside = sum(question.answer not in number for question in questions)
+            counts[split] = dict(videos=len(by_video), questions=len(questions), outside=outside)
+        self.info.metadata.update(classes=classes, groups=list(TYPES), videos=videos, counts=counts)
+        return stories
+
+
+class Question(NamedTuple):
+    video: str
+    text: str
+    answer: str
+    type: int
+
+
+def sample_frames(count: int, frames: int) -> np.ndarray:
+    """i64 [min(count, frames)], which frames of `count` are taken: all, or `frames` from the first to the last."""
+    if count <= frames:
+        return np.arange(count)
+    return np.rint(np.arange(frames) * (count - 1) / max(frames - 1, 1)).astype(np.int64)
+
+
+def _prepare(directory: str, cache_dir: str, answers: int) -> Path:
+    if answers < 1:
+        raise ValueError(f"answers={answers}: expected 1 or more")
+    names = tuple(f"{split}_{kind}.json" for split in SPLITS.values() for kind in "qa")
+    files = records.find_files(directory, names, (".", "dataset"), ADVICE)
+    return records.prepare(ActivityNetBuilder, cache_dir, files=files, parameters=dict(answers=answers))
+
+
+def _read(questions: Path, answers: Path) -> list[Question]:
+    """The questions of a split with their answers, in the order of the questions' file."""
+    answered = _entries(answers, {"answer": str, "type": int})
+    joined = []
+    for name, question in _entries(questions, {"video_name": str, "question": str}).items():
+        if name not in answered:
+            raise ValueError(
+                f"{questions}: question {name!r} of video {question['video_name']!r} has no answer in {answers}; "
+                "take both files from one release"
+            )
+        answer = answered[name]
+        if answer["type"] not in range(len(TYPES)):
+            raise ValueError(f"{answers}, question {name!r}, key 'type': expected 0 to 8, found {answer['type']}")
+        joined.append(Question(question["video_name"], question["question"], answer["answer"], answer["type"]))
+    return joined
+
+
+def _entries(path: Path, keys: dict[str, type]) -> dict[str, dict[str, Any]]:
+    """The entries of a file by question_id."""
+    try:
+        whole = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}); fetch it again") from error
+    if not isinstance(whole, list) or not whole:
+        raise ValueError(f"{path}: expected a list of entries, found {str(whole)[:60]!r}")
+    entries = {}
+    for number, entry in enumerate(whole, 1):
+        for key, kind in {"question_id": str, **keys}.items():
+            if not isinstance(entry, dict) or type(entry.get(key)) is not kind:
+                found = repr(entry.get(key) if isinstance(entry, dict) else entry)[:60]
+                raise ValueError(f"{path}, entry {number}, key {key!r}: expected {kind.__name__}, found {found}")
+        if entry["question_id"] in entries:
+            raise ValueError(f"{path}, entry {number}: question_id {entry['question_id']!r} is there twice")
+        entries[entry["question_id"]] = entry
+    return entries
+
+
+def _paths(features: Path, videos: Sequence[str]) -> dict[str, Path]:
+    """The file of each video."""
+    files = {path.stem: path for path in sorted(features.iterdir()) if path.suffix in (".npz", ".h5")}
+    paths = {video: files.get(video) or files.get(f"v_{video}") for video in videos}
+    missing = [video for video, path in paths.items() if path is None]
+    if missing:
+        few = ", ".join(missing[:5]) + ", ..." * (len(missing) > 5)
+        raise FileNotFoundError(
+            f"{features}: {len(missing)} of {len(paths)} videos have no features: {few}; {EXPECTED}. Extract those of "
+            "the missing ones too, or take their questions out of the json files."
+        )
+    return {video: path for video, path in paths.items() if path}
+
+
+class _Frames:
+    """Sampled frames by video, of which the last used are kept in RAM; `width` is F, that of the first video."""
+
+    def __init__(self, paths: dict[str, Path], frames: int, ram_bytes: int):
+        self._settings = (paths, frames, ram_bytes)
+        self._first = next(iter(paths))
+        self.width = 0
+        self.width = self._read(self._first).shape[1]
+        self.read = functools.lru_cache(max(ram_bytes // (frames * self.width * 4), 1))(self._read)
+
+    def __reduce__(self):  # another process fills its own
+        return _Frames, self._settings
+
+    def _read(self, video: str) -> np.ndarray:
+        """f32 [n, F], n at most `frames`."""
+        paths, frames, _ = self._settings
+        path = paths[video]
+        array = _array(path)
+        if array.ndim != 2 or array.dtype.kind not in "fiu" or not array.size:
+            raise ValueError(f"{path}: expected numbers [frames, F], found {array.dtype} {list(array.shape)}")
+        if self.width and array.shape[1] != self.width:
+            raise ValueError(
+                f"{path}: expected features of width {self.width}, as in {paths[self._first]}, found {array.shape[1]}; "
+                "extract those of all videos with one network"
+            )
+        taken = sample_frames(len(array), frames)
+        array = array[taken].astype(np.float32)
+        finite = np.isfinite(array).all(1)
+        if not finite.all():
+            wrong = taken[np.argmin(finite)]
+            raise ValueError(f"{path}: expected finite features, found nan or inf in frame {wrong}; extract them again")
+        return array
+
+
+def _array(path: Path) -> np.ndarray:
+    """The one array of a file, or the one named 'features'."""
+    if path.suffix == ".h5":
+        try:
+            import h5py
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(f"{path}: h5py, which reads it, is not installed: pip install h5py") from error
+        opener = h5py.File
+    else:
+        opener = np.load
+    try:
+        with opener(path) as file:
+            names = list(file.keys())
+            name = "features" if "features" in names else names[0] if len(names) == 1 else None
+            if name is not None:
+                return np.asarray(file[name])
+    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path}: not to be read as {path.suffix} ({error}); extract it again") from error
+    raise ValueError(f"{path}: expected one array, or one named 'features', found {names}")

@@ -1,0 +1,182 @@
+"""bAbI v1.2 (Weston et al. 2015): 20 tasks of short stories in a small language, questions asked along each story.
+
+A story is one example, asked at every question's place; the questions themselves are not part of the stream. A whole
+answer is one class, a list ('milk,football') too. Words and answers are those of all three splits, as in published
+work: the language is closed.
+"""
+
+from __future__ import annotations
+
+import functools
+import lzma
+import re
+import tarfile
+import zlib
+from pathlib import Path
+
+from absl import logging
+
+from rmjax.data import records
+from rmjax.data.text import Story, TextBuilder, TextRecords, tokenize
+
+TASKS = 20
+ADVICE = (
+    "The release is tasks_1-20_v1-2.tar.gz of https://research.facebook.com/downloads/babi; set data.dir to it, or to "
+    "the folder it unpacks to."
+)
+
+
+def babi(
+    directory: str,
+    cache_dir: str,
+    *,
+    segment_length: int = 15,
+    subset: str = "en-10k",
+    tasks: str = "",
+    per_question: bool = False,
+    max_sentences: int = 0,
+    buckets: int = 6,
+) -> TextRecords:
+    """The source. `directory` is the release's folder, the one above it or the archive (.tar.gz, .tar.xz, .tar).
+
+    `tasks` are numbers ('1,2,15'; '' is all 20), `subset` 'en' (1,000 questions to train on) or 'en-10k'. The splits
+    are the release's own ('en-valid', 'en-valid-10k'); of a task that is not there, 'valid' is the last tenth of the
+    training stories. Of a task whose training file is missing, one named ..._train.PARTIAL-... is taken.
+    `metadata['splits']` says which each task has, `metadata['partial']` {task: questions} which are in part.
+    `per_question`, `max_sentences` and `buckets` are as in `TextRecords`; groups are the tasks, 'qa1' to 'qa20'.
+
+    Raises:
+      FileNotFoundError: there is no release, or a task has no file.
+      ValueError: a malformed line, a damaged archive, or `tasks` that are not.
+    """
+    numbers = [int(task) for task in tasks.split(",") if task.strip().isdecimal()] if tasks else range(1, TASKS + 1)
+    if len(numbers) != tasks.count(",") + 1 and tasks or not set(numbers) <= set(range(1, TASKS + 1)):
+        raise ValueError(f"tasks={tasks!r}: expected numbers from 1 to {TASKS}, with commas between, or nothing")
+    folders = (subset, re.sub("(-10k)?$", r"-valid\1", subset, count=1))
+    path = Path(directory).expanduser()
+    files: list[Path] = [path] if directory and path.is_file() else []
+    for root in (path, path / "tasks_1-20_v1-2"):
+        if directory and not files:
+            files = sorted(file for folder in folders for file in (root / folder).glob("qa*.txt"))
+    if not files:
+        raise FileNotFoundError(
+            f"{subset}/qa1_..._train.txt not found in {directory or 'data.dir, which is empty'}. {ADVICE}"
+        )
+    parameters = dict(folders=folders, tasks=sorted(set(numbers)))
+    source = TextRecords(
+        records.prepare(BabiBuilder, cache_dir, files=tuple(files), parameters=parameters),
+        segment_length=segment_length,
+        metric="error",
+        positions_at_end=False,
+        per_question=per_question,
+        max_sentences=max_sentences,
+        buckets=buckets,
+    )
+    for task, questions in source.metadata["partial"].items():
+        logging.warning("bAbI %s: only a part of its training file is there, %d questions.", task, questions)
+    return source
+
+
+class BabiBuilder(TextBuilder):
+    """The stories of each task, in the files' order, task after task."""
+
+    name = "babi"
+    fields = (*TextBuilder.fields, "group")
+    counted = ("train", "valid", "test")
+
+    def stories(self) -> dict[str, list[Story]]:
+        folders, tasks = (self.builder_config.parameters[name] for name in ("folders", "tasks"))
+        texts = read_files(self.builder_config.files, folders)
+        classes: dict[str, int] = {}
+        splits: dict[str, list[Story]] = {"train": [], "valid": [], "test": []}
+        chosen, partial = {}, {}
+        for group, task in enumerate(tasks):
+            files, chosen[f"qa{task}"] = task_files(texts, folders, task)
+            parts = {split: parse(*texts[name], group, classes) for split, name in files.items()}
+            if "PARTIAL" in files["train"]:
+                partial[f"qa{task}"] = sum(len(story.target) for story in parts["train"])
+            if "valid" not in parts:
+                kept = len(parts["train"]) - max(1, round(len(parts["train"]) / 10))
+                if not kept:
+                    raise records.malformed(texts[files["train"]][0], 1, "story", "two stories or more", "one")
+                parts["train"], parts["valid"] = parts["train"][:kept], parts["train"][kept:]
+            for split, stories in parts.items():
+                splits[split] += stories
+        groups = [f"qa{task}" for task in tasks]
+        self.info.metadata.update(classes=list(classes), groups=groups, splits=chosen, partial=partial)
+        return splits
+
+
+def read_files(files: tuple[Path, ...], folders: tuple[str, ...]) -> dict[str, tuple[Path, str]]:
+    """{'en-10k/qa1_single-supporting-fact_train.txt': (its path, its text)} of an archive, or of the files given."""
+    if files[0].suffix == ".txt":
+        return {f"{file.parent.name}/{file.name}": (file, file.read_text("utf-8", "replace")) for file in files}
+    wanted, texts = re.compile(rf"(?:.*/)?((?:{'|'.join(map(re.escape, folders))})/qa[^/]*\.txt)"), {}
+    try:
+        with tarfile.open(files[0]) as archive:
+            for member in archive:
+                match = wanted.fullmatch(member.name)
+                if match and (content := archive.extractfile(member)):
+                    texts[match[1]] = (files[0] / member.name, content.read().decode("utf-8", "replace"))
+    except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
+        message = f"{files[0]}: the archive is damaged or cut short ({error}); fetch it again. {ADVICE}"
+        raise ValueError(message) from error
+    if not texts:
+        raise FileNotFoundError(f"{folders[0]}/qa1_..._train.txt not found in {files[0]}. {ADVICE}")
+    return texts
+
+
+def task_files(texts: dict[str, tuple[Path, str]], folders: tuple[str, ...], task: int) -> tuple[dict[str, str], str]:
+    """({split: its file}, where they come from) of a task; without a file of 'valid' where the release has none."""
+    subset, valid = folders
+    files = {split: f"{valid}/qa{task}_{split}.txt" for split in ("train", "valid", "test")}
+    if all(name in texts for name in files.values()):
+        return files, valid
+    files = {}
+    for split, endings in {"train": (r"\.txt", r"\.PARTIAL-.*\.txt"), "test": (r"\.txt",)}.items():
+        patterns = [re.compile(rf"{re.escape(subset)}/qa{task}_.*_{split}{ending}") for ending in endings]
+        found = [name for pattern in patterns for name in texts if pattern.fullmatch(name)]
+        if not found:
+            missing, where = f"{subset}/qa{task}_..._{split}.txt", next(iter(texts.values()))[0].parent.parent
+            raise FileNotFoundError(f"{missing} not found in {where}; fetch it or leave {task} out of tasks. {ADVICE}")
+        files[split] = found[0]
+    return files, f"{subset}, the last tenth of its training stories as valid"
+
+
+def parse(path: Path, text: str, group: int, classes: dict[str, int]) -> list[Story]:
+    """The stories of a file. New answers are added to `classes`; ValueError names the line and field that is wrong."""
+    words = functools.cache(tokenize)  # lines recur
+    stories: list[Story] = []
+    wrong = functools.partial(records.malformed, path)
+    begins, last = [], 0  # lines where stories begin; the ID before this one
+    for number, line in enumerate(text.splitlines(), 1):
+        match = re.fullmatch(r"(\d+) (.*)", line, re.ASCII)
+        if not match:
+            raise wrong(number, "ID", "a number, a space and a sentence", line)
+        if int(match[1]) not in (1, last + 1 if stories else 1):
+            raise wrong(number, "ID", f"1 or {last + 1}" if stories else "1", match[1])
+        last = int(match[1])
+        if last == 1:
+            begins.append(number)
+            stories.append(Story([], [], [], []))
+        story = stories[-1]
+        sentence, *rest = match[2].split("\t")
+        if not words(sentence):
+            raise wrong(number, "sentence", "words", sentence)
+        if not rest and "?" in sentence:
+            raise wrong(number, "answer", "a tab and an answer after the question", sentence)
+        if not rest:
+            story.sentences.append(words(sentence))
+            continue
+        answer = rest[0].strip()
+        if not answer:
+            raise wrong(number, "answer", "an answer after the tab", match[2])
+        story.questions.append(words(sentence))
+        story.position.append(len(story.sentences))
+        story.target.append(classes.setdefault(answer, len(classes)))
+    if not stories:
+        raise wrong(1, "ID", "a line", "an empty file")
+    for number, story in zip(begins, stories, strict=True):
+        if not story.questions:
+            raise wrong(number, "story", "a question before its end", "none")
+    return [story._replace(group=[group] * len(story.questions)) for story in stories]

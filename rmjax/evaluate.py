@@ -1,0 +1,91 @@
+"""From the scores of a split to numbers: by the source's metric, for all questions and for each of its groups."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from rmjax import metrics
+from rmjax.data.source import Questions, Source
+
+Scored = dict[str, np.ndarray]  # scores [n, Q] or [n, Q, C], target [n, Q], query_mask [n, Q], example_id [n]
+
+
+def metric_of(source: Source) -> str:
+    """auc, accuracy, mrr, or error, of which less is better."""
+    return getattr(source, "questions", Questions()).metric
+
+
+def measures(source: Source, split: str, scored: Scored) -> dict[str, float]:
+    """{metric: over all questions, group: over its own}; 'error' is the mean over the groups."""
+    metric, mask = metric_of(source), scored["query_mask"]
+    if metric == "auc":
+        return {"auc": metrics.auc(scored["scores"], scored["target"], mask)}
+    values, groups = question_values(source, split, scored), groups_of(source, split, scored)
+    each = {name: float(values[inside].mean()) for name, inside in groups.items() if inside.any()}
+    whole = float(np.mean(list(each.values()))) if metric == "error" and each else float(values[mask].mean())
+    return {metric: whole} | each
+
+
+def better(source: Source, found: dict[str, float]) -> float:
+    """What the best checkpoint has most of."""
+    metric = metric_of(source)
+    return -found[metric] if metric == "error" else found[metric]
+
+
+def rows(source: Source, split: str, name: str, scored: Scored, streams: np.ndarray, seed: int) -> list[dict[str, Any]]:
+    """The final table: the machine `name`, then what the source's references answer to the same questions.
+
+    streams [n]: whose stream each example is; the 95% interval is over these.
+    """
+    metric, mask = metric_of(source), scored["query_mask"]
+    references = source.references(split) if hasattr(source, "references") else {}
+    table = []
+    for reader, scores in {
+        name: scored["scores"],
+        **{k: v[scored["example_id"]] for k, v in references.items()},
+    }.items():
+        its = scored | {"scores": scores}
+        whole, *others = measures(source, split, its).items()
+        users = np.repeat(streams, mask.sum(1))
+        if metric == "auc":
+            low, high = metrics.bootstrap(scores[mask], scored["target"][mask], users, seed=seed)
+        else:
+            values, groups = question_values(source, split, its)[mask], groups_of(source, split, its)
+            inside = np.stack(list(groups.values()))[:, mask].argmax(0) if metric == "error" and groups else None
+            low, high = metrics.bootstrap_mean(values, users, inside, seed=seed)
+        row = {"memory": reader, f"test_{metric}": whole[1], "low": low, "high": high}
+        if metric == "error" and others:
+            row["under_5%"] = sum(error < 0.05 for _, error in others)
+        table.append(row | dict(others))
+    return table
+
+
+def groups_of(source: Source, split: str, scored: Scored) -> dict[str, np.ndarray]:
+    """{name: bool [n, Q]} of the source's groups, asked questions only."""
+    if not hasattr(source, "groups"):
+        return {}
+    groups = source.groups(split)  # type: ignore[attr-defined]
+    return {name: inside[scored["example_id"]] & scored["query_mask"] for name, inside in groups.items()}
+
+
+def question_values(source: Source, split: str, scored: Scored) -> np.ndarray:
+    """f64 [n, Q], what the metric is the mean of. Scores [n, Q] are answers and not logits."""
+    scores, target, metric = scored["scores"], scored["target"], metric_of(source)
+    if metric == "mrr":
+        ranks = rank(scores, target)
+        if hasattr(source, "also"):
+            also = source.also(split)[scored["example_id"]]
+            ranks = np.where(also < 0, ranks, np.minimum(ranks, rank(scores, np.maximum(also, 0))))
+        return 1 / ranks
+    chosen = scores if scores.ndim == target.ndim else scores.argmax(-1)
+    right = (chosen == target).astype(np.float64)
+    return 1 - right if metric == "error" else right
+
+
+def rank(logits: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """f64 [n, Q], the place of the right one of [n, Q, C], the best being 1; among equals the middle."""
+    right = np.take_along_axis(logits, target[..., None], -1)
+    equal = (logits == right).sum(-1) - 1
+    return 1 + (logits > right).sum(-1) + equal / 2

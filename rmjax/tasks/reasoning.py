@@ -1,0 +1,157 @@
+"""Reasoning after memorizing: a memory is written, then questions are answered from it, and it is rehearsed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from rmjax.layers.embeddings import embed
+from rmjax.machines import memorize
+from rmjax.rehearsal import sampler
+from rmjax.tasks import rehearsing
+from rmjax.tasks.answers import Answers, questions_only
+from rmjax.tasks.rehearsing import Rehearsal
+from rmjax.types import Array, Batch, Key, Memory, MemoryMachine, Params, Sum, example_keys
+
+
+@dataclasses.dataclass(frozen=True)
+class Reasoning:
+    """A machine, its answers and the rehearsal, trained on one loss. Implements `Task`."""
+
+    machine: MemoryMachine
+    answers: Answers
+    rehearsal: Rehearsal
+    segment_length: int
+    reason: float = 1.0  # lambda_3
+    items_fixed: bool = False  # the item table is not trained: it came from somewhere better
+    block: int = 0
+    remat: bool = False
+
+    def init(self, key: Key) -> Params:
+        a, b, c, d = jax.random.split(key, 4)
+        params = {
+            "machine": self.machine.init(a),
+            "head": self.answers.init_head(b),
+            "encoder": self.answers.init_encoder(d),
+        }
+        if self.rehearsal.active:
+            memory = jax.eval_shape(lambda: self.machine.slots(params["machine"], self._empty(params, 1)))
+            width = self.answers.item_dim
+            params["rehearsal"] = self.rehearsal.decoder.init(c, width, memory[0].shape[-1], self.segment_length)
+        return params
+
+    def _empty(self, params: Params, batch_size: int) -> Memory:
+        return self.machine.init_memory(params["machine"], batch_size)
+
+    def memorize(self, params: Params, batch: Batch, key: Key | None = None):
+        return memorize(
+            self.machine,
+            params["machine"],
+            batch.items,
+            batch.item_mask,
+            key=key,
+            positions=batch.position,
+            block=self.block,
+            remat=self.remat,
+        )
+
+    def answer(self, params: Params, memory: Memory, query: Array, query_mask: Array, **asked: Array) -> Array:
+        """Logits [B, Q] (of clicks) or [B, Q, C] (of classes or choices) from memories [B] alone.
+
+        query i32 [B, Q] or [B, Q, W], query_mask bool [B, Q]; of sentences and candidates also the fields of `Batch`:
+        word_mask, candidates, candidate_mask, choices, choice_mask.
+        """
+        return self._answer(params, memory, None, questions_only(query, query_mask, **asked))
+
+    def _answer(self, params: Params, memory: Memory, at_query: Memory | None, batch: Batch) -> Array:
+        """Each answer is read from `at_query` [B, Q], the memory at its query's position, where that is given."""
+        machine, its, encoder, mask = self.machine, params["machine"], params["encoder"], batch.query_mask
+        embed_items = functools.partial(machine.embed, its)
+        query = self.answers.encode(encoder, embed_items, batch)
+        if at_query is None:
+            features = machine.read(its, memory, query, mask)
+        else:
+            rows = mask.size  # one memory per question
+            each = jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), at_query)
+            features = machine.read(its, each, query.reshape(rows, 1, -1), mask.reshape(rows, 1)).reshape(query.shape)
+        return self.answers.logits(encoder, params["head"], embed_items, features, query, batch)
+
+    def scores(self, params: Params, batch: Batch) -> Array:
+        memorized = self.memorize(params, batch)
+        return self._answer(params, memorized.memory, memorized.asked, batch)
+
+    def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[float, Sum]]:
+        if self.items_fixed:
+            table = jax.lax.stop_gradient(params["machine"]["embed"])
+            params = params | {"machine": params["machine"] | {"embed": table}}
+        drawn = example_keys(key, batch.example_id)
+        keys = jax.vmap(lambda k: jax.random.split(k, 3))(drawn)
+        memorized = self.memorize(params, batch, keys[:, 0])
+        logits = self._answer(params, memorized.memory, memorized.asked, batch)
+        terms = {"reason": (self.reason, self.answers.loss(logits, batch))}
+        if self.rehearsal.active:
+            chosen, which, valid, memory = draw_query(keys[:, 1], batch, memorized)
+            query = None
+            if self.rehearsal.sampler == "teacher":
+                asked = one_question(batch, which)
+                query = self.answers.encode(frozen["encoder"], functools.partial(embed, frozen), asked)
+            found = rehearsing.choose_segments(self.rehearsal, chosen, frozen, query, batch, valid)
+            terms |= rehearsing.losses(self.rehearsal, self.machine, params, batch, memory, found, keys[:, 2], key)
+        return terms
+
+
+def draw_query(key: Key, batch: Batch, memorized) -> tuple[Key, Array, Array, Memory]:
+    """One asked query per stream, uniformly: what is rehearsed must be known before it.
+
+    -> a fresh key [B], which query [B], the valid segments before it [B, T], the memory at its position.
+    """
+    key, fresh = jax.vmap(jax.random.split, out_axes=1)(key)
+    which = jax.vmap(jax.random.categorical)(key, jnp.where(batch.query_mask, 0.0, -jnp.inf))
+    row = jnp.arange(len(which))
+    valid = batch.item_mask.any(-1) & batch.query_mask.any(-1)[:, None]
+    memory = memorized.memory
+    if batch.position is not None:
+        valid &= jnp.arange(valid.shape[1]) < batch.position[row, which][:, None]
+        memory = jax.tree.map(lambda x: x[row, which], memorized.asked)
+    return fresh, which, valid, memory
+
+
+def one_question(batch: Batch, which: Array) -> Batch:
+    """The batch with one question a stream, which [B]."""
+    pick = lambda x: None if x is None else x[jnp.arange(len(which)), which][:, None]  # noqa: E731
+    picked = {name: pick(getattr(batch, name)) for name in ("query", "query_mask", "word_mask")}
+    return batch.replace(**picked)  # type: ignore[attr-defined]
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """The history sampler as a task of its own (RM section 3.3.2): answers from the raw segments. Implements `Task`."""
+
+    num_items: int
+    answers: Answers
+    width: int = 0  # see `embeddings.init_items`
+
+    def init(self, key: Key) -> Params:
+        a, b, c = jax.random.split(key, 3)
+        encoder = {"encoder": self.answers.init_encoder(c)}
+        return {
+            "sampler": sampler.init(a, self.num_items, self.answers.dim, self.width) | encoder,
+            "head": self.answers.init_head(b),
+        }
+
+    def scores(self, params: Params, batch: Batch) -> Array:
+        valid = jnp.broadcast_to(batch.item_mask.any(-1)[:, None], (*batch.query_mask.shape, batch.items.shape[1]))
+        if batch.position is not None:
+            valid &= jnp.arange(valid.shape[-1]) < batch.position[..., None]
+        eyes = params["sampler"]
+        embed_items = functools.partial(embed, eyes)
+        query = self.answers.encode(eyes["encoder"], embed_items, batch)
+        features = sampler.fragment_features(eyes, batch.items, batch.item_mask)
+        _, found = sampler.attend(eyes, query, features, valid)
+        return self.answers.logits(eyes["encoder"], params["head"], embed_items, found, query, batch)
+
+    def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[float, Sum]]:
+        return {"reason": (1.0, self.answers.loss(self.scores(params, batch), batch))}
