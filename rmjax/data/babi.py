@@ -118,6 +118,8 @@ def read_files(files: tuple[Path, ...], folders: tuple[str, ...]) -> dict[str, t
                 match = wanted.fullmatch(member.name)
                 if match and (content := archive.extractfile(member)):
                     texts[match[1]] = (files[0] / member.name, content.read().decode("utf-8", "replace"))
+            while archive.fileobj and archive.fileobj.read(1 << 20):  # the checksum is at the end
+                pass
     except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
         message = f"{files[0]}: the archive is damaged or cut short ({error}); fetch it again. {ADVICE}"
         raise ValueError(message) from error

@@ -116,10 +116,10 @@ class Synthetic:
     """A source of streams of facts, each with one query after its end.
 
     Example i is of chain i % chains (query, answer = divmod(chain, answers)), with its evidence in part
-    (i // chains) % parts: every split has as many of each chain, and of each part up to one per chain.
+    (i // chains) % parts: every split has as many examples of each chain, and a chain as many in each part, up to one.
 
     With the defaults a reader that counts each evidence's facts in a window is right in 96% of streams, of a bag of all
-    facts in 67%, of the last half alone in 97% of those with late evidence and 3% of the others (chance).
+    facts in 66%, of the last half alone in 97% of those with late evidence and 3% of the others (chance).
     """
 
     config: SyntheticConfig = SyntheticConfig()
@@ -357,6 +357,7 @@ def _most_in_window(config: SyntheticConfig, world: Array, items: Array, width: 
         def step(state):
             i, last, best = state
             at = jnp.minimum(first + i, length - 1)[:, None]
+            # Past its last fact a stream looks at its last window, again and again.
             now = jnp.where(first + i < end, jnp.take_along_axis(position, at, 1)[:, 0], length - 1)
             new = jnp.where(first + i < end, jnp.take_along_axis(fact, at, 1)[:, 0], -1)
             last = jnp.where(jnp.arange(per)[:, None] == new, now, last)  # [facts of one, B]

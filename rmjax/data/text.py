@@ -284,8 +284,7 @@ class _Ragged:
 
 def bucket_boundaries(lengths: np.ndarray, longest: int, buckets: int) -> list[int]:
     """At most `buckets` sizes, rising to `longest`, that pad `lengths` the least when each goes to the next size."""
-    sizes, counts = np.unique(np.append(lengths, longest), return_counts=True)
-    counts[-1] -= 1
+    sizes, counts = np.unique(np.append(lengths, longest), return_counts=True)  # one more of the longest pads nothing
     number, total = _starts(counts), _starts(counts * sizes)
     # padding[i, j]: of all above sizes[i - 1] (i = 0: of all) and up to sizes[j], in one bucket
     padding = (number[1:] - number[:-1, None]) * sizes - (total[1:] - total[:-1, None])

@@ -93,9 +93,9 @@ class TVQABuilder(TextBuilder):
 def _story(words: list[str], questions: list[dict[str, Any]]) -> Story:
     pool: dict[tuple[str, ...], int] = {}
     return Story(
-        sentences=[words] if words else [],
+        sentences=[words],
         questions=[tokenize(question["q"]) for question in questions],
-        position=[min(len(words), 1)] * len(questions),
+        position=[1] * len(questions),
         target=[question["answer_idx"] for question in questions],
         choices=[[pool.setdefault(tuple(tokenize(q[a])), len(pool)) for a in ANSWERS] for q in questions],
         candidates=list(pool),

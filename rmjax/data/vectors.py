@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,7 +63,7 @@ def read_vectors(path: str, vocabulary: Sequence[str]) -> tuple[np.ndarray, np.n
 
 def _is_number(field: bytes) -> bool:
     try:
-        return bool(np.isfinite(float(field)))
+        return math.isfinite(float(field))
     except ValueError:
         return False
 

@@ -215,15 +215,28 @@ def test_a_malformed_file_leaves_nothing(tmp_path):
         babi(str(tmp_path / "release"), str(tmp_path / "cache"), tasks="8")
 
 
+def test_a_task_without_all_three_official_splits_has_the_last_tenth(tmp_path):
+    shutil.copytree(RELEASE, tmp_path / "release")
+    (tmp_path / "release" / "en-valid-10k" / "qa1_valid.txt").unlink()
+    source = babi(str(tmp_path / "release"), str(tmp_path / "cache"), tasks="1")
+    assert source.metadata["splits"] == {"qa1": "en-10k, the last tenth of its training stories as valid"}
+    assert [source.size(split) for split in SPLITS] == [3, 1, 2] and source.metadata["partial"] == {}
+
+
 @pytest.mark.parametrize("end, mode", [(".gz", "w:gz"), (".xz", "w:xz"), ("", "w")])
 def test_a_damaged_archive_is_named(tmp_path, end, mode):
     path = tmp_path / f"babi.tar{end}"
-    noise = np.random.default_rng(0).bytes(20_000)
-    (tmp_path / "noise").write_bytes(noise)
+    (tmp_path / "text").write_text("".join(f"{i} went to the {i * i}.\n" for i in range(5000)))
     with tarfile.open(path, mode) as archive:
-        archive.add(tmp_path / "noise", "en-10k/qa9_noise.txt")
+        archive.add(tmp_path / "text", "en-10k/qa9_text.txt")
     whole = path.read_bytes()
-    for content in (whole[: len(whole) // 2], b"nothing of the kind"):
+    damaged = [whole[: len(whole) // 2], b"nothing of the kind"]
+    if end:  # a plain one has no checksum
+        noise = np.random.default_rng(0).bytes(64)
+        places = [int(share * len(whole)) for share in np.linspace(0.1, 0.9, 20)]
+        damaged += [whole[:at] + noise + whole[at + 64 :] for at in places]
+        damaged += [whole[:-6] + bytes([whole[-6] ^ 1]) + whole[-5:]]
+    for content in damaged:
         path.write_bytes(content)
         with pytest.raises(ValueError, match="damaged or cut short") as error:
             babi(str(path), str(tmp_path / "cache"))

@@ -1,0 +1,170 @@
+"""A table of the papers, row by row: python -m rmjax.ablate --config=configs/synthetic.py:local --table=cm1 --seeds=3.
+
+Every row, setting and seed is a run of rmjax.main of its own, in a workdir of its own below --workdir; what is finished
+is not run again, so the same line goes on where it stopped. `--config.<key>=<value>` holds for all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from rmjax import config as configs
+from rmjax import metrics
+from rmjax.tables import TABLES, Table
+from rmjax.workdir import EXIT_PREEMPTED, lock
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Path of a config file, what the rows are changes of.")
+_TABLE = flags.DEFINE_enum("table", None, list(TABLES), "Which table of the papers.")
+_SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds 0, 1, ... of every row.", lower_bound=1)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs go, and table.json.")
+_ROWS = flags.DEFINE_list("rows", [], "Only these rows, by name; all by default.")
+
+Results = dict[tuple[str, str, int], list[dict[str, Any]]]  # (setting, row, seed) -> rows of the run's final table
+
+
+class Job(NamedTuple):
+    setting: str
+    row: str
+    seed: int
+    workdir: Path
+    flags: list[str]
+
+
+def jobs(table: Table, workdir: Path, seeds: int) -> list[Job]:
+    """Every run, in the order in which they are made: whole seeds, so that a table cut short has every row."""
+    made = []
+    for seed in range(seeds):
+        for setting, common in table.settings.items():
+            first: Path | None = None
+            for name, row in table.rows.items():
+                folder = workdir / f"seed{seed}" / slug(setting) / slug(name)
+                values = {**common, **row.changes, "seed": seed}
+                if table.share_teacher and first:
+                    values["teacher.dir"] = str(first)
+                first = first or folder
+                made.append(Job(setting, name, seed, folder, [f"--config.{k}={v}" for k, v in values.items()]))
+    return made
+
+
+def slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def run(job: Job, argv: Sequence[str]) -> list[dict[str, Any]] | None:
+    """The rows of a run's final table; None where it failed, which is logged. What it says goes to log.txt.
+
+    Raises:
+      SystemExit: it was asked to stop, or this process was: the exit code of a run that is to be started again.
+    """
+    results = job.workdir / "results.json"
+    if not results.exists():
+        job.workdir.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "rmjax.main", *argv, *job.flags, f"--workdir={job.workdir}"]
+        with (job.workdir / "log.txt").open("a") as log:
+            code = wait(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
+        if code == EXIT_PREEMPTED:
+            raise SystemExit(EXIT_PREEMPTED)
+        if code or not results.exists():
+            logging.error("%s failed with exit code %s; see %s", job.workdir, code, job.workdir / "log.txt")
+            return None
+    return json.loads(results.read_text())
+
+
+def wait(process: subprocess.Popen) -> int:
+    """The exit code. SIGTERM and SIGINT are handed on once; the run then saves and leaves."""
+
+    def hand_on(number: int, _) -> None:
+        process.send_signal(signal.SIGTERM)
+
+    before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        return process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def summary(table: Table, results: Results, data: str) -> list[dict[str, Any]]:
+    """One line for each setting and row: mean +- std over its seeds, and the paper's number, of every measure."""
+    lines = []
+    for setting in table.settings:
+        readers: dict[str, list[dict[str, Any]]] = {}
+        for name in table.rows:
+            for (its_setting, its_row, _), found in results.items():
+                if (its_setting, its_row) == (setting, name):
+                    readers.setdefault(name, []).append(found[0])
+                    for other in found[1:]:
+                        readers.setdefault(other["memory"], []).append(other)
+        ordered = [*(n for n in table.rows if n in readers), *(n for n in readers if n not in table.rows)]
+        for name in ordered:
+            line: dict[str, Any] = {"setting": setting} if setting else {}
+            line |= {"row": name, "seeds": len(readers[name]) if name in table.rows else 0}
+            paper = table.rows[name].paper.get(setting or data, {}) if name in table.rows else {}
+            for measure in (k for k in readers[name][0] if k not in ("memory", "low", "high")):
+                values = [float(found[measure]) for found in readers[name]]
+                line[measure.removeprefix("test_")] = spread(values, name in table.rows)
+                if measure in paper:
+                    line[f"{measure.removeprefix('test_')}, paper"] = f"{paper[measure]:.4f}"
+            lines.append(line)
+    return lines
+
+
+def spread(values: list[float], seeds: bool) -> str:
+    """Mean +- std (of the sample); references are the same for every seed."""
+    mean = f"{statistics.mean(values):.4f}"
+    return f"{mean} +- {statistics.stdev(values):.4f}" if seeds and len(values) > 1 else mean
+
+
+def main(argv: Sequence[str]) -> int:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    logging.set_verbosity(logging.INFO)
+    table, workdir = TABLES[_TABLE.value], Path(_WORKDIR.value or f"runs/{_TABLE.value}")
+    try:
+        configs.validate(_CONFIG.value)
+        unknown = [name for name in _ROWS.value if name not in table.rows]
+        if unknown:
+            raise ValueError(f"--rows: {_TABLE.value} has no row {unknown[0]!r}; there are {', '.join(table.rows)}")
+        if _ROWS.value:
+            table = table._replace(rows={name: row for name, row in table.rows.items() if name in _ROWS.value})
+        given = [arg for arg in sys.argv[1:] if re.match(r"--?config[.=]", arg)]
+        with lock(workdir):
+            return run_all(table, jobs(table, workdir, _SEEDS.value), given, workdir, _CONFIG.value.data.name)
+    except (ValueError, OSError, RuntimeError) as error:
+        logging.error("%s", error)
+        return 1
+
+
+def run_all(table: Table, todo: list[Job], given: Sequence[str], workdir: Path, data: str) -> int:
+    """Runs what is not finished; the table so far is printed, and written, whenever a run ends. -> exit code."""
+    results: Results = {}
+    failed = False
+    for number, job in enumerate(todo, 1):
+        logging.info("%d of %d: %s %s, seed %d", number, len(todo), job.setting, job.row, job.seed)
+        found = run(job, given)
+        failed |= found is None
+        if found is None:
+            continue
+        results[job.setting, job.row, job.seed] = found
+        lines = summary(table, results, data)
+        (workdir / "table.json").write_text(json.dumps(lines, indent=1))
+        logging.info("%s\n%s", table.source, metrics.table(lines))
+    print(metrics.table(summary(table, results, data)))
+    return int(failed)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "table"])
+    configs.check_flags(sys.argv)
+    app.run(main)
