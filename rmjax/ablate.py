@@ -130,6 +130,7 @@ def main(argv: Sequence[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     logging.set_verbosity(logging.INFO)
+    assert _TABLE.value is not None
     table, workdir = TABLES[_TABLE.value], Path(_WORKDIR.value or f"runs/{_TABLE.value}")
     try:
         configs.validate(_CONFIG.value)

@@ -152,6 +152,10 @@ SCHEMA: dict[str, Field] = {
     "teacher.dim": Field(64, at_least(1), "width"),
     "teacher.share_items": Field(False, anything, "the machine has the teacher's item table, fixed"),
     "teacher.dir": Field("", anything, "workdir of a run whose teacher is taken; empty: one is trained here"),
+    # probe
+    "probe.steps": Field(0, at_least(0), "steps of a decoder trained on the memory as it is; 0: the model's own"),
+    "probe.fragments": Field(8, at_least(1), "fragments of a stream"),
+    "probe.streams": Field(2000, at_least(1), "test streams"),
     # train
     "train.steps": Field(2000, at_least(1), "steps of training"),
     "train.batch_size": Field(32, at_least(1), "streams a step, over all devices"),

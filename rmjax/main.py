@@ -10,7 +10,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from rmjax import config as configs
-from rmjax import environment, train
+from rmjax import environment, probe, train
 from rmjax.workdir import EXIT_PREEMPTED
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -19,7 +19,12 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where checkpoints and logs go; the same line goes on where a run stopped."
 )
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "explain"], "Train and test; test only; or tell the cost.")
+_MODE = flags.DEFINE_enum(
+    "mode",
+    "train",
+    ["train", "eval", "explain", "probe"],
+    "Train and test; test only; tell the cost; or what is forgotten.",
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -35,6 +40,9 @@ def main(argv: Sequence[str]) -> int:
             return 0
         if not _WORKDIR.value:
             raise ValueError("--workdir is missing: name a directory for checkpoints and logs")
+        if _MODE.value == "probe":
+            print(probe.show(probe.probe(config, _WORKDIR.value)))
+            return 0
         run = train.train if _MODE.value == "train" else train.evaluate_only
         print(train.show(run(config, _WORKDIR.value)))
     except train.Preempted as preempted:

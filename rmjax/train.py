@@ -37,7 +37,7 @@ from rmjax.workdir import Preemption, lock
 # What may change between a run and its continuation; everything else is part of what the run computes.
 MAY_CHANGE = ("train.devices", "train.mapping", "train.model_devices", "train.microbatch", "train.log_every",
               "train.keep_last", "train.keep_best", "data.dir", "data.cache_dir", "data.ram_bytes", "data.workers",
-              "data.prefetch")  # fmt: skip
+              "data.prefetch", "probe.steps", "probe.fragments", "probe.streams")  # fmt: skip
 CPU_ITEMS = 8192  # of the streams that a CPU holds at once, see `microbatch`
 # Steps dispatched ahead of the one whose loss is looked at. None on CPU: several devices share a few threads there,
 # and threads that wait in one step's all-reduce can starve another step of them for ever.

@@ -321,9 +321,9 @@ def _occurs(items: Array, evidence: Array, span: int) -> Array:
 
 def oracles(config: SyntheticConfig, world: np.ndarray, items: np.ndarray, query: np.ndarray) -> dict[str, np.ndarray]:
     """The answer [B, 1] with most distinct facts of its evidence present, by reader (ties: the smallest answer; without
-    the query the smallest query first). A window is the `window` of the config, wherever it holds most."""
-    inside = most_in_window(config, world, items, config.width)
-    last_half = most_in_window(config, world, items[:, config.length // 2 :], config.width)
+    the query the smallest query first). A window is as wide as evidence can be, wherever it holds most."""
+    inside = most_in_window(config, world, items, config.span)
+    last_half = most_in_window(config, world, items[:, config.length // 2 :], config.span)
     anywhere = most_in_window(config, world, items, config.length)
     rows = np.arange(len(items))[:, None]
     chosen = {

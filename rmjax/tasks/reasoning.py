@@ -38,13 +38,13 @@ class Reasoning:
             "encoder": self.answers.init_encoder(d),
         }
         if self.rehearsal.active:
-            memory = jax.eval_shape(lambda: self.machine.slots(params["machine"], self._empty(params, 1)))
-            width = self.answers.item_dim
-            params["rehearsal"] = self.rehearsal.decoder.init(c, width, memory[0].shape[-1], self.segment_length)
+            params["rehearsal"] = self.init_rehearsal(c, params["machine"])
         return params
 
-    def _empty(self, params: Params, batch_size: int) -> Memory:
-        return self.machine.init_memory(params["machine"], batch_size)
+    def init_rehearsal(self, key: Key, machine: Params) -> Params:
+        """A decoder for memories of a machine with these parameters."""
+        slots, _ = jax.eval_shape(lambda: self.machine.slots(machine, self.machine.init_memory(machine, 1)))
+        return self.rehearsal.decoder.init(key, self.answers.item_dim, slots.shape[-1], self.segment_length)
 
     def memorize(self, params: Params, batch: Batch, key: Key | None = None):
         return memorize(

@@ -1,0 +1,215 @@
+"""Forgetting, measured: what the rehearsal decoder recalls of a stream from its last memory, by age of the fragment."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from rmjax import evaluate, metrics, train
+from rmjax.data.pipeline import batches, eval_batches
+from rmjax.parallel import make_mapped
+from rmjax.tasks import rehearsing
+from rmjax.tasks.reasoning import Reasoning
+from rmjax.types import Array, Batch, Key, Params, Sum, example_keys
+
+BINS = 20  # most ages that are told apart
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """A rehearsal decoder of its own on memories that are not trained: `frozen` are a model's parameters. Implements
+    `Task`, all but its scores."""
+
+    model: Reasoning
+
+    def init(self, key: Key) -> Params:
+        return {"rehearsal": self.model.init_rehearsal(key, self.model.init(key)["machine"])}
+
+    def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[float, Sum]]:
+        r, machine = self.model.rehearsal, self.model.machine
+        keys = jax.vmap(lambda k: jax.random.split(k, 3))(example_keys(key, batch.example_id))
+        memory = self.model.memorize(frozen, batch, keys[:, 0]).memory
+        found = rehearsing.choose_segments(r, keys[:, 1], None, None, batch, batch.item_mask.any(-1))
+        both = {"machine": frozen["machine"]} | params
+        return rehearsing.losses(r, machine, both, batch, memory, found, keys[:, 2], key)
+
+    def scores(self, params: Params, batch: Batch) -> Array:
+        raise NotImplementedError("a probe answers no questions")
+
+
+def probe(config: Any, workdir: str | Path) -> dict[str, Any]:
+    """Recollection accuracy and familiarity AUC by age in segments, of the best checkpoint in `workdir`, and its
+    measures by group; written to probe.json, and drawn in probe.png.
+
+    The decoder is the model's own, or with config.probe.steps one trained here for so many steps on its memories.
+
+    Raises:
+      FileNotFoundError: `workdir` has no checkpoint of the model.
+      ValueError: the model was trained without rehearsal and config.probe.steps = 0.
+    """
+    p, r = config.probe, config.rehearsal
+    if not p.steps and not (r.recollection or r.familiarity):
+        raise ValueError(
+            "this model was trained without rehearsal, so it has no decoder to probe its memory with: "
+            "--config.probe.steps=500 trains one, its memory being left as it is"
+        )
+    with train.opened(config, workdir) as run:
+        stage = train.model_stage(run)
+        mapped = train.map_stage(run, stage)
+        params = train.read_best(run.workdir / stage.name, jax.eval_shape(stage.task.init, jax.random.key(0)))
+        if params is None:
+            raise FileNotFoundError(f"{workdir} has no checkpoint of the model: train first, with --mode=train")
+        model: Any = stage.task
+        trained = {"recollection": bool(r.recollection), "familiarity": bool(r.familiarity)}
+        if p.steps:
+            model, params = train_probe(run, model, params)
+            trained = dict.fromkeys(trained, True)
+        recalled = recall_split(run, model, params, "test")
+        scored = train.score_split(run, mapped, mapped.put(train_part(stage.task, params)), "test")
+        found = {
+            "machine": config.machine.kind,
+            "decoder": f"trained for {p.steps} steps on the frozen memory" if p.steps else "the model's own",
+            "measures": evaluate.measures(run.source, "test", scored),
+            "by_age": by_age(recalled, trained),
+        }
+        train.write_whole(run.workdir / "probe.json", json.dumps(found, indent=1))
+        plot(found, run.workdir / "probe.png")
+        return found
+
+
+def train_part(task: Any, params: Params) -> Params:
+    """The parameters that `task` has, of more."""
+    return {name: params[name] for name in jax.eval_shape(task.init, jax.random.key(0))}
+
+
+def train_probe(run: train.Run, model: Reasoning, params: Params) -> tuple[Reasoning, Params]:
+    """A decoder for memories that stay what they are: both rehearsal losses, uniformly drawn fragments. It is not
+    saved: stopped, it starts anew."""
+    r = dataclasses.replace(model.rehearsal, sampler="uniform", recollection=1.0, familiarity=1.0)
+    model = dataclasses.replace(model, rehearsal=r)
+    t, steps = run.config.train, run.config.probe.steps
+    stage = train.Stage("probe", Probe(model), steps, t.batch_size, t.learning_rate)
+    optimizer = train.stage_optimizer(run, stage)
+    how = dict(mapping=t.mapping, devices=t.devices, model_devices=t.model_devices)
+    pieces = train.microbatch(run, t.batch_size // max(1, (t.devices or jax.device_count()) // t.model_devices))
+    mapped = make_mapped(stage.task, optimizer, run.config.seed, microbatch=pieces, **how)
+    state, frozen = mapped.put(train.fresh_state(run, stage)), mapped.put(params)
+    data = batches(run.source, **train.data_settings(run), batch_size=stage.batch_size, num_steps=steps)
+    with contextlib.closing(data):
+        for step, batch in enumerate(data, 1):
+            if run.stopping(step):
+                raise train.Preempted("asked to stop while training a probe; run the same line again")
+            state, _, values = mapped.train_step(state, (), frozen, batch)
+            if step % t.log_every == 0 or step == steps:
+                shown = {name: round(float(value), 4) for name, value in mapped.get(values).items()}
+                logging.info("probe step %d/%d | %s", step, steps, shown)
+    return model, params | mapped.get(state.params)
+
+
+def recall_split(run: train.Run, model: Reasoning, params: Params, split: str) -> dict[str, np.ndarray]:
+    """Of fragments drawn from the first config.probe.streams streams: their age [n, F] in segments, which there are;
+    right and asked [n, F, M] of their masked items; logits [n, F] that they and their negatives are familiar, and which
+    of these pairs differ."""
+    r = dataclasses.replace(model.rehearsal, fragments=run.config.probe.fragments, sampler="uniform")
+    recall_batch = jax.jit(partial(recall, dataclasses.replace(model, rehearsal=r), jax.device_put(params)))
+    parts: list[dict[str, np.ndarray]] = []
+    settings = train.data_settings(run) | dict(batch_size=run.config.train.eval_batch_size)
+    seen = 0
+    with contextlib.closing(eval_batches(run.source, split, **settings)) as data:
+        for batch in data:
+            if run.stopping():
+                raise train.Preempted("asked to stop while probing; run the same line again")
+            parts.append(jax.device_get(recall_batch(batch, jax.random.key(run.config.seed))))
+            seen += len(batch.example_id)
+            if seen >= run.config.probe.streams:
+                break
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def recall(model: Reasoning, params: Params, batch: Batch, key: Key) -> dict[str, Array]:
+    r, machine = model.rehearsal, model.machine
+    keys = jax.vmap(lambda k: jax.random.split(k, 3))(example_keys(key, batch.example_id))
+    valid = batch.item_mask.any(-1)
+    found = rehearsing.choose_segments(r, keys[:, 0], None, None, batch, valid)
+    cut = rehearsing.cut_fragments(r, keys[:, 1], batch, found)
+    memory = model.memorize(params, batch).memory
+    positive, negative, recalled = rehearsing.recall(r, machine, params, cut, memory, None)
+    target, others, same = rehearsing.alternatives(r, machine, params, cut, batch, (key, keys[:, 2]))
+    truth = jnp.einsum("...d,...d->...", recalled, target)
+    logits = recalled @ others.swapaxes(-1, -2)
+    if same is None:  # the truth is among them, and nothing is above it
+        right = (logits > truth[..., None] + 1e-4).sum(-1) == 0
+    else:
+        right = (jnp.where(same, -jnp.inf, logits) >= truth[..., None]).sum(-1) == 0
+    rank = jnp.take_along_axis(jnp.cumsum(valid, 1), found[0], 1)
+    return {
+        "age": valid.sum(1, keepdims=True) - rank,
+        "there": cut.mask.any(-1),
+        "right": right,
+        "asked": cut.hidden_mask,
+        "positive": positive,
+        "negative": negative,
+        "pair": cut.pair,
+    }
+
+
+def by_age(recalled: dict[str, np.ndarray], trained: dict[str, bool]) -> list[dict[str, Any]]:
+    """One line an age (0: the latest segment), or a range of ages: {from, to, fragments, recollection, familiarity};
+    None for what the decoder was not trained for."""
+    age, there = recalled["age"], recalled["there"]
+    if not there.any():
+        return []
+    step = -(-(int(age[there].max()) + 1) // BINS)
+    lines = []
+    for low in range(0, int(age[there].max()) + 1, step):
+        inside = there & (age >= low) & (age < low + step)
+        asked, pair = recalled["asked"] & inside[..., None], recalled["pair"] & inside
+        scores = np.concatenate([recalled["positive"][pair], recalled["negative"][pair]])
+        labels = np.repeat([1, 0], pair.sum())
+        right = float(recalled["right"][asked].mean()) if asked.any() else None
+        area = metrics.auc(scores, labels) if pair.any() else None
+        lines.append(
+            {
+                "from": low,
+                "to": low + step - 1,
+                "fragments": int(inside.sum()),
+                "recollection": right if trained["recollection"] else None,
+                "familiarity": area if trained["familiarity"] else None,
+            }
+        )
+    return lines
+
+
+def plot(found: dict[str, Any], path: Path) -> None:
+    """Both curves over age; left out, with a word, where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        logging.info("no %s: matplotlib is not installed (pip install 'rmjax[notebook]')", path)
+        return
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.subplots()
+    ages = [(line["from"] + line["to"]) / 2 for line in found["by_age"]]
+    for name, label in (("recollection", "recollection, accuracy"), ("familiarity", "familiarity, AUC")):
+        values = [line[name] for line in found["by_age"]]
+        if any(value is not None for value in values):
+            axes.plot(ages, [np.nan if v is None else v for v in values], marker="o", label=label)
+    axes.set(xlabel="age of the fragment, in segments (0: the latest)", ylim=(0, 1.02), title=found["machine"])
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def show(found: dict[str, Any]) -> str:
+    """The curves as text, and where the picture is."""
+    measures = " ".join(f"{name} {value:.4f}" for name, value in found["measures"].items())
+    return f"{found['machine']}, decoder: {found['decoder']} | {measures}\n{metrics.table(found['by_age'])}"
