@@ -4,7 +4,7 @@
     python -m rmjax.main --config=configs/babi.py:local --config.data.dir=tasks_1-20_v1-2 --workdir=runs/babi  # 2 cores
 
 config.data.dir is the folder of the official release (v1.2), or its archive. A sentence is a segment, N = 15; answers
-are classes, a list of them one class. Paper's size: d = 128, K = 20, 3 layers, 4 heads, two hops, all words as negatives;
+are classes, a list of them one class. Paper's size: d = 128, K = 20, 3 layers, 4 heads, two hops, all words negatives;
 RM reports a mean error of 0.33 +- 0.15 %. `:local` is a reduced size: d = 64, one layer, no rehearsal.
 """
 

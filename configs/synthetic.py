@@ -37,5 +37,6 @@ def get_config(arg: str = "") -> ConfigDict:
         machine.dim, machine.layers, machine.heads, machine.slots = 64, 1, 2, 10
         config.rehearsal.layers = 1
         config.train.batch_size, config.train.learning_rate, config.train.schedule = 128, 2e-3, "cosine"
-        config.train.steps, config.train.eval_every, config.train.save_every = 1500, 300, 300
+        config.train.steps, config.train.eval_every, config.train.save_every = 300, 100, 100
+        config.teacher.steps, config.teacher.batch_size, config.teacher.dim = 300, 128, 64
     return config

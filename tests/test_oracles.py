@@ -15,7 +15,7 @@ from rmjax.layers.attention import additive_scores, masked_softmax
 from rmjax.layers.dense import Dense
 from rmjax.layers.embeddings import embed
 from rmjax.layers.transformer import Transformer
-from rmjax.reason import heads, multihop
+from rmjax.reason import encoders, heads, multihop
 from rmjax.rehearsal import objectives, sampler
 from rmjax.rehearsal.decoder import Decoder
 from rmjax.train_step import init_state, make_train_step
@@ -43,13 +43,39 @@ def normal(*shape):
         ("rehearsal", {"heads": 2}),
         ("rehearsal-bigru", {"heads": None}),
         ("rehearsal-items", {"heads": None, "normalize": "items"}),
+        ("continual", {"heads": 2}),
+        ("continual-widths", {"heads": None}),
     ],
 )
-def test_equations_1_and_2_and_the_segment_encoders(name, how):
+def test_equations_1_to_3_and_the_segment_encoders(name, how):
     case, (items, mask) = small(name), stream()
     memory = case.run(case.params, items, mask).memory
     for row in range(3):
         close(memory.slots[row], oracle.memorize(f64(case.params), items[row], mask[row], **how))
+
+
+def test_directly_reason_is_a_gru_over_the_whole_stream():
+    case, (items, mask) = small("directly_reason"), stream()
+    params, memory = f64(case.params), case.run(case.params, items, mask).memory
+    answers = case.machine.read(case.params, memory, normal(3, 2, 8) * 0, np.ones((3, 2), bool))
+    for row in range(3):
+        h = np.zeros(8)
+        for x in oracle.embed(params, items[row][mask[row]]):
+            h = oracle.gru(params["encoder"], h, x)
+        close(answers[row, 1], np.concatenate([h, np.zeros(8)]) @ params["reader"]["kernel"] + params["reader"]["bias"])
+
+
+def test_multihop_reason_attends_to_a_bidirectional_gru_over_what_is_kept():
+    case, (items, mask) = small("multihop_reason"), stream()
+    params, memory = f64(case.params), case.run(case.params, items, mask).memory
+    query = normal(3, 2, 8)
+    answers = case.machine.read(case.params, memory, query, np.ones((3, 2), bool))
+    for row in range(3):
+        kept = items[row][mask[row]][-12:]  # the buffer's length
+        states = oracle.bigru(params["encoder"], oracle.embed(params, kept), np.ones(len(kept), bool))
+        close(
+            answers[row, 0], oracle.multihop(params["reader"], f64(query[row, 0]), states, np.ones(len(kept), bool))[0]
+        )
 
 
 def test_the_gru_machine_is_a_gru_and_a_mean():
@@ -147,6 +173,45 @@ def test_the_click_head_and_its_loss(hidden):
     total, count = heads.click_loss(logits, target, mask)
     close(total, sum(oracle.click_loss(*pair) for pair in zip(expected[mask], target[mask], strict=True)))
     assert count == mask.sum()
+
+
+@pytest.mark.parametrize("hidden", [0, 5])
+def test_classes_and_their_loss(hidden):
+    """A target that is none of the classes counts as no question; the others' loss is -log of their share."""
+    params, x = noise(lambda key: heads.init_classes(key, 8, 6, hidden)), normal(3, 2, 8)
+    logits = heads.classify(params, x)
+    target, mask = np.array([[0, 5], [3, 6], [2, 2]]), np.array([[1, 1], [0, 1], [1, 1]], bool)
+    shares = [[np.log(oracle.softmax(oracle.classes(f64(params), f64(x[i, j])))) for j in (0, 1)] for i in range(3)]
+    counted = [(0, 0), (0, 1), (2, 0), (2, 1)]
+    total, count = heads.cross_entropy(logits, target, mask)
+    close(total, -sum(shares[i][j][target[i, j]] for i, j in counted))
+    assert count == 4
+
+
+def test_choices_are_told_apart_by_the_question():
+    params = noise(lambda key: heads.init_click(key, 8, 8, 5))
+    x, candidates, mask = normal(3, 2, 8), normal(3, 2, 4, 8), RNG.random((3, 2, 4)) < 0.7
+    mask[0, 0], mask[1, 1], mask[..., 0] = False, False, mask[..., 0] | mask.any(-1)
+    target = mask.argmax(-1)
+    logits = heads.choose(params, x, candidates, mask)
+    asked, losses = mask.any(-1), []
+    for i, j in np.argwhere(asked):
+        each = np.array([oracle.click(f64(params), f64(x[i, j]), f64(c)) for c in candidates[i, j][mask[i, j]]])
+        close(logits[i, j][mask[i, j]], each)
+        losses.append(-np.log(oracle.softmax(each)[0]))
+    total, count = heads.cross_entropy(logits, target, asked)
+    close(total, sum(losses))
+    assert count == asked.sum()
+    slope = jax.grad(lambda p: heads.cross_entropy(heads.choose(p, x, candidates, mask), target, asked)[0])(params)
+    chex.assert_tree_all_finite(slope)  # a question without choices included
+
+
+def test_a_question_of_words():
+    params = noise(lambda key: encoders.init_words(key, 6, 8))
+    words, mask = normal(3, 2, 5, 6), np.arange(5) < RNG.integers(0, 6, (3, 2, 1))
+    q = encoders.encode_words(params, words, mask)
+    for i, j in np.ndindex(3, 2):
+        close(q[i, j], oracle.sentence(f64(params), f64(words[i, j]), mask[i, j]))
 
 
 def test_the_gradient_of_a_gru():

@@ -6,6 +6,7 @@ from typing import Any
 
 from absl import logging
 
+from rmjax.config import SOURCES
 from rmjax.data.source import Source, cached
 
 
@@ -52,7 +53,7 @@ def make_source(config: Any, seed: int) -> Source:
     elif name in ("babi", "narrativeqa", "tvqa", "activitynet"):
         return _text(name, config, seed)
     else:
-        raise ValueError(f"config.data.name={name!r}: no such source")
+        raise ValueError(f"config.data.name={name!r}: no such source; there are {', '.join(SOURCES)}")
     return cached(source, config.ram_bytes)
 
 

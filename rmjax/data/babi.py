@@ -49,8 +49,9 @@ def babi(
       FileNotFoundError: there is no release, or a task has no file.
       ValueError: a malformed line, a damaged archive, or `tasks` that are not.
     """
-    numbers = [int(task) for task in tasks.split(",") if task.strip().isdecimal()] if tasks else range(1, TASKS + 1)
-    if len(numbers) != tasks.count(",") + 1 and tasks or not set(numbers) <= set(range(1, TASKS + 1)):
+    every = range(1, TASKS + 1)
+    numbers = [int(task) if task.strip().isdecimal() else 0 for task in tasks.split(",")] if tasks else list(every)
+    if not set(numbers) <= set(every):
         raise ValueError(f"tasks={tasks!r}: expected numbers from 1 to {TASKS}, with commas between, or nothing")
     folders = (subset, re.sub("(-10k)?$", r"-valid\1", subset, count=1))
     path = Path(directory).expanduser()

@@ -98,15 +98,15 @@ class Answers:
 
 def questions_only(query: Array, query_mask: Array, **asked: Array) -> Batch:
     """A batch of questions without streams, as `Answers` takes it; `asked`: word_mask, candidates, ..."""
-    none = jnp.zeros((len(query), 0), jnp.int32)
-    rest = dict(target=query_mask.astype(jnp.int32), negative_items=none, negative_mask=none.astype(bool))
-    empty = none[..., None]
+    none = jnp.zeros((len(query), 0, 0), jnp.int32)
     return Batch(
-        items=empty,
-        item_mask=empty.astype(bool),
+        items=none,
+        item_mask=none.astype(bool),
         query=query,
         query_mask=query_mask,
-        example_id=none[:, 0],
-        **rest,
+        target=jnp.zeros(query_mask.shape, jnp.int32),
+        negative_items=jnp.zeros((len(query), 0), jnp.int32),
+        negative_mask=jnp.zeros((len(query), 0), bool),
+        example_id=jnp.zeros(len(query), jnp.int32),
         **asked,
     )

@@ -99,7 +99,20 @@ def write(p, slots, f, mask, normalize="slots"):
     else:
         weights = np.stack([softmax(row) for row in alpha])
     aligned = [sum(w * x for w, x in zip(row, f[mask], strict=True)) for row in weights]
-    return np.stack([gru(p["update"], m, l) for m, l in zip(slots, aligned, strict=True)])
+    update = subspaces if "merge" in p["update"] else gru
+    return np.stack([update(p["update"], m, l) for m, l in zip(slots, aligned, strict=True)])
+
+
+def subspaces(p, m, l):  # noqa: E741
+    """CM Eqs. 2 and 3 for one slot: m [d_m], l [d_x] -> new m."""
+    number = len(p["gru"]["bias"])
+    parts = []
+    for z in range(number):
+        width = p["slot"].shape[1] // number
+        own = slice(z * width, (z + 1) * width)
+        unit = {name: value[z] for name, value in p["gru"].items()}
+        parts.append(gru(unit, m @ p["slot"][:, own], l @ p["item"][:, own]))
+    return np.concatenate(parts) @ p["merge"]
 
 
 def memorize(p, items, mask, heads=None, normalize="slots"):
@@ -170,6 +183,24 @@ def click(p, features, query):
     if "hidden" in p:
         x = np.tanh(np.concatenate([x, features * query]) @ p["hidden"] + p["hidden_bias"])
     return (x @ p["out"] + p["bias"])[0]
+
+
+def classes(p, features):
+    """A linear layer, or one tanh layer before it."""
+    if "hidden" in p:
+        features = np.tanh(features @ p["hidden"] + p["hidden_bias"])
+    return features @ p["out"] + p["bias"]
+
+
+def sentence(p, words, mask):
+    """Both last states of a bidirectional GRU, projected: words [W, d] -> [m]."""
+    last = []
+    for way, order in (("forward", words[mask]), ("backward", words[mask][::-1])):
+        h = np.zeros(len(p["gru"][way]["hidden_bias"]))
+        for x in order:
+            h = gru(p["gru"][way], h, x)
+        last.append(h)
+    return np.concatenate(last) @ p["project"]
 
 
 def click_loss(logit, clicked):
