@@ -27,7 +27,7 @@ from rmjax import environment, train
 from rmjax.data import make_source
 from rmjax.machines import memorize
 from rmjax.memoria import bench as memoria_bench
-from rmjax.types import Memory, MemoryMachine, Params
+from rmjax.types import Batch, Memory, MemoryMachine, Params
 from rmjax.workdir import Preemption
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Path of a config file.")
@@ -51,35 +51,58 @@ def bench(config: Any, repeats: int, histories: Sequence[int], said: str = "") -
 
 
 def bench_step(run: train.Run, repeats: int) -> dict[str, Any]:
-    """The train step on one batch of the config's data."""
+    """The train step on one batch of the config's data; on as many as `repeats` where they are of several shapes, all
+    numbers being means over these then. `items_behind_questions`: those written before each question, for each anew."""
     stage, mapped, state, frozen, batch = train.first_step(run)
-    costs = train.step_costs(run, stage, state, frozen, batch)
+    mixed = hasattr(run.source, "buckets")
+    data = train.first_batches(run, stage, repeats) if mixed else [batch] * repeats
+    shapes = {b.item_mask.shape: b for b in data}
+    each = {shape: train.step_costs(run, stage, state, frozen, b) for shape, b in shapes.items()}
+    costs = next(iter(each.values())) | {
+        name: round(statistics.mean(each[b.item_mask.shape][name] for b in data))
+        for name in ("flops_per_step", "matmul_flops_per_step")
+    }
     state, frozen = mapped.put(state), mapped.put(frozen)
 
     begin = time.perf_counter()
     compiled = mapped.compiled(state, (), frozen, batch)
     compile_seconds = time.perf_counter() - begin
-    carry, times = (), []
-    for _ in range(repeats + 2):
+    carry, times, warm = (), [], [b for b in shapes.values() for _ in range(2)]
+    for b in warm + data:
         begin = time.perf_counter()
-        state, carry, metrics = mapped.train_step(state, carry, frozen, batch)
+        state, carry, metrics = mapped.train_step(state, carry, frozen, b)
         jax.block_until_ready((state, metrics))
         times.append(time.perf_counter() - begin)
-    seconds = statistics.median(times[2:])
+    times = times[len(warm) :]
+    seconds = statistics.mean(times) if mixed else statistics.median(times)
     rate, work = matmul_rate(run.config.train.devices), costs["flops_per_step"]
+    per_second = {
+        "items": [int(b.item_mask.sum()) for b in data],
+        "queries": [int(b.query_mask.sum()) for b in data],
+        "items_behind_questions": [behind_questions(b) for b in data],
+    }
     return costs | {
         "devices": mapped.devices,
         "batch_size": stage.batch_size,
         "compile_seconds": compile_seconds,
         "step_ms": 1e3 * seconds,
-        "step_ms_fastest": 1e3 * min(times[2:]),
+        "step_ms_fastest": 1e3 * min(times),
         "streams_per_second": stage.batch_size / seconds,
-        "items_per_second": float(batch.item_mask.sum()) / seconds,
+        **{f"{name}_per_second": float(np.mean(count)) / seconds for name, count in per_second.items()},
         "peak_bytes_compiled_per_device": train.cost.peak_bytes(compiled),
         "peak_bytes_process": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "matmul_flops_per_second": rate,
         "share_of_matmul_rate": work / seconds / rate,
     }
+
+
+def behind_questions(batch: Batch) -> int:
+    """Items written before each asked question, summed: what one pass a question would have to read."""
+    items = np.asarray(batch.item_mask).sum(-1)  # [B, T]
+    segments = items.shape[1]
+    at = np.full(batch.query_mask.shape, segments) if batch.position is None else np.asarray(batch.position)
+    before = np.concatenate([np.zeros_like(items[:, :1]), items.cumsum(1)], 1)
+    return int(np.where(batch.query_mask, np.take_along_axis(before, at, 1), 0).sum())
 
 
 def matmul_rate(count: int = 0, size: int = 4096, dtype: Any = jnp.float32) -> float:

@@ -81,7 +81,7 @@ def test_right_flags_pass():
         ("train.clip", float("inf"), "config.train.clip = inf: must be a number, above 0"),
         ("machine.dropout", 1.0, "config.machine.dropout = 1.0: must be a number, from 0 to just below 1"),
         ("rehearsal.mask_ratio", 1.1, "config.rehearsal.mask_ratio = 1.1: must be a number, from 0 to 1"),
-        ("machine.kind", "gur", "config.machine.kind = 'gur': must be a string, one of rehearsal, gru, buffer"),
+        ("machine.kind", "gur", "config.machine.kind = 'gur': must be a string, one of rehearsal, continual, gru"),
         ("machine.remat", 1, "config.machine.remat = 1: must be True or False"),
         ("data.dir", None, "config.data.dir = None: must be a string"),
         ("machine.heads", 5, "config.machine.heads = 5 must divide config.machine.dim = 64"),

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from rmjax import tasks, train
+from rmjax import probe, tasks, train
 from rmjax.config import SCHEMA, Recorder
 from rmjax.data import make_source
 from tests.runs import PLAIN, compilations_kept, tiny
 
 FIXTURES = Path(__file__).parent / "fixtures"
+FOLDERS = {"babi": "babi/tasks_1-20_v1-2", "activitynet": "activitynet-qa"}
+
+
+def frames(folder: Path) -> str:
+    """Features of the fixture's videos."""
+    folder.mkdir()
+    for path in (FIXTURES / "activitynet-qa").glob("*_q.json"):
+        for asked in json.loads(path.read_text()):
+            np.savez(folder / f"{asked['video_name']}.npz", np.random.default_rng(0).normal(size=(7, 3)).astype("f4"))
+    return str(folder)
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +41,7 @@ def test_every_key_is_read(tmp_path):
     of_other_machines = {"machine.slots", "machine.encoder", "machine.buffer_length", "reason.hops"}
     of_other_data = {"data.dir", "data.cache_dir", "data.movielens.every"}
     assert not read & (of_other_machines | of_other_data) and "machine.history_sum" in read
-    for kind in ("rehearsal", "buffer"):
+    for kind in ("rehearsal", "continual", "buffer"):
         config = Recorder(tiny(**{"machine.kind": kind}))
         tasks.make_task(config, make_source(config.data, 0))
         read |= config.read
@@ -39,6 +51,20 @@ def test_every_key_is_read(tmp_path):
         assert make_source(config.data, config.data.seed).size("train") > 0
         read |= config.read
         assert ("data.movielens.max_targets" in config.read) == (name == "movielens")
+    videos = frames(tmp_path / "frames")
+    for name in ("synthetic", "babi", "narrativeqa", "tvqa", "activitynet"):
+        at = {"data.name": name, "data.dir": str(FIXTURES / FOLDERS.get(name, name)), "data.babi.tasks": "1"}
+        at |= {"data.cache_dir": str(tmp_path / "cache"), "data.activitynet.features": videos}
+        world = dict(facts=20, length=40, queries=2, answers=2, groups=1)
+        config = Recorder(tiny(**at, **{"data.synthetic": world, "reason.head": "mlp", "data.segment_length": 20}))
+        source = make_source(config.data, config.data.seed)
+        assert tasks.make_task(config, source).answers.questions == source.questions
+        read |= config.read
+    workdir = tmp_path / "probed"
+    config = Recorder(tiny(**fast | {"train.steps": 1}))
+    train.train(config, workdir)
+    probe.probe(config, workdir)
+    read |= config.read
     assert read == set(SCHEMA)
 
 

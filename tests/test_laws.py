@@ -173,7 +173,7 @@ def test_blocks_draw_the_same(block):
 def test_memory_is_blind_to_queries_targets_and_negatives(case, position):
     def read(params, memory, query, query_mask, key=None):
         slots, mask = case.machine.slots(params, memory)
-        return jnp.broadcast_to(jnp.where(mask[..., None], slots, 0).sum(1, keepdims=True), (*query.shape[:2], 8))
+        return jnp.broadcast_to(jnp.where(mask[..., None], slots, 0).sum((1, 2))[:, None, None], (*query.shape[:2], 8))
 
     def embed(params, items):  # what the head sees of the query
         return jnp.zeros((*items.shape, 8))

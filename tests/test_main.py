@@ -170,11 +170,14 @@ def test_bench_prints_every_number_it_promises(start, card):
     assert told.keys() == {
         *("parameters", "memory_bytes_per_stream", "flops_per_step", "matmul_flops_per_step", "devices", "batch_size"),
         *("compile_seconds", "step_ms", "step_ms_fastest", "streams_per_second", "items_per_second"),
+        *("queries_per_second", "items_behind_questions_per_second"),
         *("peak_bytes_compiled_per_device", "peak_bytes_process", "matmul_flops_per_second", "share_of_matmul_rate"),
     }
     assert all(value > 0 for value in told.values()), told
     assert told["step_ms_fastest"] <= told["step_ms"]
     assert told["items_per_second"] == pytest.approx(40 * told["streams_per_second"])
+    assert told["queries_per_second"] == pytest.approx(4 * told["streams_per_second"])  # all at the end
+    assert told["items_behind_questions_per_second"] == pytest.approx(4 * told["items_per_second"])
     assert told["streams_per_second"] == pytest.approx(8e3 / told["step_ms"])
     assert told["share_of_matmul_rate"] < 1
     assert streaming.keys() == {f"batch_{batch}_after_{history}" for batch in (1, 256) for history in (12, 1000)}

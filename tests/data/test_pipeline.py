@@ -154,6 +154,55 @@ def test_evaluation_has_every_example_once_in_order(size, processes):
         assert not mask[~real].any()
 
 
+class Cut(Made):
+    """Streams that come in segments of up to three items, one of 1, 2 or 4 segments to a bucket, in turn."""
+
+    T = (1, 2, 4)
+
+    def buckets(self, split):
+        return np.arange(self._size) % 3, [1, 2, 4]
+
+    def fetch(self, split, indices):
+        made = super().fetch(split, indices)
+        mask = np.arange(3) < 1 + (made["example_id"][:, None, None] + np.arange(4)[:, None]) % 3  # ragged
+        mask &= (np.arange(4) < np.array(self.T)[made["example_id"] % 3, None])[..., None]
+        items = made["items"][:, :1, None] + np.arange(12, dtype=np.int32).reshape(4, 3)
+        del made["length"]
+        position = np.minimum(made["position"], np.array(self.T)[made["example_id"] % 3, None])
+        return made | {"items": items, "item_mask": mask, "position": position}
+
+
+@pytest.mark.parametrize("size", [21, 40])
+def test_a_batch_comes_from_one_bucket_and_an_epoch_has_every_example(size):
+    source, per_epoch = Cut(size), sum(-(-len(range(b, size, 3)) // 8) for b in range(3))
+    whole = list(batches(source, **ARGS, num_steps=2 * per_epoch))
+    for batch in whole:
+        (bucket,) = set(batch.example_id % 3)
+        assert batch.items.shape == (8, Cut.T[bucket], 3) and batch.item_mask.any(-1).all()
+        assert (batch.items // 1000 == batch.example_id[:, None, None]).all()
+        np.testing.assert_array_equal(batch.position, source.fetch("train", batch.example_id)["position"])
+    epochs = [np.concatenate([b.example_id for b in part]) for part in (whole[:per_epoch], whole[per_epoch:])]
+    assert all(set(ids) == set(range(size)) for ids in epochs) and (epochs[0] != epochs[1]).any()
+    assert_same(batches(source, **ARGS, num_steps=2 * per_epoch, start_step=3), whole[3:])
+    halves = [list(batches(source, **ARGS, num_steps=3, process_index=i, process_count=2)) for i in (0, 1)]
+    assert_same((jax.tree.map(lambda *x: np.concatenate(x), *pair) for pair in zip(*halves, strict=True)), whole[:3])
+
+
+def test_negatives_of_streams_in_segments_are_items_of_another():
+    for batch in batches(Cut(), **ARGS, num_steps=4):
+        owner, item = np.divmod(batch.negative_items, 1000)
+        assert batch.negative_mask.all() and (owner == owner[:, :1]).all() and (owner[:, 0] != batch.example_id).all()
+        there = Cut().fetch("train", owner[:, 0])["item_mask"].reshape(8, -1)
+        assert np.take_along_axis(there, item, 1).all()
+
+
+def test_evaluation_of_buckets_has_every_example_once():
+    whole = list(eval_batches(Cut(21), "valid", **ARGS))
+    real = np.concatenate([b.example_id[b.query_mask.any(1)] for b in whole])
+    assert sorted(real) == list(range(21)) and [b.items.shape[1] for b in whole] == [1, 2, 4]
+    assert all(not b.item_mask[~b.query_mask.any(1)].any() for b in whole)
+
+
 def test_leaving_early_does_not_hang():
     iterator = batches(Made(), **ARGS, num_steps=10**9)
     next(iterator)

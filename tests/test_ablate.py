@@ -1,0 +1,116 @@
+"""Tables of the papers by one command: what is run, what is not run again, and what is printed."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from rmjax import ablate, config
+from rmjax.tables import NO_REHEARSAL, TABLES, Row, Table
+from rmjax.workdir import EXIT_PREEMPTED
+
+SMALL = Table(
+    "a table",
+    {"one": Row({}, {"x": {"early": 0.5}}), "Two (L_a)": Row({"machine.slots": 3})},
+    {"x": {"data.segment_length": 5}, "y": {"data.segment_length": 7}},
+)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_rows_are_changes_that_a_config_takes(name):
+    for common in TABLES[name].settings.values():
+        for row in TABLES[name].rows.values():
+            changed = config.base()
+            for key, value in {**common, **row.changes}.items():
+                *sections, last = key.split(".")
+                place = changed
+                for section in sections:
+                    place = place[section]
+                place[last] = value
+            config.validate(changed)
+
+
+def test_the_numbers_of_the_papers_are_what_they_print():
+    full = TABLES["cm1"].rows["CM (Full)"].paper
+    assert full["consecutive"] == pytest.approx({"early": 0.2842, "later": 0.3171, "test_accuracy": 0.3007})
+    for row in TABLES["cm1"].rows.values():
+        for numbers in row.paper.values():  # All is the mean of the halves, but for one slip of the paper
+            whole = (numbers["early"] + numbers["later"]) / 2
+            slip = numbers["early"] == pytest.approx(0.3216)
+            assert numbers["test_accuracy"] == pytest.approx(whole, abs=1e-4) or slip
+    assert TABLES["rm5"].rows["w/o. rehearsal"].paper["xlong"] == {"test_auc": 0.8745}
+    assert TABLES["rm5"].rows["only L_rec"].changes == {"rehearsal.familiarity": NO_REHEARSAL["rehearsal.familiarity"]}
+
+
+def test_every_seed_is_whole_before_the_next(tmp_path):
+    jobs = ablate.jobs(SMALL, tmp_path, 2)
+    assert [(job.seed, job.setting, job.row) for job in jobs] == [
+        (seed, setting, row) for seed in (0, 1) for setting in "xy" for row in SMALL.rows
+    ]
+    assert jobs[3].workdir == tmp_path / "seed0" / "y" / "two-l-a" and len({job.workdir for job in jobs}) == 8
+    assert jobs[3].flags == ["--config.data.segment_length=7", "--config.machine.slots=3", "--config.seed=0"]
+
+
+def test_rows_share_the_teacher_of_the_first_one_of_their_seed(tmp_path):
+    jobs = ablate.jobs(SMALL._replace(share_teacher=True), tmp_path, 2)
+    taken = [flag for job in jobs for flag in job.flags if "teacher.dir" in flag]
+    assert taken == [f"--config.teacher.dir={jobs[i].workdir}" for i in (0, 2, 4, 6)]
+
+
+class Said(list):
+    """The lines that were run."""
+
+    code = 1
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """In place of a run: a process that writes the results that its flags say, or fails with `Said.code`."""
+    said = Said()
+    code = """
+import json, pathlib, sys
+workdir = pathlib.Path([a for a in sys.argv if a.startswith('--workdir=')][0][10:])
+seed = int([a for a in sys.argv if 'config.seed' in a][0].split('=')[1])
+if 'two' in str(workdir) and seed == 1: sys.exit(CODE)
+early = 0.5 + seed / 10
+rows = [{'memory': 'm', 'test_accuracy': early + 0.1, 'low': 0, 'high': 1, 'early': early}]
+rows.append({'memory': 'oracle', 'test_accuracy': 1.0, 'early': 1.0})
+(workdir / 'results.json').write_text(json.dumps(rows))
+"""
+    original = ablate.subprocess.Popen
+
+    def started(command, **how):
+        said.append(command[3:])
+        return original([sys.executable, "-c", code.replace("CODE", str(said.code)), *command[3:]], **how)
+
+    monkeypatch.setattr(ablate.subprocess, "Popen", started)
+    return said
+
+
+def run_all(tmp_path):
+    return ablate.run_all(SMALL, ablate.jobs(SMALL, tmp_path, 2), ["--config=card.py"], tmp_path, "synthetic")
+
+
+def test_what_failed_is_left_out_and_run_again_and_what_is_finished_is_not(tmp_path, runs, capsys):
+    assert run_all(tmp_path) == 1 and len(runs) == 8
+    lines = json.loads((tmp_path / "table.json").read_text())
+    assert [(line["setting"], line["row"], line["seeds"]) for line in lines] == [
+        *(("x", "one", 2), ("x", "Two (L_a)", 1), ("x", "oracle", 0)),
+        *(("y", "one", 2), ("y", "Two (L_a)", 1), ("y", "oracle", 0)),
+    ]
+    assert lines[0]["accuracy"] == "0.6500 +- 0.0707" and lines[0]["early"] == "0.5500 +- 0.0707"
+    assert lines[0]["early, paper"] == "0.5000" and "early, paper" not in lines[3]
+    assert lines[1]["accuracy"] == "0.6000" and lines[2]["accuracy"] == "1.0000"
+    assert "0.6500 +- 0.0707" in capsys.readouterr().out
+    assert run_all(tmp_path) == 1 and len(runs) == 10
+    assert runs[0][:1] == ["--config=card.py"] and runs[0][-1] == f"--workdir={tmp_path / 'seed0' / 'x' / 'one'}"
+
+
+def test_a_run_that_was_stopped_stops_the_table_with_its_code(tmp_path, runs):
+    runs.code = EXIT_PREEMPTED
+    with pytest.raises(SystemExit) as stopped:
+        run_all(tmp_path)
+    assert stopped.value.code == EXIT_PREEMPTED and len(runs) == 6
+    assert json.loads((tmp_path / "table.json").read_text())[0]["seeds"] == 2

@@ -1,0 +1,91 @@
+"""Measures, intervals and rows of the final table, against counting by hand."""
+
+from __future__ import annotations
+
+import types
+
+import numpy as np
+import pytest
+
+from rmjax import evaluate, metrics
+from rmjax.data.source import Questions
+
+
+def source(metric: str, **more):
+    return types.SimpleNamespace(questions=Questions(answer="class", classes=4, metric=metric), **more)
+
+
+def scored(seed: int = 0, n: int = 12, q: int = 3, classes: int = 4):
+    rng = np.random.default_rng(seed)
+    return {
+        "scores": rng.normal(size=(n, q, classes)).round(1),
+        "target": rng.integers(0, classes, (n, q)),
+        "query_mask": rng.random((n, q)) < 0.7,
+        "example_id": rng.permutation(n),
+    }
+
+
+def test_ranks_are_those_of_sorting_and_equals_share_the_middle():
+    logits = np.array([[[3.0, 1.0, 2.0], [1.0, 1.0, 1.0], [0.0, 5.0, 5.0], [-np.inf, 2.0, 3.0]]])
+    target = np.array([[2, 0, 1, 1]])
+    np.testing.assert_array_equal(evaluate.rank(logits, target), [[2, 2, 1.5, 2]])
+
+
+def test_accuracy_is_a_share_of_the_asked_questions_and_groups_have_their_own():
+    found, groups = scored(), {"a": np.arange(36).reshape(12, 3) % 2 == 0}
+    groups["none"], its = groups["a"] & False, found["example_id"]
+    got = evaluate.measures(source("accuracy", groups=lambda split: groups), "test", found)
+    right = (found["scores"].argmax(-1) == found["target"])[found["query_mask"]]
+    assert got.keys() == {"accuracy", "a"} and got["accuracy"] == pytest.approx(right.mean())
+    right = found["scores"].argmax(-1) == found["target"]
+    inside = [right[i, j] for i, j in np.argwhere(found["query_mask"]) if groups["a"][its[i], j]]
+    assert got["a"] == pytest.approx(np.mean(inside))
+
+
+def test_error_is_the_mean_over_tasks_and_less_of_it_is_better():
+    found, part = scored(), np.arange(12)[:, None] % 3 + np.zeros((12, 3), int)
+    tasks = {f"qa{i}": part == i for i in range(3)}
+    its = source("error", groups=lambda split: tasks)
+    got = evaluate.measures(its, "test", found)
+    wrong = found["scores"].argmax(-1) != found["target"]
+    each = [wrong[found["query_mask"] & (part[found["example_id"]] == i)].mean() for i in range(3)]
+    assert got == pytest.approx({"error": np.mean(each)} | {f"qa{i}": error for i, error in enumerate(each)})
+    assert evaluate.better(its, got) == -got["error"]
+    assert evaluate.better(source("accuracy"), {"accuracy": 0.3}) == 0.3
+
+
+def test_reciprocal_rank_takes_the_better_of_two_right_answers():
+    found = scored()
+    also = np.where(np.arange(12)[:, None] % 2, 3, -1) + np.zeros((12, 3), int)
+    got = evaluate.measures(source("mrr", also=lambda split: also), "test", found)["mrr"]
+    by_hand = []
+    for i, j in np.argwhere(found["query_mask"]):
+        right = {found["target"][i, j], also[found["example_id"][i], j]} - {-1}
+        logits = found["scores"][i, j]
+        places = [1 + (logits > logits[r]).sum() + ((logits == logits[r]).sum() - 1) / 2 for r in right]
+        by_hand.append(1 / min(places))
+    assert got == pytest.approx(np.mean(by_hand))
+
+
+def test_rows_have_the_machine_then_other_readers_with_intervals_that_hold_their_means():
+    found, part = scored(n=60), np.arange(60)[:, None] % 3 + np.zeros((60, 3), int)
+    answers = np.random.default_rng(1).integers(0, 4, (60, 3))
+    tasks = {f"qa{i}": part == i for i in range(3)}
+    its = source("error", groups=lambda split: tasks, references=lambda split: {"guess": answers, "truth": truth})
+    truth = np.zeros((60, 3), int)
+    truth[found["example_id"]] = found["target"]
+    rows = evaluate.rows(its, "test", "machine", found, np.arange(60), 0)
+    assert [row["memory"] for row in rows] == ["machine", "guess", "truth"]
+    assert rows[2]["test_error"] == rows[2]["high"] == 0 and rows[2]["under_5%"] == 3
+    guessed = answers[found["example_id"]] != found["target"]
+    assert rows[1]["qa1"] == pytest.approx(guessed[found["query_mask"] & (part[found["example_id"]] == 1)].mean())
+    for row in rows[:2]:
+        assert row["low"] < row["test_error"] < row["high"] and row["under_5%"] == 0
+
+
+def test_the_interval_of_a_mean_has_the_width_of_its_standard_error():
+    """Users of ten equal values each: as wide as for one value a user."""
+    values = np.random.default_rng(0).normal(size=400)
+    low, high = metrics.bootstrap_mean(np.repeat(values, 10), np.repeat(np.arange(400), 10))
+    assert (high - low) / 2 == pytest.approx(1.96 * values.std() / 20, rel=0.1)
+    assert low < values.mean() < high
