@@ -39,7 +39,7 @@ def test_the_numbers_of_the_papers_are_what_they_print():
         for numbers in row.paper.values():  # All is the mean of the halves, but for one slip of the paper
             whole = (numbers["early"] + numbers["later"]) / 2
             slip = numbers["early"] == pytest.approx(0.3216)
-            assert numbers["test_accuracy"] == pytest.approx(whole, abs=1e-4) or slip
+            assert numbers["test_accuracy"] == pytest.approx(whole, abs=5e-4) or slip
     assert TABLES["rm5"].rows["w/o. rehearsal"].paper["xlong"] == {"test_auc": 0.8745}
     assert TABLES["rm5"].rows["only L_rec"].changes == {"rehearsal.familiarity": NO_REHEARSAL["rehearsal.familiarity"]}
 

@@ -1,0 +1,94 @@
+"""Forgetting, measured: ages are right, and a memory that keeps only the latest segment is seen to."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rmjax import probe, train
+from rmjax.metrics import auc
+from tests.runs import PLAIN, tiny
+from tests.small import batch, noise, recommendation, rehearsal, small
+
+FEW = {
+    "machine.kind": "gru",
+    "train.steps": 2,
+    "train.eval_every": 2,
+    "train.save_every": 1,
+    "rehearsal.sampler": "uniform",
+}
+
+
+@pytest.mark.parametrize("changes", [PLAIN | {"probe.steps": 2}, {"rehearsal.familiarity": 0.0}], ids=str)
+def test_a_probe_leaves_its_numbers_and_a_picture(tmp_path, changes):
+    config = tiny(**FEW | changes | {"probe.fragments": 3})
+    rows = train.train(config, tmp_path)
+    found = probe.probe(config, tmp_path)
+    assert found == json.loads((tmp_path / "probe.json").read_text()) and (tmp_path / "probe.png").stat().st_size > 5000
+    assert found["measures"]["auc"] == pytest.approx(rows[0]["test_auc"], abs=1e-6)
+    assert [(line["from"], line["to"]) for line in found["by_age"]] == [
+        (age, age) for age in range(4)
+    ]  # 40 clicks by 10
+    assert sum(line["fragments"] for line in found["by_age"]) == 15 * 3
+    for line in found["by_age"]:
+        assert (line["familiarity"] is None) == ("rehearsal.familiarity" in changes and "probe.steps" not in changes)
+        assert 0 <= line["recollection"] <= 1
+    assert f"0.{round(1e4 * found['measures']['auc']):04d}" in probe.show(found)
+
+
+def test_without_a_decoder_it_says_what_to_do(tmp_path):
+    config = tiny(**FEW | PLAIN)
+    with pytest.raises(ValueError, match="--config.probe.steps=500"):
+        probe.probe(config, tmp_path)
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        probe.probe(tiny(**FEW | PLAIN | {"probe.steps": 1}), tmp_path)
+
+
+def test_ages_are_counted_from_the_last_segment_and_what_is_recalled_is_right(monkeypatch):
+    """Items say which segment they are of. Recalled are those of each stream's latest segment, and of no other."""
+    task = recommendation(small("gru").machine, rehearsal(fragments=6, sampler="uniform"))
+    params, lengths = noise(task.init), np.array([8, 3, 1, 5])
+    mask = np.tile(np.arange(8)[:, None] < lengths[:, None, None], (1, 1, 4))
+    mask[3, 2] = False  # an empty segment inside: of the five four are there
+    items = np.tile(np.arange(32).reshape(8, 4), (4, 1, 1))
+    data = batch().replace(items=jnp.asarray(items), item_mask=jnp.asarray(mask))
+
+    def recall(r, machine, params, cut, memory, key):
+        latest = cut.items[..., :1] // 4 == lengths[:, None, None] - 1
+        truth = jnp.take_along_axis(cut.items, cut.hidden_at, 2)
+        recalled = jnp.where(latest[..., None], 1e3 * params["machine"]["embed"][truth], 0.0)
+        return 1.0 * latest[..., 0], jnp.zeros(latest.shape[:2]), recalled
+
+    monkeypatch.setattr(probe.rehearsing, "recall", recall)
+    got = jax.device_get(jax.jit(lambda: probe.recall(task, params, data, jax.random.key(0)))())
+    for row, there in enumerate((8, 3, 1, 4)):
+        ages = got["age"][row][got["there"][row]]
+        assert len(set(ages)) == len(ages) == min(there, 6) and set(ages) <= set(range(there))
+        latest = got["there"][row] & (got["age"][row] == 0)
+        assert got["right"][row][latest].all() and (got["positive"][row][got["there"][row]] == (ages == 0)).all()
+        assert not got["right"][row][got["there"][row] & ~latest].any()
+
+
+def test_lines_are_means_over_what_was_asked_and_over_pairs():
+    rng = np.random.default_rng(0)
+    recalled = {
+        "age": rng.integers(0, 45, (50, 6)),
+        "there": rng.random((50, 6)) < 0.8,
+        "right": rng.random((50, 6, 3)) < 0.3,
+        "asked": rng.random((50, 6, 3)) < 0.7,
+        "positive": rng.normal(1, 1, (50, 6)),
+        "negative": rng.normal(0, 1, (50, 6)),
+        "pair": rng.random((50, 6)) < 0.9,
+    }
+    lines = probe.by_age(recalled, {"recollection": True, "familiarity": True})
+    assert [(line["from"], line["to"]) for line in lines][:2] == [(0, 2), (3, 5)] and len(lines) == 15
+    third = recalled["there"] & (recalled["age"] // 3 == 2)
+    asked, pair = recalled["asked"][third], recalled["pair"] & third
+    assert lines[2]["fragments"] == third.sum()
+    assert lines[2]["recollection"] == pytest.approx(recalled["right"][third][asked].mean())
+    scores = np.concatenate([recalled["positive"][pair], recalled["negative"][pair]])
+    assert lines[2]["familiarity"] == pytest.approx(auc(scores, np.repeat([1, 0], pair.sum())))
