@@ -20,7 +20,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.segment_length = 15
     config.data.buckets = 6
     machine = config.machine
-    machine.dim, machine.slots, machine.timescale = 128, 20, 10
+    machine.dim, machine.slots, machine.timescale = 128, 20, 0  # what counts is who was where last
     config.rehearsal.sampled_items = 0
     config.reason.hops = 2
     config.teacher.dim, config.teacher.batch_size, config.teacher.steps = 128, 64, 5000
@@ -29,6 +29,6 @@ def get_config(arg: str = "") -> ConfigDict:
     if "local" in chosen:
         machine.dim, machine.layers, machine.heads = 64, 1, 4
         config.rehearsal.recollection = config.rehearsal.familiarity = 0.0
-        config.train.schedule = "cosine"
-        config.train.steps, config.train.eval_every, config.train.save_every = 30_000, 1000, 500
+        config.train.learning_rate, config.train.schedule = 3e-3, "cosine"
+        config.train.steps, config.train.eval_every, config.train.save_every = 14_000, 2000, 500  # 15 epochs
     return config
