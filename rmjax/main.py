@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     except train.Preempted as preempted:
         logging.warning("Stopped: %s.", preempted)
         return EXIT_PREEMPTED
-    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+    except (ValueError, OSError, RuntimeError, FloatingPointError, ImportError) as error:
         logging.error("%s", error)
         return 1
     return 0

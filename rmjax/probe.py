@@ -194,7 +194,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        logging.info("no %s: matplotlib is not installed (pip install 'rmjax[notebook]')", path)
+        logging.info("no %s: matplotlib is not installed (pip install 'rmjax[plots]')", path)
         return
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.subplots()
