@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import types
 
@@ -13,6 +14,7 @@ import pytest
 
 from rmjax import tasks
 from rmjax.data.source import Questions
+from rmjax.tasks import rehearsing
 from rmjax.types import Batch
 from tests.runs import tiny
 from tests.small import noise
@@ -167,3 +169,29 @@ def test_a_question_changes_the_order_of_its_candidates():
     with pytest.raises(ValueError, match="config.reason.head='mlp'"):
         source = types.SimpleNamespace(questions=KINDS["words-choice"][0], num_items=ITEMS, max_items=T * N)
         tasks.make_task(tiny(), source)
+
+
+def test_frames_are_told_from_valid_frames_of_their_own_stream():
+    """Frames are all different here: `same` marks just the drawn ones that are the truth."""
+    task, params, _, _, _ = built("features-class")
+    batch, key = data("features-class"), jax.random.key(0)
+    r, keys = dataclasses.replace(task.rehearsal, sampled_items=40), jax.random.split(key, B)
+
+    @jax.jit
+    def drawn():
+        chosen = rehearsing.choose_segments(
+            dataclasses.replace(r, sampler="uniform"), keys, None, None, batch, batch.item_mask.any(-1)
+        )
+        cut = rehearsing.cut_fragments(r, keys, batch, chosen)
+        return cut, rehearsing.alternatives(r, task.machine, params, cut, batch, (key, keys))
+
+    cut, (target, others, same) = drawn()
+    table = np.asarray(task.machine.embed(params["machine"], batch.items)) / np.sqrt(8)
+    for row in range(B):
+        own = table[row][np.asarray(batch.item_mask[row])]
+        distance = np.abs(np.asarray(others)[row, 0][:, None] - own).max(-1)
+        assert (distance.min(1) < 1e-5).all() and len(set(distance.argmin(1))) > 10
+    asked = np.asarray(cut.hidden_mask)
+    equal = np.abs(np.asarray(others)[:, :, None] - np.asarray(target)[..., None, :]).max(-1) < 1e-6
+    np.testing.assert_array_equal(np.asarray(same)[asked], equal[asked])
+    assert 0 < equal[asked].sum() < equal[asked].size / 4

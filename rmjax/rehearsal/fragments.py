@@ -17,6 +17,7 @@ class Fragments:
     """B' = `fragments` rehearsed segments of each stream, masked and corrupted. M is the most items masked in one."""
 
     items: Array  # i32 [B, B', N] (or f32 [B, B', N, F]) the truth
+    segment: Array  # i32 [B, B'] which segment of the stream each is
     mask: Array  # bool [B, B', N] valid items; all false: a missing fragment
     hidden: Array  # bool [B, B', N] the masked items, in positive and negative fragments alike
     hidden_at: Array  # i32 [B, B', M] where they are
@@ -78,6 +79,7 @@ def build(
         hidden_at = jnp.argsort(~hidden, -1, stable=True)[:, :most]
         return Fragments(
             items=items,
+            segment=indices,
             mask=mask,
             hidden=hidden,
             hidden_at=hidden_at,

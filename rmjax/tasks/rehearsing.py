@@ -77,12 +77,12 @@ def alternatives(
             return target, table, None
         sampled = jax.random.randint(keys[0], (r.sampled_items,), 0, len(table))
         return target, table[sampled], sampled == truth[..., None]
-    rows, *_, width = batch.items.shape
-    valid = batch.item_mask.reshape(rows, -1)
+    rows, _, length, width = batch.items.shape
     draw = lambda key, valid: jax.random.categorical(key, jnp.where(valid, 0.0, -jnp.inf), shape=(r.sampled_items,))  # noqa: E731
-    others = jax.vmap(lambda items, at: items.reshape(-1, width)[at])(batch.items, jax.vmap(draw)(keys[1], valid))
+    place = jax.vmap(draw)(keys[1], batch.item_mask.reshape(rows, -1))
+    others = jnp.take_along_axis(batch.items.reshape(rows, -1, width), place[..., None], 1)
     truth = jnp.take_along_axis(cut.items, cut.hidden_at[..., None], 2)
-    same = (others[:, None, None] == truth[..., None, :]).all(-1)  # the very frame, or one just like it
+    same = place[:, None, None] == (cut.segment[..., None] * length + cut.hidden_at)[..., None]
 
     def unit(x: Array) -> Array:
         features = machine.embed(params["machine"], x)
