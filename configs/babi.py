@@ -30,5 +30,5 @@ def get_config(arg: str = "") -> ConfigDict:
         machine.dim, machine.layers, machine.heads = 64, 1, 4
         config.rehearsal.recollection = config.rehearsal.familiarity = 0.0
         config.train.learning_rate, config.train.schedule = 3e-3, "cosine"
-        config.train.steps, config.train.eval_every, config.train.save_every = 14_000, 2000, 500  # 15 epochs
+        config.train.steps, config.train.eval_every, config.train.save_every = 14_000, 2000, 500  # 16 epochs
     return config

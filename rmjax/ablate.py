@@ -6,9 +6,9 @@ is not run again, so the same line goes on where it stopped. `--config.<key>=<va
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-import signal
 import statistics
 import subprocess
 import sys
@@ -20,9 +20,9 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from rmjax import config as configs
-from rmjax import metrics
+from rmjax import metrics, train
 from rmjax.tables import TABLES, Table
-from rmjax.workdir import EXIT_PREEMPTED, lock
+from rmjax.workdir import EXIT_PREEMPTED, Preemption, lock
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Path of a config file, what the rows are changes of.")
 _TABLE = flags.DEFINE_enum("table", None, list(TABLES), "Which table of the papers.")
@@ -42,7 +42,8 @@ class Job(NamedTuple):
 
 
 def jobs(table: Table, workdir: Path, seeds: int) -> list[Job]:
-    """Every run, in the order in which they are made: whole seeds, so that a table cut short has every row."""
+    """Every run, in the order in which they are made: whole seeds, so that a table cut short has every row. Where rows
+    share a teacher it is the first row's."""
     made = []
     for seed in range(seeds):
         for setting, common in table.settings.items():
@@ -61,7 +62,7 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def run(job: Job, argv: Sequence[str]) -> list[dict[str, Any]] | None:
+def run(job: Job, given: Sequence[str], stop: Preemption) -> list[dict[str, Any]] | None:
     """The rows of a run's final table; None where it failed, which is logged. What it says goes to log.txt.
 
     Raises:
@@ -70,10 +71,10 @@ def run(job: Job, argv: Sequence[str]) -> list[dict[str, Any]] | None:
     results = job.workdir / "results.json"
     if not results.exists():
         job.workdir.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "rmjax.main", *argv, *job.flags, f"--workdir={job.workdir}"]
+        command = [sys.executable, "-m", "rmjax.main", *given, *job.flags, f"--workdir={job.workdir}"]
         with (job.workdir / "log.txt").open("a") as log:
-            code = wait(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
-        if code == EXIT_PREEMPTED:
+            code = wait(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT), stop)
+        if stop.requested or code == EXIT_PREEMPTED:
             raise SystemExit(EXIT_PREEMPTED)
         if code or not results.exists():
             logging.error("%s failed with exit code %s; see %s", job.workdir, code, job.workdir / "log.txt")
@@ -81,18 +82,24 @@ def run(job: Job, argv: Sequence[str]) -> list[dict[str, Any]] | None:
     return json.loads(results.read_text())
 
 
-def wait(process: subprocess.Popen) -> int:
-    """The exit code. SIGTERM and SIGINT are handed on once; the run then saves and leaves."""
+def wait(process: subprocess.Popen, stop: Preemption) -> int:
+    """The exit code; a run whose table is asked to stop is asked once, and then saves and leaves."""
+    asked = False
+    while True:
+        if stop.requested and not asked:
+            process.terminate()
+            asked = True
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(timeout=0.5)
 
-    def hand_on(number: int, _) -> None:
-        process.send_signal(signal.SIGTERM)
 
-    before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        return process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def check_same_config(config: Any, workdir: Path) -> None:
+    """Raises ValueError, naming the fields, if the table here was begun with another config."""
+    path, now = workdir / "ablation.json", json.loads(config.to_json())
+    if path.exists():
+        train.refuse_other(workdir, json.loads(path.read_text()), now)
+    else:
+        path.write_text(json.dumps(now, indent=1))
 
 
 def summary(table: Table, results: Results, data: str) -> list[dict[str, Any]]:
@@ -131,29 +138,44 @@ def main(argv: Sequence[str]) -> int:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     logging.set_verbosity(logging.INFO)
     assert _TABLE.value is not None
-    table, workdir = TABLES[_TABLE.value], Path(_WORKDIR.value or f"runs/{_TABLE.value}")
+    workdir, config = Path(_WORKDIR.value or f"runs/{_TABLE.value}"), _CONFIG.value
     try:
-        configs.validate(_CONFIG.value)
-        unknown = [name for name in _ROWS.value if name not in table.rows]
-        if unknown:
-            raise ValueError(f"--rows: {_TABLE.value} has no row {unknown[0]!r}; there are {', '.join(table.rows)}")
-        if _ROWS.value:
-            table = table._replace(rows={name: row for name, row in table.rows.items() if name in _ROWS.value})
-        given = [arg for arg in sys.argv[1:] if re.match(r"--?config[.=]", arg)]
-        with lock(workdir):
-            return run_all(table, jobs(table, workdir, _SEEDS.value), given, workdir, _CONFIG.value.data.name)
+        configs.validate(config)
+        table = choose(TABLES[_TABLE.value], _ROWS.value)
+        data = "simulated_clicks" if config.data.name == "xlong" and not config.data.dir else config.data.name
+        with lock(workdir), Preemption() as stop:
+            check_same_config(config, workdir)
+            return run_all(table, jobs(table, workdir, _SEEDS.value), given_flags(), workdir, data, stop)
     except (ValueError, OSError, RuntimeError) as error:
         logging.error("%s", error)
         return 1
 
 
-def run_all(table: Table, todo: list[Job], given: Sequence[str], workdir: Path, data: str) -> int:
+def choose(table: Table, rows: Sequence[str]) -> Table:
+    """The table with these rows alone, all of them if none is named. Raises ValueError for one that it has not."""
+    first = next(iter(table.rows))
+    for name in rows:
+        if name not in table.rows:
+            raise ValueError(f"--rows: there is no row {name!r}; there are {', '.join(table.rows)}")
+    if rows and table.share_teacher and first not in rows:
+        raise ValueError(f"--rows: add {first!r}, whose teacher the others take")
+    return table._replace(rows={name: row for name, row in table.rows.items() if name in rows or not rows})
+
+
+def given_flags() -> list[str]:
+    """The config file and what was changed of it, as flags of rmjax.main."""
+    flag = flags.FLAGS["config"]
+    overrides = config_flags.get_override_values(flag)
+    return [f"--config={config_flags.get_config_filename(flag)}", *(f"--config.{k}={v}" for k, v in overrides.items())]
+
+
+def run_all(table: Table, todo: list[Job], given: Sequence[str], workdir: Path, data: str, stop: Preemption) -> int:
     """Runs what is not finished; the table so far is printed, and written, whenever a run ends. -> exit code."""
     results: Results = {}
     failed = False
     for number, job in enumerate(todo, 1):
         logging.info("%d of %d: %s %s, seed %d", number, len(todo), job.setting, job.row, job.seed)
-        found = run(job, given)
+        found = run(job, given, stop)
         failed |= found is None
         if found is None:
             continue

@@ -86,7 +86,7 @@ SCHEMA: dict[str, Field] = {
     "data.babi.max_sentences": Field(0, at_least(0), "latest sentences kept of a story; 0: all"),
     "data.narrativeqa.max_segments": Field(64, at_least(1), "segments kept of a summary"),
     "data.tvqa.max_words": Field(300, at_least(1), "words kept of a clip's subtitles"),
-    "data.tvqa.valid_fraction": Field(0.1, between(0, 1), "share of the training clips for validation"),
+    "data.tvqa.valid_fraction": Field(0.1, below(0, 1), "share of the training clips for validation"),
     "data.activitynet.features": Field("", anything, "folder of the videos' frame features, .npz or .h5"),
     "data.activitynet.frames": Field(200, at_least(1), "frames taken of a video"),
     "data.activitynet.answers": Field(1000, at_least(1), "classes: the most frequent answers"),
@@ -297,7 +297,13 @@ def _conflicts(config: ConfigDict) -> Iterator[str]:
         yield f"config.data.simulated.clicks_min = {least} must be at most config.data.simulated.clicks_max = {most}"
     if movielens.test_fraction + movielens.valid_fraction >= 1:
         yield "config.data.movielens.test_fraction + valid_fraction must be below 1: none are left to train on"
-    if config.teacher.share_items and config.teacher.dim != machine.dim:
-        yield f"config.teacher.share_items needs teacher.dim = {config.teacher.dim} to be machine.dim = {machine.dim}"
+    if config.teacher.share_items and config.teacher.dim != machine[width]:
+        item_width = f"machine.{width} = {machine[width]}"
+        yield f"config.teacher.share_items needs teacher.dim = {config.teacher.dim} to be {item_width}"
+    if config.teacher.share_items and (config.data.vectors or config.data.name == "activitynet"):
+        yield "config.teacher.share_items: with config.data.vectors, or frames for items, there is no table to share"
+    words = config.data.name in ("babi", "narrativeqa", "tvqa", "activitynet")
+    if machine.dim % 2 and (words or machine.kind == "multihop_reason" or machine.encoder == "bigru"):
+        yield f"config.machine.dim = {machine.dim} must be even: a bidirectional GRU has half of it each way"
     if train.model_devices > 1 and train.mapping == "pmap":
         yield f"config.train.model_devices = {train.model_devices} needs config.train.mapping = 'mesh'"

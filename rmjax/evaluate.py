@@ -24,6 +24,8 @@ def measures(source: Source, split: str, scored: Scored) -> dict[str, float]:
         return {"auc": metrics.auc(scored["scores"], scored["target"], mask)}
     values, groups = question_values(source, split, scored), groups_of(source, split, scored)
     each = {name: float(values[inside].mean()) for name, inside in groups.items() if inside.any()}
+    if metric == "mrr":
+        each["answer 1 alone"] = float((1 / rank(scored["scores"], scored["target"]))[mask].mean())
     whole = float(np.mean(list(each.values()))) if metric == "error" and each else float(values[mask].mean())
     return {metric: whole} | each
 
@@ -71,17 +73,17 @@ def groups_of(source: Source, split: str, scored: Scored) -> dict[str, np.ndarra
 
 
 def question_values(source: Source, split: str, scored: Scored) -> np.ndarray:
-    """f64 [n, Q], what the metric is the mean of. Scores [n, Q] are answers and not logits."""
+    """f64 [n, Q], what the metric is the mean of; NaN where a score is. Scores [n, Q] are answers and not logits."""
     scores, target, metric = scored["scores"], scored["target"], metric_of(source)
+    wrong = np.isnan(scores).any(-1) if scores.ndim > target.ndim else np.zeros(target.shape, bool)
     if metric == "mrr":
         ranks = rank(scores, target)
         if hasattr(source, "also"):
             also = source.also(split)[scored["example_id"]]
             ranks = np.where(also < 0, ranks, np.minimum(ranks, rank(scores, np.maximum(also, 0))))
-        return 1 / ranks
+        return np.where(wrong, np.nan, 1 / ranks)
     chosen = scores if scores.ndim == target.ndim else scores.argmax(-1)
-    right = (chosen == target).astype(np.float64)
-    return 1 - right if metric == "error" else right
+    return np.where(wrong, np.nan, chosen != target if metric == "error" else chosen == target)
 
 
 def rank(logits: np.ndarray, target: np.ndarray) -> np.ndarray:

@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 
 from rmjax import evaluate, metrics, train
 from rmjax.data.pipeline import batches, eval_batches
+from rmjax.data.source import Examples, Source, hash64
 from rmjax.parallel import make_mapped
 from rmjax.tasks import rehearsing
 from rmjax.tasks.reasoning import Reasoning
@@ -37,7 +39,7 @@ class Probe:
     def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[float, Sum]]:
         r, machine = self.model.rehearsal, self.model.machine
         keys = jax.vmap(lambda k: jax.random.split(k, 3))(example_keys(key, batch.example_id))
-        memory = self.model.memorize(frozen, batch, keys[:, 0]).memory
+        memory = self.model.memorize(frozen, batch).memory  # as it is when asked: without dropout
         found = rehearsing.choose_segments(r, keys[:, 1], None, None, batch, batch.item_mask.any(-1))
         both = {"machine": frozen["machine"]} | params
         return rehearsing.losses(r, machine, both, batch, memory, found, keys[:, 2], key)
@@ -116,23 +118,44 @@ def train_probe(run: train.Run, model: Reasoning, params: Params) -> tuple[Reaso
 
 
 def recall_split(run: train.Run, model: Reasoning, params: Params, split: str) -> dict[str, np.ndarray]:
-    """Of fragments drawn from the first config.probe.streams streams: their age [n, F] in segments, which there are;
-    right and asked [n, F, M] of their masked items; logits [n, F] that they and their negatives are familiar, and which
-    of these pairs differ."""
+    """Of fragments of config.probe.streams streams, drawn from the whole split: their age [n, F] in segments, which
+    there are; right and asked [n, F, M] of their masked items; logits [n, F] that they and their negatives are
+    familiar, and which of these pairs differ."""
     r = dataclasses.replace(model.rehearsal, fragments=run.config.probe.fragments, sampler="uniform")
     recall_batch = jax.jit(partial(recall, dataclasses.replace(model, rehearsal=r), jax.device_put(params)))
-    parts: list[dict[str, np.ndarray]] = []
+    parts = []
     settings = train.data_settings(run) | dict(batch_size=run.config.train.eval_batch_size)
-    seen = 0
-    with contextlib.closing(eval_batches(run.source, split, **settings)) as data:
+    some = Subset(run.source, split, run.config.probe.streams, run.config.seed)
+    with contextlib.closing(eval_batches(some, split, **settings)) as data:
         for batch in data:
             if run.stopping():
                 raise train.Preempted("asked to stop while probing; run the same line again")
             parts.append(jax.device_get(recall_batch(batch, jax.random.key(run.config.seed))))
-            seen += len(batch.example_id)
-            if seen >= run.config.probe.streams:
-                break
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    if jax.process_count() > 1:
+        whole = {name: multihost_utils.process_allgather(value, tiled=True) for name, value in whole.items()}
+    return whole
+
+
+class Subset:
+    """So many examples of a split, drawn from all of it; otherwise the source."""
+
+    def __init__(self, source: Source, split: str, count: int, seed: int):
+        order = np.argsort(hash64("subset", seed, np.arange(source.size(split))), kind="stable")
+        self._source, self._rows = source, np.sort(order[:count])
+        if hasattr(source, "buckets"):
+            self.buckets = lambda split: ((found := source.buckets(split))[0][self._rows], found[1])
+        if hasattr(source, "stream_id"):
+            self.stream_id = lambda split: source.stream_id(split)[self._rows]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+    def size(self, split: str) -> int:
+        return len(self._rows)
+
+    def fetch(self, split: str, indices: np.ndarray) -> Examples:
+        return self._source.fetch(split, self._rows[indices])
 
 
 def recall(model: Reasoning, params: Params, batch: Batch, key: Key) -> dict[str, Array]:

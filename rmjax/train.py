@@ -37,7 +37,8 @@ from rmjax.workdir import Preemption, lock
 # What may change between a run and its continuation; everything else is part of what the run computes.
 MAY_CHANGE = ("train.devices", "train.mapping", "train.model_devices", "train.microbatch", "train.log_every",
               "train.keep_last", "train.keep_best", "data.dir", "data.cache_dir", "data.ram_bytes", "data.workers",
-              "data.prefetch", "probe.steps", "probe.fragments", "probe.streams")  # fmt: skip
+              "data.prefetch", "data.vectors", "data.activitynet.features",
+              "probe.steps", "probe.fragments", "probe.streams")  # fmt: skip
 CPU_ITEMS = 8192  # of the streams that a CPU holds at once, see `microbatch`
 # Steps dispatched ahead of the one whose loss is looked at. None on CPU: several devices share a few threads there,
 # and threads that wait in one step's all-reduce can starve another step of them for ever.
@@ -112,9 +113,13 @@ def trained(workdir: str | Path) -> tuple[Any, Params, Source]:
     """What a run has learned, for notebooks: its task, the best parameters so far, its data. Changes nothing there."""
     folder = Path(workdir)
     config, kept = configs.base(), json.loads((folder / "config.json").read_text())
-    kept["data"].pop("found", None)
+    found = kept["data"].pop("found", {})
     config.update(kept)
     source = make_source(config.data, config.data.seed)
+    if words_digest(source).get("words") != found.get("words"):
+        raise ValueError(
+            f"{config.data.dir} has other words or answers than {workdir} was trained on: restore its files"
+        )
     task = tasks.make_task(config, source)
     params = read_best(folder / "model", jax.eval_shape(task.init, jax.random.key(0)))
     if params is None:
@@ -137,20 +142,31 @@ def check_same_config(config: Any, workdir: Path, source: Source) -> None:
     path, now = workdir / "config.json", json.loads(config.to_json())
     sizes = {split: source.size(split) for split in ("train", "valid", "test")}
     now["data"]["found"] = {"source": type(source).__name__, "items": source.num_items, **sizes}
-    words = json.dumps(list(getattr(source, "vocabulary", ())), indent=0)
-    if hasattr(source, "vocabulary"):
-        now["data"]["found"]["vocabulary"] = hashlib.sha256(words.encode()).hexdigest()[:16]
+    now["data"]["found"] |= words_digest(source)
     if not path.exists() or not any(workdir.glob("*/[0-9]*")):
         write_whole(path, json.dumps(now, indent=1))
         if hasattr(source, "vocabulary"):  # what the checkpoints' rows stand for
-            write_whole(workdir / "vocabulary.json", words)
+            write_whole(workdir / "vocabulary.json", json.dumps(list(source.vocabulary), indent=0))
         return
-    then, now = flat(json.loads(path.read_text())), flat(now)
+    refuse_other(workdir, json.loads(path.read_text()), now)
+
+
+def refuse_other(workdir: Path, then: dict, now: dict) -> None:
+    """Raises ValueError, naming the fields, if the config `then` is not one to go on with as `now`."""
+    then, now = flat(then), flat(now)
     then = {name: field.default for name, field in configs.SCHEMA.items()} | then  # a key that came after that run
     differing = [k for k in sorted({*then, *now} - set(MAY_CHANGE)) if then.get(k) != now.get(k)]
     if differing:
         shown = "; ".join(f"config.{k} was {then.get(k)!r}, now {now.get(k)!r}" for k in differing[:5])
         raise ValueError(f"{workdir} holds a run of another config ({shown}): use another --workdir, or set them back")
+
+
+def words_digest(source: Source) -> dict[str, str]:
+    """Of the vocabulary and the answers of a source that has them: what ids and classes stand for."""
+    if not hasattr(source, "vocabulary"):
+        return {}
+    words = json.dumps([list(source.vocabulary), list(getattr(source, "classes", ()))])
+    return {"words": hashlib.sha256(words.encode()).hexdigest()[:16]}
 
 
 def flat(tree: dict, prefix: str = "") -> dict[str, Any]:

@@ -96,5 +96,5 @@ def split(batch: Batch, rows: int) -> Batch | None:
 
 
 def make_eval_step(task: Task) -> Callable[[Params, Batch], Array]:
-    """-> eval_step(params, batch) -> scores [B, Q]."""
+    """-> eval_step(params, batch) -> scores [B, Q] or [B, Q, C]."""
     return task.scores

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from rmjax import ablate, config
 from rmjax.tables import NO_REHEARSAL, TABLES, Row, Table
-from rmjax.workdir import EXIT_PREEMPTED
+from rmjax.workdir import EXIT_PREEMPTED, Preemption
+from tests.runs import tiny
 
 SMALL = Table(
     "a table",
     {"one": Row({}, {"x": {"early": 0.5}}), "Two (L_a)": Row({"machine.slots": 3})},
     {"x": {"data.segment_length": 5}, "y": {"data.segment_length": 7}},
 )
+
+
+CARD = """
+from tests.runs import PLAIN, tiny
+
+def get_config():
+    return tiny(**PLAIN | {"train.steps": 1, "train.eval_every": 1})
+"""
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -90,7 +103,8 @@ rows.append({'memory': 'oracle', 'test_accuracy': 1.0, 'early': 1.0})
 
 
 def run_all(tmp_path):
-    return ablate.run_all(SMALL, ablate.jobs(SMALL, tmp_path, 2), ["--config=card.py"], tmp_path, "synthetic")
+    with Preemption() as stop:
+        return ablate.run_all(SMALL, ablate.jobs(SMALL, tmp_path, 2), ["--config=card.py"], tmp_path, "synthetic", stop)
 
 
 def test_what_failed_is_left_out_and_run_again_and_what_is_finished_is_not(tmp_path, runs, capsys):
@@ -114,3 +128,48 @@ def test_a_run_that_was_stopped_stops_the_table_with_its_code(tmp_path, runs):
         run_all(tmp_path)
     assert stopped.value.code == EXIT_PREEMPTED and len(runs) == 6
     assert json.loads((tmp_path / "table.json").read_text())[0]["seeds"] == 2
+
+
+def test_a_signal_reaches_the_run_and_nothing_more_is_started(tmp_path, monkeypatch):
+    """Even one that comes before the run can save: it is not taken for a failure."""
+    original, started = subprocess.Popen, []
+
+    def slow(command, **how):
+        started.append(command)
+        process = original([sys.executable, "-c", "import time; time.sleep(60)"], **how)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return process
+
+    monkeypatch.setattr(ablate.subprocess, "Popen", slow)
+    with pytest.raises(SystemExit) as stopped:
+        run_all(tmp_path)
+    assert stopped.value.code == EXIT_PREEMPTED and len(started) == 1
+
+
+def test_rows_are_chosen_by_name_and_keep_the_one_whose_teacher_they_take():
+    assert list(ablate.choose(SMALL, ["Two (L_a)"]).rows) == ["Two (L_a)"] and ablate.choose(SMALL, []) == SMALL
+    with pytest.raises(ValueError, match="no row 'three'; there are one, Two"):
+        ablate.choose(SMALL, ["three"])
+    with pytest.raises(ValueError, match="add 'Full', whose teacher"):
+        ablate.choose(TABLES["rm5"], ["only L_rec"])
+
+
+def test_a_table_goes_on_with_its_own_config_only(tmp_path):
+    ablate.check_same_config(tiny(), tmp_path)
+    ablate.check_same_config(tiny(**{"train.log_every": 7, "probe.steps": 3}), tmp_path)
+    with pytest.raises(ValueError, match="config.train.steps was 12, now 13"):
+        ablate.check_same_config(tiny(**{"train.steps": 13}), tmp_path)
+
+
+def test_the_command_runs_what_it_was_given(tmp_path):
+    """For real, with flags in both forms: two rows of a sweep, each one step."""
+    card = tmp_path / "card.py"
+    card.write_text(CARD)
+    line = ["--config", str(card), "--table=cm_slots", "--rows=K = 5,K = 10", "--seeds=1", "--workdir=out"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "rmjax.ablate", *line, "--config.train.learning_rate=0.5"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [row.split()[:3] for row in done.stdout.splitlines()[2:4]] == [["K", "=", "5"], ["K", "=", "10"]]
+    kept = json.loads((tmp_path / "out" / "seed0" / "k-10" / "config.json").read_text())
+    assert kept["train"]["learning_rate"] == 0.5 and kept["machine"]["slots"] == 10

@@ -143,6 +143,37 @@ def test_an_answer_from_a_memory_is_that_of_the_batch(name):
     )
 
 
+def test_the_teacher_answers_from_the_question_too(name):
+    """Of one segment it always finds the same, e; the rest of [e; q] is left to tell questions apart."""
+    questions, num_items, changes = KINDS[name]
+    source = types.SimpleNamespace(questions=questions, num_items=num_items, feature_width=0 if num_items else F)
+    teacher = tasks.make_teacher(tiny(**{k: v for k, v in changes.items() if "machine" not in k}), source)
+    params, batch = noise(teacher.init, 2), data(name)
+    one = batch.replace(item_mask=batch.item_mask.at[:, 1:].set(False), position=None)
+    if questions.answer == "choice":  # the same ones for every question
+        one = one.replace(choices=one.choices[:, :1].repeat(Q, 1), choice_mask=jnp.ones_like(one.choice_mask))
+    scores = np.asarray(jax.jit(teacher.scores)(params, one))[0]
+    scores = scores - scores[..., :1] if scores.ndim > 1 else scores
+    assert np.abs(scores[0] - scores[1]).max() > 0.01
+
+
+def test_the_teacher_is_asked_the_drawn_question():
+    """Where only the second question is asked, what the first one says changes nothing that is rehearsed."""
+    _, params, _, losses, _ = built("kind-class")
+    batch = data("kind-class").replace(position=None)
+    batch = batch.replace(query_mask=jnp.asarray([[False, True, False]] * B))
+    asked = [batch.replace(query=batch.query.at[:, which].set(kind)) for which in (0, 1) for kind in range(5)]
+    drawn = [float(losses(params, one)["recollection"][0]) for one in asked]
+    assert len(set(drawn[:5])) == 1 and len(set(drawn[5:])) > 1
+
+
+def test_features_have_one_scale():
+    _, params, _, _, scores = built("features-class")
+    batch = data("features-class")
+    larger = batch.replace(items=100 * batch.items)
+    chex.assert_trees_all_close(scores(params, larger), scores(params, batch), atol=1e-3)
+
+
 def test_the_order_of_the_candidates_does_not_matter():
     _, params, _, losses, scores = built("words-choice")
     batch, order = data("words-choice"), np.random.default_rng(3).permutation(A)
@@ -186,6 +217,10 @@ def test_frames_are_told_from_valid_frames_of_their_own_stream():
         return cut, rehearsing.alternatives(r, task.machine, params, cut, batch, (key, keys))
 
     cut, (target, others, same) = drawn()
+    alike = jnp.broadcast_to(batch.items[:1], batch.items.shape)  # rows draw each for itself
+    twins = batch.replace(items=alike, item_mask=jnp.ones_like(batch.item_mask))
+    theirs = rehearsing.alternatives(r, task.machine, params, cut, twins, (key, keys))[1]
+    assert (np.asarray(theirs)[0] != np.asarray(theirs)[1]).any()
     table = np.asarray(task.machine.embed(params["machine"], batch.items)) / np.sqrt(8)
     for row in range(B):
         own = table[row][np.asarray(batch.item_mask[row])]

@@ -11,14 +11,16 @@ from rmjax import config as config_lib
 from rmjax.config import SCHEMA, Recorder, base, check_flags, options, validate
 
 
-def changed(name, value):
-    config = base()
-    *sections, key = name.split(".")
-    section = config
-    for part in sections:
-        section = section[part]
-    with section.ignore_type():
-        section[key] = value
+def changed(names, values):
+    """The defaults but for one key, or for several: "a.b, a.c" and a tuple."""
+    config, names = base(), names.split(", ")
+    for name, value in zip(names, values if len(names) > 1 else [values], strict=True):
+        *sections, key = name.split(".")
+        section = config
+        for part in sections:
+            section = section[part]
+        with section.ignore_type():
+            section[key] = value
     return config
 
 
@@ -85,6 +87,12 @@ def test_right_flags_pass():
         ("machine.remat", 1, "config.machine.remat = 1: must be True or False"),
         ("data.dir", None, "config.data.dir = None: must be a string"),
         ("machine.heads", 5, "config.machine.heads = 5 must divide config.machine.dim = 64"),
+        ("teacher.share_items, teacher.dim", (True, 8), "teacher.dim = 8 to be machine.dim = 64"),
+        ("teacher.share_items, data.vectors", (True, "glove.txt"), "there is no table to share"),
+        ("teacher.share_items, data.name", (True, "activitynet"), "there is no table to share"),
+        ("machine.kind, machine.subspaces", ("continual", 5), "config.machine.subspaces = 5 must divide"),
+        ("machine.kind, machine.item_dim", ("continual", 6), "config.machine.heads = 4 must divide config.machine.item"),
+        ("data.name, machine.heads, machine.dim", ("babi", 5, 65), "config.machine.dim = 65 must be even"),
         ("data.simulated.clicks_min", 2000, "must be at most config.data.simulated.clicks_max = 1000"),
         ("data.movielens.test_fraction", 0.9, "test_fraction + valid_fraction must be below 1"),
         ("train.model_devices", 2, "config.train.model_devices = 2 needs config.train.mapping = 'mesh'"),

@@ -57,14 +57,16 @@ def test_error_is_the_mean_over_tasks_and_less_of_it_is_better():
 def test_reciprocal_rank_takes_the_better_of_two_right_answers():
     found = scored()
     also = np.where(np.arange(12)[:, None] % 2, 3, -1) + np.zeros((12, 3), int)
-    got = evaluate.measures(source("mrr", also=lambda split: also), "test", found)["mrr"]
+    got = evaluate.measures(source("mrr", also=lambda split: also), "test", found)
+    alone = evaluate.measures(source("mrr"), "test", found)
+    assert got["answer 1 alone"] == alone["answer 1 alone"] == alone["mrr"] < got["mrr"]
     by_hand = []
     for i, j in np.argwhere(found["query_mask"]):
         right = {found["target"][i, j], also[found["example_id"][i], j]} - {-1}
         logits = found["scores"][i, j]
         places = [1 + (logits > logits[r]).sum() + ((logits == logits[r]).sum() - 1) / 2 for r in right]
         by_hand.append(1 / min(places))
-    assert got == pytest.approx(np.mean(by_hand))
+    assert got["mrr"] == pytest.approx(np.mean(by_hand))
 
 
 def test_rows_have_the_machine_then_other_readers_with_intervals_that_hold_their_means():
@@ -81,6 +83,16 @@ def test_rows_have_the_machine_then_other_readers_with_intervals_that_hold_their
     assert rows[1]["qa1"] == pytest.approx(guessed[found["query_mask"] & (part[found["example_id"]] == 1)].mean())
     for row in rows[:2]:
         assert row["low"] < row["test_error"] < row["high"] and row["under_5%"] == 0
+    few = evaluate.rows(its, "test", "machine", found, np.arange(60) % 3, 0)  # three streams of twenty examples
+    assert few[0]["high"] - few[0]["low"] != rows[0]["high"] - rows[0]["low"]
+
+
+def test_a_score_that_is_no_number_is_no_answer():
+    found = scored()
+    row = np.argwhere(found["query_mask"])[0]
+    found["scores"][tuple(row)] = np.nan
+    for metric in ("accuracy", "error", "mrr"):
+        assert np.isnan(evaluate.measures(source(metric), "test", found)[metric])
 
 
 def test_the_interval_of_a_mean_has_the_width_of_its_standard_error():

@@ -25,7 +25,7 @@ FEW = {
 
 @pytest.mark.parametrize("changes", [PLAIN | {"probe.steps": 2}, {"rehearsal.familiarity": 0.0}], ids=str)
 def test_a_probe_leaves_its_numbers_and_a_picture(tmp_path, changes):
-    config = tiny(**FEW | changes | {"probe.fragments": 3})
+    config = tiny(**FEW | changes | {"probe.fragments": 3, "probe.streams": 11})
     rows = train.train(config, tmp_path)
     found = probe.probe(config, tmp_path)
     assert found == json.loads((tmp_path / "probe.json").read_text()) and (tmp_path / "probe.png").stat().st_size > 5000
@@ -33,7 +33,7 @@ def test_a_probe_leaves_its_numbers_and_a_picture(tmp_path, changes):
     assert [(line["from"], line["to"]) for line in found["by_age"]] == [
         (age, age) for age in range(4)
     ]  # 40 clicks by 10
-    assert sum(line["fragments"] for line in found["by_age"]) == 15 * 3
+    assert sum(line["fragments"] for line in found["by_age"]) == 11 * 3
     for line in found["by_age"]:
         assert (line["familiarity"] is None) == ("rehearsal.familiarity" in changes and "probe.steps" not in changes)
         assert 0 <= line["recollection"] <= 1
@@ -71,6 +71,42 @@ def test_ages_are_counted_from_the_last_segment_and_what_is_recalled_is_right(mo
         latest = got["there"][row] & (got["age"][row] == 0)
         assert got["right"][row][latest].all() and (got["positive"][row][got["there"][row]] == (ages == 0)).all()
         assert not got["right"][row][got["there"][row] & ~latest].any()
+
+
+def test_some_streams_are_drawn_from_the_whole_split():
+    class Lengths:
+        def size(self, split):
+            return 1000
+
+        def buckets(self, split):
+            return np.arange(1000) // 500, [1, 2]
+
+        def fetch(self, split, indices):
+            return {"example_id": indices}
+
+    some = probe.Subset(Lengths(), "test", 100, 0)
+    rows = some.fetch("test", np.arange(100))["example_id"]
+    assert some.size("test") == 100 == len(set(rows)) and 30 < (rows < 500).sum() < 70
+    np.testing.assert_array_equal(some.buckets("test")[0], rows // 500)
+    assert (probe.Subset(Lengths(), "test", 100, 1).fetch("test", np.arange(100))["example_id"] != rows).any()
+    assert probe.Subset(Lengths(), "test", 5000, 0).size("test") == 1000
+
+
+def test_the_truth_among_the_sampled_is_no_rival(monkeypatch):
+    """All sampled items are the truth or far from it; what is recalled is the truth."""
+    task = recommendation(small("gru").machine, rehearsal(fragments=6, sampler="uniform", sampled_items=40))
+    params, data = noise(task.init), batch()
+
+    def recall(r, machine, params, cut, memory, key):
+        truth = jnp.take_along_axis(cut.items, cut.hidden_at, 2)
+        unit = params["machine"]["embed"] / jnp.linalg.norm(params["machine"]["embed"], axis=1, keepdims=True)
+        params["machine"]["embed"] = unit
+        zeros = jnp.zeros(cut.pair.shape)
+        return zeros, zeros, unit[truth]
+
+    monkeypatch.setattr(probe.rehearsing, "recall", recall)
+    got = probe.recall(task, params, data, jax.random.key(0))
+    assert np.asarray(got["right"])[np.asarray(got["asked"])].all()
 
 
 def test_lines_are_means_over_what_was_asked_and_over_pairs():

@@ -68,7 +68,8 @@ def _text(name: str, config: Any, seed: int) -> Source:
         from rmjax.data.activitynet import activitynet
 
         options = dict(config.activitynet)
-        return activitynet(config.dir, options.pop("features"), config.cache_dir, segment_length=length, **options)
+        options |= dict(segment_length=length, ram_bytes=config.ram_bytes)
+        return activitynet(config.dir, options.pop("features"), config.cache_dir, **options)
     options = dict(segment_length=length, min_count=config.min_count, buckets=config.buckets, **config[name])
     if name == "narrativeqa":
         from rmjax.data.narrativeqa import narrativeqa

@@ -117,7 +117,7 @@ def _buckets(source: Source, split: str, batch_size: int) -> list[tuple[np.ndarr
     return [(m, first, T) for m, T in zip(members, segments, strict=True) for first in range(0, len(m), batch_size)]
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=64)  # of each bucket its own
 def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
     """i64 [size], a permutation drawn from (seed, epoch)."""
     return np.argsort(hash64("order", seed, epoch, np.arange(size)), kind="stable")

@@ -75,7 +75,8 @@ class TVQABuilder(TextBuilder):
         if len(clips) < 2:
             raise ValueError(f"{train}: expected two clips or more, to hold one out for 'valid', found {len(clips)}")
         draw = hash64("tvqa valid", options["seed"], np.array([zlib.crc32(clip.encode()) for clip in clips]))
-        held_out = np.argsort(draw, kind="stable")[: max(1, round(options["valid_fraction"] * len(clips)))]
+        count = min(len(clips) - 1, max(1, round(options["valid_fraction"] * len(clips))))
+        held_out = np.argsort(draw, kind="stable")[:count]
         chosen = {clips[i] for i in held_out}
         splits = {
             "train": {clip: rows for clip, rows in asked.items() if clip not in chosen},

@@ -7,6 +7,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from flax.linen.initializers import lecun_normal
 
 from rmjax.layers.embeddings import embed
 from rmjax.machines import memorize
@@ -58,15 +59,19 @@ class Reasoning:
             remat=self.remat,
         )
 
-    def answer(self, params: Params, memory: Memory, query: Array, query_mask: Array, **asked: Array) -> Array:
-        """Logits [B, Q] (of clicks) or [B, Q, C] (of classes or choices) from memories [B] alone.
+    def answer(
+        self, params: Params, memory: Memory, query: Array, query_mask: Array, *, each: bool = False, **asked: Array
+    ) -> Array:
+        """Logits [B, Q] (of clicks) or [B, Q, C] (of classes or choices) from memories alone: [B], or with `each` one
+        for every question, [B, Q], as `Memorized.asked` has them.
 
         query i32 [B, Q] or [B, Q, W], query_mask bool [B, Q]; of sentences and candidates also the fields of `Batch`:
         word_mask, candidates, candidate_mask, choices, choice_mask.
         """
-        return self._answer(params, memory, None, questions_only(query, query_mask, **asked))
+        batch = questions_only(query, query_mask, **asked)
+        return self._answer(params, None if each else memory, memory if each else None, batch)
 
-    def _answer(self, params: Params, memory: Memory, at_query: Memory | None, batch: Batch) -> Array:
+    def _answer(self, params: Params, memory: Memory | None, at_query: Memory | None, batch: Batch) -> Array:
         """Each answer is read from `at_query` [B, Q], the memory at its query's position, where that is given."""
         machine, its, encoder, mask = self.machine, params["machine"], params["encoder"], batch.query_mask
         embed_items = functools.partial(machine.embed, its)
@@ -135,12 +140,16 @@ class Teacher:
     width: int = 0  # see `embeddings.init_items`
 
     def init(self, key: Key) -> Params:
-        a, b, c = jax.random.split(key, 3)
-        encoder = {"encoder": self.answers.init_encoder(c)}
+        a, b, c, d = jax.random.split(key, 4)
+        dim = self.answers.dim
         return {
-            "sampler": sampler.init(a, self.num_items, self.answers.dim, self.width) | encoder,
+            "sampler": sampler.init(a, self.num_items, dim, self.width) | {"encoder": self.answers.init_encoder(c)},
             "head": self.answers.init_head(b),
-        }
+        } | ({} if self._head_sees_query else {"merge": lecun_normal()(d, (2 * dim, dim))})
+
+    @property
+    def _head_sees_query(self) -> bool:
+        return self.answers.questions.answer == "click"
 
     def scores(self, params: Params, batch: Batch) -> Array:
         valid = jnp.broadcast_to(batch.item_mask.any(-1)[:, None], (*batch.query_mask.shape, batch.items.shape[1]))
@@ -151,6 +160,8 @@ class Teacher:
         query = self.answers.encode(eyes["encoder"], embed_items, batch)
         features = sampler.fragment_features(eyes, batch.items, batch.item_mask)
         _, found = sampler.attend(eyes, query, features, valid)
+        if not self._head_sees_query:  # of the reasoning feature [e; q] it would get e alone
+            found = jnp.concatenate([found, query], -1) @ params["merge"]
         return self.answers.logits(eyes["encoder"], params["head"], embed_items, found, query, batch)
 
     def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[float, Sum]]:

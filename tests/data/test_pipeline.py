@@ -194,6 +194,11 @@ def test_negatives_of_streams_in_segments_are_items_of_another():
         assert batch.negative_mask.all() and (owner == owner[:, :1]).all() and (owner[:, 0] != batch.example_id).all()
         there = Cut().fetch("train", owner[:, 0])["item_mask"].reshape(8, -1)
         assert np.take_along_axis(there, item, 1).all()
+    one, two = {}, {}  # of every epoch its own
+    for step, batch in enumerate(batches(Cut(40), **ARGS, num_steps=12)):
+        for example, items in zip(batch.example_id, batch.negative_items, strict=True):
+            (one if step < 6 else two)[int(example)] = items.tobytes()
+    assert len(one) == len(two) == 40 and sum(one[example] != two[example] for example in one) > 30
 
 
 def test_evaluation_of_buckets_has_every_example_once():
