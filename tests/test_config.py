@@ -91,7 +91,7 @@ def test_right_flags_pass():
         ("teacher.share_items, data.vectors", (True, "glove.txt"), "there is no table to share"),
         ("teacher.share_items, data.name", (True, "activitynet"), "there is no table to share"),
         ("machine.kind, machine.subspaces", ("continual", 5), "config.machine.subspaces = 5 must divide"),
-        ("machine.kind, machine.item_dim", ("continual", 6), "config.machine.heads = 4 must divide config.machine.item"),
+        ("machine.kind, machine.item_dim", ("continual", 6), "heads = 4 must divide config.machine.item_dim = 6"),
         ("data.name, machine.heads, machine.dim", ("babi", 5, 65), "config.machine.dim = 65 must be even"),
         ("data.simulated.clicks_min", 2000, "must be at most config.data.simulated.clicks_max = 1000"),
         ("data.movielens.test_fraction", 0.9, "test_fraction + valid_fraction must be below 1"),
