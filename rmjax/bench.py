@@ -6,6 +6,7 @@ configs/memoria_bench.py it is steps of Memoria that are timed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import statistics
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from ml_collections import config_flags
 from rmjax import config as configs
 from rmjax import environment, train
 from rmjax.data import make_source
+from rmjax.data.pipeline import batches, steps_per_epoch
 from rmjax.machines import memorize
 from rmjax.memoria import bench as memoria_bench
 from rmjax.types import Batch, Memory, MemoryMachine, Params
@@ -50,49 +52,80 @@ def bench(config: Any, repeats: int, histories: Sequence[int], said: str = "") -
     return result
 
 
+class Shape(NamedTuple):
+    """Of a bucket: one of its batches, how many it has in an epoch, and what an epoch has of it in all."""
+
+    batch: Batch
+    steps: int
+    counts: dict[str, int]
+
+
 def bench_step(run: train.Run, repeats: int) -> dict[str, Any]:
-    """The train step on one batch of the config's data; on as many as `repeats` where they are of several shapes, all
-    numbers being means over these then. `items_behind_questions`: those written before each question, for each anew."""
+    """The train step on one batch of the config's data. Where batches come in several shapes, each has its share of
+    the repeats (three at least) and of the means, which are those of an epoch.
+
+    `items_behind_questions`: those written before each question, counted for each anew.
+    """
     stage, mapped, state, frozen, batch = train.first_step(run)
-    mixed = hasattr(run.source, "buckets")
-    data = train.first_batches(run, stage, repeats) if mixed else [batch] * repeats
-    shapes = {b.item_mask.shape: b for b in data}
-    each = {shape: train.step_costs(run, stage, state, frozen, b) for shape, b in shapes.items()}
-    costs = next(iter(each.values())) | {
-        name: round(statistics.mean(each[b.item_mask.shape][name] for b in data))
+    shapes = epoch_shapes(run, stage) if hasattr(run.source, "buckets") else [Shape(batch, 1, counts_of(batch))]
+    repeats = max(repeats // len(shapes), min(repeats, 3))
+    steps = sum(shape.steps for shape in shapes)
+    each = [train.step_costs(run, stage, state, frozen, shape.batch) for shape in shapes]
+    costs = each[0] | {
+        name: round(sum(cost[name] * shape.steps for cost, shape in zip(each, shapes, strict=True)) / steps)
         for name in ("flops_per_step", "matmul_flops_per_step")
     }
     state, frozen = mapped.put(state), mapped.put(frozen)
 
     begin = time.perf_counter()
-    compiled = mapped.compiled(state, (), frozen, batch)
+    compiled = [mapped.compiled(state, (), frozen, shape.batch) for shape in shapes]
     compile_seconds = time.perf_counter() - begin
-    carry, times, warm = (), [], [b for b in shapes.values() for _ in range(2)]
-    for b in warm + data:
-        begin = time.perf_counter()
-        state, carry, metrics = mapped.train_step(state, carry, frozen, b)
-        jax.block_until_ready((state, metrics))
-        times.append(time.perf_counter() - begin)
-    times = times[len(warm) :]
-    seconds = statistics.mean(times) if mixed else statistics.median(times)
+    carry, seconds, fastest = (), 0.0, 0.0
+    for shape in shapes:
+        times = []
+        for _ in range(repeats + 2):
+            begin = time.perf_counter()
+            state, carry, metrics = mapped.train_step(state, carry, frozen, shape.batch)
+            jax.block_until_ready((state, metrics))
+            times.append(time.perf_counter() - begin)
+        seconds += statistics.median(times[2:]) * shape.steps / steps
+        fastest += min(times[2:]) * shape.steps / steps
     rate, work = matmul_rate(run.config.train.devices), costs["flops_per_step"]
-    per_second = {
-        "items": [int(b.item_mask.sum()) for b in data],
-        "queries": [int(b.query_mask.sum()) for b in data],
-        "items_behind_questions": [behind_questions(b) for b in data],
-    }
+    totals = {name: sum(shape.counts[name] for shape in shapes) / steps for name in shapes[0].counts}
     return costs | {
         "devices": mapped.devices,
         "batch_size": stage.batch_size,
+        "shapes": len(shapes),
         "compile_seconds": compile_seconds,
         "step_ms": 1e3 * seconds,
-        "step_ms_fastest": 1e3 * min(times),
-        "streams_per_second": stage.batch_size / seconds,
-        **{f"{name}_per_second": float(np.mean(count)) / seconds for name, count in per_second.items()},
-        "peak_bytes_compiled_per_device": train.cost.peak_bytes(compiled),
+        "step_ms_fastest": 1e3 * fastest,
+        **{f"{name}_per_second": total / seconds for name, total in totals.items()},
+        "peak_bytes_compiled_per_device": max(map(train.cost.peak_bytes, compiled)),
         "peak_bytes_process": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "matmul_flops_per_second": rate,
         "share_of_matmul_rate": work / seconds / rate,
+    }
+
+
+def epoch_shapes(run: train.Run, stage: train.Stage) -> list[Shape]:
+    """The shapes of the first epoch's batches, in order of appearance; every batch is made once."""
+    steps = steps_per_epoch(run.source, stage.batch_size)
+    data = batches(run.source, **train.data_settings(run), batch_size=stage.batch_size, num_steps=steps)
+    found: dict[tuple, Shape] = {}
+    with contextlib.closing(data):
+        for batch in data:
+            before = found.get(batch.item_mask.shape, Shape(batch, 0, dict.fromkeys(counts_of(batch), 0)))
+            counts = {name: before.counts[name] + count for name, count in counts_of(batch).items()}
+            found[batch.item_mask.shape] = Shape(before.batch, before.steps + 1, counts)
+    return list(found.values())
+
+
+def counts_of(batch: Batch) -> dict[str, int]:
+    return {
+        "streams": len(batch.example_id),
+        "items": int(batch.item_mask.sum()),
+        "queries": int(batch.query_mask.sum()),
+        "items_behind_questions": behind_questions(batch),
     }
 
 

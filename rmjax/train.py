@@ -456,14 +456,9 @@ def first_step(run: Run) -> tuple[Stage, Mapped, TrainState, Params, Batch]:
     """What the model's first step takes, on the host; the teacher, if there is one, as it is before its training."""
     stage, teacher = model_stage(run), tasks.make_teacher(run.config, run.source)
     frozen = () if teacher is None else jax.device_get(teacher.init(jax.random.key(run.config.seed))["sampler"])
-    return stage, map_stage(run, stage), fresh_state(run, stage), frozen, first_batches(run, stage, 1)[0]
-
-
-def first_batches(run: Run, stage: Stage, steps: int) -> list[Batch]:
-    """What the stage is trained on in its first steps."""
-    data = batches(run.source, **data_settings(run), batch_size=stage.batch_size, num_steps=steps)
+    data = batches(run.source, **data_settings(run), batch_size=stage.batch_size, num_steps=1)
     with contextlib.closing(data):
-        return list(data)
+        return stage, map_stage(run, stage), fresh_state(run, stage), frozen, next(data)
 
 
 def step_costs(run: Run, stage: Stage, state: TrainState, frozen: Params, batch: Batch) -> dict[str, int]:

@@ -170,7 +170,7 @@ def test_bench_prints_every_number_it_promises(start, card):
     assert told.keys() == {
         *("parameters", "memory_bytes_per_stream", "flops_per_step", "matmul_flops_per_step", "devices", "batch_size"),
         *("compile_seconds", "step_ms", "step_ms_fastest", "streams_per_second", "items_per_second"),
-        *("queries_per_second", "items_behind_questions_per_second"),
+        *("queries_per_second", "items_behind_questions_per_second", "shapes"),
         *("peak_bytes_compiled_per_device", "peak_bytes_process", "matmul_flops_per_second", "share_of_matmul_rate"),
     }
     assert all(value > 0 for value in told.values()), told

@@ -44,7 +44,6 @@ def normal(*shape):
         ("rehearsal-bigru", {"heads": None}),
         ("rehearsal-items", {"heads": None, "normalize": "items"}),
         ("continual", {"heads": 2}),
-        ("continual-widths", {"heads": None}),
     ],
 )
 def test_equations_1_to_3_and_the_segment_encoders(name, how):

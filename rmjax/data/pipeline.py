@@ -102,6 +102,11 @@ def eval_batches(
     return _iterate(at_step, 0, len(buckets), prefetch, workers)
 
 
+def steps_per_epoch(source: Source, batch_size: int) -> int:
+    """Steps in which training sees every example of a source with buckets."""
+    return len(_buckets(source, "train", batch_size))
+
+
 def _bucketed(source: Source) -> bool:
     return hasattr(source, "buckets")
 

@@ -10,7 +10,7 @@ import pytest
 
 from rmjax.data import cached, make_source
 from rmjax.data.movielens import movielens
-from rmjax.data.pipeline import batches, epoch_order, eval_batches, partner_drawer
+from rmjax.data.pipeline import batches, epoch_order, eval_batches, partner_drawer, steps_per_epoch
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 ARGS = dict(seed=3, batch_size=8, segment_length=4, negatives=5)
@@ -175,6 +175,7 @@ class Cut(Made):
 @pytest.mark.parametrize("size", [21, 40])
 def test_a_batch_comes_from_one_bucket_and_an_epoch_has_every_example(size):
     source, per_epoch = Cut(size), sum(-(-len(range(b, size, 3)) // 8) for b in range(3))
+    assert steps_per_epoch(source, 8) == per_epoch
     whole = list(batches(source, **ARGS, num_steps=2 * per_epoch))
     for batch in whole:
         (bucket,) = set(batch.example_id % 3)
