@@ -43,11 +43,9 @@ def rows(source: Source, split: str, name: str, scored: Scored, streams: np.ndar
     """
     metric, mask = metric_of(source), scored["query_mask"]
     references = source.references(split) if hasattr(source, "references") else {}
+    readers = {name: scored["scores"]} | {k: v[scored["example_id"]] for k, v in references.items()}
     table = []
-    for reader, scores in {
-        name: scored["scores"],
-        **{k: v[scored["example_id"]] for k, v in references.items()},
-    }.items():
+    for reader, scores in readers.items():
         its = scored | {"scores": scores}
         whole, *others = measures(source, split, its).items()
         users = np.repeat(streams, mask.sum(1))

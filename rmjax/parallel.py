@@ -26,9 +26,8 @@ class Mapped(NamedTuple):
     train_step: (
         Callable  # (state, carry, frozen, host batch) -> state, carry, metrics on the devices; takes the state over
     )
-    scores: Callable[
-        [Params, Batch], np.ndarray
-    ]  # (params on the devices, host batch) -> [B, Q] or [B, Q, C] of this process
+    # (params on the devices, host batch) -> [B, Q] or [B, Q, C] of this process
+    scores: Callable[[Params, Batch], np.ndarray]
     compiled: Callable  # (state, carry, frozen, host batch) -> the compiled train step, for its costs
 
 

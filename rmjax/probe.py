@@ -18,7 +18,6 @@ from jax.experimental import multihost_utils
 from rmjax import evaluate, metrics, train
 from rmjax.data.pipeline import batches, eval_batches
 from rmjax.data.source import Examples, Source, hash64
-from rmjax.parallel import make_mapped
 from rmjax.tasks import rehearsing
 from rmjax.tasks.reasoning import Reasoning
 from rmjax.types import Array, Batch, Key, Params, Sum, example_keys
@@ -100,10 +99,7 @@ def train_probe(run: train.Run, model: Reasoning, params: Params) -> tuple[Reaso
     model = dataclasses.replace(model, rehearsal=r)
     t, steps = run.config.train, run.config.probe.steps
     stage = train.Stage("probe", Probe(model), steps, t.batch_size, t.learning_rate)
-    optimizer = train.stage_optimizer(run, stage)
-    how = dict(mapping=t.mapping, devices=t.devices, model_devices=t.model_devices)
-    pieces = train.microbatch(run, t.batch_size // max(1, (t.devices or jax.device_count()) // t.model_devices))
-    mapped = make_mapped(stage.task, optimizer, run.config.seed, microbatch=pieces, **how)
+    mapped = train.map_stage(run, stage)
     state, frozen = mapped.put(train.fresh_state(run, stage)), mapped.put(params)
     data = batches(run.source, **train.data_settings(run), batch_size=stage.batch_size, num_steps=steps)
     with contextlib.closing(data):

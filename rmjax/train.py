@@ -231,7 +231,7 @@ def map_stage(run: Run, stage: Stage) -> Mapped:
     for name, size in ((f"{stage.name} batch_size", stage.batch_size), ("train.eval_batch_size", t.eval_batch_size)):
         if size % devices:
             raise ValueError(f"{name} {size} does not divide among {devices} devices: change it, or train.devices")
-    pieces = microbatch(run, stage.batch_size // devices) if stage.name == "model" else None
+    pieces = None if stage.name == "teacher" else microbatch(run, stage.batch_size // devices)
     how = dict(mapping=t.mapping, devices=t.devices, model_devices=t.model_devices)
     return make_mapped(stage.task, optimizer, run.config.seed, microbatch=pieces, **how)
 
