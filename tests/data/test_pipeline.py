@@ -184,6 +184,8 @@ def test_a_batch_comes_from_one_bucket_and_an_epoch_has_every_example(size):
         np.testing.assert_array_equal(batch.position, source.fetch("train", batch.example_id)["position"])
     epochs = [np.concatenate([b.example_id for b in part]) for part in (whole[:per_epoch], whole[per_epoch:])]
     assert all(set(ids) == set(range(size)) for ids in epochs) and (epochs[0] != epochs[1]).any()
+    first, second = ({tuple(b.example_id) for b in part} for part in (whole[:per_epoch], whole[per_epoch:]))
+    assert not first & second  # within a bucket too an epoch has its own order
     assert_same(batches(source, **ARGS, num_steps=2 * per_epoch, start_step=3), whole[3:])
     halves = [list(batches(source, **ARGS, num_steps=3, process_index=i, process_count=2)) for i in (0, 1)]
     assert_same((jax.tree.map(lambda *x: np.concatenate(x), *pair) for pair in zip(*halves, strict=True)), whole[:3])
