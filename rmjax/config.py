@@ -158,6 +158,7 @@ SCHEMA: dict[str, Field] = {
     "probe.streams": Field(2000, at_least(1), "test streams"),
     # train
     "train.steps": Field(2000, at_least(1), "steps of training"),
+    "train.start_from": Field("", anything, "workdir of a run whose best parameters this one begins with"),
     "train.batch_size": Field(32, at_least(1), "streams a step, over all devices"),
     "train.eval_batch_size": Field(64, at_least(1), "streams an evaluation step, over all devices"),
     "train.microbatch": Field(

@@ -258,16 +258,29 @@ def microbatch(run: Run, rows: int) -> Pieces | None:
 
 
 def fresh_state(run: Run, stage: Stage, frozen: Params = ()) -> TrainState:
-    """The state at step 0, on the host; a function of the seed, of the teacher if its item table is shared, and of word
-    vectors from a file."""
+    """The state at step 0, on the host; a function of the seed, and of what the config takes from elsewhere: another
+    run's parameters, the teacher's item table, word vectors."""
     optimizer = stage_optimizer(run, stage)
     state = jax.device_get(jax.jit(lambda key: init_state(stage.task, optimizer, key))(jax.random.key(run.config.seed)))
+    if stage.name == "model" and run.config.train.start_from:
+        return state.replace(params=read_start(Path(run.config.train.start_from), run.source, state.params))
     if frozen and run.config.teacher.share_items:
         state.params["machine"]["embed"] = np.array(frozen["embed"])
     elif stage.name == "model" and (words := tasks.word_vectors(run.config, run.source)):
         vectors, there = words
         state.params["machine"]["embed"] = np.where(there[:, None], vectors, state.params["machine"]["embed"])
     return state
+
+
+def read_start(workdir: Path, source: Source, like: Params) -> Params:
+    """The best parameters of another run, whose words must mean the same here."""
+    words = workdir / "vocabulary.json"
+    if words.exists() and json.loads(words.read_text()) != list(getattr(source, "vocabulary", ())):
+        raise ValueError(f"config.train.start_from = {str(workdir)!r} was trained on other words: use the same data")
+    params = read_best(workdir / "model", like)
+    if params is None:
+        raise FileNotFoundError(f"config.train.start_from = {str(workdir)!r} has no checkpoint of the model")
+    return params
 
 
 def open_checkpoints(run: Run, stage: Stage) -> Checkpoints:

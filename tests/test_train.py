@@ -340,6 +340,30 @@ def test_a_teacher_from_another_run(finished, tmp_path):
     assert not (tmp_path / "nowhere").exists()
 
 
+def test_a_run_begins_with_the_best_parameters_of_another(finished, tmp_path):
+    """With a rate of next to nothing it ends as the other did; a state of its own, it begins at step 0."""
+    others = {"train.learning_rate": 1e-12, "train.steps": 2, "train.eval_every": 2}
+    config = tiny(**others, **{"train.start_from": str(finished[0]), "teacher.dir": str(finished[0])})
+    rows = train.train(config, tmp_path / "run")
+    assert [row["test_auc"] for row in rows] == pytest.approx([row["test_auc"] for row in finished[1]], abs=1e-6)
+    assert [line["step"] for line in lines(tmp_path / "run") if line["kind"] == "train"] == [1, 2]
+    (tmp_path / "texts" / "model").mkdir(parents=True)
+    (tmp_path / "texts" / "vocabulary.json").write_text('["<unk>", "mary"]')
+    for name, error, said in (
+        ("nowhere", FileNotFoundError, "start_from.*no checkpoint"),
+        ("texts", ValueError, "other words"),
+    ):
+        config.train.start_from = str(tmp_path / name)
+        with pytest.raises(error, match=said):
+            train.train(config, tmp_path / "other")
+    with pytest.raises(ValueError, match="machine"):  # an intact checkpoint of other shapes: its leaves are named
+        train.train(
+            tiny(**others, **{"machine.dim": 4, "train.start_from": str(finished[0]), "rehearsal.sampler": "uniform"}),
+            tmp_path / "other",
+        )
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_the_schedule_is_the_config_s(tmp_path):
     """Adam's step on a constant gradient is the rate: after 9 of 12 steps (1 + cos 3/4 pi) / 2 of it is left."""
     for schedule, share in (("cosine", 0.5 * (1 + math.cos(0.75 * math.pi))), ("constant", 1.0)):
