@@ -23,8 +23,7 @@ ITEMS, N, DIM = 50, 4, 8
 SLOTS = {"dim": DIM, "slots": 4, "layers": 1, "heads": 2, "segment_length": N, "dropout": 0.5}
 MACHINES = {  # name -> kind, settings
     "rehearsal": ("rehearsal", SLOTS),
-    "rehearsal-bigru": ("rehearsal", SLOTS | {"encoder": "bigru"}),
-    "rehearsal-items": ("rehearsal", SLOTS | {"encoder": "bigru", "normalize": "items"}),
+    "rehearsal-bigru": ("rehearsal", SLOTS | {"encoder": "bigru", "normalize": "items", "slot_identity": True}),
     "continual": ("continual", SLOTS | {"subspaces": 2, "slot_dim": 6}),
     "gru": ("gru", {"dim": DIM}),
     "buffer": ("buffer", {"dim": DIM, "buffer_length": 3 * N, "recent": 5}),

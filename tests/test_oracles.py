@@ -41,8 +41,7 @@ def normal(*shape):
     ("name", "how"),
     [
         ("rehearsal", {"heads": 2}),
-        ("rehearsal-bigru", {"heads": None}),
-        ("rehearsal-items", {"heads": None, "normalize": "items"}),
+        ("rehearsal-bigru", {"heads": None, "normalize": "items", "identity": True}),
         ("continual", {"heads": 2}),
     ],
 )

@@ -55,6 +55,7 @@ def make(
     encoder: str = "transformer",
     dropout: float = 0.0,
     normalize: str = "slots",
+    slot_identity: bool = False,
     hops: int = 1,
     segment_length: int = 20,
     width: int = 0,
@@ -63,7 +64,9 @@ def make(
     """The machine over `num_items` item ids, d_model = `dim`, d_x = `item_dim`, d_m = `slot_dim` (0: as `dim`).
 
     encoder: 'transformer', or 'bigru' (RM Table 6). normalize: what Eq. 1's softmax runs over, 'slots' as printed,
-    or 'items'. width: see `embeddings.init_items`. dtype: of the encoder's products; slots stay f32. Errors: ValueError
+    or 'items'. slot_identity: Eq. 1 scores m_k + m_k at t = 0 in place of m_k, so that slots which nothing is written to,
+    and which so come to be the same, still differ in what they would take in (after the keys of EntNet, Henaff et al.
+    2017). width: see `embeddings.init_items`. dtype: of the encoder's products; slots stay f32. Errors: ValueError
     naming the argument.
     """
     item_dim, slot_dim = item_dim or dim, slot_dim or dim
@@ -121,7 +124,8 @@ def make(
         del key  # nothing is drawn in the scan
         f, projected = features
         m = memory.slots
-        weights = slot_attention(params["attention"], m, projected, mask, normalize)
+        scored = m + params["slots"] if slot_identity else m
+        weights = slot_attention(params["attention"], scored, projected, mask, normalize)
         aligned = weights @ jnp.where(mask[..., None], f, 0.0)  # Eq. 1: l_k
         new = update.apply(params["update"], m, aligned)
         return SlotMemory(new, memory.segments), (jnp.zeros(()), jnp.zeros(()))

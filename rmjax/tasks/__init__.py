@@ -30,6 +30,7 @@ def make_machine(config: Any, source: Source) -> machines.MemoryMachine:
             encoder=m.encoder,
             dropout=m.dropout,
             normalize=m.normalize,
+            slot_identity=m.slot_identity,
             hops=config.reason.hops,
             segment_length=n,
             timescale=m.timescale,

@@ -90,10 +90,10 @@ def score(w, a, b):
     return w @ np.tanh(a + b)
 
 
-def write(p, slots, f, mask, normalize="slots"):
+def write(p, slots, f, mask, normalize="slots", identity=False):
     """Eqs. 1 and 2: slots [K, d] after a segment of features f [N, d]."""
-    a = p["attention"]
-    alpha = np.array([[score(a["score"], m @ a["slot"], x @ a["item"] + a["bias"]) for x in f[mask]] for m in slots])
+    a, seen = p["attention"], slots + p["slots"] if identity else slots
+    alpha = np.array([[score(a["score"], m @ a["slot"], x @ a["item"] + a["bias"]) for x in f[mask]] for m in seen])
     if normalize == "slots":
         weights = np.stack([softmax(column) for column in alpha.T], 1)
     else:
@@ -115,14 +115,14 @@ def subspaces(p, m, l):  # noqa: E741
     return np.concatenate(parts) @ p["merge"]
 
 
-def memorize(p, items, mask, heads=None, normalize="slots"):
+def memorize(p, items, mask, heads=None, **how):
     """The memory [K, d] of a stream [T, N]; `heads` None: the encoder is a bidirectional GRU."""
     slots = p["slots"]
     for segment, there in zip(items, mask, strict=True):
         if there.any():
             x = embed(p, segment)
             f = bigru(p["encoder"], x, there) if heads is None else transformer(p["encoder"], x, there, heads)
-            slots = write(p, slots, f, there, normalize)
+            slots = write(p, slots, f, there, **how)
     return slots
 
 
