@@ -64,9 +64,9 @@ def make(
     """The machine over `num_items` item ids, d_model = `dim`, d_x = `item_dim`, d_m = `slot_dim` (0: as `dim`).
 
     encoder: 'transformer', or 'bigru' (RM Table 6). normalize: what Eq. 1's softmax runs over, 'slots' as printed,
-    or 'items'. slot_identity: Eq. 1 scores m_k + m_k at t = 0 in place of m_k, so that slots which nothing is written to,
-    and which so come to be the same, still differ in what they would take in (after the keys of EntNet, Henaff et al.
-    2017). width: see `embeddings.init_items`. dtype: of the encoder's products; slots stay f32. Errors: ValueError
+    or 'items'. slot_identity: Eq. 1 scores m_k + m_k at t = 0 in place of m_k: slots that nothing is written to, and
+    that so come to be the same, still differ in what they would take in (after the keys of EntNet, Henaff et al. 2017).
+    width: see `embeddings.init_items`. dtype: of the encoder's products; slots stay f32. Errors: ValueError
     naming the argument.
     """
     item_dim, slot_dim = item_dim or dim, slot_dim or dim
