@@ -141,16 +141,16 @@ def test_scan_is_a_loop_is_jitted_is_one_by_one(case):
     for t in range(4):
         looped = write(looped, items[:, t], mask[:, t])
     close(looped, scanned, atol=1e-5)
-    close(memorize(machine, params, items, mask).memory, scanned, atol=1e-5)
-    single = jax.vmap(lambda x, m: memorize(machine, params, x[None], m[None]).memory)(items, mask)
+    single = jax.jit(jax.vmap(lambda x, m: memorize(machine, params, x[None], m[None]).memory))(items, mask)
     close(rows(single, (slice(None), 0)), scanned, atol=1e-5)
+    if machine.constant_size and machine.gradient_range is None and "encoder" not in params:  # one that compiles fast
+        close(memorize(machine, params, items, mask).memory, scanned, atol=1e-5)
 
 
-@pytest.mark.parametrize("how", [{"block": 1}, {"block": 3, "remat": True}], ids=str)
 @pytest.mark.parametrize("name", MACHINES)
-def test_blocks_and_remat_change_neither_answers_nor_gradients(name, how):
+def test_blocks_and_remat_change_neither_answers_nor_gradients(name):
     data = small(name).params, *stream(), QUERY
-    close(small(name, **how).learn(*data), small(name).learn(*data), atol=1e-5)
+    close(small(name, block=3, remat=True).learn(*data), small(name).learn(*data), atol=1e-5)
 
 
 def test_gradients_of_rows_add_up_however_many_there_are():
@@ -245,7 +245,7 @@ def test_a_full_buffer_drops_the_oldest_and_counts_them(length):
 # Law 7: gradients are finite, and reach as far back as the machine says.
 
 
-@pytest.mark.parametrize("segments", [1, 2, 500])
+@pytest.mark.parametrize("segments", [1, 500])
 def test_gradients_are_finite_with_half_the_segments_empty(case, segments):
     items, mask = stream(batch=3, segments=segments)
     mask[0, ::2], mask[1, 1::2] = False, False
