@@ -35,18 +35,27 @@ configs = st.builds(
 )
 
 
-# Every example compiles, so one that fails is shown as it is.
-@hypothesis.settings(
-    max_examples=30,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
-)
-@hypothesis.given(configs, st.integers(0, 2**31))
-@hypothesis.example(small(working=1, dim=1, correlation="negative_square"), 381)  # scores of 0 and -0 tie
-def test_a_random_config_does_what_the_oracle_does(config, seed):
+def given_configs(examples: int):
+    """Every example compiles, so they are few, and one that fails is shown as it is."""
+    phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
+    how = hypothesis.settings(max_examples=examples, deadline=None, derandomize=True, database=None, phases=phases)
+    return lambda test: how(hypothesis.given(configs, st.integers(0, 2**31))(test))
+
+
+def agree(config, seed):
     follow(config, stream(config, 25, seed, grid=0.5 if config.correlation == "negative_square" else None))
+
+
+@hypothesis.example(small(working=1, dim=1, correlation="negative_square"), 381)  # scores of 0 and -0 tie
+@given_configs(10)
+def test_a_random_config_does_what_the_oracle_does(config, seed):
+    agree(config, seed)
+
+
+@pytest.mark.slow
+@given_configs(100)
+def test_a_hundred_random_configs_do(config, seed):
+    agree(config, seed)
 
 
 @pytest.mark.parametrize(
