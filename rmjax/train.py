@@ -116,10 +116,7 @@ def trained(workdir: str | Path) -> tuple[Any, Params, Source]:
     found = kept["data"].pop("found", {})
     config.update(kept)
     source = make_source(config.data, config.data.seed)
-    if words_digest(source).get("words") != found.get("words"):
-        raise ValueError(
-            f"{config.data.dir} has other words or answers than {workdir} was trained on: restore its files"
-        )
+    refuse_other_words(found, source, f"{config.data.dir} has", f"{workdir} was trained on: restore its files")
     task = tasks.make_task(config, source)
     params = read_best(folder / "model", jax.eval_shape(task.init, jax.random.key(0)))
     if params is None:
@@ -167,6 +164,12 @@ def words_digest(source: Source) -> dict[str, str]:
         return {}
     words = json.dumps([list(source.vocabulary), list(getattr(source, "classes", ()))])
     return {"words": hashlib.sha256(words.encode()).hexdigest()[:16]}
+
+
+def refuse_other_words(found: dict, source: Source, here: str, there: str) -> None:
+    """Raises ValueError if ids or classes stand for other words than in the run whose config.json says data.found."""
+    if words_digest(source).get("words") != found.get("words"):
+        raise ValueError(f"{here} other words or answers than {there}")
 
 
 def flat(tree: dict, prefix: str = "") -> dict[str, Any]:
@@ -274,12 +277,13 @@ def fresh_state(run: Run, stage: Stage, frozen: Params = ()) -> TrainState:
 
 def read_start(workdir: Path, source: Source, like: Params) -> Params:
     """The best parameters of another run, whose words must mean the same here."""
-    words = workdir / "vocabulary.json"
-    if words.exists() and json.loads(words.read_text()) != list(getattr(source, "vocabulary", ())):
-        raise ValueError(f"config.train.start_from = {str(workdir)!r} was trained on other words: use the same data")
+    said, kept = f"config.train.start_from = {str(workdir)!r}", workdir / "config.json"
+    if kept.exists():
+        found = json.loads(kept.read_text())["data"].get("found", {})
+        refuse_other_words(found, source, "config.data has", f"{said} was trained on: use the same data")
     params = read_best(workdir / "model", like)
     if params is None:
-        raise FileNotFoundError(f"config.train.start_from = {str(workdir)!r} has no checkpoint of the model")
+        raise FileNotFoundError(f"{said} has no checkpoint of the model: name a workdir that was trained")
     return params
 
 

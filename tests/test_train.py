@@ -346,8 +346,8 @@ def test_a_run_begins_with_the_best_parameters_of_another(finished, tmp_path):
     rows = train.train(config, tmp_path / "run")
     assert [row["test_auc"] for row in rows] == pytest.approx([row["test_auc"] for row in finished[1]], abs=1e-6)
     assert [line["step"] for line in lines(tmp_path / "run") if line["kind"] == "train"] == [1, 2]
-    (tmp_path / "texts" / "model").mkdir(parents=True)
-    (tmp_path / "texts" / "vocabulary.json").write_text('["<unk>", "mary"]')
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "config.json").write_text('{"data": {"found": {"words": "0123456789abcdef"}}}')
     for name, error, said in (
         ("nowhere", FileNotFoundError, "start_from.*no checkpoint"),
         ("texts", ValueError, "other words"),
