@@ -70,6 +70,26 @@ class MemoryMachine(NamedTuple):
     """How many segments back a gradient from the memory reaches; None: to the first."""
 
 
+class SequenceModel(NamedTuple):
+    """A model of token streams as a bundle of pure functions; what it remembers of earlier segments is `state`, a
+    pytree with leading axis B. V is the vocabulary, D the width.
+
+    A wholly padded segment returns the state bit for bit. `rmjax.models.unroll` scans `step` over segments.
+    """
+
+    init: Callable[[Key], Params]
+    """init(key) -> params."""
+    init_state: Callable[[Params, int], Any]
+    """init_state(params, batch_size) -> what is remembered before a stream's first segment."""
+    reset: Callable[[Any, Array], Any]
+    """reset(state, where bool [B]) -> state; those streams begin anew, the others stay bit for bit."""
+    step: Callable[..., tuple[Array, Any, Sum]]
+    """step(params, state, tokens i32 [B,N], mask bool [B,N], key=None [B]) -> hidden [B,N,D], state, aux, a (sum,
+    count) that is added to the loss. Tokens come first in their segment, padding after them. With a key: dropout."""
+    logits: Callable[[Params, Array], Array]
+    """logits(params, hidden [...,D]) -> f32 [...,V]."""
+
+
 class Task(Protocol):
     """Binds a machine to a kind of data: batch -> loss terms and scores. One train step serves every task."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -69,6 +70,26 @@ def identity(key: Array, shape: tuple[int, int], dtype: jnp.dtype = jnp.float32)
     return jnp.eye(shape[0], dtype=dtype) if shape[0] == shape[1] else lecun_normal()(key, shape, dtype)
 
 
+def attend(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None,
+    drop: Callable[[Array], Array] = lambda weights: weights,
+    add: Array | float = 0.0,
+) -> tuple[Array, Array]:
+    """Scaled dot-product attention of heads (Vaswani et al. 2017, 3.2.1).
+
+    query [..., X, H, e], key, value [..., Y, H, e], mask bool and `add`, to the scores, broadcastable to [..., H, X, Y]
+    -> [..., X, H, e], weights [..., H, X, Y] in f32 at least, before `drop`; both are zero where nothing may be seen.
+    """
+    exact = jnp.promote_types(query.dtype, jnp.float32)
+    query = query * query.shape[-1] ** -0.5
+    scores = jnp.einsum("...xhd,...yhd->...hxy", query, key, preferred_element_type=exact)
+    weights = masked_softmax(scores + add, mask)
+    return jnp.einsum("...hxy,...yhd->...xhd", drop(weights).astype(query.dtype), value), weights
+
+
 class MultiHeadAttention(nn.Module):
     """Scaled dot-product attention of `x` over `memory` (Vaswani et al. 2017, 3.2).
 
@@ -89,11 +110,8 @@ class MultiHeadAttention(nn.Module):
             y = Dense(dim, dtype=self.dtype, name=name, **how)(y)
             return y.reshape(*y.shape[:-1], self.heads, dim // self.heads)
 
-        query = project("query", x) * (dim // self.heads) ** -0.5
+        query = project("query", x)
         key = project("key", memory, use_bias=False)  # the softmax would not see it
         value = project("value", memory, kernel_init=identity)
-        exact = jnp.promote_types(self.dtype, jnp.float32)
-        scores = jnp.einsum("...xhd,...yhd->...hxy", query, key, preferred_element_type=exact)
-        weights = masked_softmax(scores, None if mask is None else mask[..., None, None, :]).astype(self.dtype)
-        out = jnp.einsum("...hxy,...yhd->...xhd", weights, value)
+        out, _ = attend(query, key, value, None if mask is None else mask[..., None, None, :])
         return Dense(dim, dtype=self.dtype, kernel_init=identity, name="out")(out.reshape(x.shape))
