@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import flax.struct
-import jax
 import jax.numpy as jnp
 
 from rmjax.types import Array

@@ -43,9 +43,7 @@ class RelativeAttention(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Array, mask: Array, memory: Array, memory_mask: Array, key: Key | None = None
-    ) -> Array:
+    def __call__(self, x: Array, mask: Array, memory: Array, memory_mask: Array, key: Key | None = None) -> Array:
         dim, n, m = x.shape[-1], x.shape[1], memory.shape[1]
         if dim % self.heads:
             raise ValueError(f"width {dim} is not a multiple of heads {self.heads}")
@@ -66,7 +64,5 @@ class RelativeAttention(nn.Module):
         i, j = jnp.arange(n)[:, None], jnp.arange(m + n)
         seen = (j <= m + i) & ((j > i) | (not self.same_length))
         seen = seen & jnp.concatenate([memory_mask, mask], 1)[:, None, None, :]
-        out, _ = attend(
-            query + u, keys, value, seen, lambda w: dropout(w, self.dropout, key), shift(by_distance)
-        )
+        out, _ = attend(query + u, keys, value, seen, lambda w: dropout(w, self.dropout, key), shift(by_distance))
         return Dense(dim, use_bias=False, dtype=self.dtype, kernel_init=normal(0.02), name="out")(out.reshape(x.shape))

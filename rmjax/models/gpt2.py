@@ -47,11 +47,11 @@ class Sizes:
             raise ValueError(f"width {self.dim} is not a multiple of heads {self.heads}")
 
 
-def dense(sizes: Sizes, features: int, name: str, scale: float = 0.02) -> Dense:
+def dense(sizes: Sizes, features: int, name: str | None, scale: float = 0.02) -> Dense:
     return Dense(features, dtype=sizes.dtype, kernel_init=normal(scale), name=name)
 
 
-def norm(sizes: Sizes, name: str) -> nn.LayerNorm:
+def norm(sizes: Sizes, name: str | None) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=1e-5, dtype=jnp.promote_types(sizes.dtype, jnp.float32), name=name)
 
 
@@ -127,7 +127,9 @@ class GPT2(nn.Module):
 
 def check_length(sizes: Sizes, tokens: Array) -> None:
     if tokens.shape[1] > sizes.positions:
-        raise ValueError(f"a segment of {tokens.shape[1]} tokens is longer than the model's positions {sizes.positions}")
+        raise ValueError(
+            f"a segment of {tokens.shape[1]} tokens is longer than the model's positions {sizes.positions}"
+        )
 
 
 def tied_logits(params: Params, hidden: Array) -> Array:

@@ -7,7 +7,7 @@ regression. A new segment goes to (tau, 1] and what there was shrinks to (0, tau
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import flax.struct
@@ -211,7 +211,7 @@ def make(sizes: Sizes, signal: Signal) -> SequenceModel:
         return Remembered(layers, jnp.where(where, 0, state.segments))
 
     def step(params: Params, state: Remembered, tokens: Array, mask: Array, key: Key | None = None):
-        hidden, told = module.apply({"params": params}, tokens, mask, state.layers, key)
+        hidden, told = cast(tuple, module.apply({"params": params}, tokens, mask, state.layers, key))
         alive = mask.any(-1)
         layers = []
         for old, (new, _) in zip(state.layers, told, strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import flax.struct
@@ -123,7 +123,9 @@ def make(
     Engrams are stored without gradients; the abstractor learns from how the working engrams are used at once.
     """
     if config.dim != sizes.dim:
-        raise ValueError(f"engrams of width {config.dim} do not go into a model of width {sizes.dim}: set one to the other")
+        raise ValueError(
+            f"engrams of width {config.dim} do not go into a model of width {sizes.dim}: set one to the other"
+        )
     if memory_layer is not None and not 0 <= memory_layer < sizes.layers:
         raise ValueError(f"memory_layer must be one of 0 .. {sizes.layers - 1} or None, got {memory_layer}")
     module, abstractor = GPT2(sizes, Block), Abstractor(config.working, activation, sizes.dtype)
@@ -154,11 +156,12 @@ def make(
 
     def step(params: Params, state: Remembered, tokens: Array, mask: Array, key: Key | None = None):
         there, alive = state.mask.any(-1), mask.any(-1)
-        working = abstractor.apply({"params": params["abstractor"]}, state.hidden, state.mask)
+        working = cast(Array, abstractor.apply({"params": params["abstractor"]}, state.hidden, state.mask))
         remind = functools.partial(memoria.remind, config)
         engrams, reminded = jax.vmap(remind)(state.engrams, working, fold(key, sizes.layers + 1), there & alive)
         recalled = Recalled(working, reminded.engrams.astype(sizes.dtype), reminded.valid, there)
-        hidden, told = module.apply({"params": params}, tokens, mask, (recalled,) * sizes.layers, key)
+        layers = (recalled,) * sizes.layers
+        hidden, told = cast(tuple, module.apply({"params": params}, tokens, mask, layers, key))
         weights = sum(looked for looked, _ in told) / sizes.layers
         finish = functools.partial(memoria.memorize_and_forget, config)
         engrams = jax.vmap(finish)(engrams, reminded, weights, there & alive)

@@ -46,8 +46,8 @@ class RelativeBlock(nn.Module):
 
 
 class TransformerXL(nn.Module):
-    """tokens i32 [B, N], mask bool [B, N], per layer (memory [B, M, D], mask [B, M]) -> hidden [B, N, D], layers' inputs
-    [B, N, D] each."""
+    """tokens i32 [B, N], mask bool [B, N], per layer (memory [B, M, D], mask [B, M]) -> hidden [B, N, D], what went into
+    each layer."""
 
     sizes: Sizes
     same_length: bool = False

@@ -1,4 +1,4 @@
-"""Segment after segment: scan a sequence model's `step` over streams of tokens. Called again with its state, it goes on."""
+"""Segment after segment: a sequence model's `step`, scanned. Called again with the state it returned, it goes on."""
 
 from __future__ import annotations
 

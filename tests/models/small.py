@@ -1,0 +1,28 @@
+"""Every sequence model, small: what laws are held against."""
+
+import jax
+import jax.numpy as jnp
+
+from rmjax import memoria
+from rmjax.models import compressive, gpt2, infinity, memoria_gpt2, transformer_xl
+
+N, VOCABULARY = 8, 11
+SIZES = gpt2.Sizes(vocabulary=VOCABULARY, positions=N, dim=16, layers=2, heads=2)
+ENGRAMS = memoria.MemoriaConfig(
+    working=2, short_term_capacity=4, remind_short_term=2, remind_long_term=3, initial_lifespan=4.0, dim=16, ties="hash"
+)
+MODELS = {
+    "transformer": gpt2.make(SIZES),
+    "transformer-xl": transformer_xl.make(SIZES, memory=N),
+    "transformer-xl-long": transformer_xl.make(SIZES, memory=12, same_length=False, clamp=9),
+    "compressive": compressive.make(SIZES, memory=4, compressed=3, rate=4),
+    "infinity": infinity.make(SIZES, infinity.Signal(segment_length=N, basis=8, samples=6)),
+    "memoria": memoria_gpt2.make(SIZES, ENGRAMS, segment_length=N),
+    "memoria-layer": memoria_gpt2.make(SIZES, ENGRAMS, segment_length=N, memory_layer=0, activation="none"),
+}
+
+
+def streams(key, batch, segments, length=N):
+    """tokens i32 [batch, segments, length] and a mask that is all true."""
+    tokens = jax.random.randint(key, (batch, segments, length), 0, VOCABULARY)
+    return tokens, jnp.ones(tokens.shape, bool)

@@ -1,0 +1,169 @@
+"""What holds of every sequence model, whatever it remembers."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rmjax.models.unroll import unroll
+from tests.models.small import MODELS, N, streams
+
+B, T = 3, 5
+
+
+@pytest.fixture(params=MODELS)
+def model(request):
+    return MODELS[request.param]
+
+
+@functools.cache
+def learned(model):
+    """Parameters that are not small: untrained, a memory hardly shows in what is predicted."""
+    params = model.init(jax.random.key(0))
+    keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(params))))
+    return jax.tree.map(lambda x: x + 0.2 * jax.random.normal(next(keys), x.shape), params)
+
+
+@functools.cache
+def run(model, **how):
+    def call(params, state, tokens, mask, reset=None, key=None):
+        each = lambda hidden, given: model.logits(params, hidden)  # noqa: E731
+        return unroll(model, params, state, tokens, mask, each, reset=reset, key=key, **how)
+
+    return jax.jit(call)
+
+
+def test_a_stream_may_come_in_parts(model):
+    params, (tokens, mask) = learned(model), streams(jax.random.key(2), B, T)
+    state, logits, aux = run(model)(params, model.init_state(params, B), tokens, mask)
+    first, before, some = run(model)(params, model.init_state(params, B), tokens[:, :2], mask[:, :2])
+    last, after, rest = run(model)(params, first, tokens[:, 2:], mask[:, 2:])
+    chex.assert_trees_all_close(last, state, rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close(jnp.concatenate([before, after]), logits, rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close(jax.tree.map(jnp.add, some, rest), aux, rtol=1e-5)
+
+
+def test_the_scan_is_a_loop_of_steps(model):
+    params, (tokens, mask) = learned(model), streams(jax.random.key(2), B, T)
+    state, logits, _ = run(model)(params, model.init_state(params, B), tokens, mask)
+    looped, step = model.init_state(params, B), jax.jit(model.step)
+    for t in range(T):
+        hidden, looped, _ = step(params, looped, tokens[:, t], mask[:, t])
+        chex.assert_trees_all_close(model.logits(params, hidden), logits[t], rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close(looped, state, rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_equal_shapes_and_dtypes(looped, model.init_state(params, B))
+
+
+def test_what_comes_later_is_not_seen(model):
+    params, (tokens, mask) = learned(model), streams(jax.random.key(3), B, T)
+    other = tokens.at[:, 3, 5].set((tokens[:, 3, 5] + 1) % 11)
+    _, logits, _ = run(model)(params, model.init_state(params, B), tokens, mask)
+    _, changed, _ = run(model)(params, model.init_state(params, B), other, mask)
+    np.testing.assert_array_equal(logits[:3], changed[:3])
+    np.testing.assert_allclose(logits[3, :, :5], changed[3, :, :5], atol=1e-6)
+    assert (jnp.abs(logits[3, :, 5] - changed[3, :, 5]).max(-1) > 1e-4).all()
+
+
+def test_earlier_segments_are_remembered_or_not(model):
+    """The plain Transformer forgets; all others answer otherwise after another past."""
+    params, (tokens, mask) = learned(model), streams(jax.random.key(4), B, T)
+    other = tokens.at[:, 1].set((tokens[:, 1] + 1) % 11)
+    _, logits, _ = run(model)(params, model.init_state(params, B), tokens, mask)
+    _, changed, _ = run(model)(params, model.init_state(params, B), other, mask)
+    moved = jnp.abs(logits[2] - changed[2]).max((1, 2))
+    assert (moved == 0).all() if model is MODELS["transformer"] else (moved > 1e-4).all()
+
+
+def test_rows_know_nothing_of_each_other(model):
+    params, (tokens, mask) = learned(model), streams(jax.random.key(5), B, T)
+    mask = mask.at[1, 2, 5:].set(False).at[2, 3].set(False)
+    order = jnp.array([2, 0, 1])
+    state, logits, _ = run(model)(params, model.init_state(params, B), tokens, mask)
+    permuted, others, _ = run(model)(params, model.init_state(params, B), tokens[order], mask[order])
+    np.testing.assert_array_equal(others, logits[:, order])
+    chex.assert_trees_all_equal(permuted, jax.tree.map(lambda x: x[order], state))
+
+
+def test_a_padded_segment_changes_nothing_and_padded_tokens_are_not_seen(model):
+    params, (tokens, mask) = learned(model), streams(jax.random.key(6), B, T)
+    mask = mask.at[:, 2].set(False).at[:, 4, 6:].set(False)
+    other = jnp.where(mask, tokens, (tokens + 1) % 11)
+    state, logits, _ = run(model)(params, model.init_state(params, B), tokens, mask)
+    again, same, _ = run(model)(params, model.init_state(params, B), other, mask)
+    without = jnp.array([0, 1, 3, 4])
+    shorter, fewer, _ = run(model)(params, model.init_state(params, B), tokens[:, without], mask[:, without])
+    valid = mask.swapaxes(0, 1)
+    np.testing.assert_array_equal(logits[valid], same[valid])
+    np.testing.assert_allclose(fewer[valid[without]], logits[without][valid[without]], atol=1e-5)
+    chex.assert_trees_all_close(shorter, state, rtol=1e-5, atol=1e-5)
+    hidden, kept, _ = jax.jit(model.step)(params, again, tokens[:, 2], mask[:, 2])
+    chex.assert_trees_all_equal(kept, again)
+    assert jnp.isfinite(hidden).all()
+
+
+def test_after_a_reset_a_stream_begins_anew(model):
+    params, (tokens, mask) = learned(model), streams(jax.random.key(7), B, T)
+    reset = jnp.zeros((B, T), bool).at[1, 2].set(True)
+    _, logits, _ = run(model)(params, model.init_state(params, B), tokens, mask, reset)
+    _, straight, _ = run(model)(params, model.init_state(params, B), tokens, mask)
+    _, fresh, _ = run(model)(params, model.init_state(params, B), tokens[:, 2:], mask[:, 2:])
+    np.testing.assert_allclose(logits[2:, 1], fresh[:, 1], atol=1e-6)
+    np.testing.assert_allclose(logits[:, ::2], straight[:, ::2], atol=1e-6)
+
+
+@pytest.mark.parametrize("segments", [1, 2, 0])
+def test_gradients_pass_through_so_many_segments(model, segments):
+    """Of the last segment's loss, by the words of each earlier one."""
+    params, (tokens, mask) = learned(model), streams(jax.random.key(8), B, T)
+    tokens = tokens.at[:].set(0).at[:, 2].set(1).at[:, 3].set(2).at[:, 4].set(3)  # each segment has a word of its own
+
+    def loss(words):
+        return run(model, gradient_segments=segments)(
+            params | {"wte": words}, model.init_state(params, B), tokens, mask
+        )[1][-1, :, :, 5].sum()
+
+    moved = np.abs(jax.grad(loss)(params["wte"])[:4]).max(1) > 0
+    assert moved[3]
+    if model is MODELS["transformer"]:
+        assert not moved[:3].any()
+    elif segments:
+        assert moved[2] == (segments == 2) and not moved[:2].any()
+    else:
+        assert moved[2]
+
+
+def test_silent_segments_are_read_without_gradients(model):
+    params, (tokens, mask) = learned(model), streams(jax.random.key(9), B, T)
+    state, logits, _ = run(model)(params, model.init_state(params, B), tokens, mask)
+    quiet, last, _ = run(model, silent=3)(params, model.init_state(params, B), tokens, mask)
+    np.testing.assert_allclose(last, logits[3:], atol=1e-6)
+    chex.assert_trees_all_close(quiet, state, rtol=1e-5, atol=1e-5)
+
+
+def test_dropout_is_drawn_for_each_stream(model):
+    params, (tokens, mask) = learned(model), streams(jax.random.key(10), B, 2)
+    keys, order = jax.random.split(jax.random.key(11), B), jnp.array([1, 2, 0])
+    _, logits, _ = run(model)(params, model.init_state(params, B), tokens, mask, None, keys)
+    _, others, _ = run(model)(params, model.init_state(params, B), tokens[order], mask[order], None, keys[order])
+    _, plain, _ = run(model)(params, model.init_state(params, B), tokens, mask)
+    np.testing.assert_allclose(others, logits[:, order], atol=1e-6)
+    assert jnp.abs(logits - plain).max() > 1e-3
+
+
+def test_a_second_call_compiles_nothing(model):
+    params, (tokens, mask) = learned(model), streams(jax.random.key(12), B, 2)
+    read = jax.jit(lambda *given: model.step(*given))
+    _, state, _ = read(params, model.init_state(params, B), tokens[:, 0], mask[:, 0])
+    read(params, state, tokens[:, 1], mask[:, 1])
+    assert read._cache_size() == 1
+    jax.eval_shape(model.init, jax.random.key(0))
+
+
+def test_a_segment_too_long_is_named(model):
+    params, (tokens, mask) = learned(model), streams(jax.random.key(13), 1, 1, N + 1)
+    if model in (MODELS["transformer"], MODELS["infinity"], MODELS["memoria"], MODELS["memoria-layer"]):
+        with pytest.raises(ValueError, match="a segment of 9 tokens is longer than the model's positions 8"):
+            model.step(params, model.init_state(params, 1), tokens[:, 0], mask[:, 0])

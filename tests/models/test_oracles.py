@@ -1,0 +1,253 @@
+"""Parts of the sequence models against other ways of saying the same."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rmjax import memoria
+from rmjax.layers import compressive, queue
+from rmjax.layers.relative import RelativeAttention, shift, sinusoids
+from rmjax.models import compressive as compressive_transformer
+from rmjax.models import gpt2, infinity, transformer_xl
+from rmjax.models.memoria_gpt2 import Abstractor
+from rmjax.models.unroll import unroll
+from tests.models.small import ENGRAMS, MODELS, SIZES, N, streams
+
+KEY = jax.random.key(0)
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def noisy(params, scale=0.3):
+    keys = iter(jax.random.split(KEY, len(jax.tree.leaves(params))))
+    return jax.tree.map(lambda x: x + scale * jax.random.normal(next(keys), x.shape), params)
+
+
+def test_a_queue_is_a_list_that_forgets():
+    """Random numbers of rows a push, none too, for three streams at once."""
+    rng, size = np.random.default_rng(0), 5
+    lists = [[], [], []]
+    q, fallen_lists = queue.empty(3, size, 2), [[], [], []]
+    for step in range(12):
+        count = rng.integers(0, 5, 3)
+        rows, mask = normal(3, 4, 2, seed=step), np.arange(4) < count[:, None]
+        q, fallen, fallen_mask = queue.push(q, rows, mask)
+        for b in range(3):
+            lists[b] += list(rows[b, : count[b]])
+            fallen_lists[b] += list(np.asarray(fallen)[b][np.asarray(fallen_mask)[b]])
+            kept = lists[b][-size:]
+            np.testing.assert_array_equal(np.asarray(q.rows)[b][np.asarray(q.mask)[b]], np.reshape(kept, (-1, 2)))
+            np.testing.assert_array_equal(
+                np.reshape(fallen_lists[b], (-1, 2)), np.reshape(lists[b][: -len(kept) or None], (-1, 2))
+            )
+            assert np.all(np.diff(np.asarray(fallen_mask)[b].astype(int)) >= 0)  # the newest at the end
+
+
+def test_shift_is_a_gather_by_distance():
+    scores, m = normal(2, 3, 4, 7), 3
+    shifted = shift(scores)
+    for i in range(4):
+        for j in range(m + i + 1):
+            np.testing.assert_array_equal(shifted[..., i, j], scores[..., i, 6 - (m + i - j)])
+
+
+@pytest.mark.parametrize("same_length, clamp", [(False, 0), (True, 0), (False, 3)])
+def test_relative_attention_is_its_equation(same_length, clamp):
+    """Dai et al. 2019, section 3.3, one pair of words at a time, in f64."""
+    x, memory = normal(2, 4, 6), normal(2, 5, 6, seed=1)
+    mask, memory_mask = np.arange(4) < [[4], [3]], np.arange(5) >= [[0], [2]]
+    module = RelativeAttention(2, same_length=same_length, clamp=clamp)
+    params = noisy(module.init(KEY, x, mask, memory, memory_mask))["params"]
+    out = module.apply({"params": params}, x, mask, memory, memory_mask)
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+    kernel = lambda name: p[name]["kernel"].T  # noqa: E731
+    for b in range(2):
+        rows, valid = np.concatenate([memory[b], x[b]]), np.concatenate([memory_mask[b], mask[b]])
+        for i in range(4):
+            heads = []
+            for h in range(2):
+                part = slice(3 * h, 3 * h + 3)
+                q = (x[b, i] @ kernel("query"))[part]
+                scores, values = [], []
+                for j in range(9):
+                    distance = 5 + i - j
+                    if distance < 0 or not valid[j] or (same_length and distance >= 5):
+                        continue
+                    r = np.asarray(sinusoids(np.float32(min(distance, clamp or 99)), 6)) @ kernel("relative")
+                    k = rows[j] @ kernel("key")
+                    s = (q + p["content_bias"][h]) @ k[part] + (q + p["position_bias"][h]) @ r[part]
+                    scores.append(s / np.sqrt(3))
+                    values.append((rows[j] @ kernel("value"))[part])
+                weights = np.exp(np.array(scores) - max(scores)) if scores else np.zeros(0)
+                heads.append(weights @ np.array(values).reshape(-1, 3) / max(weights.sum(), 1e-30))
+            np.testing.assert_allclose(out[b, i], np.concatenate(heads) @ kernel("out"), rtol=1e-4, atol=1e-5)
+
+
+def test_transformer_xl_of_one_layer_reads_two_segments_as_one():
+    """A layer's memory holds its inputs, so one layer sees all that a segment twice as long would show it."""
+    sizes = gpt2.Sizes(vocabulary=11, positions=2 * N, dim=16, layers=1, heads=2)
+    model = transformer_xl.make(sizes, memory=N, same_length=False, clamp=0)
+    params, (tokens, mask) = noisy(model.init(KEY)), streams(KEY, 3, 2)
+    state, first, _ = unroll(model, params, model.init_state(params, 3), tokens, mask, lambda h, _: h)
+    whole, _, _ = model.step(params, model.init_state(params, 3), tokens.reshape(3, -1), mask.reshape(3, -1))
+    np.testing.assert_allclose(np.concatenate(list(first), 1), whole, atol=1e-5)
+
+
+def test_compression_is_a_convolution_counted_from_the_end():
+    params = noisy(compressive.init_compression(KEY, 3, 4))
+    rows, mask = normal(2, 6, 3), np.arange(6) >= [[0], [3]]
+    short, short_mask = compressive.compress(params, rows, mask)
+    np.testing.assert_array_equal(short_mask, [[True, True], [False, True]])
+    padded = np.concatenate([np.zeros((2, 2, 3)), np.where(mask[..., None], rows, 0)], 1)
+    for b, group in [(0, 0), (0, 1), (1, 1)]:
+        expected = padded[b, 4 * group : 4 * group + 4].reshape(-1) @ params["kernel"] + params["bias"]
+        np.testing.assert_allclose(short[b, group], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_old_is_in_order_and_nothing_is_lost_before_its_time():
+    mean = {"kernel": jnp.tile(jnp.eye(1) / 2, (2, 1)), "bias": jnp.zeros(1)}
+    memory = compressive.empty(1, 4, 3, 1)
+    for first in range(0, 16, 4):
+        rows = jnp.arange(first, first + 4.0).reshape(1, 4, 1)
+        memory, _, _ = compressive.push(mean, memory, rows, jnp.ones((1, 4), bool))
+    np.testing.assert_array_equal(memory.rows[0, :, 0], [6.5, 8.5, 10.5, 12, 13, 14, 15])
+    assert memory.mask.all()
+
+
+def test_a_compression_without_loss_has_no_reconstruction_loss():
+    model = compressive_transformer.make(SIZES, memory=4, compressed=8, rate=1)
+    params = noisy(model.init(KEY))
+    exact = {"kernel": jnp.eye(SIZES.dim), "bias": jnp.zeros(SIZES.dim)}
+    params |= {"compression": {name: exact for name in params["compression"]}}
+    tokens, mask = streams(KEY, 2, 3)
+    state, _, (lost, count) = unroll(model, params, model.init_state(params, 2), tokens, mask, lambda h, _: 0.0)
+    assert count == 2 * 3 * N and lost < 1e-8  # 8 fall out of 4 rows in every segment, the first too
+    learns = jax.grad(
+        lambda p: unroll(
+            MODELS["compressive"], p, MODELS["compressive"].init_state(p, 2), tokens, mask, lambda h, _: 0.0
+        )[2][0]
+    )(noisy(MODELS["compressive"].init(KEY)))
+    moved = {k for k, v in jax.tree_util.tree_leaves_with_path(learns) if np.abs(v).max() > 0}
+    assert moved and all(path[0].key == "compression" for path in moved)
+
+
+def test_reading_a_signal_is_its_expectation():
+    """E[x(t)] for t ~ N(mu, s^2) in closed form against a sum over a fine grid."""
+    signal = infinity.Signal(segment_length=8, basis=10, samples=8)
+    t = np.linspace(-1, 2, 300_001)
+    for mean, deviation in [(0.3, 0.05), (0.9, 0.2), (0.0, 0.02)]:
+        density = np.exp(-0.5 * ((t - mean) / deviation) ** 2) / (deviation * np.sqrt(2 * np.pi))
+        expected = (density[:, None] * signal.psi(t)).sum(0) * (t[1] - t[0])
+        spread = np.sqrt(deviation**2 + signal.widths**2)
+        closed = np.exp(-0.5 * ((mean - signal.centres) / spread) ** 2) / (spread * np.sqrt(2 * np.pi))
+        np.testing.assert_allclose(closed, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_a_smooth_signal_is_kept_and_shrinks_when_more_comes():
+    signal = infinity.Signal(segment_length=128, basis=128, samples=128)
+    wave = lambda t: np.stack([np.sin(2 * np.pi * t), np.cos(4 * np.pi * t)], -1)  # noqa: E731
+    t = (np.arange(128) + 0.5) / 128
+    first = signal.first @ wave(t)
+    np.testing.assert_allclose((signal.psi(t) @ first)[8:-8], wave(t)[8:-8], atol=0.1)
+    again = signal.again @ np.concatenate([signal.psi(t) @ first, -wave(t)])
+    np.testing.assert_allclose((signal.psi(t / 2) @ again)[8:-8], wave(t)[8:-8], atol=0.2)
+    np.testing.assert_allclose((signal.psi(0.5 + t / 2) @ again)[8:-8], -wave(t)[8:-8], atol=0.2)
+
+
+def test_samples_lie_where_attention_went():
+    memory = infinity.LongTermMemory(SIZES, infinity.Signal(segment_length=8, basis=8, samples=50))
+    density = np.zeros((2, infinity.BINS), np.float32)
+    density[0, 32:64], density[0, 96:] = 3.0, 1.0
+    times = np.asarray(memory.sample(jnp.array(density)))
+    assert (np.diff(times[0]) > 0).all() and ((times[0] >= 0.25) & (times[0] <= 0.5)).mean() == pytest.approx(
+        0.75, abs=0.03
+    )
+    np.testing.assert_allclose(times[1], (np.arange(50) + 0.5) / 50, atol=1e-6)
+
+
+def test_the_size_of_gpt2_is_the_published_one():
+    shapes = jax.eval_shape(gpt2.make(gpt2.Sizes(vocabulary=50257)).init, KEY)
+    assert sum(x.size for x in jax.tree.leaves(shapes)) == 124_439_808
+
+
+def test_the_first_segment_of_a_memoria_transformer_is_gpt2():
+    model = MODELS["memoria"]
+    params, (tokens, mask) = noisy(model.init(KEY)), streams(KEY, 3, 2)
+    first, state, _ = model.step(params, model.init_state(params, 3), tokens[:, 0], mask[:, 0])
+    plain = jax.tree.map(lambda x: x, params)
+    for name in ("h_0", "h_1"):
+        memory = ("memory_attn", "ln_working_memory_attn", "ln_memory_attn")
+        plain[name] = {part: values for part, values in params[name].items() if part not in memory}
+    gpt = MODELS["transformer"]
+    hidden = gpt.step(
+        {k: v for k, v in plain.items() if k != "abstractor"}, gpt.init_state(plain, 3), tokens[:, 0], mask[:, 0]
+    )[0]
+    np.testing.assert_allclose(first, hidden, atol=1e-6)
+    assert not (state.engrams.kind != memoria.EMPTY).any()  # no Memoria step before there is something to remember
+    second, after, _ = model.step(params, state, tokens[:, 1], mask[:, 1])
+    assert ((after.engrams.kind == memoria.SHORT_TERM).sum(1) == ENGRAMS.working).all()
+
+
+def norm(x, p):
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * p["scale"] + p["bias"]
+
+
+def dense(x, p):
+    return x @ p["kernel"].T + p["bias"]
+
+
+def look(q, k, v, seen):
+    """Attention of two heads -> what is read, weights [B, 2, N, M]."""
+    q, k, v = (y.reshape(*y.shape[:-1], 2, 8) for y in (q, k, v))
+    scores = np.einsum("bnhe,bmhe->bhnm", q, k) / np.sqrt(8)
+    weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), -1)
+    return jnp.einsum("bhnm,bmhe->bnhe", weights, v).reshape(*q.shape[:2], -1), weights
+
+
+def test_what_lives_on_is_what_was_looked_at():
+    """The engrams after a step are those of `memoria.step` with the attention weights worked out by hand."""
+    model = MODELS["memoria"]
+    params, (tokens, mask) = noisy(model.init(KEY)), streams(KEY, 2, 6)
+    state, _, _ = unroll(model, params, model.init_state(params, 2), tokens[:, :5], mask[:, :5], lambda h, _: 0.0)
+    _, after, _ = model.step(params, state, tokens[:, 5], mask[:, 5])
+    working = Abstractor(ENGRAMS.working).apply({"params": params["abstractor"]}, state.hidden, state.mask)
+    remind = functools.partial(memoria.remind, ENGRAMS)
+    between, reminded = jax.vmap(lambda s, w: remind(s, w))(state.engrams, working)
+    assert reminded.valid.any(1).all()
+    x, looked = params["wte"][tokens[:, 5]] + params["wpe"], []
+    for i in range(2):
+        p = params[f"h_{i}"]
+        q, k, v = jnp.split(dense(norm(x, p["ln_1"]), p["attn"]["c_attn"]), 3, -1)
+        x = x + dense(look(q, k, v, np.tri(N, dtype=bool))[0], p["attn_c_proj"])
+        for name, rows, seen in (
+            ("ln_working_memory_attn", working, True),
+            ("ln_memory_attn", reminded.engrams, reminded.valid[:, None, None]),
+        ):
+            k, v = jnp.split(dense(rows, p["memory_attn"]["c_attn"]), 2, -1)
+            found, weights = look(dense(norm(x, p[name]), p["memory_attn"]["q_attn"]), k, v, seen)
+            x = x + dense(found, p["memory_attn"]["c_proj"])
+        looked.append(weights.mean((1, 2)))
+        x = x + dense(jax.nn.gelu(dense(norm(x, p["ln_2"]), p["mlp"]["c_fc"])), p["mlp"]["c_proj"])
+    finish = functools.partial(memoria.memorize_and_forget, ENGRAMS)
+    expected = jax.vmap(lambda s, r, w: finish(s, r, w))(between, reminded, sum(looked) / 2)
+    for name in ("kind", "serial", "lifespan", "counts"):
+        np.testing.assert_allclose(getattr(after.engrams, name), getattr(expected, name), atol=1e-4)
+
+
+def test_values_that_cannot_be_are_named():
+    with pytest.raises(ValueError, match="width 10 is not a multiple of heads 3"):
+        gpt2.Sizes(vocabulary=5, dim=10, heads=3)
+    with pytest.raises(ValueError, match="layers must be at least 1, got 0"):
+        gpt2.Sizes(vocabulary=5, layers=0)
+    with pytest.raises(ValueError, match="basis must be a multiple of 2, got 5"):
+        infinity.Signal(segment_length=4, basis=5, samples=4)
+    with pytest.raises(ValueError, match="tau must lie between 0 and 1, got 1"):
+        infinity.Signal(segment_length=4, basis=4, samples=4, tau=1)
+    model, (tokens, mask) = MODELS["transformer"], streams(KEY, 1, 3)
+    with pytest.raises(ValueError, match=r"silent must be one of 0 .. 2, got 3"):
+        unroll(model, {}, (), tokens, mask, lambda h, _: h, silent=3)
