@@ -46,7 +46,7 @@ class RelativeBlock(nn.Module):
 
 
 class TransformerXL(nn.Module):
-    """tokens i32 [B, N], mask bool [B, N], per layer (memory [B, M, D], mask [B, M]) -> hidden [B, N, D], what went into
+    """tokens i32 [B, N], mask [B, N], per layer (memory [B, M, D], mask [B, M]) -> hidden [B, N, D], what went into
     each layer."""
 
     sizes: Sizes
