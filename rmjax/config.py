@@ -125,6 +125,7 @@ SCHEMA: dict[str, Field] = {
     "machine.encoder": Field("transformer", one_of("transformer", "bigru"), "the segment encoder"),
     "machine.dropout": Field(0.0, below(0, 1), "dropout rate of the Transformer layers"),
     "machine.normalize": Field("slots", one_of("slots", "items"), "what Eq. 1 normalises over"),
+    "machine.item_scale": Field(1.0, above(0), "untrained kernel of the items in Eq. 1, times the usual"),
     "machine.slot_identity": Field(False, anything, "Eq. 1 sees what each slot was at first beside what it is"),
     "machine.timescale": Field(50, at_least(0), "segments that an untrained memory reaches back; 0: about two"),
     "machine.block": Field(0, at_least(0), "segments encoded at once; 0: all"),

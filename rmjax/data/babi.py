@@ -2,7 +2,7 @@
 
 A story is one example, asked at every question's place; the questions themselves are not part of the stream. A whole
 answer is one class, a list ('milk,football') too. Words and answers are those of all three splits, as in published
-work: the language is closed.
+work (the language is closed), and of all tasks, so that a run on some of them may begin from a run on others.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def babi(
     `tasks` are numbers ('1,2,15'; '' is all 20), `subset` 'en' (1,000 questions to train on) or 'en-10k'. The splits
     are the release's own ('en-valid', 'en-valid-10k'); of a task that is not there, 'valid' is the last tenth of the
     training stories. Of a task whose training file is missing, one named ..._train.PARTIAL-... is taken.
-    `metadata['splits']` says which each task has, `metadata['partial']` {task: questions} which are in part.
+    `metadata['splits']` says which each task has, `metadata['partial']` {task: questions} which are in part, and
+    `metadata['missing']` which have no files.
     `per_question`, `max_sentences` and `buckets` are as in `TextRecords`; groups are the tasks, 'qa1' to 'qa20'.
 
     Raises:
@@ -63,18 +64,24 @@ def babi(
         raise FileNotFoundError(
             f"{subset}/qa1_..._train.txt not found in {directory or 'data.dir, which is empty'}. {ADVICE}"
         )
-    parameters = dict(folders=folders, tasks=sorted(set(numbers)))
+    chosen = [f"qa{task}" for task in sorted(set(numbers))]
+    stored = records.prepare(BabiBuilder, cache_dir, files=tuple(files), parameters=dict(folders=folders))
+    for task, message in records.open_records(stored)[0]["missing"].items():
+        if task in chosen:
+            raise FileNotFoundError(message)
     source = TextRecords(
-        records.prepare(BabiBuilder, cache_dir, files=tuple(files), parameters=parameters),
+        stored,
         segment_length=segment_length,
         metric="error",
         positions_at_end=False,
         per_question=per_question,
         max_sentences=max_sentences,
         buckets=buckets,
+        groups=chosen,
     )
     for task, questions in source.metadata["partial"].items():
-        logging.warning("bAbI %s: only a part of its training file is there, %d questions.", task, questions)
+        if task in chosen:
+            logging.warning("bAbI %s: only a part of its training file is there, %d questions.", task, questions)
     return source
 
 
@@ -86,14 +93,18 @@ class BabiBuilder(TextBuilder):
     counted = ("train", "valid", "test")
 
     def stories(self) -> dict[str, list[Story]]:
-        folders, tasks = (self.builder_config.parameters[name] for name in ("folders", "tasks"))
+        folders = self.builder_config.parameters["folders"]
         texts = read_files(self.builder_config.files, folders)
         classes: dict[str, int] = {}
         splits: dict[str, list[Story]] = {"train": [], "valid": [], "test": []}
-        chosen, partial = {}, {}
-        for group, task in enumerate(tasks):
-            files, chosen[f"qa{task}"] = task_files(texts, folders, task)
-            parts = {split: parse(*texts[name], group, classes) for split, name in files.items()}
+        chosen, partial, missing = {}, {}, {}
+        for task in range(1, TASKS + 1):
+            try:
+                files, chosen[f"qa{task}"] = task_files(texts, folders, task)
+            except FileNotFoundError as error:
+                missing[f"qa{task}"] = str(error)
+                continue
+            parts = {split: parse(*texts[name], len(chosen) - 1, classes) for split, name in files.items()}
             if "PARTIAL" in files["train"]:
                 partial[f"qa{task}"] = sum(len(story.target) for story in parts["train"])
             if "valid" not in parts:
@@ -103,8 +114,8 @@ class BabiBuilder(TextBuilder):
                 parts["train"], parts["valid"] = parts["train"][:kept], parts["train"][kept:]
             for split, stories in parts.items():
                 splits[split] += stories
-        groups = [f"qa{task}" for task in tasks]
-        self.info.metadata.update(classes=list(classes), groups=groups, splits=chosen, partial=partial)
+        self.info.metadata.update(classes=list(classes), groups=list(chosen))
+        self.info.metadata.update(splits=chosen, partial=partial, missing=missing)
         return splits
 
 

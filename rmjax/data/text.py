@@ -103,7 +103,8 @@ class TextRecords:
     A segment is a sentence; one of more than `segment_length` words is cut into several. `vocabulary` lists the words
     by id, `classes` the answers. With `per_question` each question is an example of its own, after the sentences before
     it. `max_sentences` (0: all) keeps the last sentences before the last question; one that is asked before any of them
-    is asked of an empty memory. Every fetch has the same shapes, the largest of all splits.
+    is asked of an empty memory. `groups` (none: all) keeps the stories of these parts, in the words of all. Every fetch
+    has the same shapes, the largest of all splits.
     """
 
     def __init__(
@@ -116,18 +117,20 @@ class TextRecords:
         per_question: bool = False,
         max_sentences: int = 0,
         buckets: int = 6,
+        groups: Sequence[str] = (),
     ):
         self.metadata, stored = records.open_records(directory)
+        kept = {self.metadata["groups"].index(name) for name in groups}
         self.vocabulary: list[str] = self.metadata["vocabulary"]
         self.classes: list[str] = self.metadata["classes"]
         self.num_items = len(self.vocabulary)
         self.positions_at_end = positions_at_end or per_question
         answer = "class" if self.classes else "choice"
         self.questions = Questions(query="words", answer=answer, classes=len(self.classes), metric=metric)
-        self._splits = {
-            split: _Split(rows.__getitems__(range(len(rows))), segment_length, per_question, max_sentences)
-            for split, rows in stored.items()
-        }
+        self._splits = {}
+        for split, found in stored.items():
+            rows = [row for row in found.__getitems__(range(len(found))) if not kept or int(row["group"][0]) in kept]
+            self._splits[split] = _Split(rows, segment_length, per_question, max_sentences)
         every = list(self._splits.values())
         self.max_items = max(int(split.num_words().max()) for split in every)
         self.num_queries = max(int((split.last_question - split.first_question).max()) for split in every)
@@ -154,7 +157,8 @@ class TextRecords:
         if not self.metadata["groups"]:
             return {}
         group, asked = self._of_questions(split, "group", rows)
-        return {name: asked & (group == number) for number, name in enumerate(self.metadata["groups"])}
+        parts = {name: asked & (group == number) for number, name in enumerate(self.metadata["groups"])}
+        return {name: inside for name, inside in parts.items() if inside.any()}
 
     def also(self, split: str) -> np.ndarray:
         """i [size, Q]: a second right choice of a question, -1 where there is none."""

@@ -56,6 +56,7 @@ def make(
     dropout: float = 0.0,
     normalize: str = "slots",
     slot_identity: bool = False,
+    item_scale: float = 1.0,
     hops: int = 1,
     segment_length: int = 20,
     width: int = 0,
@@ -66,6 +67,8 @@ def make(
     encoder: 'transformer', or 'bigru' (RM Table 6). normalize: what Eq. 1's softmax runs over, 'slots' as printed,
     or 'items'. slot_identity: Eq. 1 scores m_k + m_k at t = 0 in place of m_k: slots that nothing is written to, and
     that so come to be the same, still differ in what they would take in (after the keys of EntNet, Henaff et al. 2017).
+    item_scale: the untrained W2 of Eq. 1 is so many times the usual; the larger, the more it is the item that decides
+    which slots take it in, and the less what they take of all items alike.
     width: see `embeddings.init_items`. dtype: of the encoder's products; slots stay f32. Errors: ValueError
     naming the argument.
     """
@@ -88,7 +91,7 @@ def make(
         dense = lecun_normal()
         attention = {
             "slot": dense(keys[3], (slot_dim, dim)),
-            "item": dense(keys[4], (item_dim, dim)),
+            "item": item_scale * dense(keys[4], (item_dim, dim)),
             "bias": jnp.zeros(dim),
             "score": 4.0 * dense(keys[5], (dim, 1))[:, 0],  # sharp enough that slots differ in what they take in
         }

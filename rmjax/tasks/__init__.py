@@ -31,6 +31,7 @@ def make_machine(config: Any, source: Source) -> machines.MemoryMachine:
             dropout=m.dropout,
             normalize=m.normalize,
             slot_identity=m.slot_identity,
+            item_scale=m.item_scale,
             hops=config.reason.hops,
             segment_length=n,
             timescale=m.timescale,

@@ -209,6 +209,7 @@ def test_a_malformed_file_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match=re.escape(f"{path}, line 2, field answer")):
         babi(str(tmp_path / "release"), str(tmp_path / "cache"), tasks="1")
     assert not [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
+    shutil.copy(RELEASE / "en-valid-10k" / "qa1_valid.txt", path)
     one = tmp_path / "release" / "en-10k" / "qa8_lists-sets_train.txt"
     one.write_text("".join(one.read_text().splitlines(True)[:6]))
     with pytest.raises(ValueError, match=re.escape(f"{one}, line 1, field story: expected two stories or more")):
@@ -219,8 +220,24 @@ def test_a_task_without_all_three_official_splits_has_the_last_tenth(tmp_path):
     shutil.copytree(RELEASE, tmp_path / "release")
     (tmp_path / "release" / "en-valid-10k" / "qa1_valid.txt").unlink()
     source = babi(str(tmp_path / "release"), str(tmp_path / "cache"), tasks="1")
-    assert source.metadata["splits"] == {"qa1": "en-10k, the last tenth of its training stories as valid"}
-    assert [source.size(split) for split in SPLITS] == [3, 1, 2] and source.metadata["partial"] == {}
+    assert source.metadata["splits"]["qa1"] == "en-10k, the last tenth of its training stories as valid"
+    assert [source.size(split) for split in SPLITS] == [3, 1, 2]
+
+
+def test_some_tasks_keep_the_words_and_answers_of_all(source, cache):
+    eight = babi(str(FIXTURE), cache, tasks="8")
+    assert eight.vocabulary == source.vocabulary and eight.classes == source.classes
+    for split in SPLITS:
+        assert list(eight.groups(split)) == ["qa8"]
+        theirs = np.flatnonzero(source.groups(split)["qa8"].any(1))
+        assert 0 < len(theirs) < source.size(split) and len(theirs) == eight.size(split)
+        mine = eight.fetch(split, np.arange(eight.size(split)))
+        every = source.fetch(split, theirs)
+        for values, masks in (("items", "item_mask"), ("query", "word_mask"), ("target", "query_mask")):
+            for row in range(len(theirs)):
+                np.testing.assert_array_equal(
+                    mine[values][row][mine[masks][row]], every[values][row][every[masks][row]]
+                )
 
 
 @pytest.mark.parametrize("end, mode", [(".gz", "w:gz"), (".xz", "w:xz"), ("", "w")])
