@@ -49,7 +49,18 @@ def one_of(*choices: str) -> Check:
 
 anything = Check(lambda value: True, "anything")
 
-SOURCES = ("simulated_clicks", "xlong", "movielens", "synthetic", "babi", "narrativeqa", "tvqa", "activitynet")
+SOURCES = (
+    "simulated_clicks",
+    "xlong",
+    "movielens",
+    "synthetic",
+    "babi",
+    "narrativeqa",
+    "tvqa",
+    "activitynet",
+    "sorting",
+)
+MODELS = ("transformer", "transformer_xl", "compressive", "infinity", "memoria")
 MACHINES = ("rehearsal", "continual", "gru", "buffer", "directly_reason", "multihop_reason")
 
 SCHEMA: dict[str, Field] = {
@@ -113,6 +124,37 @@ SCHEMA: dict[str, Field] = {
     "data.simulated.targets": Field(8, at_least(1), "positives of a user, each with a negative"),
     "data.simulated.hard": Field(0.2, between(0, 1), "chance that a negative has its positive's cluster"),
     "data.simulated.world_seed": Field(0, at_least(0), "shuffles the item ids"),
+    "data.sorting.length": Field(1000, at_least(1), "symbols of a sequence, before the separator"),
+    "data.sorting.train": Field(80_000, at_least(1), "sequences to train on"),
+    "data.sorting.valid": Field(800, at_least(1), "sequences to validate on"),
+    "data.sorting.test": Field(800, at_least(1), "sequences to test on"),
+    # model, of sequences
+    "model.kind": Field("memoria", one_of(*MODELS), "the sequence model"),
+    "model.dim": Field(512, at_least(1), "width"),
+    "model.layers": Field(5, at_least(1), "layers"),
+    "model.heads": Field(4, at_least(1), "attention heads; divides model.dim"),
+    "model.dropout": Field(0.1, below(0, 1), "dropout rate"),
+    "model.memory": Field(0, at_least(0), "transformer_xl, compressive, infinity: rows remembered; 0: a segment's"),
+    "model.compression": Field(4, at_least(1), "compressive: inputs in one row; half of the rows are compressed"),
+    "model.reconstruction": Field(1.0, at_least(0), "compressive: weight of the attention-reconstruction loss"),
+    "model.sticky": Field(True, anything, "infinity: the past is sampled where attention went"),
+    "model.gradient_segments": Field(1, at_least(0), "segments that gradients pass through at a time; 0: all"),
+    "memoria.working": Field(50, at_least(1), "engrams born each segment, N_wm"),
+    "memoria.short_term_capacity": Field(400, at_least(0), "engrams in short-term memory, C_stm"),
+    "memoria.remind_short_term": Field(50, at_least(0), "engrams reminded of it at most; 0: none"),
+    "memoria.remind_long_term": Field(50, at_least(0), "engrams reminded of long-term memory at most; 0: none"),
+    "memoria.search_depth": Field(10, at_least(0), "steps of the search in long-term memory"),
+    "memoria.initial_lifespan": Field(9.0, at_least(0), "segments that an engram lives if it is never reminded"),
+    "memoria.lifespan_extend": Field(8.0, at_least(0), "segments that a reminded engram gains on average, alpha"),
+    "memoria.correlation": Field("exp", one_of("exp", "negative_square"), "how near two engrams are"),
+    "memoria.search_seeds": Field(
+        "reminded", one_of("reminded", "all_short_term", "full"), "where the search in long-term memory starts"
+    ),
+    "memoria.ties": Field("hash", one_of("hash", "oldest", "newest"), "which of equally strong edges is taken"),
+    "memoria.order": Field("paper", one_of("paper", "released"), "paper: forget, then move; released: the other way"),
+    "memoria.lifespan_increment": Field("paper", one_of("paper", "released"), "what a reminded engram gains"),
+    "memoria.layer": Field(-1, at_least(-1), "whose output makes the engrams; -1: the last norm's"),
+    "memoria.activation": Field("relu", one_of("relu", "none"), "of the abstractor's feed-forward layer"),
     # machine
     "machine.kind": Field("rehearsal", one_of(*MACHINES), "the memory"),
     "machine.dim": Field(64, at_least(1), "item width, d"),
@@ -167,7 +209,10 @@ SCHEMA: dict[str, Field] = {
         0, at_least(0), "streams a device holds at once, gradients are summed; 0: on a CPU about 8,000 items, else all"
     ),
     "train.learning_rate": Field(1e-3, above(0), "of Adam"),
-    "train.schedule": Field("constant", one_of("constant", "cosine"), "of both stages' rates; cosine: falls to 0"),
+    "train.schedule": Field(
+        "constant", one_of("constant", "cosine", "linear"), "of both stages' rates; the others fall to 0"
+    ),
+    "train.warmup": Field(0.0, below(0, 1), "share of the steps in which both stages' rates rise from 0, linearly"),
     "train.clip": Field(5.0, above(0), "largest norm of the gradient"),
     "train.compute_dtype": Field("float32", one_of("float32", "bfloat16"), "of Transformers; parameters are float32"),
     "train.devices": Field(0, at_least(0), "how many devices; 0: all"),
@@ -308,5 +353,7 @@ def _conflicts(config: ConfigDict) -> Iterator[str]:
     words = config.data.name in ("babi", "narrativeqa", "tvqa", "activitynet")
     if machine.dim % 2 and (words or machine.kind == "multihop_reason" or machine.encoder == "bigru"):
         yield f"config.machine.dim = {machine.dim} must be even: a bidirectional GRU has half of it each way"
+    if config.data.name == "sorting" and config.model.dim % config.model.heads:
+        yield f"config.model.heads = {config.model.heads} must divide config.model.dim = {config.model.dim}"
     if train.model_devices > 1 and train.mapping == "pmap":
         yield f"config.train.model_devices = {train.model_devices} needs config.train.mapping = 'mesh'"

@@ -5,8 +5,20 @@ from __future__ import annotations
 import optax
 
 
-def make_optimizer(learning_rate: float, clip: float, decay_steps: int = 0) -> optax.GradientTransformation:
-    """clip = 0: no clipping. decay_steps: the rate falls to zero over so many steps, by half a cosine; 0: constant."""
-    rate = optax.cosine_decay_schedule(learning_rate, decay_steps) if decay_steps else learning_rate
-    steps = [optax.clip_by_global_norm(clip)] if clip else []
-    return optax.chain(*steps, optax.adam(rate))
+def make_optimizer(
+    learning_rate: float, clip: float, steps: int = 0, schedule: str = "constant", warmup: float = 0.0
+) -> optax.GradientTransformation:
+    """clip = 0: no clipping. schedule: 'constant', or over `steps` the rate falls to zero by half a 'cosine' or
+    'linear'ly, after it has risen from zero over their share `warmup`."""
+    steps_up = round(warmup * steps)
+    down = steps - steps_up
+    rate: optax.ScalarOrSchedule = learning_rate
+    if schedule == "cosine":
+        rate = optax.cosine_decay_schedule(learning_rate, down)
+    elif schedule == "linear":
+        rate = optax.linear_schedule(learning_rate, 0.0, down)
+    if steps_up:
+        after = rate if callable(rate) else optax.constant_schedule(rate)
+        rate = optax.join_schedules([optax.linear_schedule(0.0, learning_rate, steps_up), after], [steps_up])
+    clipped = [optax.clip_by_global_norm(clip)] if clip else []
+    return optax.chain(*clipped, optax.adam(rate))

@@ -224,7 +224,7 @@ def model_stage(run: Run) -> Stage:
 
 def stage_optimizer(run: Run, stage: Stage) -> optax.GradientTransformation:
     t = run.config.train
-    return make_optimizer(stage.learning_rate, t.clip, stage.steps if t.schedule == "cosine" else 0)
+    return make_optimizer(stage.learning_rate, t.clip, stage.steps, t.schedule, t.warmup)
 
 
 def map_stage(run: Run, stage: Stage) -> Mapped:
@@ -434,7 +434,7 @@ def test(run: Run, mapped: Mapped, params: Params) -> list[dict[str, Any]]:
     """Rows of the final table: the machine on the test split, and what others answer to the same questions."""
     scored = score_split(run, mapped, mapped.put(params), "test")
     streams = stream_ids(run.source, "test")[scored["example_id"]]
-    return evaluate.rows(run.source, "test", run.config.machine.kind, scored, streams, run.config.seed)
+    return evaluate.rows(run.source, "test", tasks.name_of(run.config), scored, streams, run.config.seed)
 
 
 def stream_ids(source: Source, split: str) -> np.ndarray:
@@ -480,8 +480,7 @@ def first_step(run: Run) -> tuple[Stage, Mapped, TrainState, Params, Batch]:
 
 def step_costs(run: Run, stage: Stage, state: TrainState, frozen: Params, batch: Batch) -> dict[str, int]:
     """Counts, not timings, of the model's train step."""
-    machine = stage.task.machine  # type: ignore[attr-defined]
-    memory = jax.eval_shape(lambda params: machine.init_memory(params, 1), state.params["machine"])
+    memory = jax.eval_shape(lambda params: stage.task.memory(params, 1), state.params)
     optimizer = stage_optimizer(run, stage)
     work = cost.breakdown(make_train_step(stage.task, optimizer, run.config.seed), state, (), frozen, batch)
     return {

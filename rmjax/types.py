@@ -96,6 +96,9 @@ class Task(Protocol):
     def init(self, key: Key) -> Params:
         """Parameters of everything that is trained."""
 
+    def memory(self, params: Params, batch_size: int) -> Any:
+        """What is remembered of streams before their first segment, leading axis B."""
+
     def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[float, Sum]]:
         """{term: (weight, (sum, count))}; the loss is the weighted sum of sum / count.
 

@@ -18,6 +18,7 @@ def make_source(config: Any, seed: int) -> Source:
       xlong: config.dir and config.cache_dir; an empty config.dir stands for simulated_clicks;
       movielens: config.dir, config.cache_dir and config.movielens, the keyword arguments of `movielens`;
       synthetic: config.synthetic, the fields of `SyntheticConfig`, and of train, valid and test the streams a chain;
+      sorting: config.segment_length and config.sorting, the fields of `Sorting`;
       babi, narrativeqa, tvqa, activitynet: config.dir, config.cache_dir, config.segment_length and the section of that
         name; texts also config.buckets and config.min_count.
 
@@ -50,6 +51,10 @@ def make_source(config: Any, seed: int) -> Source:
         world = dict(config.synthetic)
         samples = {split: world.pop(split) for split in ("train", "valid", "test")}
         return Synthetic(SyntheticConfig(**world), seed, **samples)  # faster made than kept
+    elif name == "sorting":
+        from rmjax.data.sorting import Sorting
+
+        return Sorting(seed=seed, segment_length=config.segment_length, **config.sorting)
     elif name in ("babi", "narrativeqa", "tvqa", "activitynet"):
         return _text(name, config, seed)
     else:

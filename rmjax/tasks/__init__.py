@@ -16,6 +16,10 @@ from rmjax.rehearsal.decoder import Decoder
 from rmjax.tasks.answers import Answers
 from rmjax.tasks.reasoning import Reasoning, Teacher
 from rmjax.tasks.rehearsing import Rehearsal
+from rmjax.tasks.sequences import make_sorting
+from rmjax.types import Task
+
+SEQUENCES = ("sorting",)  # data of sequence models
 
 
 def make_machine(config: Any, source: Source) -> machines.MemoryMachine:
@@ -78,7 +82,22 @@ def questions(source: Source) -> Questions:
     return getattr(source, "questions", Questions())
 
 
-def make_task(config: Any, source: Source) -> Reasoning:
+def is_sequence(config: Any) -> bool:
+    """Whether a sequence model (config.model) reads the data, or a memory machine (config.machine)."""
+    return config.data.name in SEQUENCES
+
+
+def name_of(config: Any) -> str:
+    """Of what is trained, in tables."""
+    return config.model.kind if is_sequence(config) else config.machine.kind
+
+
+def make_task(config: Any, source: Source) -> Task:
+    """What config.data's streams are trained on."""
+    return make_sorting(config, source) if is_sequence(config) else make_reasoning(config, source)
+
+
+def make_reasoning(config: Any, source: Source) -> Reasoning:
     """The machine with its query encoder, its head and its rehearsal."""
     m, r = config.machine, config.rehearsal
     decoder = Decoder(Transformer(r.layers, m.heads, m.dropout, jnp.dtype(config.train.compute_dtype)))
@@ -107,6 +126,8 @@ def make_task(config: Any, source: Source) -> Reasoning:
 def make_teacher(config: Any, source: Source) -> Teacher | None:
     """The history sampler, None where neither the rehearsal nor the machine's item table needs one."""
     r, t = config.rehearsal, config.teacher
+    if is_sequence(config):
+        return None
     if not t.share_items and (r.sampler != "teacher" or not (r.recollection or r.familiarity)):
         return None
     answers = Answers(questions(source), t.dim, t.dim, t.dim if config.reason.head == "mlp" else 0)

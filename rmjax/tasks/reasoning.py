@@ -42,6 +42,9 @@ class Reasoning:
             params["rehearsal"] = self.init_rehearsal(c, params["machine"])
         return params
 
+    def memory(self, params: Params, batch_size: int) -> Memory:
+        return self.machine.init_memory(params["machine"], batch_size)
+
     def init_rehearsal(self, key: Key, machine: Params) -> Params:
         """A decoder for memories of a machine with these parameters."""
         slots, _ = jax.eval_shape(lambda: self.machine.slots(machine, self.machine.init_memory(machine, 1)))
@@ -146,6 +149,9 @@ class Teacher:
             "sampler": sampler.init(a, self.num_items, dim, self.width) | {"encoder": self.answers.init_encoder(c)},
             "head": self.answers.init_head(b),
         } | ({} if self._head_sees_query else {"merge": lecun_normal()(d, (2 * dim, dim))})
+
+    def memory(self, params: Params, batch_size: int) -> tuple:
+        return ()  # it looks at the stream itself
 
     @property
     def _head_sees_query(self) -> bool:

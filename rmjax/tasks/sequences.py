@@ -1,0 +1,100 @@
+"""Tasks of sequence models: a stream is read segment by segment, and its tokens themselves ask."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+
+from rmjax import memoria
+from rmjax.data.source import Source
+from rmjax.models import compressive, gpt2, infinity, memoria_gpt2, transformer_xl, unroll
+from rmjax.reason.heads import cross_entropy
+from rmjax.types import Array, Batch, Key, Params, SequenceModel, Sum, example_keys
+
+
+@dataclasses.dataclass(frozen=True)
+class LastTokens:
+    """Each of a stream's last Q tokens asks for what comes after it: sorting. Implements `Task`.
+
+    silent: first segments in which nothing is asked in any stream; they run without gradients.
+    gradient_segments: see `unroll`.
+    """
+
+    model: SequenceModel
+    silent: int
+    gradient_segments: int = 1
+
+    def init(self, key: Key) -> Params:
+        return self.model.init(key)
+
+    def memory(self, params: Params, batch_size: int) -> Any:
+        """What is carried from segment to segment."""
+        return self.model.init_state(params, batch_size)
+
+    def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[float, Sum]]:
+        logits, aux = self._logits(params, batch, example_keys(key, batch.example_id))
+        return {"reason": (1.0, cross_entropy(logits, batch.target, batch.query_mask)), "model": (1.0, aux)}
+
+    def scores(self, params: Params, batch: Batch) -> Array:
+        return self._logits(params, batch, None)[0]
+
+    def _logits(self, params: Params, batch: Batch, key: Key | None) -> tuple[Array, Sum]:
+        """[B, Q, V]"""
+        rows, asked = batch.target.shape
+        _, hidden, aux = unroll(
+            self.model,
+            params,
+            self.memory(params, rows),
+            batch.items,
+            batch.item_mask,
+            lambda hidden, given: hidden,
+            key=key,
+            gradient_segments=self.gradient_segments,
+            silent=self.silent,
+        )
+        tail = hidden.swapaxes(0, 1).reshape(rows, -1, hidden.shape[-1])
+        before = self.silent * batch.items.shape[2]
+        place = batch.item_mask.sum((1, 2))[:, None] - asked - before + jnp.arange(asked)
+        found = jnp.take_along_axis(tail, jnp.maximum(place, 0)[..., None], 1)
+        return self.model.logits(params, found), aux
+
+
+def make_sorting(config: Any, source: Source) -> LastTokens:
+    """The model that config.model describes, over the source's streams, all of one length."""
+    n = config.data.segment_length
+    segments = -(-source.max_items // n)
+    silent = (source.max_items - source.num_queries) // n
+    model = make_model(config, source.num_items, segments)
+    return LastTokens(model, silent, config.model.gradient_segments)
+
+
+def make_model(config: Any, vocabulary: int, max_segments: int | None = None) -> SequenceModel:
+    """max_segments: the longest stream, where there is one."""
+    m, n = config.model, config.data.segment_length
+    sizes = gpt2.Sizes(
+        vocabulary=vocabulary,
+        positions=n,
+        dim=m.dim,
+        layers=m.layers,
+        heads=m.heads,
+        dropout=m.dropout,
+        dtype=jnp.dtype(config.train.compute_dtype),
+    )
+    if m.kind == "transformer":
+        return gpt2.make(sizes)
+    if m.kind == "memoria":
+        engrams = dict(config.memoria)
+        options = {"memory_layer": engrams.pop("layer"), "activation": engrams.pop("activation")}
+        options["memory_layer"] = None if options["memory_layer"] < 0 else options["memory_layer"]
+        rules = memoria.MemoriaConfig(dim=m.dim, max_segments=max_segments, **engrams)
+        return memoria_gpt2.make(sizes, rules, segment_length=n, **options)
+    length = m.memory or n
+    if m.kind == "transformer_xl":
+        return transformer_xl.make(sizes, memory=length)
+    if m.kind == "compressive":
+        recent = length // 2
+        how = dict(memory=recent, compressed=length - recent, rate=m.compression)
+        return compressive.make(sizes, **how, reconstruction=m.reconstruction)
+    return infinity.make(sizes, infinity.Signal(segment_length=n, basis=length, samples=length, sticky=m.sticky))
