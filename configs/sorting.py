@@ -3,10 +3,10 @@
     python -m rmjax.main --config=configs/sorting.py --workdir=runs/sorting                # 4 segments of 1,024
     python -m rmjax.main --config=configs/sorting.py:local --workdir=runs/sorting          # minutes on two CPU cores
 
-`config.model.kind` chooses the model: transformer, transformer_xl, compressive, infinity, memoria. `:8k`, `:16k`, `:32k`
-are longer sequences, `:256` and `:512` shorter segments; a memory is as long as a segment. `:working` and `:short`
-take Memoria's long-term memory, or both, away (Memoria Table 6). Paper's size: 5 layers of 512, 80,000 sequences five
-times, Adam at 2e-4, warm-up 0.06. `:local` is a reduced size: 16 segments of 64, two layers of 64.
+`config.model.kind` chooses the model: transformer, transformer_xl, compressive, infinity, memoria. `:8k`, `:16k` and
+`:32k` are longer sequences, `:256` and `:512` shorter segments; a memory is as long as a segment. `:working` and
+`:short` take Memoria's long-term memory, or both, away (Memoria Table 6). Paper's size: 5 layers of 512, 80,000
+sequences five times, Adam at 2e-4, warm-up 0.06. `:local` is a reduced size: 16 segments of 64, two layers of 64.
 """
 
 from ml_collections import ConfigDict
