@@ -152,7 +152,7 @@ def matmul_rate(count: int = 0, size: int = 4096, dtype: Any = jnp.float32) -> f
 def bench_streaming(run: train.Run, histories: Sequence[int]) -> dict[str, Any]:
     """Milliseconds to write one segment and to answer one query per stream, after histories of several lengths."""
     task = train.model_stage(run).task
-    machine, length = task.machine, run.config.data.segment_length  # type: ignore[attr-defined]
+    machine, length = task.machine, run.config.data.segment_length  # type: ignore[attr-defined,union-attr]
     params = jax.jit(machine.init)(jax.random.key(run.config.seed))
     # A server keeps one set of parameters: bound, they are not handed over with every call.
     write = jax.jit(lambda memory, items, mask: memorize(machine, params, items, mask, memory).memory)
@@ -179,7 +179,7 @@ def bench_streaming(run: train.Run, histories: Sequence[int]) -> dict[str, Any]:
 def some_items(run: train.Run, rng: np.random.Generator, *shape: int) -> np.ndarray:
     """Any items of the source: ids, or features."""
     if not run.source.num_items:
-        return rng.normal(size=(*shape, run.source.feature_width)).astype(np.float32)  # type: ignore[attr-defined]
+        return rng.normal(size=(*shape, run.source.feature_width)).astype(np.float32)  # type: ignore[attr-defined,union-attr]
     return rng.integers(0, run.source.num_items, shape).astype(np.int32)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from rmjax import metrics
+from rmjax.data.documents import Documents
 from rmjax.data.source import Questions, Source
 
 Scored = dict[str, np.ndarray]  # scores [n, Q] or [n, Q, C], target [n, Q], query_mask [n, Q], example_id [n]
@@ -68,6 +69,23 @@ def groups_of(source: Source, split: str, scored: Scored) -> dict[str, np.ndarra
         return {}
     groups = source.groups(split)  # type: ignore[attr-defined]
     return {name: inside[scored["example_id"]] & scored["query_mask"] for name, inside in groups.items()}
+
+
+def perplexities(documents: Documents, nats: np.ndarray, tokens: np.ndarray) -> dict[str, float]:
+    """Of a text, whose segments' sums of -log p and numbers of predicted tokens these are, both of one shape.
+
+    'perplexity': exp of the mean over tokens. 'segment_perplexity': the mean over segments of theirs, which is larger;
+    it is what the released code of Memoria reports. By 'word', and 'bits_per_character': the mean over tokens, times
+    tokens in a word or character of the text.
+    """
+    nats, tokens = np.asarray(nats, np.float64), np.asarray(tokens, np.float64)
+    mean, size, read = nats.sum() / tokens.sum(), len(documents.tokens), tokens > 0
+    return {
+        "perplexity": float(np.exp(mean)),
+        "segment_perplexity": float(np.exp(nats[read] / tokens[read]).mean()),
+        "word_perplexity": float(np.exp(min(mean * size / max(documents.words, 1), 700.0))),
+        "bits_per_character": float(mean * size / documents.characters / np.log(2)),
+    }
 
 
 def question_values(source: Source, split: str, scored: Scored) -> np.ndarray:

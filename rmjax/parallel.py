@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rmjax.train_step import Pieces, make_eval_step, make_train_step
-from rmjax.types import Batch, Params, Task
+from rmjax.types import Batch, Params, StreamTask, Task
 
 
 class Mapped(NamedTuple):
@@ -28,11 +28,15 @@ class Mapped(NamedTuple):
     )
     # (params on the devices, host batch) -> [B, Q] or [B, Q, C] of this process
     scores: Callable[[Params, Batch], np.ndarray]
+    put_carry: Callable[[Any], Any]  # host tree with leading axis B -> split over the devices as a batch is
+    get_carry: Callable[[Any], Any]  # the way back
+    # of a `StreamTask`: (params and carry on the devices, host batch) -> {name: [B, T]} of this process, carry
+    measure: Callable[[Params, Any, Batch], tuple[dict[str, np.ndarray], Any]]
     compiled: Callable  # (state, carry, frozen, host batch) -> the compiled train step, for its costs
 
 
 def make_mapped(
-    task: Task,
+    task: Task | StreamTask,
     optimizer: optax.GradientTransformation,
     seed: int,
     *,
@@ -56,15 +60,22 @@ def make_mapped(
 
 
 def _pmap(
-    task: Task, optimizer: optax.GradientTransformation, seed: int, devices: list, microbatch: Pieces | None
+    task: Task | StreamTask,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    devices: list,
+    microbatch: Pieces | None,
 ) -> Mapped:
     local = [d for d in devices if d.process_index == jax.process_index()]
     spread = NamedSharding(Mesh(np.array(local), ("data",)), PartitionSpec("data"))
     step = make_train_step(task, optimizer, seed, "data", microbatch)
-    step = jax.pmap(step, "data", devices=devices, donate_argnums=0)
-    evaluate = jax.pmap(make_eval_step(task), devices=local)
+    step = jax.pmap(step, "data", devices=devices, donate_argnums=(0, 1))
+    if isinstance(task, StreamTask):
+        read = jax.pmap(task.measure, devices=local, donate_argnums=1)
+    else:
+        evaluate = jax.pmap(make_eval_step(task), devices=local)
 
-    def split(batch: Batch) -> Batch:
+    def split(batch: Any) -> Any:
         cut = jax.tree.map(lambda x: x.reshape(len(local), -1, *x.shape[1:]), batch)
         return jax.device_put(cut, spread)
 
@@ -75,22 +86,29 @@ def _pmap(
     def get(tree: Any) -> Any:
         return jax.device_get(jax.tree.map(lambda x: x.addressable_data(0)[0], tree))
 
-    def scores(params: Params, batch: Batch) -> np.ndarray:
-        scores = np.asarray(evaluate(params, split(batch)))
-        return scores.reshape(-1, *scores.shape[2:])
+    def whole(x: Any) -> np.ndarray:
+        x = np.asarray(x)
+        return x.reshape(-1, *x.shape[2:])
+
+    def measure(params: Params, carry: Any, batch: Batch) -> tuple[dict[str, np.ndarray], Any]:
+        found, carry = read(params, carry, split(batch))
+        return jax.tree.map(whole, found), carry
 
     return Mapped(
         devices=len(devices),
         put=put,
         get=get,
         train_step=lambda state, carry, frozen, batch: step(state, carry, frozen, split(batch)),
-        scores=scores,
+        scores=lambda params, batch: whole(evaluate(params, split(batch))),
+        put_carry=split,
+        get_carry=lambda carry: jax.tree.map(whole, carry),
+        measure=measure,
         compiled=lambda state, carry, frozen, batch: step.lower(state, carry, frozen, split(batch)).compile(),
     )
 
 
 def _mesh(
-    task: Task, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh, microbatch: Pieces | None
+    task: Task | StreamTask, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh, microbatch: Pieces | None
 ) -> Mapped:
     whole, by_row = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("model"))
     by_example = NamedSharding(mesh, PartitionSpec("data"))
@@ -106,7 +124,7 @@ def _mesh(
     def put(tree: Any) -> Any:
         return jax.tree.map(jax.device_put, tree, shardings(tree))
 
-    def split(batch: Batch) -> Batch:
+    def split(batch: Any) -> Any:
         local = lambda x: jax.make_array_from_process_local_data(by_example, np.asarray(x))  # noqa: E731
         return jax.tree.map(local, batch)
 
@@ -119,21 +137,31 @@ def _mesh(
     def pinned(state, carry, frozen, batch):
         """The new state lies where the old one lay, whatever the partitioner would like."""
         new, carry, metrics = inner(state, carry, frozen, batch)
+        carry = jax.lax.with_sharding_constraint(carry, jax.tree.map(lambda x: by_example, carry))
         return jax.lax.with_sharding_constraint(new, shardings(new)), carry, metrics
 
-    step = jax.jit(pinned, donate_argnums=0)
-    evaluate = jax.jit(make_eval_step(task), out_shardings=by_example)
+    step = jax.jit(pinned, donate_argnums=(0, 1))
+    if isinstance(task, StreamTask):
+        read = jax.jit(task.measure, out_shardings=by_example, donate_argnums=1)
+    else:
+        evaluate = jax.jit(make_eval_step(task), out_shardings=by_example)
 
-    def scores(params: Params, batch: Batch) -> np.ndarray:
-        shards = evaluate(params, split(batch)).addressable_shards
-        first = {s.index[0].start or 0: np.asarray(s.data) for s in shards}  # copies along 'model' are left out
+    def whole_rows(x: jax.Array) -> np.ndarray:
+        first = {s.index[0].start or 0: np.asarray(s.data) for s in x.addressable_shards}  # copies are left out
         return np.concatenate([first[i] for i in sorted(first)])
+
+    def measure(params: Params, carry: Any, batch: Batch) -> tuple[dict[str, np.ndarray], Any]:
+        found, carry = read(params, carry, split(batch))
+        return jax.tree.map(whole_rows, found), carry
 
     return Mapped(
         devices=mesh.shape["data"],
         put=put,
         get=jax.device_get,
         train_step=lambda state, carry, frozen, batch: step(state, carry, frozen, split(batch)),
-        scores=scores,
+        scores=lambda params, batch: whole_rows(evaluate(params, split(batch))),
+        put_carry=split,
+        get_carry=lambda carry: jax.tree.map(whole_rows, carry),
+        measure=measure,
         compiled=lambda state, carry, frozen, batch: step.lower(state, carry, frozen, split(batch)).compile(),
     )

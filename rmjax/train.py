@@ -31,7 +31,7 @@ from rmjax.data.source import Source
 from rmjax.optim import make_optimizer
 from rmjax.parallel import Mapped, make_mapped
 from rmjax.train_step import Pieces, TrainState, init_state, make_train_step
-from rmjax.types import Batch, Params, Task
+from rmjax.types import Batch, Params, StreamTask, Task
 from rmjax.workdir import Preemption, lock
 
 # What may change between a run and its continuation; everything else is part of what the run computes.
@@ -54,7 +54,7 @@ class Stage:
     """One training: the teacher's or the model's."""
 
     name: str
-    task: Task
+    task: Task | StreamTask
     steps: int
     batch_size: int
     learning_rate: float
@@ -66,7 +66,7 @@ class Run:
 
     config: Any
     workdir: Path
-    source: Source
+    source: Any  # a Source, or Texts
     stop: Preemption
 
     def stopping(self, step: int = 0) -> bool:
@@ -93,7 +93,7 @@ def train(config: Any, workdir: str | Path) -> list[dict[str, Any]]:
         mapped = map_stage(run, stage)  # before the teacher's training: what is wrong with it is said at once
         frozen = train_teacher(run)
         params = train_stage(run, stage, mapped, frozen)
-        rows = test(run, mapped, params)
+        rows = test(run, stage.task, mapped, params)
         write_whole(results, json.dumps(rows, indent=1))
         return rows
 
@@ -106,7 +106,7 @@ def evaluate_only(config: Any, workdir: str | Path) -> list[dict[str, Any]]:
         found = read_best(run.workdir / stage.name, jax.eval_shape(stage.task.init, jax.random.key(0)))
         if found is None:
             raise FileNotFoundError(f"{run.workdir} has no checkpoint of the model: train first, with --mode=train")
-        return test(run, mapped, found)
+        return test(run, stage.task, mapped, found)
 
 
 def trained(workdir: str | Path) -> tuple[Any, Params, Source]:
@@ -265,6 +265,8 @@ def fresh_state(run: Run, stage: Stage, frozen: Params = ()) -> TrainState:
     run's parameters, the teacher's item table, word vectors."""
     optimizer = stage_optimizer(run, stage)
     state = jax.device_get(jax.jit(lambda key: init_state(stage.task, optimizer, key))(jax.random.key(run.config.seed)))
+    if isinstance(stage.task, StreamTask):
+        state = dataclasses.replace(state, carry=fresh_carry(stage.task, state.params, stage.batch_size))
     if stage.name == "model" and run.config.train.start_from:
         return state.replace(params=read_start(Path(run.config.train.start_from), run.source, state.params))
     if frozen and run.config.teacher.share_items:
@@ -273,6 +275,11 @@ def fresh_state(run: Run, stage: Stage, frozen: Params = ()) -> TrainState:
         vectors, there = words
         state.params["machine"]["embed"] = np.where(there[:, None], vectors, state.params["machine"]["embed"])
     return state
+
+
+def fresh_carry(task: StreamTask, params: Params, batch_size: int) -> Any:
+    """What is remembered before the first step, on the host."""
+    return jax.device_get(jax.jit(task.memory, static_argnums=1)(params, batch_size))
 
 
 def read_start(workdir: Path, source: Source, like: Params) -> Params:
@@ -309,16 +316,18 @@ def train_stage(run: Run, stage: Stage, mapped: Mapped, frozen: Params) -> Param
         if start < stage.steps or checkpoints.score(stage.steps) is None:
             evaluated = checkpoints.score(start) is not None
             with contextlib.closing(metrics.MetricWriter(run.workdir, start, stage.name, evaluated)) as writer:
-                loop(run, stage, mapped, checkpoints, writer, start, mapped.put(state), mapped.put(frozen))
+                carry, state = mapped.put_carry(state.carry), dataclasses.replace(state, carry=())
+                loop(run, stage, mapped, checkpoints, writer, start, mapped.put(state), carry, mapped.put(frozen))
         checkpoints.wait()
         best = restore_best(checkpoints, state.params)
         assert best is not None
         return best
 
 
-def loop(run: Run, stage: Stage, mapped: Mapped, checkpoints, writer, start: int, state, frozen) -> None:
+def loop(run: Run, stage: Stage, mapped: Mapped, checkpoints, writer, start: int, state, carry, frozen) -> None:
     """Steps, log lines, evaluations and checkpoints from `start` on; returns at the last step, evaluated and saved."""
-    t, carry = run.config.train, ()
+    t = run.config.train
+    whole = lambda: dataclasses.replace(mapped.get(state), carry=mapped.get_carry(carry))  # noqa: E731
     progress = metrics.Progress(stage.steps, start)
     losses = Losses(run, stage, mapped, writer, progress)
     data = batches(
@@ -330,18 +339,18 @@ def loop(run: Run, stage: Stage, mapped: Mapped, checkpoints, writer, start: int
                 losses.flush()
                 try:
                     with progress.pause():
-                        score = validate(run, mapped, state.params, writer, step)
+                        score = validate(run, stage.task, mapped, state.params, writer, step)
                 except Preempted:
-                    leave(run, stage, checkpoints, step, mapped.get(state))
-                checkpoints.save(step, mapped.get(state), score)
+                    leave(run, stage, checkpoints, step, whole())
+                checkpoints.save(step, whole(), score)
             elif step > start and step % t.save_every == 0:
                 losses.flush()
-                checkpoints.save(step, mapped.get(state))
+                checkpoints.save(step, whole())
             if step == stage.steps:
                 return
             if run.stopping(step):
                 losses.flush()
-                leave(run, stage, checkpoints, step, mapped.get(state))
+                leave(run, stage, checkpoints, step, whole())
             batch = next(data)
             state, carry, values = mapped.train_step(state, carry, frozen, batch)
             losses.add(step + 1, values, batch)
@@ -406,8 +415,14 @@ class Losses:
             self._writer.write("train", step, values | rates, f"{self._stage.name} {line}")
 
 
-def validate(run: Run, mapped: Mapped, params: Params, writer: metrics.MetricWriter, step: int) -> float:
+def validate(
+    run: Run, task: Task | StreamTask, mapped: Mapped, params: Params, writer: metrics.MetricWriter, step: int
+) -> float:
     """The validation split's measures, written down. -> what the best checkpoint has most of."""
+    if isinstance(task, StreamTask):
+        read = measure_texts(run, task, mapped, params, "valid")
+        writer.write("valid", step, read)
+        return -read["perplexity"]
     found = evaluate.measures(run.source, "valid", score_split(run, mapped, params, "valid"))
     writer.write("valid", step, found)
     return evaluate.better(run.source, found)
@@ -430,8 +445,27 @@ def score_split(run: Run, mapped: Mapped, params: Params, split: str) -> dict[st
     return {name: value[whole["query_mask"].any(-1)] for name, value in whole.items()}
 
 
-def test(run: Run, mapped: Mapped, params: Params) -> list[dict[str, Any]]:
+def measure_texts(run: Run, task: StreamTask, mapped: Mapped, params: Params, split: str) -> dict[str, float]:
+    """A split read once, in order, from empty memories; `params` are on the devices."""
+    rows = run.config.train.eval_batch_size
+    mine = np.arange(rows).reshape(jax.process_count(), -1)[jax.process_index()]
+    carry, parts = mapped.put_carry(fresh_carry(task, mapped.get(params), len(mine))), []
+    for batch in run.source.evaluation(split, rows, mine):
+        if run.stopping():
+            raise Preempted(f"asked to stop while evaluating on {split!r}; run the same line again to go on")
+        found, carry = mapped.measure(params, carry, batch)
+        parts.append(found)
+    whole = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+    if jax.process_count() > 1:
+        whole = {name: multihost_utils.process_allgather(value, tiled=True) for name, value in whole.items()}
+    return evaluate.perplexities(run.source.splits[split], **whole)
+
+
+def test(run: Run, task: Task | StreamTask, mapped: Mapped, params: Params) -> list[dict[str, Any]]:
     """Rows of the final table: the machine on the test split, and what others answer to the same questions."""
+    if isinstance(task, StreamTask):
+        read = measure_texts(run, task, mapped, mapped.put(params), "test")
+        return [{"memory": tasks.name_of(run.config)} | {f"test_{name}": value for name, value in read.items()}]
     scored = score_split(run, mapped, mapped.put(params), "test")
     streams = stream_ids(run.source, "test")[scored["example_id"]]
     return evaluate.rows(run.source, "test", tasks.name_of(run.config), scored, streams, run.config.seed)
@@ -480,7 +514,8 @@ def first_step(run: Run) -> tuple[Stage, Mapped, TrainState, Params, Batch]:
 
 def step_costs(run: Run, stage: Stage, state: TrainState, frozen: Params, batch: Batch) -> dict[str, int]:
     """Counts, not timings, of the model's train step."""
-    memory = jax.eval_shape(lambda params: stage.task.memory(params, 1), state.params)
+    task: Any = stage.task
+    memory = jax.eval_shape(lambda params: task.memory(params, 1), state.params)
     optimizer = stage_optimizer(run, stage)
     work = cost.breakdown(make_train_step(stage.task, optimizer, run.config.seed), state, (), frozen, batch)
     return {

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rmjax.types import Array, Batch, Key, Params, Sum, Task
+from rmjax.types import Array, Batch, Key, Params, StreamTask, Sum, Task
 
 Pieces = Callable[[int, int], int]
 
@@ -21,15 +21,16 @@ class TrainState:
     step: Array  # i32 [] steps taken = position in the data
     params: Params
     opt_state: Any
+    carry: Any = ()  # in checkpoints: what a `StreamTask` remembers, of all streams
 
 
-def init_state(task: Task, optimizer: optax.GradientTransformation, key: Key) -> TrainState:
+def init_state(task: Task | StreamTask, optimizer: optax.GradientTransformation, key: Key) -> TrainState:
     params = task.init(key)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
 def make_train_step(
-    task: Task,
+    task: Task | StreamTask,
     optimizer: optax.GradientTransformation,
     seed: int,
     axis: str | None = None,
@@ -41,7 +42,7 @@ def make_train_step(
     Every term is a (sum, count), each added over devices and then divided once. metrics: {term: mean} and 'loss'.
     `microbatch(rows, items of a row)`: rows whose activations are held at once, a divisor of all; gradients are summed
     over such pieces, which leaves the step what it is.
-    `carry` is per-stream state that outlives a step; recommendation has none and passes () through.
+    `carry` is per-stream state that outlives a step: of a `StreamTask`; others have none and pass () through.
     """
     total = (lambda x: jax.lax.psum(x, axis)) if axis else (lambda x: x)
 
@@ -51,18 +52,23 @@ def make_train_step(
         def counts(terms: dict[str, tuple[float, Sum]]) -> dict[str, Array]:
             return {name: count for name, (_, (_, count)) in terms.items()}
 
+        def terms_of(params: Params, rows: Batch) -> tuple[dict[str, tuple[float, Sum]], Any]:
+            if isinstance(task, StreamTask):
+                return task.stream_losses(params, carry, rows, key)
+            return task.losses(params, frozen, rows, key), carry
+
         def loss_fn(params: Params, rows: Batch, divisors: dict[str, Array] | None = None):
-            terms = task.losses(params, frozen, rows, key)
+            terms, after = terms_of(params, rows)
             if divisors is None:
                 divisors = at_least_1(total(counts(terms)))
             parts = {name: s / divisors[name] for name, (_, (s, _)) in terms.items()}
-            return sum(weight * parts[name] for name, (weight, _) in terms.items()), parts
+            return sum(weight * parts[name] for name, (weight, _) in terms.items()), (parts, after)
 
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
 
         def gradient_by_pieces(params: Params, pieces: Batch):
             # XLA leaves out of the first pass whatever the counts do not need: all but what is drawn.
-            found = jax.lax.map(lambda rows: counts(task.losses(params, frozen, rows, key)), pieces)
+            found = jax.lax.map(lambda rows: counts(terms_of(params, rows)[0]), pieces)
             divisors = at_least_1(total(jax.tree.map(lambda x: x.sum(0), found)))
 
             def add(so_far, rows):
@@ -72,14 +78,14 @@ def make_train_step(
             return jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), pieces)[0]
 
         pieces = None
-        if microbatch:
+        if microbatch and not isinstance(task, StreamTask):
             pieces = split(batch, microbatch(len(batch.example_id), math.prod(batch.item_mask.shape[1:])))
         both = gradient(state.params, batch) if pieces is None else gradient_by_pieces(state.params, pieces)
-        (loss, metrics), grads = both
+        (loss, (metrics, after)), grads = both
         grads, metrics = total((grads, metrics | {"loss": loss}))
         metrics["grad_norm"] = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), carry, metrics
+        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), after, metrics
 
     return train_step
 

@@ -8,7 +8,7 @@ Every array has its mask; what a masked entry holds is never looked at.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import flax.struct
 import jax
@@ -24,7 +24,8 @@ Sum = tuple[Array, Array]  # (sum, count), both f32 []; added over devices first
 class Batch:
     """Streams cut into segments, and the questions asked of their memories.
 
-    `position` counts the segments written before each question; None means every question comes at the end.
+    `position` counts the segments written before each question; None means every question comes at the end. Of a text
+    whose every token asks for the next one, Q = T N.
     """
 
     items: Array  # i32 [B, T, N] item ids, or f32 [B, T, N, F] features (frames of a video)
@@ -41,6 +42,7 @@ class Batch:
     candidate_mask: Array | None = None  # bool [B, A, V]
     choices: Array | None = None  # i32 [B, Q, C] which candidates a question has
     choice_mask: Array | None = None  # bool [B, Q, C]
+    reset: Array | None = None  # bool [B, T] whether a stream begins anew before a segment
 
 
 class MemoryMachine(NamedTuple):
@@ -96,9 +98,6 @@ class Task(Protocol):
     def init(self, key: Key) -> Params:
         """Parameters of everything that is trained."""
 
-    def memory(self, params: Params, batch_size: int) -> Any:
-        """What is remembered of streams before their first segment, leading axis B."""
-
     def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[float, Sum]]:
         """{term: (weight, (sum, count))}; the loss is the weighted sum of sum / count.
 
@@ -108,6 +107,24 @@ class Task(Protocol):
 
     def scores(self, params: Params, batch: Batch) -> Array:
         """f32 [B, Q], larger = more likely a click; or [B, Q, C], the largest where the answer is."""
+
+
+@runtime_checkable
+class StreamTask(Protocol):
+    """A task whose streams go on from step to step. The carry is what `memory` gives, as it was after the last step."""
+
+    def init(self, key: Key) -> Params: ...
+
+    def memory(self, params: Params, batch_size: int) -> Any:
+        """What is remembered of streams before their first segment, leading axis B."""
+
+    def stream_losses(
+        self, params: Params, carry: Any, batch: Batch, key: Key
+    ) -> tuple[dict[str, tuple[float, Sum]], Any]:
+        """As `Task.losses`, and the carry after the batch."""
+
+    def measure(self, params: Params, carry: Any, batch: Batch) -> tuple[dict[str, Array], Any]:
+        """Sums over a batch's segments, f32 [B, T] each, and the carry after it."""
 
 
 def example_keys(key: Key, example_id: Array) -> Key:

@@ -10,7 +10,7 @@ from rmjax.config import SOURCES
 from rmjax.data.source import Source, cached
 
 
-def make_source(config: Any, seed: int) -> Source:
+def make_source(config: Any, seed: int) -> Any:
     """The source that `config`, a ConfigDict, names; each is imported only when asked for.
 
     Reads config.name and config.ram_bytes (0: cache nothing in RAM), and then
@@ -19,6 +19,8 @@ def make_source(config: Any, seed: int) -> Source:
       movielens: config.dir, config.cache_dir and config.movielens, the keyword arguments of `movielens`;
       synthetic: config.synthetic, the fields of `SyntheticConfig`, and of train, valid and test the streams a chain;
       sorting: config.segment_length and config.sorting, the fields of `Sorting`;
+      wikitext, pg19, enwik8, books: config.dir, config.cache_dir, config.segment_length, config.segments and
+        config.text, the keyword arguments of `documents` and `Texts`: texts, for a language model;
       babi, narrativeqa, tvqa, activitynet: config.dir, config.cache_dir, config.segment_length and the section of that
         name; texts also config.buckets and config.min_count.
 
@@ -55,6 +57,14 @@ def make_source(config: Any, seed: int) -> Source:
         from rmjax.data.sorting import Sorting
 
         return Sorting(seed=seed, segment_length=config.segment_length, **config.sorting)
+    elif name in ("wikitext", "pg19", "enwik8", "books"):
+        from rmjax.data.documents import documents
+        from rmjax.data.texts import Texts
+
+        options = dict(config.text)
+        kept = {key: options.pop(key) for key in ("train_share", "held_out")}
+        splits = documents(name, config.dir, config.cache_dir, options.pop("tokenizer"), **kept)
+        return Texts(splits, config.segment_length, config.segments, **options)
     elif name in ("babi", "narrativeqa", "tvqa", "activitynet"):
         return _text(name, config, seed)
     else:

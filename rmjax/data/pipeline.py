@@ -12,12 +12,13 @@ import numpy as np
 from absl import flags
 
 from rmjax.data.source import Source, hash64
+from rmjax.data.texts import Texts
 from rmjax.segments import position_in_segments, segment
 from rmjax.types import Batch
 
 
 def batches(
-    source: Source,
+    source: Source | Texts,
     split: str = "train",
     *,
     seed: int,
@@ -35,14 +36,19 @@ def batches(
 
     Step s of all processes together has examples [s G, (s + 1) G), G = `batch_size`, of epoch after epoch, each in an
     order drawn from (seed, epoch). Of a source with buckets an epoch is whole batches of one bucket each, in a drawn
-    order; the last batch of a bucket is filled up with its first examples. `prefetch` batches are made ahead, in
+    order; the last batch of a bucket is filled up with its first examples. Of texts every row has a part of its own and
+    reads on, see `Texts`. `prefetch` batches are made ahead, in
     threads, or in each of `workers` processes. `close()` the iterator when leaving early: it does not wait for batches
     under way.
 
     Raises:
       ValueError: the batch does not divide among the processes, or the split is empty.
     """
-    size, rows = source.size(split), _rows(batch_size, process_index, process_count)
+    rows = _rows(batch_size, process_index, process_count)
+    if isinstance(source, Texts):
+        read = functools.partial(source.batch, split, batch_size=batch_size, rows=rows)
+        return _iterate(read, start_step, num_steps, prefetch, workers)
+    size = source.size(split)
     if not size:
         raise ValueError(f"split {split!r} is empty")
     make = _batch_maker(source, split, seed, segment_length, negatives)

@@ -10,16 +10,17 @@ import numpy as np
 
 from rmjax import machines
 from rmjax.data.source import Questions, Source
+from rmjax.data.texts import Texts
 from rmjax.data.vectors import read_vectors
 from rmjax.layers.transformer import Transformer
 from rmjax.rehearsal.decoder import Decoder
 from rmjax.tasks.answers import Answers
 from rmjax.tasks.reasoning import Reasoning, Teacher
 from rmjax.tasks.rehearsing import Rehearsal
-from rmjax.tasks.sequences import make_sorting
-from rmjax.types import Task
+from rmjax.tasks.sequences import make_language_model, make_sorting
+from rmjax.types import StreamTask, Task
 
-SEQUENCES = ("sorting",)  # data of sequence models
+SEQUENCES = ("sorting", "wikitext", "pg19", "enwik8", "books")  # data of sequence models
 
 
 def make_machine(config: Any, source: Source) -> machines.MemoryMachine:
@@ -92,8 +93,10 @@ def name_of(config: Any) -> str:
     return config.model.kind if is_sequence(config) else config.machine.kind
 
 
-def make_task(config: Any, source: Source) -> Task:
+def make_task(config: Any, source: Any) -> Task | StreamTask:
     """What config.data's streams are trained on."""
+    if isinstance(source, Texts):
+        return make_language_model(config, source)
     return make_sorting(config, source) if is_sequence(config) else make_reasoning(config, source)
 
 

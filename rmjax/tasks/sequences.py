@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from rmjax import memoria
 from rmjax.data.source import Source
+from rmjax.data.texts import Texts
 from rmjax.models import compressive, gpt2, infinity, memoria_gpt2, transformer_xl, unroll
 from rmjax.reason.heads import cross_entropy
 from rmjax.types import Array, Batch, Key, Params, SequenceModel, Sum, example_keys
@@ -59,6 +61,50 @@ class LastTokens:
         place = batch.item_mask.sum((1, 2))[:, None] - asked - before + jnp.arange(asked)
         found = jnp.take_along_axis(tail, jnp.maximum(place, 0)[..., None], 1)
         return self.model.logits(params, found), aux
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+    """Every token asks for the next one; what is remembered is carried from batch to batch. Implements `StreamTask`."""
+
+    model: SequenceModel
+    gradient_segments: int = 1
+
+    def init(self, key: Key) -> Params:
+        return self.model.init(key)
+
+    def memory(self, params: Params, batch_size: int) -> Any:
+        """What is carried from segment to segment."""
+        return self.model.init_state(params, batch_size)
+
+    def stream_losses(
+        self, params: Params, carry: Any, batch: Batch, key: Key
+    ) -> tuple[dict[str, tuple[float, Sum]], Any]:
+        carry, (total, count), aux = self._read(params, carry, batch, example_keys(key, batch.example_id))
+        return {"next": (1.0, (total.sum(), count.sum())), "model": (1.0, aux)}, jax.lax.stop_gradient(carry)
+
+    def measure(self, params: Params, carry: Any, batch: Batch) -> tuple[dict[str, Array], Any]:
+        """'nats' and 'tokens': the sum of -log p of the tokens that are predicted, and how many they are."""
+        carry, (total, count), _ = self._read(params, carry, batch, None)
+        return {"nats": total.T, "tokens": count.T}, carry
+
+    def _read(self, params: Params, carry: Any, batch: Batch, key: Key | None) -> tuple[Any, Sum, Sum]:
+        """-> carry, (sum, count) [T, B] each of a segment's tokens, the model's aux."""
+
+        def each(hidden: Array, given: tuple[Array, Array]) -> Sum:
+            target, asked = given
+            logits = self.model.logits(params, hidden).astype(jnp.float32)
+            nats = jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, target[..., None], -1)[..., 0]
+            return jnp.where(asked, nats, 0.0).sum(-1), asked.sum(-1).astype(jnp.float32)
+
+        given = (batch.target.reshape(batch.items.shape), batch.query_mask.reshape(batch.items.shape))
+        s, stream = self.gradient_segments, (batch.items, batch.item_mask)
+        return unroll(self.model, params, carry, *stream, each, given, batch.reset, key, gradient_segments=s)
+
+
+def make_language_model(config: Any, source: Texts) -> LanguageModel:
+    """The model that config.model describes, over the tokens of texts."""
+    return LanguageModel(make_model(config, source.num_items), config.model.gradient_segments)
 
 
 def make_sorting(config: Any, source: Source) -> LastTokens:
