@@ -59,6 +59,10 @@ SOURCES = (
     "tvqa",
     "activitynet",
     "sorting",
+    "wikitext",
+    "pg19",
+    "enwik8",
+    "books",
 )
 MODELS = ("transformer", "transformer_xl", "compressive", "infinity", "memoria")
 MACHINES = ("rehearsal", "continual", "gru", "buffer", "directly_reason", "multihop_reason")

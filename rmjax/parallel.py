@@ -76,7 +76,7 @@ def _pmap(
         evaluate = jax.pmap(make_eval_step(task), devices=local)
 
     def split(batch: Any) -> Any:
-        cut = jax.tree.map(lambda x: x.reshape(len(local), -1, *x.shape[1:]), batch)
+        cut = jax.tree.map(lambda x: x.reshape(len(local), len(x) // len(local), *x.shape[1:]), batch)
         return jax.device_put(cut, spread)
 
     def put(tree: Any) -> Any:

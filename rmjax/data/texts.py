@@ -58,6 +58,10 @@ class Texts:
         """Size of the vocabulary."""
         return self.splits["train"].tokenizer.size
 
+    def size(self, split: str) -> int:
+        """Tokens of a split."""
+        return len(self.splits[split].tokens)
+
     @functools.cache  # noqa: B019  of a few splits, which live as long as the source
     def segments(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """i64 [S], where each segment begins; bool [S], whether a document does."""
