@@ -90,7 +90,7 @@ def before(moment: str, act: Callable[[], None], setattr: Callable = builtins.se
         setattr(owner, name, hooked)
 
     hook(train, "loop", entered)
-    hook(train, "validate", lambda run, mapped, params, writer, step: f"{stage} validation {step}")
+    hook(train, "validate", lambda run, task, mapped, params, writer, step: f"{stage} validation {step}")
     hook(train, "test", lambda *_: "test")
     hook(train.Losses, "add", lambda self, step, *_: f"{stage} step {step}")
     hook(Reasoning, "losses", lambda *_: "model compilation")

@@ -58,6 +58,11 @@ class Texts:
         """Size of the vocabulary."""
         return self.splits["train"].tokenizer.size
 
+    @property
+    def vocabulary(self) -> list[str]:
+        """The token of each id."""
+        return self.splits["train"].tokenizer.vocabulary
+
     def size(self, split: str) -> int:
         """Tokens of a split."""
         return len(self.splits[split].tokens)

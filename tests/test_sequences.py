@@ -1,0 +1,153 @@
+"""Sequence models in runs: sorting, and language models whose memories are carried from step to step."""
+
+import json
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rmjax import evaluate, tasks, train
+from rmjax.data import make_source
+from rmjax.data.pipeline import batches
+from rmjax.models import unroll
+from rmjax.optim import make_optimizer
+from rmjax.parallel import make_mapped
+from tests.runs import compilations_kept, lines, saved, tiny
+from tests.test_train import stopped
+
+SMALL = {
+    "model": dict(dim=8, layers=1, heads=2, dropout=0.5),
+    "memoria": dict(working=2, short_term_capacity=4, remind_short_term=2, remind_long_term=2, initial_lifespan=4.0),
+}
+SORTING = SMALL | {
+    "data.name": "sorting",
+    "data.segment_length": 24,
+    "data.sorting": dict(length=70, train=64, valid=16, test=15),
+    "train.steps": 3,
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def kept(tmp_path_factory):
+    with compilations_kept(tmp_path_factory.mktemp("compiled")):
+        yield
+
+
+def books(folder, **changes):
+    """A run over three books of a few hundred bytes."""
+    rng = np.random.default_rng(0)
+    (folder / "books").mkdir(exist_ok=True)
+    for name in "abcde":
+        words = rng.choice(["one", "two", "three", "and", "or"], 300)
+        (folder / "books" / f"{name}.txt").write_text(" ".join(words))
+    data = {"data.name": "books", "data.dir": str(folder / "books"), "data.cache_dir": str(folder / "cache")}
+    return tiny(
+        **SMALL | data | {"data.segment_length": 16, "data.segments": 2, "data.text.reset_segments": 7} | changes
+    )
+
+
+@pytest.mark.parametrize("kind", ["transformer", "memoria"])
+def test_sorting_is_asked_of_the_last_tokens(kind):
+    """All segments at once, no silent ones, and the logits picked by hand."""
+    config = tiny(**SORTING, **{"model.kind": kind})
+    source = make_source(config.data, 0)
+    task = tasks.make_task(config, source)
+    assert task.silent == 70 // 24
+    params = task.init(jax.random.key(0))
+    batch = next(batches(source, "train", seed=0, batch_size=4, segment_length=24, negatives=1, num_steps=1))
+    each = lambda hidden, _: task.model.logits(params, hidden)  # noqa: E731
+    logits = unroll(task.model, params, task.memory(params, 4), batch.items, batch.item_mask, each)[1]
+    flat = logits.swapaxes(0, 1).reshape(4, -1, 21)
+    np.testing.assert_allclose(task.scores(params, batch), flat[:, 70:90], atol=1e-5)
+    np.testing.assert_array_equal(batch.items.reshape(4, -1)[:, 71:90], batch.target[:, :-1])  # what comes next
+
+
+def test_a_sorting_run_ends_in_a_table_beside_the_oracles(tmp_path):
+    rows = train.train(tiny(**SORTING, **{"model.kind": "transformer_xl"}), tmp_path)
+    assert [row["memory"] for row in rows] == [
+        "transformer_xl",
+        "oracle, no counts",
+        "oracle, last segment",
+        "oracle, last two segments",
+        "oracle, all counts",
+    ]
+    assert rows[-1]["test_accuracy"] == 1 and not (tmp_path / "teacher").exists()
+
+
+def test_a_run_over_texts_stopped_within_one_goes_on_bit_for_bit(tmp_path):
+    config = books(tmp_path)
+    train.train(config, tmp_path / "whole")
+    for moment in ("model step 3", "model step 7", "model validation 8"):
+        stopped(config, tmp_path / "parts", moment)
+    rows = train.train(config, tmp_path / "parts")
+    assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
+    one, other = (saved(tmp_path / name)[1] for name in ("parts", "whole"))
+    assert any("carry" in name for name in one)
+    chex.assert_trees_all_equal(one, other)  # memories included
+    assert rows == json.loads((tmp_path / "whole" / "results.json").read_text())
+    assert set(rows[0]) == {"memory"} | {
+        f"test_{name}" for name in ("perplexity", "segment_perplexity", "word_perplexity", "bits_per_character")
+    }
+
+
+def test_the_loss_is_that_of_one_long_call(tmp_path):
+    """Steps of two segments with a carry against all segments of a row at once."""
+    config = books(tmp_path, **{"model.dropout": 0.0, "train.batch_size": 2})
+    source = make_source(config.data, 0)
+    task = tasks.make_task(config, source)
+    params, steps = task.init(jax.random.key(0)), source.parts("train", 2).steps
+    carry, parts = task.memory(params, 2), []
+    measure = jax.jit(task.measure)
+    for step in range(steps):
+        found, carry = measure(params, carry, source.batch("train", step, 2))
+        parts.append(found["nats"])
+    every = [source.batch("train", step, 2) for step in range(steps)]
+    join = lambda name: np.concatenate([getattr(batch, name) for batch in every], 1)  # noqa: E731
+    whole = every[0].replace(**{name: join(name) for name in ("items", "item_mask", "query_mask", "target", "reset")})
+    found, after = measure(params, task.memory(params, 2), whole)
+    np.testing.assert_allclose(np.concatenate(parts, 1), found["nats"], rtol=1e-4)
+    chex.assert_trees_all_close(after, carry, rtol=1e-4, atol=1e-5)
+    assert np.isclose(found["nats"].sum() / found["tokens"].sum(), np.log(256), rtol=0.02)  # untrained
+
+
+@pytest.mark.parametrize("how", [dict(devices=2), dict(mapping="mesh", devices=2)])
+def test_a_step_over_devices_is_the_step_of_one(tmp_path, how):
+    config = books(tmp_path, **{"model.kind": "transformer_xl"})
+    source = make_source(config.data, 0)
+    task = tasks.make_task(config, source)
+    state = train.init_state(task, make_optimizer(1e-3, 5.0), jax.random.key(0))
+    carry = jax.device_get(task.memory(state.params, 4))
+    results = []
+    for settings in (dict(devices=1), how):
+        mapped = make_mapped(task, make_optimizer(1e-3, 5.0), 0, **settings)
+        now, carried = mapped.put(jax.device_get(state)), mapped.put_carry(carry)
+        for step in range(3):
+            now, carried, metrics = mapped.train_step(now, carried, mapped.put(()), source.batch("train", step, 4))
+        remembered = mapped.get_carry(carried)
+        found, _ = mapped.measure(now.params, carried, source.batch("train", 3, 4))
+        results.append((mapped.get(metrics), remembered, found))
+    chex.assert_trees_all_close(*results, rtol=1e-4, atol=1e-5)
+
+
+def test_perplexities_by_hand():
+    class Text:
+        tokens, words, characters = np.zeros(120), 30, 100
+
+    nats, tokens = np.array([[2.0, 6.0], [0.0, 4.0]]), np.array([[2, 3], [0, 5]])
+    found = evaluate.perplexities(Text(), nats, tokens)
+    mean = 12 / 10
+    assert found["perplexity"] == pytest.approx(np.exp(mean))
+    assert found["segment_perplexity"] == pytest.approx((np.exp(1.0) + np.exp(2.0) + np.exp(0.8)) / 3)
+    assert found["word_perplexity"] == pytest.approx(np.exp(mean * 120 / 30))
+    assert found["bits_per_character"] == pytest.approx(mean * 1.2 / np.log(2))
+
+
+def test_the_rate_rises_and_falls_linearly():
+    optimizer, params, sizes = make_optimizer(0.1, 0, 10, "linear", 0.2), jnp.zeros(1), []
+    state = optimizer.init(params)
+    for _ in range(11):
+        updates, state = optimizer.update(jnp.ones(1), state, params)
+        sizes.append(-float(updates[0]))
+    np.testing.assert_allclose(sizes, 0.1 * np.array([0, 0.5, *np.linspace(1, 0, 9)]), atol=1e-4)
