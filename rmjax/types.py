@@ -88,8 +88,9 @@ class SequenceModel(NamedTuple):
     step: Callable[..., tuple[Array, Any, Sum]]
     """step(params, state, tokens i32 [B,N], mask bool [B,N], key=None [B]) -> hidden [B,N,D], state, aux, a (sum,
     count) that is added to the loss. Tokens come first in their segment, padding after them. With a key: dropout."""
-    logits: Callable[[Params, Array], Array]
-    """logits(params, hidden [...,D]) -> f32 [...,V]."""
+    logits: Callable[..., Array]
+    """logits(params, hidden [...,D], key=None [B]) -> f32 [...,V]; of a classifier hidden [B,N,D] -> f32 [B,classes].
+    With a key: dropout."""
 
 
 class Task(Protocol):

@@ -132,8 +132,8 @@ def check_length(sizes: Sizes, tokens: Array) -> None:
         )
 
 
-def tied_logits(params: Params, hidden: Array) -> Array:
-    """hidden [..., D] -> f32 [..., V], by the table of the words themselves."""
+def tied_logits(params: Params, hidden: Array, key: Key | None = None) -> Array:
+    """hidden [..., D] -> f32 [..., V], by the table of the words themselves; nothing is drawn."""
     return jnp.einsum("...d,vd->...v", hidden, params["wte"])
 
 

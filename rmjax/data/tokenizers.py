@@ -1,0 +1,153 @@
+"""From text to token ids and back: bytes, characters, words, or what a tokenizer.json says."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from rmjax.data import text
+
+KINDS = ("bytes", "characters", "words")
+EXPECTED = f"expected {', '.join(map(repr, KINDS))}, or the path of a tokenizer.json"
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back. Bytes that are not UTF-8 are lone surrogates in a text (errors="surrogateescape")."""
+
+    size: int
+    """Ids are 0 .. size - 1."""
+    vocabulary: list[str]
+    """The token of each id, no two the same."""
+    state: dict[str, Any]
+    """What is kept beside the data, as JSON: equal where two tokenizers make the same ids."""
+
+    def encode(self, string: str) -> np.ndarray:
+        """Unsigned [tokens]. Nothing is added at the ends."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text; of 'words' without its punctuation and in lower case."""
+
+
+def make_tokenizer(name: str, training_texts: Iterable[str] | None = None, min_count: int = 1) -> Tokenizer:
+    """'bytes' (256 ids), 'characters' and 'words' (as `rmjax.data.text` has them), or the path of a tokenizer.json.
+
+    Of characters and words id 0 is what `training_texts`, read once, have less than `min_count` times.
+
+    Raises:
+      FileNotFoundError: `name` is none of these.
+      ValueError: there are no training texts and 'characters' or 'words' need them; the file is no tokenizer.json.
+      ModuleNotFoundError: a tokenizer.json is asked for and `tokenizers` is not installed.
+    """
+    if name == "bytes":
+        return Bytes()
+    if name not in KINDS:
+        return FromFile(name)
+    split = text.tokenize if name == "words" else str
+    counts: Counter[str] = Counter()
+    for string in training_texts or ():
+        counts.update(split(string))
+    if not counts:
+        raise ValueError(f"tokenizer={name!r}: its vocabulary is that of the training texts, and they are empty")
+    return restore(name, dict(kind=name, vocabulary=text.make_vocabulary(counts, min_count)))
+
+
+def restore(name: str, state: dict[str, Any]) -> Tokenizer:
+    """The tokenizer `name` whose `state` this is."""
+    if "vocabulary" not in state:
+        return make_tokenizer(name)
+    return (Words if name == "words" else Characters)(state["vocabulary"])
+
+
+def identity(name: str) -> str:
+    """Equal for two names where they make the same ids of the same training texts; FileNotFoundError if for none."""
+    return name if name in KINDS else _digest(name)
+
+
+class Bytes:
+    """UTF-8."""
+
+    def __init__(self) -> None:
+        self.size, self.state = 256, dict(kind="bytes")
+        self.vocabulary = [f"<0x{i:02X}>" for i in range(256)]
+
+    def encode(self, string: str) -> np.ndarray:
+        return np.frombuffer(string.encode("utf-8", "surrogateescape"), np.uint8)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return bytes(map(int, ids)).decode("utf-8", "replace")
+
+
+class Characters:
+    """Code points by a vocabulary whose id 0 is all others."""
+
+    def __init__(self, vocabulary: list[str]):
+        self.vocabulary, self.size = vocabulary, len(vocabulary)
+        self.state = dict(kind="characters", vocabulary=vocabulary)
+        self._ids = np.zeros(0x110000, np.uint32)
+        self._ids[[ord(character) for character in vocabulary[1:]]] = np.arange(1, self.size)
+
+    def encode(self, string: str) -> np.ndarray:
+        return self._ids[np.frombuffer(string.encode("utf-32-le", "surrogatepass"), "<u4")]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return "".join(self.vocabulary[int(i)] for i in ids)
+
+
+class Words:
+    """`text.tokenize` by a vocabulary whose id 0 is all others."""
+
+    def __init__(self, vocabulary: list[str]):
+        self.vocabulary, self.size = vocabulary, len(vocabulary)
+        self.state = dict(kind="words", vocabulary=vocabulary)
+        self._ids = {word: i for i, word in enumerate(vocabulary)}
+
+    def encode(self, string: str) -> np.ndarray:
+        return np.array([self._ids.get(word, 0) for word in text.tokenize(string)], np.uint32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return " ".join(self.vocabulary[int(i)] for i in ids)
+
+
+class FromFile:
+    """A tokenizer.json of the `tokenizers` library; what it says of truncation, padding and special tokens at the ends
+    is left out."""
+
+    def __init__(self, name: str):
+        self.state = dict(kind="file", sha256=_digest(name))
+        try:
+            import tokenizers
+        except ModuleNotFoundError as error:
+            message = f"{name}: tokenizers, which reads it, is not installed: pip install 'tokenizers>=0.20'"
+            raise ModuleNotFoundError(message) from error
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(Path(name).expanduser()))
+        except Exception as error:  # the library raises no narrower one
+            raise ValueError(f"{name}: not a tokenizer.json ({error}); save one with Tokenizer.save") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        ids = self._tokenizer.get_vocab()
+        self.size = max(ids.values(), default=-1) + 1
+        if not self.size:
+            raise ValueError(f"{name}: its vocabulary is empty")
+        self.vocabulary = [f"<no token {i}>" for i in range(self.size)]
+        for token, i in ids.items():
+            self.vocabulary[i] = token
+
+    def encode(self, string: str) -> np.ndarray:
+        valid = string.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        return np.array(self._tokenizer.encode(valid, add_special_tokens=False).ids, np.uint32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+
+
+def _digest(name: str) -> str:
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"tokenizer={name!r}: {EXPECTED}; there is no such file")
+    return hashlib.sha256(path.read_bytes()).hexdigest()

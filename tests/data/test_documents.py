@@ -1,0 +1,332 @@
+import json
+import re
+import shutil
+import sys
+import threading
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import ByteLevelBPETokenizer
+
+from rmjax.data import corpora, tokenizers
+from rmjax.data.documents import documents
+from rmjax.data.tokenizers import make_tokenizer
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+SPLITS = ("train", "valid", "test")
+TEXT = "One  lamp,\n\n two \u00e9t\u00e9s\u2014three.\tFour \U0001f4a1\n  don't; 3.5\n"
+
+
+@pytest.fixture(scope="module")
+def bpe(tmp_path_factory):
+    """The path of a byte-level tokenizer.json that cuts long texts short and pads, if one lets it."""
+    model = ByteLevelBPETokenizer()
+    model.train_from_iterator([TEXT, "the lamp the door the key of the lamp"] * 9, vocab_size=300)
+    model.enable_truncation(4)
+    model.enable_padding(length=4)
+    path = tmp_path_factory.mktemp("bpe") / "tokenizer.json"
+    model.save(str(path))
+    return str(path)
+
+
+def write(root, files):
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(root)
+
+
+def split_texts(splits):
+    """{split: the text of each document}, of tokens that lose nothing."""
+    return {
+        split: [part.tokenizer.decode(part.document(i)) for i in range(len(part.starts))]
+        for split, part in splits.items()
+    }
+
+
+def test_the_wikitext_fixture(tmp_path):
+    splits = documents("wikitext", str(FIXTURES / "wikitext"), str(tmp_path))
+    text = (FIXTURES / "wikitext" / "wiki.valid.tokens").read_text()
+    valid = splits["valid"]
+    assert list(splits) == list(SPLITS) and valid.names == ["Small lamp", "Tall door"]
+    assert split_texts(splits)["valid"][1] == " = Tall door = \n \n A tall door opens . \n"
+    assert "".join(split_texts(splits)["valid"]) == text and valid.characters == len(text)
+    assert valid.words == len(re.findall(r"\S+|\n", text)) == 63  # as it is read there: a line's end is <eos>
+    assert valid.tokens.dtype == np.uint8 and valid.starts.dtype == np.int64 and isinstance(valid.tokens, np.memmap)
+
+
+@pytest.mark.parametrize(
+    "text, names",
+    [
+        (" \n = A = \n \n x \n \n = Bc = \n \n y \n", ["A", "Bc"]),
+        (" = A = \n \n x \n \n = B = \n \n", ["A", "B"]),
+        (" \n = A = \n \n x \n = B = \n \n y \n \n = C = \n z \n", ["A"]),  # no blank line before, or after
+        (" \n = A = \n \n = = B = = \n \n = = = C = = = \n \n = D \n \n E = \n \n", ["A"]),
+        (" x \n \n = A = \n \n y \n", ["wiki.train.tokens", "A"]),
+        (" x \n y \n", ["wiki.train.tokens"]),
+        (" \n = A = \n \n = B = \n \n y", ["A", "B"]),
+    ],
+)
+@pytest.mark.parametrize("piece", [1, 9, 1 << 16])
+def test_an_article_begins_at_a_title_between_blank_lines(tmp_path, monkeypatch, text, names, piece):
+    monkeypatch.setattr(corpora, "PIECE", piece)
+    root = write(tmp_path / "wiki", {f"wiki.{split}.tokens": text for split in SPLITS})
+    train = documents("wikitext", root, str(tmp_path))["train"]
+    assert train.names == names and bytes(train.tokens) == text.encode() and train.starts[0] == 0
+    for name, start in zip(names, train.starts, strict=True):
+        assert name.startswith("wiki") or text[start:].lstrip(" \n").startswith(f"= {name} = \n")
+
+
+def test_raw_where_there_are_no_tokens(tmp_path):
+    files = {f"wiki.{split}.raw": f" \n = {split} = \n \n raw \n" for split in SPLITS}
+    splits = documents("wikitext", write(tmp_path / "raw", files), str(tmp_path))
+    assert [splits[split].names for split in SPLITS] == [[split] for split in SPLITS]
+
+
+def test_the_pg19_fixture(tmp_path):
+    splits = documents("pg19", str(FIXTURES / "pg19"), str(tmp_path))
+    assert [splits[split].names for split in SPLITS] == [
+        ["The Lamp by Nobody"],
+        ["The Door, and Others by A. B."],
+        ["The Key by C. D."],
+    ]
+    assert split_texts(splits)["test"] == ["THE KEY\n\nBo found a key.\n"] and splits["test"].words == 6
+
+
+@pytest.mark.parametrize("share, ids", [(0.07, [2, 3]), (1, range(2, 32)), (1e-6, [2])])
+def test_the_first_books_by_number(tmp_path, share, ids):
+    files = {f"train/{i}.txt": f"book {i}" for i in range(2, 32)} | {"validation/1.txt": "v", "test/32.txt": "t"}
+    splits = documents("pg19", write(tmp_path / "pg19", files), str(tmp_path), train_share=share)
+    assert split_texts(splits) == {"train": [f"book {i}" for i in ids], "valid": ["v"], "test": ["t"]}
+    assert splits["train"].names == [str(i) for i in ids]  # without a metadata.csv
+    assert splits["train"].starts.tolist() == np.cumsum([0, *(len(f"book {i}") for i in ids)])[:-1].tolist()
+
+
+@pytest.mark.parametrize("size", [20, 999, 2003])
+@pytest.mark.parametrize("piece", [1, 64, 1 << 16])
+def test_enwik8_is_every_byte_in_18_1_and_1_of_20(tmp_path, monkeypatch, size, piece):
+    monkeypatch.setattr(corpora, "PIECE", piece)
+    content = np.random.default_rng(size).choice(np.frombuffer(b"a\xc3\xa9 \xff\n\r\0", np.uint8), size).tobytes()
+    write(tmp_path, {"plain/enwik8": content, "zipped/x": ""})
+    with zipfile.ZipFile(tmp_path / "zipped" / "enwik8.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("enwik8", content)
+    for where in ("plain", "plain/enwik8", "zipped", "zipped/enwik8.zip"):
+        splits = documents("enwik8", str(tmp_path / where), str(tmp_path / "cache" / where))
+        assert b"".join(bytes(splits[split].tokens) for split in SPLITS) == content
+        assert [splits[split].characters for split in SPLITS] == np.diff(
+            [0, int(size * 0.9), int(size * 0.95), size]
+        ).tolist()
+        assert all(splits[split].starts.tolist() == [0] for split in SPLITS)
+
+
+@pytest.mark.parametrize("held_out", [0.01, 0.1, 0.49])
+def test_a_book_is_in_one_split(tmp_path, held_out):
+    parts = {}
+    for count in (3, 4, 5, 14, 33):
+        files = {f"{i}.txt": f"book {i}" for i in range(count)}
+        splits = documents("books", write(tmp_path / str(count), files), str(tmp_path), held_out=held_out)
+        names = [name for split in SPLITS for name in splits[split].names]
+        assert sorted(names) == sorted(str(i) for i in range(count))
+        expected = max(1, min(round(held_out * count), (count - 1) // 2))
+        assert [len(splits[split].names) for split in SPLITS] == [count - 2 * expected, expected, expected]
+        for split, texts in split_texts(splits).items():
+            assert texts == [f"book {name}" for name in splits[split].names]
+        parts[count] = {split: splits[split].names for split in SPLITS}
+    again = write(tmp_path / "elsewhere", {f"{i}.txt": f"another {i}" for i in reversed(range(14))})
+    splits = documents("books", again, str(tmp_path), held_out=held_out)
+    assert {split: splits[split].names for split in SPLITS} == parts[14]
+
+
+@pytest.mark.parametrize("valid", ["valid", "validation"])
+def test_folders_of_books(tmp_path, valid):
+    files = {"train/b.txt": "1", "train/a.txt": "2", f"{valid}/a.txt": "3", "test/10.txt": "4", "test/9.txt": "5"}
+    splits = documents("books", write(tmp_path / "books", files | {"outside.txt": "6"}), str(tmp_path))
+    assert split_texts(splits) == {"train": ["2", "1"], "valid": ["3"], "test": ["5", "4"]}
+
+
+@pytest.mark.parametrize("piece", [1, 7, 64])
+@pytest.mark.parametrize("kind", ["bytes", "characters", "words", "bpe"])
+def test_pieces_have_the_tokens_of_the_whole(tmp_path, monkeypatch, bpe, kind, piece):
+    texts = {f"{i}.txt": TEXT * i + "the key\n\n\n  of the door " * 5 for i in range(1, 5)}
+    directory, name = write(tmp_path / "books", texts), bpe if kind == "bpe" else kind
+    whole = documents("books", directory, str(tmp_path / "whole"), name)
+    monkeypatch.setattr(corpora, "PIECE", piece)
+    pieces = documents("books", directory, str(tmp_path / "pieces"), name)
+    for split in SPLITS:
+        a, b = whole[split], pieces[split]
+        np.testing.assert_array_equal(a.tokens, b.tokens)
+        assert a.starts.tolist() == b.starts.tolist()
+        assert (a.names, a.words, a.characters) == (b.names, b.words, b.characters)
+        text = "".join(texts[f"{book}.txt"] for book in a.names)
+        assert a.words == len(text.split()) and a.characters == len(text)
+        assert a.tokens.dtype == np.min_scalar_type(a.tokenizer.size - 1) and len(a.tokens) > 30
+        np.testing.assert_array_equal(a.document(0), a.tokenizer.encode(texts[f"{a.names[0]}.txt"]))
+
+
+def test_tokenizers_lose_nothing(bpe):
+    for name in ("bytes", "characters", bpe):
+        tokenizer = make_tokenizer(name, [TEXT])
+        ids = tokenizer.encode(TEXT)
+        assert tokenizer.decode(ids) == TEXT and ids.dtype.kind == "u" and max(ids) < tokenizer.size
+        assert tokenizer.size == len(tokenizer.vocabulary) == len(set(tokenizer.vocabulary))
+        again = tokenizers.restore(name, json.loads(json.dumps(tokenizer.state)))
+        assert again.encode(TEXT).tolist() == ids.tolist()
+        assert len(tokenizer.encode("")) == 0
+    assert make_tokenizer("bytes").encode(TEXT).tobytes() == TEXT.encode()
+    assert len(make_tokenizer(bpe).encode("the lamp " * 9)) > 4  # nothing cut, nothing padded
+    words = make_tokenizer("words", [TEXT])
+    assert words.decode(words.encode("Don't; THREE\u2014five")) == "don't three <unk>"
+
+
+def test_a_vocabulary_is_of_the_training_text(tmp_path):
+    texts = {f"{name}.txt": character * 9 for name, character in zip(SPLITS, "abc", strict=True)}
+    files = {f"{split}/{split}.txt": texts[f"{split}.txt"] + "a" for split in SPLITS}
+    for _ in range(2):  # made, and read back
+        splits = documents("books", write(tmp_path / "books", files), str(tmp_path / "cache"), "characters")
+        assert splits["train"].tokenizer.vocabulary == ["<unk>", "a"]
+        assert splits["test"].tokens.tolist() == [0] * 9 + [1]
+    assert make_tokenizer("characters", ["abb", "cb"]).vocabulary == ["<unk>", "b", "a", "c"]
+    assert make_tokenizer("characters", ["abb", "cb"], min_count=2).vocabulary == ["<unk>", "b"]
+    invalid = b"\xff\xfe".decode("utf-8", "surrogateescape")
+    assert make_tokenizer("characters", [invalid]).encode(invalid + "\udc80").tolist() == [2, 1, 0]
+
+
+def test_made_once(tmp_path, monkeypatch, bpe):
+    root, cache, moved = tmp_path / "books", tmp_path / "cache", tmp_path / "moved.json"
+    directory = write(root, {f"{i}.txt": f"book {i} " * 9 for i in range(9)})
+    shutil.copy(bpe, moved)
+
+    def made(*tokenizer, **options):
+        """How many folders there are more."""
+        before = len(list(cache.glob("documents/*")))
+        documents("books", directory, str(cache), *tokenizer, **options)
+        return len(list(cache.glob("documents/*"))) - before
+
+    kept = documents("books", directory, str(cache))
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenizers.Bytes, "encode", None)
+        again = documents("books", directory, str(cache))
+    for split in SPLITS:
+        np.testing.assert_array_equal(kept[split].tokens, again[split].tokens)
+    assert made() == 0 and made("characters") == 1 and made("characters") == 0 and made(bpe) == 1
+    assert made(str(moved)) == 0  # the same file elsewhere
+    moved.write_text(moved.read_text() + "\n")
+    assert made(str(moved)) == 1
+    assert made(held_out=0.3) == 1
+    write(root, {"0.txt": "another text, and longer"})
+    assert made() == 1
+    (root / "1.txt").rename(root / "one.txt")
+    assert made() == 1
+
+
+def test_a_book_that_moves_to_another_split_is_not_taken_from_the_cache(tmp_path):
+    root = tmp_path / "books"
+    files = {"train/1.txt": "1", "train/2.txt": "2", "valid/3.txt": "3", "test/4.txt": "4"}
+    documents("books", write(root, files), str(tmp_path))
+    (root / "train" / "2.txt").rename(root / "valid" / "2.txt")
+    assert split_texts(documents("books", str(root), str(tmp_path)))["valid"] == ["2", "3"]
+
+
+def test_an_error_leaves_nothing_and_the_first_to_end_wins(tmp_path, monkeypatch):
+    directory = write(tmp_path / "books", {f"{split}/{split}.txt": f"{split} book" for split in SPLITS})
+    cache, encode = tmp_path / "cache", tokenizers.Bytes.encode
+    with monkeypatch.context() as patch:
+
+        def fails(self, string):
+            if string == "test book":
+                raise OSError("no space left")
+            return encode(self, string)
+
+        patch.setattr(tokenizers.Bytes, "encode", fails)
+        with pytest.raises(OSError, match="no space left"):
+            documents("books", directory, str(cache))
+        assert not [path for path in cache.rglob("*") if path.is_file()]
+    together, found = threading.Barrier(3), []
+
+    def waits(self, string):
+        if string == "test book":
+            together.wait(10)  # all three write
+        return encode(self, string)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenizers.Bytes, "encode", waits)
+        threads = [
+            threading.Thread(target=lambda: found.append(split_texts(documents("books", directory, str(cache)))))
+            for _ in range(3)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert found == [{split: [f"{split} book"] for split in SPLITS}] * 3
+    assert len(list((cache / "documents").iterdir())) == 1
+
+
+BOOKS = {f"{i}.txt": "x" for i in range(3)}
+TWO_BOOKS = {f"{i}.txt": "x" for i in range(2)}
+PG19 = {"train/1.txt": "x", "validation/2.txt": "x", "test/3.txt": "x"}
+METADATA = {"metadata.csv": '1,"A, b",1,u\n2,A, b,1,u\n'}
+BAD_JSON, BAD = {"tokenizer": "{root}/t.json"}, {"tokenizer": "chars"}
+WRONG = [  # (kind, files, options, error, what it says)
+    ("wiki", {}, {}, ValueError, "kind='wiki': no such kind of documents; there are wikitext, pg19, enwik8, books"),
+    ("books", BOOKS, {"held_out": 0.5}, ValueError, "held_out=0.5: expected in (0, 1] and in (0, 0.5)"),
+    ("pg19", PG19, {"train_share": 0}, ValueError, "train_share=0, "),
+    ("pg19", PG19, {"train_share": 1.1}, ValueError, "train_share=1.1, "),
+    ("wikitext", {"wiki.train.tokens": "x"}, {}, FileNotFoundError, "wiki.train.raw and wiki.valid.raw and wiki.test"),
+    ("pg19", {"train/1.txt": "x", "test/3.txt": "x"}, {}, FileNotFoundError, "no .txt file in {root}/validation. PG"),
+    (
+        "pg19",
+        PG19 | METADATA,
+        {},
+        ValueError,
+        "{root}/metadata.csv, line 2, field short_book_title: expected book ",
+    ),
+    ("pg19", PG19 | {"validation/2.txt": ""}, {}, ValueError, "{root}/validation/2.txt: expected text for 'valid'"),
+    ("enwik8", {"enwik9": "x"}, {}, FileNotFoundError, "enwik8 and enwik8.zip not found in {root}. It is http"),
+    ("enwik8", {"enwik8": "x"}, {}, ValueError, "{root}/enwik8: expected text for 'train', found none"),
+    ("enwik8", {"enwik8.zip": "no archive"}, {}, ValueError, "{root}/enwik8.zip: no whole archive of a file enwik8"),
+    ("books", {}, {}, FileNotFoundError, "expected 3 .txt files or more, one for each split, found 0. Set data.dir"),
+    ("books", TWO_BOOKS, {}, ValueError, "expected 3 .txt files or more, one for each split, found 2. Set data.dir"),
+    ("books", {"train/1.txt": "x", "valid/1.txt": "x"}, {}, FileNotFoundError, "no .txt file in {root}/test. Set data"),
+    ("books", BOOKS, BAD, FileNotFoundError, "tokenizer='chars': expected 'bytes', 'characters', 'words', or the path"),
+    ("books", BOOKS | {"t.json": "{}"}, BAD_JSON, ValueError, "{root}/t.json: not a tokenizer.json"),
+]
+
+
+@pytest.mark.parametrize("kind, files, options, error, says", WRONG)
+def test_what_is_wrong_is_named(tmp_path, kind, files, options, error, says):
+    root = tmp_path / "data"
+    root.mkdir()
+    options = {name: v.format(root=root) if isinstance(v, str) else v for name, v in options.items()}
+    with pytest.raises(error, match=re.escape(says.format(root=root))):
+        documents(kind, write(root, files), str(tmp_path / "cache"), **options)
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_no_directory_says_where_the_data_comes_from(tmp_path):
+    for kind, advice in corpora.ADVICE.items():
+        with pytest.raises(FileNotFoundError, match=re.escape(f"{kind}: data.dir is empty. {advice}")):
+            documents(kind, "", str(tmp_path))
+
+
+def test_a_damaged_zip_is_named(tmp_path):
+    path = tmp_path / "enwik8.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("enwik8", " ".join(map(str, range(9999))))
+    whole = path.read_bytes()
+    for damaged in (whole[:10_000], whole[:9000] + b"noise" * 9 + whole[9045:], whole.replace(b"enwik8", b"enwik9")):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=re.escape(f"{path}: no whole archive of a file enwik8")):
+            documents("enwik8", str(tmp_path), str(tmp_path / "cache"))
+
+
+def test_a_missing_library_or_text_is_named(monkeypatch, bpe):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ModuleNotFoundError, match=re.escape("not installed: pip install 'tokenizers>=0.20'")):
+        make_tokenizer(bpe)
+    for name in ("characters", "words"):
+        for texts in (None, [], [""]):
+            with pytest.raises(ValueError, match=f"tokenizer='{name}': its vocabulary is that of the training texts"):
+                make_tokenizer(name, texts)
