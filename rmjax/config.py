@@ -63,8 +63,11 @@ SOURCES = (
     "pg19",
     "enwik8",
     "books",
+    "hyperpartisan",
 )
-MODELS = ("transformer", "transformer_xl", "compressive", "infinity", "memoria")
+LANGUAGE = ("sorting", "wikitext", "pg19", "enwik8", "books")
+CLASSIFIERS = ("bert", "roberta", "memoria_bert", "memoria_roberta")
+MODELS = ("transformer", "transformer_xl", "compressive", "infinity", "memoria", *CLASSIFIERS)
 MACHINES = ("rehearsal", "continual", "gru", "buffer", "directly_reason", "multihop_reason")
 
 SCHEMA: dict[str, Field] = {
@@ -136,6 +139,10 @@ SCHEMA: dict[str, Field] = {
     "data.text.reset_documents": Field(False, anything, "memories begin anew with every document; needs aligned"),
     "data.text.reset_segments": Field(0, at_least(0), "memories begin anew after so many segments; 0: they do not"),
     "data.text.skip_first": Field(False, anything, "the first token of a segment is not predicted"),
+    "data.hyperpartisan.split": Field("unseen", one_of("unseen", "published"), "which articles are the test"),
+    "data.hyperpartisan.tokenizer": Field("words", anything, "'words', or the path of a tokenizer.json"),
+    "data.hyperpartisan.title": Field(True, anything, "an article's title is its first sentence"),
+    "data.hyperpartisan.max_tokens": Field(0, at_least(0), "first tokens kept of an article; 0: all"),
     "data.sorting.length": Field(1000, at_least(1), "symbols of a sequence, before the separator"),
     "data.sorting.train": Field(80_000, at_least(1), "sequences to train on"),
     "data.sorting.valid": Field(800, at_least(1), "sequences to validate on"),
@@ -365,6 +372,10 @@ def _conflicts(config: ConfigDict) -> Iterator[str]:
     words = config.data.name in ("babi", "narrativeqa", "tvqa", "activitynet")
     if machine.dim % 2 and (words or machine.kind == "multihop_reason" or machine.encoder == "bigru"):
         yield f"config.machine.dim = {machine.dim} must be even: a bidirectional GRU has half of it each way"
+    classifies = config.data.name == "hyperpartisan"
+    if classifies != (config.model.kind in CLASSIFIERS) and (classifies or config.data.name in LANGUAGE):
+        kinds = CLASSIFIERS if classifies else [kind for kind in MODELS if kind not in CLASSIFIERS]
+        yield f"config.model.kind = {config.model.kind!r}: for {config.data.name} there are {', '.join(kinds)}"
     if config.data.name == "sorting" and config.model.dim % config.model.heads:
         yield f"config.model.heads = {config.model.heads} must divide config.model.dim = {config.model.dim}"
     if train.model_devices > 1 and train.mapping == "pmap":

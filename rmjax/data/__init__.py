@@ -21,8 +21,8 @@ def make_source(config: Any, seed: int) -> Any:
       sorting: config.segment_length and config.sorting, the fields of `Sorting`;
       wikitext, pg19, enwik8, books: config.dir, config.cache_dir, config.segment_length, config.segments and
         config.text, the keyword arguments of `documents` and `Texts`: texts, for a language model;
-      babi, narrativeqa, tvqa, activitynet: config.dir, config.cache_dir, config.segment_length and the section of that
-        name; texts also config.buckets and config.min_count.
+      babi, narrativeqa, tvqa, activitynet, hyperpartisan: config.dir, config.cache_dir, config.segment_length and the
+        section of that name; texts also config.buckets and config.min_count.
 
     Raises:
       ValueError: the name is none of these.
@@ -65,7 +65,7 @@ def make_source(config: Any, seed: int) -> Any:
         kept = {key: options.pop(key) for key in ("train_share", "held_out")}
         splits = documents(name, config.dir, config.cache_dir, options.pop("tokenizer"), **kept)
         return Texts(splits, config.segment_length, config.segments, **options)
-    elif name in ("babi", "narrativeqa", "tvqa", "activitynet"):
+    elif name in ("babi", "narrativeqa", "tvqa", "activitynet", "hyperpartisan"):
         return _text(name, config, seed)
     else:
         raise ValueError(f"config.data.name={name!r}: no such source; there are {', '.join(SOURCES)}")
@@ -85,6 +85,11 @@ def _text(name: str, config: Any, seed: int) -> Source:
         options = dict(config.activitynet)
         options |= dict(segment_length=length, ram_bytes=config.ram_bytes)
         return activitynet(config.dir, options.pop("features"), config.cache_dir, **options)
+    if name == "hyperpartisan":
+        from rmjax.data.hyperpartisan import hyperpartisan
+
+        options = dict(segment_length=length, min_count=config.min_count, buckets=config.buckets)
+        return hyperpartisan(*where, **options | dict(config.hyperpartisan))
     options = dict(segment_length=length, min_count=config.min_count, buckets=config.buckets, **config[name])
     if name == "narrativeqa":
         from rmjax.data.narrativeqa import narrativeqa

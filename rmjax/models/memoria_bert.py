@@ -1,5 +1,5 @@
-"""Memoria BERT and RoBERTa (Memoria section 4.3, Figure 8): engrams of the segment itself, and reminded ones, are looked
-at by the layers above the one that they are made of."""
+"""Memoria BERT and RoBERTa (Memoria section 4.3, Figure 8): one layer's output makes working engrams of the segment
+itself, and the layers above it look at them and at those that they remind of."""
 
 from __future__ import annotations
 

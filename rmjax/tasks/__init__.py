@@ -17,10 +17,10 @@ from rmjax.rehearsal.decoder import Decoder
 from rmjax.tasks.answers import Answers
 from rmjax.tasks.reasoning import Reasoning, Teacher
 from rmjax.tasks.rehearsing import Rehearsal
-from rmjax.tasks.sequences import make_language_model, make_sorting
+from rmjax.tasks.sequences import make_documents, make_language_model, make_sorting
 from rmjax.types import StreamTask, Task
 
-SEQUENCES = ("sorting", "wikitext", "pg19", "enwik8", "books")  # data of sequence models
+SEQUENCES = ("sorting", "wikitext", "pg19", "enwik8", "books", "hyperpartisan")  # data of sequence models
 
 
 def make_machine(config: Any, source: Source) -> machines.MemoryMachine:
@@ -97,6 +97,8 @@ def make_task(config: Any, source: Any) -> Task | StreamTask:
     """What config.data's streams are trained on."""
     if isinstance(source, Texts):
         return make_language_model(config, source)
+    if config.data.name == "hyperpartisan":
+        return make_documents(config, source)
     return make_sorting(config, source) if is_sequence(config) else make_reasoning(config, source)
 
 

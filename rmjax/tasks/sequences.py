@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from rmjax import memoria
 from rmjax.data.source import Source
 from rmjax.data.texts import Texts
-from rmjax.models import compressive, gpt2, infinity, memoria_gpt2, transformer_xl, unroll
+from rmjax.models import bert, compressive, gpt2, infinity, memoria_bert, memoria_gpt2, transformer_xl, unroll
 from rmjax.reason.heads import cross_entropy
 from rmjax.types import Array, Batch, Key, Params, SequenceModel, Sum, example_keys
 
@@ -102,6 +102,86 @@ class LanguageModel:
         return unroll(self.model, params, carry, *stream, each, given, batch.reset, key, gradient_segments=s)
 
 
+@dataclasses.dataclass(frozen=True)
+class Documents:
+    """Which class a document is of, said after each of its segments; the last one counts. Implements `Task`.
+
+    The loss is a document's mean over its segments, each of which has the document's label.
+    """
+
+    model: SequenceModel
+    gradient_segments: int = 1
+
+    def init(self, key: Key) -> Params:
+        return self.model.init(key)
+
+    def memory(self, params: Params, batch_size: int) -> Any:
+        """What is carried from segment to segment."""
+        return self.model.init_state(params, batch_size)
+
+    def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[float, Sum]]:
+        logits, aux = self._logits(params, batch, example_keys(key, batch.example_id))
+        there = batch.item_mask.any(-1) & batch.query_mask
+        nats = jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, batch.target[..., None], -1)[..., 0]
+        mean = jnp.where(there, nats, 0.0).sum(1) / jnp.maximum(there.sum(1), 1)
+        return {"reason": (1.0, (mean.sum(), there.any(1).sum().astype(jnp.float32))), "model": (1.0, aux)}
+
+    def scores(self, params: Params, batch: Batch) -> Array:
+        logits, _ = self._logits(params, batch, None)
+        last = jnp.maximum(batch.item_mask.any(-1).sum(1) - 1, 0)
+        return jnp.take_along_axis(logits, last[:, None, None], 1)
+
+    def _logits(self, params: Params, batch: Batch, key: Key | None) -> tuple[Array, Sum]:
+        """After every segment, f32 [B, T, classes]."""
+        rows, segments, _ = batch.items.shape
+        keys = None
+        if key is not None:  # of the head; the segments' own are folded from 0 on
+            keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(key, segments + jnp.arange(segments))
+        _, logits, aux = unroll(
+            self.model,
+            params,
+            self.memory(params, rows),
+            batch.items,
+            batch.item_mask,
+            lambda hidden, key: self.model.logits(params, hidden, key),
+            keys,
+            key=key,
+            gradient_segments=self.gradient_segments,
+        )
+        return logits.swapaxes(0, 1), aux
+
+
+def make_documents(config: Any, source: Source) -> Documents:
+    """The classifier that config.model describes, over documents of any length."""
+    m, n = config.model, config.data.segment_length
+    common = dict(
+        vocabulary=source.num_items,
+        dim=m.dim,
+        layers=m.layers,
+        heads=m.heads,
+        dropout=m.dropout,
+        dtype=jnp.dtype(config.train.compute_dtype),
+    )
+    sizes = bert.roberta(positions=n + 2, **common) if "roberta" in m.kind else bert.Sizes(positions=n, **common)
+    classes = source.questions.classes  # type: ignore[attr-defined]
+    if not m.kind.startswith("memoria"):
+        return Documents(memoria_bert.make_plain(sizes, classes), m.gradient_segments)
+    options, rules = engrams(config)
+    if options["memory_layer"] is None:
+        options["memory_layer"] = sizes.layers - 2
+    segments = source.buckets("train")[1][-1]  # type: ignore[attr-defined]
+    rules = dataclasses.replace(rules, max_segments=segments)
+    return Documents(memoria_bert.make(sizes, classes, rules, **options), m.gradient_segments)
+
+
+def engrams(config: Any, max_segments: int | None = None) -> tuple[dict[str, Any], memoria.MemoriaConfig]:
+    """config.memoria: what of it the model takes, and the rules of the memory."""
+    rules = dict(config.memoria)
+    layer, activation = rules.pop("layer"), rules.pop("activation")
+    options = {"memory_layer": None if layer < 0 else layer, "activation": activation}
+    return options, memoria.MemoriaConfig(dim=config.model.dim, max_segments=max_segments, **rules)
+
+
 def make_language_model(config: Any, source: Texts) -> LanguageModel:
     """The model that config.model describes, over the tokens of texts."""
     return LanguageModel(make_model(config, source.num_items), config.model.gradient_segments)
@@ -131,10 +211,7 @@ def make_model(config: Any, vocabulary: int, max_segments: int | None = None) ->
     if m.kind == "transformer":
         return gpt2.make(sizes)
     if m.kind == "memoria":
-        engrams = dict(config.memoria)
-        options = {"memory_layer": engrams.pop("layer"), "activation": engrams.pop("activation")}
-        options["memory_layer"] = None if options["memory_layer"] < 0 else options["memory_layer"]
-        rules = memoria.MemoriaConfig(dim=m.dim, max_segments=max_segments, **engrams)
+        options, rules = engrams(config, max_segments)
         return memoria_gpt2.make(sizes, rules, segment_length=n, **options)
     length = m.memory or n
     if m.kind == "transformer_xl":
