@@ -153,6 +153,7 @@ SCHEMA: dict[str, Field] = {
     "model.layers": Field(5, at_least(1), "layers"),
     "model.heads": Field(4, at_least(1), "attention heads; divides model.dim"),
     "model.dropout": Field(0.1, below(0, 1), "dropout rate"),
+    "model.pretrained": Field("", anything, "folder of a Hugging Face checkpoint to begin with; empty: drawn values"),
     "model.memory": Field(0, at_least(0), "transformer_xl, compressive, infinity: rows remembered; 0: a segment's"),
     "model.compression": Field(4, at_least(1), "compressive: inputs in one row; half of the rows are compressed"),
     "model.reconstruction": Field(1.0, at_least(0), "compressive: weight of the attention-reconstruction loss"),

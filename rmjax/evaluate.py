@@ -25,6 +25,11 @@ def measures(source: Source, split: str, scored: Scored) -> dict[str, float]:
         return {"auc": metrics.auc(scored["scores"], scored["target"], mask)}
     values, groups = question_values(source, split, scored), groups_of(source, split, scored)
     each = {name: float(values[inside].mean()) for name, inside in groups.items() if inside.any()}
+    questions = getattr(source, "questions", Questions())
+    if questions.f1:
+        scores = scored["scores"]
+        chosen = scores if scores.ndim == mask.ndim else scores.argmax(-1)
+        each["macro_f1"] = metrics.macro_f1(chosen[mask], scored["target"][mask], questions.classes)
     if metric == "mrr":
         each["answer 1 alone"] = float((1 / rank(scored["scores"], scored["target"]))[mask].mean())
     whole = float(np.mean(list(each.values()))) if metric == "error" and each else float(values[mask].mean())

@@ -60,6 +60,13 @@ def bootstrap(
     return float(low), float(high)
 
 
+def macro_f1(chosen: np.ndarray, target: np.ndarray, classes: int) -> float:
+    """The mean over classes of 2 TP / (2 TP + FP + FN), 0 of a class that is neither chosen nor right; both [n]."""
+    right = np.bincount(target[chosen == target], minlength=classes)
+    total = np.bincount(chosen, minlength=classes) + np.bincount(target, minlength=classes)
+    return float((2 * right / np.maximum(total, 1)).mean())
+
+
 def bootstrap_mean(
     values: Any, users: Any, groups: Any = None, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:

@@ -30,6 +30,7 @@ from rmjax.data.pipeline import batches, eval_batches
 from rmjax.data.source import Source
 from rmjax.optim import make_optimizer
 from rmjax.parallel import Mapped, make_mapped
+from rmjax.tasks import sequences
 from rmjax.train_step import Pieces, TrainState, init_state, make_train_step
 from rmjax.types import Batch, Params, StreamTask, Task
 from rmjax.workdir import Preemption, lock
@@ -262,13 +263,15 @@ def microbatch(run: Run, rows: int) -> Pieces | None:
 
 def fresh_state(run: Run, stage: Stage, frozen: Params = ()) -> TrainState:
     """The state at step 0, on the host; a function of the seed, and of what the config takes from elsewhere: another
-    run's parameters, the teacher's item table, word vectors."""
+    run's parameters, a released checkpoint's, the teacher's item table, word vectors."""
     optimizer = stage_optimizer(run, stage)
     state = jax.device_get(jax.jit(lambda key: init_state(stage.task, optimizer, key))(jax.random.key(run.config.seed)))
     if isinstance(stage.task, StreamTask):
         state = dataclasses.replace(state, carry=fresh_carry(stage.task, state.params, stage.batch_size))
     if stage.name == "model" and run.config.train.start_from:
         return state.replace(params=read_start(Path(run.config.train.start_from), run.source, state.params))
+    if tasks.is_sequence(run.config) and run.config.model.pretrained:
+        return dataclasses.replace(state, params=sequences.pretrained(run.config, state.params))
     if frozen and run.config.teacher.share_items:
         state.params["machine"]["embed"] = np.array(frozen["embed"])
     elif stage.name == "model" and (words := tasks.word_vectors(run.config, run.source)):

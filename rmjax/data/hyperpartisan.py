@@ -76,7 +76,7 @@ class Hyperpartisan(TextRecords):
     def __init__(self, directory: Path, segment_length: int, buckets: int):
         settings: dict[str, Any] = dict(segment_length=segment_length, buckets=buckets)
         super().__init__(directory, metric="accuracy", positions_at_end=True, **settings)
-        self.questions = self.questions._replace(query="kind", kinds=1)
+        self.questions = self.questions._replace(query="kind", kinds=1, f1=True)
         self.ids: dict[str, list[int]] = self.metadata["ids"]
 
     def fetch(self, split: str, indices: np.ndarray) -> Examples:

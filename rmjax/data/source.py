@@ -20,6 +20,7 @@ class Questions(NamedTuple):
     answer: str = "click"  # was it clicked | "class": one of `classes` | "choice": one of the question's candidates
     classes: int = 0
     metric: str = "auc"  # of the final table; "accuracy", "error" (1 - accuracy, its mean over the groups) or "mrr"
+    f1: bool = False  # with accuracy, of classes: the mean of their F1 is reported too
 
 
 class Source(Protocol):

@@ -11,7 +11,17 @@ import jax.numpy as jnp
 from rmjax import memoria
 from rmjax.data.source import Source
 from rmjax.data.texts import Texts
-from rmjax.models import bert, compressive, gpt2, infinity, memoria_bert, memoria_gpt2, transformer_xl, unroll
+from rmjax.models import (
+    bert,
+    compressive,
+    gpt2,
+    huggingface,
+    infinity,
+    memoria_bert,
+    memoria_gpt2,
+    transformer_xl,
+    unroll,
+)
 from rmjax.reason.heads import cross_entropy
 from rmjax.types import Array, Batch, Key, Params, SequenceModel, Sum, example_keys
 
@@ -194,6 +204,15 @@ def make_sorting(config: Any, source: Source) -> LastTokens:
     silent = (source.max_items - source.num_queries) // n
     model = make_model(config, source.num_items, segments)
     return LastTokens(model, silent, config.model.gradient_segments)
+
+
+def pretrained(config: Any, like: Params) -> Params:
+    """`like` with the parameters of the checkpoint that config.model.pretrained names; what it has no names for (the
+    memory's modules, the head) stays. Raises ValueError, naming it, where a tensor is missing or of another shape."""
+    kind = next((kind for kind in ("roberta", "bert") if kind in config.model.kind), "gpt2")
+    fresh = ("pooler", "classifier", "abstractor", "layer_#/memory_attention", "h_#/memory_attn", "h_#/long_term",
+             "h_#/ln_working_memory_attn", "h_#/ln_memory_attn")  # fmt: skip
+    return jax.device_get(huggingface.read(config.model.pretrained, like, kind, fresh))
 
 
 def make_model(config: Any, vocabulary: int, max_segments: int | None = None) -> SequenceModel:
