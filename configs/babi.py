@@ -1,7 +1,7 @@
 """bAbI, all 20 tasks with one model (RM section 4.2): a story is written once, and asked wherever it has a question.
 
     python -m rmjax.main --config=configs/babi.py --config.data.dir=tasks_1-20_v1-2 --workdir=runs/babi        # RM's
-    # 2 cores: first the first task, in a minute; then all of them from what it learned, in an hour
+    # 2 cores: first the first task alone, in a minute; then all of them from what it learned, in about 75 minutes
     python -m rmjax.main --config=configs/babi.py:local,first --config.data.dir=tasks_1-20_v1-2 --workdir=runs/qa1
     python -m rmjax.main --config=configs/babi.py:local --config.data.dir=tasks_1-20_v1-2 --workdir=runs/babi \
         --config.train.start_from=runs/qa1
@@ -9,8 +9,8 @@
 config.data.dir is the folder of the official release (v1.2), or its archive. A sentence is a segment, N = 15; answers
 are classes, a list of them one class. Paper's size: d = 128, K = 20, 3 layers, 4 heads, two hops, all words negatives;
 RM reports a mean error of 0.33 +- 0.15 %. `:local` is a reduced size: d = 64, one layer, no rehearsal, and
-slots that keep an identity and choose by the item (`machine.slot_identity`, `item_scale`). In 200 steps of the first
-task alone each person finds a slot; begun with all tasks at once, persons share one and never part.
+slots that keep an identity and items that choose theirs (`machine.slot_identity`, `item_scale`). In 300 steps of the
+first task alone (`:local,first`) its error falls to 4 %; begun with all tasks at once, it does not for thousands.
 """
 
 from ml_collections import ConfigDict

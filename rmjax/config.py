@@ -368,6 +368,8 @@ def _conflicts(config: ConfigDict) -> Iterator[str]:
     if config.teacher.share_items and config.teacher.dim != machine[width]:
         item_width = f"machine.{width} = {machine[width]}"
         yield f"config.teacher.share_items needs teacher.dim = {config.teacher.dim} to be {item_width}"
+    if config.teacher.share_items and train.start_from and not config.teacher.dir:
+        yield "config.train.start_from with teacher.share_items: set config.teacher.dir to the teacher of that run too"
     if config.teacher.share_items and (config.data.vectors or config.data.name == "activitynet"):
         yield "config.teacher.share_items: with config.data.vectors, or frames for items, there is no table to share"
     words = config.data.name in ("babi", "narrativeqa", "tvqa", "activitynet")

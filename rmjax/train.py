@@ -37,8 +37,8 @@ from rmjax.workdir import Preemption, lock
 
 # What may change between a run and its continuation; everything else is part of what the run computes.
 MAY_CHANGE = ("train.devices", "train.mapping", "train.model_devices", "train.microbatch", "train.log_every",
-              "train.keep_last", "train.keep_best", "data.dir", "data.cache_dir", "data.ram_bytes", "data.workers",
-              "data.prefetch", "data.vectors", "data.activitynet.features",
+              "train.keep_last", "train.keep_best", "train.start_from", "data.dir", "data.cache_dir", "data.ram_bytes",
+              "data.workers", "data.prefetch", "data.vectors", "data.activitynet.features",
               "probe.steps", "probe.fragments", "probe.streams")  # fmt: skip
 CPU_ITEMS = 8192  # of the streams that a CPU holds at once, see `microbatch`
 # Steps dispatched ahead of the one whose loss is looked at. None on CPU: several devices share a few threads there,
@@ -92,6 +92,7 @@ def train(config: Any, workdir: str | Path) -> list[dict[str, Any]]:
             return json.loads(results.read_text())
         stage = model_stage(run)
         mapped = map_stage(run, stage)  # before the teacher's training: what is wrong with it is said at once
+        check_start(run, stage)
         frozen = train_teacher(run)
         params = train_stage(run, stage, mapped, frozen)
         rows = test(run, stage.task, mapped, params)
@@ -268,13 +269,14 @@ def fresh_state(run: Run, stage: Stage, frozen: Params = ()) -> TrainState:
     state = jax.device_get(jax.jit(lambda key: init_state(stage.task, optimizer, key))(jax.random.key(run.config.seed)))
     if isinstance(stage.task, StreamTask):
         state = dataclasses.replace(state, carry=fresh_carry(stage.task, state.params, stage.batch_size))
-    if stage.name == "model" and run.config.train.start_from:
-        return state.replace(params=read_start(Path(run.config.train.start_from), run.source, state.params))
-    if tasks.is_sequence(run.config) and run.config.model.pretrained:
-        return dataclasses.replace(state, params=sequences.pretrained(run.config, state.params))
+    start = stage.name == "model" and run.config.train.start_from
+    if start:
+        state = dataclasses.replace(state, params=read_start(Path(start), run.source, state.params))
+    elif tasks.is_sequence(run.config) and run.config.model.pretrained:
+        state = dataclasses.replace(state, params=sequences.pretrained(run.config, state.params))
     if frozen and run.config.teacher.share_items:
         state.params["machine"]["embed"] = np.array(frozen["embed"])
-    elif stage.name == "model" and (words := tasks.word_vectors(run.config, run.source)):
+    elif stage.name == "model" and not start and (words := tasks.word_vectors(run.config, run.source)):
         vectors, there = words
         state.params["machine"]["embed"] = np.where(there[:, None], vectors, state.params["machine"]["embed"])
     return state
@@ -285,13 +287,44 @@ def fresh_carry(task: StreamTask, params: Params, batch_size: int) -> Any:
     return jax.device_get(jax.jit(task.memory, static_argnums=1)(params, batch_size))
 
 
+def blank_state(run: Run, stage: Stage) -> TrainState:
+    """The shapes and dtypes of a state, as checkpoints have it."""
+    task, optimizer = stage.task, stage_optimizer(run, stage)
+    like = jax.eval_shape(lambda key: init_state(task, optimizer, key), jax.random.key(0))
+    if isinstance(task, StreamTask):
+        carry = jax.eval_shape(lambda params: task.memory(params, stage.batch_size), like.params)
+        like = dataclasses.replace(like, carry=carry)
+    return like
+
+
+def check_start(run: Run, stage: Stage) -> None:
+    """Raises what `read_start` does, if the model is still to begin with another run's parameters."""
+    start = run.config.train.start_from
+    if start and not any((run.workdir / stage.name).glob("[0-9]*")):
+        read_start(Path(start), run.source, jax.eval_shape(stage.task.init, jax.random.key(0)))
+
+
 def read_start(workdir: Path, source: Source, like: Params) -> Params:
-    """The best parameters of another run, whose words must mean the same here."""
+    """The best parameters of another run, of the same sizes and data: its words must mean the same here. (Whether ids
+    of clicked items do is not checked.)
+
+    Raises:
+      FileNotFoundError: nothing was trained there.
+      ValueError: it was trained on other data, or has other parameters.
+    """
+    workdir = workdir.expanduser()
     said, kept = f"config.train.start_from = {str(workdir)!r}", workdir / "config.json"
     if kept.exists():
         found = json.loads(kept.read_text())["data"].get("found", {})
         refuse_other_words(found, source, "config.data has", f"{said} was trained on: use the same data")
-    params = read_best(workdir / "model", like)
+        items, here = found.get("items", source.num_items), source.num_items
+        if items != here:
+            raise ValueError(f"{said} was trained on data of {items} items, config.data has {here}: use the same data")
+    try:
+        params = read_best(workdir / "model", like)
+    except ValueError as error:
+        cure = "give both runs the same machine, reason and rehearsal"
+        raise ValueError(f"{said} has other parameters than this config's: {cure} ({error})") from error
     if params is None:
         raise FileNotFoundError(f"{said} has no checkpoint of the model: name a workdir that was trained")
     return params
@@ -311,9 +344,8 @@ def restore_best(checkpoints: Checkpoints, like: Params) -> Params | None:
 
 def train_stage(run: Run, stage: Stage, mapped: Mapped, frozen: Params) -> Params:
     """Trains a stage to its last step, from wherever it stands. -> parameters of its best step, on the host."""
-    state = fresh_state(run, stage, frozen)
     with contextlib.closing(open_checkpoints(run, stage)) as checkpoints:
-        start, state = checkpoints.restore(state) or (0, state)
+        start, state = checkpoints.restore(blank_state(run, stage)) or (0, fresh_state(run, stage, frozen))
         if start:
             logging.info("%s: going on from step %d of %d.", stage.name, start, stage.steps)
         if start < stage.steps or checkpoints.score(stage.steps) is None:

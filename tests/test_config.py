@@ -90,6 +90,7 @@ def test_right_flags_pass():
         ("teacher.share_items, teacher.dim", (True, 8), "teacher.dim = 8 to be machine.dim = 64"),
         ("teacher.share_items, data.vectors", (True, "glove.txt"), "there is no table to share"),
         ("teacher.share_items, data.name", (True, "activitynet"), "there is no table to share"),
+        ("teacher.share_items, train.start_from", (True, "runs/a"), "set config.teacher.dir to the teacher"),
         ("machine.kind, machine.subspaces", ("continual", 5), "config.machine.subspaces = 5 must divide"),
         ("machine.kind, machine.item_dim", ("continual", 6), "heads = 4 must divide config.machine.item_dim = 6"),
         ("data.name, machine.heads, machine.dim", ("babi", 5, 65), "config.machine.dim = 65 must be even"),

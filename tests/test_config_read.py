@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from rmjax import probe, tasks, train
-from rmjax.config import SCHEMA, Recorder
+from rmjax.config import CLASSIFIERS, MODELS, SCHEMA, Recorder
 from rmjax.data import make_source
+from tests.data.test_hyperpartisan import write as articles
 from tests.runs import PLAIN, compilations_kept, tiny
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -60,6 +61,18 @@ def test_every_key_is_read(tmp_path):
         source = make_source(config.data, config.data.seed)
         assert tasks.make_task(config, source).answers.questions == source.questions
         read |= config.read
+    model = {"model": dict(dim=8, layers=2, heads=2), "memoria": dict(working=2, short_term_capacity=4)}
+    sequences = [("sorting", kind) for kind in MODELS if kind not in CLASSIFIERS]
+    for name, kind in [*sequences, ("wikitext", "transformer"), ("hyperpartisan", "memoria_bert")]:
+        folder = articles(tmp_path / "articles") if name == "hyperpartisan" else str(FIXTURES / name)
+        at = {"data.name": name, "data.dir": folder, "data.cache_dir": str(tmp_path / "cache")}
+        short = {"data.sorting": dict(length=20, train=8), "data.segment_length": 8, "model.kind": kind}
+        config = Recorder(tiny(**at, **model, **short))
+        tasks.make_task(config, make_source(config.data, 0))
+        read |= config.read
+    config = Recorder(tiny(**at | {"data.name": "sorting"}, **model, **short | {"model.kind": "transformer"}))
+    train.explain(config)
+    read |= config.read
     workdir = tmp_path / "probed"
     config = Recorder(tiny(**fast | {"train.steps": 1}))
     train.train(config, workdir)

@@ -360,12 +360,26 @@ def test_a_run_begins_with_the_best_parameters_of_another(finished, tmp_path):
         config.train.start_from = str(tmp_path / name)
         with pytest.raises(error, match=said):
             train.train(config, tmp_path / "other")
-    with pytest.raises(ValueError, match="machine"):  # an intact checkpoint of other shapes: its leaves are named
+    with pytest.raises(ValueError, match="start_from.*other parameters.*the same machine.*params/machine"):
         train.train(
             tiny(**others, **{"machine.dim": 4, "train.start_from": str(finished[0]), "rehearsal.sampler": "uniform"}),
             tmp_path / "other",
         )
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_once_begun_a_run_needs_the_other_no_more(finished, tmp_path):
+    """And where the other is not to be had, that is said before the teacher is trained."""
+    other = shutil.copytree(finished[0], tmp_path / "other")
+    config = tiny(**{"train.start_from": str(other)})
+    train.train(config, tmp_path / "whole")
+    stopped(config, tmp_path / "run", "model step 7")
+    shutil.rmtree(other)
+    train.train(config, tmp_path / "run")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    with pytest.raises(FileNotFoundError, match="start_from.*no checkpoint"):
+        train.train(config, tmp_path / "late")
+    assert not (tmp_path / "late" / "teacher").exists()
 
 
 def test_the_schedule_is_the_config_s(tmp_path):

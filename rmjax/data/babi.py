@@ -2,7 +2,8 @@
 
 A story is one example, asked at every question's place; the questions themselves are not part of the stream. A whole
 answer is one class, a list ('milk,football') too. Words and answers are those of all three splits, as in published
-work (the language is closed), and of all tasks, so that a run on some of them may begin from a run on others.
+work (the language is closed), and of all tasks that have files, so that a run on some of them may begin from a run on
+others.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def babi(
 
     Raises:
       FileNotFoundError: there is no release, or a task has no file.
-      ValueError: a malformed line, a damaged archive, or `tasks` that are not.
+      ValueError: a malformed line of any task, a damaged archive, or `tasks` that are not.
     """
     every = range(1, TASKS + 1)
     numbers = [int(task) if task.strip().isdecimal() else 0 for task in tasks.split(",")] if tasks else list(every)
@@ -66,9 +67,10 @@ def babi(
         )
     chosen = [f"qa{task}" for task in sorted(set(numbers))]
     stored = records.prepare(BabiBuilder, cache_dir, files=tuple(files), parameters=dict(folders=folders))
-    for task, message in records.open_records(stored)[0]["missing"].items():
+    for task, name in records.open_records(stored)[0]["missing"].items():
         if task in chosen:
-            raise FileNotFoundError(message)
+            where = files[0].parent.parent if files[0].suffix == ".txt" else files[0]
+            raise FileNotFoundError(f"{name} not found in {where}; fetch it or leave {task} out of tasks. {ADVICE}")
     source = TextRecords(
         stored,
         segment_length=segment_length,
@@ -102,7 +104,7 @@ class BabiBuilder(TextBuilder):
             try:
                 files, chosen[f"qa{task}"] = task_files(texts, folders, task)
             except FileNotFoundError as error:
-                missing[f"qa{task}"] = str(error)
+                missing[f"qa{task}"] = str(error)  # its file; where that should be is another question
                 continue
             parts = {split: parse(*texts[name], len(chosen) - 1, classes) for split, name in files.items()}
             if "PARTIAL" in files["train"]:
@@ -114,6 +116,9 @@ class BabiBuilder(TextBuilder):
                 parts["train"], parts["valid"] = parts["train"][:kept], parts["train"][kept:]
             for split, stories in parts.items():
                 splits[split] += stories
+        if not chosen:
+            where = next(iter(texts.values()))[0].parent.parent
+            raise FileNotFoundError(f"{missing['qa1']} not found in {where}, nor a whole task. {ADVICE}")
         self.info.metadata.update(classes=list(classes), groups=list(chosen))
         self.info.metadata.update(splits=chosen, partial=partial, missing=missing)
         return splits
@@ -141,7 +146,8 @@ def read_files(files: tuple[Path, ...], folders: tuple[str, ...]) -> dict[str, t
 
 
 def task_files(texts: dict[str, tuple[Path, str]], folders: tuple[str, ...], task: int) -> tuple[dict[str, str], str]:
-    """({split: its file}, where they come from) of a task; without a file of 'valid' where the release has none."""
+    """({split: its file}, where they come from) of a task; without a file of 'valid' where the release has none.
+    FileNotFoundError is the name of one that is missing."""
     subset, valid = folders
     files = {split: f"{valid}/qa{task}_{split}.txt" for split in ("train", "valid", "test")}
     if all(name in texts for name in files.values()):
@@ -151,8 +157,7 @@ def task_files(texts: dict[str, tuple[Path, str]], folders: tuple[str, ...], tas
         patterns = [re.compile(rf"{re.escape(subset)}/qa{task}_.*_{split}{ending}") for ending in endings]
         found = [name for pattern in patterns for name in texts if pattern.fullmatch(name)]
         if not found:
-            missing, where = f"{subset}/qa{task}_..._{split}.txt", next(iter(texts.values()))[0].parent.parent
-            raise FileNotFoundError(f"{missing} not found in {where}; fetch it or leave {task} out of tasks. {ADVICE}")
+            raise FileNotFoundError(f"{subset}/qa{task}_..._{split}.txt")
         files[split] = found[0]
     return files, f"{subset}, the last tenth of its training stories as valid"
 

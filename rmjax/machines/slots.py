@@ -65,10 +65,11 @@ def make(
     """The machine over `num_items` item ids, d_model = `dim`, d_x = `item_dim`, d_m = `slot_dim` (0: as `dim`).
 
     encoder: 'transformer', or 'bigru' (RM Table 6). normalize: what Eq. 1's softmax runs over, 'slots' as printed,
-    or 'items'. slot_identity: Eq. 1 scores m_k + m_k at t = 0 in place of m_k: slots that nothing is written to, and
-    that so come to be the same, still differ in what they would take in (after the keys of EntNet, Henaff et al. 2017).
-    item_scale: the untrained W2 of Eq. 1 is so many times the usual; the larger, the more it is the item that decides
-    which slots take it in, and the less what they take of all items alike.
+    or 'items'. slot_identity: Eq. 1 scores m_k plus what m_k was at first, in place of m_k: slots that nothing is
+    written to, and that so come to be the same, still differ in what they would take in (after the keys of EntNet,
+    Henaff et al. 2017). item_scale: the untrained W2 of Eq. 1 is so many times the usual; the larger, the more it is
+    the item that decides which slots take it in, and the less what they take of all items alike. Where item_dim == dim
+    the untrained reader's kernel of the question is as large.
     width: see `embeddings.init_items`. dtype: of the encoder's products; slots stay f32. Errors: ValueError
     naming the argument.
     """
@@ -144,7 +145,8 @@ def make(
 
 def slot_attention(params: Params, slots: Array, projected: Array, mask: Array, normalize: str = "slots") -> Array:
     """Eq. 1's weights [B, K, N] of params = the machine's 'attention', slots [B, K, d_m], W2 f + b [B, N, d_model] (the
-    second part of the features that `encode` gives) and mask bool [B, N]."""
+    second part of the features that `encode` gives) and mask bool [B, N]. A machine with `slot_identity` adds its
+    params['slots'] to the slots first."""
     scores = additive_scores(slots @ params["slot"], projected, params["score"])
     if normalize == "slots":
         return jnp.where(mask[:, None], jax.nn.softmax(scores, 1), 0.0)

@@ -233,7 +233,12 @@ def test_some_tasks_keep_the_words_and_answers_of_all(source, cache):
         assert 0 < len(theirs) < source.size(split) and len(theirs) == eight.size(split)
         mine = eight.fetch(split, np.arange(eight.size(split)))
         every = source.fetch(split, theirs)
-        for values, masks in (("items", "item_mask"), ("query", "word_mask"), ("target", "query_mask")):
+        for values, masks in (
+            ("items", "item_mask"),
+            ("query", "word_mask"),
+            ("target", "query_mask"),
+            ("position", "query_mask"),
+        ):
             for row in range(len(theirs)):
                 np.testing.assert_array_equal(
                     mine[values][row][mine[masks][row]], every[values][row][every[masks][row]]
@@ -274,6 +279,14 @@ def test_missing_files_say_where_they_come_from(tmp_path):
             babi(str(FIXTURE), str(tmp_path / "cache"), tasks=tasks)
     with pytest.raises(FileNotFoundError, match="en/qa1_"):
         babi(str(FIXTURE), str(tmp_path / "cache"), subset="en", tasks="1")
+    moved = shutil.copytree(RELEASE, tmp_path / "elsewhere", copy_function=shutil.copy2)
+    with pytest.raises(FileNotFoundError, match=re.escape(f"qa2_..._train.txt not found in {moved}")):
+        babi(str(moved), str(tmp_path / "cache"), tasks="2")  # prepared before, from another folder
+    half = tmp_path / "half" / "en-10k"
+    half.mkdir(parents=True)
+    shutil.copy(RELEASE / "en-10k" / "qa8_lists-sets_train.txt", half)
+    with pytest.raises(FileNotFoundError, match=re.escape("en-10k/qa1_..._train.txt not found in")):
+        babi(str(half.parent), str(tmp_path / "cache"), tasks="8")
     assert "tasks_1-20_v1-2.tar.gz" in ADVICE
 
 

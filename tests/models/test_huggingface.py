@@ -1,0 +1,467 @@
+import dataclasses
+import functools
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from rmjax.models import bert, gpt2
+from rmjax.models.huggingface import read, sizes_from_config, write
+
+NEEDED = "the oracle; pip install 'rmjax[parity]'"
+V, DIM, B, N, CLASSES = 50, 32, 3, 11, 3
+PAD = 2
+SMALL = dict(vocabulary=V, positions=16, dim=DIM, layers=2, heads=4, dropout=0.2)
+KINDS = {
+    "gpt2": gpt2.Sizes(**SMALL),
+    "bert": bert.Sizes(**SMALL, types=3, epsilon=0.1),
+    "roberta": bert.roberta(**SMALL, padding=PAD, epsilon=0.2),
+}
+ENCODER = dict(
+    vocab_size=V,
+    max_position_embeddings=16,
+    hidden_size=DIM,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=4 * DIM,
+    hidden_dropout_prob=0.2,
+    attention_probs_dropout_prob=0.2,
+)
+CONFIGS = {  # the same sizes in the words of config.json
+    "gpt2": dict(vocab_size=V, n_positions=16, n_embd=DIM, n_layer=2, n_head=4)
+    | dict(resid_pdrop=0.2, embd_pdrop=0.2, attn_pdrop=0.2),
+    "bert": ENCODER | dict(type_vocab_size=3, layer_norm_eps=0.1, pad_token_id=PAD),
+    "roberta": ENCODER | dict(type_vocab_size=1, layer_norm_eps=0.2, pad_token_id=PAD),
+}
+MASK = np.arange(N) < np.array([[N], [6], [1]])
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
+
+
+def model(kind, sizes=None):
+    sizes = sizes or KINDS[kind]
+    return gpt2.make(sizes) if kind == "gpt2" else bert.make_classifier(sizes, CLASSES)
+
+
+@functools.cache
+def shapes(kind):
+    return jax.eval_shape(model(kind).init, jax.random.key(0))
+
+
+def random(like):
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(0.1, 0.3, x.shape), x.dtype), like)
+
+
+def logits(kind, params, sizes=None):
+    made, (tokens, _) = model(kind, sizes), texts()
+    if kind != "gpt2":
+        return jax.jit(made.logits)(params, tokens, MASK)
+    return jax.jit(lambda p: made.logits(p, made.step(p, made.init_state(p, B), tokens, MASK)[0]))(params)[MASK]
+
+
+def texts():
+    """tokens [B, N], padded as transformers' RoBERTa knows it, by a token that nothing else is; types [B, N]."""
+    rng = np.random.default_rng(1)
+    return np.where(MASK, rng.integers(PAD + 1, V, (B, N)), PAD), rng.integers(0, 3, (B, N))
+
+
+def same(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for (where, a), b in zip(jax.tree_util.tree_flatten_with_path(found)[0], jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=str(where))
+        assert a.dtype == jnp.float32
+
+
+def rewrite(file, change):
+    """Changes {name: tensor} of a file."""
+    save_file({name: np.ascontiguousarray(x) for name, x in change(load_file(file)).items()}, file)
+
+
+def test_what_was_written_is_read(tmp_path, kind):
+    params = random(shapes(kind))
+    for path, file in ((tmp_path / "a" / "b", "a/b/model.safetensors"), (tmp_path / "c.safetensors", "c.safetensors")):
+        assert write(path, params, kind) == tmp_path / file
+        same(read(path, shapes(kind), kind), params)
+        same(read(str(tmp_path / file), params, kind), params)
+    assert sorted(x.name for x in tmp_path.rglob("*") if x.is_file()) == ["c.safetensors", "model.safetensors"]
+    assert sum(x.size for x in load_file(tmp_path / "c.safetensors").values()) == sum(
+        map(jnp.size, jax.tree.leaves(params))
+    )
+
+
+@pytest.mark.parametrize(
+    "kind, name, ours",
+    [
+        ("gpt2", "transformer.wte.weight", lambda p: p["wte"]),
+        ("gpt2", "transformer.h.1.attn.c_attn.weight", lambda p: p["h_1"]["attn"]["c_attn"]["kernel"].T),
+        ("gpt2", "transformer.h.0.ln_2.bias", lambda p: p["h_0"]["ln_2"]["bias"]),
+        ("bert", "bert.encoder.layer.1.intermediate.dense.weight", lambda p: p["layer_1"]["intermediate"]["kernel"]),
+        ("bert", "bert.encoder.layer.0.output.LayerNorm.weight", lambda p: p["layer_0"]["LayerNorm"]["scale"]),
+        ("bert", "bert.pooler.dense.bias", lambda p: p["pooler"]["bias"]),
+        ("bert", "classifier.weight", lambda p: p["classifier"]["kernel"]),
+        ("roberta", "roberta.embeddings.position_embeddings.weight", lambda p: p["embeddings"]["position_embeddings"]),
+        ("roberta", "classifier.dense.weight", lambda p: p["pooler"]["kernel"]),
+        ("roberta", "classifier.out_proj.bias", lambda p: p["classifier"]["bias"]),
+    ],
+)
+def test_names_are_those_of_the_released_files(tmp_path, kind, name, ours):
+    params = random(shapes(kind))
+    np.testing.assert_array_equal(load_file(write(tmp_path, params, kind))[name], ours(params))
+
+
+def test_shards_prefixes_old_names_and_half_precision(tmp_path, kind, caplog):
+    params = random(shapes(kind))
+    file = write(tmp_path, params, kind)
+    whole = load_file(file)
+    file.unlink()
+    plain = {re.sub(r"^(transformer|bert|roberta)\.", "", name): x for name, x in whole.items()}
+    assert plain.keys() != whole.keys()
+    old = {re.sub("Norm.weight", "Norm.gamma", re.sub("Norm.bias", "Norm.beta", name)): x for name, x in plain.items()}
+    assert (old.keys() != plain.keys()) == (kind != "gpt2")
+    names = sorted(old)
+    for i, shard in enumerate((names[::2], names[1::2])):
+        save_file({name: old[name] for name in shard}, tmp_path / f"model-{i}-of-2.safetensors")
+    weight_map = {name: f"model-{i % 2}-of-2.safetensors" for i, name in enumerate(names)}
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    same(read(tmp_path, shapes(kind), kind), params)
+    same(read(index, shapes(kind), kind), params)
+    for dtype in (np.float16, ml_dtypes.bfloat16):
+        save_file({name: x.astype(dtype) for name, x in whole.items()}, tmp_path / "half.safetensors")
+        rounded = jax.tree.map(lambda x, d=dtype: x.astype(d).astype(jnp.float32), params)
+        same(read(tmp_path / "half.safetensors", shapes(kind), kind), rounded)
+    assert not caplog.records
+    (tmp_path / "model-1-of-2.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"model-1-of-2\.safetensors not found; fetch it"):
+        read(tmp_path, shapes(kind), kind)
+
+
+HARMLESS = {
+    "gpt2": ["h.0.attn.bias", "transformer.h.1.attn.masked_bias"],
+    "bert": ["bert.embeddings.position_ids", "cls.predictions.bias", "cls.seq_relationship.weight"],
+    "roberta": ["roberta.embeddings.position_ids", "lm_head.dense.weight", "lm_head.bias", "roberta.pooler.dense.bias"],
+}
+
+
+def test_what_has_no_place_is_said_unless_it_is_known(tmp_path, kind, caplog):
+    params = random(shapes(kind))
+    file, more = write(tmp_path, params, kind), {name: np.ones(2, np.float32) for name in HARMLESS[kind]}
+    rewrite(file, lambda x: x | more)
+    same(read(file, params, kind), params)
+    assert not caplog.records
+    rewrite(file, lambda x: x | {"score.weight": np.ones(2, np.float32), "h.0.crossattention.bias": np.ones(1)})
+    same(read(file, params, kind), params)
+    assert f"{file}: 2 tensors have no place in the model: h.0.crossattention.bias, score.weight" in caplog.text
+
+
+def test_the_words_table_again_is_no_news_but_another_is(tmp_path, caplog):
+    params = random(shapes("gpt2"))
+    file = write(tmp_path, params, "gpt2")
+    for change, said in ((0, ""), (1, "1 tensors have no place in the model: lm_head.weight")):
+        rewrite(file, lambda x, change=change: x | {"lm_head.weight": x["transformer.wte.weight"] + np.float32(change)})
+        same(read(file, params, "gpt2"), params)
+        assert said in caplog.text and bool(said) == bool(caplog.text)
+
+
+def test_missing_tensors_are_named_unless_they_stay_as_they_are(tmp_path):
+    params = random(shapes("gpt2"))
+    file = write(tmp_path, params, "gpt2")
+    memory = {
+        "h_0": {**params["h_0"], "memory_attn": {"kernel": jnp.ones((2, 3))}},
+        "abstractor": {"query": jnp.ones(4)},
+    }
+    more = params | memory
+    for fresh in (("abstractor", "h_#/memory_attn"), iter(["abstractor", "h_0/memory_attn/kernel"])):
+        same(read(file, more, "gpt2", fresh), more)
+    for fresh, missing in (
+        ((), "abstractor/query (has no name there), h_0/memory_attn/kernel (has no name there)"),
+        (("abstract", "h_1/memory_attn", "h_#/memory", "abstractor"), "h_0/memory_attn/kernel (has no name there)"),
+    ):
+        with pytest.raises(ValueError) as error:
+            read(file, more, "gpt2", fresh)
+        assert f"{file} as 'gpt2' has no tensors for {missing}. Set kind" in str(error.value)
+    rewrite(file, lambda x: {name: value for name, value in x.items() if "ln_f" not in name})
+    with pytest.raises(
+        ValueError, match=re.escape("for ln_f/bias (transformer.ln_f.bias), ln_f/scale (transformer.ln_f.w")
+    ):
+        read(file, params, "gpt2")
+    other = jax.tree.map(jnp.zeros_like, params)
+    found = read(file, other, "gpt2", ["ln_f", "h_1"])
+    same(found, params | {name: other[name] for name in ("ln_f", "h_1")})
+
+
+def test_the_body_of_one_kind_is_not_that_of_another(tmp_path):
+    params = random(shapes("bert"))
+    write(tmp_path, params, "bert")
+    with pytest.raises(ValueError, match=r"as 'roberta' has no tensors for .*\(roberta\.embeddings\.LayerNorm\.bias\)"):
+        read(tmp_path, params, "roberta", ["pooler", "classifier"])
+
+
+def test_a_new_head_on_an_old_body(tmp_path, caplog):
+    params = random(shapes("bert"))
+    body = {name: x for name, x in params.items() if name not in ("classifier", "pooler")}
+    write(tmp_path, body, "bert")
+    same(read(tmp_path, shapes("bert") | params, "bert", ["classifier", "pooler"]), params)
+    with pytest.raises(
+        ValueError, match=r"classifier/bias \(classifier.bias\), .* pooler/kernel \(bert.pooler.dense.w"
+    ):
+        read(tmp_path, params, "bert")
+    assert not caplog.records
+    file = write(tmp_path, params, "bert")
+    same(read(file, jax.eval_shape(lambda: body), "bert"), body)
+    assert "4 tensors have no place in the model: bert.pooler.dense.bias" in caplog.text
+
+
+def test_another_shape_is_an_error(tmp_path):
+    for kind, change, message in (
+        ("gpt2", dict(positions=17), "transformer.wpe.weight has shape (16, 32), the model's wpe is made for (17, 32)"),
+        (
+            "bert",
+            dict(vocabulary=V + 1),
+            "word_embeddings.weight has shape (50, 32), the model's embeddings/word_embeddings",
+        ),
+    ):
+        file = write(tmp_path, random(shapes(kind)), kind)
+        like = jax.eval_shape(model(kind, dataclasses.replace(KINDS[kind], **change)).init, jax.random.key(0))
+        with pytest.raises(ValueError) as error:
+            read(file, like, kind)
+        assert message in str(error.value) and str(file) in str(error.value)
+        assert f"sizes from sizes_from_config(path, '{kind}'), or name the module in fresh" in str(error.value)
+    file = write(tmp_path, random(shapes("gpt2")), "gpt2")
+    rewrite(file, lambda x: x | {"transformer.h.0.mlp.c_fc.weight": x["transformer.h.0.mlp.c_fc.weight"].T})
+    with pytest.raises(ValueError, match=re.escape("(128, 32), the model's h_0/mlp/c_fc/kernel is made for (32, 128)")):
+        read(file, shapes("gpt2"), "gpt2")
+
+
+def test_parameters_without_a_name_are_not_written(tmp_path):
+    params = random(shapes("gpt2"))
+    with pytest.raises(ValueError, match="'gpt2' have no names for abstractor/query, h_0/extra/bias; leave them out"):
+        more = params | {"abstractor": {"query": jnp.ones(4)}, "h_0": {**params["h_0"], "extra": {"bias": jnp.ones(1)}}}
+        write(tmp_path, more, "gpt2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_that_are_missing_or_damaged(tmp_path):
+    for call in (
+        lambda: read(tmp_path, {}, "t5"),
+        lambda: write(tmp_path, {}, "t5"),
+        lambda: sizes_from_config("", "t5"),
+    ):
+        with pytest.raises(ValueError, match="kind='t5': expected one of gpt2, bert, roberta"):
+            call()
+    with pytest.raises(
+        FileNotFoundError, match=re.escape(f"{tmp_path} has nothing, but neither model.safetensors nor")
+    ):
+        read(tmp_path, {}, "bert")
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(
+        FileNotFoundError, match="has pytorch_model.bin, but neither .* save_pretrained makes one of other"
+    ):
+        read(tmp_path, {}, "bert")
+    with pytest.raises(FileNotFoundError, match=r"none\.safetensors not found; fetch it"):
+        read(tmp_path / "none.safetensors", {}, "bert")
+    file = write(tmp_path, random(shapes("bert")), "bert")
+    whole = file.read_bytes()
+    for content in (b"", whole[:7], whole[:300], whole[:-1], b"version https://git-lfs.github.com/spec/v1\n"):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=re.escape(f"{file} is damaged or cut short (")):
+            read(file, shapes("bert"), "bert")
+    with pytest.raises(FileNotFoundError, match=r"config\.json not found; a checkpoint's folder has it"):
+        sizes_from_config(file, "bert")
+    (tmp_path / "config.json").write_text('{"model_type":')
+    with pytest.raises(ValueError, match=r"config\.json is not JSON \("):
+        sizes_from_config(tmp_path, "bert")
+
+
+BASE = dict(
+    attention_probs_dropout_prob=0.1,
+    hidden_act="gelu",
+    hidden_dropout_prob=0.1,
+    hidden_size=768,
+    initializer_range=0.02,
+    intermediate_size=3072,
+    num_attention_heads=12,
+    num_hidden_layers=12,
+)
+RELEASED = {  # config.json of gpt2, bert-base-uncased and roberta-base
+    "gpt2": dict(
+        activation_function="gelu_new",
+        architectures=["GPT2LMHeadModel"],
+        attn_pdrop=0.1,
+        bos_token_id=50256,
+        embd_pdrop=0.1,
+        eos_token_id=50256,
+        initializer_range=0.02,
+        layer_norm_epsilon=1e-05,
+        model_type="gpt2",
+        n_ctx=1024,
+        n_embd=768,
+        n_head=12,
+        n_layer=12,
+        n_positions=1024,
+        resid_pdrop=0.1,
+        vocab_size=50257,
+    ),
+    "bert": BASE
+    | dict(
+        architectures=["BertForMaskedLM"],
+        layer_norm_eps=1e-12,
+        max_position_embeddings=512,
+        model_type="bert",
+        pad_token_id=0,
+        position_embedding_type="absolute",
+        type_vocab_size=2,
+        vocab_size=30522,
+    ),
+    "roberta": BASE
+    | dict(
+        architectures=["RobertaForMaskedLM"],
+        bos_token_id=0,
+        eos_token_id=2,
+        layer_norm_eps=1e-05,
+        max_position_embeddings=514,
+        model_type="roberta",
+        pad_token_id=1,
+        type_vocab_size=1,
+        vocab_size=50265,
+    ),
+}
+
+
+def test_released_sizes_are_the_defaults(tmp_path, kind):
+    (tmp_path / "config.json").write_text(json.dumps(RELEASED[kind]))
+    make, vocabulary = {"gpt2": (gpt2.Sizes, 50257), "bert": (bert.Sizes, 30522), "roberta": (bert.roberta, 50265)}[
+        kind
+    ]
+    for path in (tmp_path, tmp_path / "config.json", tmp_path / "model.safetensors"):
+        assert sizes_from_config(path, kind) == make(vocabulary=vocabulary)
+
+
+def test_sizes_are_read_from_any_config(tmp_path, kind):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS[kind]))
+    assert sizes_from_config(tmp_path, kind) == KINDS[kind]
+
+
+WRONG = [  # (kind, field, its value, what is said of it)
+    (
+        "gpt2",
+        "activation_function",
+        "relu",
+        "found 'relu', but our 'gpt2' is made for 'gelu_new' or 'gelu_pytorch_tanh'",
+    ),
+    ("gpt2", "n_inner", 3000, "found 3000, but our 'gpt2' is made for None or 3072 alone"),
+    ("gpt2", "layer_norm_epsilon", 1e-6, "found 1e-06"),
+    ("gpt2", "attn_pdrop", 0.0, "found 0.0, but our 'gpt2' is made for 0.1 alone"),
+    ("gpt2", "scale_attn_by_inverse_layer_idx", True, "found True"),
+    ("gpt2", "tie_word_embeddings", False, "found False"),
+    ("gpt2", "model_type", "gpt_neo", "found 'gpt_neo'"),
+    ("bert", "hidden_act", "gelu_new", "found 'gelu_new', but our 'bert' is made for 'gelu' alone"),
+    ("bert", "position_embedding_type", "relative_key", "found 'relative_key', but our 'bert' is made for 'absolute'"),
+    ("bert", "intermediate_size", 1000, "found 1000, but our 'bert' is made for 3072 alone"),
+    ("bert", "classifier_dropout", 0.3, "found 0.3, but our 'bert' is made for None or 0.1 alone"),
+    ("bert", "is_decoder", True, "found True"),
+    ("roberta", "model_type", "bert", "found 'bert', but our 'roberta' is made for 'roberta' alone"),
+]
+
+
+@pytest.mark.parametrize("kind, field, value, said", WRONG)
+def test_what_is_not_implemented_is_refused(tmp_path, kind, field, value, said):
+    (tmp_path / "config.json").write_text(json.dumps(RELEASED[kind] | {field: value}))
+    with pytest.raises(ValueError) as error:
+        sizes_from_config(tmp_path, kind)
+    assert f"{tmp_path / 'config.json'}, field {field}: {said}" in str(error.value)
+
+
+def test_a_config_without_a_size_or_with_none(tmp_path):
+    for change, said in (
+        ({"n_embd": 770}, "config.json: width 770 is not a multiple of heads 12"),
+        ({"n_head": None}, "config.json: '<' not supported"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(RELEASED["gpt2"] | change))
+        with pytest.raises(ValueError, match=re.escape(said)):
+            sizes_from_config(tmp_path, "gpt2")
+    with pytest.raises(
+        ValueError, match=r"config\.json has no field vocab.*, num_.*; is it of a 'bert' model\?"
+    ) as error:
+        (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 8}))
+        sizes_from_config(tmp_path, "bert")
+    assert "hidden_size" not in str(error.value)
+
+
+@functools.cache
+def theirs(kind):
+    """A model of transformers with random parameters, biases and norms too."""
+    torch = pytest.importorskip("torch", reason=NEEDED)
+    transformers = pytest.importorskip("transformers", reason=NEEDED)
+    name = {"gpt2": "GPT2", "bert": "Bert", "roberta": "Roberta"}[kind]
+    rest = dict(bos_token_id=0, eos_token_id=0) if kind == "gpt2" else dict(num_labels=CLASSES)
+    config = getattr(transformers, f"{name}Config")(**CONFIGS[kind], **rest)
+    made = getattr(transformers, name + ("LMHeadModel" if kind == "gpt2" else "ForSequenceClassification"))(config)
+    with torch.no_grad():
+        for i, parameter in enumerate(made.parameters()):
+            parameter.normal_(0.1, 0.3, generator=torch.Generator().manual_seed(i))
+    return made.eval()
+
+
+def their_logits(kind, made):
+    torch = pytest.importorskip("torch", reason=NEEDED)
+    with torch.no_grad():
+        tokens, mask = torch.tensor(texts()[0]), torch.tensor(MASK).long()
+        found = made(input_ids=tokens, attention_mask=mask).logits.numpy()
+    return found[MASK] if kind == "gpt2" else found
+
+
+@pytest.mark.parametrize("shard", ["1GB", "20KB"])
+def test_what_transformers_saves_gives_what_transformers_computes(tmp_path, kind, shard, caplog):
+    made = theirs(kind)
+    made.save_pretrained(tmp_path, max_shard_size=shard)
+    assert (tmp_path / "model.safetensors").exists() == (shard == "1GB")
+    assert sizes_from_config(tmp_path, kind) == KINDS[kind]
+    params = read(tmp_path, shapes(kind), kind)
+    np.testing.assert_allclose(logits(kind, params), their_logits(kind, made), atol=1e-4)
+    assert not [record for record in caplog.records if "no place" in record.message]
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_hidden_states_are_those_of_transformers(tmp_path, kind):
+    torch, made, sizes = pytest.importorskip("torch", reason=NEEDED), theirs(kind), KINDS[kind]
+    tokens, types = texts()
+    mask, types = MASK.copy(), types % sizes.types
+    mask[1, 2], tokens[1, 2] = False, PAD  # a gap, which RoBERTa does not count
+    made.base_model.save_pretrained(tmp_path)
+    like = {name: x for name, x in shapes(kind).items() if name not in ("pooler", "classifier")}
+    with torch.no_grad():
+        inputs = dict(input_ids=tokens, attention_mask=mask.astype(int), token_type_ids=types)
+        expected = made.base_model(**{name: torch.tensor(x) for name, x in inputs.items()}).last_hidden_state.numpy()
+    found = jax.jit(bert.Bert(sizes).apply)({"params": read(tmp_path, like, kind)}, tokens, mask, types)
+    np.testing.assert_allclose(found[mask], expected[mask], atol=1e-4)
+
+
+def test_transformers_computes_the_same_from_what_we_write(tmp_path, kind):
+    made, params = theirs(kind), random(shapes(kind))
+    made.save_pretrained(tmp_path)
+    (file := tmp_path / "model.safetensors").rename(tmp_path / "theirs")
+    formats = [safe_open(x, "numpy").metadata()["format"] for x in (tmp_path / "theirs", write(tmp_path, params, kind))]
+    assert formats[0] == formats[1] and file.exists()
+    loaded, told = type(made).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(told[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    np.testing.assert_allclose(logits(kind, params), their_logits(kind, loaded.eval()), atol=1e-4)
+
+
+def test_bfloat16_files_of_transformers(tmp_path, kind):
+    torch, made = pytest.importorskip("torch", reason=NEEDED), theirs(kind)
+    made.save_pretrained(tmp_path / "whole")
+    loaded = type(made).from_pretrained(tmp_path / "whole").to(torch.bfloat16)
+    loaded.save_pretrained(tmp_path / "half")
+    whole, half = (read(tmp_path / name, shapes(kind), kind) for name in ("whole", "half"))
+    same(half, jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), whole))
