@@ -148,6 +148,8 @@ def check_same_config(config: Any, workdir: Path, source: Source) -> None:
             write_whole(workdir / "vocabulary.json", json.dumps(list(source.vocabulary), indent=0))
         return
     refuse_other(workdir, json.loads(path.read_text()), now)
+    if not any((workdir / "model").glob("[0-9]*")):
+        write_whole(path, json.dumps(now, indent=1))  # what the model is about to begin from may have changed
 
 
 def refuse_other(workdir: Path, then: dict, now: dict) -> None:

@@ -353,9 +353,12 @@ def test_a_run_begins_with_the_best_parameters_of_another(finished, tmp_path):
     assert [line["step"] for line in lines(tmp_path / "run") if line["kind"] == "train"] == [1, 2]
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "config.json").write_text('{"data": {"found": {"words": "0123456789abcdef"}}}')
+    (tmp_path / "world").mkdir()
+    (tmp_path / "world" / "config.json").write_text('{"data": {"found": {"items": 3}}}')
     for name, error, said in (
         ("nowhere", FileNotFoundError, "start_from.*no checkpoint"),
         ("texts", ValueError, "other words"),
+        ("world", ValueError, "data of 3 items, config.data has 58"),
     ):
         config.train.start_from = str(tmp_path / name)
         with pytest.raises(error, match=said):
@@ -380,6 +383,10 @@ def test_once_begun_a_run_needs_the_other_no_more(finished, tmp_path):
     with pytest.raises(FileNotFoundError, match="start_from.*no checkpoint"):
         train.train(config, tmp_path / "late")
     assert not (tmp_path / "late" / "teacher").exists()
+    stopped(tiny(), tmp_path / "late", "teacher step 5")  # of the model nothing is saved
+    config.train.start_from = str(finished[0])
+    stopped(config, tmp_path / "late", "model step 3")
+    assert json.loads((tmp_path / "late" / "config.json").read_text())["train"]["start_from"] == str(finished[0])
 
 
 def test_the_schedule_is_the_config_s(tmp_path):
