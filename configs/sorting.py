@@ -3,10 +3,11 @@
     python -m rmjax.main --config=configs/sorting.py --workdir=runs/sorting                # 4 segments of 1,024
     python -m rmjax.main --config=configs/sorting.py:local --workdir=runs/sorting          # minutes on two CPU cores
 
-`config.model.kind` chooses the model: transformer, transformer_xl, compressive, infinity, memoria. `:8k`, `:16k` and
-`:32k` are longer sequences, `:256` and `:512` shorter segments; a memory is as long as a segment. `:working` and
-`:short` take Memoria's long-term memory, or both, away (Memoria Table 6). Paper's size: 5 layers of 512, 80,000
-sequences five times, Adam at 2e-4, warm-up 0.06. `:local` is a reduced size: 16 segments of 64, two layers of 64.
+`config.model.kind` chooses the model: transformer, transformer_xl, compressive, infinity, memoria.
+`config.data.sorting.segments` is how long a sequence is (the paper: 4, 8, 16, 32 and 47); `:256` and `:512` are shorter
+segments. A memory is as long as a segment. `:short` takes Memoria's long-term memory away, `:working` its short-term
+memory too (Memoria Table 6). Paper's size: 5 layers of 512, 80,000 sequences five times, Adam at 2e-4, warm-up 0.06.
+`:local` is a reduced size: 16 segments of 64, two layers of 64.
 """
 
 from ml_collections import ConfigDict
@@ -15,14 +16,12 @@ from rmjax import config as configs
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    lengths = {f"{k}k": 1000 * k for k in (1, 2, 4, 8, 16, 32)}
-    chosen = configs.options(arg, ["local", "256", "512", "working", "short", *lengths])
+    chosen = configs.options(arg, ["local", "256", "512", "working", "short"])
     config = configs.base()
     config.data.name = "sorting"
     config.data.segment_length = n = (
         64 if "local" in chosen else 256 if "256" in chosen else 512 if "512" in chosen else 1024
     )
-    config.data.sorting.length = next((lengths[k] for k in lengths if k in chosen), 1000 if "local" in chosen else 4000)
     engrams = config.memoria
     engrams.working, engrams.remind_short_term, engrams.remind_long_term = n // 8, n // 4, 5 * n // 8
     engrams.short_term_capacity, engrams.initial_lifespan = n // 2, 5.0
@@ -37,5 +36,5 @@ def get_config(arg: str = "") -> ConfigDict:
     if "local" in chosen:
         config.model.dim, config.model.layers, config.model.heads, config.model.dropout = 64, 2, 4, 0.0
         train.learning_rate, train.steps, train.eval_every = 1e-3, 1500, 500
-        config.data.sorting.valid = 400
+        config.data.sorting.segments, config.data.sorting.valid = 16, 400
     return config

@@ -29,6 +29,7 @@ _TABLE = flags.DEFINE_enum("table", None, list(TABLES), "Which table of the pape
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds 0, 1, ... of every row.", lower_bound=1)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs go, and table.json.")
 _ROWS = flags.DEFINE_list("rows", [], "Only these rows, by name; all by default.")
+_SETTINGS = flags.DEFINE_list("settings", [], "Only in these settings of the table; all by default.")
 
 Results = dict[tuple[str, str, int], list[dict[str, Any]]]  # (setting, row, seed) -> rows of the run's final table
 
@@ -141,7 +142,7 @@ def main(argv: Sequence[str]) -> int:
     workdir, config = Path(_WORKDIR.value or f"runs/{_TABLE.value}"), _CONFIG.value
     try:
         configs.validate(config)
-        table = choose(TABLES[_TABLE.value], _ROWS.value)
+        table = choose(TABLES[_TABLE.value], _ROWS.value, _SETTINGS.value)
         data = "simulated_clicks" if config.data.name == "xlong" and not config.data.dir else config.data.name
         with lock(workdir), Preemption() as stop:
             check_same_config(config, workdir)
@@ -151,15 +152,18 @@ def main(argv: Sequence[str]) -> int:
         return 1
 
 
-def choose(table: Table, rows: Sequence[str]) -> Table:
-    """The table with these rows alone, all of them if none is named. Raises ValueError for one that it has not."""
+def choose(table: Table, rows: Sequence[str], settings: Sequence[str] = ()) -> Table:
+    """The table with these rows and settings alone, all of them if none is named. Raises ValueError for one that it has
+    not."""
+    for what, named, there in (("row", rows, table.rows), ("setting", settings, table.settings)):
+        for name in named:
+            if name not in there:
+                raise ValueError(f"--{what}s: there is no {what} {name!r}; there are {', '.join(filter(None, there))}")
     first = next(iter(table.rows))
-    for name in rows:
-        if name not in table.rows:
-            raise ValueError(f"--rows: there is no row {name!r}; there are {', '.join(table.rows)}")
     if rows and table.share_teacher and first not in rows:
         raise ValueError(f"--rows: add {first!r}, whose teacher the others take")
-    return table._replace(rows={name: row for name, row in table.rows.items() if name in rows or not rows})
+    kept = lambda all_of_them, names: {k: v for k, v in all_of_them.items() if k in names or not names}  # noqa: E731
+    return table._replace(rows=kept(table.rows, rows), settings=kept(table.settings, settings))
 
 
 def given_flags() -> list[str]:

@@ -1,10 +1,12 @@
-"""Forgetting, measured: what the rehearsal decoder recalls of a stream from its last memory, by age of the fragment."""
+"""Forgetting, measured: what the rehearsal decoder recalls of a stream from its last memory, by age of the fragment;
+of a model with Memoria, how old the engrams are that it is reminded of, and how steadily it is."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,14 +17,15 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from rmjax import evaluate, metrics, train
+from rmjax import evaluate, memoria, metrics, tasks, train
 from rmjax.data.pipeline import batches, eval_batches
 from rmjax.data.source import Examples, Source, hash64
 from rmjax.tasks import rehearsing
 from rmjax.tasks.reasoning import Reasoning
-from rmjax.types import Array, Batch, Key, Params, Sum, example_keys
+from rmjax.types import Array, Batch, Key, Params, SequenceModel, StreamTask, Sum, example_keys
 
 BINS = 20  # most ages that are told apart
+LAGS = 15  # of the autocorrelation, as in Memoria Table 7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +56,16 @@ def probe(config: Any, workdir: str | Path) -> dict[str, Any]:
 
     The decoder is the model's own, or with config.probe.steps one trained here for so many steps on its memories.
 
+    Of a model with Memoria: the mean age of the long-term engrams that it is reminded of, at each step, and the
+    autocorrelation of being reminded (Memoria Figures 5 and 6, Table 7), means over the streams; mean_age.png and
+    autocorrelation.png.
+
     Raises:
       FileNotFoundError: `workdir` has no checkpoint of the model.
-      ValueError: the model was trained without rehearsal and config.probe.steps = 0.
+      ValueError: the model was trained without rehearsal and config.probe.steps = 0; or it has no memory to probe.
     """
+    if tasks.is_sequence(config):
+        return probe_engrams(config, workdir)
     p, r = config.probe, config.rehearsal
     if not p.steps and not (r.recollection or r.familiarity):
         raise ValueError(
@@ -85,6 +94,98 @@ def probe(config: Any, workdir: str | Path) -> dict[str, Any]:
         train.write_whole(run.workdir / "probe.json", json.dumps(found, indent=1))
         plot(found, run.workdir / "probe.png")
         return found
+
+
+def probe_engrams(config: Any, workdir: str | Path) -> dict[str, Any]:
+    """See `probe`."""
+    if "memoria" not in config.model.kind:
+        raise ValueError(f"config.model.kind = {config.model.kind!r} has no engrams to probe: those with memoria have")
+    with train.opened(config, workdir) as run:
+        stage = train.model_stage(run)
+        params = train.read_best(run.workdir / stage.name, jax.eval_shape(stage.task.init, jax.random.key(0)))
+        if params is None:
+            raise FileNotFoundError(f"{workdir} has no checkpoint of the model: train first, with --mode=train")
+        histories = list(streams_of_engrams(run, stage.task, jax.device_put(params)))
+        lags = min(LAGS, max(len(history.serial) for history in histories) - 1)
+        mean = lambda series: nan_to_none(mean_over_streams(series))  # noqa: E731
+        found = {
+            "model": config.model.kind,
+            "streams": len(histories),
+            "mean_age": mean([memoria.mean_age(history) for history in histories]),
+        } | {
+            name: mean([memoria.autocorrelation(history, lags, kind) for history in histories])
+            for name, kind in (("short_term", memoria.SHORT_TERM), ("long_term", memoria.LONG_TERM))
+        }
+        train.write_whole(run.workdir / "probe.json", json.dumps(found, indent=1))
+        plot_engrams(found, run.workdir)
+        return found
+
+
+def streams_of_engrams(run: train.Run, task: Any, params: Params) -> Iterator[memoria.Record]:
+    """Of each stream of the test split, at most config.probe.streams, its history [T, C] from its second segment on."""
+    rows = run.config.train.eval_batch_size
+    watch = jax.jit(partial(watched, task.model))
+    carry, parts = None, []
+    if isinstance(task, StreamTask):
+        data: Any = run.source.evaluation("test", rows)
+    else:
+        some = Subset(run.source, "test", run.config.probe.streams, run.config.seed)
+        data = eval_batches(some, "test", **train.data_settings(run), batch_size=rows)
+    with contextlib.closing(data):
+        for batch in data:
+            if run.stopping():
+                raise train.Preempted("asked to stop while probing; run the same line again")
+            if carry is None or not isinstance(task, StreamTask):
+                carry = task.memory(params, len(batch.items))
+            carry, records = jax.device_get(watch(params, carry, batch))
+            parts.append(records)
+            if not isinstance(task, StreamTask):
+                yield from each_stream(parts.pop(), batch.item_mask.any(-1).sum(1))
+    if parts:
+        whole = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+        yield from each_stream(whole, np.full(rows, len(whole.serial)))
+
+
+def watched(model: SequenceModel, params: Params, state: Any, batch: Batch) -> tuple[Any, memoria.Record]:
+    """-> the state after the batch, and the records [T, B, C] of its segments."""
+    reset = jnp.zeros(batch.items.shape[:2], bool) if batch.reset is None else batch.reset
+
+    def read(state: Any, segment: tuple) -> tuple[Any, memoria.Record]:
+        tokens, mask, reset = segment
+        state = model.step(params, model.reset(state, reset), tokens, mask)[1]
+        return state, state.record
+
+    return jax.lax.scan(read, state, jax.tree.map(lambda x: x.swapaxes(0, 1), (batch.items, batch.item_mask, reset)))
+
+
+def each_stream(records: memoria.Record, segments: np.ndarray) -> Iterator[memoria.Record]:
+    for row, length in enumerate(segments):
+        if length:  # others fill up the batch
+            yield jax.tree.map(lambda x: np.asarray(x[:length, row]), records)  # noqa: B023
+
+
+def mean_over_streams(series: list[np.ndarray]) -> np.ndarray:
+    """Mean of [T] each, NaN where no stream has a number."""
+    longest = max(map(len, series))
+    whole = np.stack([np.pad(x, (0, longest - len(x)), constant_values=np.nan) for x in series])
+    there = np.isfinite(whole)
+    return np.where(there.any(0), np.where(there, whole, 0).sum(0) / np.maximum(there.sum(0), 1), np.nan)
+
+
+def nan_to_none(values: np.ndarray) -> list[float | None]:
+    return [None if np.isnan(value) else round(float(value), 6) for value in values]
+
+
+def plot_engrams(found: dict[str, Any], workdir: Path) -> None:
+    """Both figures; left out, with a word, where matplotlib is not installed."""
+    try:
+        from rmjax.memoria import plots
+    except ImportError:
+        logging.info("no figures in %s: matplotlib is not installed (pip install 'rmjax[plots]')", workdir)
+        return
+    numbers = {name: np.array(found[name], float) for name in ("mean_age", "long_term")}
+    plots.mean_age(numbers["mean_age"], workdir / "mean_age.png")
+    plots.autocorrelation(numbers["long_term"], workdir / "autocorrelation.png")
 
 
 def train_part(task: Any, params: Params) -> Params:
@@ -229,6 +330,24 @@ def plot(found: dict[str, Any], path: Path) -> None:
 
 
 def show(found: dict[str, Any]) -> str:
-    """The curves as text, and where the picture is."""
+    """The curves as text."""
+    if "mean_age" in found:
+        return show_engrams(found)
     measures = " ".join(f"{name} {value:.4f}" for name, value in found["measures"].items())
     return f"{found['machine']}, decoder: {found['decoder']} | {measures}\n{metrics.table(found['by_age'])}"
+
+
+def show_engrams(found: dict[str, Any]) -> str:
+    ages = [(step, age) for step, age in enumerate(found["mean_age"]) if age is not None]
+    some = ages[:: max(1, len(ages) // BINS)]
+    both = zip(found["short_term"], found["long_term"], strict=True)
+    return "\n".join(
+        [
+            f"{found['model']}, {found['streams']} streams: mean age of reminded long-term engrams, in segments",
+            metrics.table([{"segment": step, "mean age": round(age, 2)} for step, age in some]),
+            "autocorrelation of being reminded",
+            metrics.table(
+                [{"lag": lag, "short-term": short, "long-term": long} for lag, (short, long) in enumerate(both, 1)]
+            ),
+        ]
+    )

@@ -43,6 +43,27 @@ def _rm(mrr: float, accuracy: float, auc: float) -> dict[str, Numbers]:
     }
 
 
+WORKING = {"model.kind": "memoria", "memoria.remind_short_term": 0, "memoria.remind_long_term": 0}
+SHORT_TERM = {"model.kind": "memoria", "memoria.remind_long_term": 0}
+SEGMENTS = {f"{n} segments": {"data.sorting.segments": n} for n in (4, 8, 16, 32, 47)}
+
+
+def _sorting(*percents: float) -> dict[str, Numbers]:
+    return {name: {"test_accuracy": percent / 100} for name, percent in zip(SEGMENTS, percents, strict=False)}
+
+
+def _mem1(wikitext103: float, pg19: float, enwik8: float) -> dict[str, Numbers]:
+    return {
+        "wikitext": {"test_segment_perplexity": wikitext103},
+        "pg19": {"test_segment_perplexity": pg19},
+        "enwik8": {"test_bits_per_character": enwik8},
+    }
+
+
+def _mem3(f1: float, accuracy: float) -> dict[str, Numbers]:
+    return {"hyperpartisan": {"test_f1": f1 / 100, "test_accuracy": accuracy / 100}}
+
+
 FULL = Row({}, _rm(28.7, 36.3, 0.8817))
 
 TABLES = {
@@ -104,5 +125,46 @@ TABLES = {
                 **{"data.segment_length": 20, "machine.slots": 20, "machine.timescale": 50},
             }
         },
+    ),
+    "mem1": Table(
+        "Memoria Table 1",
+        {
+            "Transformer": Row({"model.kind": "transformer"}, _mem1(26.755, 31.631, 1.28)),
+            "Transformer-XL": Row({"model.kind": "transformer_xl"}, _mem1(24.543, 29.945, 1.19)),
+            "Compressive Transformer": Row({"model.kind": "compressive"}, _mem1(24.794, 29.603, 1.16)),
+            "infinity-former": Row({"model.kind": "infinity"}, _mem1(24.685, 29.154, 1.21)),
+            "Memoria Transformer": Row({"model.kind": "memoria"}, _mem1(23.471, 29.149, 1.16)),
+            "its working memory": Row(WORKING),
+            "and short-term memory": Row(SHORT_TERM),
+        },
+    ),
+    "mem3": Table(
+        "Memoria Table 3, test (its published split)",
+        {
+            "BERT": Row({"model.kind": "bert", "data.hyperpartisan.max_tokens": 510}, _mem3(91.67, 93.05)),
+            "RoBERTa": Row({"model.kind": "roberta", "data.hyperpartisan.max_tokens": 510}, _mem3(95.24, 95.38)),
+            "Memoria BERT": Row({"model.kind": "memoria_bert"}, _mem3(94.59, 94.77)),
+            "Memoria RoBERTa": Row({"model.kind": "memoria_roberta"}, _mem3(96.51, 96.62)),
+        },
+    ),
+    "mem4": Table(
+        "Memoria Table 4, segments of 1,024",
+        {
+            "Transformer-XL": Row({"model.kind": "transformer_xl"}, _sorting(68.86, 40.09, 35.06, 33.87)),
+            "Compressive Transformer": Row({"model.kind": "compressive"}, _sorting(79.51, 71.84, 44.03, 35.07)),
+            "infinity-former": Row({"model.kind": "infinity"}, _sorting(84.28, 74.34, 47.31, 39.71)),
+            "Memoria Transformer": Row({"model.kind": "memoria"}, _sorting(82.27, 74.08, 66.58, 63.42)),
+        },
+        SEGMENTS,
+    ),
+    "mem6": Table(
+        "Memoria Table 6",
+        {
+            "Transformer": Row({"model.kind": "transformer"}, _sorting(36.19, 33.79, 31.69, 29.94, 19.04)),
+            "+ Working Memory": Row(WORKING, _sorting(79.69, 70.85, 62.21, 52.01, 34.32)),
+            "+ Short-term Memory": Row(SHORT_TERM, _sorting(82.66, 76.20, 66.37, 58.75, 54.87)),
+            "+ Long-term Memory": Row({"model.kind": "memoria"}, _sorting(82.27, 74.08, 66.58, 63.42, 63.26)),
+        },
+        SEGMENTS,
     ),
 }

@@ -53,6 +53,12 @@ def test_the_numbers_of_the_papers_are_what_they_print():
             whole = (numbers["early"] + numbers["later"]) / 2
             slip = numbers["early"] == pytest.approx(0.3216)
             assert numbers["test_accuracy"] == pytest.approx(whole, abs=5e-4) or slip
+    for row, working in zip(list(TABLES["mem6"].rows.values())[1:], (43.50, 46.47, 46.08), strict=True):
+        gain = (
+            row.paper["4 segments"]["test_accuracy"]
+            - TABLES["mem6"].rows["Transformer"].paper["4 segments"]["test_accuracy"]
+        )
+        assert gain == pytest.approx(working / 100)  # as the paper's own gains add up
     assert TABLES["rm5"].rows["w/o. rehearsal"].paper["xlong"] == {"test_auc": 0.8745}
     assert TABLES["rm5"].rows["only L_rec"].changes == {"rehearsal.familiarity": NO_REHEARSAL["rehearsal.familiarity"]}
 
@@ -150,6 +156,9 @@ def test_rows_are_chosen_by_name_and_keep_the_one_whose_teacher_they_take():
     assert list(ablate.choose(SMALL, ["Two (L_a)"]).rows) == ["Two (L_a)"] and ablate.choose(SMALL, []) == SMALL
     with pytest.raises(ValueError, match="no row 'three'; there are one, Two"):
         ablate.choose(SMALL, ["three"])
+    assert list(ablate.choose(SMALL, [], ["y"]).settings) == ["y"]
+    with pytest.raises(ValueError, match="--settings: there is no setting 'z'; there are x, y"):
+        ablate.choose(SMALL, [], ["z"])
     with pytest.raises(ValueError, match="add 'Full', whose teacher"):
         ablate.choose(TABLES["rm5"], ["only L_rec"])
 

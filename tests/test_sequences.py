@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rmjax import evaluate, tasks, train
+from rmjax import evaluate, memoria, probe, tasks, train
 from rmjax.data import make_source
 from rmjax.data.pipeline import batches
-from rmjax.models import unroll
+from rmjax.models import gpt2, huggingface, unroll
 from rmjax.optim import make_optimizer
 from rmjax.parallel import make_mapped
 from tests.runs import compilations_kept, lines, saved, tiny
@@ -48,6 +48,14 @@ def books(folder, **changes):
     )
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run over books from its beginning to its end: its config, the folder above its workdir `whole`, its table."""
+    folder = tmp_path_factory.mktemp("texts")
+    config = books(folder)
+    return config, folder, train.train(config, folder / "whole")
+
+
 @pytest.mark.parametrize("kind", ["transformer", "memoria"])
 def test_sorting_is_asked_of_the_last_tokens(kind):
     """All segments at once, no silent ones, and the logits picked by hand."""
@@ -76,17 +84,16 @@ def test_a_sorting_run_ends_in_a_table_beside_the_oracles(tmp_path):
     assert rows[-1]["test_accuracy"] == 1 and not (tmp_path / "teacher").exists()
 
 
-def test_a_run_over_texts_stopped_within_one_goes_on_bit_for_bit(tmp_path):
-    config = books(tmp_path)
-    train.train(config, tmp_path / "whole")
+def test_a_run_over_texts_stopped_within_one_goes_on_bit_for_bit(whole):
+    config, folder, table = whole
     for moment in ("model step 3", "model step 7", "model validation 8"):
-        stopped(config, tmp_path / "parts", moment)
-    rows = train.train(config, tmp_path / "parts")
-    assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
-    one, other = (saved(tmp_path / name)[1] for name in ("parts", "whole"))
+        stopped(config, folder / "parts", moment)
+    rows = train.train(config, folder / "parts")
+    assert lines(folder / "parts") == lines(folder / "whole")
+    one, other = (saved(folder / name)[1] for name in ("parts", "whole"))
     assert any("carry" in name for name in one)
     chex.assert_trees_all_equal(one, other)  # memories included
-    assert rows == json.loads((tmp_path / "whole" / "results.json").read_text())
+    assert rows == table == json.loads((folder / "whole" / "results.json").read_text())
     assert set(rows[0]) == {"memory"} | {
         f"test_{name}" for name in ("perplexity", "segment_perplexity", "word_perplexity", "bits_per_character")
     }
@@ -151,3 +158,48 @@ def test_the_rate_rises_and_falls_linearly():
         updates, state = optimizer.update(jnp.ones(1), state, params)
         sizes.append(-float(updates[0]))
     np.testing.assert_allclose(sizes, 0.1 * np.array([0, 0.5, *np.linspace(1, 0, 9)]), atol=1e-4)
+
+
+def test_probing_tells_how_old_reminded_engrams_are(whole, tmp_path):
+    """Ages from the serials, which are given at birth, in a loop over segments."""
+    config, workdir = whole[0], whole[1] / "whole"
+    found = probe.probe(config, workdir)
+    assert json.loads((workdir / "probe.json").read_text()) == found
+    assert (workdir / "mean_age.png").stat().st_size > 1000 and "mean age" in probe.show(found)
+    task, params, source = train.trained(workdir)
+    rows = config.train.eval_batch_size
+    state, step, ages = task.memory(params, rows), jax.jit(task.model.step), []
+    for batch in source.evaluation("test", rows):
+        for t in range(2):
+            state = step(params, state, batch.items[:, t], batch.item_mask[:, t])[1]
+            seen = jax.tree.map(np.asarray, state.record)
+            chosen, old = seen.reminded & (seen.kind == memoria.LONG_TERM), len(ages) - 1 - seen.serial // 2
+            ages.append(
+                np.mean([old[i][chosen[i]].mean() for i in range(rows) if chosen[i].any()]) if chosen.any() else None
+            )
+    assert len(ages) > config.data.text.reset_segments and ages[0] is None and ages[-1] is not None
+    assert [age is None for age in ages] == [age is None for age in found["mean_age"]]
+    both = [(x, y) for x, y in zip(ages, found["mean_age"], strict=True) if x is not None]
+    np.testing.assert_allclose(*zip(*both, strict=True), rtol=1e-5)
+    with pytest.raises(ValueError, match="'transformer' has no engrams to probe"):
+        probe.probe(books(tmp_path, **{"model.kind": "transformer"}), tmp_path / "run")
+
+
+def test_a_model_begins_with_a_released_checkpoint(tmp_path):
+    sizes = gpt2.Sizes(vocabulary=256, positions=40, dim=8, layers=1, heads=2)
+    body = gpt2.make(sizes).init(jax.random.key(3))
+    huggingface.write(tmp_path / "gpt2", body, "gpt2")
+    says = dict(vocab_size=256, n_positions=40, n_embd=8, n_layer=1, n_head=2) | {"model_type": "gpt2"}
+    says |= dict(resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1)
+    (tmp_path / "gpt2" / "config.json").write_text(json.dumps(says))
+    config = books(tmp_path, **{"model.pretrained": str(tmp_path / "gpt2")})
+    with train.opened(config, tmp_path / "run") as run:
+        params = train.fresh_state(run, train.model_stage(run)).params
+    np.testing.assert_array_equal(params["wte"], body["wte"])
+    np.testing.assert_array_equal(params["wpe"], body["wpe"][:16])  # segments of 16
+    np.testing.assert_array_equal(params["h_0"]["mlp"]["c_fc"]["kernel"], body["h_0"]["mlp"]["c_fc"]["kernel"])
+    assert "abstractor" in params and "abstractor" not in body
+    other = books(tmp_path, **{"model.pretrained": str(tmp_path / "gpt2"), "model.heads": 4})
+    says_two = pytest.raises(ValueError, match="config.model.heads = 4, but .*gpt2 has 2")
+    with train.opened(other, tmp_path / "other") as run, says_two:
+        train.fresh_state(run, train.model_stage(run))

@@ -54,9 +54,12 @@ def make_source(config: Any, seed: int) -> Any:
         samples = {split: world.pop(split) for split in ("train", "valid", "test")}
         return Synthetic(SyntheticConfig(**world), seed, **samples)  # faster made than kept
     elif name == "sorting":
-        from rmjax.data.sorting import Sorting
+        from rmjax.data.sorting import Sorting, fitting
 
-        return Sorting(seed=seed, segment_length=config.segment_length, **config.sorting)
+        options = dict(config.sorting)
+        segments = options.pop("segments")
+        options["length"] = options["length"] or fitting(segments, config.segment_length)
+        return Sorting(seed=seed, segment_length=config.segment_length, **options)
     elif name in ("wikitext", "pg19", "enwik8", "books"):
         from rmjax.data.documents import documents
         from rmjax.data.texts import Texts

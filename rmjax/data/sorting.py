@@ -21,6 +21,19 @@ SPLITS = ("train", "valid", "test")
 _ITEMS_AT_ONCE = 2**20  # bounds what one call of `fetch` holds beside its result
 
 
+def fitting(segments: int, segment_length: int) -> int:
+    """Symbols of a sequence that fills so many segments: 1,000 in 1,024 tokens, as published; always with room for the
+    separator and 19 answers. Raises ValueError where there is none."""
+    tokens = segments * segment_length
+    length = tokens - max(20, 24 * tokens // 1024)
+    if length < 1:
+        raise ValueError(
+            f"{segments} segments of {segment_length} tokens have no room for a sequence and its 20 answers: more of "
+            "them, or longer ones (config.data.sorting.segments, config.data.segment_length)"
+        )
+    return length
+
+
 @dataclasses.dataclass(frozen=True)
 class Sorting:
     """A source. A stream depends on (seed, split, index) alone. Raises ValueError naming the field.

@@ -35,7 +35,7 @@ class Texts:
       aligned: documents are cut to whole segments, what is left over is dropped (as Memoria's experiments do), so that
         no segment has tokens of two.
       reset_documents: streams begin anew with every document; needs `aligned`.
-      reset_segments: and after so many segments, where this is not 0.
+      reset_segments: and, in training, after so many segments, where this is not 0.
       skip_first: the first token of a segment is not predicted, as in released code of Memoria.
 
     Raises ValueError where a split is too short, or documents are to be told apart that are not aligned.
@@ -124,6 +124,7 @@ class Texts:
         return Batch(**leaves)
 
     def evaluation(self, split: str, batch_size: int, rows: np.ndarray | slice = slice(None)) -> Iterator[Batch]:
-        """A split once, but for what does not fill a step of all rows."""
+        """A split once, but for what does not fill a step of all rows; nothing begins anew but with documents."""
+        once = dataclasses.replace(self, reset_segments=0)
         for step in range(self.parts(split, batch_size).steps):
-            yield self.batch(split, step, batch_size, rows)
+            yield once.batch(split, step, batch_size, rows)

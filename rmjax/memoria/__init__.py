@@ -5,7 +5,7 @@
 """
 
 from rmjax.memoria.exploit import contribution, exploit
-from rmjax.memoria.history import Record, autocorrelation, edges_above, mean_age, record
+from rmjax.memoria.history import Record, autocorrelation, edges_above, mean_age, nobody, record
 from rmjax.memoria.memorize import memorize_and_forget
 from rmjax.memoria.remind import Engrams, Reminded, remind
 from rmjax.memoria.state import (
@@ -46,6 +46,7 @@ __all__ = [
     "load",
     "mean_age",
     "memorize_and_forget",
+    "nobody",
     "record",
     "remind",
     "reset",

@@ -36,6 +36,11 @@ def record(state: State, reminded: Reminded) -> Record:
     return Record(jnp.where(active, state.serial, -1), state.kind, state.age, marked)
 
 
+def nobody(state: State) -> Record:
+    """The record of a step before which this state had nobody."""
+    return Record(jnp.full_like(state.serial, -1), state.kind, state.age, jnp.zeros(state.kind.shape, bool))
+
+
 def mean_age(history: Record) -> np.ndarray:
     """Mean age in steps of the reminded long-term engrams at each step, f64 [T]; NaN where there are none (Fig. 5)."""
     history = _one_stream(history)

@@ -22,6 +22,7 @@ from rmjax.models import bert, gpt2
 from rmjax.types import Params
 
 WHOLE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+POSITIONS = ("wpe", "embeddings/position_embeddings")
 
 
 class Kind(NamedTuple):
@@ -123,6 +124,7 @@ KINDS = {
 
 def read(path: str | Path, like: Params, kind: str, fresh: Iterable[str] = ()) -> Params:
     """Parameters of the tree, shapes and dtypes of `like` (arrays, or `jax.eval_shape` of an init) from a checkpoint.
+    A model of shorter segments takes the first rows of a table of positions.
 
     path: a folder, a .safetensors file or an index of shards. kind: 'gpt2', 'bert' or 'roberta'. fresh: modules that
     keep the values of `like`, such as 'classifier' or 'h_#/memory_attn', # being any layer. Tensors of the file that
@@ -154,6 +156,8 @@ def read(path: str | Path, like: Params, kind: str, fresh: Iterable[str] = ()) -
     for ours, name in plain.items():
         value, shape = tensor(name), values[ours].shape
         needed = shape[::-1] if _flipped(ours, how) else shape
+        if ours in POSITIONS:
+            value = value[: len(values[ours])]
         if value.shape != needed:
             raise ValueError(
                 f"{path}: {stored[name]} has shape {value.shape}, the model's {ours} is made for {needed}. "

@@ -15,7 +15,7 @@ from rmjax import memoria
 from rmjax.layers.dropout import fold
 from rmjax.models.bert import Attention, Bert, Embeddings, Head, Layer, Sizes
 from rmjax.models.gpt2 import Nothing
-from rmjax.models.memoria_gpt2 import Abstractor
+from rmjax.models.memoria_gpt2 import Abstractor, latest
 from rmjax.types import Array, Key, Params, SequenceModel
 
 
@@ -80,6 +80,7 @@ class MemoriaBert(nn.Module):
 class Remembered:
     engrams: memoria.State  # leading axis B
     segments: Array  # i32 [B] read so far
+    record: memoria.Record  # [B, C] of who was there, and reminded, in the last segment
 
 
 def make_plain(sizes: Sizes, classes: int) -> SequenceModel:
@@ -124,21 +125,24 @@ def make(
 
     def init_state(params: Params, batch_size: int) -> Remembered:
         engrams = memoria.fork(memoria.init(config), batch_size)
-        return Remembered(engrams, jnp.zeros(batch_size, jnp.int32))
+        return Remembered(engrams, jnp.zeros(batch_size, jnp.int32), memoria.nobody(engrams))
 
     def reset(state: Remembered, where: Array) -> Remembered:
-        return Remembered(memoria.reset(state.engrams, where), jnp.where(where, 0, state.segments))
+        engrams = memoria.reset(state.engrams, where)
+        record = latest(state.record, memoria.nobody(engrams), where)
+        return Remembered(engrams, jnp.where(where, 0, state.segments), record)
 
     def step(params: Params, state: Remembered, tokens: Array, mask: Array, key: Key | None = None):
         alive, run = mask.any(-1), functools.partial(module.apply, {"params": params})
         x, working = cast(tuple, run(tokens, mask, key, method="below"))
         remind = functools.partial(memoria.remind, config)
         engrams, reminded = jax.vmap(remind)(state.engrams, working, fold(key, sizes.layers + 1), alive)
+        record = latest(state.record, jax.vmap(memoria.record)(engrams, reminded), alive)
         recalled = reminded.engrams.astype(sizes.dtype), reminded.valid
         hidden, weights = cast(tuple, run(x, mask, working, *recalled, key, method="above"))
         finish = functools.partial(memoria.memorize_and_forget, config)
         engrams = jax.vmap(finish)(engrams, reminded, weights, alive)
-        return hidden, Remembered(engrams, state.segments + alive), (jnp.zeros(()), jnp.zeros(()))
+        return hidden, Remembered(engrams, state.segments + alive, record), (jnp.zeros(()), jnp.zeros(()))
 
     return SequenceModel(init, init_state, reset, step, functools.partial(_logits, head))
 

@@ -107,6 +107,12 @@ class Remembered:
     mask: Array  # bool [B, N]
     engrams: memoria.State  # leading axis B
     segments: Array  # i32 [B] read so far
+    record: memoria.Record  # [B, C] of who was there, and reminded, in the last segment
+
+
+def latest(old: memoria.Record, new: memoria.Record, where: Array) -> memoria.Record:
+    """The new record of streams `where` [B] it counts, the old one of others."""
+    return jax.tree.map(lambda old, new: jnp.where(where[:, None], new, old), old, new)
 
 
 def make(
@@ -140,18 +146,22 @@ def make(
         return params | {"abstractor": abstractor.init(abstract, hidden, tokens == 0)["params"]}
 
     def init_state(params: Params, batch_size: int) -> Remembered:
+        engrams = memoria.fork(memoria.init(config), batch_size)
         return Remembered(
             jnp.zeros((batch_size, segment_length, sizes.dim), sizes.dtype),
             jnp.zeros((batch_size, segment_length), bool),
-            memoria.fork(memoria.init(config), batch_size),
+            engrams,
             jnp.zeros(batch_size, jnp.int32),
+            memoria.nobody(engrams),
         )
 
     def reset(state: Remembered, where: Array) -> Remembered:
+        engrams = memoria.reset(state.engrams, where)
         return state.replace(  # type: ignore[attr-defined]
             mask=state.mask & ~where[:, None],
-            engrams=memoria.reset(state.engrams, where),
+            engrams=engrams,
             segments=jnp.where(where, 0, state.segments),
+            record=latest(state.record, memoria.nobody(engrams), where),
         )
 
     def step(params: Params, state: Remembered, tokens: Array, mask: Array, key: Key | None = None):
@@ -159,6 +169,7 @@ def make(
         working = cast(Array, abstractor.apply({"params": params["abstractor"]}, state.hidden, state.mask))
         remind = functools.partial(memoria.remind, config)
         engrams, reminded = jax.vmap(remind)(state.engrams, working, fold(key, sizes.layers + 1), there & alive)
+        told_of = latest(state.record, jax.vmap(memoria.record)(engrams, reminded), there & alive)
         recalled = Recalled(working, reminded.engrams.astype(sizes.dtype), reminded.valid, there)
         layers = (recalled,) * sizes.layers
         hidden, told = cast(tuple, module.apply({"params": params}, tokens, mask, layers, key))
@@ -172,6 +183,7 @@ def make(
             jnp.where(alive[:, None], jnp.pad(mask, missing), state.mask),
             engrams,
             state.segments + alive,
+            told_of,
         )
         return hidden, after, (jnp.zeros(()), jnp.zeros(()))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -208,10 +209,17 @@ def make_sorting(config: Any, source: Source) -> LastTokens:
 
 def pretrained(config: Any, like: Params) -> Params:
     """`like` with the parameters of the checkpoint that config.model.pretrained names; what it has no names for (the
-    memory's modules, the head) stays. Raises ValueError, naming it, where a tensor is missing or of another shape."""
+    memory's modules, the head) stays. Raises ValueError, naming it, where a tensor is missing or of another shape, or
+    where the model is of another size than the checkpoint's config.json says."""
     kind = next((kind for kind in ("roberta", "bert") if kind in config.model.kind), "gpt2")
     fresh = ("pooler", "classifier", "abstractor", "layer_#/memory_attention", "h_#/memory_attn", "h_#/long_term",
              "h_#/ln_working_memory_attn", "h_#/ln_memory_attn")  # fmt: skip
+    folder = Path(config.model.pretrained)
+    if (folder / huggingface.CONFIG).is_file():  # heads do not show in any shape
+        sizes = huggingface.sizes_from_config(folder, kind)
+        for name in ("dim", "layers", "heads"):
+            if getattr(sizes, name) != config.model[name]:
+                raise ValueError(f"config.model.{name} = {config.model[name]}, but {folder} has {getattr(sizes, name)}")
     return jax.device_get(huggingface.read(config.model.pretrained, like, kind, fresh))
 
 

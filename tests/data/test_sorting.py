@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from rmjax.data.sorting import Sorting
+from rmjax.data.sorting import Sorting, fitting
 
 LENGTH = 230
 SOURCE = Sorting(length=LENGTH, segment_length=64, train=3000, valid=40, test=400)
@@ -68,3 +68,12 @@ def test_values_that_cannot_be_are_named():
         SOURCE.fetch("valid", np.array([40]))
     with pytest.raises(ValueError, match="split='tests'"):
         SOURCE.size("tests")
+
+
+def test_a_sequence_fills_its_segments_with_a_thousand_symbols_in_1024_tokens():
+    assert [fitting(n, 1024) for n in (4, 8, 16, 32)] == [4000, 8000, 16_000, 32_000]
+    assert [fitting(16, 64), fitting(4, 256), fitting(32, 256)] == [1000, 1000, 8000]
+    for segments, length in ((1, 21), (3, 64), (40, 20)):  # answers and separator have room
+        assert fitting(segments, length) + 20 <= segments * length
+    with pytest.raises(ValueError, match="no room for a sequence and its 20 answers.*data.sorting.segments"):
+        fitting(1, 20)

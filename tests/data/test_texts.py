@@ -84,3 +84,8 @@ def test_a_text_too_short_and_resets_within_segments_are_refused():
         texts().batch("train", 0, 40)
     with pytest.raises(ValueError, match="reset_documents needs aligned"):
         texts(aligned=False, reset_documents=True)
+
+
+def test_evaluation_begins_anew_with_documents_alone():
+    every = np.concatenate([batch.reset for batch in texts(reset_segments=3).evaluation("test", B)], 1)
+    assert every[:, 0].all() and not every[:, 1:].any() and every.shape[1] > 3

@@ -243,6 +243,13 @@ def test_another_shape_is_an_error(tmp_path):
         read(file, shapes("gpt2"), "gpt2")
 
 
+def test_a_model_of_shorter_segments_has_the_first_positions(tmp_path, kind):
+    params = random(shapes(kind))
+    file, shorter = write(tmp_path, params, kind), dataclasses.replace(KINDS[kind], positions=14)
+    found = read(file, jax.eval_shape(model(kind, shorter).init, jax.random.key(0)), kind)
+    np.testing.assert_allclose(logits(kind, found, shorter), logits(kind, params), rtol=1e-6)
+
+
 def test_parameters_without_a_name_are_not_written(tmp_path):
     params = random(shapes("gpt2"))
     with pytest.raises(ValueError, match="'gpt2' have no names for abstractor/query, h_0/extra/bias; leave them out"):
