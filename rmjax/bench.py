@@ -24,7 +24,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from rmjax import config as configs
-from rmjax import environment, train
+from rmjax import environment, tasks, train
 from rmjax.data import make_source
 from rmjax.data.pipeline import batches, steps_per_epoch
 from rmjax.machines import memorize
@@ -37,7 +37,7 @@ _REPEATS = flags.DEFINE_integer("repeats", 20, "Timed train steps.", lower_bound
 _HISTORIES = flags.DEFINE_multi_integer(
     "history", [100, 10_000, 1_000_000], "Items written before a single write and answer are timed.", lower_bound=1
 )
-_STREAMING = flags.DEFINE_bool("streaming", True, "Also time single writes and answers.")
+_STREAMING = flags.DEFINE_bool("streaming", True, "Also time a machine's single writes and answers.")
 BATCHES = (1, 256)
 
 
@@ -47,7 +47,7 @@ def bench(config: Any, repeats: int, histories: Sequence[int], said: str = "") -
         run = train.Run(config, Path(), make_source(config.data, config.data.seed), stop)
         result: dict[str, Any] = {"environment": said, "device": jax.devices()[0].device_kind}
         result |= bench_step(run, repeats)
-        if histories:
+        if histories and not tasks.is_sequence(config):
             result["streaming"] = bench_streaming(run, histories)
     return result
 
@@ -75,12 +75,12 @@ def bench_step(run: train.Run, repeats: int) -> dict[str, Any]:
         name: round(sum(cost[name] * shape.steps for cost, shape in zip(each, shapes, strict=True)) / steps)
         for name in ("flops_per_step", "matmul_flops_per_step")
     }
-    state, frozen = mapped.put(state), mapped.put(frozen)
+    (state, carry), frozen = train.put_state(mapped, state), mapped.put(frozen)
 
     begin = time.perf_counter()
-    compiled = [mapped.compiled(state, (), frozen, shape.batch) for shape in shapes]
+    compiled = [mapped.compiled(state, carry, frozen, shape.batch) for shape in shapes]
     compile_seconds = time.perf_counter() - begin
-    carry, seconds, fastest = (), 0.0, 0.0
+    seconds, fastest = 0.0, 0.0
     for shape in shapes:
         times = []
         for _ in range(repeats + 2):
@@ -219,7 +219,7 @@ def main(argv: Sequence[str]) -> int:
     del argv
     logging.set_verbosity(logging.INFO)
     try:
-        if "memoria" in _CONFIG.value:
+        if "data" not in _CONFIG.value:  # a card of rows of Memoria
             said = environment.prepare()
             print(json.dumps({"environment": said, **memoria_bench.bench(_CONFIG.value.memoria)}, indent=1))
             return 0

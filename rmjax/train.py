@@ -353,12 +353,16 @@ def train_stage(run: Run, stage: Stage, mapped: Mapped, frozen: Params) -> Param
         if start < stage.steps or checkpoints.score(stage.steps) is None:
             evaluated = checkpoints.score(start) is not None
             with contextlib.closing(metrics.MetricWriter(run.workdir, start, stage.name, evaluated)) as writer:
-                carry, state = mapped.put_carry(state.carry), dataclasses.replace(state, carry=())
-                loop(run, stage, mapped, checkpoints, writer, start, mapped.put(state), carry, mapped.put(frozen))
+                loop(run, stage, mapped, checkpoints, writer, start, *put_state(mapped, state), mapped.put(frozen))
         checkpoints.wait()
         best = restore_best(checkpoints, state.params)
         assert best is not None
         return best
+
+
+def put_state(mapped: Mapped, state: TrainState) -> tuple[TrainState, Any]:
+    """-> the state and, apart from it, what its streams carry, on the devices."""
+    return mapped.put(dataclasses.replace(state, carry=())), mapped.put_carry(state.carry)
 
 
 def loop(run: Run, stage: Stage, mapped: Mapped, checkpoints, writer, start: int, state, carry, frozen) -> None:
@@ -530,7 +534,7 @@ def explain(config: Any) -> dict[str, Any]:
         run = Run(config, Path(), make_source(config.data, config.data.seed), stop)
         stage, mapped, state, frozen, batch = first_step(run)
         begin = time.monotonic()
-        compiled = mapped.compiled(mapped.put(state), (), mapped.put(frozen), batch)
+        compiled = mapped.compiled(*put_state(mapped, state), mapped.put(frozen), batch)
         seconds = time.monotonic() - begin
         return step_costs(run, stage, state, frozen, batch) | {
             "peak_bytes_per_device": cost.peak_bytes(compiled),
@@ -554,7 +558,8 @@ def step_costs(run: Run, stage: Stage, state: TrainState, frozen: Params, batch:
     task: Any = stage.task
     memory = jax.eval_shape(lambda params: task.memory(params, 1), state.params)
     optimizer = stage_optimizer(run, stage)
-    work = cost.breakdown(make_train_step(stage.task, optimizer, run.config.seed), state, (), frozen, batch)
+    plain = dataclasses.replace(state, carry=())
+    work = cost.breakdown(make_train_step(task, optimizer, run.config.seed), plain, state.carry, frozen, batch)
     return {
         "parameters": cost.parameter_count(state.params),
         "memory_bytes_per_stream": cost.tree_bytes(memory),

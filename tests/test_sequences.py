@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rmjax import evaluate, memoria, probe, tasks, train
+from rmjax import bench, evaluate, memoria, probe, tasks, train
 from rmjax.data import make_source
 from rmjax.data.pipeline import batches
 from rmjax.models import gpt2, huggingface, unroll
@@ -203,3 +203,14 @@ def test_a_model_begins_with_a_released_checkpoint(tmp_path):
     says_two = pytest.raises(ValueError, match="config.model.heads = 4, but .*gpt2 has 2")
     with train.opened(other, tmp_path / "other") as run, says_two:
         train.fresh_state(run, train.model_stage(run))
+
+
+def test_what_a_step_costs_is_told_of_streams_that_carry(tmp_path):
+    config = books(tmp_path, **{"model.kind": "transformer_xl"})
+    told = bench.bench(config, 1, histories=(100,))
+    assert "streaming" not in told and told["step_ms"] > 0
+    assert told["queries_per_second"] == told["items_per_second"]  # every token asks
+    explained = train.explain(config)
+    assert explained["flops_per_step"] == told["flops_per_step"] and explained["batch_size"] == config.train.batch_size
+    state = 16 * 8 * 4 + 4 + 4  # one layer's inputs of a segment, how many are there, segments read
+    assert explained["memory_bytes_per_stream"] == state
