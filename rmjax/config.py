@@ -43,6 +43,10 @@ def below(low: float, high: float) -> Check:
     return Check(lambda value: low <= value < high, f"from {low} to just below {high}")
 
 
+def inside(low: float, high: float) -> Check:
+    return Check(lambda value: low < value < high, f"above {low} and below {high}")
+
+
 def one_of(*choices: str) -> Check:
     return Check(lambda value: value in choices, f"one of {', '.join(choices)}")
 
@@ -132,9 +136,9 @@ SCHEMA: dict[str, Field] = {
     "data.simulated.hard": Field(0.2, between(0, 1), "chance that a negative has its positive's cluster"),
     "data.simulated.world_seed": Field(0, at_least(0), "shuffles the item ids"),
     "data.segments": Field(1, at_least(1), "language models: segments a step, T"),
-    "data.text.tokenizer": Field("bytes", anything, "language models: bytes, characters, or a tokenizer.json"),
-    "data.text.train_share": Field(0.07, above(0), "pg19: share of the training books that is read"),
-    "data.text.held_out": Field(0.1, below(0, 0.5), "books: share of them to validate on, and as many to test on"),
+    "data.text.tokenizer": Field("bytes", anything, "texts: bytes, characters, words, or a tokenizer.json"),
+    "data.text.train_share": Field(0.07, between(1e-6, 1), "pg19: share of the training books that is read"),
+    "data.text.held_out": Field(0.1, inside(0, 0.5), "books: share of them to validate on, and as many to test on"),
     "data.text.aligned": Field(True, anything, "documents are cut to whole segments; the rest of each is dropped"),
     "data.text.reset_documents": Field(False, anything, "memories begin anew with every document; needs aligned"),
     "data.text.reset_segments": Field(0, at_least(0), "training: memories begin anew after so many segments; 0: never"),
@@ -144,7 +148,7 @@ SCHEMA: dict[str, Field] = {
     "data.hyperpartisan.title": Field(True, anything, "an article's title is its first sentence"),
     "data.hyperpartisan.max_tokens": Field(0, at_least(0), "first tokens kept of an article; 0: all"),
     "data.sorting.segments": Field(4, at_least(1), "segments of a sequence"),
-    "data.sorting.length": Field(0, at_least(0), "symbols of a sequence; 0: 1,000 in 1,024 tokens of its segments"),
+    "data.sorting.length": Field(0, at_least(0), "symbols of a sequence; 0: the thousands that fit its segments"),
     "data.sorting.train": Field(80_000, at_least(1), "sequences to train on"),
     "data.sorting.valid": Field(800, at_least(1), "sequences to validate on"),
     "data.sorting.test": Field(800, at_least(1), "sequences to test on"),
@@ -154,11 +158,13 @@ SCHEMA: dict[str, Field] = {
     "model.layers": Field(5, at_least(1), "layers"),
     "model.heads": Field(4, at_least(1), "attention heads; divides model.dim"),
     "model.dropout": Field(0.1, below(0, 1), "dropout rate"),
+    "model.initial": Field(0.02, above(0), "standard deviation of untrained kernels and tables"),
     "model.pretrained": Field("", anything, "folder of a Hugging Face checkpoint to begin with; empty: drawn values"),
     "model.memory": Field(0, at_least(0), "transformer_xl, compressive, infinity: rows remembered; 0: a segment's"),
     "model.compression": Field(4, at_least(1), "compressive: inputs in one row; half of the rows are compressed"),
     "model.reconstruction": Field(1.0, at_least(0), "compressive: weight of the attention-reconstruction loss"),
     "model.sticky": Field(True, anything, "infinity: the past is sampled where attention went"),
+    "model.remat": Field(False, anything, "computes a layer again in the backward pass rather than keep it"),
     "model.gradient_segments": Field(1, at_least(0), "segments that gradients pass through at a time; 0: all"),
     "memoria.working": Field(50, at_least(1), "engrams born each segment, N_wm"),
     "memoria.short_term_capacity": Field(400, at_least(0), "engrams in short-term memory, C_stm"),
@@ -174,7 +180,7 @@ SCHEMA: dict[str, Field] = {
     "memoria.ties": Field("hash", one_of("hash", "oldest", "newest"), "which of equally strong edges is taken"),
     "memoria.order": Field("paper", one_of("paper", "released"), "paper: forget, then move; released: the other way"),
     "memoria.lifespan_increment": Field("paper", one_of("paper", "released"), "what a reminded engram gains"),
-    "memoria.layer": Field(-1, at_least(-1), "whose output makes the engrams; -1: the last norm's"),
+    "memoria.layer": Field(-1, at_least(-1), "layer that engrams are of; -1: the last norm, BERT: the last but one"),
     "memoria.activation": Field("relu", one_of("relu", "none"), "of the abstractor's feed-forward layer"),
     # machine
     "machine.kind": Field("rehearsal", one_of(*MACHINES), "the memory"),
@@ -291,7 +297,7 @@ def options(arg: str | None, allowed: Sequence[str]) -> frozenset[str]:
     chosen = frozenset(filter(None, (arg or "").split(",")))
     unknown = sorted(chosen - set(allowed))
     if unknown:  # no ValueError: config_flags would wrap it in a traceback
-        there_are = f"there are {', '.join(allowed)}"
+        there_are = f"there are {', '.join(allowed)}" if allowed else "this card has none"
         raise flags.IllegalFlagValueError(f"config option {unknown[0]!r}: no such option; {there_are}")
     return chosen
 
@@ -380,7 +386,38 @@ def _conflicts(config: ConfigDict) -> Iterator[str]:
     if classifies != (config.model.kind in CLASSIFIERS) and (classifies or config.data.name in LANGUAGE):
         kinds = CLASSIFIERS if classifies else [kind for kind in MODELS if kind not in CLASSIFIERS]
         yield f"config.model.kind = {config.model.kind!r}: for {config.data.name} there are {', '.join(kinds)}"
-    if config.data.name == "sorting" and config.model.dim % config.model.heads:
-        yield f"config.model.heads = {config.model.heads} must divide config.model.dim = {config.model.dim}"
+    if classifies or config.data.name in LANGUAGE:
+        yield from _model_conflicts(config)
     if train.model_devices > 1 and train.mapping == "pmap":
         yield f"config.train.model_devices = {train.model_devices} needs config.train.mapping = 'mesh'"
+
+
+def _model_conflicts(config: ConfigDict) -> Iterator[str]:
+    """The same of sequence models."""
+    model, data, train = config.model, config.data, config.train
+    texts, memory = data.name in LANGUAGE and data.name != "sorting", model.memory or data.segment_length
+    if model.dim % model.heads:
+        yield f"config.model.heads = {model.heads} must divide config.model.dim = {model.dim}"
+    if (model.kind == "infinity" and memory % 2) or (model.kind == "compressive" and memory < 2):
+        fit = "even" if model.kind == "infinity" else "at least 2"
+        yield f"config.model.memory: {model.kind} remembers {memory} rows (0: a segment's); must be {fit}"
+    encoder = model.kind in CLASSIFIERS
+    last = model.layers - 2 if encoder else model.layers - 1
+    if "memoria" in model.kind and (config.memoria.layer > last or last < 0):
+        layers = f"config.model.layers = {model.layers}" + (", of which one is above it" if encoder else "")
+        yield f"config.memoria.layer = {config.memoria.layer}: must be at most {last}, for {layers}"
+    if data.name == "hyperpartisan" and data.segment_length < 3:
+        yield f"config.data.segment_length = {data.segment_length}: must be at least 3, two tokens of it are marks"
+    if texts and model.gradient_segments > data.segments:
+        reach = f"config.model.gradient_segments = {model.gradient_segments}"
+        yield f"{reach}: gradients end with a step of config.data.segments = {data.segments}: raise that too"
+    if texts and train.microbatch:
+        yield "config.train.microbatch: of texts a device holds all rows at once; lower config.train.batch_size"
+    if model.pretrained and model.kind in ("transformer_xl", "compressive"):
+        yield f"config.model.pretrained: there are no checkpoints for config.model.kind = {model.kind!r}"
+    if model.pretrained and train.start_from:
+        yield "config.model.pretrained and config.train.start_from: a model begins with one of them"
+    if data.vectors:
+        yield f"config.data.vectors = {data.vectors!r}: is for memory machines, not for {data.name}"
+    if train.model_devices > 1:
+        yield f"config.train.model_devices = {train.model_devices}: splits item tables, which {data.name} has not"

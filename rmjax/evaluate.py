@@ -81,13 +81,14 @@ def perplexities(documents: Documents, nats: np.ndarray, tokens: np.ndarray) -> 
 
     'perplexity': exp of the mean over tokens. 'segment_perplexity': the mean over segments of theirs, which is larger;
     it is what the released code of Memoria reports. By 'word', and 'bits_per_character': the mean over tokens, times
-    tokens in a word or character of the text.
+    tokens in a word or character of the text; both are left out where the tokens are not all of the text.
     """
     nats, tokens = np.asarray(nats, np.float64), np.asarray(tokens, np.float64)
     mean, size, read = nats.sum() / tokens.sum(), len(documents.tokens), tokens > 0
-    return {
-        "perplexity": float(np.exp(mean)),
-        "segment_perplexity": float(np.exp(nats[read] / tokens[read]).mean()),
+    found = {"perplexity": float(np.exp(mean)), "segment_perplexity": float(np.exp(nats[read] / tokens[read]).mean())}
+    if not documents.tokenizer.lossless:
+        return found
+    return found | {
         "word_perplexity": float(np.exp(min(mean * size / max(documents.words, 1), 700.0))),
         "bits_per_character": float(mean * size / documents.characters / np.log(2)),
     }

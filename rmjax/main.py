@@ -1,10 +1,14 @@
-"""Flags only: python -m rmjax.main --config=configs/xlong.py:local --workdir=runs/xlong."""
+"""Flags only: python -m rmjax.main --config=configs/xlong.py:local --workdir=runs/xlong.
+
+Any key of rmjax/config.py is a flag too: --config.train.steps=100.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Sequence
+from logging import WARNING, getLogger
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -31,6 +35,7 @@ def main(argv: Sequence[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     logging.set_verbosity(logging.INFO)
+    getLogger("jax._src.xla_bridge").setLevel(WARNING)  # it tells of every platform that is not here
     config = _CONFIG.value
     try:
         configs.validate(config)

@@ -11,7 +11,7 @@ def make_optimizer(
     """clip = 0: no clipping. schedule: 'constant', or over `steps` the rate falls to zero by half a 'cosine' or
     'linear'ly, after it has risen from zero over their share `warmup`."""
     steps_up = round(warmup * steps)
-    down = steps - steps_up
+    down = max(1, steps - steps_up)
     rate: optax.ScalarOrSchedule = learning_rate
     if schedule == "cosine":
         rate = optax.cosine_decay_schedule(learning_rate, down)

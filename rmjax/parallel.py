@@ -88,7 +88,7 @@ def _pmap(
 
     def whole(x: Any) -> np.ndarray:
         x = np.asarray(x)
-        return x.reshape(-1, *x.shape[2:])
+        return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
     def measure(params: Params, carry: Any, batch: Batch) -> tuple[dict[str, np.ndarray], Any]:
         found, carry = read(params, carry, split(batch))

@@ -106,7 +106,7 @@ def probe_engrams(config: Any, workdir: str | Path) -> dict[str, Any]:
         if params is None:
             raise FileNotFoundError(f"{workdir} has no checkpoint of the model: train first, with --mode=train")
         histories = list(streams_of_engrams(run, stage.task, jax.device_put(params)))
-        lags = min(LAGS, max(len(history.serial) for history in histories) - 1)
+        lags = max(1, min(LAGS, max(len(history.serial) for history in histories) - 1))
         mean = lambda series: nan_to_none(mean_over_streams(series))  # noqa: E731
         found = {
             "model": config.model.kind,
@@ -125,7 +125,7 @@ def streams_of_engrams(run: train.Run, task: Any, params: Params) -> Iterator[me
     """Of each stream of the test split, at most config.probe.streams, its history [T, C] from its second segment on."""
     rows = run.config.train.eval_batch_size
     watch = jax.jit(partial(watched, task.model))
-    carry, parts = None, []
+    carry, parts, resets = None, [], []
     if isinstance(task, StreamTask):
         data: Any = run.source.evaluation("test", rows)
     else:
@@ -137,13 +137,17 @@ def streams_of_engrams(run: train.Run, task: Any, params: Params) -> Iterator[me
                 raise train.Preempted("asked to stop while probing; run the same line again")
             if carry is None or not isinstance(task, StreamTask):
                 carry = task.memory(params, len(batch.items))
-            carry, records = jax.device_get(watch(params, carry, batch))
-            parts.append(records)
-            if not isinstance(task, StreamTask):
-                yield from each_stream(parts.pop(), batch.item_mask.any(-1).sum(1))
+            carry, records = watch(params, carry, batch)
+            parts.append(jax.device_get(records))
+            if isinstance(task, StreamTask):
+                resets.append(batch.reset.T)
+            else:
+                lengths = batch.item_mask.any(-1).sum(1)
+                there = np.arange(batch.items.shape[1])[:, None] < lengths
+                yield from each_stream(parts.pop(), there, np.zeros_like(there))
     if parts:
-        whole = jax.tree.map(lambda *x: np.concatenate(x), *parts)
-        yield from each_stream(whole, np.full(rows, len(whole.serial)))
+        whole, reset = jax.tree.map(lambda *x: np.concatenate(x), *parts), np.concatenate(resets)
+        yield from each_stream(whole, np.ones_like(reset), reset)
 
 
 def watched(model: SequenceModel, params: Params, state: Any, batch: Batch) -> tuple[Any, memoria.Record]:
@@ -158,10 +162,13 @@ def watched(model: SequenceModel, params: Params, state: Any, batch: Batch) -> t
     return jax.lax.scan(read, state, jax.tree.map(lambda x: x.swapaxes(0, 1), (batch.items, batch.item_mask, reset)))
 
 
-def each_stream(records: memoria.Record, segments: np.ndarray) -> Iterator[memoria.Record]:
-    for row, length in enumerate(segments):
-        if length:  # others fill up the batch
-            yield jax.tree.map(lambda x: np.asarray(x[:length, row]), records)  # noqa: B023
+def each_stream(records: memoria.Record, there: np.ndarray, reset: np.ndarray) -> Iterator[memoria.Record]:
+    """Records [T, B, C] by row, from one reset bool [T, B] to the next; without what is not `there`, bool [T, B]."""
+    for row in range(there.shape[1]):
+        for moments in np.split(np.arange(len(there)), np.flatnonzero(reset[:, row])):
+            moments = moments[there[moments, row]]
+            if len(moments):  # rows without fill up a batch
+                yield jax.tree.map(lambda x: np.asarray(x[moments, row]), records)  # noqa: B023
 
 
 def mean_over_streams(series: list[np.ndarray]) -> np.ndarray:
@@ -339,6 +346,8 @@ def show(found: dict[str, Any]) -> str:
 
 def show_engrams(found: dict[str, Any]) -> str:
     ages = [(step, age) for step, age in enumerate(found["mean_age"]) if age is not None]
+    if not ages:
+        return f"{found['model']}: in streams of {len(found['mean_age'])} segments no long-term engram was reminded"
     some = ages[:: max(1, len(ages) // BINS)]
     both = zip(found["short_term"], found["long_term"], strict=True)
     return "\n".join(

@@ -38,7 +38,7 @@ from rmjax.workdir import Preemption, lock
 # What may change between a run and its continuation; everything else is part of what the run computes.
 MAY_CHANGE = ("train.devices", "train.mapping", "train.model_devices", "train.microbatch", "train.log_every",
               "train.keep_last", "train.keep_best", "train.start_from", "data.dir", "data.cache_dir", "data.ram_bytes",
-              "data.workers", "data.prefetch", "data.vectors", "data.activitynet.features",
+              "data.workers", "data.prefetch", "data.vectors", "data.activitynet.features", "model.pretrained",
               "probe.steps", "probe.fragments", "probe.streams")  # fmt: skip
 CPU_ITEMS = 8192  # of the streams that a CPU holds at once, see `microbatch`
 # Steps dispatched ahead of the one whose loss is looked at. None on CPU: several devices share a few threads there,
@@ -361,14 +361,23 @@ def train_stage(run: Run, stage: Stage, mapped: Mapped, frozen: Params) -> Param
 
 
 def put_state(mapped: Mapped, state: TrainState) -> tuple[TrainState, Any]:
-    """-> the state and, apart from it, what its streams carry, on the devices."""
-    return mapped.put(dataclasses.replace(state, carry=())), mapped.put_carry(state.carry)
+    """-> the state and, apart from it, what its streams carry, on the devices; a process has its own streams alone."""
+    mine = lambda x: x.reshape(jax.process_count(), -1, *x.shape[1:])[jax.process_index()]  # noqa: E731
+    return mapped.put(dataclasses.replace(state, carry=())), mapped.put_carry(jax.tree.map(mine, state.carry))
+
+
+def whole_state(mapped: Mapped, state: TrainState, carry: Any) -> TrainState:
+    """The way back, on the host, with the streams of all processes."""
+    carry = mapped.get_carry(carry)
+    if jax.process_count() > 1:
+        carry = jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), carry)
+    return dataclasses.replace(mapped.get(state), carry=carry)
 
 
 def loop(run: Run, stage: Stage, mapped: Mapped, checkpoints, writer, start: int, state, carry, frozen) -> None:
     """Steps, log lines, evaluations and checkpoints from `start` on; returns at the last step, evaluated and saved."""
     t = run.config.train
-    whole = lambda: dataclasses.replace(mapped.get(state), carry=mapped.get_carry(carry))  # noqa: E731
+    whole = lambda: whole_state(mapped, state, carry)  # noqa: E731
     progress = metrics.Progress(stage.steps, start)
     losses = Losses(run, stage, mapped, writer, progress)
     data = batches(

@@ -6,12 +6,14 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from rmjax import bench, evaluate, memoria, probe, tasks, train
 from rmjax.data import make_source
 from rmjax.data.pipeline import batches
-from rmjax.models import gpt2, huggingface, unroll
+from rmjax.data.tokenizers import make_tokenizer
+from rmjax.models import bert, gpt2, huggingface, memoria_bert, unroll
 from rmjax.optim import make_optimizer
 from rmjax.parallel import make_mapped
 from tests.runs import compilations_kept, lines, saved, tiny
@@ -70,6 +72,44 @@ def test_sorting_is_asked_of_the_last_tokens(kind):
     flat = logits.swapaxes(0, 1).reshape(4, -1, 21)
     np.testing.assert_allclose(task.scores(params, batch), flat[:, 70:90], atol=1e-5)
     np.testing.assert_array_equal(batch.items.reshape(4, -1)[:, 71:90], batch.target[:, :-1])  # what comes next
+
+
+@pytest.mark.parametrize("kind", ["memoria", "memoria_bert"])
+def test_a_memory_of_working_engrams_alone_is_trained(kind):
+    """Memoria Table 6, `+ Working Memory`: nothing is ever reminded."""
+    none = {"model.kind": kind, "memoria.remind_short_term": 0, "memoria.remind_long_term": 0}
+    none |= {"model": dict(dim=8, layers=2, heads=2), "memoria": dict(working=2, short_term_capacity=4)}
+    config = tiny(**SORTING | none)
+    if kind == "memoria":
+        task = tasks.make_task(config, make_source(config.data, 0))
+        data = batches(
+            make_source(config.data, 0), "train", seed=0, batch_size=2, segment_length=24, negatives=1, num_steps=1
+        )
+        loss = lambda params: task.losses(params, (), next(data), jax.random.key(1))["reason"][1][0]  # noqa: E731
+    else:
+        sizes = bert.Sizes(vocabulary=11, positions=8, dim=8, layers=2, heads=2)
+        rules = memoria.MemoriaConfig(
+            working=2, short_term_capacity=4, remind_short_term=0, remind_long_term=0, dim=8, ties="hash"
+        )
+        task = memoria_bert.make(sizes, 3, rules, memory_layer=0)
+        tokens, mask = jnp.ones((2, 3, 8), jnp.int32), jnp.ones((2, 3, 8), bool)
+        each = lambda params: lambda hidden, _: task.logits(params, hidden)  # noqa: E731
+
+        def loss(params):
+            return unroll(task, params, task.init_state(params, 2), tokens, mask, each(params))[1][-1, :, 0].sum()
+
+    gradient = jax.grad(loss)(task.init(jax.random.key(0)))
+    assert jnp.isfinite(optax.global_norm(gradient)) and optax.global_norm(gradient["abstractor"]) > 0
+
+
+def test_gradients_reach_further_back_when_asked():
+    """`model.gradient_segments` of sorting: the segments before the answers run silently but for so many."""
+
+    def made(reach):
+        config = tiny(**SORTING, **{"model.gradient_segments": reach})
+        return tasks.make_task(config, make_source(config.data, 0))
+
+    assert [made(reach).silent for reach in (1, 2, 3, 9, 0)] == [2, 1, 0, 0, 0]
 
 
 def test_a_sorting_run_ends_in_a_table_beside_the_oracles(tmp_path):
@@ -140,7 +180,7 @@ def test_a_step_over_devices_is_the_step_of_one(tmp_path, how):
 
 def test_perplexities_by_hand():
     class Text:
-        tokens, words, characters = np.zeros(120), 30, 100
+        tokens, words, characters, tokenizer = np.zeros(120), 30, 100, make_tokenizer("bytes")
 
     nats, tokens = np.array([[2.0, 6.0], [0.0, 4.0]]), np.array([[2, 3], [0, 5]])
     found = evaluate.perplexities(Text(), nats, tokens)
@@ -149,6 +189,8 @@ def test_perplexities_by_hand():
     assert found["segment_perplexity"] == pytest.approx((np.exp(1.0) + np.exp(2.0) + np.exp(0.8)) / 3)
     assert found["word_perplexity"] == pytest.approx(np.exp(mean * 120 / 30))
     assert found["bits_per_character"] == pytest.approx(mean * 1.2 / np.log(2))
+    Text.tokenizer = make_tokenizer("words", ["a b"])  # which tells nothing of white space
+    assert evaluate.perplexities(Text(), nats, tokens).keys() == {"perplexity", "segment_perplexity"}
 
 
 def test_the_rate_rises_and_falls_linearly():

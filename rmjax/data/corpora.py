@@ -19,7 +19,7 @@ from rmjax.data.source import hash64
 SPLITS = ("train", "valid", "test")
 ADVICE = {
     "wikitext": "WikiText-2 and -103, raw or not, are at https://www.salesforce.com/products/einstein/ai-research/"
-    "the-wikitext-dependency-language-modeling-dataset; set data.dir to the folder of the three files.",
+    "the-wikitext-dependency-language-modeling-dataset; set data.dir to the folder of the three files, named so.",
     "pg19": "PG-19 is described at https://github.com/google-deepmind/pg19; set data.dir to the folder of all of it.",
     "enwik8": "It is http://mattmahoney.net/dc/enwik8.zip; set data.dir to its folder, or to any one file.",
     "books": "Set data.dir to a folder with a .txt of each book, or with folders train, valid and test of them.",
@@ -61,13 +61,16 @@ def enwik8(root: Path) -> Corpus:
     """The file or its .zip; 18, 1 and 1 of 20 of its bytes. A character is a byte, as is usual there."""
     path = next((path for path in (root, root / "enwik8", root / "enwik8.zip") if path.is_file()), None)
     if path is None:
-        raise FileNotFoundError(f"enwik8 and enwik8.zip not found in {root}. {ADVICE['enwik8']}")
+        found = "has neither enwik8 nor enwik8.zip" if root.is_dir() else "no such file"
+        raise FileNotFoundError(f"{root}: {found}. {ADVICE['enwik8']}")
     files = {split: [path] for split in SPLITS}
     return Corpus(files, _twentieths, characters=lambda text: len(text.encode("utf-8", "surrogateescape")))
 
 
 def books(root: Path, held_out: float) -> Corpus:
     """Folders of .txt for each split, or one folder, of which whole books are held out by a hash of their names."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder. {ADVICE['books']}")
     if (root / "train").is_dir():
         files = _folders(root, dict(train=["train"], valid=["valid", "validation"], test=["test"]), ADVICE["books"])
         return Corpus(files, lambda _, file: _book(file, file.stem))
@@ -91,7 +94,7 @@ def _articles(path: Path) -> Pieces:
         before, line = "", next(lines, "")
         for after in itertools.chain(lines, [""]):
             blank = not before.strip() and not after.strip()
-            title = re.fullmatch(r" = ([^=]|[^=].*[^=]) = \n?", line) if blank else None
+            title = re.fullmatch(r" = ([^=]|[^=].*[^=]) = \r?\n?", line) if blank else None
             some = name is None or any(map(str.strip, held))
             if some and (title or (size > PIECE and re.match(r" \S", line))):
                 yield name, "".join(held)
@@ -156,12 +159,12 @@ def _twentieths(split: str, path: Path) -> Pieces:
 
 
 def _pieces(stream: IO[bytes], count: int, name: str) -> Pieces:
-    """The next `count` bytes. A piece ends between a word and the space before the next, where tokenizers cut too."""
+    """The next `count` bytes. A piece ends before the white space between two words, where tokenizers cut too."""
     names, rest = iter([name]), b""
     while block := stream.read(min(count, PIECE)):
         count -= len(block)
         rest += block
-        whole = re.match(rb".+(?= \S)", rest, re.DOTALL)
+        whole = re.match(rb".+(?:(?= \S)|(?<=\S)(?=\n\S))", rest, re.DOTALL)
         if count and whole:
             yield next(names, None), whole[0].decode("utf-8", "surrogateescape")
             rest = rest[whole.end() :]

@@ -54,8 +54,8 @@ def documents(
     'books': folders train, valid (or validation) and test of .txt files; or one folder of them, of which `held_out` of
       the books, at least one, are 'valid' and as many 'test', chosen by a hash of their names.
 
-    Text is read in pieces, so that no corpus need fit in RAM, and its tokens are kept in `cache_dir` ('' is
-    ~/.cache/rmjax), written whole or not at all.
+    Text is read in pieces, cut between words, so that no corpus need fit in RAM, and its tokens are kept in `cache_dir`
+    ('' is ~/.cache/rmjax), written whole or not at all.
 
     Raises:
       FileNotFoundError: `directory` has not the files, or there is no such tokenizer.

@@ -137,7 +137,9 @@ def read_splits(path: Path, articles: Path, there: Iterable[int], split: str) ->
         listed = json.loads(path.read_text(encoding="utf-8"))
         train, dev, test = (list(map(int, listed[name])) for name in ("train", "dev", "test"))
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path}: expected lists of ids 'train', 'dev' and 'test' ({error!r})") from error
+        raise ValueError(
+            f"{path}: expected lists of ids 'train', 'dev' and 'test' ({error!r}). {ADVICE['*hp-splits.json']}"
+        ) from error
     unknown = sorted({*train, *dev, *test}.difference(there))
     if unknown:
         raise ValueError(f"{path}: {len(unknown)} of its articles, first {unknown[0]}, are not in {articles}")

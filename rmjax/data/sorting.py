@@ -22,10 +22,10 @@ _ITEMS_AT_ONCE = 2**20  # bounds what one call of `fetch` holds beside its resul
 
 
 def fitting(segments: int, segment_length: int) -> int:
-    """Symbols of a sequence that fills so many segments: 1,000 in 1,024 tokens, as published; always with room for the
-    separator and 19 answers. Raises ValueError where there is none."""
+    """Symbols of a sequence that fills so many segments, with the separator and 19 answers; whole thousands where there
+    are any, as published. Raises ValueError where there is no room."""
     tokens = segments * segment_length
-    length = tokens - max(20, 24 * tokens // 1024)
+    length = (tokens - 20) // 1000 * 1000 or tokens - 20
     if length < 1:
         raise ValueError(
             f"{segments} segments of {segment_length} tokens have no room for a sequence and its 20 answers: more of "

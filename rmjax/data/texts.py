@@ -7,7 +7,6 @@ from step to step, so the order is that of the text, not a drawn one.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -48,6 +47,7 @@ class Texts:
     reset_documents: bool = False
     reset_segments: int = 0
     skip_first: bool = False
+    _segments: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self):
         if self.reset_documents and not self.aligned:
@@ -67,9 +67,13 @@ class Texts:
         """Tokens of a split."""
         return len(self.splits[split].tokens)
 
-    @functools.cache  # noqa: B019  of a few splits, which live as long as the source
     def segments(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """i64 [S], where each segment begins; bool [S], whether a document does."""
+        if split not in self._segments:
+            self._segments[split] = self._find_segments(split)
+        return self._segments[split]
+
+    def _find_segments(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         documents, n = self.splits[split], self.segment_length
         ends = np.append(documents.starts[1:], len(documents.tokens))
         if not self.aligned:
@@ -86,12 +90,22 @@ class Texts:
         if not steps:
             raise ValueError(
                 f"split {split!r} has {number} segments of {self.segment_length} tokens: too few for {batch_size} rows "
-                f"of {self.step_segments}; take a smaller batch, shorter segments or more text"
+                f"of {self.step_segments}; take a smaller batch (config.train.batch_size, eval_batch_size), shorter "
+                "segments (config.data.segment_length) or more text (of pg19: config.data.text.train_share)"
             )
         return Parts(np.arange(batch_size) * (number // batch_size), steps)
 
-    def batch(self, split: str, step: int, batch_size: int, rows: np.ndarray | slice = slice(None)) -> Batch:
-        """Batch `step` of all rows, or of some: epoch after epoch, every one of which begins anew."""
+    def batch(
+        self,
+        split: str,
+        step: int,
+        batch_size: int,
+        rows: np.ndarray | slice = slice(None),
+        reset_segments: int | None = None,
+    ) -> Batch:
+        """Batch `step` of all rows, or of some: epoch after epoch, every one of which begins anew. reset_segments: in
+        place of the source's own."""
+        every = self.reset_segments if reset_segments is None else reset_segments
         n, segments, (first, steps) = self.segment_length, self.step_segments, self.parts(split, batch_size)
         begins, of_document = self.segments(split)
         tokens = self.splits[split].tokens
@@ -101,13 +115,15 @@ class Texts:
         index = begins[where][..., None] + np.arange(n + 1)
         read = tokens[np.minimum(index, len(tokens) - 1)].astype(np.int32)
         asked = index[..., 1:] < len(tokens)
+        if self.reset_documents:  # where one begins is not to be told from the one before
+            asked[..., -1] &= ~np.isin(index[..., -1], self.splits[split].starts)
         if self.skip_first:
             asked[..., -1] = False
         reset = np.broadcast_to(number == 0, where.shape).copy()
         if self.reset_documents:
             reset |= of_document[where]
-        if self.reset_segments:
-            reset |= number % self.reset_segments == 0
+        if every:
+            reset |= number % every == 0
         batch = len(where)
         ids = np.arange(batch_size)[rows]
         leaves: dict[str, Any] = dict(
@@ -125,6 +141,5 @@ class Texts:
 
     def evaluation(self, split: str, batch_size: int, rows: np.ndarray | slice = slice(None)) -> Iterator[Batch]:
         """A split once, but for what does not fill a step of all rows; nothing begins anew but with documents."""
-        once = dataclasses.replace(self, reset_segments=0)
         for step in range(self.parts(split, batch_size).steps):
-            yield once.batch(split, step, batch_size, rows)
+            yield self.batch(split, step, batch_size, rows, reset_segments=0)

@@ -23,6 +23,8 @@ class Tokenizer(Protocol):
     """Ids are 0 .. size - 1."""
     vocabulary: list[str]
     """The token of each id, no two the same."""
+    lossless: bool
+    """Whether all of a text is in its tokens, so that a loss is one of its words and characters too."""
     state: dict[str, Any]
     """What is kept beside the data, as JSON: equal where two tokenizers make the same ids."""
 
@@ -71,6 +73,8 @@ def identity(name: str) -> str:
 class Bytes:
     """UTF-8."""
 
+    lossless = True
+
     def __init__(self) -> None:
         self.size, self.state = 256, dict(kind="bytes")
         self.vocabulary = [f"<0x{i:02X}>" for i in range(256)]
@@ -84,6 +88,8 @@ class Bytes:
 
 class Characters:
     """Code points by a vocabulary whose id 0 is all others."""
+
+    lossless = True  # but for characters that the training texts have not
 
     def __init__(self, vocabulary: list[str]):
         self.vocabulary, self.size = vocabulary, len(vocabulary)
@@ -101,6 +107,8 @@ class Characters:
 class Words:
     """`text.tokenize` by a vocabulary whose id 0 is all others."""
 
+    lossless = False
+
     def __init__(self, vocabulary: list[str]):
         self.vocabulary, self.size = vocabulary, len(vocabulary)
         self.state = dict(kind="words", vocabulary=vocabulary)
@@ -116,6 +124,8 @@ class Words:
 class FromFile:
     """A tokenizer.json of the `tokenizers` library; what it says of truncation, padding and special tokens at the ends
     is left out."""
+
+    lossless = True
 
     def __init__(self, name: str):
         self.state = dict(kind="file", sha256=_digest(name))

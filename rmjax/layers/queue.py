@@ -29,7 +29,7 @@ def push(queue: Queue, rows: Array, mask: Array) -> tuple[Queue, Array, Array]:
 
     -> the queue; what fell out of it [B, N, D] and its mask [B, N], the newest at the end.
     """
-    every = jnp.concatenate([queue.rows, rows], 1)
+    every = jnp.concatenate([queue.rows, rows.astype(queue.rows.dtype)], 1)
     valid = jnp.concatenate([queue.mask, mask], 1)
     order = jnp.argsort(valid, 1, stable=True)  # what is not there comes first, then the oldest
     sort = lambda x: jnp.take_along_axis(x, order.reshape(*order.shape, *[1] * (x.ndim - 2)), 1)  # noqa: E731

@@ -41,6 +41,7 @@ class RelativeAttention(nn.Module):
     same_length: bool = False
     clamp: int = 0
     dtype: jnp.dtype = jnp.float32
+    initial: float = 0.02
 
     @nn.compact
     def __call__(self, x: Array, mask: Array, memory: Array, memory_mask: Array, key: Key | None = None) -> Array:
@@ -50,7 +51,7 @@ class RelativeAttention(nn.Module):
         both = jnp.concatenate([memory.astype(x.dtype), x], 1)
 
         def project(name: str, y: Array) -> Array:
-            y = Dense(dim, use_bias=False, dtype=self.dtype, kernel_init=normal(0.02), name=name)(y)
+            y = Dense(dim, use_bias=False, dtype=self.dtype, kernel_init=normal(self.initial), name=name)(y)
             return y.reshape(*y.shape[:-1], self.heads, -1)
 
         distance = jnp.arange(m + n - 1, -1, -1, dtype=jnp.float32)
@@ -58,11 +59,13 @@ class RelativeAttention(nn.Module):
             distance = jnp.minimum(distance, self.clamp)
         query, keys, value = project("query", x), project("key", both), project("value", both)
         relative = project("relative", sinusoids(distance, dim))
-        bias = lambda name: self.param(name, normal(0.02), (self.heads, dim // self.heads))  # noqa: E731
+        bias = lambda name: self.param(name, normal(self.initial), (self.heads, dim // self.heads)).astype(self.dtype)  # noqa: E731
         u, v = bias("content_bias"), bias("position_bias")
         by_distance = jnp.einsum("bnhe,jhe->bhnj", query + v, relative) * (dim // self.heads) ** -0.5
         i, j = jnp.arange(n)[:, None], jnp.arange(m + n)
         seen = (j <= m + i) & ((j > i) | (not self.same_length))
         seen = seen & jnp.concatenate([memory_mask, mask], 1)[:, None, None, :]
         out, _ = attend(query + u, keys, value, seen, lambda w: dropout(w, self.dropout, key), shift(by_distance))
-        return Dense(dim, use_bias=False, dtype=self.dtype, kernel_init=normal(0.02), name="out")(out.reshape(x.shape))
+        return Dense(dim, use_bias=False, dtype=self.dtype, kernel_init=normal(self.initial), name="out")(
+            out.reshape(x.shape)
+        )

@@ -19,7 +19,7 @@ from rmjax.layers.attention import attend
 from rmjax.layers.dense import Dense
 from rmjax.layers.dropout import dropout, fold
 from rmjax.models import gpt2
-from rmjax.models.gpt2 import dense, split_heads
+from rmjax.models.gpt2 import dense, kept, split_heads
 from rmjax.types import Array, Key, Params
 
 
@@ -75,7 +75,7 @@ class Embeddings(nn.Module):
         s, n = self.sizes, tokens.shape[1]
         if n > s.longest:
             raise ValueError(f"a segment of {n} tokens is longer than the {s.longest} that the model has positions for")
-        table = lambda name, rows: self.param(f"{name}_embeddings", normal(0.02), (rows, s.dim))  # noqa: E731
+        table = lambda name, rows: self.param(f"{name}_embeddings", normal(self.sizes.initial), (rows, s.dim))  # noqa: E731
         words, places, kinds = table("word", s.vocabulary), table("position", s.positions), table("token_type", s.types)
         x = words[tokens] + places[positions(s, mask)] + kinds[0 if types is None else types]
         return dropout(norm(s, "LayerNorm")(x), s.dropout, key)
@@ -132,7 +132,7 @@ class Bert(nn.Module):
 
     def setup(self):
         self.embeddings = Embeddings(self.sizes)
-        self.layer = [Layer(self.sizes) for _ in range(self.sizes.layers)]
+        self.layer = [kept(self.sizes, Layer)(self.sizes) for _ in range(self.sizes.layers)]
 
     def __call__(self, tokens: Array, mask: Array, types: Array | None = None, key: Key | None = None) -> Array:
         x = self.embeddings(tokens, mask, types, fold(key, self.sizes.layers))
@@ -153,7 +153,7 @@ class Head(nn.Module):
         if s.early_dropout:
             x = dropout(x, s.dropout, fold(key, 0))
         x = dropout(jnp.tanh(dense(s, s.dim, "pooler")(x)), s.dropout, fold(key, 1))
-        return Dense(self.classes, kernel_init=normal(0.02), name="classifier")(x.astype(jnp.float32))
+        return Dense(self.classes, kernel_init=normal(self.sizes.initial), name="classifier")(x.astype(jnp.float32))
 
 
 class Classifier(NamedTuple):

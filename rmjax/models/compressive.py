@@ -65,7 +65,7 @@ def make(sizes: Sizes, *, memory: int, compressed: int, rate: int = 4, reconstru
             aux = (reconstruction * total, count)
         return hidden, Remembered(tuple(layers), state.segments + mask.any(-1)), aux
 
-    return SequenceModel(init, init_state, reset, step, tied_logits)
+    return SequenceModel(init, init_state, reset, step, tied_logits(sizes))
 
 
 def reconstruction_loss(block: Params, compression: Params, sizes: Sizes, layer: Any, x: Array, mask: Array) -> Sum:

@@ -6,6 +6,7 @@ Names of parameters are those of the released checkpoints, so that `rmjax.models
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -29,6 +30,8 @@ class Sizes:
       dim, layers, heads: D, and how many; the feed-forward layer is 4 D wide.
       dropout: of embeddings, attention weights and what is added to the residual stream.
       dtype: of products; norms, softmax and logits are f32.
+      initial: standard deviation of untrained kernels and tables; 0.02 is that of models several hundred wide.
+      remat: the backward pass computes a layer again, of which its inputs alone are kept.
     """
 
     vocabulary: int
@@ -38,6 +41,8 @@ class Sizes:
     heads: int = 12
     dropout: float = 0.1
     dtype: Any = jnp.float32
+    initial: float = 0.02
+    remat: bool = False
 
     def __post_init__(self):
         for name in ("vocabulary", "positions", "dim", "layers", "heads"):
@@ -47,7 +52,9 @@ class Sizes:
             raise ValueError(f"width {self.dim} is not a multiple of heads {self.heads}")
 
 
-def dense(sizes: Sizes, features: int, name: str | None, scale: float = 0.02) -> Dense:
+def dense(sizes: Sizes, features: int, name: str | None, scale: float | None = None) -> Dense:
+    """scale: standard deviation of the untrained kernel, None: the model's."""
+    scale = sizes.initial if scale is None else scale
     return Dense(features, dtype=sizes.dtype, kernel_init=normal(scale), name=name)
 
 
@@ -55,8 +62,13 @@ def norm(sizes: Sizes, name: str | None) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=1e-5, dtype=jnp.promote_types(sizes.dtype, jnp.float32), name=name)
 
 
+def kept(sizes: Sizes, layer: type, methods: tuple[str, ...] = ("__call__",)) -> Any:
+    """The layer's class, computed again in the backward pass where `sizes` say so."""
+    return nn.remat(layer, methods=methods) if sizes.remat else layer
+
+
 def split_heads(x: Array, heads: int) -> Array:
-    return x.reshape(*x.shape[:-1], heads, -1)
+    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)  # -1 could not be told of nothing
 
 
 class SelfAttention(nn.Module):
@@ -85,7 +97,7 @@ class Feedforward(nn.Module):
 
 def residual_scale(sizes: Sizes) -> float:
     """Standard deviation of kernels that end in the residual stream."""
-    return 0.02 / (2 * sizes.layers) ** 0.5
+    return sizes.initial / (2 * sizes.layers) ** 0.5
 
 
 class Block(nn.Module):
@@ -114,12 +126,12 @@ class GPT2(nn.Module):
     ) -> tuple[Array, tuple]:
         s, told = self.sizes, []
         check_length(s, tokens)
-        words = self.param("wte", normal(0.02), (s.vocabulary, s.dim))
-        places = self.param("wpe", normal(0.02), (s.positions, s.dim))
+        words = self.param("wte", normal(s.initial), (s.vocabulary, s.dim))
+        places = self.param("wpe", normal(s.initial), (s.positions, s.dim))
         x = (words[tokens] + places[: tokens.shape[1]]).astype(s.dtype)
         x = dropout(x, s.dropout, fold(key, s.layers))
         for i in range(s.layers):
-            block = self.block(s, *self.options, name=f"h_{i}")
+            block = kept(s, self.block)(s, *self.options, name=f"h_{i}")
             x, tells = block(x, mask, None if remembered is None else remembered[i], fold(key, i))
             told.append(tells)
         return norm(s, "ln_f")(x), tuple(told)
@@ -132,9 +144,14 @@ def check_length(sizes: Sizes, tokens: Array) -> None:
         )
 
 
-def tied_logits(params: Params, hidden: Array, key: Key | None = None) -> Array:
-    """hidden [..., D] -> f32 [..., V], by the table of the words themselves; nothing is drawn."""
-    return jnp.einsum("...d,vd->...v", hidden, params["wte"])
+def tied_logits(sizes: Sizes) -> Callable[[Params, Array, Key | None], Array]:
+    """-> (params, hidden [..., D], key) -> f32 [..., V], by the table of the words themselves; nothing is drawn."""
+
+    def logits(params: Params, hidden: Array, key: Key | None = None) -> Array:
+        both = hidden.astype(sizes.dtype), params["wte"].astype(sizes.dtype)
+        return jnp.einsum("...d,vd->...v", *both, preferred_element_type=jnp.float32)
+
+    return logits
 
 
 @flax.struct.dataclass
@@ -160,4 +177,4 @@ def make(sizes: Sizes) -> SequenceModel:
         hidden, _ = module.apply({"params": params}, tokens, mask, None, key)
         return hidden, Nothing(state.segments + mask.any(-1)), (jnp.zeros(()), jnp.zeros(()))
 
-    return SequenceModel(init, init_state, reset, step, tied_logits)
+    return SequenceModel(init, init_state, reset, step, tied_logits(sizes))

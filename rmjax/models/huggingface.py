@@ -142,9 +142,10 @@ def read(path: str | Path, like: Params, kind: str, fresh: Iterable[str] = ()) -
     wanted = {ours: _theirs(ours, how) for ours in values if not _within(ours, kept)}
     plain = {ours: _plain(theirs, how) for ours, theirs in wanted.items()}
     if missing := [ours for ours in wanted if plain[ours] not in stored]:
-        names = ", ".join(f"{ours} ({wanted[ours] or 'has no name there'})" for ours in missing)
+        some = ", ".join(f"{ours} ({wanted[ours] or 'has no name there'})" for ours in missing[:5])
+        some += f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise ValueError(
-            f"{path} as {kind!r} has no tensors for {names}. Set kind to the checkpoint's, and fresh to the modules "
+            f"{path} as {kind!r} has no tensors for {some}. Set kind to the checkpoint's, and fresh to the modules "
             "that are to keep their initial values."
         )
     tied = ("lm_head.weight", "wte.weight")
@@ -152,6 +153,12 @@ def read(path: str | Path, like: Params, kind: str, fresh: Iterable[str] = ()) -
     if stored.keys() >= {*tied} and np.array_equal(*map(tensor, tied)):
         used.add(tied[0])
     if extra := [stored[name] for name in stored if name not in used and not re.fullmatch(how.ignored, name)]:
+        depth = 1 + max(
+            (int(layer[1]) for ours in values if (layer := re.match(r"(?:h|layer)_(\d+)/", ours))), default=-1
+        )
+        found = ((int(layer[1]), name) for name in extra if (layer := re.search(r"\b(?:h|layer)\.(\d+)\.", name)))
+        if deeper := [name for number, name in found if number >= depth]:
+            raise ValueError(f"{path} has more than the {depth} layers of the model: {', '.join(sorted(deeper)[:3])}")
         logging.warning("%s: %d tensors have no place in the model: %s", path, len(extra), ", ".join(sorted(extra)))
     for ours, name in plain.items():
         value, shape = tensor(name), values[ours].shape
@@ -168,8 +175,14 @@ def read(path: str | Path, like: Params, kind: str, fresh: Iterable[str] = ()) -
     return jax.tree.unflatten(tree, values.values())
 
 
+def names(path: str | Path) -> list[str]:
+    """Of a checkpoint's tensors; `path` as for `read`."""
+    return sorted(_open(Path(path)))
+
+
 def write(path: str | Path, params: Params, kind: str) -> Path:
-    """Writes parameters as f32 where `read` finds them, and transformers with a config.json beside; returns the file.
+    """Writes parameters as f32 where `read` finds them; returns the file. It writes no config.json, which transformers
+    needs beside.
 
     path: a .safetensors file, or a folder for model.safetensors; the file is written whole or not at all.
 
@@ -179,7 +192,8 @@ def write(path: str | Path, params: Params, kind: str) -> Path:
     how, path = _kind(kind), Path(path)
     values = {_path(where): leaf for where, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
     if unknown := [ours for ours in values if not _theirs(ours, how)]:
-        raise ValueError(f"checkpoints of {kind!r} have no names for {', '.join(unknown)}; leave them out of params")
+        some = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
+        raise ValueError(f"checkpoints of {kind!r} have no names for {some}; leave them out of params")
     tensors = {}
     for ours, value in values.items():
         value = np.asarray(value, np.float32)

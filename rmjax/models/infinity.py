@@ -103,7 +103,7 @@ class Signal:
 
 @flax.struct.dataclass
 class Past:
-    """What one layer remembers."""
+    """What one layer remembers; the signal is f32, rows are of the model's dtype."""
 
     rows: Array  # [B, L, D], its inputs in the last segment, padding 0
     coefficients: Array  # [B, basis, D] of the signal up to the segment before that
@@ -124,7 +124,7 @@ class LongTermMemory(nn.Module):
         keys = split_heads(dense(s, s.dim, "key")(coefficients), s.heads)
         values = split_heads(dense(s, s.dim, "value")(coefficients), s.heads)
         logits = jnp.einsum("bnhe,bjhe->bhnj", query, keys) * query.shape[-1] ** -0.5
-        weight = lambda name: self.param(name, normal(0.02), (signal.basis,))  # noqa: E731
+        weight = lambda name: self.param(name, normal(s.initial), (signal.basis,))  # noqa: E731
         mean = jax.nn.sigmoid(logits @ weight("mean"))
         variance = jnp.maximum(jax.nn.softplus(logits @ weight("variance")), LEAST_VARIANCE)
         spread = jnp.sqrt(variance[..., None] + signal.widths**2)
@@ -145,11 +145,12 @@ class LongTermMemory(nn.Module):
         """The coefficients with the last segment in them."""
         s, signal = self.sizes, self.signal
         rows = dropout(past.rows, s.dropout, key)
-        gate = nn.Conv(s.dim, (3,), dtype=s.dtype, kernel_init=normal(0.02), name="gate")(rows)
+        gate = nn.Conv(s.dim, (3,), dtype=s.dtype, kernel_init=normal(s.initial), name="gate")(rows)
         rows = rows * jax.nn.sigmoid(gate)
+        rows = rows.astype(jnp.float32)
         first = jnp.einsum("jn,bnd->bjd", signal.first, rows)
         old = jnp.einsum("bsj,bjd->bsd", signal.psi(self.sample(past.density)), past.coefficients)
-        again = jnp.einsum("jn,bnd->bjd", signal.again, jnp.concatenate([old.astype(rows.dtype), rows], 1))
+        again = jnp.einsum("jn,bnd->bjd", signal.again, jnp.concatenate([old, rows], 1))
         wide = past.rows_seen[:, None, None]
         return jnp.where(wide > 1, again, jnp.where(wide == 1, first, past.coefficients))
 
@@ -198,9 +199,10 @@ def make(sizes: Sizes, signal: Signal) -> SequenceModel:
         return module.init(key, tokens, tokens == 0, init_state(None, 1).layers)["params"]
 
     def init_state(params: Params, batch_size: int) -> Remembered:
-        zeros = lambda *shape: jnp.zeros((batch_size, *shape), sizes.dtype)  # noqa: E731
+        zeros = lambda *shape, dtype=jnp.float32: jnp.zeros((batch_size, *shape), dtype)  # noqa: E731
         none = jnp.zeros(batch_size, jnp.int32)
-        past = Past(zeros(signal.segment_length, sizes.dim), zeros(signal.basis, sizes.dim), zeros(BINS), none)
+        rows = zeros(signal.segment_length, sizes.dim, dtype=sizes.dtype)
+        past = Past(rows, zeros(signal.basis, sizes.dim), zeros(BINS), none)
         return Remembered((past,) * sizes.layers, none)
 
     def reset(state: Remembered, where: Array) -> Remembered:
@@ -221,4 +223,4 @@ def make(sizes: Sizes, signal: Signal) -> SequenceModel:
         total, count = (sum(part) / sizes.layers for part in zip(*(kl for _, kl in told), strict=True))
         return hidden, Remembered(tuple(layers), state.segments + alive), (signal.weight * total, count)
 
-    return SequenceModel(init, init_state, reset, step, tied_logits)
+    return SequenceModel(init, init_state, reset, step, tied_logits(sizes))

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from rmjax import memoria
 from rmjax.layers.dropout import fold
 from rmjax.models.bert import Attention, Bert, Embeddings, Head, Layer, Sizes
-from rmjax.models.gpt2 import Nothing
-from rmjax.models.memoria_gpt2 import Abstractor, latest
+from rmjax.models.gpt2 import Nothing, kept
+from rmjax.models.memoria_gpt2 import Abstractor, check_ties, latest
 from rmjax.types import Array, Key, Params, SequenceModel
 
 
@@ -51,8 +51,9 @@ class MemoriaBert(nn.Module):
         s = self.sizes
         self.embeddings = Embeddings(s)
         below, last = self.memory_layer + 1, s.layers
-        self.layer = [Layer(s) for _ in range(below)] + [MemoryLayer(s) for _ in range(below, last)]
-        self.abstractor = Abstractor(self.engrams, self.activation, s.dtype)
+        plain, remembering = kept(s, Layer), kept(s, MemoryLayer, ("remember",))
+        self.layer = [plain(s) for _ in range(below)] + [remembering(s) for _ in range(below, last)]
+        self.abstractor = Abstractor(self.engrams, self.activation, s.dtype, s.initial)
 
     def below(self, tokens: Array, mask: Array, key: Key | None) -> tuple[Array, Array]:
         """-> x [B, N, D], working engrams [B, N_wm, D]."""
@@ -114,6 +115,7 @@ def make(
         raise ValueError(f"engrams of width {config.dim} do not go into a model of width {sizes.dim}")
     if not 0 <= memory_layer < sizes.layers - 1:
         raise ValueError(f"memory_layer must be one of 0 .. {sizes.layers - 2}, below the last, got {memory_layer}")
+    check_ties(config)
     module, head = MemoriaBert(sizes, config.working, memory_layer, activation), Head(sizes, classes)
     recalls = config.remind_short_term + config.remind_long_term
 

@@ -38,12 +38,13 @@ class Abstractor(nn.Module):
     engrams: int
     activation: str = "relu"
     dtype: jnp.dtype = jnp.float32
+    initial: float = 0.02
 
     @nn.compact
     def __call__(self, hidden: Array, mask: Array) -> Array:
         dim = hidden.shape[-1]
-        query = self.param("query", normal(0.02), (self.engrams, dim)).astype(self.dtype)
-        layer = lambda features, name: Dense(features, dtype=self.dtype, kernel_init=normal(0.02), name=name)  # noqa: E731
+        query = self.param("query", normal(self.initial), (self.engrams, dim)).astype(self.dtype)
+        layer = lambda features, name: Dense(features, dtype=self.dtype, kernel_init=normal(self.initial), name=name)  # noqa: E731
         scores = jnp.einsum("kd,bnd->bkn", query, layer(dim, "key")(hidden), preferred_element_type=jnp.float32)
         weights = masked_softmax(scores, mask[:, None]).astype(self.dtype)
         wide = layer(4 * dim, "wide")(weights @ layer(dim, "value")(hidden))
@@ -110,6 +111,13 @@ class Remembered:
     record: memoria.Record  # [B, C] of who was there, and reminded, in the last segment
 
 
+def check_ties(config: memoria.MemoriaConfig) -> None:
+    if config.ties == "random":
+        raise ValueError(
+            "ties='random' needs a key, which dropout has and evaluation has not: take 'hash', 'oldest' or 'newest'"
+        )
+
+
 def latest(old: memoria.Record, new: memoria.Record, where: Array) -> memoria.Record:
     """The new record of streams `where` [B] it counts, the old one of others."""
     return jax.tree.map(lambda old, new: jnp.where(where[:, None], new, old), old, new)
@@ -134,7 +142,10 @@ def make(
         )
     if memory_layer is not None and not 0 <= memory_layer < sizes.layers:
         raise ValueError(f"memory_layer must be one of 0 .. {sizes.layers - 1} or None, got {memory_layer}")
-    module, abstractor = GPT2(sizes, Block), Abstractor(config.working, activation, sizes.dtype)
+    if segment_length > sizes.positions:
+        raise ValueError(f"segment_length={segment_length} is more than the model's positions {sizes.positions}")
+    check_ties(config)
+    module, abstractor = GPT2(sizes, Block), Abstractor(config.working, activation, sizes.dtype, sizes.initial)
     recalls = config.remind_short_term + config.remind_long_term
 
     def init(key: Key) -> Params:
@@ -187,4 +198,4 @@ def make(
         )
         return hidden, after, (jnp.zeros(()), jnp.zeros(()))
 
-    return SequenceModel(init, init_state, reset, step, tied_logits)
+    return SequenceModel(init, init_state, reset, step, tied_logits(sizes))

@@ -13,7 +13,7 @@ from rmjax.layers import queue
 from rmjax.layers.dropout import dropout, fold
 from rmjax.layers.queue import Queue
 from rmjax.layers.relative import RelativeAttention
-from rmjax.models.gpt2 import Sizes, dense, norm, tied_logits
+from rmjax.models.gpt2 import Sizes, dense, kept, norm, tied_logits
 from rmjax.types import Array, Key, Params, SequenceModel
 
 
@@ -28,7 +28,7 @@ class RelativeBlock(nn.Module):
 
     def setup(self):
         s = self.sizes
-        self.attention = RelativeAttention(s.heads, 0.0, self.same_length, self.clamp, s.dtype)
+        self.attention = RelativeAttention(s.heads, 0.0, self.same_length, self.clamp, s.dtype, s.initial)
         self.attention_norm, self.wide_norm = (norm(s, None) for _ in range(2))
         self.wide, self.narrow = dense(s, 4 * s.dim, None), dense(s, s.dim, None)
 
@@ -59,11 +59,11 @@ class TransformerXL(nn.Module):
         self, tokens: Array, mask: Array, memories: tuple[tuple[Array, Array], ...], key: Key | None = None
     ) -> tuple[Array, tuple[Array, ...]]:
         s, inputs = self.sizes, []
-        words = self.param("wte", normal(0.02), (s.vocabulary, s.dim))
+        words = self.param("wte", normal(s.initial), (s.vocabulary, s.dim))
         x = dropout(words[tokens].astype(s.dtype) * s.dim**0.5, s.dropout, fold(key, s.layers))
         for i, (memory, memory_mask) in enumerate(memories):
             inputs.append(x)
-            block = RelativeBlock(s, self.same_length, self.clamp, self.prenorm, name=f"h_{i}")
+            block = kept(s, RelativeBlock)(s, self.same_length, self.clamp, self.prenorm, name=f"h_{i}")
             x = block(x, mask, memory, memory_mask, fold(key, i))
         if self.prenorm:
             x = norm(s, "ln_f")(x)
@@ -79,6 +79,8 @@ class Remembered:
 def make(sizes: Sizes, *, memory: int, same_length: bool = True, clamp: int = 1000) -> SequenceModel:
     """memory: M, tokens that every layer remembers. same_length, clamp: see `RelativeAttention`; the defaults are those
     of Memoria's experiments."""
+    if memory < 1:
+        raise ValueError(f"memory must be at least 1 row, got {memory}; without any there is the plain Transformer")
     module = TransformerXL(sizes, same_length, clamp)
 
     def memories(state: Any) -> tuple:
@@ -101,4 +103,4 @@ def make(sizes: Sizes, *, memory: int, same_length: bool = True, clamp: int = 10
         layers = tuple(queue.push(q, x, mask)[0] for q, x in zip(state.layers, inputs, strict=True))
         return hidden, Remembered(layers, state.segments + mask.any(-1)), (jnp.zeros(()), jnp.zeros(()))
 
-    return SequenceModel(init, init_state, reset, step, tied_logits)
+    return SequenceModel(init, init_state, reset, step, tied_logits(sizes))

@@ -32,14 +32,15 @@ def unroll(
 
     Args:
       each: (hidden [B, N, D], a segment's part of `given`) -> any tree; the results come back with a leading axis T. It
-        is called inside the scan, so that logits over a large vocabulary are never there for all segments at once.
+        is called inside the scan, and again in the backward pass, so that logits over a large vocabulary are never
+        there for several segments at once.
       given: tree of [B, T, ...], for instance the targets.
       reset: bool [B, T], true where a stream begins anew before a segment.
       key: [B] for dropout; segment t of this call draws from fold_in(key, t).
       gradient_segments: truncated backpropagation through time: gradients pass through at most so many segments at a
         time, counted from the last one; 0: through all.
-      silent: so many first segments have nothing that is learned: they run without gradients and `each` does not see
-        them (its results have T - silent entries).
+      silent: so many first segments run without gradients; `each` does not see them (its results have T - silent
+        entries), and the aux is that of the others.
     """
     if tokens.shape != mask.shape or tokens.ndim != 3:
         raise ValueError(f"unroll wants tokens and mask of one shape [B, T, N], got {tokens.shape} and {mask.shape}")
@@ -67,11 +68,11 @@ def unroll(
 
     def aloud(carry, segment):
         carry, hidden, given = read(carry, segment)
-        return carry, each(hidden, given)
+        return carry, (jax.checkpoint(each, prevent_cse=False) if segments - silent > 1 else each)(hidden, given)
 
     carry = (state, (jnp.zeros(()), jnp.zeros(())))
     if silent:
         carry, _ = jax.lax.scan(quietly, carry, jax.tree.map(lambda x: x[:silent], everything))
-        carry = jax.lax.stop_gradient(carry)
+        carry = jax.lax.stop_gradient(carry[0]), (jnp.zeros(()), jnp.zeros(()))  # nor have their losses any
     (state, aux), results = jax.lax.scan(aloud, carry, jax.tree.map(lambda x: x[silent:], everything))
     return state, results, aux

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 
 from rmjax import memoria
 from rmjax.data.source import Source
@@ -31,7 +32,7 @@ from rmjax.types import Array, Batch, Key, Params, SequenceModel, Sum, example_k
 class LastTokens:
     """Each of a stream's last Q tokens asks for what comes after it: sorting. Implements `Task`.
 
-    silent: first segments in which nothing is asked in any stream; they run without gradients.
+    silent: first segments, in which nothing is asked in any stream, that run without gradients.
     gradient_segments: see `unroll`.
     """
 
@@ -171,6 +172,8 @@ def make_documents(config: Any, source: Source) -> Documents:
         layers=m.layers,
         heads=m.heads,
         dropout=m.dropout,
+        remat=m.remat,
+        initial=m.initial,
         dtype=jnp.dtype(config.train.compute_dtype),
     )
     sizes = bert.roberta(positions=n + 2, **common) if "roberta" in m.kind else bert.Sizes(positions=n, **common)
@@ -202,25 +205,38 @@ def make_sorting(config: Any, source: Source) -> LastTokens:
     """The model that config.model describes, over the source's streams, all of one length."""
     n = config.data.segment_length
     segments = -(-source.max_items // n)
-    silent = (source.max_items - source.num_queries) // n
-    model = make_model(config, source.num_items, segments)
-    return LastTokens(model, silent, config.model.gradient_segments)
+    model, reach = make_model(config, source.num_items, segments), config.model.gradient_segments
+    before = (source.max_items - source.num_queries) // n  # segments in which nothing is asked
+    silent = max(0, before - (reach - 1)) if reach else 0
+    return LastTokens(model, silent, reach)
 
 
 def pretrained(config: Any, like: Params) -> Params:
-    """`like` with the parameters of the checkpoint that config.model.pretrained names; what it has no names for (the
-    memory's modules, the head) stays. Raises ValueError, naming it, where a tensor is missing or of another shape, or
-    where the model is of another size than the checkpoint's config.json says."""
-    kind = next((kind for kind in ("roberta", "bert") if kind in config.model.kind), "gpt2")
-    fresh = ("pooler", "classifier", "abstractor", "layer_#/memory_attention", "h_#/memory_attn", "h_#/long_term",
-             "h_#/ln_working_memory_attn", "h_#/ln_memory_attn")  # fmt: skip
-    folder = Path(config.model.pretrained)
-    if (folder / huggingface.CONFIG).is_file():  # heads do not show in any shape
+    """`like` with the parameters of the checkpoint that config.model.pretrained names; what released ones have no
+    tensors for (the memory's modules, the classifier) stays. Raises ValueError, naming it and the key to change, where
+    a tensor is missing or the model is of another size than the checkpoint."""
+    folder, m = Path(config.model.pretrained), config.model
+    kind = next((kind for kind in ("roberta", "bert") if kind in m.kind), "gpt2")
+    words = len(like["wte"] if kind == "gpt2" else like["embeddings"]["word_embeddings"])
+    if (folder / huggingface.CONFIG).is_file():
         sizes = huggingface.sizes_from_config(folder, kind)
         for name in ("dim", "layers", "heads"):
-            if getattr(sizes, name) != config.model[name]:
-                raise ValueError(f"config.model.{name} = {config.model[name]}, but {folder} has {getattr(sizes, name)}")
-    return jax.device_get(huggingface.read(config.model.pretrained, like, kind, fresh))
+            if getattr(sizes, name) != m[name]:
+                raise ValueError(f"config.model.{name} = {m[name]}, but {folder} has {getattr(sizes, name)}")
+        if sizes.vocabulary != words:
+            tokenizer = "config.data.text.tokenizer" if kind == "gpt2" else "config.data.hyperpartisan.tokenizer"
+            raise ValueError(f"{tokenizer}: has {words} tokens, but {folder} has {sizes.vocabulary}: take its own")
+        longest = sizes.positions - (2 if kind == "roberta" else 0)
+        if config.data.segment_length > longest:
+            n = config.data.segment_length
+            raise ValueError(f"config.data.segment_length = {n}: {folder} has positions for {longest} tokens")
+    else:
+        logging.warning("%s has no config.json: whether its heads are %d cannot be seen.", folder, m.heads)
+    fresh = ["classifier", "abstractor", "layer_#/memory_attention", "h_#/memory_attn", "h_#/long_term"]
+    fresh += ["h_#/ln_working_memory_attn", "h_#/ln_memory_attn"]
+    if kind == "roberta" or not any("pooler.dense" in name for name in huggingface.names(folder)):
+        fresh.append("pooler")
+    return jax.device_get(huggingface.read(folder, like, kind, fresh))
 
 
 def make_model(config: Any, vocabulary: int, max_segments: int | None = None) -> SequenceModel:
@@ -233,6 +249,8 @@ def make_model(config: Any, vocabulary: int, max_segments: int | None = None) ->
         layers=m.layers,
         heads=m.heads,
         dropout=m.dropout,
+        remat=m.remat,
+        initial=m.initial,
         dtype=jnp.dtype(config.train.compute_dtype),
     )
     if m.kind == "transformer":

@@ -284,7 +284,7 @@ WRONG = [  # (kind, files, options, error, what it says)
         "{root}/metadata.csv, line 2, field short_book_title: expected book ",
     ),
     ("pg19", PG19 | {"validation/2.txt": ""}, {}, ValueError, "{root}/validation/2.txt: expected text for 'valid'"),
-    ("enwik8", {"enwik9": "x"}, {}, FileNotFoundError, "enwik8 and enwik8.zip not found in {root}. It is http"),
+    ("enwik8", {"enwik9": "x"}, {}, FileNotFoundError, "{root}: has neither enwik8 nor enwik8.zip. It is http"),
     ("enwik8", {"enwik8": "x"}, {}, ValueError, "{root}/enwik8: expected text for 'train', found none"),
     ("enwik8", {"enwik8.zip": "no archive"}, {}, ValueError, "{root}/enwik8.zip: no whole archive of a file enwik8"),
     ("books", {}, {}, FileNotFoundError, "expected 3 .txt files or more, one for each split, found 0. Set data.dir"),

@@ -107,7 +107,7 @@ def test_splits(tmp_path, directory, caplog, split, test):
         assert source.size(name) == len(ids)
         assert [source.classes[c] for c in whole(source, name)["target"][:, 0]] == [LABELS[i] for i in ids]
         assert source.references(name)["majority"].tolist() == [[1]] * len(ids)  # three of four in 'train'
-    assert source.questions == ("kind", 1, 0, "class", 2, "accuracy") and source.positions_at_end
+    assert source.questions == ("kind", 1, 0, "class", 2, "accuracy", True) and source.positions_at_end
     seen = {*source.ids["train"], *source.ids["valid"]} & {*source.ids["test"]}
     assert seen == (set() if split == "unseen" else {1, 3, 5})
 

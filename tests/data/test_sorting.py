@@ -70,8 +70,8 @@ def test_values_that_cannot_be_are_named():
         SOURCE.size("tests")
 
 
-def test_a_sequence_fills_its_segments_with_a_thousand_symbols_in_1024_tokens():
-    assert [fitting(n, 1024) for n in (4, 8, 16, 32)] == [4000, 8000, 16_000, 32_000]
+def test_a_sequence_fills_its_segments_with_thousands():
+    assert [fitting(n, 1024) for n in (4, 8, 16, 32, 47)] == [4000, 8000, 16_000, 32_000, 48_000]
     assert [fitting(16, 64), fitting(4, 256), fitting(32, 256)] == [1000, 1000, 8000]
     for segments, length in ((1, 21), (3, 64), (40, 20)):  # answers and separator have room
         assert fitting(segments, length) + 20 <= segments * length

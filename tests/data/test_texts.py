@@ -89,3 +89,14 @@ def test_a_text_too_short_and_resets_within_segments_are_refused():
 def test_evaluation_begins_anew_with_documents_alone():
     every = np.concatenate([batch.reset for batch in texts(reset_segments=3).evaluation("test", B)], 1)
     assert every[:, 0].all() and not every[:, 1:].any() and every.shape[1] > 3
+
+
+def test_where_a_document_begins_is_not_predicted_if_streams_begin_anew_there():
+    """Documents of whole segments: the token after the last one is another's."""
+    splits = {split: documents([2 * N, 3 * N, 4 * N]) for split in ("train", "valid", "test")}
+    for resets in (True, False):
+        source = Texts(splits, N, 1, reset_documents=resets)
+        every = [source.batch("train", step, 1) for step in range(source.parts("train", 1).steps)]
+        last = np.concatenate([batch.query_mask.reshape(-1, N)[:, -1] for batch in every])
+        ends = np.array([0, 1, 0, 0, 1, 0, 0, 0, 1], bool)  # the last segment has nothing after it
+        np.testing.assert_array_equal(last, ~ends if resets else np.arange(9) < 8)

@@ -11,15 +11,21 @@ SIZES = gpt2.Sizes(vocabulary=VOCABULARY, positions=N, dim=16, layers=2, heads=2
 ENGRAMS = memoria.MemoriaConfig(
     working=2, short_term_capacity=4, remind_short_term=2, remind_long_term=3, initial_lifespan=4.0, dim=16, ties="hash"
 )
-MODELS = {
-    "transformer": gpt2.make(SIZES),
-    "transformer-xl": transformer_xl.make(SIZES, memory=N),
-    "transformer-xl-long": transformer_xl.make(SIZES, memory=12, same_length=False, clamp=9),
-    "compressive": compressive.make(SIZES, memory=4, compressed=3, rate=4),
-    "infinity": infinity.make(SIZES, infinity.Signal(segment_length=N, basis=8, samples=6)),
-    "memoria": memoria_gpt2.make(SIZES, ENGRAMS, segment_length=N),
-    "memoria-layer": memoria_gpt2.make(SIZES, ENGRAMS, segment_length=N, memory_layer=0, activation="none"),
-}
+
+
+def models(sizes):
+    return {
+        "transformer": gpt2.make(sizes),
+        "transformer-xl": transformer_xl.make(sizes, memory=N),
+        "transformer-xl-long": transformer_xl.make(sizes, memory=12, same_length=False, clamp=9),
+        "compressive": compressive.make(sizes, memory=4, compressed=3, rate=4),
+        "infinity": infinity.make(sizes, infinity.Signal(segment_length=N, basis=8, samples=6)),
+        "memoria": memoria_gpt2.make(sizes, ENGRAMS, segment_length=N),
+        "memoria-layer": memoria_gpt2.make(sizes, ENGRAMS, segment_length=N, memory_layer=0, activation="none"),
+    }
+
+
+MODELS = models(SIZES)
 
 
 def streams(key, batch, segments, length=N):

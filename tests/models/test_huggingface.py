@@ -164,6 +164,12 @@ def test_what_has_no_place_is_said_unless_it_is_known(tmp_path, kind, caplog):
     assert f"{file}: 2 tensors have no place in the model: h.0.crossattention.bias, score.weight" in caplog.text
 
 
+def test_a_deeper_checkpoint_is_not_cut_off(tmp_path, kind):
+    file, fewer = write(tmp_path, random(shapes(kind)), kind), dataclasses.replace(KINDS[kind], layers=1)
+    with pytest.raises(ValueError, match=r"has more than the 1 layers of the model: .*(h|layer)\.1\."):
+        read(file, jax.eval_shape(model(kind, fewer).init, jax.random.key(0)), kind)
+
+
 def test_the_words_table_again_is_no_news_but_another_is(tmp_path, caplog):
     params = random(shapes("gpt2"))
     file = write(tmp_path, params, "gpt2")

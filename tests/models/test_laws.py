@@ -1,5 +1,6 @@
 """What holds of every sequence model, whatever it remembers."""
 
+import dataclasses
 import functools
 
 import chex
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from rmjax.models.unroll import unroll
-from tests.models.small import MODELS, N, streams
+from tests.models.small import MODELS, SIZES, N, models, streams
 
 B, T = 3, 5
 
@@ -29,18 +30,28 @@ def learned(model):
 
 @functools.cache
 def run(model, **how):
-    def call(params, state, tokens, mask, reset=None, key=None):
+    @jax.jit
+    def read(params, state, tokens, mask, reset, key):
         each = lambda hidden, given: model.logits(params, hidden)  # noqa: E731
         return unroll(model, params, state, tokens, mask, each, reset=reset, key=key, **how)
 
-    return jax.jit(call)
+    def call(params, state, tokens, mask, reset=None, key=None):
+        """One compiled program for all streams [B, T]."""
+        return read(params, state, tokens, mask, np.zeros(tokens.shape[:2], bool) if reset is None else reset, key)
+
+    return call
+
+
+@functools.cache
+def step(model):
+    return jax.jit(lambda *given: model.step(*given))
 
 
 def test_a_stream_may_come_in_parts(model):
-    params, (tokens, mask) = learned(model), streams(jax.random.key(2), B, T)
+    params, (tokens, mask) = learned(model), streams(jax.random.key(2), B, 2 * T)
     state, logits, aux = run(model)(params, model.init_state(params, B), tokens, mask)
-    first, before, some = run(model)(params, model.init_state(params, B), tokens[:, :2], mask[:, :2])
-    last, after, rest = run(model)(params, first, tokens[:, 2:], mask[:, 2:])
+    first, before, some = run(model)(params, model.init_state(params, B), tokens[:, :T], mask[:, :T])
+    last, after, rest = run(model)(params, first, tokens[:, T:], mask[:, T:])
     chex.assert_trees_all_close(last, state, rtol=1e-5, atol=1e-5)
     chex.assert_trees_all_close(jnp.concatenate([before, after]), logits, rtol=1e-5, atol=1e-5)
     chex.assert_trees_all_close(jax.tree.map(jnp.add, some, rest), aux, rtol=1e-5)
@@ -49,9 +60,9 @@ def test_a_stream_may_come_in_parts(model):
 def test_the_scan_is_a_loop_of_steps(model):
     params, (tokens, mask) = learned(model), streams(jax.random.key(2), B, T)
     state, logits, _ = run(model)(params, model.init_state(params, B), tokens, mask)
-    looped, step = model.init_state(params, B), jax.jit(model.step)
+    looped = model.init_state(params, B)
     for t in range(T):
-        hidden, looped, _ = step(params, looped, tokens[:, t], mask[:, t])
+        hidden, looped, _ = step(model)(params, looped, tokens[:, t], mask[:, t])
         chex.assert_trees_all_close(model.logits(params, hidden), logits[t], rtol=1e-5, atol=1e-5)
     chex.assert_trees_all_close(looped, state, rtol=1e-5, atol=1e-5)
     chex.assert_trees_all_equal_shapes_and_dtypes(looped, model.init_state(params, B))
@@ -93,13 +104,13 @@ def test_a_padded_segment_changes_nothing_and_padded_tokens_are_not_seen(model):
     other = jnp.where(mask, tokens, (tokens + 1) % 11)
     state, logits, _ = run(model)(params, model.init_state(params, B), tokens, mask)
     again, same, _ = run(model)(params, model.init_state(params, B), other, mask)
-    without = jnp.array([0, 1, 3, 4])
-    shorter, fewer, _ = run(model)(params, model.init_state(params, B), tokens[:, without], mask[:, without])
+    later = jnp.array([0, 1, 3, 4, 2])  # the padded one last
+    moved, others, _ = run(model)(params, model.init_state(params, B), tokens[:, later], mask[:, later])
     valid = mask.swapaxes(0, 1)
     np.testing.assert_array_equal(logits[valid], same[valid])
-    np.testing.assert_allclose(fewer[valid[without]], logits[without][valid[without]], atol=1e-5)
-    chex.assert_trees_all_close(shorter, state, rtol=1e-5, atol=1e-5)
-    hidden, kept, _ = jax.jit(model.step)(params, again, tokens[:, 2], mask[:, 2])
+    np.testing.assert_allclose(others[valid[later]], logits[later][valid[later]], atol=1e-5)
+    chex.assert_trees_all_close(moved, state, rtol=1e-5, atol=1e-5)
+    hidden, kept, _ = step(model)(params, again, tokens[:, 2], mask[:, 2])
     chex.assert_trees_all_equal(kept, again)
     assert jnp.isfinite(hidden).all()
 
@@ -109,8 +120,8 @@ def test_after_a_reset_a_stream_begins_anew(model):
     reset = jnp.zeros((B, T), bool).at[1, 2].set(True)
     _, logits, _ = run(model)(params, model.init_state(params, B), tokens, mask, reset)
     _, straight, _ = run(model)(params, model.init_state(params, B), tokens, mask)
-    _, fresh, _ = run(model)(params, model.init_state(params, B), tokens[:, 2:], mask[:, 2:])
-    np.testing.assert_allclose(logits[2:, 1], fresh[:, 1], atol=1e-6)
+    _, fresh, _ = run(model)(params, model.init_state(params, B), jnp.roll(tokens, -2, 1), mask)
+    np.testing.assert_allclose(logits[2:, 1], fresh[: T - 2, 1], atol=1e-6)
     np.testing.assert_allclose(logits[:, ::2], straight[:, ::2], atol=1e-6)
 
 
@@ -132,7 +143,7 @@ def test_gradients_pass_through_so_many_segments(model, segments):
     elif segments:
         assert moved[2] == (segments == 2) and not moved[:2].any()
     else:
-        assert moved[2]
+        assert moved[2] and moved[1]
 
 
 def test_silent_segments_are_read_without_gradients(model):
@@ -141,10 +152,51 @@ def test_silent_segments_are_read_without_gradients(model):
     quiet, last, _ = run(model, silent=3)(params, model.init_state(params, B), tokens, mask)
     np.testing.assert_allclose(last, logits[3:], atol=1e-6)
     chex.assert_trees_all_close(quiet, state, rtol=1e-5, atol=1e-5)
+    tokens = tokens.at[:].set(0).at[:, 2].set(1).at[:, 3].set(2)
+
+    def loss(words):
+        _, logits, (aux, _) = run(model, silent=3, gradient_segments=0)(
+            params | {"wte": words}, model.init_state(params, B), tokens, mask
+        )
+        return logits[-1, :, :, 5].sum() + aux
+
+    moved = np.abs(jax.grad(loss)(params["wte"])[:4]).max(1) > 0
+    assert not moved[1] and moved[2] == (model is not MODELS["transformer"])
+
+
+def test_half_precision_goes_on_from_what_it_remembers():
+    """Rows are kept in it; nothing changes its dtype on the way, and what comes out is near."""
+    halves = models(dataclasses.replace(SIZES, dtype="bfloat16"))
+    for kind in ("transformer-xl", "compressive", "infinity", "memoria"):
+        full, half = MODELS[kind], halves[kind]
+        params, (tokens, mask) = full.init(jax.random.key(14)), streams(jax.random.key(15), B, T)
+        state, logits, _ = run(half)(params, half.init_state(params, B), tokens, mask)
+        chex.assert_trees_all_equal_dtypes(state, half.init_state(params, B))
+        expected = run(full)(params, full.init_state(params, B), tokens, mask)[1]
+        assert logits.dtype == jnp.float32, kind
+        np.testing.assert_allclose(logits, expected, atol=0.05 * np.abs(expected).max(), err_msg=kind)
+
+
+def test_layers_computed_again_have_the_same_gradients():
+    again, (tokens, mask) = models(dataclasses.replace(SIZES, remat=True)), streams(jax.random.key(16), B, T)
+    for kind in ("transformer-xl", "memoria"):
+        params = learned(MODELS[kind])
+        marked, plain = (
+            str(jax.make_jaxpr(m.step)(params, m.init_state(params, B), tokens[:, 0], mask[:, 0])).count("policy=None")
+            for m in (again[kind], MODELS[kind])
+        )
+        assert marked == plain + SIZES.layers
+    params, keys = learned(MODELS["transformer-xl"]), jax.random.split(jax.random.key(17), B)
+
+    def loss(params, model):
+        return run(model)(params, model.init_state(params, B), tokens, mask, None, keys)[1].sum()
+
+    found, expected = (jax.grad(loss)(params, of["transformer-xl"]) for of in (again, MODELS))
+    chex.assert_trees_all_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_dropout_is_drawn_for_each_stream(model):
-    params, (tokens, mask) = learned(model), streams(jax.random.key(10), B, 2)
+    params, (tokens, mask) = learned(model), streams(jax.random.key(10), B, T)
     keys, order = jax.random.split(jax.random.key(11), B), jnp.array([1, 2, 0])
     _, logits, _ = run(model)(params, model.init_state(params, B), tokens, mask, None, keys)
     _, others, _ = run(model)(params, model.init_state(params, B), tokens[order], mask[order], None, keys[order])
@@ -155,10 +207,9 @@ def test_dropout_is_drawn_for_each_stream(model):
 
 def test_a_second_call_compiles_nothing(model):
     params, (tokens, mask) = learned(model), streams(jax.random.key(12), B, 2)
-    read = jax.jit(lambda *given: model.step(*given))
-    _, state, _ = read(params, model.init_state(params, B), tokens[:, 0], mask[:, 0])
-    read(params, state, tokens[:, 1], mask[:, 1])
-    assert read._cache_size() == 1
+    _, state, _ = step(model)(params, model.init_state(params, B), tokens[:, 0], mask[:, 0])
+    step(model)(params, state, tokens[:, 1], mask[:, 1])
+    assert step(model)._cache_size() == 1
     jax.eval_shape(model.init, jax.random.key(0))
 
 
