@@ -9,11 +9,11 @@ import numpy as np
 import optax
 import pytest
 
-from rmjax import bench, evaluate, memoria, probe, tasks, train
+from rmjax import evaluate, memoria, probe, tasks, train
 from rmjax.data import make_source
 from rmjax.data.pipeline import batches
 from rmjax.data.tokenizers import make_tokenizer
-from rmjax.models import bert, gpt2, huggingface, memoria_bert, unroll
+from rmjax.models import gpt2, huggingface, unroll
 from rmjax.optim import make_optimizer
 from rmjax.parallel import make_mapped
 from tests.runs import compilations_kept, lines, saved, tiny
@@ -74,32 +74,16 @@ def test_sorting_is_asked_of_the_last_tokens(kind):
     np.testing.assert_array_equal(batch.items.reshape(4, -1)[:, 71:90], batch.target[:, :-1])  # what comes next
 
 
-@pytest.mark.parametrize("kind", ["memoria", "memoria_bert"])
-def test_a_memory_of_working_engrams_alone_is_trained(kind):
+def test_a_memory_of_working_engrams_alone_is_trained():
     """Memoria Table 6, `+ Working Memory`: nothing is ever reminded."""
-    none = {"model.kind": kind, "memoria.remind_short_term": 0, "memoria.remind_long_term": 0}
-    none |= {"model": dict(dim=8, layers=2, heads=2), "memoria": dict(working=2, short_term_capacity=4)}
-    config = tiny(**SORTING | none)
-    if kind == "memoria":
-        task = tasks.make_task(config, make_source(config.data, 0))
-        data = batches(
-            make_source(config.data, 0), "train", seed=0, batch_size=2, segment_length=24, negatives=1, num_steps=1
-        )
-        loss = lambda params: task.losses(params, (), next(data), jax.random.key(1))["reason"][1][0]  # noqa: E731
-    else:
-        sizes = bert.Sizes(vocabulary=11, positions=8, dim=8, layers=2, heads=2)
-        rules = memoria.MemoriaConfig(
-            working=2, short_term_capacity=4, remind_short_term=0, remind_long_term=0, dim=8, ties="hash"
-        )
-        task = memoria_bert.make(sizes, 3, rules, memory_layer=0)
-        tokens, mask = jnp.ones((2, 3, 8), jnp.int32), jnp.ones((2, 3, 8), bool)
-        each = lambda params: lambda hidden, _: task.logits(params, hidden)  # noqa: E731
-
-        def loss(params):
-            return unroll(task, params, task.init_state(params, 2), tokens, mask, each(params))[1][-1, :, 0].sum()
-
-    gradient = jax.grad(loss)(task.init(jax.random.key(0)))
-    assert jnp.isfinite(optax.global_norm(gradient)) and optax.global_norm(gradient["abstractor"]) > 0
+    config = tiny(**SORTING, **{"memoria.remind_short_term": 0, "memoria.remind_long_term": 0})
+    source = make_source(config.data, 0)
+    task = tasks.make_task(config, source)
+    batch = next(batches(source, "train", seed=0, batch_size=2, segment_length=24, negatives=1, num_steps=1))
+    loss = lambda params: task.losses(params, (), batch, jax.random.key(1))["reason"][1][0]  # noqa: E731
+    gradient = jax.jit(jax.grad(loss))(task.init(jax.random.key(0)))
+    chex.assert_tree_all_finite(gradient)
+    assert optax.tree.norm(gradient["abstractor"]) > 0
 
 
 def test_gradients_reach_further_back_when_asked():
@@ -249,10 +233,7 @@ def test_a_model_begins_with_a_released_checkpoint(tmp_path):
 
 def test_what_a_step_costs_is_told_of_streams_that_carry(tmp_path):
     config = books(tmp_path, **{"model.kind": "transformer_xl"})
-    told = bench.bench(config, 1, histories=(100,))
-    assert "streaming" not in told and told["step_ms"] > 0
-    assert told["queries_per_second"] == told["items_per_second"]  # every token asks
-    explained = train.explain(config)
-    assert explained["flops_per_step"] == told["flops_per_step"] and explained["batch_size"] == config.train.batch_size
-    state = 16 * 8 * 4 + 4 + 4  # one layer's inputs of a segment, how many are there, segments read
-    assert explained["memory_bytes_per_stream"] == state
+    told = train.explain(config)
+    assert told["flops_per_step"] > 0 and told["batch_size"] == config.train.batch_size
+    # one layer's inputs of a segment, how many are there, segments read
+    assert told["memory_bytes_per_stream"] == 16 * 8 * 4 + 4 + 4

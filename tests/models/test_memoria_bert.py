@@ -1,5 +1,7 @@
 """Memoria BERT: what holds of it as of every sequence model, and where its memory stands."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -99,3 +101,12 @@ def test_engrams_are_of_the_segment_itself_and_are_stored_without_gradients():
 def test_a_memory_layer_must_have_layers_above_it():
     with pytest.raises(ValueError, match=r"memory_layer must be one of 0 .. 1, below the last, got 2"):
         memoria_bert.make(SIZES, 2, ENGRAMS, memory_layer=2)
+
+
+def test_nothing_needs_ever_be_reminded():
+    rules = dataclasses.replace(ENGRAMS, remind_short_term=0, remind_long_term=0)
+    model = memoria_bert.make(SIZES, 2, rules, memory_layer=0)
+    params = model.init(jax.random.key(0))
+    tokens = jnp.ones((2, N), jnp.int32)
+    hidden, _, _ = jax.jit(model.step)(params, model.init_state(params, 2), tokens, tokens > 0)
+    assert jnp.isfinite(hidden).all()

@@ -1,6 +1,8 @@
 """Parts of the sequence models against other ways of saying the same."""
 
+import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -91,11 +93,14 @@ def test_relative_attention_is_its_equation(same_length, clamp):
 def test_transformer_xl_of_one_layer_reads_two_segments_as_one():
     """A layer's memory holds its inputs, so one layer sees all that a segment twice as long would show it."""
     sizes = gpt2.Sizes(vocabulary=11, positions=2 * N, dim=16, layers=1, heads=2)
-    model = transformer_xl.make(sizes, memory=N, same_length=False, clamp=0)
-    params, (tokens, mask) = noisy(model.init(KEY)), streams(KEY, 3, 2)
-    state, first, _ = unroll(model, params, model.init_state(params, 3), tokens, mask, lambda h, _: h)
-    whole, _, _ = model.step(params, model.init_state(params, 3), tokens.reshape(3, -1), mask.reshape(3, -1))
-    np.testing.assert_allclose(np.concatenate(list(first), 1), whole, atol=1e-5)
+    normed_after = transformer_xl.make(sizes, memory=N, same_length=False, clamp=0)
+    tokens, mask = streams(KEY, 3, 2)
+    normed_before = compressive_transformer.make(sizes, memory=N, compressed=2)  # of which nothing is needed here
+    for model in (normed_after, normed_before):
+        params = noisy(model.init(KEY))
+        state, first, _ = unroll(model, params, model.init_state(params, 3), tokens, mask, lambda h, _: h)
+        whole, _, _ = model.step(params, model.init_state(params, 3), tokens.reshape(3, -1), mask.reshape(3, -1))
+        np.testing.assert_allclose(np.concatenate(list(first), 1), whole, atol=1e-5)
 
 
 def test_compression_is_a_convolution_counted_from_the_end():
@@ -136,16 +141,78 @@ def test_a_compression_without_loss_has_no_reconstruction_loss():
     assert moved and all(path[0].key == "compression" for path in moved)
 
 
-def test_reading_a_signal_is_its_expectation():
-    """E[x(t)] for t ~ N(mu, s^2) in closed form against a sum over a fine grid."""
-    signal = infinity.Signal(segment_length=8, basis=10, samples=8)
-    t = np.linspace(-1, 2, 300_001)
-    for mean, deviation in [(0.3, 0.05), (0.9, 0.2), (0.0, 0.02)]:
-        density = np.exp(-0.5 * ((t - mean) / deviation) ** 2) / (deviation * np.sqrt(2 * np.pi))
-        expected = (density[:, None] * signal.psi(t)).sum(0) * (t[1] - t[0])
-        spread = np.sqrt(deviation**2 + signal.widths**2)
-        closed = np.exp(-0.5 * ((mean - signal.centres) / spread) ** 2) / (spread * np.sqrt(2 * np.pi))
-        np.testing.assert_allclose(closed, expected, rtol=1e-6, atol=1e-9)
+def test_a_long_term_memory_is_its_equations():
+    """Of each query a Gaussian in time; what it reads is summed over a fine grid, its masses are those of erf."""
+    sizes = gpt2.Sizes(vocabulary=5, dim=4, layers=1, heads=2, dropout=0.0)
+    signal = infinity.Signal(segment_length=6, basis=10, samples=7)
+    module, mask = infinity.LongTermMemory(sizes, signal), np.arange(3) < [[3], [2]]
+    past = infinity.Past(
+        rows=normal(2, 6, 4),
+        coefficients=0.1 * normal(2, 10, 4, seed=1),
+        density=np.abs(normal(2, infinity.BINS, seed=2)),
+        rows_seen=np.array([2, 0]),
+    )
+    query = normal(2, 3, 2, 2, seed=3)
+    params = noisy(module.init(KEY, query, mask, past, None), 0.5)
+    out, after, (kl, count) = module.apply(params, query, mask, past, None)
+    p = jax.tree.map(np.asarray, params["params"])
+    linear = lambda name, x: x @ p[name]["kernel"].T + p[name]["bias"]  # noqa: E731
+    padded = np.pad(past.rows[0], [(1, 1), (0, 0)])
+    gate = sum(padded[k : k + 6] @ p["gate"]["kernel"][k] for k in range(3)) + p["gate"]["bias"]
+    rows = past.rows[0] / (1 + np.exp(-gate))
+    old = signal.psi(np.asarray(module.sample(past.density))[0]) @ past.coefficients[0]
+    coefficients = signal.again @ np.concatenate([old, rows])
+    np.testing.assert_allclose(after.coefficients[0], coefficients, rtol=1e-4, atol=1e-5)
+    keys, values = (linear(name, coefficients).reshape(10, 2, 2) for name in ("key", "value"))
+    t, edges = np.linspace(-6, 7, 400_001), np.linspace(0, 1, infinity.BINS + 1)
+    read, divergence, density = np.zeros((3, 2, 2)), 0.0, np.zeros(infinity.BINS)
+    for n in range(3):
+        for h in range(2):
+            logits = keys[:, h] @ query[0, n, h] / np.sqrt(2)
+            mean, s2 = 1 / (1 + np.exp(-logits @ p["mean"])), max(np.log1p(np.exp(logits @ p["variance"])), 1e-4)
+            at = np.exp(-((t - mean) ** 2) / (2 * s2)) / np.sqrt(2 * np.pi * s2)
+            expected = sum(
+                signal.psi(x).T @ y for x, y in zip(np.split(t[:-1], 80), np.split(at[:-1], 80), strict=True)
+            )
+            read[n, h] = expected * (t[1] - t[0]) @ values[:, h]
+            divergence += np.log(signal.prior / np.sqrt(s2)) + s2 / (2 * signal.prior**2) - 0.5
+            below = [0.5 * (1 + math.erf((edge - mean) / np.sqrt(2 * s2))) for edge in edges]
+            density += np.diff(below)
+    np.testing.assert_allclose(out[0], linear("out", read.reshape(3, 4)), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose((kl, count), (divergence, 3 * 2), rtol=1e-4)  # the other stream has nothing to look at
+    np.testing.assert_allclose(after.density[0], density, rtol=1e-3, atol=1e-5)
+    assert not np.any(out[1]) and not np.any(after.density[1])
+    even = infinity.LongTermMemory(sizes, dataclasses.replace(signal, sticky=False)).sample(past.density)
+    np.testing.assert_allclose(even, np.tile((np.arange(7) + 0.5) / 7, (2, 1)), rtol=1e-6)
+
+
+def test_a_reconstruction_loss_by_hand():
+    """Attention of a segment to the two rows that fall out, against attention to the one that they become."""
+    model = compressive_transformer.make(SIZES, memory=2, compressed=3, rate=2)
+    params = noisy(model.init(KEY))
+    block, compression = params["h_0"], params["compression"]["h_0"]
+    layer = compressive.empty(1, 2, 3, 16)
+    layer, *_ = compressive.push(compression, layer, normal(1, 2, 16, seed=4), np.ones((1, 2), bool))
+    x = normal(1, 2, 16, seed=5)
+    lost, count = compressive_transformer.reconstruction_loss(
+        block, compression, SIZES, layer, x, np.ones((1, 2), bool)
+    )
+    p = jax.tree.map(np.asarray, block)
+    old = np.asarray(layer.recent.rows[0])
+    new = old.reshape(1, -1) @ np.asarray(compression["kernel"]) + np.asarray(compression["bias"])
+
+    def norm(y):
+        spread = np.sqrt(y.var(-1, keepdims=True) + 1e-5)
+        return (y - y.mean(-1, keepdims=True)) / spread * p["attention_norm"]["scale"] + p["attention_norm"]["bias"]
+
+    def attended(rows):
+        project = lambda name, y: (norm(y) @ p["attention"][name]["kernel"].T).reshape(-1, 2, 8)  # noqa: E731
+        scores = np.einsum("ihe,jhe->hij", project("query", x[0]), project("key", rows)) / np.sqrt(8)
+        weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+        return np.einsum("hij,jhe->ihe", weights, project("value", rows))
+
+    np.testing.assert_allclose(lost, ((attended(old) - attended(new)) ** 2).sum() / 16, rtol=1e-4)
+    assert count == 2
 
 
 def test_a_smooth_signal_is_kept_and_shrinks_when_more_comes():
