@@ -17,7 +17,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 import pytest  # noqa: E402
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True)
 def room_for_compiled_code():
     """Every compiled program holds memory maps, of which Linux gives a process 65,530; without room XLA aborts."""
     yield

@@ -128,7 +128,7 @@ def test_a_question_alone_has_the_story_up_to_it(source, alone):
 def test_words_classes_groups_and_where_splits_come_from(source, alone):
     assert source.vocabulary[0] == "<unk>" and source.num_items == len(set(source.vocabulary))
     assert " ".join(source.classes) == "shed mill barn attic loft lamp,map nothing lamp map map,lamp"
-    assert source.questions == ("words", 0, 0, "class", len(source.classes), "error")
+    assert source.questions == ("words", 0, 0, "class", len(source.classes), "error", False)
     assert source.metadata["splits"]["qa1"] == "en-valid-10k" and "last tenth" in source.metadata["splits"]["qa8"]
     assert source.metadata["partial"] == {"qa3": 3}
     assert source.num_queries == 3 and source.max_items == 28 and not source.positions_at_end

@@ -66,7 +66,7 @@ def test_one_story_word_for_word(source):
     assert source.also("train")[1].tolist() == [1, 0, -1, -1, -1]
     assert story["choices"].tolist() == [[0, 1, 2, 3]] * 5 and story["choice_mask"].all() and story["query_mask"].all()
     assert "position" not in story and source.positions_at_end
-    assert source.questions == ("words", 0, 0, "choice", 0, "mrr") and source.classes == []
+    assert source.questions == ("words", 0, 0, "choice", 0, "mrr", False) and source.classes == []
 
 
 def test_every_answer_is_that_of_the_file(source):

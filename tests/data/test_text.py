@@ -158,7 +158,7 @@ def test_shapes_and_types_are_always_the_same(directory):
     }
     assert (source.num_queries, source.num_items) == (Q, len(source.vocabulary))
     assert source.max_items == max(sum(map(len, s.sentences)) for s in stories)
-    assert source.questions == ("words", 0, 0, "choice", 0, "mrr")
+    assert source.questions == ("words", 0, 0, "choice", 0, "mrr", False)
 
 
 def test_words_of_the_training_part_alone(directory, monkeypatch):

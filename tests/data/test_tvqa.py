@@ -94,7 +94,7 @@ def test_one_clip_word_for_word(source):
         "nothing",
         "a lantern",
     ]
-    assert source.questions == ("words", 0, 0, "choice", 0, "accuracy")
+    assert source.questions == ("words", 0, 0, "choice", 0, "accuracy", False)
     assert source.groups("train") == {} and (source.also("train") == -1).all()
 
 
