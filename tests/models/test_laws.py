@@ -15,7 +15,10 @@ from tests.models.small import MODELS, SIZES, N, models, streams
 B, T = 3, 5
 
 
-@pytest.fixture(params=MODELS)
+VARIANTS = ("transformer-xl-long", "memoria-layer")  # of what another model has laws for already
+
+
+@pytest.fixture(params=[pytest.param(kind, marks=pytest.mark.slow if kind in VARIANTS else ()) for kind in MODELS])
 def model(request):
     return MODELS[request.param]
 
