@@ -69,8 +69,7 @@ def babi(
     stored = records.prepare(BabiBuilder, cache_dir, files=tuple(files), parameters=dict(folders=folders))
     for task, name in records.open_records(stored)[0]["missing"].items():
         if task in chosen:
-            where = files[0].parent.parent if files[0].suffix == ".txt" else files[0]
-            raise FileNotFoundError(f"{name} not found in {where}; fetch it or leave {task} out of tasks. {ADVICE}")
+            raise not_found(name, files[0], f"; fetch it or leave {task} out of tasks")
     source = TextRecords(
         stored,
         segment_length=segment_length,
@@ -117,8 +116,7 @@ class BabiBuilder(TextBuilder):
             for split, stories in parts.items():
                 splits[split] += stories
         if not chosen:
-            where = next(iter(texts.values()))[0].parent.parent
-            raise FileNotFoundError(f"{missing['qa1']} not found in {where}, nor a whole task. {ADVICE}")
+            raise not_found(missing["qa1"], next(iter(texts.values()))[0], ", nor a whole task")
         self.info.metadata.update(classes=list(classes), groups=list(chosen))
         self.info.metadata.update(splits=chosen, partial=partial, missing=missing)
         return splits
@@ -143,6 +141,12 @@ def read_files(files: tuple[Path, ...], folders: tuple[str, ...]) -> dict[str, t
     if not texts:
         raise FileNotFoundError(f"{folders[0]}/qa1_..._train.txt not found in {files[0]}. {ADVICE}")
     return texts
+
+
+def not_found(name: str, beside: Path, more: str) -> FileNotFoundError:
+    """beside: a file of the release, in a folder of its own, or its archive."""
+    where = beside.parent.parent if beside.suffix == ".txt" else beside
+    return FileNotFoundError(f"{name} not found in {where}{more}. {ADVICE}")
 
 
 def task_files(texts: dict[str, tuple[Path, str]], folders: tuple[str, ...], task: int) -> tuple[dict[str, str], str]:

@@ -280,12 +280,12 @@ def test_missing_files_say_where_they_come_from(tmp_path):
     with pytest.raises(FileNotFoundError, match="en/qa1_"):
         babi(str(FIXTURE), str(tmp_path / "cache"), subset="en", tasks="1")
     moved = shutil.copytree(RELEASE, tmp_path / "elsewhere", copy_function=shutil.copy2)
-    with pytest.raises(FileNotFoundError, match=re.escape(f"qa2_..._train.txt not found in {moved}")):
+    with pytest.raises(FileNotFoundError, match=re.escape(f"qa2_..._train.txt not found in {moved};")):
         babi(str(moved), str(tmp_path / "cache"), tasks="2")  # prepared before, from another folder
     half = tmp_path / "half" / "en-10k"
     half.mkdir(parents=True)
     shutil.copy(RELEASE / "en-10k" / "qa8_lists-sets_train.txt", half)
-    with pytest.raises(FileNotFoundError, match=re.escape("en-10k/qa1_..._train.txt not found in")):
+    with pytest.raises(FileNotFoundError, match=re.escape(f"en-10k/qa1_..._train.txt not found in {half.parent},")):
         babi(str(half.parent), str(tmp_path / "cache"), tasks="8")
     assert "tasks_1-20_v1-2.tar.gz" in ADVICE
 
