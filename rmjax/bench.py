@@ -7,6 +7,7 @@ configs/memoria_bench.py it is steps of Memoria that are timed.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import resource
 import statistics
@@ -24,7 +25,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from rmjax import config as configs
-from rmjax import environment, tasks, train
+from rmjax import cost, environment, explain, tasks, train
 from rmjax.data import make_source
 from rmjax.data.pipeline import batches, steps_per_epoch
 from rmjax.machines import memorize
@@ -70,16 +71,16 @@ def bench_step(run: train.Run, repeats: int) -> dict[str, Any]:
     shapes = epoch_shapes(run, stage) if hasattr(run.source, "buckets") else [Shape(batch, 1, counts_of(batch))]
     repeats = max(repeats // len(shapes), min(repeats, 3))
     steps = sum(shape.steps for shape in shapes)
-    each = [train.step_costs(run, stage, state, frozen, shape.batch) for shape in shapes]
+    each = [explain.step_costs(run, stage, state, frozen, shape.batch) for shape in shapes]
     costs = each[0] | {
         name: round(sum(cost[name] * shape.steps for cost, shape in zip(each, shapes, strict=True)) / steps)
         for name in ("flops_per_step", "matmul_flops_per_step")
     }
-    (state, carry), frozen = train.put_state(mapped, state), mapped.put(frozen)
-
+    plain = dataclasses.replace(state, carry=())
     begin = time.perf_counter()
-    compiled = [mapped.compiled(state, carry, frozen, shape.batch) for shape in shapes]
+    compiled = [mapped.compiled(plain, state.carry, frozen, shape.batch) for shape in shapes]
     compile_seconds = time.perf_counter() - begin
+    (state, carry), frozen = train.put_state(mapped, state), mapped.put(frozen)
     seconds, fastest = 0.0, 0.0
     for shape in shapes:
         times = []
@@ -100,7 +101,7 @@ def bench_step(run: train.Run, repeats: int) -> dict[str, Any]:
         "step_ms": 1e3 * seconds,
         "step_ms_fastest": 1e3 * fastest,
         **{f"{name}_per_second": total / seconds for name, total in totals.items()},
-        "peak_bytes_compiled_per_device": max(map(train.cost.peak_bytes, compiled)),
+        "peak_bytes_compiled_per_device": max(map(cost.peak_bytes, compiled)),
         "peak_bytes_process": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "matmul_flops_per_second": rate,
         "share_of_matmul_rate": work / seconds / rate,
@@ -171,7 +172,7 @@ def bench_streaming(run: train.Run, histories: Sequence[int]) -> dict[str, Any]:
             result[f"batch_{batch}_after_{history}"] = {
                 "write_segment_ms": 1e3 * written,
                 "answer_query_ms": 1e3 * answered,
-                "memory_bytes_per_stream": train.cost.tree_bytes(memory) // batch,
+                "memory_bytes_per_stream": cost.tree_bytes(memory) // batch,
             }
     return result
 

@@ -245,6 +245,10 @@ SCHEMA: dict[str, Field] = {
     "train.devices": Field(0, at_least(0), "how many devices; 0: all"),
     "train.mapping": Field("pmap", one_of("pmap", "mesh"), "how the step is mapped over devices"),
     "train.model_devices": Field(1, at_least(1), "mesh: devices that share the rows of an item table"),
+    "train.split_layers": Field(False, anything, "mesh: they also share heads and feed-forward layers of Transformers"),
+    "train.sparse_items": Field(
+        False, anything, "a step updates those rows of the item table that its streams touch; the others wait"
+    ),
     "train.log_every": Field(20, at_least(1), "steps from one line of the log to the next"),
     "train.eval_every": Field(500, at_least(1), "steps from one evaluation to the next"),
     "train.save_every": Field(200, at_least(1), "steps from one checkpoint to the next"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,6 +20,11 @@ _MOVES_DATA = frozenset({
     "select_n", "sharding_constraint", "slice", "split", "squeeze", "stop_gradient", "transpose",
 })
 # fmt: on
+_COLLECTIVE = re.compile(
+    r"= (.*?) (all-gather|all-reduce|all-to-all|collective-broadcast|collective-permute|reduce-scatter)(?:-start)?\("
+)
+_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s64": 8, "u64": 8, "f64": 8}  # else 4
 _READS_ALL = ("reduce", "arg", "cum", "scatter", "select_and_scatter")  # prefixes: one operation per element read
 
 
@@ -42,6 +48,19 @@ def peak_bytes(compiled: Any) -> int:
     memory = compiled.memory_analysis()
     inputs_and_outputs = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return inputs_and_outputs + memory.temp_size_in_bytes
+
+
+def collectives(compiled: Any) -> dict[str, dict[str, int]]:
+    """{operation between devices: {"calls": how often it is in the program, "bytes": of their results on one device}}.
+    One in a loop counts once; several arrays that travel together are one call."""
+    found: dict[str, Counter] = {}
+    for result, name in _COLLECTIVE.findall(compiled.as_text()):
+        sizes = (
+            math.prod(map(int, filter(None, shape.split(",")))) * _BYTES.get(dtype, 4)
+            for dtype, shape in _ARRAY.findall(result)
+        )
+        found.setdefault(name, Counter()).update(calls=1, bytes=sum(sizes))
+    return {name: dict(counts) for name, counts in sorted(found.items())}
 
 
 def tree_bytes(tree: Any) -> int:

@@ -35,6 +35,12 @@ def prepare() -> str:
     return f"environment: GLIBC_TUNABLES={os.environ['GLIBC_TUNABLES']}, jax_cpu_enable_async_dispatch=False"
 
 
+def simulate(devices: int) -> None:
+    """A machine without an accelerator shows so many CPU devices; JAX must not have computed anything yet."""
+    if devices > 1 and not _accelerated():
+        jax.config.update("jax_num_cpu_devices", devices)
+
+
 def _accelerated() -> bool:
     """Whether JAX would run on something else than the CPU, found without starting it."""
     platforms = os.environ.get("JAX_PLATFORMS", "")

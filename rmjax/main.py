@@ -14,7 +14,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from rmjax import config as configs
-from rmjax import environment, probe, train
+from rmjax import environment, explain, probe, train
 from rmjax.workdir import EXIT_PREEMPTED
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -41,7 +41,8 @@ def main(argv: Sequence[str]) -> int:
         configs.validate(config)
         logging.info("%s", environment.prepare())
         if _MODE.value == "explain":
-            print(json.dumps(train.explain(config), indent=1))
+            environment.simulate(config.train.devices)
+            print(json.dumps(explain.explain(config), indent=1))
             return 0
         if not _WORKDIR.value:
             raise ValueError("--workdir is missing: name a directory for checkpoints and logs")

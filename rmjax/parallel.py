@@ -5,6 +5,8 @@ Both give the same numbers: nothing drawn depends on the number of devices, and 
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,8 +15,17 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from rmjax.cost import tree_bytes
 from rmjax.train_step import Pieces, make_eval_step, make_train_step
 from rmjax.types import Batch, Params, StreamTask, Task
+
+# What a mesh splits over its axis 'model': a pattern of a parameter's path, and the mesh axis of each axis of its own.
+# Moments of an optimizer lie as their parameter does; all else, and what does not divide, is on every device.
+SPLIT_TABLES = ((r"(machine|sampler)/embed$", ("model",)),)  # item tables, by rows
+SPLIT_LAYERS = (  # kernels are [outputs, inputs]: by heads, by the hidden units of a feed-forward layer
+    (r"/(query|key|value|wide|intermediate|c_fc|c_attn)/(kernel|bias)$", ("model",)),
+    (r"/(slots|self|attention|layer_\d+|mlp|h_\d+)/(out|output|c_proj|attn_c_proj|narrow)/kernel$", (None, "model")),
+)
 
 
 class Mapped(NamedTuple):
@@ -32,7 +43,9 @@ class Mapped(NamedTuple):
     get_carry: Callable[[Any], Any]  # the way back
     # of a `StreamTask`: (params and carry on the devices, host batch) -> {name: [B, T]} of this process, carry
     measure: Callable[[Params, Any, Batch], tuple[dict[str, np.ndarray], Any]]
-    compiled: Callable  # (state, carry, frozen, host batch) -> the compiled train step, for its costs
+    # (state, carry, frozen, host batch), of which only shapes matter -> the compiled train step, for its costs
+    compiled: Callable
+    bytes: Callable[[Any], int]  # tree, of which only shapes matter -> what a device holds of it after `put`
 
 
 def make_mapped(
@@ -44,19 +57,26 @@ def make_mapped(
     devices: int = 0,
     model_devices: int = 1,
     microbatch: Pieces | None = None,
+    sparse_items: bool = False,
+    split_layers: bool = False,
 ) -> Mapped:
-    """mapping: 'pmap' over the data axis, or 'mesh': jit over ('data', 'model') with item tables split by rows over
-    `model_devices`. devices: how many to use, 0 for all of them. microbatch: see `make_train_step`, for one device."""
+    """Maps a task's steps over `devices` of them, 0 for all that there are.
+
+    mapping: 'pmap' over the data axis, or 'mesh': jit over ('data', 'model') with item tables split over
+    `model_devices`, and with `split_layers` also Transformer layers. microbatch (of one device) and sparse_items: see
+    `make_train_step`.
+    """
     found = jax.devices()
     if devices > len(found):
         raise ValueError(f"config.train.devices = {devices}, but there are {len(found)}: {found}")
     use = found[: devices or len(found)]
     if mapping == "pmap":
-        return _pmap(task, optimizer, seed, use, microbatch)
+        return _pmap(task, optimizer, seed, use, microbatch, sparse_items)
     if len(use) % model_devices:
         raise ValueError(f"config.train.model_devices = {model_devices} does not divide the {len(use)} devices")
     mesh = Mesh(np.array(use).reshape(-1, model_devices), ("data", "model"))
-    return _mesh(task, optimizer, seed, mesh, microbatch)
+    rules = SPLIT_TABLES + (SPLIT_LAYERS if split_layers else ())
+    return _mesh(task, optimizer, seed, mesh, microbatch, sparse_items, rules)
 
 
 def _pmap(
@@ -65,10 +85,11 @@ def _pmap(
     seed: int,
     devices: list,
     microbatch: Pieces | None,
+    sparse_items: bool,
 ) -> Mapped:
     local = [d for d in devices if d.process_index == jax.process_index()]
     spread = NamedSharding(Mesh(np.array(local), ("data",)), PartitionSpec("data"))
-    step = make_train_step(task, optimizer, seed, "data", microbatch)
+    step = make_train_step(task, optimizer, seed, "data", microbatch, sparse_items)
     step = jax.pmap(step, "data", devices=devices, donate_argnums=(0, 1))
     if isinstance(task, StreamTask):
         read = jax.pmap(task.measure, devices=local, donate_argnums=1)
@@ -94,6 +115,12 @@ def _pmap(
         found, carry = read(params, carry, split(batch))
         return jax.tree.map(whole, found), carry
 
+    def compiled(state: Any, carry: Any, frozen: Any, batch: Batch) -> Any:
+        shape = lambda x, *leading: jax.ShapeDtypeStruct((len(local), *leading, *x.shape[len(leading) :]), x.dtype)  # noqa: E731
+        everywhere = lambda tree: jax.tree.map(shape, tree)  # noqa: E731
+        cut = lambda tree: jax.tree.map(lambda x: shape(x, len(x) // len(local)), tree)  # noqa: E731
+        return step.lower(everywhere(state), cut(carry), everywhere(frozen), cut(batch)).compile()
+
     return Mapped(
         devices=len(devices),
         put=put,
@@ -103,20 +130,27 @@ def _pmap(
         put_carry=split,
         get_carry=lambda carry: jax.tree.map(whole, carry),
         measure=measure,
-        compiled=lambda state, carry, frozen, batch: step.lower(state, carry, frozen, split(batch)).compile(),
+        compiled=compiled,
+        bytes=tree_bytes,
     )
 
 
 def _mesh(
-    task: Task | StreamTask, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh, microbatch: Pieces | None
+    task: Task | StreamTask,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    mesh: Mesh,
+    microbatch: Pieces | None,
+    sparse_items: bool,
+    rules: tuple,
 ) -> Mapped:
-    whole, by_row = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("model"))
-    by_example = NamedSharding(mesh, PartitionSpec("data"))
+    by_example, processes = NamedSharding(mesh, PartitionSpec("data")), jax.process_count()
 
     def placed(path: tuple, x: Any) -> NamedSharding:
-        """Item tables (and their Adam moments) are split by rows, everything else is on every device."""
-        table = any(getattr(k, "key", None) == "embed" for k in path)
-        return by_row if table and np.shape(x)[0] % mesh.shape["model"] == 0 else whole
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        axes = next((axes for pattern, axes in rules if re.search(pattern, name)), ())
+        fits = all(size % mesh.shape[axis] == 0 for size, axis in zip(np.shape(x), axes, strict=False) if axis)
+        return NamedSharding(mesh, PartitionSpec(*axes) if fits else PartitionSpec())
 
     def shardings(tree: Any) -> Any:
         return jax.tree_util.tree_map_with_path(placed, tree)
@@ -128,16 +162,21 @@ def _mesh(
         local = lambda x: jax.make_array_from_process_local_data(by_example, np.asarray(x))  # noqa: E731
         return jax.tree.map(local, batch)
 
-    data = mesh.shape["data"]
-    pieces: Pieces | None = None
-    if microbatch:
-        pieces = lambda rows, items: microbatch(rows // data, items) * data  # noqa: E731
-    inner = make_train_step(task, optimizer, seed, microbatch=pieces)
+    inner = make_train_step(task, optimizer, seed, "data", microbatch, sparse_items)
+    everywhere, by_rows = PartitionSpec(), PartitionSpec("data")
+    # By hand over 'data', as pmap does it: one all-reduce for the gradients. What lies over 'model' is the compiler's.
+    inner = jax.shard_map(
+        inner,
+        mesh=mesh,
+        axis_names={"data"},
+        in_specs=(everywhere, by_rows, everywhere, by_rows),
+        out_specs=(everywhere, by_rows, everywhere),
+        check_vma=False,
+    )
 
     def pinned(state, carry, frozen, batch):
         """The new state lies where the old one lay, whatever the partitioner would like."""
         new, carry, metrics = inner(state, carry, frozen, batch)
-        carry = jax.lax.with_sharding_constraint(carry, jax.tree.map(lambda x: by_example, carry))
         return jax.lax.with_sharding_constraint(new, shardings(new)), carry, metrics
 
     step = jax.jit(pinned, donate_argnums=(0, 1))
@@ -154,6 +193,14 @@ def _mesh(
         found, carry = read(params, carry, split(batch))
         return jax.tree.map(whole_rows, found), carry
 
+    def shapes(tree: Any) -> Any:
+        laid = lambda x, how: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=how)  # noqa: E731
+        return jax.tree.map(laid, tree, shardings(tree))
+
+    def compiled(state: Any, carry: Any, frozen: Any, batch: Batch) -> Any:
+        laid = lambda x: jax.ShapeDtypeStruct((len(x) * processes, *x.shape[1:]), x.dtype, sharding=by_example)  # noqa: E731
+        return step.lower(shapes(state), jax.tree.map(laid, carry), shapes(frozen), jax.tree.map(laid, batch)).compile()
+
     return Mapped(
         devices=mesh.shape["data"],
         put=put,
@@ -163,5 +210,8 @@ def _mesh(
         put_carry=split,
         get_carry=lambda carry: jax.tree.map(whole_rows, carry),
         measure=measure,
-        compiled=lambda state, carry, frozen, batch: step.lower(state, carry, frozen, split(batch)).compile(),
+        compiled=compiled,
+        bytes=lambda tree: sum(
+            math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(shapes(tree))
+        ),
     )

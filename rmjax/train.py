@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from rmjax import config as configs
-from rmjax import cost, evaluate, metrics, tasks
+from rmjax import evaluate, metrics, tasks
 from rmjax.checkpoint import Checkpoints
 from rmjax.data import make_source
 from rmjax.data.pipeline import batches, eval_batches
@@ -31,15 +30,16 @@ from rmjax.data.source import Source
 from rmjax.optim import make_optimizer
 from rmjax.parallel import Mapped, make_mapped
 from rmjax.tasks import sequences
-from rmjax.train_step import Pieces, TrainState, init_state, make_train_step
+from rmjax.train_step import Pieces, TrainState, init_state
 from rmjax.types import Batch, Params, StreamTask, Task
 from rmjax.workdir import Preemption, lock
 
 # What may change between a run and its continuation; everything else is part of what the run computes.
-MAY_CHANGE = ("train.devices", "train.mapping", "train.model_devices", "train.microbatch", "train.log_every",
-              "train.keep_last", "train.keep_best", "train.start_from", "data.dir", "data.cache_dir", "data.ram_bytes",
-              "data.workers", "data.prefetch", "data.vectors", "data.activitynet.features", "model.pretrained",
-              "probe.steps", "probe.fragments", "probe.streams")  # fmt: skip
+MAY_CHANGE = ("train.devices", "train.mapping", "train.model_devices", "train.split_layers", "train.microbatch",
+              "train.log_every", "train.keep_last", "train.keep_best", "train.start_from", "data.dir",
+              "data.cache_dir", "data.ram_bytes", "data.workers", "data.prefetch", "data.vectors",
+              "data.activitynet.features", "model.pretrained", "probe.steps", "probe.fragments",
+              "probe.streams")  # fmt: skip
 CPU_ITEMS = 8192  # of the streams that a CPU holds at once, see `microbatch`
 # Steps dispatched ahead of the one whose loss is looked at. None on CPU: several devices share a few threads there,
 # and threads that wait in one step's all-reduce can starve another step of them for ever.
@@ -239,8 +239,17 @@ def map_stage(run: Run, stage: Stage) -> Mapped:
         if size % devices:
             raise ValueError(f"{name} {size} does not divide among {devices} devices: change it, or train.devices")
     pieces = None if stage.name == "teacher" else microbatch(run, stage.batch_size // devices)
-    how = dict(mapping=t.mapping, devices=t.devices, model_devices=t.model_devices)
-    return make_mapped(stage.task, optimizer, run.config.seed, microbatch=pieces, **how)
+    return make_mapped(
+        stage.task,
+        optimizer,
+        run.config.seed,
+        mapping=t.mapping,
+        devices=t.devices,
+        model_devices=t.model_devices,
+        microbatch=pieces,
+        sparse_items=t.sparse_items,
+        split_layers=t.split_layers,
+    )
 
 
 def microbatch(run: Run, rows: int) -> Pieces | None:
@@ -537,22 +546,6 @@ def show(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def explain(config: Any) -> dict[str, Any]:
-    """What a run would cost, training nothing: parameters, memory per stream, work and bytes of a step."""
-    with Preemption() as stop:
-        run = Run(config, Path(), make_source(config.data, config.data.seed), stop)
-        stage, mapped, state, frozen, batch = first_step(run)
-        begin = time.monotonic()
-        compiled = mapped.compiled(*put_state(mapped, state), mapped.put(frozen), batch)
-        seconds = time.monotonic() - begin
-        return step_costs(run, stage, state, frozen, batch) | {
-            "peak_bytes_per_device": cost.peak_bytes(compiled),
-            "compile_seconds": seconds,
-            "devices": mapped.devices,
-            "batch_size": stage.batch_size,
-        }
-
-
 def first_step(run: Run) -> tuple[Stage, Mapped, TrainState, Params, Batch]:
     """What the model's first step takes, on the host; the teacher, if there is one, as it is before its training."""
     stage, teacher = model_stage(run), tasks.make_teacher(run.config, run.source)
@@ -560,18 +553,3 @@ def first_step(run: Run) -> tuple[Stage, Mapped, TrainState, Params, Batch]:
     data = batches(run.source, **data_settings(run), batch_size=stage.batch_size, num_steps=1)
     with contextlib.closing(data):
         return stage, map_stage(run, stage), fresh_state(run, stage), frozen, next(data)
-
-
-def step_costs(run: Run, stage: Stage, state: TrainState, frozen: Params, batch: Batch) -> dict[str, int]:
-    """Counts, not timings, of the model's train step."""
-    task: Any = stage.task
-    memory = jax.eval_shape(lambda params: task.memory(params, 1), state.params)
-    optimizer = stage_optimizer(run, stage)
-    plain = dataclasses.replace(state, carry=())
-    work = cost.breakdown(make_train_step(task, optimizer, run.config.seed), plain, state.carry, frozen, batch)
-    return {
-        "parameters": cost.parameter_count(state.params),
-        "memory_bytes_per_stream": cost.tree_bytes(memory),
-        "flops_per_step": sum(work.values()),
-        "matmul_flops_per_step": work["matmul"],
-    }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rmjax.types import Array, Batch, Key, Params, StreamTask, Sum, Task
+from rmjax import sparse
+from rmjax.types import Array, Batch, ItemTask, Key, Params, StreamTask, Sum, Task
 
 Pieces = Callable[[int, int], int]
 
@@ -35,6 +38,7 @@ def make_train_step(
     seed: int,
     axis: str | None = None,
     microbatch: Pieces | None = None,
+    sparse_items: bool = False,
 ) -> Callable:
     """-> train_step(state, carry, frozen, batch) -> state, carry, metrics.
 
@@ -43,19 +47,31 @@ def make_train_step(
     `microbatch(rows, items of a row)`: rows whose activations are held at once, a divisor of all; gradients are summed
     over such pieces, which leaves the step what it is.
     `carry` is per-stream state that outlives a step: of a `StreamTask`; others have none and pass () through.
+    sparse_items: of an `ItemTask`'s table the step reads and writes the rows that the batch touches, see `sparse`.
     """
+    if sparse_items and not isinstance(task, ItemTask):
+        raise ValueError(f"sparse_items: {type(task).__name__} has no item table")
     total = (lambda x: jax.lax.psum(x, axis)) if axis else (lambda x: x)
 
     def train_step(state: TrainState, carry: Any, frozen: Params, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
+        if not sparse_items:
+            return step(state, carry, frozen, batch, key, lambda params: params)
+        assert isinstance(task, ItemTask)
+        items = len(functools.reduce(operator.getitem, task.table, state.params))
+        ids = sparse.touched(task.item_ids(batch, key, items), items, axis)
+        here = functools.partial(sparse.as_table, table=task.table, ids=ids, num_items=items)
+        new, carry, metrics = step(sparse.take(state, task.table, ids), carry, frozen, batch, key, here)
+        return sparse.put(state, new, task.table, ids), carry, metrics
 
+    def step(state: TrainState, carry: Any, frozen: Params, batch: Batch, key: Key, here: Callable[[Params], Params]):
         def counts(terms: dict[str, tuple[float, Sum]]) -> dict[str, Array]:
             return {name: count for name, (_, (_, count)) in terms.items()}
 
         def terms_of(params: Params, rows: Batch) -> tuple[dict[str, tuple[float, Sum]], Any]:
             if isinstance(task, StreamTask):
                 return task.stream_losses(params, carry, rows, key)
-            return task.losses(params, frozen, rows, key), carry
+            return task.losses(here(params), frozen, rows, key), carry
 
         def loss_fn(params: Params, rows: Batch, divisors: dict[str, Array] | None = None):
             terms, after = terms_of(params, rows)

@@ -111,6 +111,16 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class ItemTask(Task, Protocol):
+    """A task one of whose parameters is a table with a row for every item."""
+
+    table: tuple[str, ...]  # where it is in the parameters
+
+    def item_ids(self, batch: Batch, key: Key, num_items: int) -> Array:
+        """i32 [M]: every item whose row `losses` reads, repeated ones too; out of range they are clipped."""
+
+
+@runtime_checkable
 class StreamTask(Protocol):
     """A task whose streams go on from step to step. The carry is what `memory` gives, as it was after the last step."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rmjax import probe, tasks, train
+from rmjax import explain, probe, tasks, train
 from rmjax.config import CLASSIFIERS, MODELS, SCHEMA, Recorder
 from rmjax.data import make_source
 from tests.data.test_hyperpartisan import write as articles
@@ -71,7 +71,7 @@ def test_every_key_is_read(tmp_path):
         tasks.make_task(config, make_source(config.data, 0))
         read |= config.read
     config = Recorder(tiny(**at | {"data.name": "sorting"}, **model, **short | {"model.kind": "transformer"}))
-    train.explain(config)
+    explain.explain(config)
     read |= config.read
     workdir = tmp_path / "probed"
     config = Recorder(tiny(**fast | {"train.steps": 1}))

@@ -125,13 +125,21 @@ def test_a_mistake_is_answered_in_a_line_that_says_what_to_do(start, card, tmp_p
 
 
 def test_explain_prints_what_a_run_would_cost(start, card):
-    code, out, _ = finish(start("main", f"--config={card}", "--mode=explain"))
+    """On as many devices as are asked for, here a mesh of two times two."""
+    mesh = [f"--config.train.{key}" for key in ("devices=4", "mapping=mesh", "model_devices=2")]
+    code, out, err = finish(start("main", f"--config={card}", "--mode=explain", *mesh))
+    assert code == 0, err
     told = json.loads(out)
-    assert code == 0 and told["memory_bytes_per_stream"] == 132
+    assert told["memory_bytes_per_stream"] == 132 and told["devices"] == 4
     assert told.keys() == {
-        *("parameters", "memory_bytes_per_stream", "flops_per_step", "matmul_flops_per_step"),
-        *("peak_bytes_per_device", "compile_seconds", "devices", "batch_size"),
+        *("parameters", "memory_bytes_per_stream", "flops_per_step", "matmul_flops_per_step", "collectives"),
+        *("bytes_per_device", "peak_bytes_per_device", "compile_seconds", "devices", "batch_size"),
     }
+    held = told["bytes_per_device"]
+    table = 4 * 8 * (9 * 2 * 3 + 4)  # half of the item table, and of each of its moments
+    assert held["parameters"] == 4 * told["parameters"] - table // 2
+    assert held["optimizer"] == 2 * held["parameters"] + 2 * 4  # two steps are counted
+    assert told["collectives"]["all-reduce"]["bytes"] >= held["parameters"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sets what glibc and Linux know")

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from rmjax import evaluate, memoria, probe, tasks, train
+from rmjax import evaluate, explain, memoria, probe, tasks, train
 from rmjax.data import make_source
 from rmjax.data.pipeline import batches
 from rmjax.data.tokenizers import make_tokenizer
@@ -233,7 +233,7 @@ def test_a_model_begins_with_a_released_checkpoint(tmp_path):
 
 def test_what_a_step_costs_is_told_of_streams_that_carry(tmp_path):
     config = books(tmp_path, **{"model.kind": "transformer_xl"})
-    told = train.explain(config)
+    told = explain.explain(config)
     assert told["flops_per_step"] > 0 and told["batch_size"] == config.train.batch_size
     # one layer's inputs of a segment, how many are there, segments read
     assert told["memory_bytes_per_stream"] == 16 * 8 * 4 + 4 + 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 from flax.linen.initializers import lecun_normal, normal
@@ -31,17 +32,39 @@ def embed(params: Params, items: Array) -> Array:
     (Vaswani et al. 2017, 3.4); features are scaled to a mean square of 1. Both then go through params['project'] where
     there is one. Sources check ids; a padded entry may hold anything finite.
     """
-    if jnp.issubdtype(items.dtype, jnp.floating):
-        x = items * jax.lax.rsqrt(jnp.square(items).mean(-1, keepdims=True) + 1e-6)
+    if not jnp.issubdtype(items.dtype, jnp.floating):
+        x = look_up(params["embed"], items)
+        x *= x.shape[-1] ** 0.5
     else:
-        table = params["embed"]
-        x = table.at[items].get(mode="clip") * table.shape[1] ** 0.5
+        x = items * jax.lax.rsqrt(jnp.square(items).mean(-1, keepdims=True) + 1e-6)
     return x @ params["project"] if "project" in params else x
 
 
-def embed_all(params: Params) -> Array:
-    """All items as rows of about unit length [V, d]: what inner products are taken with."""
-    table = params["embed"]
+def unit_rows(params: Params, items: Array | None = None) -> Array:
+    """items i32 [...] -> f32 [..., d], None: all of them, [V, d]; of about unit length: inner products are taken with
+    these."""
+    rows = params["embed"] if items is None else look_up(params["embed"], items)
     if "project" not in params:
-        return table
-    return table @ params["project"] * (table.shape[1] / params["project"].shape[1]) ** 0.5
+        return rows
+    return rows @ params["project"] * (rows.shape[-1] / params["project"].shape[1]) ** 0.5
+
+
+@flax.struct.dataclass
+class Rows:
+    """In the place of an item table, those of its rows that a batch asks for."""
+
+    ids: Array  # i32 [M] whose rows, rising
+    rows: Array  # f32 [M, width]
+    num_items: int = flax.struct.field(pytree_node=False)
+
+
+def look_up(table: Array | Rows, items: Array) -> Array:
+    """Rows [..., width] of items i32 [...]; all of them must be among the `Rows`. An id that is none is clipped."""
+    if isinstance(table, Rows):
+        items = jnp.searchsorted(table.ids, jnp.clip(items, 0, table.num_items - 1)).astype(jnp.int32)
+        table = table.rows
+    return table.at[items].get(mode="clip")
+
+
+def num_items(table: Array | Rows) -> int:
+    return table.num_items if isinstance(table, Rows) else len(table)

@@ -65,6 +65,15 @@ class Answers:
         words = self._words(encoder, embed_items)(batch.query)
         return encoders.encode_words(encoder["question"], words, batch.word_mask)
 
+    def item_ids(self, batch: Batch) -> list[Array]:
+        """What `encode` and `logits` ask `embed_items` for."""
+        asked = self.questions
+        if asked.query == "item":
+            return [batch.query]
+        if asked.query == "kind" or asked.words:
+            return []
+        return [batch.query] + ([batch.candidates] if batch.candidates is not None else [])
+
     def _words(self, encoder: Params, embed_items: Callable[[Array], Array]) -> Callable[[Array], Array]:
         return functools.partial(embed, encoder["words"]) if "words" in encoder else embed_items
 

@@ -30,6 +30,13 @@ class Reasoning:
     items_fixed: bool = False  # the item table is not trained: it came from somewhere better
     block: int = 0
     remat: bool = False
+    table: tuple[str, ...] = dataclasses.field(default=("machine", "embed"), init=False)
+
+    def item_ids(self, batch: Batch, key: Key, num_items: int) -> Array:
+        ids = [ids for ids in (batch.items, batch.negative_items) if jnp.issubdtype(ids.dtype, jnp.integer)]
+        if ids and self.rehearsal.recollection and self.rehearsal.sampled_items:
+            ids.append(rehearsing.sample_items(self.rehearsal, key, num_items))
+        return jnp.concatenate([x.ravel() for x in ids + self.answers.item_ids(batch)])
 
     def init(self, key: Key) -> Params:
         a, b, c, d = jax.random.split(key, 4)
@@ -141,6 +148,11 @@ class Teacher:
     num_items: int
     answers: Answers
     width: int = 0  # see `embeddings.init_items`
+    table: tuple[str, ...] = dataclasses.field(default=("sampler", "embed"), init=False)
+
+    def item_ids(self, batch: Batch, key: Key, num_items: int) -> Array:
+        ids = [batch.items] if jnp.issubdtype(batch.items.dtype, jnp.integer) else []
+        return jnp.concatenate([x.ravel() for x in ids + self.answers.item_ids(batch)])
 
     def init(self, key: Key) -> Params:
         a, b, c, d = jax.random.split(key, 4)

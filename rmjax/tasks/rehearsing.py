@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rmjax.layers.embeddings import embed_all
+from rmjax.layers.embeddings import num_items, unit_rows
 from rmjax.rehearsal import fragments, objectives, sampler
 from rmjax.rehearsal.decoder import Decoder
 from rmjax.types import Array, Batch, Key, Memory, MemoryMachine, Params, Sum
@@ -71,12 +71,12 @@ def alternatives(
     keys: one for the whole batch, which shares its sampled ids; [B], by which each stream of features draws its own.
     """
     if not jnp.issubdtype(batch.items.dtype, jnp.floating):
-        truth, table = jnp.take_along_axis(cut.items, cut.hidden_at, 2), embed_all(params["machine"])
-        target = table.at[truth].get(mode="clip")
+        its, truth = params["machine"], jnp.take_along_axis(cut.items, cut.hidden_at, 2)
         if not r.sampled_items:
-            return target, table, None
-        sampled = jax.random.randint(keys[0], (r.sampled_items,), 0, len(table))
-        return target, table[sampled], sampled == truth[..., None]
+            table = unit_rows(its)
+            return table.at[truth].get(mode="clip"), table, None
+        sampled = sample_items(r, keys[0], num_items(its["embed"]))
+        return unit_rows(its, truth), unit_rows(its, sampled), sampled == truth[..., None]
     rows, _, length, width = batch.items.shape
     draw = lambda key, valid: jax.random.categorical(key, jnp.where(valid, 0.0, -jnp.inf), shape=(r.sampled_items,))  # noqa: E731
     place = jax.vmap(draw)(keys[1], batch.item_mask.reshape(rows, -1))
@@ -89,6 +89,11 @@ def alternatives(
         return features * features.shape[-1] ** -0.5
 
     return unit(truth), unit(others)[:, None], same
+
+
+def sample_items(r: Rehearsal, key: Key, items: int) -> Array:
+    """i32 [J] of so many items, which masked ones are told from; `key` as `losses` has it for all rows."""
+    return jax.random.randint(key, (r.sampled_items,), 0, items)
 
 
 def losses(
