@@ -10,11 +10,12 @@ import sys
 from collections.abc import Sequence
 from logging import WARNING, getLogger
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from rmjax import config as configs
-from rmjax import environment, explain, probe, train
+from rmjax import environment, explain, probe, processes, train
 from rmjax.workdir import EXIT_PREEMPTED
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -23,6 +24,10 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where checkpoints and logs go; the same line goes on where a run stopped."
 )
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "Of several processes: host:port of process 0.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many there are.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Finds them by itself, on a TPU pod or in Kubernetes.")
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
@@ -40,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         configs.validate(config)
         logging.info("%s", environment.prepare())
+        logging.info("%s", processes.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value))
         if _MODE.value == "explain":
             environment.simulate(config.train.devices)
             print(json.dumps(explain.explain(config), indent=1))
@@ -50,10 +56,19 @@ def main(argv: Sequence[str]) -> int:
             print(probe.show(probe.probe(config, _WORKDIR.value)))
             return 0
         run = train.train if _MODE.value == "train" else train.evaluate_only
-        print(train.show(run(config, _WORKDIR.value)))
+        rows = run(config, _WORKDIR.value)
+        if jax.process_index() == 0:
+            print(train.show(rows))
     except train.Preempted as preempted:
         logging.warning("Stopped: %s.", preempted)
         return EXIT_PREEMPTED
+    except jax.errors.JaxRuntimeError as error:
+        gone = processes.lost(error)
+        if gone is None:
+            logging.error("%s", error)
+            return 1
+        logging.error("%s. What was saved is whole: run the same line again, on all of them.", gone)
+        processes.leave(EXIT_PREEMPTED)
     except (ValueError, OSError, RuntimeError, FloatingPointError, ImportError) as error:
         logging.error("%s", error)
         return 1

@@ -1,0 +1,343 @@
+"""Live memories of many users: each one's stream goes on with every item, and is asked at any time.
+
+    streams = Streams(task, params, segment_length=20)
+    streams.write(["ann", "bob"], [[3, 14, 15], [9]])  # any number of items of each
+    streams.answer(["ann"], [[26, 5]])  # -> [f32 [2]], the scores of two items
+
+Requests of many users and lengths are brought into a few shapes, each compiled once. What a stream answers is what
+evaluation answers after the same items, however they came.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rmjax import checkpoint
+from rmjax.machines.live import LiveStream, current_memory, feed, open_stream
+from rmjax.tasks.reasoning import Reasoning
+from rmjax.types import Array, Params
+
+User = Hashable  # a str or an int, if streams are saved
+
+
+class OnDevice:
+    """Rows of streams as arrays on the device."""
+
+    def __init__(self, blank: LiveStream, capacity: int):
+        self.rows = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape[1:]), x.dtype), blank)
+
+    def take(self, slots: np.ndarray) -> LiveStream:
+        return _take(self.rows, slots)
+
+    def put(self, slots: np.ndarray, rows: LiveStream) -> None:
+        """Slots beyond the last one are none."""
+        self.rows = _put(self.rows, slots, rows)
+
+    def grow(self, capacity: int) -> None:
+        more = lambda x: jnp.concatenate([x, jnp.zeros((capacity - len(x), *x.shape[1:]), x.dtype)])  # noqa: E731
+        self.rows = jax.tree.map(more, self.rows)
+
+
+class InFiles:
+    """Rows of streams as one file an array, mapped into memory: for more users than a device holds."""
+
+    def __init__(self, blank: LiveStream, capacity: int, folder: str | Path):
+        self._folder = Path(folder)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._blank = {jax.tree_util.keystr(p, simple=True, separator="."): x for p, x in _leaves(blank)}
+        self._structure = jax.tree.structure(blank)
+        self.grow(capacity)
+
+    def take(self, slots: np.ndarray) -> LiveStream:
+        last = len(self._files[0]) - 1
+        return jax.tree.unflatten(self._structure, [file[np.minimum(slots, last)] for file in self._files])
+
+    def put(self, slots: np.ndarray, rows: LiveStream) -> None:
+        there = slots < len(self._files[0])
+        for file, new in zip(self._files, jax.tree.leaves(rows), strict=True):
+            file[slots[there]] = np.asarray(new)[there]
+
+    def grow(self, capacity: int) -> None:
+        self._files = []
+        for name, x in self._blank.items():
+            path, size = self._folder / f"{name}.bin", x.dtype.itemsize * int(np.prod(x.shape[1:], dtype=int))
+            with path.open("ab") as file:
+                file.truncate(max(capacity * size, path.stat().st_size))
+            rows = path.stat().st_size // size
+            self._files.append(np.memmap(path, x.dtype, "r+", shape=(rows, *x.shape[1:])))
+
+    def flush(self) -> None:
+        for file in self._files:
+            file.flush()
+
+
+class Streams:
+    """A store of live streams, one a user, of one trained model. Not for several threads at a time.
+
+    Args:
+      task, params: as `train.trained` gives them; the streams are of item ids.
+      segment_length: N of the training.
+      capacity: users there is room for; doubles when more come, which compiles everything anew.
+      batches, segments, queries: the shapes that requests are padded to: users, segments that a write may fill, queries
+        of a user. Longer writes go in parts.
+      folder: where the rows lie in files; None: on the device. A folder with streams of the same model is opened.
+
+    Raises:
+      ValueError: the task's streams are not of item ids, or the folder's are of another model.
+    """
+
+    def __init__(
+        self,
+        task: Reasoning,
+        params: Params,
+        segment_length: int,
+        *,
+        capacity: int = 1024,
+        batches: Sequence[int] = (1, 8, 64),
+        segments: Sequence[int] = (1, 16),
+        queries: Sequence[int] = (1, 16),
+        folder: str | Path | None = None,
+    ):
+        if task.answers.questions.query == "words" or "embed" not in params["machine"]:
+            raise ValueError(
+                "streams are of item ids, and asked about items or kinds: this model reads words or frames"
+            )
+        self._num_items = len(params["machine"]["embed"])
+        self._asked = task.answers.questions.kinds or self._num_items
+        self._params, self._length = jax.device_put(params), segment_length
+        self._batches, self._segments, self._queries = sorted(batches), sorted(segments), sorted(queries)
+        machine = task.machine
+        self._blank = open_stream(machine, params["machine"], 1, segment_length)
+        self._slots: dict[User, int] = {}
+        self._free: list[int] = []
+        self._capacity, self._folder = capacity, None if folder is None else Path(folder)
+        self._store: Any = OnDevice(self._blank, capacity)
+        if self._folder is not None:
+            found = self._folder / "index.json"
+            index = json.loads(found.read_text()) if found.exists() else None
+            if index is not None:
+                self._check(index, self._folder)
+                self._slots = dict(zip(index["users"], index["slots"], strict=True))
+                self._capacity = max(capacity, index["capacity"])
+                self._free = sorted(set(range(max(index["slots"], default=-1) + 1)) - set(index["slots"]))
+            self._store = InFiles(self._blank, self._capacity, self._folder)
+
+        @jax.jit
+        def feed_rows(params: Params, rows: LiveStream, items: Array, mask: Array) -> LiveStream:
+            return feed(machine, params["machine"], rows, items, mask)
+
+        @jax.jit
+        def answer_rows(params: Params, rows: LiveStream, query: Array, mask: Array) -> Array:
+            return task.answer(params, current_memory(machine, params["machine"], rows), query, mask)
+
+        self._feed: Callable = functools.partial(feed_rows, self._params)
+        self._answer: Callable = functools.partial(answer_rows, self._params)
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __contains__(self, user: User) -> bool:
+        return user in self._slots
+
+    def write(self, users: Sequence[User], items: Sequence[Sequence[int]]) -> None:
+        """Appends items to the users' streams, in order; a user may come twice, and one who is new gets a stream.
+
+        Raises ValueError naming the user and the item that is none; nothing is written then.
+        """
+        parts: dict[User, list[np.ndarray]] = {}
+        for user, more in zip(users, items, strict=True):
+            parts.setdefault(user, []).append(self._checked(user, more, self._num_items, "item"))
+        left = {user: np.concatenate(each) for user, each in parts.items() if sum(map(len, each))}
+        self._open([user for user in parts if user not in self._slots])
+        longest = self._segments[-1] * self._length
+        while left:
+            for shape, group in self._grouped({user: ids[:longest] for user, ids in left.items()}, self._fills):
+                slots, ids, mask = self._padded(group, shape * self._length, self._slots)
+                self._store.put(slots, self._feed(self._store.take(slots), ids, mask))
+            left = {user: ids[longest:] for user, ids in left.items() if len(ids) > longest}
+
+    def answer(self, users: Sequence[User], queries: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """-> of each user's queries the scores f32 [Q], or the logits of every class [Q, C], from all that was written
+        so far. One who has no stream is answered from an empty one."""
+        asked = [self._checked(*pair, self._asked, "query") for pair in zip(users, queries, strict=True)]
+        places = {place: self._slots.get(user, self._capacity) for place, user in enumerate(users)}
+        scores: list[list[np.ndarray]] = [[] for _ in asked]
+        longest = self._queries[-1]
+        for first in range(0, max(map(len, asked), default=0), longest):
+            now = {k: query[first : first + longest] for k, query in enumerate(asked) if len(query) > first}
+            for shape, group in self._grouped(now, self._asks):
+                slots, query, mask = self._padded(group, shape, places)
+                found = np.asarray(self._answer(self._opened(slots), query, mask))
+                for row, (place, part) in enumerate(group.items()):
+                    scores[place].append(found[row, : len(part)])
+        return [np.concatenate(each) if each else np.zeros(0, np.float32) for each in scores]
+
+    def reset(self, users: Sequence[User]) -> None:
+        """Forgets users; what is written for one of them from now on begins a new stream."""
+        for user in map(self._known, users):
+            self._free.append(self._slots.pop(user))
+
+    def fork(self, user: User, copies: Sequence[User]) -> None:
+        """Makes the streams of `copies`, which are new users, what that of `user` is now."""
+        taken = [copy for copy in copies if copy in self._slots]
+        if taken:
+            raise ValueError(f"user {taken[0]!r} has a stream already: reset it first")
+        row = self._store.take(np.array([self._slots[self._known(user)]]))
+        self._open(copies, row)
+
+    def save(self, path: str | Path) -> None:
+        """Writes all streams as the directory `path`, whole or not at all, every file under a digest."""
+        slots = np.fromiter(self._slots.values(), np.int64, len(self._slots))
+        rows = jax.tree.map(np.asarray, self._store.take(slots)) if len(slots) else {}
+        checkpoint.save_tree(path, rows, {"streams": self._about() | {"users": list(self._slots)}})
+
+    def load(self, path: str | Path) -> None:
+        """Takes the streams that `save` wrote in the place of those here.
+
+        Raises ValueError if they are damaged, or memories of another model."""
+        about: dict[str, Any] = {}
+
+        def like(manifest: dict[str, Any]) -> Any:
+            about.update(manifest.get("streams", {}))
+            self._check(about, path)
+            many = len(about["users"])
+            return (
+                jax.tree.map(lambda x: jax.ShapeDtypeStruct((many, *x.shape[1:]), x.dtype), self._blank) if many else {}
+            )
+
+        rows = checkpoint.load_tree(path, like)
+        self.reset(list(self._slots))
+        for part in _cut(about["users"], self._batches[-1]):
+            first = len(self._slots)
+            self._open(part, jax.tree.map(lambda x: x[first : first + len(part)], rows))  # noqa: B023
+
+    def flush(self) -> None:
+        """Of streams in a folder: brings it to what is here. A folder that was not flushed has the users of the last
+        time, with memories that may be later."""
+        if self._folder is None:
+            raise ValueError("these streams are on the device: save(path) writes them")
+        self._store.flush()
+        here = {"users": list(self._slots), "slots": list(self._slots.values()), "capacity": self._capacity}
+        temporary = self._folder / "index.tmp"
+        temporary.write_text(json.dumps(self._about() | here))
+        temporary.replace(self._folder / "index.json")
+
+    def compile(self) -> None:
+        """Compiles every shape now, rather than when a request first has it."""
+        for batch in self._batches:
+            nobody = np.full(batch, self._capacity)
+            for segments in self._segments:
+                ids = np.zeros((batch, segments * self._length), np.int32)
+                self._store.put(nobody, self._feed(self._store.take(nobody), ids, ids > 0))
+            for queries in self._queries:
+                ids = np.zeros((batch, queries), np.int32)
+                jax.block_until_ready(self._answer(self._opened(nobody), ids, ids > 0))
+
+    # What requests have in common.
+
+    def _checked(self, user: User, ids: Sequence[int], below: int, name: str) -> np.ndarray:
+        found = np.asarray(ids, np.int64).reshape(-1)
+        wrong = found[(found < 0) | (found >= below)]
+        if wrong.size:
+            raise ValueError(f"user {user!r}: {name} {wrong[0]} is none of the model's 0 .. {below - 1}")
+        return found.astype(np.int32)
+
+    def _known(self, user: User) -> User:
+        if user not in self._slots:
+            raise ValueError(f"user {user!r} has no stream here")
+        return user
+
+    def _fills(self, ids: np.ndarray) -> int:
+        """Segments that are enough for items: the tail's are there besides."""
+        return next(n for n in self._segments if len(ids) <= n * self._length)
+
+    def _asks(self, query: np.ndarray) -> int:
+        return next(n for n in self._queries if len(query) <= n)
+
+    def _grouped(self, requests: dict, shape_of: Callable) -> Iterator[tuple[int, dict]]:
+        """(shape, requests that have it), at most the largest batch at a time."""
+        by_shape: dict[int, list] = {}
+        for key, request in requests.items():
+            by_shape.setdefault(shape_of(request), []).append((key, request))
+        for shape, each in sorted(by_shape.items()):
+            for part in _cut(each, self._batches[-1]):
+                yield shape, dict(part)
+
+    def _padded(self, group: dict, width: int, slots: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """-> slots [b], ids [b, width], mask [b, width]; b is the smallest batch that holds the group."""
+        batch = next(b for b in self._batches if len(group) <= b)
+        place, ids = np.full(batch, self._capacity), np.zeros((batch, width), np.int32)
+        mask = np.zeros((batch, width), bool)
+        for row, (key, part) in enumerate(group.items()):
+            place[row], ids[row, : len(part)], mask[row, : len(part)] = slots[key], part, True
+        return place, ids, mask
+
+    def _opened(self, slots: np.ndarray) -> LiveStream:
+        """Rows to be asked; slot == capacity is the empty stream."""
+        return _or_blank(self._store.take(slots), slots < self._capacity, self._blank)
+
+    def _open(self, users: Sequence[User], rows: LiveStream | None = None) -> None:
+        """Gives new users slots, with those rows (one for all of them, or one each; None: empty streams)."""
+        while len(self._slots) + len(users) > self._capacity:
+            self._capacity *= 2
+            self._store.grow(self._capacity)
+        rows, used = self._blank if rows is None else rows, len(self._slots) + len(self._free)
+        slots = (self._free + list(range(used, used + len(users))))[: len(users)]
+        self._free = self._free[len(users) :]
+        for first in range(0, len(users), self._batches[-1]):
+            part = np.array(slots[first : first + self._batches[-1]])
+            batch = next(b for b in self._batches if len(part) <= b)
+            place = np.pad(part, (0, batch - len(part)), constant_values=self._capacity)
+            row = lambda x: np.resize(np.asarray(x), (batch, *x.shape[1:]))  # noqa: B023, E731
+            self._store.put(place, jax.tree.map(row, rows))
+        self._slots |= dict(zip(users, slots, strict=True))
+
+    def _about(self) -> dict[str, Any]:
+        """What memories are worth nothing without."""
+        digest = hashlib.sha256()
+        for _, leaf in _leaves(self._params["machine"]):
+            digest.update(np.asarray(leaf).tobytes())
+        return {"segment_length": self._length, "machine": digest.hexdigest()[:16]}
+
+    def _check(self, about: dict[str, Any], path: str | Path) -> None:
+        here = self._about()
+        other = [name for name, value in here.items() if about.get(name) != value]
+        if other:
+            shown = "; ".join(f"{name} {about.get(name)!r}, here {here[name]!r}" for name in other)
+            raise ValueError(f"{path} holds streams of another model ({shown}): open it with the one that wrote them")
+
+
+@jax.jit
+def _take(rows: LiveStream, slots: Array) -> LiveStream:
+    return jax.tree.map(lambda x: x.at[slots].get(mode="clip"), rows)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put(rows: LiveStream, slots: Array, new: LiveStream) -> LiveStream:
+    return jax.tree.map(lambda old, x: old.at[slots].set(x, mode="drop"), rows, new)
+
+
+@jax.jit
+def _or_blank(rows: LiveStream, there: Array, blank: LiveStream) -> LiveStream:
+    def row(x: Array, empty: Array) -> Array:
+        return jnp.where(there.reshape(-1, *[1] * (x.ndim - 1)), x, empty)
+
+    return jax.tree.map(row, rows, blank)
+
+
+def _leaves(tree: Any) -> list:
+    return jax.tree_util.tree_leaves_with_path(tree)
+
+
+def _cut(things: Sequence, size: int) -> Iterator[Sequence]:
+    for first in range(0, len(things), size):
+        yield things[first : first + size]

@@ -1,0 +1,140 @@
+"""A store of streams answers what each stream answers alone, however requests were mixed, and keeps what it holds."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rmjax.machines import make, memorize
+from rmjax.streams import Streams
+from tests.small import ITEMS, SLOTS, N, noise, recommendation
+
+TASK = recommendation(make("rehearsal", ITEMS, **SLOTS))
+PARAMS = noise(TASK.init)
+SHAPES = dict(batches=(1, 4), segments=(1, 3), queries=(1, 3))
+
+
+def streams(**how) -> Streams:
+    return Streams(TASK, PARAMS, N, **({"capacity": 2} | SHAPES | how))
+
+
+@functools.cache
+def offline():
+    @jax.jit
+    def scores(items, mask, query):
+        memory = memorize(TASK.machine, PARAMS["machine"], items, mask).memory
+        return TASK.answer(PARAMS, memory, query, jnp.ones(query.shape, bool))
+
+    def answer(items, query):
+        """Of one stream, padded to one shape."""
+        held = np.zeros(40 * N, np.int32)
+        held[: len(items)] = items
+        mask = np.arange(len(held)) < len(items)
+        asked = np.zeros(8, np.int32)
+        asked[: len(query)] = query
+        return np.asarray(scores(held.reshape(1, -1, N), mask.reshape(1, -1, N), asked[None]))[0, : len(query)]
+
+    return answer
+
+
+def same(store: Streams, histories: dict, seed: int = 0) -> None:
+    rng = np.random.default_rng(seed)
+    queries = [rng.integers(0, ITEMS, rng.integers(1, 8)) for _ in histories]
+    for user, query, found in zip(histories, queries, store.answer(list(histories), queries), strict=True):
+        np.testing.assert_allclose(found, offline()(histories[user], query), rtol=1e-4, atol=1e-5, err_msg=str(user))
+
+
+@pytest.mark.parametrize("place", ["device", "files"])
+def test_requests_of_many_users_and_lengths_are_answered_as_each_stream_alone(tmp_path, place):
+    """Random writes of nothing up to several parts, users that come twice, more users than there was room for."""
+    store = streams(folder=tmp_path / "rows" if place == "files" else None)
+    rng, histories = np.random.default_rng(0), {}
+    for _ in range(12):
+        users = [int(user) for user in rng.integers(0, 11, rng.integers(1, 8))]
+        items = [list(rng.integers(0, ITEMS, rng.choice([0, 1, 3, N, 2 * N + 1, 3 * N + 2]))) for _ in users]
+        store.write(users, items)
+        for user, more in zip(users, items, strict=True):
+            histories[user] = histories.get(user, []) + more
+        same(store, histories)
+    assert len(store) == len(histories) > 8 and max(map(len, histories.values())) < 40 * N
+    same(store, histories | {"nobody": []})  # who is not known has an empty stream
+    assert "nobody" not in store
+
+
+def test_forgotten_and_copied_streams():
+    store, histories = streams(), {"a": [1, 2, 3, 4, 5], "b": [6, 7]}
+    store.write(list(histories), list(histories.values()))
+    store.fork("a", ["c", "d", "e", "f", "g"])
+    store.write(["c", "a"], [[9], [8, 8, 8]])
+    histories |= {"c": [1, 2, 3, 4, 5, 9], "g": histories["a"], "a": [1, 2, 3, 4, 5, 8, 8, 8]}
+    same(store, histories)
+    store.reset(["a", "c"])
+    assert "a" not in store and len(store) == 5
+    store.write(["a", "new"], [[30], [31, 32]])
+    same(store, {"b": [6, 7], "a": [30], "new": [31, 32], "g": [1, 2, 3, 4, 5]})
+    with pytest.raises(ValueError, match="user 'g' has a stream already"):
+        store.fork("b", ["x", "g"])
+    for act in (lambda: store.fork("who", ["x"]), lambda: store.reset(["who"])):
+        with pytest.raises(ValueError, match="user 'who' has no stream here"):
+            act()
+
+
+@pytest.mark.parametrize("place", ["device", "files"])
+def test_what_was_saved_goes_on(tmp_path, place):
+    store, histories = streams(), {"a": list(range(9)), 7: [3], "c": [], "d": [1] * 5, "e": [2] * 6}
+    store.write(list(histories), list(histories.values()))
+    store.save(tmp_path / "saved")
+    other = streams(folder=tmp_path / "rows" if place == "files" else None)
+    other.write(["z", "a"], [[1, 1], [2]])
+    other.load(tmp_path / "saved")
+    assert len(other) == 5 and "z" not in other and 7 in other
+    same(other, histories)
+    other.write(["a"], [[4, 4, 4, 4]])
+    same(other, histories | {"a": [*range(9), 4, 4, 4, 4]})
+    other.load(tmp_path / "saved")
+    same(other, histories)
+
+
+def test_a_folder_is_opened_again(tmp_path):
+    store, histories = streams(folder=tmp_path), {"a": list(range(9)), "b": [3], "c": [4, 5]}
+    store.write(list(histories), list(histories.values()))
+    store.reset(["b"])
+    store.flush()
+    again = streams(folder=tmp_path)
+    del histories["b"]
+    again.write(["a", "new"], [[6], [7]])
+    same(again, histories | {"a": [*range(9), 6], "new": [7]})
+    with pytest.raises(ValueError, match="on the device"):
+        streams().flush()
+
+
+def test_what_cannot_be_is_named_and_nothing_is_written(tmp_path):
+    store = streams()
+    store.write(["a"], [[1, 2]])
+    with pytest.raises(ValueError, match=f"user 'b': item {ITEMS} is none of the model's 0 .. {ITEMS - 1}"):
+        store.write(["a", "b"], [[3], [1, ITEMS]])
+    same(store, {"a": [1, 2]})
+    assert "b" not in store
+    with pytest.raises(ValueError, match="user 'a': query -1 is none"):
+        store.answer(["a"], [[-1]])
+    store.save(tmp_path / "saved")
+    other = Streams(TASK, jax.tree.map(lambda x: x + 1, PARAMS), N, **SHAPES)
+    with pytest.raises(ValueError, match="holds streams of another model .machine '"):
+        other.load(tmp_path / "saved")
+    assert len(json.loads((tmp_path / "saved" / "manifest.json").read_text())["streams"]["users"]) == 1
+
+
+def test_every_shape_is_compiled_once():
+    store = streams(capacity=32)
+    store.compile()
+    sizes = [f.func._cache_size() for f in (store._feed, store._answer)]
+    assert sizes == [4, 4]
+    for users in (1, 3, 9):
+        store.write(list(range(users)), [[1] * (user + 1) for user in range(users)])
+        store.answer(list(range(users)), [[1] * (user % 4) for user in range(users)])
+    assert [f.func._cache_size() for f in (store._feed, store._answer)] == sizes
