@@ -26,6 +26,7 @@ from rmjax.machines.live import LiveStream, current_memory, feed, open_stream
 from rmjax.tasks.reasoning import Reasoning
 from rmjax.types import Array, Params
 
+Ids = Sequence[int] | np.ndarray
 User = Hashable  # a str or an int, if streams are saved
 
 
@@ -41,6 +42,9 @@ class OnDevice:
     def put(self, slots: np.ndarray, rows: LiveStream) -> None:
         """Slots beyond the last one are none."""
         self.rows = _put(self.rows, slots, rows)
+
+    def wait(self) -> None:
+        jax.block_until_ready(self.rows)
 
     def grow(self, capacity: int) -> None:
         more = lambda x: jnp.concatenate([x, jnp.zeros((capacity - len(x), *x.shape[1:]), x.dtype)])  # noqa: E731
@@ -65,6 +69,9 @@ class InFiles:
         there = slots < len(self._files[0])
         for file, new in zip(self._files, jax.tree.leaves(rows), strict=True):
             file[slots[there]] = np.asarray(new)[there]
+
+    def wait(self) -> None:
+        """`put` has already waited for what it puts."""
 
     def grow(self, capacity: int) -> None:
         self._files = []
@@ -148,7 +155,7 @@ class Streams:
     def __contains__(self, user: User) -> bool:
         return user in self._slots
 
-    def write(self, users: Sequence[User], items: Sequence[Sequence[int]]) -> None:
+    def write(self, users: Sequence[User], items: Sequence[Ids]) -> None:
         """Appends items to the users' streams, in order; a user may come twice, and one who is new gets a stream.
 
         Raises ValueError naming the user and the item that is none; nothing is written then.
@@ -165,7 +172,7 @@ class Streams:
                 self._store.put(slots, self._feed(self._store.take(slots), ids, mask))
             left = {user: ids[longest:] for user, ids in left.items() if len(ids) > longest}
 
-    def answer(self, users: Sequence[User], queries: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    def answer(self, users: Sequence[User], queries: Sequence[Ids]) -> list[np.ndarray]:
         """-> of each user's queries the scores f32 [Q], or the logits of every class [Q, C], from all that was written
         so far. One who has no stream is answered from an empty one."""
         asked = [self._checked(*pair, self._asked, "query") for pair in zip(users, queries, strict=True)]
@@ -180,6 +187,10 @@ class Streams:
                 for row, (place, part) in enumerate(group.items()):
                     scores[place].append(found[row, : len(part)])
         return [np.concatenate(each) if each else np.zeros(0, np.float32) for each in scores]
+
+    def wait(self) -> None:
+        """Returns when what was written is there; answers wait by themselves."""
+        self._store.wait()
 
     def reset(self, users: Sequence[User]) -> None:
         """Forgets users; what is written for one of them from now on begins a new stream."""
@@ -244,7 +255,7 @@ class Streams:
 
     # What requests have in common.
 
-    def _checked(self, user: User, ids: Sequence[int], below: int, name: str) -> np.ndarray:
+    def _checked(self, user: User, ids: Ids, below: int, name: str) -> np.ndarray:
         found = np.asarray(ids, np.int64).reshape(-1)
         wrong = found[(found < 0) | (found >= below)]
         if wrong.size:

@@ -1,0 +1,140 @@
+"""A trained model as files that need no rmjax: `write` and `answer` of live streams, compiled anywhere, and weights.
+
+    python -m rmjax.export --workdir=runs/xlong --out=served
+
+`served/live.py` is all that a server needs beside jax, numpy and flatbuffers, with which jax reads its exports:
+
+    import live
+    state = live.open_streams(2)
+    state = live.write(state, items, mask)  # i32 [2, n], bool [2, n]; n is fixed by --items
+    live.answer(state, query, mask)  # i32 [2, Q], bool [2, Q], any Q -> f32 [2, Q]
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags, logging
+from jax import export
+from safetensors.numpy import save_file
+
+from rmjax import environment, train
+from rmjax.machines.live import current_memory, feed, open_stream
+from rmjax.tasks.reasoning import Reasoning
+from rmjax.types import Params
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Of a trained model.")
+_OUT = flags.DEFINE_string("out", None, "Folder to make; what an export left there is replaced.")
+_ITEMS = flags.DEFINE_integer("items", 0, "Items of a write, at most; 0: a segment's.", lower_bound=0)
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+LOADER = '''"""Live streams of an exported model; see `python -m rmjax.export`."""
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax import export
+
+HERE, TYPES = Path(__file__).parent, {"F32": np.float32, "I32": np.int32, "BOOL": np.bool_}
+
+
+def tensors(file):  # safetensors: length of a header, the header, the numbers
+    size = int.from_bytes(file.read_bytes()[:8], "little")
+    header, data = json.loads(file.read_bytes()[8 : 8 + size]), file.read_bytes()[8 + size :]
+    cut = lambda x: np.frombuffer(data[slice(*x["data_offsets"])], TYPES[x["dtype"]]).reshape(x["shape"])
+    return {name: cut(x) for name, x in header.items() if name != "__metadata__"}
+
+
+weights, empty = jax.device_put(tensors(HERE / "weights.safetensors")), tensors(HERE / "empty.safetensors")
+write_, answer_ = (jax.jit(export.deserialize((HERE / f"{name}.bin").read_bytes()).call) for name in ("write", "answer"))
+open_streams = lambda count: {name: np.repeat(x, count, 0) for name, x in empty.items()}
+write = lambda state, items, mask: write_(weights, state, items, mask)
+answer = lambda state, query, mask: answer_(weights, state, query, mask)
+'''
+
+
+def write_export(task: Reasoning, params: Params, segment_length: int, folder: str | Path, items: int = 0) -> None:
+    """Makes `folder`, whole or not at all.
+
+    Raises:
+      ValueError: the model reads words or frames, whose streams come in segments.
+      FileExistsError: something else is there.
+    """
+    if task.answers.questions.query == "words" or "embed" not in params["machine"]:
+        raise ValueError("exports are of models that read item ids: this one reads words or frames")
+    machine, folder = task.machine, Path(folder)
+    if folder.exists() and not (folder / "live.py").is_file():
+        raise FileExistsError(f"{folder} is there, and is no export: take another name or move it")
+    blank = open_stream(machine, params["machine"], 1, segment_length)
+
+    def write(weights: dict, state: dict, items: Any, mask: Any) -> dict:
+        rows = as_tree(state, blank)
+        return flat(feed(machine, as_tree(weights, params)["machine"], rows, items, mask))
+
+    def answer(weights: dict, state: dict, query: Any, mask: Any) -> Any:
+        tree = as_tree(weights, params)
+        memory = current_memory(machine, tree["machine"], as_tree(state, blank))
+        return task.answer(tree, memory, query, mask)
+
+    rows, asked = export.symbolic_shape("b, q")
+    shape = jax.ShapeDtypeStruct
+    weights = {name: shape(x.shape, x.dtype) for name, x in flat(params).items()}
+    state = {name: shape((rows, *x.shape[1:]), x.dtype) for name, x in flat(blank).items()}
+    ids = lambda *size: (shape(size, jnp.int32), shape(size, jnp.bool_))  # noqa: E731
+    made = {
+        "write.bin": export.export(jax.jit(write), platforms=PLATFORMS)(
+            weights, state, *ids(rows, items or segment_length)
+        ),
+        "answer.bin": export.export(jax.jit(answer), platforms=PLATFORMS)(weights, state, *ids(rows, asked)),
+    }
+    temporary = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for name, exported in made.items():
+        (temporary / name).write_bytes(exported.serialize())
+    save_file({name: np.asarray(x) for name, x in flat(params).items()}, temporary / "weights.safetensors")
+    save_file({name: np.asarray(x) for name, x in flat(blank).items()}, temporary / "empty.safetensors")
+    (temporary / "live.py").write_text(LOADER)
+    if folder.exists():
+        shutil.rmtree(folder)
+    temporary.rename(folder)
+
+
+def flat(tree: Any) -> dict[str, Any]:
+    """{path of a leaf: leaf}."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def as_tree(leaves: dict[str, Any], like: Any) -> Any:
+    """The way back."""
+    return jax.tree.unflatten(jax.tree.structure(like), [leaves[name] for name in flat(like)])
+
+
+def main(argv: Sequence[str]) -> int:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    logging.set_verbosity(logging.INFO)
+    try:
+        logging.info("%s", environment.prepare())
+        task, params, _ = train.trained(_WORKDIR.value)
+        length = json.loads((Path(_WORKDIR.value) / "config.json").read_text())["data"]["segment_length"]
+        write_export(task, params, length, _OUT.value, _ITEMS.value)
+        logging.info("%s: live.py, and what it reads.", _OUT.value)
+    except (ValueError, OSError, ImportError) as error:
+        logging.error("%s", error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["workdir", "out"])
+    app.run(main)
