@@ -149,6 +149,7 @@ SCHEMA: dict[str, Field] = {
     "data.hyperpartisan.max_tokens": Field(0, at_least(0), "first tokens kept of an article; 0: all"),
     "data.sorting.segments": Field(4, at_least(1), "segments of a sequence"),
     "data.sorting.length": Field(0, at_least(0), "symbols of a sequence; 0: the thousands that fit its segments"),
+    "data.sorting.symbols": Field(20, at_least(2), "different symbols, all of them asked for"),
     "data.sorting.train": Field(80_000, at_least(1), "sequences to train on"),
     "data.sorting.valid": Field(800, at_least(1), "sequences to validate on"),
     "data.sorting.test": Field(800, at_least(1), "sequences to test on"),

@@ -30,8 +30,8 @@ from rmjax.machines.live import current_memory, feed, open_stream
 from rmjax.tasks.reasoning import Reasoning
 from rmjax.types import Params
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Of a trained model.")
-_OUT = flags.DEFINE_string("out", None, "Folder to make; what an export left there is replaced.")
+_WORKDIR = flags.DEFINE_string("workdir", "", "Of a trained model.")
+_OUT = flags.DEFINE_string("out", "", "Folder to make; what an export left there is replaced.")
 _ITEMS = flags.DEFINE_integer("items", 0, "Items of a write, at most; 0: a segment's.", lower_bound=0)
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -54,7 +54,8 @@ def tensors(file):  # safetensors: length of a header, the header, the numbers
 
 
 weights, empty = jax.device_put(tensors(HERE / "weights.safetensors")), tensors(HERE / "empty.safetensors")
-write_, answer_ = (jax.jit(export.deserialize((HERE / f"{name}.bin").read_bytes()).call) for name in ("write", "answer"))
+called = lambda name: jax.jit(export.deserialize((HERE / name).read_bytes()).call)
+write_, answer_ = called("write.bin"), called("answer.bin")
 open_streams = lambda count: {name: np.repeat(x, count, 0) for name, x in empty.items()}
 write = lambda state, items, mask: write_(weights, state, items, mask)
 answer = lambda state, query, mask: answer_(weights, state, query, mask)
@@ -124,6 +125,8 @@ def main(argv: Sequence[str]) -> int:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     logging.set_verbosity(logging.INFO)
     try:
+        if not _WORKDIR.value or not _OUT.value:
+            raise ValueError("--workdir of a trained model and --out, a folder to make, are both needed")
         logging.info("%s", environment.prepare())
         task, params, _ = train.trained(_WORKDIR.value)
         length = json.loads((Path(_WORKDIR.value) / "config.json").read_text())["data"]["segment_length"]
@@ -136,5 +139,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["workdir", "out"])
     app.run(main)

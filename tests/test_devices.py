@@ -19,7 +19,8 @@ from rmjax.train_step import TrainState, make_train_step
 from tests.small import ITEMS, SLOTS, Spy, batch, noise, recommendation, rehearsal, teacher
 
 EXAMPLES = 8
-MAPPINGS = [("pmap", 1), ("pmap", 2), ("pmap", 4), ("pmap", 8), ("mesh", 2), ("mesh", 8)]  # against a mesh of one
+SOME = [("pmap", 2), ("pmap", 8), ("mesh", 8)]  # against a mesh of one
+MAPPINGS = SOME + [pytest.param(*how, marks=pytest.mark.slow) for how in (("pmap", 1), ("pmap", 4), ("mesh", 2))]
 pytestmark = pytest.mark.skipif(jax.local_device_count("cpu") < 8, reason="needs eight simulated devices")
 
 
@@ -95,7 +96,13 @@ def test_the_first_gradients_agree(kind, devices):
 
 
 @pytest.mark.parametrize(
-    ("kind", "devices", "microbatch"), [("mesh", 1, 2), ("pmap", 1, 4), ("pmap", 2, 1), ("mesh", 2, 2)]
+    ("kind", "devices", "microbatch"),
+    [
+        ("pmap", 2, 1),
+        ("mesh", 2, 2),
+        pytest.param("mesh", 1, 2, marks=pytest.mark.slow),
+        pytest.param("pmap", 1, 4, marks=pytest.mark.slow),
+    ],
 )
 def test_a_step_by_microbatches_is_the_same_step(kind, devices, microbatch):
     got, expected = one_step(kind, devices, microbatch), one_step("mesh", 1)

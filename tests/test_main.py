@@ -194,6 +194,7 @@ def test_bench_prints_every_number_it_promises(start, card):
         assert timing.keys() == {"write_segment_ms", "answer_query_ms"} and min(timing.values()) > 0
 
 
+@pytest.mark.slow
 def test_bench_times_steps_of_memoria(start):
     arguments = [f"--config={ROOT}/configs/memoria_bench.py:tiny"]
     sizes = {"steps": 4, "first": 2, "batch": 2, "working": 2, "remind_short_term": 2, "dim": 4}

@@ -23,7 +23,11 @@ FEW = {
 }
 
 
-@pytest.mark.parametrize("changes", [PLAIN | {"probe.steps": 2}, {"rehearsal.familiarity": 0.0}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [PLAIN | {"probe.steps": 2}, pytest.param({"rehearsal.familiarity": 0.0}, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_a_probe_leaves_its_numbers_and_a_picture(tmp_path, changes):
     config = tiny(**FEW | changes | {"probe.fragments": 3, "probe.streams": 11})
     rows = train.train(config, tmp_path)

@@ -143,7 +143,9 @@ def test_the_loss_is_that_of_one_long_call(tmp_path):
     assert np.isclose(found["nats"].sum() / found["tokens"].sum(), np.log(256), rtol=0.02)  # untrained
 
 
-@pytest.mark.parametrize("how", [dict(devices=2), dict(mapping="mesh", devices=2)])
+@pytest.mark.parametrize(
+    "how", [dict(devices=2), pytest.param(dict(mapping="mesh", devices=2), marks=pytest.mark.slow)]
+)
 def test_a_step_over_devices_is_the_step_of_one(tmp_path, how):
     config = books(tmp_path, **{"model.kind": "transformer_xl"})
     source = make_source(config.data, 0)

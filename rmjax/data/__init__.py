@@ -58,7 +58,7 @@ def make_source(config: Any, seed: int) -> Any:
 
         options = dict(config.sorting)
         segments = options.pop("segments")
-        options["length"] = options["length"] or fitting(segments, config.segment_length)
+        options["length"] = options["length"] or fitting(segments, config.segment_length, options["symbols"])
         return Sorting(seed=seed, segment_length=config.segment_length, **options)
     elif name in ("wikitext", "pg19", "enwik8", "books"):
         from rmjax.data.documents import documents

@@ -21,15 +21,15 @@ SPLITS = ("train", "valid", "test")
 _ITEMS_AT_ONCE = 2**20  # bounds what one call of `fetch` holds beside its result
 
 
-def fitting(segments: int, segment_length: int) -> int:
-    """Symbols of a sequence that fills so many segments, with the separator and 19 answers; whole thousands where there
-    are any, as published. Raises ValueError where there is no room."""
-    tokens = segments * segment_length
-    length = (tokens - 20) // 1000 * 1000 or tokens - 20
+def fitting(segments: int, segment_length: int, answers: int = 20) -> int:
+    """Symbols of a sequence that fills so many segments, with the separator and all answers but the last; whole
+    thousands where there are any, as published. Raises ValueError where there is no room."""
+    room = segments * segment_length - answers
+    length = room // 1000 * 1000 or room
     if length < 1:
         raise ValueError(
-            f"{segments} segments of {segment_length} tokens have no room for a sequence and its 20 answers: more of "
-            "them, or longer ones (config.data.sorting.segments, config.data.segment_length)"
+            f"{segments} segments of {segment_length} tokens have no room for a sequence and its {answers} answers: "
+            "more of them, or longer ones (config.data.sorting.segments, config.data.segment_length)"
         )
     return length
 

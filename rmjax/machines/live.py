@@ -28,7 +28,7 @@ def feed(
 ) -> LiveStream:
     """Appends items i32 [B, n] (mask bool [B, n], default all) and commits the segments that are now full."""
     batch, length = stream.tail.shape
-    if items.ndim != 2 or len(items) != batch:
+    if items.ndim != 2 or items.shape[0] != batch:
         raise ValueError(f"feed wants items [B, n] with B = {batch} rows as the stream was opened, got {items.shape}")
     if mask is None:
         mask = jnp.ones(items.shape, bool)

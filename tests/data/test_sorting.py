@@ -5,6 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from rmjax.config import base
+from rmjax.data import make_source
 from rmjax.data.sorting import Sorting, fitting
 
 LENGTH = 230
@@ -77,3 +79,13 @@ def test_a_sequence_fills_its_segments_with_thousands():
         assert fitting(segments, length) + 20 <= segments * length
     with pytest.raises(ValueError, match="no room for a sequence and its 20 answers.*data.sorting.segments"):
         fitting(1, 20)
+    assert fitting(1, 20, answers=5) == 15
+
+
+def test_fewer_symbols_are_all_that_is_asked_for():
+    config = base().data
+    config.name, config.segment_length, config.sorting.symbols, config.sorting.segments = "sorting", 8, 3, 2
+    source = make_source(config, 0)
+    found = source.fetch("train", np.arange(4))
+    assert source.length == 13 and found["items"].max() == 3 and found["target"].shape == (4, 3)
+    assert source.questions.classes == 3

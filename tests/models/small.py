@@ -13,8 +13,26 @@ ENGRAMS = memoria.MemoriaConfig(
 )
 
 
+def compiled(model):
+    """The same functions, each one program: operation by operation they would be hundreds of small ones."""
+    state = jax.jit(model.init_state, static_argnums=1)
+    return model._replace(init=jax.jit(model.init), step=jax.jit(model.step), init_state=state)
+
+
+def noisy(init, *given, scale=0.3):
+    """Parameters init(key, *given) that are not small: untrained, a memory hardly shows in what is predicted."""
+
+    @jax.jit
+    def drawn(key):
+        leaves, tree = jax.tree.flatten(init(key, *given))
+        keys = jax.random.split(key, len(leaves))
+        return tree.unflatten([x + scale * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
+
+    return drawn(jax.random.key(0))
+
+
 def models(sizes):
-    return {
+    made = {
         "transformer": gpt2.make(sizes),
         "transformer-xl": transformer_xl.make(sizes, memory=N),
         "transformer-xl-long": transformer_xl.make(sizes, memory=12, same_length=False, clamp=9),
@@ -23,6 +41,7 @@ def models(sizes):
         "memoria": memoria_gpt2.make(sizes, ENGRAMS, segment_length=N),
         "memoria-layer": memoria_gpt2.make(sizes, ENGRAMS, segment_length=N, memory_layer=0, activation="none"),
     }
+    return {kind: compiled(model) for kind, model in made.items()}
 
 
 MODELS = models(SIZES)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rmjax.models.unroll import unroll
-from tests.models.small import MODELS, SIZES, N, models, streams
+from tests.models.small import MODELS, SIZES, N, models, noisy, streams
 
 B, T = 3, 5
 
@@ -25,10 +25,7 @@ def model(request):
 
 @functools.cache
 def learned(model):
-    """Parameters that are not small: untrained, a memory hardly shows in what is predicted."""
-    params = model.init(jax.random.key(0))
-    keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(params))))
-    return jax.tree.map(lambda x: x + 0.2 * jax.random.normal(next(keys), x.shape), params)
+    return noisy(model.init, scale=0.2)
 
 
 @functools.cache
@@ -139,7 +136,7 @@ def test_gradients_pass_through_so_many_segments(model, segments):
             params | {"wte": words}, model.init_state(params, B), tokens, mask
         )[1][-1, :, :, 5].sum()
 
-    moved = np.abs(jax.grad(loss)(params["wte"])[:4]).max(1) > 0
+    moved = np.abs(jax.jit(jax.grad(loss))(params["wte"])[:4]).max(1) > 0
     assert moved[3]
     if model is MODELS["transformer"]:
         assert not moved[:3].any()
@@ -163,7 +160,7 @@ def test_silent_segments_are_read_without_gradients(model):
         )
         return logits[-1, :, :, 5].sum() + aux
 
-    moved = np.abs(jax.grad(loss)(params["wte"])[:4]).max(1) > 0
+    moved = np.abs(jax.jit(jax.grad(loss))(params["wte"])[:4]).max(1) > 0
     assert not moved[1] and moved[2] == (model is not MODELS["transformer"])
 
 
@@ -194,7 +191,9 @@ def test_layers_computed_again_have_the_same_gradients():
     def loss(params, model):
         return run(model)(params, model.init_state(params, B), tokens, mask, None, keys)[1].sum()
 
-    found, expected = (jax.grad(loss)(params, of["transformer-xl"]) for of in (again, MODELS))
+    found, expected = (
+        jax.jit(jax.grad(functools.partial(loss, model=of["transformer-xl"])))(params) for of in (again, MODELS)
+    )
     chex.assert_trees_all_close(found, expected, rtol=1e-3, atol=1e-3)
 
 

@@ -11,21 +11,14 @@ import pytest
 from rmjax import memoria
 from rmjax.models import bert, memoria_bert
 from rmjax.models.unroll import unroll
-from tests.models.small import ENGRAMS, N, streams
+from tests.models.small import ENGRAMS, N, compiled, noisy, streams
 
 B, T = 3, 5
 KEY = jax.random.key(0)
 SIZES = bert.Sizes(vocabulary=11, positions=N, dim=16, layers=3, heads=2)
-MODEL = memoria_bert.make(SIZES, 2, ENGRAMS, memory_layer=1)
-PLAIN = memoria_bert.make_plain(SIZES, 2)
-
-
-def noisy(params):
-    keys = iter(jax.random.split(KEY, len(jax.tree.leaves(params))))
-    return jax.tree.map(lambda x: x + 0.3 * jax.random.normal(next(keys), x.shape), params)
-
-
-PARAMS = noisy(MODEL.init(KEY))
+MODEL = compiled(memoria_bert.make(SIZES, 2, ENGRAMS, memory_layer=1))
+PLAIN = compiled(memoria_bert.make_plain(SIZES, 2))
+PARAMS = noisy(MODEL.init)
 
 
 @jax.jit
@@ -61,7 +54,7 @@ def test_rows_are_independent_and_padding_is_inert():
     _, (same, _) = run(PARAMS, MODEL.init_state(PARAMS, B), other, mask)
     valid = mask.swapaxes(0, 1)
     np.testing.assert_array_equal(same[valid], hidden[valid])
-    _, kept, _ = jax.jit(MODEL.step)(PARAMS, state, tokens[:, 0], jnp.zeros((B, N), bool))
+    _, kept, _ = MODEL.step(PARAMS, state, tokens[:, 0], jnp.zeros((B, N), bool))
     chex.assert_trees_all_equal(kept, state)
 
 
@@ -92,9 +85,9 @@ def test_engrams_are_of_the_segment_itself_and_are_stored_without_gradients():
             -1, ..., 3
         ].sum()
 
-    moved = np.abs(jax.grad(last)(PARAMS["embeddings"]["word_embeddings"])).max(1) > 0
+    moved = np.abs(jax.jit(jax.grad(last))(PARAMS["embeddings"]["word_embeddings"])).max(1) > 0
     assert moved[2] and not moved[:2].any()
-    learns = jax.grad(lambda p: run(p, MODEL.init_state(p, B), tokens, mask)[1][1].sum())(PARAMS)
+    learns = jax.jit(jax.grad(lambda p: run(p, MODEL.init_state(p, B), tokens, mask)[1][1].sum()))(PARAMS)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(learns["abstractor"]["query"]))
 
 
@@ -105,8 +98,8 @@ def test_a_memory_layer_must_have_layers_above_it():
 
 def test_nothing_needs_ever_be_reminded():
     rules = dataclasses.replace(ENGRAMS, remind_short_term=0, remind_long_term=0)
-    model = memoria_bert.make(SIZES, 2, rules, memory_layer=0)
+    model = compiled(memoria_bert.make(SIZES, 2, rules, memory_layer=0))
     params = model.init(jax.random.key(0))
     tokens = jnp.ones((2, N), jnp.int32)
-    hidden, _, _ = jax.jit(model.step)(params, model.init_state(params, 2), tokens, tokens > 0)
+    hidden, _, _ = model.step(params, model.init_state(params, 2), tokens, tokens > 0)
     assert jnp.isfinite(hidden).all()

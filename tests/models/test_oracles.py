@@ -1,7 +1,6 @@
 """Parts of the sequence models against other ways of saying the same."""
 
 import dataclasses
-import functools
 import math
 
 import jax
@@ -16,18 +15,13 @@ from rmjax.models import compressive as compressive_transformer
 from rmjax.models import gpt2, infinity, transformer_xl
 from rmjax.models.memoria_gpt2 import Abstractor
 from rmjax.models.unroll import unroll
-from tests.models.small import ENGRAMS, MODELS, SIZES, N, streams
+from tests.models.small import ENGRAMS, MODELS, SIZES, N, compiled, noisy, streams
 
 KEY = jax.random.key(0)
 
 
 def normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def noisy(params, scale=0.3):
-    keys = iter(jax.random.split(KEY, len(jax.tree.leaves(params))))
-    return jax.tree.map(lambda x: x + scale * jax.random.normal(next(keys), x.shape), params)
 
 
 def test_a_queue_is_a_list_that_forgets():
@@ -64,7 +58,7 @@ def test_relative_attention_is_its_equation(same_length, clamp):
     x, memory = normal(2, 4, 6), normal(2, 5, 6, seed=1)
     mask, memory_mask = np.arange(4) < [[4], [3]], np.arange(5) >= [[0], [2]]
     module = RelativeAttention(2, same_length=same_length, clamp=clamp)
-    params = noisy(module.init(KEY, x, mask, memory, memory_mask))["params"]
+    params = noisy(module.init, x, mask, memory, memory_mask)["params"]
     out = module.apply({"params": params}, x, mask, memory, memory_mask)
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
     kernel = lambda name: p[name]["kernel"].T  # noqa: E731
@@ -96,15 +90,15 @@ def test_transformer_xl_of_one_layer_reads_two_segments_as_one():
     normed_after = transformer_xl.make(sizes, memory=N, same_length=False, clamp=0)
     tokens, mask = streams(KEY, 3, 2)
     normed_before = compressive_transformer.make(sizes, memory=N, compressed=2)  # of which nothing is needed here
-    for model in (normed_after, normed_before):
-        params = noisy(model.init(KEY))
+    for model in map(compiled, (normed_after, normed_before)):
+        params = noisy(model.init)
         state, first, _ = unroll(model, params, model.init_state(params, 3), tokens, mask, lambda h, _: h)
         whole, _, _ = model.step(params, model.init_state(params, 3), tokens.reshape(3, -1), mask.reshape(3, -1))
         np.testing.assert_allclose(np.concatenate(list(first), 1), whole, atol=1e-5)
 
 
 def test_compression_is_a_convolution_counted_from_the_end():
-    params = noisy(compressive.init_compression(KEY, 3, 4))
+    params = noisy(lambda key: compressive.init_compression(key, 3, 4))
     rows, mask = normal(2, 6, 3), np.arange(6) >= [[0], [3]]
     short, short_mask = compressive.compress(params, rows, mask)
     np.testing.assert_array_equal(short_mask, [[True, True], [False, True]])
@@ -126,17 +120,15 @@ def test_what_is_old_is_in_order_and_nothing_is_lost_before_its_time():
 
 def test_a_compression_without_loss_has_no_reconstruction_loss():
     model = compressive_transformer.make(SIZES, memory=4, compressed=8, rate=1)
-    params = noisy(model.init(KEY))
+    params = noisy(model.init)
     exact = {"kernel": jnp.eye(SIZES.dim), "bias": jnp.zeros(SIZES.dim)}
     params |= {"compression": {name: exact for name in params["compression"]}}
     tokens, mask = streams(KEY, 2, 3)
-    state, _, (lost, count) = unroll(model, params, model.init_state(params, 2), tokens, mask, lambda h, _: 0.0)
-    assert count == 2 * 3 * N and lost < 1e-8  # 8 fall out of 4 rows in every segment, the first too
-    learns = jax.grad(
-        lambda p: unroll(
-            MODELS["compressive"], p, MODELS["compressive"].init_state(p, 2), tokens, mask, lambda h, _: 0.0
-        )[2][0]
-    )(noisy(MODELS["compressive"].init(KEY)))
+    state, _, (loss, count) = unroll(model, params, model.init_state(params, 2), tokens, mask, lambda h, _: 0.0)
+    assert count == 2 * 3 * N and loss < 1e-8  # 8 fall out of 4 rows in every segment, the first too
+    model = MODELS["compressive"]
+    lost = lambda p: unroll(model, p, model.init_state(p, 2), tokens, mask, lambda h, _: 0.0)[2][0]  # noqa: E731
+    learns = jax.jit(jax.grad(lost))(noisy(model.init))
     moved = {k for k, v in jax.tree_util.tree_leaves_with_path(learns) if np.abs(v).max() > 0}
     assert moved and all(path[0].key == "compression" for path in moved)
 
@@ -153,7 +145,7 @@ def test_a_long_term_memory_is_its_equations():
         rows_seen=np.array([2, 0]),
     )
     query = normal(2, 3, 2, 2, seed=3)
-    params = noisy(module.init(KEY, query, mask, past, None), 0.5)
+    params = noisy(lambda key: module.init(key, query, mask, past, None), scale=0.5)
     out, after, (kl, count) = module.apply(params, query, mask, past, None)
     p = jax.tree.map(np.asarray, params["params"])
     linear = lambda name, x: x @ p[name]["kernel"].T + p[name]["bias"]  # noqa: E731
@@ -189,7 +181,7 @@ def test_a_long_term_memory_is_its_equations():
 def test_a_reconstruction_loss_by_hand():
     """Attention of a segment to the two rows that fall out, against attention to the one that they become."""
     model = compressive_transformer.make(SIZES, memory=2, compressed=3, rate=2)
-    params = noisy(model.init(KEY))
+    params = noisy(model.init)
     block, compression = params["h_0"], params["compression"]["h_0"]
     layer = compressive.empty(1, 2, 3, 16)
     layer, *_ = compressive.push(compression, layer, normal(1, 2, 16, seed=4), np.ones((1, 2), bool))
@@ -244,7 +236,7 @@ def test_the_size_of_gpt2_is_the_published_one():
 
 def test_the_first_segment_of_a_memoria_transformer_is_gpt2():
     model = MODELS["memoria"]
-    params, (tokens, mask) = noisy(model.init(KEY)), streams(KEY, 3, 2)
+    params, (tokens, mask) = noisy(model.init), streams(KEY, 3, 2)
     first, state, _ = model.step(params, model.init_state(params, 3), tokens[:, 0], mask[:, 0])
     plain = jax.tree.map(lambda x: x, params)
     for name in ("h_0", "h_1"):
@@ -279,12 +271,14 @@ def look(q, k, v, seen):
 def test_what_lives_on_is_what_was_looked_at():
     """The engrams after a step are those of `memoria.step` with the attention weights worked out by hand."""
     model = MODELS["memoria"]
-    params, (tokens, mask) = noisy(model.init(KEY)), streams(KEY, 2, 6)
-    state, _, _ = unroll(model, params, model.init_state(params, 2), tokens[:, :5], mask[:, :5], lambda h, _: 0.0)
+    params, (tokens, mask) = noisy(model.init), streams(KEY, 2, 6)
+    state = model.init_state(params, 2)
+    for t in range(5):
+        _, state, _ = model.step(params, state, tokens[:, t], mask[:, t])
     _, after, _ = model.step(params, state, tokens[:, 5], mask[:, 5])
     working = Abstractor(ENGRAMS.working).apply({"params": params["abstractor"]}, state.hidden, state.mask)
-    remind = functools.partial(memoria.remind, ENGRAMS)
-    between, reminded = jax.vmap(lambda s, w: remind(s, w))(state.engrams, working)
+    remind = jax.jit(jax.vmap(lambda s, w: memoria.remind(ENGRAMS, s, w)))
+    between, reminded = remind(state.engrams, working)
     assert reminded.valid.any(1).all()
     x, looked = params["wte"][tokens[:, 5]] + params["wpe"], []
     for i in range(2):
@@ -300,8 +294,8 @@ def test_what_lives_on_is_what_was_looked_at():
             x = x + dense(found, p["memory_attn"]["c_proj"])
         looked.append(weights.mean((1, 2)))
         x = x + dense(jax.nn.gelu(dense(norm(x, p["ln_2"]), p["mlp"]["c_fc"])), p["mlp"]["c_proj"])
-    finish = functools.partial(memoria.memorize_and_forget, ENGRAMS)
-    expected = jax.vmap(lambda s, r, w: finish(s, r, w))(between, reminded, sum(looked) / 2)
+    finish = jax.jit(jax.vmap(lambda s, r, w: memoria.memorize_and_forget(ENGRAMS, s, r, w)))
+    expected = finish(between, reminded, sum(looked) / 2)
     for name in ("kind", "serial", "lifespan", "counts"):
         np.testing.assert_allclose(getattr(after.engrams, name), getattr(expected, name), atol=1e-4)
 
