@@ -107,15 +107,16 @@ class Answers:
 
 def questions_only(query: Array, query_mask: Array, **asked: Array) -> Batch:
     """A batch of questions without streams, as `Answers` takes it; `asked`: word_mask, candidates, ..."""
-    none = jnp.zeros((len(query), 0, 0), jnp.int32)
+    rows = query.shape[0]
+    none = jnp.zeros((rows, 0, 0), jnp.int32)
     return Batch(
         items=none,
         item_mask=none.astype(bool),
         query=query,
         query_mask=query_mask,
         target=jnp.zeros(query_mask.shape, jnp.int32),
-        negative_items=jnp.zeros((len(query), 0), jnp.int32),
-        negative_mask=jnp.zeros((len(query), 0), bool),
-        example_id=jnp.zeros(len(query), jnp.int32),
+        negative_items=jnp.zeros((rows, 0), jnp.int32),
+        negative_mask=jnp.zeros((rows, 0), bool),
+        example_id=jnp.zeros(rows, jnp.int32),
         **asked,
     )
