@@ -62,14 +62,11 @@ def main(argv: Sequence[str]) -> int:
     except train.Preempted as preempted:
         logging.warning("Stopped: %s.", preempted)
         return EXIT_PREEMPTED
-    except jax.errors.JaxRuntimeError as error:
-        gone = processes.lost(error)
-        if gone is None:
-            logging.error("%s", error)
-            return 1
-        logging.error("%s. What was saved is whole: run the same line again, on all of them.", gone)
-        processes.leave(EXIT_PREEMPTED)
     except (ValueError, OSError, RuntimeError, FloatingPointError, ImportError) as error:
+        gone = processes.lost(error)
+        if gone is not None:
+            logging.error("%s. What was saved is whole: run the same line again, on all of them.", gone)
+            processes.leave(EXIT_PREEMPTED)
         logging.error("%s", error)
         return 1
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,8 @@ HEARTBEAT = 30  # seconds without a sign of life after which a process counts as
 # Names of the three that say it all, as flags of main.py and in the environment.
 COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 FLAGS = {COORDINATOR: "--coordinator", COUNT: "--processes", INDEX: "--process_id"}
+
+_LOST = re.compile(r"gloo|nccl|coordination service|heartbeat|connection (reset|closed|refused)|barrier", re.IGNORECASE)
 
 
 def join(coordinator: str | None, count: int | None, index: int | None, search: bool = False) -> str:
@@ -61,11 +64,9 @@ def check(given: Mapping[str, str | None]) -> tuple[str, int, int]:
 
 def lost(error: BaseException) -> str | None:
     """What to say if `error` is that another process is gone; None if it is an error of this one's own."""
-    if jax.process_count() == 1 or not isinstance(error, jax.errors.JaxRuntimeError):
+    if jax.process_count() == 1 or not _LOST.search(str(error)):
         return None
     first = str(error).strip().splitlines()[0]
-    if "RESOURCE_EXHAUSTED" in first or "INVALID_ARGUMENT" in first:
-        return None
     me = f"process {jax.process_index()} of {jax.process_count()}"
     return f"{me} cannot reach the others, one of them has ended ({first})"
 
