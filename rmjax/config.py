@@ -200,6 +200,7 @@ SCHEMA: dict[str, Field] = {
     "machine.timescale": Field(50, at_least(0), "segments that an untrained memory reaches back; 0: about two"),
     "machine.block": Field(0, at_least(0), "segments encoded at once; 0: all"),
     "machine.remat": Field(False, anything, "computes a block again in the backward pass rather than keep it"),
+    "machine.gradient_segments": Field(0, at_least(0), "segments that gradients pass through at a time; 0: all"),
     "machine.buffer_length": Field(0, at_least(0), "items a buffer holds; 0: the longest stream"),
     "machine.recent": Field(20, at_least(0), "buffer: latest items read one by one; 0: none"),
     "machine.pooled": Field(True, anything, "buffer: reads the mean of all items"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import chex
@@ -12,7 +13,20 @@ import pytest
 
 from rmjax import machines
 from rmjax.machines import memorize
-from tests.small import ITEMS, MACHINES, SLOTS, Small, batch, keys, noise, recommendation, rehearsal, small, stream
+from tests.small import (
+    ITEMS,
+    MACHINES,
+    SLOTS,
+    Small,
+    answers,
+    batch,
+    keys,
+    noise,
+    recommendation,
+    rehearsal,
+    small,
+    stream,
+)
 
 QUERY = np.array([[7, 9], [9, 3], [7, 7]], np.int32)
 close = chex.assert_trees_all_close
@@ -161,6 +175,36 @@ def test_gradients_of_rows_add_up_however_many_there_are():
     data = *stream(batch=600, segments=3), np.tile(QUERY, (200, 1)), keys(600)
     parts = [learn(params, *(x[i : i + 100] for x in data)) for i in range(0, 600, 100)]
     close(learn(params, *data), jax.tree.map(lambda *x: sum(x), *parts), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["rehearsal", "gru"])
+def test_truncated_gradients_pass_through_so_many_segments(name):
+    """Of the last segments, from where the count from the end is a multiple: those of a memory that began there."""
+    case, (items, mask) = small(name), stream(2, segments=5)
+    key = keys(3)
+    mask[:] = True
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def learn(params, segments):
+        how = dict(key=key, gradient_segments=segments, block=2)
+        return jax.grad(lambda p: jnp.sin(answers(case.machine, p, items, mask, QUERY, **how)).sum())(params)
+
+    @jax.jit
+    def by_hand(params):
+        before = machines.memorize(case.machine, params, items[:, :3], mask[:, :3], key=key).memory
+        before = jax.lax.stop_gradient(before)
+
+        def loss(p):
+            memory = machines.memorize(case.machine, p, items[:, 3:], mask[:, 3:], before, key).memory
+            read = case.machine.read(p, memory, case.machine.embed(p, QUERY), jnp.ones(QUERY.shape, bool))
+            return jnp.sin(read).sum()
+
+        return jax.grad(loss)(params)
+
+    close(learn(case.params, 2), by_hand(case.params), atol=1e-5)
+    close(learn(case.params, 5), learn(case.params, 0), atol=1e-6)
+    different = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), learn(case.params, 2), learn(case.params, 0))
+    assert max(jax.tree.leaves(different)) > 1e-4
 
 
 @pytest.mark.parametrize("block", [1, 3])

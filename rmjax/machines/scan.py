@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -45,14 +46,17 @@ def memorize(
     *,
     block: int = 0,
     remat: bool = False,
+    gradient_segments: int = 0,
 ) -> Memorized:
     """Writes items i32 [B, T, N], mask bool [B, T, N] into `memory` (None: an empty one).
 
     Scans over blocks of `block` segments: a block is encoded at once, then written one segment at a time. 0: all T;
-    with `remat` some 4,096 items at a time.
+    with `remat` some 4,096 items at a time, or more where the stream is so long that its memories would outgrow them.
     With `remat` a block keeps nothing but the memory it began with, and is computed again in the backward pass:
     activations are O(block) + O(T / block) memories. `key` [B] feeds dropout; segment s of a stream draws from
     fold_in(key, s) with s counted from the stream's beginning, so a split stream draws the same.
+    `gradient_segments`: truncated backpropagation through time: gradients pass through at most so many segments at a
+    time, counted from the last one; 0: through all.
     `positions` i32 [B, Q], from 0 to T, asks for the memory after that many of these segments (0: as it was given).
     """
     if items.shape[:3] != mask.shape or mask.ndim != 3:
@@ -64,26 +68,34 @@ def memorize(
         asked = None if positions is None else jax.tree.map(lambda m: _at(m, m[None][:0], positions), memory)
         return Memorized(memory, asked, (jnp.zeros(()), jnp.zeros(())))
     if remat and not block:
-        block = max(1, 4096 // mask[:, 0].size)
+        # What a segment keeps for the backward pass is some 40 memories, whatever the batch.
+        block = max(1, 4096 // mask[:, 0].size, math.isqrt(segments // 40))
     block = min(block or segments, segments)
     blocks = -(-segments // block)
     time_first = lambda x: _pad(x.swapaxes(0, 1), blocks * block).reshape(blocks, block, batch, *x.shape[2:])  # noqa: E731
     keys = None if key is None else time_first(_segment_keys(key, memory, mask))
+    cut = None
+    if gradient_segments:
+        number = jnp.arange(segments)
+        cut = (number > 0) & ((segments - number) % gradient_segments == 0)
+        cut = _pad(cut, blocks * block).reshape(blocks, block)
 
     def write_block(memory: Memory, block):
-        items, mask, keys = block
+        items, mask, keys, cut = block
         features = machine.encode(params, items, mask, fold(keys, 0))
 
         def write_segment(memory: Memory, segment):
-            features, mask, key = segment
+            features, mask, key, cut = segment
+            if gradient_segments:
+                memory = jax.tree.map(lambda m: jnp.where(cut, jax.lax.stop_gradient(m), m), memory)
             memory, aux = machine.write(params, memory, features, mask, fold(key, 1))
             return memory, (aux, memory if positions is not None else None)
 
-        return jax.lax.scan(write_segment, memory, (features, mask, keys))
+        return jax.lax.scan(write_segment, memory, (features, mask, keys, cut))
 
     if remat:
         write_block = jax.checkpoint(write_block, prevent_cse=False)
-    blocked = (time_first(items), time_first(mask), keys)
+    blocked = (time_first(items), time_first(mask), keys, cut)
     if blocks == 1:  # no outer loop: the compiler sees the encoder and the scan side by side
         last, (aux, each) = write_block(memory, jax.tree.map(lambda x: x[0], blocked))
     else:

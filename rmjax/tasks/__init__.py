@@ -125,6 +125,7 @@ def make_reasoning(config: Any, source: Source) -> Reasoning:
         items_fixed=config.teacher.share_items,
         block=m.block,
         remat=m.remat,
+        gradient_segments=m.gradient_segments,
     )
 
 

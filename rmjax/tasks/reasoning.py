@@ -30,6 +30,7 @@ class Reasoning:
     items_fixed: bool = False  # the item table is not trained: it came from somewhere better
     block: int = 0
     remat: bool = False
+    gradient_segments: int = 0
     table: tuple[str, ...] = dataclasses.field(default=("machine", "embed"), init=False)
 
     def item_ids(self, batch: Batch, key: Key, num_items: int) -> Array:
@@ -67,6 +68,7 @@ class Reasoning:
             positions=batch.position,
             block=self.block,
             remat=self.remat,
+            gradient_segments=self.gradient_segments,
         )
 
     def answer(
