@@ -50,17 +50,17 @@ def peak_bytes(compiled: Any) -> int:
     return inputs_and_outputs + memory.temp_size_in_bytes
 
 
-def collectives(compiled: Any) -> dict[str, dict[str, int]]:
-    """{operation between devices: {"calls": how often it is in the program, "bytes": of their results on one device}}.
-    One in a loop counts once; several arrays that travel together are one call."""
-    found: dict[str, Counter] = {}
-    for result, name in _COLLECTIVE.findall(compiled.as_text()):
-        sizes = (
-            math.prod(map(int, filter(None, shape.split(",")))) * _BYTES.get(dtype, 4)
-            for dtype, shape in _ARRAY.findall(result)
+def collectives(compiled: Any) -> list[tuple[str, int]]:
+    """(operation between devices, bytes of its result on one of them), as often as each is in the compiled program: one
+    in a loop once. Several arrays that travel together are one."""
+    return [
+        (
+            name,
+            sum(math.prod(map(int, filter(None, shape.split(",")))) * _BYTES.get(dtype, 4) for dtype, shape in found),
         )
-        found.setdefault(name, Counter()).update(calls=1, bytes=sum(sizes))
-    return {name: dict(counts) for name, counts in sorted(found.items())}
+        for result, name in _COLLECTIVE.findall(compiled.as_text())
+        if (found := _ARRAY.findall(result))
+    ]
 
 
 def tree_bytes(tree: Any) -> int:

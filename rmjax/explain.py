@@ -49,8 +49,16 @@ def explain(config: Any) -> dict[str, Any]:
         "batch_size": stage.batch_size,
         "bytes_per_device": {name: size for name, size in held.items() if size},
         "peak_bytes_per_device": cost.peak_bytes(compiled),
-        "collectives": cost.collectives(compiled),
+        "collectives": summed(cost.collectives(compiled)),
         "compile_seconds": seconds,
+    }
+
+
+def summed(collectives: list[tuple[str, int]]) -> dict[str, dict[str, int]]:
+    """{operation: {"calls", "bytes"}}"""
+    return {
+        name: {"calls": sum(n == name for n, _ in collectives), "bytes": sum(b for n, b in collectives if n == name)}
+        for name in sorted({name for name, _ in collectives})
     }
 
 

@@ -13,7 +13,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rmjax import machines
+from rmjax.cost import collectives, tree_bytes
 from rmjax.layers.transformer import Transformer
+from rmjax.parallel import make_mapped
 from rmjax.rehearsal.decoder import Decoder
 from rmjax.train_step import TrainState, make_train_step
 from tests.small import ITEMS, SLOTS, Spy, batch, noise, recommendation, rehearsal, teacher
@@ -132,3 +134,63 @@ def test_fifty_steps_agree_in_double_precision():
         assert expected[0].params["machine"]["slots"].dtype == np.float64 and expected[1][-1] < expected[1][0]
         for kind, devices in (("pmap", 8), ("mesh", 4)):
             chex.assert_trees_all_close(train(kind, devices), expected, rtol=0, atol=1e-8)
+
+
+# The same through `parallel.make_mapped`, with tables and layers split and with steps that touch a batch's rows alone.
+
+DENSE, SPARSE, SPLIT = {}, {"sparse_items": True}, {"sparse_items": True, "split_layers": True}
+LAID = {  # name -> mapping, devices, of these for the model, how
+    "pmap 8, sparse": ("pmap", 8, 1, SPARSE),
+    "mesh 2x4, sparse, split": ("mesh", 8, 4, SPLIT),
+    "pmap 2": ("pmap", 2, 1, DENSE),
+    "pmap 4": ("pmap", 4, 1, DENSE),
+    "pmap 8": ("pmap", 8, 1, DENSE),
+    "mesh 8x1": ("mesh", 8, 1, DENSE),
+    "mesh 2x4": ("mesh", 8, 4, DENSE),
+    "mesh 1x8": ("mesh", 8, 8, DENSE),
+    "mesh 8x1, sparse": ("mesh", 8, 1, SPARSE),
+    "mesh 1x8, sparse": ("mesh", 8, 8, SPARSE),
+    "mesh 4x2, split": ("mesh", 8, 2, {"split_layers": True}),
+}
+FAST = ("pmap 8, sparse", "mesh 2x4, sparse, split")
+MANY = 1024  # items, several times those of a batch
+
+
+@functools.cache
+def laid(mapping: str, devices: int, model: int, sparse_items: bool = False, split_layers: bool = False):
+    """-> the first step's gradients (as the optimizer's state) and metrics, the compiled step, the task's state."""
+    settings = SLOTS | {"slots": 3, "dropout": 0.5, "dim": 8, "heads": 4}
+    task = recommendation(machines.make("rehearsal", MANY, **settings), rehearsal(Decoder(Transformer(1, 4, 0.5))))
+    optimizer, frozen = gradients(), teacher()[1]["sampler"]
+    how = dict(sparse_items=sparse_items, split_layers=split_layers)
+    mapped = make_mapped(task, optimizer, 0, mapping=mapping, devices=devices, model_devices=model, **how)
+    state, data = jax.device_get((start(task, optimizer), batch(batch=EXAMPLES)))
+    compiled = mapped.compiled(state, (), frozen, data)
+    after, _, metrics = mapped.train_step(mapped.put(state), (), mapped.put(frozen), data)
+    return mapped.get((after.opt_state, metrics)), compiled, state
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in LAID])
+def test_gradients_are_the_same_however_parameters_lie(name):
+    mapping, devices, model, how = LAID[name]
+    got, _, _ = laid(mapping, devices, model, **how)
+    chex.assert_trees_all_close(got, laid("pmap", 1, 1)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_sends_the_gradients_once_and_nothing_else_of_their_size():
+    """By `pmap`; a sparse step those of the rows that its batch touches."""
+    ids = batch(batch=EXAMPLES).items.size + batch(batch=EXAMPLES).negative_items.size + 2 * EXAMPLES + 8 * 6
+    for how, rows in ((DENSE, MANY), (SPARSE, None)):
+        _, compiled, state = laid("pmap", 8, 1, **how)
+        sizes = sorted(size for _, size in collectives(compiled))
+        params, table = tree_bytes(state.params), 4 * 8 * MANY
+        whole = params if rows else params - table + 4 * 8 * ids
+        assert 0.98 * whole < sizes[-1] <= whole + 64
+        assert sum(sizes[:-1]) < 4 * ids + 200  # which rows, and a few numbers
+
+
+def test_a_step_over_a_split_table_never_has_it_whole():
+    _, compiled, state = laid("mesh", 8, 4, **SPLIT)
+    table = f"f32[{MANY},8]"
+    assert table not in compiled.as_text() and f"f32[{MANY // 4},8]" in compiled.as_text()
+    assert "all-gather" not in {name for name, size in collectives(compiled) if size >= 4 * 8 * MANY // 4}
