@@ -137,7 +137,17 @@ class Checkpoints:
         number = None if score is None or math.isnan(score) else float(score)
         path = self._path(step)
         about = {"step": step, "score": number}
-        _replace(path, path.with_suffix(".tmp"), path.with_suffix(".old"), leaves, about)
+        try:
+            _replace(path, path.with_suffix(".tmp"), path.with_suffix(".old"), leaves, about)
+        except Exception as error:  # Orbax has several for one cause
+            if not any(cause in str(error) for cause in ("No space left", "quota exceeded", "File too large")):
+                raise
+            _clean(self._directory)
+            kept = f"the newest one kept is of step {self.steps()[-1]}" if self.steps() else "there is none before it"
+            raise OSError(
+                f"the checkpoint of step {step} did not fit into {self._directory} ({str(error).rpartition(': ')[2]}); "
+                f"{kept}. Free space, and run the same line again"
+            ) from error
         self._rotate(step)
 
     def _rotate(self, newest: int) -> None:

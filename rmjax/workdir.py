@@ -20,10 +20,15 @@ def lock(workdir: str | Path) -> Iterator[None]:
 
     Raises:
       RuntimeError: another process holds it; says which one and what to do.
+      OSError: nothing can be written there.
     """
     path = Path(workdir) / "lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = path.open("a+")
+    except OSError as error:
+        raise OSError(f"--workdir={workdir} cannot be written to ({error.strerror}): name another directory") from error
+    with opened as file:
         os.register_at_fork(after_in_child=file.close)  # or a forked worker would hold on after our death
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -33,7 +33,10 @@ close = chex.assert_trees_all_close
 same = chex.assert_trees_all_equal
 
 
-@pytest.fixture(params=MACHINES)
+CASES = [pytest.param(n, marks=pytest.mark.slow if n == "rehearsal-bigru" else ()) for n in MACHINES]
+
+
+@pytest.fixture(params=CASES)
 def case(request) -> Small:
     return small(request.param)
 

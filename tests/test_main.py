@@ -63,12 +63,9 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
 
 
 SIGNALS = [
-    "teacher compilation:SIGTERM",
     "teacher step 3:SIGINT",
-    "model step 5:SIGTERM",
     "model validation 8:SIGTERM",
-    "test:SIGINT",
-]
+]  # other moments: test_train.py, and tests/drills
 
 
 def test_a_signal_ends_it_in_order_and_the_same_line_goes_on(start, card, tmp_path):

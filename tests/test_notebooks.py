@@ -11,7 +11,10 @@ import pytest
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+OFTEN = [pytest.param(p, marks=() if p.stem == "quickstart" else pytest.mark.slow, id=p.stem) for p in NOTEBOOKS]
+
+
+@pytest.mark.parametrize("path", OFTEN)
 def test_a_notebook_runs(path):
     notebook = nbformat.read(path, as_version=4)
     nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute(cwd=path.parent)

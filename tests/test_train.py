@@ -370,6 +370,7 @@ def test_a_run_begins_with_the_best_parameters_of_another(finished, tmp_path):
     assert not (tmp_path / "nowhere").exists()
 
 
+@pytest.mark.slow
 def test_once_begun_a_run_needs_the_other_no_more(finished, tmp_path):
     """And where the other is not to be had, that is said before the teacher is trained."""
     other = shutil.copytree(finished[0], tmp_path / "other")

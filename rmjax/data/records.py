@@ -124,9 +124,17 @@ def prepare(builder_class: type[StreamBuilder], cache_dir: str, **config: Any) -
 
 
 def open_records(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The metadata, and the records of each split by index, of what `prepare` left in a directory."""
+    """The metadata, and the records of each split by index, of what `prepare` left in a directory.
+
+    Raises FileNotFoundError naming a file that is gone since."""
     with _quiet():
-        builder = tfds.builder_from_directory(directory)
+        wanted = [directory / "dataset_info.json", directory / "features.json"]
+        if all(path.is_file() for path in wanted):
+            builder = tfds.builder_from_directory(directory)
+            wanted = [Path(path) for split in builder.info.splits.values() for path in split.filepaths]
+        for path in wanted:
+            if not path.is_file():
+                raise FileNotFoundError(f"{path} is gone: remove {directory}, and it is prepared anew")
         return dict(builder.info.metadata), {split: builder.as_data_source(split) for split in builder.info.splits}
 
 

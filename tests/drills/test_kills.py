@@ -27,7 +27,7 @@ def get_config(arg=""):
 def command(tmp_path: Path, workdir: Path) -> tuple[list[str], dict]:
     (tmp_path / "card.py").write_text(CARD)
     environment = os.environ | {
-        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -38,22 +38,26 @@ def command(tmp_path: Path, workdir: Path) -> tuple[list[str], dict]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-def test_killed_at_three_random_moments(tmp_path, seed):
+def test_ended_at_ten_random_moments(tmp_path, seed):
+    """By SIGKILL or SIGTERM, in the teacher's training or the model's: thirty moments in all."""
     line, how = command(tmp_path, tmp_path / "whole")
     table = subprocess.run(line, stdout=subprocess.PIPE, check=True, **how).stdout
     expected, draw = lines(tmp_path / "whole"), random.Random(seed)
 
-    line, how = command(tmp_path, tmp_path / "killed")
-    metrics = tmp_path / "killed" / "metrics.jsonl"
-    for third in range(3):
-        until = draw.randrange(third * len(expected) // 3, (third + 1) * len(expected) // 3)  # lines written
+    line, how = command(tmp_path, tmp_path / "ended")
+    metrics = tmp_path / "ended" / "metrics.jsonl"
+    for part in range(10):
+        until = draw.randrange(part * len(expected) // 10, (part + 1) * len(expected) // 10)  # lines written
         process = subprocess.Popen(line, stdout=subprocess.DEVNULL, **how)
         while process.poll() is None and not (metrics.exists() and metrics.read_bytes().count(b"\n") > until):
             time.sleep(draw.random() / 100)
-        assert process.poll() is None, "it ended before it could be killed"
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        assert process.poll() is None, "it ended before it could be stopped"
+        kept = [len(list((tmp_path / "ended" / stage).glob("[0-9]*[0-9]"))) for stage in ("teacher", "model")]
+        process.send_signal(draw.choice([signal.SIGKILL, signal.SIGTERM]))
+        assert process.wait() in (-signal.SIGKILL, 75)
+        left = [len(list((tmp_path / "ended" / stage).glob("[0-9]*[0-9]"))) for stage in ("teacher", "model")]
+        assert all(now >= then - 1 for now, then in zip(left, kept, strict=True))  # one may be about to be rotated out
     assert subprocess.run(line, stdout=subprocess.PIPE, check=True, **how).stdout == table
-    assert lines(tmp_path / "killed") == expected
+    assert lines(tmp_path / "ended") == expected
     for stage in ("teacher", "model"):
-        chex.assert_trees_all_equal(saved(tmp_path / "killed", stage), saved(tmp_path / "whole", stage))
+        chex.assert_trees_all_equal(saved(tmp_path / "ended", stage), saved(tmp_path / "whole", stage))
