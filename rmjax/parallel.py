@@ -74,6 +74,9 @@ def make_mapped(
         return _pmap(task, optimizer, seed, use, microbatch, sparse_items)
     if len(use) % model_devices:
         raise ValueError(f"config.train.model_devices = {model_devices} does not divide the {len(use)} devices")
+    mine = sum(device.process_index == jax.process_index() for device in use)
+    if mine % model_devices:  # streams are read by processes, and devices that share a table share its streams
+        raise ValueError(f"config.train.model_devices = {model_devices} does not divide the {mine} of a process")
     mesh = Mesh(np.array(use).reshape(-1, model_devices), ("data", "model"))
     rules = SPLIT_TABLES + (SPLIT_LAYERS if split_layers else ())
     return _mesh(task, optimizer, seed, mesh, microbatch, sparse_items, rules)
@@ -156,7 +159,18 @@ def _mesh(
         return jax.tree_util.tree_map_with_path(placed, tree)
 
     def put(tree: Any) -> Any:
-        return jax.tree.map(jax.device_put, tree, shardings(tree))
+        """Every process has the whole tree, and takes the parts of its devices."""
+        part = lambda x, how: jax.make_array_from_callback(np.shape(x), how, lambda index: np.asarray(x)[index])  # noqa: E731
+        return jax.tree.map(part if processes > 1 else jax.device_put, tree, shardings(tree))
+
+    def whole(x: jax.Array) -> np.ndarray:
+        """The devices of a process have all parts of it."""
+        if x.is_fully_addressable:
+            return jax.device_get(x)
+        found = np.empty(x.shape, x.dtype)
+        for shard in x.addressable_shards:
+            found[shard.index] = shard.data
+        return found
 
     def split(batch: Any) -> Any:
         local = lambda x: jax.make_array_from_process_local_data(by_example, np.asarray(x))  # noqa: E731
@@ -204,7 +218,7 @@ def _mesh(
     return Mapped(
         devices=mesh.shape["data"],
         put=put,
-        get=jax.device_get,
+        get=lambda tree: jax.tree.map(whole, tree),
         train_step=lambda state, carry, frozen, batch: step(state, carry, frozen, split(batch)),
         scores=lambda params, batch: whole_rows(evaluate(params, split(batch))),
         put_carry=split,

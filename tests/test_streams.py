@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rmjax import load
 from rmjax.machines import make, memorize
 from rmjax.streams import Streams
 from tests.small import ITEMS, SLOTS, N, noise, recommendation
@@ -75,13 +76,24 @@ def test_forgotten_and_copied_streams():
     same(store, histories)
     store.reset(["a", "c"])
     assert "a" not in store and len(store) == 5
-    store.write(["a", "new"], [[30], [31, 32]])
-    same(store, {"b": [6, 7], "a": [30], "new": [31, 32], "g": [1, 2, 3, 4, 5]})
+    store.write(["a"], [[30]])
+    store.write(["new", "newer"], [[31, 32], [33]])
+    same(store, {"b": [6, 7], "a": [30], "new": [31, 32], "newer": [33]} | dict.fromkeys("defg", [1, 2, 3, 4, 5]))
     with pytest.raises(ValueError, match="user 'g' has a stream already"):
         store.fork("b", ["x", "g"])
     for act in (lambda: store.fork("who", ["x"]), lambda: store.reset(["who"])):
         with pytest.raises(ValueError, match="user 'who' has no stream here"):
             act()
+
+
+@pytest.mark.parametrize("place", ["device", "files"])
+def test_rows_that_pad_a_batch_are_nobody_s(tmp_path, place):
+    """Of a full store, whose last slot is somebody's."""
+    store = streams(capacity=3, batches=(4,), folder=tmp_path if place == "files" else None)
+    histories = {"a": [1, 2], "b": [3], "c": [4, 5, 6]}
+    store.write(list(histories), list(histories.values()))
+    store.write(["a"], [[7] * 5])
+    same(store, histories | {"a": [1, 2] + [7] * 5})
 
 
 @pytest.mark.parametrize("place", ["device", "files"])
@@ -138,3 +150,27 @@ def test_every_shape_is_compiled_once():
         store.write(list(range(users)), [[1] * (user + 1) for user in range(users)])
         store.answer(list(range(users)), [[1] * (user % 4) for user in range(users)])
     assert [f.func._cache_size() for f in (store._feed, store._answer)] == sizes
+
+
+def test_under_load_every_request_is_served_in_its_user_s_order():
+    """All at once, few users: writes and questions of one user alternate within what is served together."""
+    wanted = load.requests(rate=1e6, seconds=2e-4, users=5, items=ITEMS)
+    assert len(wanted) == 200 and 60 < sum(request.writes for request in wanted) < 140
+    seconds, answers = load.serve(streams(), wanted, most=32)
+    assert (seconds > 0).all() and seconds.max() < 60
+    histories: dict = {}
+    for request, answer in zip(wanted, answers, strict=True):
+        if request.writes:
+            histories[request.user] = [*histories.get(request.user, []), *request.ids]
+            assert answer is None
+        elif len(histories.get(request.user, [])) < 40 * N:
+            query = request.ids[:8]
+            expected = offline()(histories.get(request.user, []), query)
+            np.testing.assert_allclose(answer[:8], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_load_test_says_how_far_it_was_from_offline():
+    wanted = load.requests(rate=1e4, seconds=0.01, users=20, items=ITEMS)
+    told = load.load_test(TASK, PARAMS, N, 30, wanted, 20, batches=(8,), queries=(16,))
+    assert told["users"] == 20 and told["requests"] == 100 and told["largest_difference"] < 1e-4
+    assert 0 < told["all_ms"]["p50"] <= told["all_ms"]["p99"] <= told["all_ms"]["p100"]

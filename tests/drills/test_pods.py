@@ -68,3 +68,22 @@ def killed(launcher: subprocess.Popen, which: int = -1) -> list[int]:
     pids = list(map(int, found.stdout.split()))
     os.kill(pids[which], signal.SIGKILL)
     return pids
+
+
+def test_a_table_split_over_the_devices_of_each_of_two_processes(tmp_path):
+    """With steps that touch a batch's rows alone; evaluated, saved, and gone on with by one process."""
+    mesh = {"train.mapping": "mesh", "train.model_devices": 2, "train.sparse_items": True, "train.split_layers": True}
+    changes = LONG | mesh | {"train.steps": 60, "machine.kind": "rehearsal"}
+    train.train(tiny(**changes | {"train.devices": 2}), tmp_path / "one")
+    two = start(tmp_path, tmp_path / "run", 2, changes, JAX_NUM_CPU_DEVICES="2")
+    until(tmp_path / "run", 20)
+    two.send_signal(signal.SIGTERM)
+    _, err = two.communicate(timeout=120)
+    assert two.returncode == 75, err
+    one = start(tmp_path, tmp_path / "run", 1, changes, JAX_NUM_CPU_DEVICES="4")
+    _, err = one.communicate(timeout=300)
+    assert one.returncode == 0, err
+    agree(tmp_path / "run", tmp_path / "one")
+    across = start(tmp_path, tmp_path / "other", 2, changes)  # a device each
+    _, err = across.communicate(timeout=300)
+    assert across.returncode == 1 and "model_devices = 2 does not divide the 1 of a process" in err, err
