@@ -30,10 +30,6 @@ from rmjax.machines.live import current_memory, feed, open_stream
 from rmjax.tasks.reasoning import Reasoning
 from rmjax.types import Params
 
-_WORKDIR = flags.DEFINE_string("workdir", "", "Of a trained model.")
-_OUT = flags.DEFINE_string("out", "", "Folder to make; what an export left there is replaced.")
-_ITEMS = flags.DEFINE_integer("items", 0, "Items of a write, at most; 0: a segment's.", lower_bound=0)
-
 PLATFORMS = ("cpu", "cuda", "tpu")
 LOADER = '''"""Live streams of an exported model; see `python -m rmjax.export`."""
 import json
@@ -124,19 +120,27 @@ def main(argv: Sequence[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     logging.set_verbosity(logging.INFO)
+    asked = flags.FLAGS
     try:
-        if not _WORKDIR.value or not _OUT.value:
+        if not asked.workdir or not asked.out:
             raise ValueError("--workdir of a trained model and --out, a folder to make, are both needed")
         logging.info("%s", environment.prepare())
-        task, params, _ = train.trained(_WORKDIR.value)
-        length = json.loads((Path(_WORKDIR.value) / "config.json").read_text())["data"]["segment_length"]
-        write_export(task, params, length, _OUT.value, _ITEMS.value)
-        logging.info("%s: live.py, and what it reads.", _OUT.value)
+        task, params, _ = train.trained(asked.workdir)
+        length = json.loads((Path(asked.workdir) / "config.json").read_text())["data"]["segment_length"]
+        write_export(task, params, length, asked.out, asked.items)
+        logging.info("%s: live.py, and what it reads.", asked.out)
     except (ValueError, OSError, ImportError) as error:
         logging.error("%s", error)
         return 1
     return 0
 
 
+def define_flags() -> None:
+    flags.DEFINE_string("workdir", "", "Of a trained model.")
+    flags.DEFINE_string("out", "", "Folder to make; what an export left there is replaced.")
+    flags.DEFINE_integer("items", 0, "Items of a write, at most; 0: a segment's.", lower_bound=0)
+
+
 if __name__ == "__main__":
+    define_flags()
     app.run(main)

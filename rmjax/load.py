@@ -27,14 +27,6 @@ from rmjax.streams import Streams
 from rmjax.tasks.reasoning import Reasoning
 from rmjax.types import Params
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Path of a config file, for an untrained model.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Of a trained model, in the place of --config.")
-_USERS = flags.DEFINE_integer("users", 100_000, "Users that have a stream.", lower_bound=1)
-_RATE = flags.DEFINE_float("rate", 500.0, "Requests a second; half of them write, half ask.", lower_bound=0.1)
-_SECONDS = flags.DEFINE_float("seconds", 60.0, "How long they come.", lower_bound=0.1)
-_HISTORIES = flags.DEFINE_list("histories", ["100", "1000", "100000"], "Items of a stream before the first request.")
-_FOLDER = flags.DEFINE_string("folder", None, "Keeps the streams in files there, rather than on the device.")
-
 BASES = 8  # different histories, of which all users' are copies
 CHECKED = 64  # users whose answers are worked out anew
 
@@ -154,29 +146,41 @@ def main(argv: Sequence[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     logging.set_verbosity(logging.INFO)
+    asked = flags.FLAGS
     try:
         logging.info("%s", environment.prepare())
-        if _WORKDIR.value:
-            task, params, source = train.trained(_WORKDIR.value)
-            length = json.loads((train.Path(_WORKDIR.value) / "config.json").read_text())["data"]["segment_length"]
-        elif _CONFIG.value is not None:
-            configs.validate(_CONFIG.value)
-            source = make_source(_CONFIG.value.data, _CONFIG.value.data.seed)
-            task, length = tasks.make_task(_CONFIG.value, source), _CONFIG.value.data.segment_length
-            params = jax.jit(task.init)(jax.random.key(_CONFIG.value.seed))
+        if asked.workdir:
+            task, params, source = train.trained(asked.workdir)
+            length = json.loads((train.Path(asked.workdir) / "config.json").read_text())["data"]["segment_length"]
+        elif asked.config is not None:
+            configs.validate(asked.config)
+            source = make_source(asked.config.data, asked.config.data.seed)
+            task, length = tasks.make_task(asked.config, source), asked.config.data.segment_length
+            params = jax.jit(task.init)(jax.random.key(asked.config.seed))
         else:
             raise ValueError("name a model: --workdir of a trained one, or --config")
-        wanted = requests(_RATE.value, _SECONDS.value, _USERS.value, source.num_items)
-        for history in map(int, _HISTORIES.value):
-            where = dict(folder=f"{_FOLDER.value}/{history}") if _FOLDER.value else {}
-            told = load_test(task, params, length, history, wanted, _USERS.value, **where)
-            print(json.dumps({"rate": _RATE.value} | told), flush=True)
+        wanted = requests(asked.rate, asked.seconds, asked.users, source.num_items)
+        for history in map(int, asked.histories):
+            where = dict(folder=f"{asked.folder}/{history}") if asked.folder else {}
+            told = load_test(task, params, length, history, wanted, asked.users, **where)
+            print(json.dumps({"rate": asked.rate} | told), flush=True)
     except (ValueError, OSError, RuntimeError) as error:
         logging.error("%s", error)
         return 1
     return 0
 
 
+def define_flags() -> None:
+    config_flags.DEFINE_config_file("config", None, "Path of a config file, for an untrained model.")
+    flags.DEFINE_string("workdir", None, "Of a trained model, in the place of --config.")
+    flags.DEFINE_integer("users", 100_000, "Users that have a stream.", lower_bound=1)
+    flags.DEFINE_float("rate", 500.0, "Requests a second; half of them write, half ask.", lower_bound=0.1)
+    flags.DEFINE_float("seconds", 60.0, "How long they come.", lower_bound=0.1)
+    flags.DEFINE_list("histories", ["100", "1000", "100000"], "Items of a stream before the first request.")
+    flags.DEFINE_string("folder", None, "Keeps the streams in files there, rather than on the device.")
+
+
 if __name__ == "__main__":
+    define_flags()
     configs.check_flags(sys.argv)
     app.run(main)
