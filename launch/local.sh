@@ -22,6 +22,7 @@ one_run() { # -> code: 0 if all finished, 75 if the line goes on, else that of t
     JAX_PROCESS_ID=$i "$python" -m rmjax.main "$@" 2> >(sed -u "s/^/[$i] /" >&2) &
     children+=($!)
   done
+  [ -n "${stop:-}" ] && kill -TERM "${children[@]}" # asked before they were there
   for child in "${children[@]}"; do
     while wait "$child"; one=$?; kill -0 "$child" 2>/dev/null; do :; done # a signal of our own breaks off a wait
     [ "$one" -gt 128 ] && one=75                                          # it was killed

@@ -18,6 +18,6 @@ for ((restarts = 0; restarts <= ${RMJAX_RESTARTS:-100}; restarts++)); do
   code=$?
   # 255: ssh lost a host, maintenance for instance; it comes back, and the others have ended by themselves.
   if [ "$code" -ne 75 ] && [ "$code" -ne 255 ] && [ "$code" -le 128 ]; then break; fi
-  sleep 60
+  gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="pkill -f rmjax.main; sleep 60" || sleep 60
 done
 exit "$code"

@@ -266,7 +266,8 @@ def _write(path: Path, leaves: dict[str, np.ndarray], about: dict[str, Any]) -> 
     shutil.rmtree(path, ignore_errors=True)  # of a write that failed
     path.mkdir()
     arrays = {name: leaf for name, leaf in leaves.items() if leaf.size}  # Orbax refuses arrays of size 0
-    _checkpointer().save(path / "arrays", ocp.args.PyTreeSave(arrays))
+    if arrays:
+        _checkpointer().save(path / "arrays", ocp.args.PyTreeSave(arrays))
     specs = {name: _spec(leaf) for name, leaf in leaves.items()}
     (path / "manifest.json").write_text(json.dumps(about | {"leaves": specs}, indent=1))
     (path / _SUMS).write_text(_sums(path))
@@ -277,7 +278,7 @@ def _read(path: Path, like: Any, part: bool) -> Any:
     wanted = {name: _spec(leaf) for name, leaf in _named_leaves(like).items()}
     _check_fit(path, {name: spec for name, spec in found.items() if name in wanted or not part}, wanted)
     full = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name, (_, shape) in found.items() if 0 not in shape}
-    arrays = _checkpointer().restore(path / "arrays", ocp.args.PyTreeRestore(restore_args=full))
+    arrays = _checkpointer().restore(path / "arrays", ocp.args.PyTreeRestore(restore_args=full)) if full else {}
 
     def leaf(name: str, like_leaf: Any) -> Any:
         array = arrays[name] if name in full else np.zeros(found[name][1], _dtype(like_leaf))

@@ -394,6 +394,10 @@ def _conflicts(config: ConfigDict) -> Iterator[str]:
         yield f"config.model.kind = {config.model.kind!r}: for {config.data.name} there are {', '.join(kinds)}"
     if classifies or config.data.name in LANGUAGE:
         yield from _model_conflicts(config)
+    if train.sparse_items and config.rehearsal.recollection and not config.rehearsal.sampled_items:
+        yield "config.train.sparse_items: with config.rehearsal.sampled_items = 0 every step touches all items"
+    if train.sparse_items and config.data.name in ("activitynet", "hyperpartisan", *LANGUAGE):
+        yield f"config.train.sparse_items: {config.data.name} has no item table"
     if train.model_devices > 1 and train.mapping == "pmap":
         yield f"config.train.model_devices = {train.model_devices} needs config.train.mapping = 'mesh'"
 

@@ -27,9 +27,11 @@ from safetensors.numpy import save_file
 
 from rmjax import environment, train
 from rmjax.machines.live import current_memory, feed, open_stream
+from rmjax.streams import refuse_words
 from rmjax.tasks.reasoning import Reasoning
 from rmjax.types import Params
 
+FILES = ("live.py", "write.bin", "answer.bin", "weights.safetensors", "empty.safetensors")
 PLATFORMS = ("cpu", "cuda", "tpu")
 LOADER = '''"""Live streams of an exported model; see `python -m rmjax.export`."""
 import json
@@ -62,13 +64,12 @@ def write_export(task: Reasoning, params: Params, segment_length: int, folder: s
     """Makes `folder`, whole or not at all.
 
     Raises:
-      ValueError: the model reads words or frames, whose streams come in segments.
+      ValueError: the model's streams are not of item ids.
       FileExistsError: something else is there.
     """
-    if task.answers.questions.query == "words" or "embed" not in params["machine"]:
-        raise ValueError("exports are of models that read item ids: this one reads words or frames")
+    refuse_words(task, params)
     machine, folder = task.machine, Path(folder)
-    if folder.exists() and not (folder / "live.py").is_file():
+    if folder.exists() and not all((folder / name).is_file() for name in FILES):
         raise FileExistsError(f"{folder} is there, and is no export: take another name or move it")
     blank = open_stream(machine, params["machine"], 1, segment_length)
 
@@ -100,9 +101,12 @@ def write_export(task: Reasoning, params: Params, segment_length: int, folder: s
     save_file({name: np.asarray(x) for name, x in flat(params).items()}, temporary / "weights.safetensors")
     save_file({name: np.asarray(x) for name, x in flat(blank).items()}, temporary / "empty.safetensors")
     (temporary / "live.py").write_text(LOADER)
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
-        shutil.rmtree(folder)
+        folder.rename(old)
     temporary.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def flat(tree: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ml_collections import config_flags
 
 from rmjax import config as configs
 from rmjax import environment, explain, probe, processes, train
-from rmjax.workdir import EXIT_PREEMPTED
+from rmjax.workdir import EXIT_MISTAKE, EXIT_PREEMPTED
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Path of a config file; `configs/xlong.py:local` passes it 'local'."
@@ -68,6 +68,8 @@ def main(argv: Sequence[str]) -> int:
             logging.error("%s. What was saved is whole: run the same line again, on all of them.", gone)
             processes.leave(EXIT_PREEMPTED)
         logging.error("%s", error)
+        if jax.process_count() > 1:
+            processes.leave(EXIT_MISTAKE)
         return 1
     return 0
 

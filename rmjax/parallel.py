@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
+from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rmjax.cost import tree_bytes
@@ -21,7 +22,7 @@ from rmjax.types import Batch, Params, StreamTask, Task
 
 # What a mesh splits over its axis 'model': a pattern of a parameter's path, and the mesh axis of each axis of its own.
 # Moments of an optimizer lie as their parameter does; all else, and what does not divide, is on every device.
-SPLIT_TABLES = ((r"(machine|sampler)/embed$", ("model",)),)  # item tables, by rows
+SPLIT_TABLES = ((r"(^|/)embed$", ("model",)),)  # item tables, by rows
 SPLIT_LAYERS = (  # kernels are [outputs, inputs]: by heads, by the hidden units of a feed-forward layer
     (r"/(query|key|value|wide|intermediate|c_fc|c_attn)/(kernel|bias)$", ("model",)),
     (r"/(slots|self|attention|layer_\d+|mlp|h_\d+)/(out|output|c_proj|attn_c_proj|narrow)/kernel$", (None, "model")),
@@ -70,11 +71,14 @@ def make_mapped(
     if devices > len(found):
         raise ValueError(f"config.train.devices = {devices}, but there are {len(found)}: {found}")
     use = found[: devices or len(found)]
+    mine = sum(device.process_index == jax.process_index() for device in use)
+    if mine * jax.process_count() != len(use):
+        here = f"{mine} of them on process {jax.process_index()} of {jax.process_count()}"
+        raise ValueError(f"config.train.devices = {devices}: {here}; every process must have as many")
     if mapping == "pmap":
         return _pmap(task, optimizer, seed, use, microbatch, sparse_items)
     if len(use) % model_devices:
         raise ValueError(f"config.train.model_devices = {model_devices} does not divide the {len(use)} devices")
-    mine = sum(device.process_index == jax.process_index() for device in use)
     if mine % model_devices:  # streams are read by processes, and devices that share a table share its streams
         raise ValueError(f"config.train.model_devices = {model_devices} does not divide the {mine} of a process")
     mesh = Mesh(np.array(use).reshape(-1, model_devices), ("data", "model"))
@@ -153,6 +157,9 @@ def _mesh(
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         axes = next((axes for pattern, axes in rules if re.search(pattern, name)), ())
         fits = all(size % mesh.shape[axis] == 0 for size, axis in zip(np.shape(x), axes, strict=False) if axis)
+        if not fits:
+            told = "%s %s does not divide among the devices of the model: it is whole on every one"
+            logging.log_first_n(logging.WARNING, told, 3, name, np.shape(x))
         return NamedSharding(mesh, PartitionSpec(*axes) if fits else PartitionSpec())
 
     def shardings(tree: Any) -> Any:

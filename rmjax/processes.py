@@ -15,7 +15,12 @@ HEARTBEAT = 30  # seconds without a sign of life after which a process counts as
 COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 FLAGS = {COORDINATOR: "--coordinator", COUNT: "--processes", INDEX: "--process_id"}
 
-_LOST = re.compile(r"gloo|nccl|coordination service|heartbeat|connection (reset|closed|refused)|barrier", re.IGNORECASE)
+# What JAX and its collectives say where another process is gone; a status comes first.
+_LOST = re.compile(
+    r"(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED): (?!.*out of memory).*"
+    r"(gloo|nccl|coordination service|heartbeat|connection (reset|closed|refused)|barrier)",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 def join(coordinator: str | None, count: int | None, index: int | None, search: bool = False) -> str:
@@ -32,16 +37,24 @@ def join(coordinator: str | None, count: int | None, index: int | None, search: 
     if any(given.values()):
         address, processes, place = check(given)
         how: dict[str, Any] = dict(coordinator_address=address, num_processes=processes, process_id=place)
+        how["cluster_detection_method"] = "deactivate"  # within a SLURM step it would take one GPU
         if processes == 1:
             return "processes: this one alone"
     elif int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        how = dict(cluster_detection_method="slurm")
+        how = dict(cluster_detection_method="slurm") | slurm_devices(os.environ)
     elif search:
         how = {}
     else:
         return "processes: this one alone"
     jax.distributed.initialize(**how, heartbeat_timeout_seconds=HEARTBEAT)
     return f"processes: number {jax.process_index()} of {jax.process_count()}, {jax.local_device_count()} devices here"
+
+
+def slurm_devices(environment: Mapping[str, str]) -> dict[str, Any]:
+    """The only task of a node has all its GPUs; of several, JAX gives each one."""
+    tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "1").partition("(")[0]
+    gpus = int(environment.get("SLURM_GPUS_ON_NODE", 0))
+    return {"local_device_ids": list(range(gpus))} if tasks == "1" and gpus else {}
 
 
 def check(given: Mapping[str, str | None]) -> tuple[str, int, int]:
@@ -64,7 +77,7 @@ def check(given: Mapping[str, str | None]) -> tuple[str, int, int]:
 
 def lost(error: BaseException) -> str | None:
     """What to say if `error` is that another process is gone; None if it is an error of this one's own."""
-    if jax.process_count() == 1 or not _LOST.search(str(error)):
+    if jax.process_count() == 1 or not _LOST.match(str(error)):
         return None
     first = str(error).strip().splitlines()[0]
     me = f"process {jax.process_index()} of {jax.process_count()}"

@@ -10,6 +10,7 @@ evaluation answers after the same items, however they came.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -25,6 +26,7 @@ from rmjax import checkpoint
 from rmjax.machines.live import LiveStream, current_memory, feed, open_stream
 from rmjax.tasks.reasoning import Reasoning
 from rmjax.types import Array, Params
+from rmjax.workdir import lock
 
 Ids = Sequence[int] | np.ndarray
 User = Hashable  # a str or an int, if streams are saved
@@ -96,10 +98,12 @@ class Streams:
       capacity: users there is room for; doubles when more come, which compiles everything anew.
       batches, segments, queries: the shapes that requests are padded to: users, segments that a write may fill, queries
         of a user. Longer writes go in parts.
-      folder: where the rows lie in files; None: on the device. A folder with streams of the same model is opened.
+      folder: where the rows lie in files; None: on the device. A folder with streams of the same model is opened, as
+        `flush` left it; one store at a time has it, until `close`.
 
     Raises:
       ValueError: the task's streams are not of item ids, or the folder's are of another model.
+      RuntimeError: another store has the folder.
     """
 
     def __init__(
@@ -114,10 +118,9 @@ class Streams:
         queries: Sequence[int] = (1, 16),
         folder: str | Path | None = None,
     ):
-        if task.answers.questions.query == "words" or "embed" not in params["machine"]:
-            raise ValueError(
-                "streams are of item ids, and asked about items or kinds: this model reads words or frames"
-            )
+        refuse_words(task, params)
+        if capacity < 1:
+            raise ValueError(f"capacity must be at least 1, got {capacity}")
         self._num_items = len(params["machine"]["embed"])
         self._asked = task.answers.questions.kinds or self._num_items
         self._params, self._length = jax.device_put(params), segment_length
@@ -126,16 +129,23 @@ class Streams:
         self._blank = open_stream(machine, params["machine"], 1, segment_length)
         self._slots: dict[User, int] = {}
         self._free: list[int] = []
+        self._released: list[int] = []  # of streams in files: free once `flush` has said so
+        self._used = 0  # slots that were ever given to somebody
+        self._held = contextlib.ExitStack()
         self._capacity, self._folder = capacity, None if folder is None else Path(folder)
-        self._store: Any = OnDevice(self._blank, capacity)
-        if self._folder is not None:
+        self._store: Any
+        if self._folder is None:
+            self._store = OnDevice(self._blank, capacity)
+        else:
+            self._held.enter_context(lock(self._folder))
             found = self._folder / "index.json"
             index = json.loads(found.read_text()) if found.exists() else None
             if index is not None:
                 self._check(index, self._folder)
                 self._slots = dict(zip(index["users"], index["slots"], strict=True))
                 self._capacity = max(capacity, index["capacity"])
-                self._free = sorted(set(range(max(index["slots"], default=-1) + 1)) - set(index["slots"]))
+                self._used = max(index["slots"], default=-1) + 1
+                self._free = sorted(set(range(self._used)) - set(index["slots"]))
             self._store = InFiles(self._blank, self._capacity, self._folder)
 
         @jax.jit
@@ -161,7 +171,7 @@ class Streams:
         Raises ValueError naming the user and the item that is none; nothing is written then.
         """
         parts: dict[User, list[np.ndarray]] = {}
-        for user, more in zip(users, items, strict=True):
+        for user, more in zip(_plain(users), items, strict=True):
             parts.setdefault(user, []).append(self._checked(user, more, self._num_items, "item"))
         left = {user: np.concatenate(each) for user, each in parts.items() if sum(map(len, each))}
         self._open([user for user in parts if user not in self._slots])
@@ -175,6 +185,7 @@ class Streams:
     def answer(self, users: Sequence[User], queries: Sequence[Ids]) -> list[np.ndarray]:
         """-> of each user's queries the scores f32 [Q], or the logits of every class [Q, C], from all that was written
         so far. One who has no stream is answered from an empty one."""
+        users = _plain(users)
         asked = [self._checked(*pair, self._asked, "query") for pair in zip(users, queries, strict=True)]
         places = {place: self._slots.get(user, self._capacity) for place, user in enumerate(users)}
         scores: list[list[np.ndarray]] = [[] for _ in asked]
@@ -194,11 +205,12 @@ class Streams:
 
     def reset(self, users: Sequence[User]) -> None:
         """Forgets users; what is written for one of them from now on begins a new stream."""
-        for user in map(self._known, users):
-            self._free.append(self._slots.pop(user))
+        known = list(dict.fromkeys(map(self._known, _plain(users))))
+        (self._free if self._folder is None else self._released).extend(map(self._slots.pop, known))
 
     def fork(self, user: User, copies: Sequence[User]) -> None:
         """Makes the streams of `copies`, which are new users, what that of `user` is now."""
+        (user,), copies = _plain([user]), list(dict.fromkeys(_plain(copies)))
         taken = [copy for copy in copies if copy in self._slots]
         if taken:
             raise ValueError(f"user {taken[0]!r} has a stream already: reset it first")
@@ -206,9 +218,11 @@ class Streams:
         self._open(copies, row)
 
     def save(self, path: str | Path) -> None:
-        """Writes all streams as the directory `path`, whole or not at all, every file under a digest."""
+        """Writes all streams as the directory `path`, whole or not at all, every file under a digest. Users must be str
+        or int. All rows are copied to the host's memory for it."""
         slots = np.fromiter(self._slots.values(), np.int64, len(self._slots))
-        rows = jax.tree.map(np.asarray, self._store.take(slots)) if len(slots) else {}
+        parts = [jax.tree.map(np.asarray, self._store.take(part)) for part in _cut(slots, 4096)]
+        rows = jax.tree.map(lambda *x: np.concatenate(x), *parts) if parts else {}
         checkpoint.save_tree(path, rows, {"streams": self._about() | {"users": list(self._slots)}})
 
     def load(self, path: str | Path) -> None:
@@ -232,8 +246,9 @@ class Streams:
             self._open(part, jax.tree.map(lambda x: x[first : first + len(part)], rows))  # noqa: B023
 
     def flush(self) -> None:
-        """Of streams in a folder: brings it to what is here. A folder that was not flushed has the users of the last
-        time, with memories that may be later."""
+        """Of streams in a folder: brings it to what is here. A folder that was not flushed, as after a crash, has the
+        users of the last time; the memory of one who was written to since may be that of then, of now, or torn where
+        the write was under way: `save` is what lasts."""
         if self._folder is None:
             raise ValueError("these streams are on the device: save(path) writes them")
         self._store.flush()
@@ -241,6 +256,13 @@ class Streams:
         temporary = self._folder / "index.tmp"
         temporary.write_text(json.dumps(self._about() | here))
         temporary.replace(self._folder / "index.json")
+        self._free, self._released = self._free + self._released, []  # nobody is said to have them any more
+
+    def close(self) -> None:
+        """Of streams in a folder: flushes, and lets another store have it."""
+        if self._folder is not None:
+            self.flush()
+        self._held.close()
 
     def compile(self) -> None:
         """Compiles every shape now, rather than when a request first has it."""
@@ -256,7 +278,9 @@ class Streams:
     # What requests have in common.
 
     def _checked(self, user: User, ids: Ids, below: int, name: str) -> np.ndarray:
-        found = np.asarray(ids, np.int64).reshape(-1)
+        found = np.asarray(ids).reshape(-1)
+        if found.size and found.dtype.kind not in "iu":
+            raise ValueError(f"user {user!r}: each {name} must be a whole number, got {found.dtype}")
         wrong = found[(found < 0) | (found >= below)]
         if wrong.size:
             raise ValueError(f"user {user!r}: {name} {wrong[0]} is none of the model's 0 .. {below - 1}")
@@ -298,12 +322,13 @@ class Streams:
 
     def _open(self, users: Sequence[User], rows: LiveStream | None = None) -> None:
         """Gives new users slots, with those rows (one for all of them, or one each; None: empty streams)."""
-        while len(self._slots) + len(users) > self._capacity:
+        reused, self._free = self._free[: len(users)], self._free[len(users) :]
+        more = len(users) - len(reused)
+        slots, self._used = reused + list(range(self._used, self._used + more)), self._used + more
+        while self._used > self._capacity:
             self._capacity *= 2
             self._store.grow(self._capacity)
-        rows, used = self._blank if rows is None else rows, len(self._slots) + len(self._free)
-        slots = (self._free + list(range(used, used + len(users))))[: len(users)]
-        self._free = self._free[len(users) :]
+        rows = self._blank if rows is None else rows
         for first in range(0, len(users), self._batches[-1]):
             part = np.array(slots[first : first + self._batches[-1]])
             batch = next(b for b in self._batches if len(part) <= b)
@@ -325,6 +350,17 @@ class Streams:
         if other:
             shown = "; ".join(f"{name} {about.get(name)!r}, here {here[name]!r}" for name in other)
             raise ValueError(f"{path} holds streams of another model ({shown}): open it with the one that wrote them")
+
+
+def refuse_words(task: Any, params: Params) -> None:
+    """Raises ValueError if the streams of a model are not of item ids, asked about items or kinds."""
+    if not isinstance(task, Reasoning) or task.answers.questions.query == "words" or "embed" not in params["machine"]:
+        raise ValueError("live streams are of item ids, asked about items or kinds: this model reads something else")
+
+
+def _plain(users: Sequence[User]) -> list[User]:
+    """NumPy's numbers as Python's."""
+    return [user.item() if isinstance(user, np.generic) else user for user in users]
 
 
 @jax.jit
@@ -349,6 +385,6 @@ def _leaves(tree: Any) -> list:
     return jax.tree_util.tree_leaves_with_path(tree)
 
 
-def _cut(things: Sequence, size: int) -> Iterator[Sequence]:
+def _cut(things: Any, size: int) -> Iterator[Any]:
     for first in range(0, len(things), size):
         yield things[first : first + size]

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,13 +70,30 @@ class Run:
     workdir: Path
     source: Any  # a Source, or Texts
     stop: Preemption
+    asked: Asked = dataclasses.field(default_factory=lambda: Asked())
 
     def stopping(self, step: int = 0) -> bool:
-        """Whether to save and leave. All processes must leave at one step, so several of them ask each other, now and
-        then: it holds up the devices."""
-        if jax.process_count() == 1 or step % self.config.train.log_every:
-            return self.stop.requested and jax.process_count() == 1
-        return bool(np.max(multihost_utils.process_allgather(np.int32(self.stop.requested))))
+        """Whether to save and leave. All processes must leave at one step, so several of them ask each other, every
+        `train.log_every` steps, or ten seconds where those take longer: it holds up the devices."""
+        if jax.process_count() == 1:
+            return self.stop.requested
+        last, now = self.asked, time.monotonic()
+        if last.step < step < last.again:
+            return False
+        pace = (now - last.time) / max(1, step - last.step)
+        requested, pace = np.max(multihost_utils.process_allgather(np.array([self.stop.requested, pace])), 0)
+        last.step, last.time = step, now
+        last.again = step + int(np.clip(10 / max(pace, 1e-6), 1, self.config.train.log_every))  # of all the same
+        return bool(requested)
+
+
+@dataclasses.dataclass
+class Asked:
+    """When processes last asked each other, and from what step on they do again."""
+
+    step: int = 0
+    again: int = 0
+    time: float = dataclasses.field(default_factory=time.monotonic)
 
 
 def train(config: Any, workdir: str | Path) -> list[dict[str, Any]]:

@@ -42,7 +42,7 @@ def make_train_step(
 ) -> Callable:
     """-> train_step(state, carry, frozen, batch) -> state, carry, metrics.
 
-    `axis` names the mapped data axis when the step runs once per device (pmap); None when it sees the whole batch.
+    `axis` names the mapped data axis when the step runs once per device; None when it sees the whole batch.
     Every term is a (sum, count), each added over devices and then divided once. metrics: {term: mean} and 'loss'.
     `microbatch(rows, items of a row)`: rows whose activations are held at once, a divisor of all; gradients are summed
     over such pieces, which leaves the step what it is.

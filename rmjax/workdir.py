@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+EXIT_MISTAKE = 78  # EX_CONFIG, of several processes: above 75, since SLURM reports the highest code of them
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: run the same line again and it goes on
 
 

@@ -17,6 +17,7 @@ from rmjax.cost import collectives, tree_bytes
 from rmjax.layers.transformer import Transformer
 from rmjax.parallel import make_mapped
 from rmjax.rehearsal.decoder import Decoder
+from rmjax.tasks.reasoning import Teacher
 from rmjax.train_step import TrainState, make_train_step
 from tests.small import ITEMS, SLOTS, Spy, batch, noise, recommendation, rehearsal, teacher
 
@@ -161,7 +162,7 @@ def laid(mapping: str, devices: int, model: int, sparse_items: bool = False, spl
     """-> the first step's gradients (as the optimizer's state) and metrics, the compiled step, the task's state."""
     settings = SLOTS | {"slots": 3, "dropout": 0.5, "dim": 8, "heads": 4}
     task = recommendation(machines.make("rehearsal", MANY, **settings), rehearsal(Decoder(Transformer(1, 4, 0.5))))
-    optimizer, frozen = gradients(), teacher()[1]["sampler"]
+    optimizer, frozen = gradients(), noise(Teacher(MANY, teacher()[0].answers).init, 7)["sampler"]
     how = dict(sparse_items=sparse_items, split_layers=split_layers)
     mapped = make_mapped(task, optimizer, 0, mapping=mapping, devices=devices, model_devices=model, **how)
     state, data = jax.device_get((start(task, optimizer), batch(batch=EXAMPLES)))

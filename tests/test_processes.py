@@ -24,8 +24,8 @@ def get_config(arg=""):
 
 
 def start(tmp_path: Path, workdir: Path, count: int, changes: dict, **more) -> subprocess.Popen:
-    """launch/local.sh with so many processes."""
-    (tmp_path / "card.py").write_text(CARD.format(changes=changes | {"train.devices": 0}))
+    """launch/local.sh with so many processes, and `more` in their environment."""
+    (tmp_path / "card.py").write_text(CARD.format(changes={"train.devices": 0} | changes))
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
@@ -57,6 +57,30 @@ def test_two_processes_are_one_run(tmp_path):
     assert out.count("oracle, full history") == 1  # one of them speaks
     agree(tmp_path / "two", tmp_path / "one")
     assert (tmp_path / "two" / "results.json").exists()
+
+
+def test_the_only_task_of_a_node_has_all_its_gpus():
+    one = {"SLURM_STEP_TASKS_PER_NODE": "1(x4)", "SLURM_GPUS_ON_NODE": "8"}
+    assert processes.slurm_devices(one) == {"local_device_ids": list(range(8))}
+    assert processes.slurm_devices(one | {"SLURM_STEP_TASKS_PER_NODE": "8(x4)"}) == {}
+    assert processes.slurm_devices({"SLURM_STEP_TASKS_PER_NODE": "1"}) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "gone"),
+    [
+        ("UNKNOWN: Gloo all-reduce failed: Connection closed by peer [127.0.0.1]:54171", True),
+        ("INTERNAL: NCCL operation failed: remote process exited", True),
+        ("INTERNAL: NCCL operation failed: out of memory", False),
+        ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate", False),
+        ("runs/barrier/lock is held by pid 3: wait for it to end", False),
+    ],
+)
+def test_a_lost_process_is_told_from_a_mistake(monkeypatch, text, gone):
+    monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
+    assert (processes.lost(RuntimeError(text)) is not None) == gone
+    monkeypatch.setattr(processes.jax, "process_count", lambda: 1)
+    assert processes.lost(RuntimeError(text)) is None
 
 
 def test_what_is_said_of_processes_is_checked():

@@ -70,7 +70,7 @@ def test_requests_of_many_users_and_lengths_are_answered_as_each_stream_alone(tm
 def test_forgotten_and_copied_streams():
     store, histories = streams(), {"a": [1, 2, 3, 4, 5], "b": [6, 7]}
     store.write(list(histories), list(histories.values()))
-    store.fork("a", ["c", "d", "e", "f", "g"])
+    store.fork("a", ["c", "d", "e", "f", "g", "d"])
     store.write(["c", "a"], [[9], [8, 8, 8]])
     histories |= {"c": [1, 2, 3, 4, 5, 9], "g": histories["a"], "a": [1, 2, 3, 4, 5, 8, 8, 8]}
     same(store, histories)
@@ -117,10 +117,21 @@ def test_a_folder_is_opened_again(tmp_path):
     store.write(list(histories), list(histories.values()))
     store.reset(["b"])
     store.flush()
+    with pytest.raises(RuntimeError, match="is held by pid"):
+        streams(folder=tmp_path)
+    store.reset(["a"])  # and its slot is not given away before the folder says so
+    store.write(["eve"], [[40] * 9])
+    store._held.close()  # a crash
     again = streams(folder=tmp_path)
+    assert "a" in again and "eve" not in again
     del histories["b"]
     again.write(["a", "new"], [[6], [7]])
     same(again, histories | {"a": [*range(9), 6], "new": [7]})
+    again.reset(["new"])
+    again.close()
+    last = streams(folder=tmp_path)
+    last.write(["newest"], [[8]])
+    same(last, histories | {"a": [*range(9), 6], "newest": [8]})
     with pytest.raises(ValueError, match="on the device"):
         streams().flush()
 
@@ -139,6 +150,26 @@ def test_what_cannot_be_is_named_and_nothing_is_written(tmp_path):
     with pytest.raises(ValueError, match="holds streams of another model .machine '"):
         other.load(tmp_path / "saved")
     assert len(json.loads((tmp_path / "saved" / "manifest.json").read_text())["streams"]["users"]) == 1
+
+
+def test_none_of_them_are_saved_too_and_numbers_of_numpy_are_numbers(tmp_path):
+    store = streams()
+    store.save(tmp_path / "none")
+    store.write(np.array([3, 4]), [[1], [2]])
+    store.save(tmp_path / "two")
+    store.load(tmp_path / "none")
+    assert not len(store)
+    store.load(tmp_path / "two")
+    same(store, {3: [1], 4: [2]})
+    with pytest.raises(ValueError, match="user 3: each item must be a whole number, got float64"):
+        store.write([3], [[1.5]])
+    with pytest.raises(ValueError, match="has no stream"):
+        store.reset([3, 5])
+    assert 3 in store
+    with pytest.raises(ValueError, match="capacity must be at least 1"):
+        streams(capacity=0)
+    with pytest.raises(ValueError, match="this model reads something else"):
+        Streams(object(), PARAMS, N)
 
 
 def test_every_shape_is_compiled_once():

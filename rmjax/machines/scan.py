@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -56,7 +57,7 @@ def memorize(
     activations are O(block) + O(T / block) memories. `key` [B] feeds dropout; segment s of a stream draws from
     fold_in(key, s) with s counted from the stream's beginning, so a split stream draws the same.
     `gradient_segments`: truncated backpropagation through time: gradients pass through at most so many segments at a
-    time, counted from the last one; 0: through all.
+    time, counted from each stream's last one; 0: through all.
     `positions` i32 [B, Q], from 0 to T, asks for the memory after that many of these segments (0: as it was given).
     """
     if items.shape[:3] != mask.shape or mask.ndim != 3:
@@ -76,9 +77,9 @@ def memorize(
     keys = None if key is None else time_first(_segment_keys(key, memory, mask))
     cut = None
     if gradient_segments:
-        number = jnp.arange(segments)
-        cut = (number > 0) & ((segments - number) % gradient_segments == 0)
-        cut = _pad(cut, blocks * block).reshape(blocks, block)
+        alive = mask.any(-1)
+        left = alive[:, ::-1].cumsum(1)[:, ::-1]  # segments of a stream from here to its own last one
+        cut = time_first(alive & (left < left[:, :1]) & (left % gradient_segments == 0))
 
     def write_block(memory: Memory, block):
         items, mask, keys, cut = block
@@ -87,7 +88,7 @@ def memorize(
         def write_segment(memory: Memory, segment):
             features, mask, key, cut = segment
             if gradient_segments:
-                memory = jax.tree.map(lambda m: jnp.where(cut, jax.lax.stop_gradient(m), m), memory)
+                memory = jax.tree.map(functools.partial(_cut, cut), memory)
             memory, aux = machine.write(params, memory, features, mask, fold(key, 1))
             return memory, (aux, memory if positions is not None else None)
 
@@ -103,6 +104,11 @@ def memorize(
         each = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), each)
     asked = None if positions is None else jax.tree.map(lambda m, ms: _at(m, ms, positions), memory, each)
     return Memorized(last, asked, jax.tree.map(jnp.sum, aux))
+
+
+def _cut(where: Array, x: Array) -> Array:
+    """x [B, ...] without gradients where [B]."""
+    return jnp.where(where.reshape(-1, *[1] * (x.ndim - 1)), jax.lax.stop_gradient(x), x)
 
 
 def _pad(x: Array, length: int) -> Array:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rmjax import train
+from rmjax.workdir import lock
 from tests.runs import PLAIN, tiny
 from tests.test_processes import agree, start
 
@@ -87,3 +88,15 @@ def test_a_table_split_over_the_devices_of_each_of_two_processes(tmp_path):
     across = start(tmp_path, tmp_path / "other", 2, changes)  # a device each
     _, err = across.communicate(timeout=300)
     assert across.returncode == 1 and "model_devices = 2 does not divide the 1 of a process" in err, err
+
+
+def test_a_mistake_of_one_is_not_tried_again(tmp_path):
+    """Process 0 finds the workdir taken; all end, and no launcher types the line again."""
+    with lock(tmp_path / "run"):
+        begin = time.monotonic()
+        two = start(tmp_path, tmp_path / "run", 2, LONG, RMJAX_RETRY="1")
+        _, err = two.communicate(timeout=120)
+    assert two.returncode == 78 and "is held by pid" in err and time.monotonic() - begin < 90, err
+    uneven = start(tmp_path, tmp_path / "run", 2, LONG | {"train.devices": 1})
+    _, err = uneven.communicate(timeout=120)
+    assert uneven.returncode == 78 and "every process must have as many" in err, err
