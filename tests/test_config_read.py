@@ -11,6 +11,7 @@ import pytest
 from rmjax import explain, probe, tasks, train
 from rmjax.config import CLASSIFIERS, MODELS, SCHEMA, Recorder
 from rmjax.data import make_source
+from rmjax.workdir import Preemption
 from tests.data.test_hyperpartisan import write as articles
 from tests.runs import PLAIN, compilations_kept, tiny
 
@@ -72,6 +73,8 @@ def test_every_key_is_read(tmp_path):
         read |= config.read
     config = Recorder(tiny(**at | {"data.name": "sorting"}, **model, **short | {"model.kind": "transformer"}))
     explain.explain(config)
+    run = train.Run(config, tmp_path, make_source(config.data, 0), Preemption())
+    train.fresh_state(run, train.model_stage(run))
     read |= config.read
     workdir = tmp_path / "probed"
     config = Recorder(tiny(**fast | {"train.steps": 1}))
