@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -130,7 +129,7 @@ def main(argv: Sequence[str]) -> int:
             raise ValueError("--workdir of a trained model and --out, a folder to make, are both needed")
         logging.info("%s", environment.prepare())
         task, params, _ = train.trained(asked.workdir)
-        length = json.loads((Path(asked.workdir) / "config.json").read_text())["data"]["segment_length"]
+        length = train.kept_config(asked.workdir)[0].data.segment_length
         write_export(task, params, length, asked.out, asked.items)
         logging.info("%s: live.py, and what it reads.", asked.out)
     except (ValueError, OSError, ImportError) as error:

@@ -151,7 +151,7 @@ def main(argv: Sequence[str]) -> int:
         logging.info("%s", environment.prepare())
         if asked.workdir:
             task, params, source = train.trained(asked.workdir)
-            length = json.loads((train.Path(asked.workdir) / "config.json").read_text())["data"]["segment_length"]
+            length = train.kept_config(asked.workdir)[0].data.segment_length
         elif asked.config is not None:
             configs.validate(asked.config)
             source = make_source(asked.config.data, asked.config.data.seed)

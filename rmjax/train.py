@@ -132,9 +132,7 @@ def evaluate_only(config: Any, workdir: str | Path) -> list[dict[str, Any]]:
 def trained(workdir: str | Path) -> tuple[Any, Params, Source]:
     """What a run has learned, for notebooks: its task, the best parameters so far, its data. Changes nothing there."""
     folder = Path(workdir)
-    config, kept = configs.base(), json.loads((folder / "config.json").read_text())
-    found = kept["data"].pop("found", {})
-    config.update(kept)
+    config, found = kept_config(folder)
     source = make_source(config.data, config.data.seed)
     refuse_other_words(found, source, f"{config.data.dir} has", f"{workdir} was trained on: restore its files")
     task = tasks.make_task(config, source)
@@ -142,6 +140,14 @@ def trained(workdir: str | Path) -> tuple[Any, Params, Source]:
     if params is None:
         raise FileNotFoundError(f"{workdir} has no checkpoint of the model: train first, with --mode=train")
     return task, jax.device_put(params), source
+
+
+def kept_config(workdir: str | Path) -> tuple[Any, dict[str, Any]]:
+    """The config of the run in `workdir`, and what its data were found to be."""
+    config, kept = configs.base(), json.loads((Path(workdir) / "config.json").read_text())
+    found = kept["data"].pop("found", {})
+    config.update(kept)
+    return config, found
 
 
 @contextlib.contextmanager

@@ -305,6 +305,24 @@ def test_manifest_and_digests_read_by_hand(open_checkpoints, tmp_path):
     assert os.system(f"cd {tmp_path}/run/000000007 && sha256sum --quiet --strict -c SHA256SUMS") == 0
 
 
+def test_a_full_disk_is_said_and_takes_nothing_that_was_whole(open_checkpoints, monkeypatch):
+    checkpoints = open_checkpoints()
+    checkpoints.save(1, {"w": np.ones(3)})
+    checkpoints.wait()
+
+    def full(path, leaves, about):
+        path.mkdir()
+        raise ValueError(f"RESOURCE_EXHAUSTED: Failed writing: {path}: No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_write", full)
+    checkpoints.save(2, {"w": np.ones(3)})
+    with pytest.raises(
+        OSError, match=r"step 2 did not fit .*No space left.*kept is of step 1. Free space, and run the"
+    ):
+        checkpoints.wait()
+    assert checkpoints.steps() == [1] and checkpoints.restore({"w": np.ones(3)})[0] == 1
+
+
 def test_wrong_arguments(tmp_path):
     with pytest.raises(ValueError, match="keep_last"):
         Checkpoints(tmp_path, keep_last=0, keep_best=0)
