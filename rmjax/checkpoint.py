@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -91,7 +92,9 @@ class Checkpoints:
         """The step of the highest score (ties: the first), None where no checkpoint has one."""
         return next(iter(self._by_score(self.steps())), None)
 
-    def restore(self, like: Any, step: int | None = None, part: bool = False) -> tuple[int, Any] | None:
+    def restore(
+        self, like: Any, step: int | None = None, part: bool = False, best: bool = False
+    ) -> tuple[int, Any] | None:
         """The newest intact checkpoint (not after `step`, where given), None if there is none.
 
         Every damaged one on the way is named in the log with the file that is wrong; the next save clears it away.
@@ -100,6 +103,7 @@ class Checkpoints:
           like: the tree to restore: its structure, shapes and dtypes (`jax.eval_shape` will do).
           step: take this checkpoint, or the newest intact one before it.
           part: `like` is a part of what was saved; the rest is left out.
+          best: take that of the highest score; if it is damaged, one before it, else the newest intact one.
 
         Returns:
           The checkpoint's step and the tree, of host arrays (Python numbers where `like` has them).
@@ -108,20 +112,13 @@ class Checkpoints:
           ValueError: an intact checkpoint does not fit `like`; names the leaves, what was found and what expected.
         """
         self.wait()
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("process 0 has written")
-        restored = None
-        for candidate in [s for s in reversed(self.steps()) if step is None or s <= step]:
-            damage = _damage(self._path(candidate))
-            if damage is None:
-                restored = candidate, _read(self._path(candidate), like, part)
-                break
-            self._damaged.add(candidate)
-            logging.error("Checkpoint %s is damaged: %s. Trying the one before it.", self._path(candidate), damage)
-        if jax.process_count() > 1:
-            chosen = np.int32(-1 if restored is None else restored[0])
-            multihost_utils.assert_equal(chosen, "processes restored different checkpoints")
-        return restored
+        found = self._intact(step, best) if jax.process_index() == 0 else None
+        if jax.process_count() > 1:  # what process 0 sees: the others may look before it has written
+            said = [-1 if found is None else found, *sorted(self._damaged)][:64]
+            known = multihost_utils.broadcast_one_to_all(np.array(said + [-1] * (64 - len(said)), np.int32))
+            found, *damaged = (None if number < 0 else int(number) for number in known)
+            self._damaged = {number for number in damaged if number is not None}
+        return None if found is None else (found, _read(self._path(found), like, part))
 
     def close(self) -> None:
         """Waits for the last write and ends the writing thread."""
@@ -129,6 +126,19 @@ class Checkpoints:
             self.wait()
         finally:
             self._pool.shutdown()
+
+    def _intact(self, step: int | None, best: bool) -> int | None:
+        """Of which step the checkpoint is that `restore` wants."""
+        candidates = [s for s in reversed(self.steps()) if step is None or s <= step]
+        if best and (highest := self.best_step()) is not None:
+            candidates.sort(key=lambda s: (s > highest, -s))
+        for candidate in candidates:
+            damage = _damage(self._path(candidate))
+            if damage is None:
+                return candidate
+            self._damaged.add(candidate)
+            logging.error("Checkpoint %s is damaged: %s. Trying the one before it.", self._path(candidate), damage)
+        return None
 
     def _path(self, step: int) -> Path:
         return self._directory / f"{step:09d}"
@@ -260,6 +270,7 @@ def _replace(path: Path, temporary: Path, old: Path, leaves: dict[str, np.ndarra
         shutil.rmtree(old, ignore_errors=True)
         path.rename(old)  # killed before the next line, it is taken back
     temporary.rename(path)
+    _sync(path.parent)
 
 
 def _write(path: Path, leaves: dict[str, np.ndarray], about: dict[str, Any]) -> None:
@@ -271,6 +282,17 @@ def _write(path: Path, leaves: dict[str, np.ndarray], about: dict[str, Any]) -> 
     specs = {name: _spec(leaf) for name, leaf in leaves.items()}
     (path / "manifest.json").write_text(json.dumps(about | {"leaves": specs}, indent=1))
     (path / _SUMS).write_text(_sums(path))
+    for each in [*path.rglob("*"), path]:
+        _sync(each)
+
+
+def _sync(path: Path) -> None:
+    """Returns when it is on the disk, and would be there after a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _read(path: Path, like: Any, part: bool) -> Any:

@@ -23,11 +23,12 @@ def explain(config: Any) -> dict[str, Any]:
 
     `bytes_per_device`: what stays there, and with `temporaries` what a step needs besides. `collectives`: {operation:
     how often it is in the compiled step, and the bytes that each device gets from it}; one in a loop counts once.
+    Several CPU devices stand for accelerators: each holds all its streams at once, unless `train.microbatch` is set.
     """
     with Preemption() as stop:
         run = train.Run(config, Path(), make_source(config.data, config.data.seed), stop)
         stage, teacher = train.model_stage(run), tasks.make_teacher(config, run.source)
-        mapped, state = train.map_stage(run, stage), train.blank_state(run, stage)
+        mapped, state = train.map_stage(run, stage, cut=jax.device_count() == 1), train.blank_state(run, stage)
         frozen = () if teacher is None else jax.eval_shape(teacher.init, jax.random.key(0))["sampler"]
         data = batches(run.source, **train.data_settings(run), batch_size=stage.batch_size, num_steps=1)
         with contextlib.closing(data):

@@ -59,7 +59,7 @@ answer = lambda state, query, mask: answer_(weights, state, query, mask)
 '''
 
 
-def write_export(task: Reasoning, params: Params, segment_length: int, folder: str | Path, items: int = 0) -> None:
+def write_export(task: Reasoning, params: Params, folder: str | Path, items: int = 0) -> None:
     """Makes `folder`, whole or not at all.
 
     Raises:
@@ -70,7 +70,7 @@ def write_export(task: Reasoning, params: Params, segment_length: int, folder: s
     machine, folder = task.machine, Path(folder)
     if folder.exists() and not all((folder / name).is_file() for name in FILES):
         raise FileExistsError(f"{folder} is there, and is no export: take another name or move it")
-    blank = open_stream(machine, params["machine"], 1, segment_length)
+    blank = open_stream(machine, params["machine"], 1, task.segment_length)
 
     def write(weights: dict, state: dict, items: Any, mask: Any) -> dict:
         rows = as_tree(state, blank)
@@ -88,7 +88,7 @@ def write_export(task: Reasoning, params: Params, segment_length: int, folder: s
     ids = lambda *size: (shape(size, jnp.int32), shape(size, jnp.bool_))  # noqa: E731
     made = {
         "write.bin": export.export(jax.jit(write), platforms=PLATFORMS)(
-            weights, state, *ids(rows, items or segment_length)
+            weights, state, *ids(rows, items or task.segment_length)
         ),
         "answer.bin": export.export(jax.jit(answer), platforms=PLATFORMS)(weights, state, *ids(rows, asked)),
     }
@@ -129,8 +129,7 @@ def main(argv: Sequence[str]) -> int:
             raise ValueError("--workdir of a trained model and --out, a folder to make, are both needed")
         logging.info("%s", environment.prepare())
         task, params, _ = train.trained(asked.workdir)
-        length = train.kept_config(asked.workdir)[0].data.segment_length
-        write_export(task, params, length, asked.out, asked.items)
+        write_export(task, params, asked.out, asked.items)
         logging.info("%s: live.py, and what it reads.", asked.out)
     except (ValueError, OSError, ImportError) as error:
         logging.error("%s", error)

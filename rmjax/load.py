@@ -23,7 +23,7 @@ from rmjax import config as configs
 from rmjax import environment, tasks, train
 from rmjax.data import make_source
 from rmjax.machines import memorize
-from rmjax.streams import Streams
+from rmjax.streams import Streams, refuse_words
 from rmjax.tasks.reasoning import Reasoning
 from rmjax.types import Params
 
@@ -38,15 +38,15 @@ class Request(NamedTuple):
     writes: bool
 
 
-def requests(rate: float, seconds: float, users: int, items: int, seed: int = 0) -> list[Request]:
-    """In order of arrival, which is random: 1 to 20 items are written, 1 to 16 asked about."""
+def requests(rate: float, seconds: float, users: int, items: int, kinds: int = 0, seed: int = 0) -> list[Request]:
+    """In order of arrival, which is random: 1 to 20 items are written, 1 to 16 asked about, or so many `kinds`."""
     rng = np.random.default_rng(seed)
     times = np.cumsum(rng.exponential(1 / rate, round(rate * seconds)))
     writes = rng.random(len(times)) < 0.5
     sizes = np.where(writes, rng.integers(1, 21, len(times)), rng.integers(1, 17, len(times)))
     who = rng.integers(0, users, len(times))
     return [
-        Request(float(at), int(user), rng.integers(0, items, size), bool(w))
+        Request(float(at), int(user), rng.integers(0, items if w else kinds or items, size), bool(w))
         for at, user, size, w in zip(times, who, sizes, writes, strict=True)
     ]
 
@@ -86,20 +86,23 @@ def serve(store: Streams, wanted: Sequence[Request], most: int = 64) -> tuple[np
 
 
 def load_test(
-    task: Reasoning, params: Params, segment_length: int, history: int, wanted: list[Request], users: int, **how: Any
+    task: Reasoning, params: Params, history: int, wanted: list[Request], users: int, **how: Any
 ) -> dict[str, Any]:
     """Fills a store with users of `history` items each, serves, and checks what was answered."""
     items = len(params["machine"]["embed"])
-    store = Streams(task, params, segment_length, capacity=users, segments=(1, 64), **how)
+    store = Streams(task, params, capacity=users, segments=(1, 64), **how)
     bases = np.random.default_rng(1).integers(0, items, (BASES, history))
     begin = time.perf_counter()
     store.compile()
     compiled = time.perf_counter()
-    store.write(range(BASES), list(bases))
-    for base in range(min(BASES, users)):
+    many = min(BASES, users)
+    store.write(range(many), list(bases[:many]))
+    for base in range(many):
         store.fork(base, range(base + BASES, users, BASES))
     filled = time.perf_counter()
     seconds, answers = serve(store, wanted)
+    count = len(store)
+    store.close()
     ms, writes = 1e3 * seconds, np.array([request.writes for request in wanted])
     told = {
         name: {f"p{p:g}": round(float(np.percentile(ms[which], p)), 2) for p in (50, 90, 99, 99.9, 100)}
@@ -107,18 +110,17 @@ def load_test(
     }
     return told | {
         "history": history,
-        "users": len(store),
+        "users": count,
         "requests": len(wanted),
         "compile_seconds": round(compiled - begin, 1),
         "fill_seconds": round(filled - compiled, 1),
-        "largest_difference": largest_difference(task, params, segment_length, bases, wanted, answers),
+        "largest_difference": largest_difference(task, params, bases, wanted, answers),
     }
 
 
-def largest_difference(
-    task: Reasoning, params: Params, n: int, bases: np.ndarray, wanted: list[Request], answers: list
-) -> float:
+def largest_difference(task: Reasoning, params: Params, bases: np.ndarray, wanted: list, answers: list) -> float:
     """Between the last answers of some users and those of a stream that is written in one go."""
+    n = task.segment_length
     last = {request.user: k for k, request in enumerate(wanted) if not request.writes}
     chosen = list(last.items())[-CHECKED:]
     streams = []
@@ -147,22 +149,24 @@ def main(argv: Sequence[str]) -> int:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     logging.set_verbosity(logging.INFO)
     asked = flags.FLAGS
+    task: Any
     try:
         logging.info("%s", environment.prepare())
         if asked.workdir:
             task, params, source = train.trained(asked.workdir)
-            length = train.kept_config(asked.workdir)[0].data.segment_length
         elif asked.config is not None:
             configs.validate(asked.config)
             source = make_source(asked.config.data, asked.config.data.seed)
-            task, length = tasks.make_task(asked.config, source), asked.config.data.segment_length
+            task = tasks.make_task(asked.config, source)
             params = jax.jit(task.init)(jax.random.key(asked.config.seed))
         else:
             raise ValueError("name a model: --workdir of a trained one, or --config")
-        wanted = requests(asked.rate, asked.seconds, asked.users, source.num_items)
+        refuse_words(task, params)
+        kinds = task.answers.questions.kinds or source.num_items
+        wanted = requests(asked.rate, asked.seconds, asked.users, source.num_items, kinds)
         for history in map(int, asked.histories):
             where = dict(folder=f"{asked.folder}/{history}") if asked.folder else {}
-            told = load_test(task, params, length, history, wanted, asked.users, **where)
+            told = load_test(task, params, history, wanted, asked.users, **where)
             print(json.dumps({"rate": asked.rate} | told), flush=True)
     except (ValueError, OSError, RuntimeError) as error:
         logging.error("%s", error)

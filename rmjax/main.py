@@ -62,14 +62,15 @@ def main(argv: Sequence[str]) -> int:
     except train.Preempted as preempted:
         logging.warning("Stopped: %s.", preempted)
         return EXIT_PREEMPTED
-    except (ValueError, OSError, RuntimeError, FloatingPointError, ImportError) as error:
+    except Exception as error:
         gone = processes.lost(error)
         if gone is not None:
             logging.error("%s. What was saved is whole: run the same line again, on all of them.", gone)
             processes.leave(EXIT_PREEMPTED)
-        logging.error("%s", error)
+        known = isinstance(error, (ValueError, OSError, RuntimeError, FloatingPointError, ImportError))
+        logging.error("%s", error, exc_info=None if known else error)
         if jax.process_count() > 1:
-            processes.leave(EXIT_MISTAKE)
+            processes.leave(EXIT_MISTAKE)  # an orderly end would wait for the others, and they for this one
         return 1
     return 0
 

@@ -1,6 +1,6 @@
 """Live memories of many users: each one's stream goes on with every item, and is asked at any time.
 
-    streams = Streams(task, params, segment_length=20)
+    streams = Streams(task, params)
     streams.write(["ann", "bob"], [[3, 14, 15], [9]])  # any number of items of each
     streams.answer(["ann"], [[26, 5]])  # -> [f32 [2]], the scores of two items
 
@@ -14,6 +14,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,19 +57,25 @@ class OnDevice:
 class InFiles:
     """Rows of streams as one file an array, mapped into memory: for more users than a device holds."""
 
-    def __init__(self, blank: LiveStream, capacity: int, folder: str | Path):
-        self._folder = Path(folder)
-        self._folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, blank: LiveStream, capacity: int, folder: Path, expected: int = 0):
+        """expected: rows that must be there already; raises ValueError naming the file that is short of them."""
+        self._folder = folder
         self._blank = {jax.tree_util.keystr(p, simple=True, separator="."): x for p, x in _leaves(blank)}
         self._structure = jax.tree.structure(blank)
+        self._sizes = {name: x.dtype.itemsize * int(np.prod(x.shape[1:])) for name, x in self._blank.items()}
+        for name, size in self._sizes.items():
+            found = self._path(name).stat().st_size if self._path(name).exists() else 0
+            if found < expected * size:
+                cure = "bring it back from a copy, or load what was saved into another folder"
+                raise ValueError(f"{self._path(name)} has {found} of {expected * size} bytes: {cure}")
         self.grow(capacity)
 
     def take(self, slots: np.ndarray) -> LiveStream:
-        last = len(self._files[0]) - 1
-        return jax.tree.unflatten(self._structure, [file[np.minimum(slots, last)] for file in self._files])
+        places = np.minimum(slots, self._capacity - 1)
+        return jax.tree.unflatten(self._structure, [file[places] for file in self._files])
 
     def put(self, slots: np.ndarray, rows: LiveStream) -> None:
-        there = slots < len(self._files[0])
+        there = slots < self._capacity
         for file, new in zip(self._files, jax.tree.leaves(rows), strict=True):
             file[slots[there]] = np.asarray(new)[there]
 
@@ -76,13 +83,21 @@ class InFiles:
         """`put` has already waited for what it puts."""
 
     def grow(self, capacity: int) -> None:
-        self._files = []
-        for name, x in self._blank.items():
-            path, size = self._folder / f"{name}.bin", x.dtype.itemsize * int(np.prod(x.shape[1:], dtype=int))
-            with path.open("ab") as file:
-                file.truncate(max(capacity * size, path.stat().st_size))
-            rows = path.stat().st_size // size
-            self._files.append(np.memmap(path, x.dtype, "r+", shape=(rows, *x.shape[1:])))
+        for name, size in self._sizes.items():
+            try:
+                with self._path(name).open("ab") as file:  # on the disk now: without room later, a write would kill us
+                    os.posix_fallocate(file.fileno(), 0, capacity * size)
+            except OSError as error:
+                need = f"{capacity} streams need {capacity * sum(self._sizes.values()):,} bytes in {self._folder}"
+                raise OSError(f"{need} ({error.strerror}): free space, or give another folder") from error
+        self._files = [
+            np.memmap(self._path(name), x.dtype, "r+", shape=(capacity, *x.shape[1:]))
+            for name, x in self._blank.items()
+        ]
+        self._capacity = capacity
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}.bin"
 
     def flush(self) -> None:
         for file in self._files:
@@ -94,7 +109,6 @@ class Streams:
 
     Args:
       task, params: as `train.trained` gives them; the streams are of item ids.
-      segment_length: N of the training.
       capacity: users there is room for; doubles when more come, which compiles everything anew.
       batches, segments, queries: the shapes that requests are padded to: users, segments that a write may fill, queries
         of a user. Longer writes go in parts.
@@ -110,7 +124,6 @@ class Streams:
         self,
         task: Reasoning,
         params: Params,
-        segment_length: int,
         *,
         capacity: int = 1024,
         batches: Sequence[int] = (1, 8, 64),
@@ -123,10 +136,10 @@ class Streams:
             raise ValueError(f"capacity must be at least 1, got {capacity}")
         self._num_items = len(params["machine"]["embed"])
         self._asked = task.answers.questions.kinds or self._num_items
-        self._params, self._length = jax.device_put(params), segment_length
+        self._params, self._length = jax.device_put(params), task.segment_length
         self._batches, self._segments, self._queries = sorted(batches), sorted(segments), sorted(queries)
         machine = task.machine
-        self._blank = open_stream(machine, params["machine"], 1, segment_length)
+        self._blank = open_stream(machine, params["machine"], 1, self._length)
         self._slots: dict[User, int] = {}
         self._free: list[int] = []
         self._released: list[int] = []  # of streams in files: free once `flush` has said so
@@ -146,7 +159,7 @@ class Streams:
                 self._capacity = max(capacity, index["capacity"])
                 self._used = max(index["slots"], default=-1) + 1
                 self._free = sorted(set(range(self._used)) - set(index["slots"]))
-            self._store = InFiles(self._blank, self._capacity, self._folder)
+            self._store = InFiles(self._blank, self._capacity, self._folder, index["capacity"] if index else 0)
 
         @jax.jit
         def feed_rows(params: Params, rows: LiveStream, items: Array, mask: Array) -> LiveStream:
@@ -223,7 +236,7 @@ class Streams:
         slots = np.fromiter(self._slots.values(), np.int64, len(self._slots))
         parts = [jax.tree.map(np.asarray, self._store.take(part)) for part in _cut(slots, 4096)]
         rows = jax.tree.map(lambda *x: np.concatenate(x), *parts) if parts else {}
-        checkpoint.save_tree(path, rows, {"streams": self._about() | {"users": list(self._slots)}})
+        checkpoint.save_tree(path, rows, {"streams": self._about | {"users": list(self._slots)}})
 
     def load(self, path: str | Path) -> None:
         """Takes the streams that `save` wrote in the place of those here.
@@ -254,7 +267,7 @@ class Streams:
         self._store.flush()
         here = {"users": list(self._slots), "slots": list(self._slots.values()), "capacity": self._capacity}
         temporary = self._folder / "index.tmp"
-        temporary.write_text(json.dumps(self._about() | here))
+        temporary.write_text(json.dumps(self._about | here))
         temporary.replace(self._folder / "index.json")
         self._free, self._released = self._free + self._released, []  # nobody is said to have them any more
 
@@ -268,6 +281,7 @@ class Streams:
         """Compiles every shape now, rather than when a request first has it."""
         for batch in self._batches:
             nobody = np.full(batch, self._capacity)
+            self._store.put(nobody, _repeated(self._blank, batch))  # as new users are
             for segments in self._segments:
                 ids = np.zeros((batch, segments * self._length), np.int32)
                 self._store.put(nobody, self._feed(self._store.take(nobody), ids, ids > 0))
@@ -322,21 +336,23 @@ class Streams:
 
     def _open(self, users: Sequence[User], rows: LiveStream | None = None) -> None:
         """Gives new users slots, with those rows (one for all of them, or one each; None: empty streams)."""
-        reused, self._free = self._free[: len(users)], self._free[len(users) :]
-        more = len(users) - len(reused)
-        slots, self._used = reused + list(range(self._used, self._used + more)), self._used + more
-        while self._used > self._capacity:
-            self._capacity *= 2
-            self._store.grow(self._capacity)
+        reused, capacity = self._free[: len(users)], self._capacity
+        used = self._used + len(users) - len(reused)
+        while used > capacity:
+            capacity *= 2
+        if capacity > self._capacity:
+            self._store.grow(capacity)  # where there is no room for it nothing has changed yet
+        slots = reused + list(range(self._used, used))
+        self._free, self._used, self._capacity = self._free[len(users) :], used, capacity
         rows = self._blank if rows is None else rows
         for first in range(0, len(users), self._batches[-1]):
             part = np.array(slots[first : first + self._batches[-1]])
             batch = next(b for b in self._batches if len(part) <= b)
             place = np.pad(part, (0, batch - len(part)), constant_values=self._capacity)
-            row = lambda x: np.resize(np.asarray(x), (batch, *x.shape[1:]))  # noqa: B023, E731
-            self._store.put(place, jax.tree.map(row, rows))
+            self._store.put(place, _repeated(rows, batch))
         self._slots |= dict(zip(users, slots, strict=True))
 
+    @functools.cached_property
     def _about(self) -> dict[str, Any]:
         """What memories are worth nothing without."""
         digest = hashlib.sha256()
@@ -345,11 +361,16 @@ class Streams:
         return {"segment_length": self._length, "machine": digest.hexdigest()[:16]}
 
     def _check(self, about: dict[str, Any], path: str | Path) -> None:
-        here = self._about()
+        here = self._about
         other = [name for name, value in here.items() if about.get(name) != value]
         if other:
             shown = "; ".join(f"{name} {about.get(name)!r}, here {here[name]!r}" for name in other)
             raise ValueError(f"{path} holds streams of another model ({shown}): open it with the one that wrote them")
+
+
+def _repeated(rows: LiveStream, batch: int) -> LiveStream:
+    """On the host, one after the other, until there are so many."""
+    return jax.tree.map(lambda x: np.resize(np.asarray(x), (batch, *x.shape[1:])), rows)
 
 
 def refuse_words(task: Any, params: Params) -> None:

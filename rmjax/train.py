@@ -255,14 +255,16 @@ def stage_optimizer(run: Run, stage: Stage) -> optax.GradientTransformation:
     return make_optimizer(stage.learning_rate, t.clip, stage.steps, t.schedule, t.warmup)
 
 
-def map_stage(run: Run, stage: Stage) -> Mapped:
-    """The stage's steps over the devices; raises ValueError if its batches do not divide among them."""
+def map_stage(run: Run, stage: Stage, cut: bool = True) -> Mapped:
+    """The stage's steps over the devices; raises ValueError if its batches do not divide among them. cut=False: CPUs
+    hold all rows at once too, unless `train.microbatch` says how many."""
     t, optimizer = run.config.train, stage_optimizer(run, stage)
     devices = max(1, (t.devices or jax.device_count()) // t.model_devices)
     for name, size in ((f"{stage.name} batch_size", stage.batch_size), ("train.eval_batch_size", t.eval_batch_size)):
         if size % devices:
             raise ValueError(f"{name} {size} does not divide among {devices} devices: change it, or train.devices")
-    pieces = None if stage.name == "teacher" else microbatch(run, stage.batch_size // devices)
+    whole = stage.name == "teacher" or not (cut or t.microbatch)
+    pieces = None if whole else microbatch(run, stage.batch_size // devices)
     return make_mapped(
         stage.task,
         optimizer,
@@ -372,8 +374,7 @@ def open_checkpoints(run: Run, stage: Stage) -> Checkpoints:
 
 def restore_best(checkpoints: Checkpoints, like: Params) -> Params | None:
     """Parameters of the best checkpoint; if that is damaged, of one before it, else of the newest intact one."""
-    wanted = {"params": like}
-    found = checkpoints.restore(wanted, checkpoints.best_step(), part=True) or checkpoints.restore(wanted, part=True)
+    found = checkpoints.restore({"params": like}, best=True, part=True)
     return None if found is None else found[1]["params"]
 
 

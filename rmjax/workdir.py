@@ -11,7 +11,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-EXIT_MISTAKE = 78  # EX_CONFIG, of several processes: above 75, since SLURM reports the highest code of them
+# Of one of several processes. The others are then killed by JAX (128 + a signal), and SLURM reports the highest code.
+EXIT_MISTAKE = 200
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: run the same line again and it goes on
 
 

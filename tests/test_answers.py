@@ -87,7 +87,12 @@ def data(name: str, seed: int = 0) -> Batch:
     return jax.tree.map(jnp.asarray, Batch(**made))
 
 
-ALSO_RUN = ("words-class", "kind-class", "features-class")  # whole runs of such questions are tests already
+ALSO_RUN = (
+    "words-class",
+    "kind-class",
+    "features-class",
+    "item-click-widths",
+)  # whole runs of such questions are tests already
 
 
 @pytest.fixture(params=[pytest.param(k, marks=pytest.mark.slow if k in ALSO_RUN else ()) for k in KINDS])

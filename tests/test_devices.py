@@ -55,10 +55,10 @@ def mapped(function, kind: str, devices: int):
     return lambda first, second: run(jax.device_put(first, everywhere), jax.device_put(second, rows))
 
 
-def build(dtype=jnp.float32, dropout: float = 0.5):
+def build():
     """-> task, its decoder's spy. Rows are padded unevenly, so means of means would be wrong."""
-    settings = SLOTS | {"slots": 3, "dtype": dtype, "dropout": dropout}
-    decoder = Spy(Decoder(Transformer(1, 2, dropout, dtype)))
+    settings = SLOTS | {"slots": 3, "dropout": 0.5}
+    decoder = Spy(Decoder(Transformer(1, 2, 0.5)))
     return recommendation(machines.make("rehearsal", ITEMS, **settings), rehearsal(decoder, fragments=2)), decoder
 
 
@@ -101,7 +101,7 @@ def test_the_first_gradients_agree(kind, devices):
 @pytest.mark.parametrize(
     ("kind", "devices", "microbatch"),
     [
-        ("pmap", 2, 1),
+        pytest.param("pmap", 2, 1, marks=pytest.mark.slow),
         pytest.param("mesh", 2, 2, marks=pytest.mark.slow),
         pytest.param("mesh", 1, 2, marks=pytest.mark.slow),
         pytest.param("pmap", 1, 4, marks=pytest.mark.slow),
@@ -112,32 +112,8 @@ def test_a_step_by_microbatches_is_the_same_step(kind, devices, microbatch):
     chex.assert_trees_all_close(got[0], expected[0], rtol=1e-5, atol=1e-6)
 
 
-def train(kind: str, devices: int, steps: int = 50):
-    """-> state, losses [steps], over five batches in turn."""
-    (task, _), optimizer, frozen = build(jnp.float64), optax.adam(1e-2), teacher()[1]["sampler"]
-
-    def loop(state, batches, axis):
-        train_step = make_train_step(task, optimizer, 0, axis)
-
-        def step(state, index):
-            state, _, metrics = train_step(state, (), frozen, jax.tree.map(lambda x: x[:, index], batches))
-            return state, metrics["loss"]
-
-        return jax.lax.scan(step, state, jnp.arange(steps) % 5), ()
-
-    batches = jax.tree.map(lambda *x: jnp.stack(x, 1), *(batch(seed, EXAMPLES) for seed in range(5)))
-    return mapped(loop, kind, devices)(start(task, optimizer, jnp.float64), batches)[0]
-
-
-@pytest.mark.parametrize(("kind", "devices"), [("pmap", 8), pytest.param("mesh", 4, marks=pytest.mark.slow)])
-def test_fifty_steps_agree_in_double_precision(kind, devices):
-    with jax.enable_x64(True):
-        expected = train("mesh", 1)
-        assert expected[0].params["machine"]["slots"].dtype == np.float64 and expected[1][-1] < expected[1][0]
-        chex.assert_trees_all_close(train(kind, devices), expected, rtol=0, atol=1e-8)
-
-
 # The same through `parallel.make_mapped`, with tables and layers split and with steps that touch a batch's rows alone.
+# tests/drills/test_pods.py does it with several processes.
 
 DENSE, SPARSE, SPLIT = {}, {"sparse_items": True}, {"sparse_items": True, "split_layers": True}
 LAID = {  # name -> mapping, devices, of these for the model, how
@@ -157,33 +133,42 @@ FAST = ("pmap 8, sparse", "mesh 2x4, sparse, split")
 MANY = 1024  # items, several times those of a batch
 
 
-@functools.cache
-def laid(mapping: str, devices: int, model: int, sparse_items: bool = False, split_layers: bool = False):
-    """-> the first step's gradients (as the optimizer's state) and metrics, the compiled step, the task's state."""
-    settings = SLOTS | {"slots": 3, "dropout": 0.5, "dim": 8, "heads": 4}
-    task = recommendation(machines.make("rehearsal", MANY, **settings), rehearsal(Decoder(Transformer(1, 4, 0.5))))
-    optimizer, frozen = gradients(), noise(Teacher(MANY, teacher()[0].answers).init, 7)["sampler"]
-    how = dict(sparse_items=sparse_items, split_layers=split_layers)
+def lay(optimizer, mapping: str, devices: int, model: int = 1, dtype=jnp.float32, **how):
+    """-> a task's mapped steps, its state and its teacher on the host."""
+    settings = SLOTS | {"slots": 3, "dropout": 0.5, "dim": 8, "heads": 4, "dtype": dtype}
+    decoder = Decoder(Transformer(1, 4, 0.5, dtype))
+    task = recommendation(machines.make("rehearsal", MANY, **settings), rehearsal(decoder))
+    frozen = noise(Teacher(MANY, teacher()[0].answers).init, 7)["sampler"]
     mapped = make_mapped(task, optimizer, 0, mapping=mapping, devices=devices, model_devices=model, **how)
-    state, data = jax.device_get((start(task, optimizer), batch(batch=EXAMPLES)))
-    compiled = mapped.compiled(state, (), frozen, data)
-    after, _, metrics = mapped.train_step(mapped.put(state), (), mapped.put(frozen), data)
-    return mapped.get((after.opt_state, metrics)), compiled, state
+    return mapped, *jax.device_get((start(task, optimizer, dtype), frozen))
+
+
+@functools.cache
+def first_step(*layout, **how):
+    """-> its gradients (as the optimizer's state) and metrics."""
+    mapped, state, frozen = lay(gradients(), *layout, **how)
+    after, _, metrics = mapped.train_step(mapped.put(state), (), mapped.put(frozen), batch(batch=EXAMPLES))
+    return mapped.get((after.opt_state, metrics))
+
+
+def compiled(*layout, **how):
+    """-> the compiled step, the task's state."""
+    mapped, state, frozen = lay(gradients(), *layout, **how)
+    return mapped.compiled(state, (), frozen, batch(batch=EXAMPLES)), state
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in LAID])
 def test_gradients_are_the_same_however_parameters_lie(name):
-    mapping, devices, model, how = LAID[name]
-    got, _, _ = laid(mapping, devices, model, **how)
-    chex.assert_trees_all_close(got, laid("pmap", 1, 1)[0], rtol=1e-5, atol=1e-6)
+    *layout, how = LAID[name]
+    chex.assert_trees_all_close(first_step(*layout, **how), first_step("pmap", 1), rtol=1e-5, atol=1e-6)
 
 
 def test_a_step_sends_the_gradients_once_and_nothing_else_of_their_size():
     """By `pmap`; a sparse step those of the rows that its batch touches."""
     ids = batch(batch=EXAMPLES).items.size + batch(batch=EXAMPLES).negative_items.size + 2 * EXAMPLES + 8 * 6
     for how, rows in ((DENSE, MANY), (SPARSE, None)):
-        _, compiled, state = laid("pmap", 8, 1, **how)
-        sizes = sorted(size for _, size in collectives(compiled))
+        program, state = compiled("pmap", 8, **how)
+        sizes = sorted(size for _, size in collectives(program))
         params, table = tree_bytes(state.params), 4 * 8 * MANY
         whole = params if rows else params - table + 4 * 8 * ids
         assert 0.98 * whole < sizes[-1] <= whole + 64
@@ -191,7 +176,30 @@ def test_a_step_sends_the_gradients_once_and_nothing_else_of_their_size():
 
 
 def test_a_step_over_a_split_table_never_has_it_whole():
-    _, compiled, state = laid("mesh", 8, 4, **SPLIT)
+    program, _ = compiled("mesh", 8, 4, **SPLIT)
     table = f"f32[{MANY},8]"
-    assert table not in compiled.as_text() and f"f32[{MANY // 4},8]" in compiled.as_text()
-    assert "all-gather" not in {name for name, size in collectives(compiled) if size >= 4 * 8 * MANY // 4}
+    assert table not in program.as_text() and f"f32[{MANY // 4},8]" in program.as_text()
+    assert "all-gather" not in {name for name, size in collectives(program) if size >= 4 * 8 * MANY // 4}
+
+
+@functools.cache
+def fifty_steps(*layout, **how):
+    """-> parameters, losses [50], over five batches in turn, of which every process has its slice."""
+    with jax.enable_x64(True):
+        mapped, state, frozen = lay(optax.adam(1e-2), *layout, dtype=jnp.float64, **how)
+        rows = EXAMPLES // jax.process_count()
+        mine = slice(rows * jax.process_index(), rows * (jax.process_index() + 1))
+        batches = [jax.tree.map(lambda x: np.asarray(x)[mine], batch(seed, EXAMPLES)) for seed in range(5)]
+        state, frozen, losses = mapped.put(state), mapped.put(frozen), []
+        for step in range(50):
+            state, _, metrics = mapped.train_step(state, (), frozen, batches[step % 5])
+            losses.append(metrics["loss"])
+        return mapped.get((state.params, losses))
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "pmap 8" else pytest.mark.slow) for n in LAID])
+def test_fifty_steps_agree_in_double_precision(name):
+    *layout, how = LAID[name]
+    expected = fifty_steps("pmap", 1, sparse_items=how.get("sparse_items", False))
+    assert expected[0]["machine"]["slots"].dtype == np.float64 and expected[1][-1] < expected[1][0]
+    chex.assert_trees_all_close(fifty_steps(*layout, **how), expected, rtol=0, atol=1e-8)

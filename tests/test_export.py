@@ -30,16 +30,22 @@ np.savez(sys.argv[3], scores=live.answer(state, given["query"], given["query"] >
 """
 
 
-@pytest.mark.parametrize("rows, asked", [(3, 2), (1, 5)])
-def test_an_export_serves_without_the_library(tmp_path, rows, asked):
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
     pytest.importorskip("flatbuffers")
-    write_export(TASK, PARAMS, N, tmp_path / "served", items=7)
-    write_export(TASK, PARAMS, N, tmp_path / "served", items=7)  # a second time in its place
+    folder = tmp_path_factory.mktemp("export") / "served"
+    write_export(TASK, PARAMS, folder)
+    write_export(TASK, PARAMS, folder, items=7)  # a second time in its place
+    return folder
+
+
+@pytest.mark.parametrize("rows, asked", [(3, 2), (1, 5)])
+def test_an_export_serves_without_the_library(served, tmp_path, rows, asked):
     rng = np.random.default_rng(rows)
     items, query = rng.integers(0, ITEMS, (rows, 5, 7)).astype(np.int32), rng.integers(0, ITEMS, (rows, asked))
     mask = np.arange(7) < rng.integers(0, 8, (rows, 5, 1))
     np.savez(tmp_path / "given.npz", items=items, mask=mask, query=query.astype(np.int32))
-    line = [sys.executable, "-c", SERVER, tmp_path / "served", tmp_path / "given.npz", tmp_path / "found.npz"]
+    line = [sys.executable, "-c", SERVER, served, tmp_path / "given.npz", tmp_path / "found.npz"]
     subprocess.run(list(map(str, line)), check=True, cwd=tmp_path, env={"JAX_PLATFORMS": "cpu"})
     found = np.load(tmp_path / "found.npz")
     stream = open_stream(TASK.machine, PARAMS["machine"], rows, N)
@@ -51,10 +57,8 @@ def test_an_export_serves_without_the_library(tmp_path, rows, asked):
     np.testing.assert_array_equal(found["tail_len"], stream.tail_len)
 
 
-def test_the_loader_is_short_and_needs_little(tmp_path):
-    pytest.importorskip("flatbuffers")
-    write_export(TASK, PARAMS, N, tmp_path / "served")
-    text = (tmp_path / "served" / "live.py").read_text()
+def test_the_loader_is_short_and_needs_little(served):
+    text = (served / "live.py").read_text()
     assert {*re.findall(r"^(?:import|from) (\w+)", text, re.M)} == {"json", "pathlib", "jax", "numpy"}
     assert len([line for line in text.splitlines() if line and not line.startswith('"""')]) <= 20
 
@@ -62,4 +66,4 @@ def test_the_loader_is_short_and_needs_little(tmp_path):
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "mine").mkdir()
     with pytest.raises(FileExistsError, match="mine is there, and is no export"):
-        write_export(TASK, PARAMS, N, tmp_path / "mine")
+        write_export(TASK, PARAMS, tmp_path / "mine")

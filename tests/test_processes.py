@@ -16,9 +16,12 @@ from tests.runs import PLAIN, lines, saved, tiny
 
 ROOT = Path(__file__).parents[1]
 CARD = """
+import os
 from tests import runs
 
 def get_config(arg=""):
+    if os.environ.get("LOSES_A_KEY") == os.environ["JAX_PROCESS_ID"]:
+        runs.before("model step 3", lambda: {{}}["key"])
     return runs.tiny(**{changes!r})
 """
 

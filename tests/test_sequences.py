@@ -58,19 +58,24 @@ def whole(tmp_path_factory):
     return config, folder, train.train(config, folder / "whole")
 
 
-@pytest.mark.parametrize("kind", ["transformer", "memoria"])
+@pytest.mark.parametrize("kind", [pytest.param("transformer", marks=pytest.mark.slow), "memoria"])
 def test_sorting_is_asked_of_the_last_tokens(kind):
     """All segments at once, no silent ones, and the logits picked by hand."""
     config = tiny(**SORTING, **{"model.kind": kind})
     source = make_source(config.data, 0)
     task = tasks.make_task(config, source)
     assert task.silent == 70 // 24
-    params = task.init(jax.random.key(0))
+    params = jax.jit(task.init)(jax.random.key(0))
     batch = next(batches(source, "train", seed=0, batch_size=4, segment_length=24, negatives=1, num_steps=1))
-    each = lambda hidden, _: task.model.logits(params, hidden)  # noqa: E731
-    logits = unroll(task.model, params, task.memory(params, 4), batch.items, batch.item_mask, each)[1]
+
+    @jax.jit
+    def at_once(params):
+        each = lambda hidden, _: task.model.logits(params, hidden)  # noqa: E731
+        return unroll(task.model, params, task.memory(params, 4), batch.items, batch.item_mask, each)[1]
+
+    logits = at_once(params)
     flat = logits.swapaxes(0, 1).reshape(4, -1, 21)
-    np.testing.assert_allclose(task.scores(params, batch), flat[:, 70:90], atol=1e-5)
+    np.testing.assert_allclose(jax.jit(task.scores)(params, batch), flat[:, 70:90], atol=1e-5)
     np.testing.assert_array_equal(batch.items.reshape(4, -1)[:, 71:90], batch.target[:, :-1])  # what comes next
 
 
@@ -81,7 +86,7 @@ def test_a_memory_of_working_engrams_alone_is_trained():
     task = tasks.make_task(config, source)
     batch = next(batches(source, "train", seed=0, batch_size=2, segment_length=24, negatives=1, num_steps=1))
     loss = lambda params: task.losses(params, (), batch, jax.random.key(1))["reason"][1][0]  # noqa: E731
-    gradient = jax.jit(jax.grad(loss))(task.init(jax.random.key(0)))
+    gradient = jax.jit(jax.grad(loss))(jax.jit(task.init)(jax.random.key(0)))
     chex.assert_tree_all_finite(gradient)
     assert optax.tree.norm(gradient["abstractor"]) > 0
 
@@ -128,7 +133,7 @@ def test_the_loss_is_that_of_one_long_call(tmp_path):
     config = books(tmp_path, **{"model.dropout": 0.0, "train.batch_size": 2})
     source = make_source(config.data, 0)
     task = tasks.make_task(config, source)
-    params, steps = task.init(jax.random.key(0)), source.parts("train", 2).steps
+    params, steps = jax.jit(task.init)(jax.random.key(0)), source.parts("train", 2).steps
     carry, parts = task.memory(params, 2), []
     measure = jax.jit(task.measure)
     for step in range(steps):
@@ -150,7 +155,7 @@ def test_a_step_over_devices_is_the_step_of_one(tmp_path, how):
     config = books(tmp_path, **{"model.kind": "transformer_xl"})
     source = make_source(config.data, 0)
     task = tasks.make_task(config, source)
-    state = train.init_state(task, make_optimizer(1e-3, 5.0), jax.random.key(0))
+    state = jax.jit(lambda key: train.init_state(task, make_optimizer(1e-3, 5.0), key))(jax.random.key(0))
     carry = jax.device_get(task.memory(state.params, 4))
     results = []
     for settings in (dict(devices=1), how):

@@ -36,12 +36,15 @@ def sentences():
     return data.replace(query=words(4, 2, 3), candidate_mask=jnp.ones((4, 5, 3), bool), **asked, **chosen)
 
 
-def run(task, data, steps: int = 1, sparse_items: bool = False, frozen=None):
-    optimizer = make_optimizer(1e-2, 1.0)
-    step = jax.jit(make_train_step(task, optimizer, 0, sparse_items=sparse_items))
-    state = init_state(task, optimizer, jax.random.key(0))
+@functools.cache
+def step(sparse_items: bool):
+    return jax.jit(make_train_step(task(), make_optimizer(1e-2, 1.0), 0, sparse_items=sparse_items))
+
+
+def run(data, steps: int = 1, sparse_items: bool = False):
+    state = jax.jit(lambda key: init_state(task(), make_optimizer(1e-2, 1.0), key))(jax.random.key(0))
     for _ in range(steps):
-        state, _, metrics = step(state, (), teacher()[1]["sampler"] if frozen is None else frozen, data)
+        state, _, metrics = step(sparse_items)(state, (), teacher()[1]["sampler"], data)
     return state, metrics
 
 
@@ -71,7 +74,7 @@ def test_a_loss_looks_at_no_other_rows_than_it_says(kind):
 
     grads = jax.jit(jax.grad(loss))(params)
     table = functools.reduce(lambda tree, name: tree[name], its.table, grads)
-    touched = np.unique(np.clip(its.item_ids(data, key, ITEMS), 0, ITEMS - 1))
+    touched = np.unique(np.clip(jax.jit(its.item_ids, static_argnums=2)(data, key, ITEMS), 0, ITEMS - 1))
     moved = np.flatnonzero(np.abs(np.asarray(table)).max(1))
     assert set(moved) <= set(touched) and len(moved) > len(touched) / 3
 
@@ -80,21 +83,21 @@ def test_it_is_the_ordinary_step_where_every_item_is_touched():
     data = batch(batch=8)
     every = jnp.arange(data.items.size, dtype=jnp.int32).reshape(data.items.shape) % ITEMS
     data = data.replace(items=every)
-    (got, said), (expected, metrics) = (run(task(), data, steps=4, sparse_items=how) for how in (True, False))
+    (got, said), (expected, metrics) = (run(data, steps=4, sparse_items=how) for how in (True, False))
     chex.assert_trees_all_close(said, metrics, rtol=1e-5)
     chex.assert_trees_all_close(got, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_rows_that_are_not_touched_wait_and_the_others_move_as_ever():
     """From moments of zero the first step is the ordinary one, everywhere."""
-    data = batch().replace(items=batch().items % 20)
-    (first, said), (ordinary, metrics) = (run(task(), data, sparse_items=how) for how in (True, False))
+    data = batch(batch=8)
+    data = data.replace(items=data.items % 20)
+    (first, said), (ordinary, metrics) = (run(data, sparse_items=how) for how in (True, False))
     chex.assert_trees_all_close((first, said), (ordinary, metrics), rtol=1e-5, atol=1e-6)
 
     other = data.replace(items=20 + data.items % 10, query=20 + data.query % 10)
-    step = jax.jit(make_train_step(task(), make_optimizer(1e-2, 1.0), 0, sparse_items=True))
-    second, _, _ = step(first, (), teacher()[1]["sampler"], other)
-    ids = task().item_ids(other, jax.random.fold_in(jax.random.key(0), 1), ITEMS)
+    second, _, _ = step(sparse_items=True)(first, (), teacher()[1]["sampler"], other)
+    ids = jax.jit(task().item_ids, static_argnums=2)(other, jax.random.fold_in(jax.random.key(0), 1), ITEMS)
     waits = np.setdiff1d(np.arange(ITEMS), ids)
     assert 5 < len(waits) < ITEMS - 10
     for before, after in zip(tables(first), tables(second), strict=True):

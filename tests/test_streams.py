@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 from rmjax import load
+from rmjax import streams as stores
 from rmjax.machines import make, memorize
 from rmjax.streams import Streams
 from tests.small import ITEMS, SLOTS, N, noise, recommendation
@@ -21,7 +24,7 @@ SHAPES = dict(batches=(1, 4), segments=(1, 3), queries=(1, 3))
 
 
 def streams(**how) -> Streams:
-    return Streams(TASK, PARAMS, N, **({"capacity": 2} | SHAPES | how))
+    return Streams(TASK, PARAMS, **({"capacity": 2} | SHAPES | how))
 
 
 @functools.cache
@@ -136,6 +139,49 @@ def test_a_folder_is_opened_again(tmp_path):
         streams().flush()
 
 
+def test_without_room_for_more_users_nothing_changes(monkeypatch):
+    """The one who found no room is nobody, and the next to come is not somebody else."""
+    store, histories = streams(), {"ann": [1, 2], "bob": [3]}
+    store.write(list(histories), list(histories.values()))
+    with monkeypatch.context() as patch:
+        patch.setattr(store._store, "grow", lambda capacity: (_ for _ in ()).throw(MemoryError("full")))
+        with pytest.raises(MemoryError):
+            store.write(["eve"], [[9]])
+    store.write(["dan"], [[5, 5]])
+    store.write(["bob"], [[7]])
+    same(store, {"ann": [1, 2], "bob": [3, 7], "dan": [5, 5], "eve": []})
+    assert "eve" not in store
+
+
+def test_files_that_are_short_of_what_the_index_says_are_named(tmp_path):
+    store = streams(folder=tmp_path / "rows")
+    store.write(["ann", "bob"], [[1], [2]])
+    store.close()
+    file = max((tmp_path / "rows").glob("*.bin"), key=lambda path: path.stat().st_size)
+    whole = file.read_bytes()
+    for harm in (lambda: file.write_bytes(whole[:-1]), file.unlink):
+        harm()
+        with pytest.raises(ValueError, match=rf"{file.name} has \d+ of {len(whole)} bytes"):
+            streams(folder=tmp_path / "rows")
+    file.write_bytes(whole)
+    same(streams(folder=tmp_path / "rows"), {"ann": [1], "bob": [2]})
+
+
+def test_a_disk_without_room_for_more_users_is_named(tmp_path, monkeypatch):
+    store, histories = streams(folder=tmp_path / "rows"), {"ann": [1], "bob": [2]}
+    store.write(list(histories), list(histories.values()))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(OSError, match="4 streams need .* bytes in .*rows .No space left on device.: free space"):
+            store.write(["eve"], [[9]])
+    store.write(["dan"], [[5]])
+    same(store, histories | {"dan": [5]})
+
+
 def test_what_cannot_be_is_named_and_nothing_is_written(tmp_path):
     store = streams()
     store.write(["a"], [[1, 2]])
@@ -146,7 +192,7 @@ def test_what_cannot_be_is_named_and_nothing_is_written(tmp_path):
     with pytest.raises(ValueError, match="user 'a': query -1 is none"):
         store.answer(["a"], [[-1]])
     store.save(tmp_path / "saved")
-    other = Streams(TASK, jax.tree.map(lambda x: x + 1, PARAMS), N, **SHAPES)
+    other = Streams(TASK, jax.tree.map(lambda x: x + 1, PARAMS), **SHAPES)
     with pytest.raises(ValueError, match="holds streams of another model .machine '"):
         other.load(tmp_path / "saved")
     assert len(json.loads((tmp_path / "saved" / "manifest.json").read_text())["streams"]["users"]) == 1
@@ -169,18 +215,19 @@ def test_none_of_them_are_saved_too_and_numbers_of_numpy_are_numbers(tmp_path):
     with pytest.raises(ValueError, match="capacity must be at least 1"):
         streams(capacity=0)
     with pytest.raises(ValueError, match="this model reads something else"):
-        Streams(object(), PARAMS, N)
+        Streams(object(), PARAMS)
 
 
 def test_every_shape_is_compiled_once():
     store = streams(capacity=32)
     store.compile()
-    sizes = [f.func._cache_size() for f in (store._feed, store._answer)]
-    assert sizes == [4, 4]
+    programs = (store._feed.func, store._answer.func, stores._take, stores._put, stores._or_blank)
+    sizes = [program._cache_size() for program in programs]
+    assert sizes[:2] == [4, 4]
     for users in (1, 3, 9):
         store.write(list(range(users)), [[1] * (user + 1) for user in range(users)])
         store.answer(list(range(users)), [[1] * (user % 4) for user in range(users)])
-    assert [f.func._cache_size() for f in (store._feed, store._answer)] == sizes
+    assert [program._cache_size() for program in programs] == sizes
 
 
 def test_under_load_every_request_is_served_in_its_user_s_order():
@@ -200,8 +247,13 @@ def test_under_load_every_request_is_served_in_its_user_s_order():
             np.testing.assert_allclose(answer[:8], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_load_test_asks_about_kinds_where_there_are_some():
+    asked = [request for request in load.requests(1e4, 0.05, users=3, items=50, kinds=4) if not request.writes]
+    assert {int(each) for request in asked for each in request.ids} == {0, 1, 2, 3}
+
+
 def test_a_load_test_says_how_far_it_was_from_offline():
     wanted = load.requests(rate=1e4, seconds=0.01, users=20, items=ITEMS)
-    told = load.load_test(TASK, PARAMS, N, 30, wanted, 20, batches=(8,), queries=(16,))
+    told = load.load_test(TASK, PARAMS, 30, wanted, 20, batches=(8,), queries=(16,))
     assert told["users"] == 20 and told["requests"] == 100 and told["largest_difference"] < 1e-4
     assert 0 < told["all_ms"]["p50"] <= told["all_ms"]["p99"] <= told["all_ms"]["p100"]

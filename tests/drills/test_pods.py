@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
+import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
+import chex
 import pytest
 
 from rmjax import train
-from rmjax.workdir import lock
+from rmjax.workdir import EXIT_MISTAKE, lock
 from tests.runs import PLAIN, tiny
-from tests.test_processes import agree, start
+from tests.test_devices import fifty_steps
+from tests.test_processes import ROOT, agree, start
 
 pytestmark = pytest.mark.slow
 
@@ -90,13 +95,80 @@ def test_a_table_split_over_the_devices_of_each_of_two_processes(tmp_path):
     assert across.returncode == 1 and "model_devices = 2 does not divide the 1 of a process" in err, err
 
 
+def together(processes: int, line: list, devices: int = 1) -> list[int]:
+    """Exit codes of so many processes `python -c *line`, which may join each other."""
+    with socket.create_server(("", 0)) as server:
+        address = f"localhost:{server.getsockname()[1]}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+    environment |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes), "XLA_FLAGS": ""}
+    line = [sys.executable, "-c", *map(str, line)]
+    started = [subprocess.Popen(line, env=environment | {"JAX_PROCESS_ID": str(i)}) for i in range(processes)]
+    return [process.wait(timeout=300) for process in started]
+
+
+STEPS = """
+import pickle, sys
+import jax
+from rmjax import processes
+processes.join(None, None, None)
+from tests.test_devices import fifty_steps  # looks for devices, so only now
+found = fifty_steps(*sys.argv[2:3], *map(int, sys.argv[3:5]), sparse_items=sys.argv[5] == "sparse")
+pickle.dump(found, open(f"{sys.argv[1]}/{jax.process_index()}", "wb"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("processes", "devices", "layout"),
+    [
+        (2, 1, "pmap 2 1 dense"),
+        (4, 1, "pmap 4 1 sparse"),
+        (2, 4, "mesh 8 4 sparse"),
+        (4, 2, "mesh 8 2 dense"),
+    ],
+)
+def test_fifty_steps_agree_in_double_precision(tmp_path, processes, devices, layout):
+    """Those of one process; `devices` of each."""
+    assert together(processes, [STEPS, tmp_path, *layout.split()], devices) == [0] * processes
+    expected = fifty_steps("pmap", 1, sparse_items=layout.endswith("sparse"))
+    for index in range(processes):
+        got = pickle.loads((tmp_path / str(index)).read_bytes())
+        chex.assert_trees_all_close(got, expected, rtol=0, atol=1e-8)
+
+
+SAVES = """
+import time, sys
+import numpy as np
+from rmjax import processes
+processes.join(None, None, None)
+from rmjax.checkpoint import Checkpoints
+checkpoints, commit = Checkpoints(sys.argv[1], keep_last=2), Checkpoints._commit
+Checkpoints._commit = lambda *given: (time.sleep(2), commit(*given))
+for step, score in ((1, 0.1), (2, 0.9)):
+    checkpoints.save(step, {"w": np.full(3, step)}, score)
+step, tree = checkpoints.restore({"w": np.zeros(3, int)}, best=True)
+assert step == 2 and (tree["w"] == 2).all()
+"""
+
+
+def test_the_best_is_the_last_and_process_0_still_writes_it(tmp_path):
+    assert together(2, [SAVES, tmp_path]) == [0, 0]
+
+
+def test_an_error_nobody_thought_of_ends_all(tmp_path):
+    """Process 1 has it: with its traceback, and nobody waits for anybody."""
+    begin = time.monotonic()
+    two = start(tmp_path, tmp_path / "run", 2, LONG, LOSES_A_KEY="1", RMJAX_RETRY="1")
+    _, err = two.communicate(timeout=200)
+    assert two.returncode == EXIT_MISTAKE and "KeyError: 'key'" in err and time.monotonic() - begin < 90, err
+
+
 def test_a_mistake_of_one_is_not_tried_again(tmp_path):
     """Process 0 finds the workdir taken; all end, and no launcher types the line again."""
     with lock(tmp_path / "run"):
         begin = time.monotonic()
         two = start(tmp_path, tmp_path / "run", 2, LONG, RMJAX_RETRY="1")
         _, err = two.communicate(timeout=120)
-    assert two.returncode == 78 and "is held by pid" in err and time.monotonic() - begin < 90, err
+    assert two.returncode == EXIT_MISTAKE and "is held by pid" in err and time.monotonic() - begin < 90, err
     uneven = start(tmp_path, tmp_path / "run", 2, LONG | {"train.devices": 1})
     _, err = uneven.communicate(timeout=120)
-    assert uneven.returncode == 78 and "every process must have as many" in err, err
+    assert uneven.returncode == EXIT_MISTAKE and "every process must have as many" in err, err

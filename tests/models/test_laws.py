@@ -15,6 +15,7 @@ from tests.models.small import MODELS, SIZES, N, models, noisy, streams
 B, T = 3, 5
 
 
+SLOW = [pytest.param(n, marks=pytest.mark.slow) for n in ("transformer", "compressive", "infinity")]
 VARIANTS = ("transformer-xl-long", "memoria-layer")  # of what another model has laws for already
 
 
@@ -125,7 +126,7 @@ def test_after_a_reset_a_stream_begins_anew(model):
     np.testing.assert_allclose(logits[:, ::2], straight[:, ::2], atol=1e-6)
 
 
-@pytest.mark.parametrize("segments", [1, 2, 0])
+@pytest.mark.parametrize("segments", [pytest.param(1, marks=pytest.mark.slow), 2, 0])
 def test_gradients_pass_through_so_many_segments(model, segments):
     """Of the last segment's loss, by the words of each earlier one."""
     params, (tokens, mask) = learned(model), streams(jax.random.key(8), B, T)
@@ -146,7 +147,9 @@ def test_gradients_pass_through_so_many_segments(model, segments):
         assert moved[2] and moved[1]
 
 
-def test_silent_segments_are_read_without_gradients(model):
+@pytest.mark.parametrize("kind", ["transformer-xl", "memoria", *SLOW])
+def test_silent_segments_are_read_without_gradients(kind):
+    model = MODELS[kind]
     params, (tokens, mask) = learned(model), streams(jax.random.key(9), B, T)
     state, logits, _ = run(model)(params, model.init_state(params, B), tokens, mask)
     quiet, last, _ = run(model, silent=3)(params, model.init_state(params, B), tokens, mask)

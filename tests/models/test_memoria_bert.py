@@ -13,7 +13,7 @@ from rmjax.models import bert, memoria_bert
 from rmjax.models.unroll import unroll
 from tests.models.small import ENGRAMS, N, compiled, noisy, streams
 
-B, T = 3, 5
+B, T = 3, 6
 KEY = jax.random.key(0)
 SIZES = bert.Sizes(vocabulary=11, positions=N, dim=16, layers=3, heads=2)
 MODEL = compiled(memoria_bert.make(SIZES, 2, ENGRAMS, memory_layer=1))
@@ -22,24 +22,28 @@ PARAMS = noisy(MODEL.init)
 
 
 @jax.jit
-def run(params, state, tokens, mask, reset=None):
+def scanned(params, state, tokens, mask, reset):
     each = lambda hidden, given: (hidden, MODEL.logits(params, hidden))  # noqa: E731
     return unroll(MODEL, params, state, tokens, mask, each, reset=reset)[:2]
+
+
+def run(params, state, tokens, mask, reset=None):
+    return scanned(params, state, tokens, mask, np.zeros(tokens.shape[:2], bool) if reset is None else reset)
 
 
 def test_a_stream_may_come_in_parts_and_begin_anew():
     tokens, mask = streams(KEY, B, T)
     state, (hidden, logits) = run(PARAMS, MODEL.init_state(PARAMS, B), tokens, mask)
-    between, (before, _) = run(PARAMS, MODEL.init_state(PARAMS, B), tokens[:, :2], mask[:, :2])
-    after, (rest, _) = run(PARAMS, between, tokens[:, 2:], mask[:, 2:])
+    between, (before, _) = run(PARAMS, MODEL.init_state(PARAMS, B), tokens[:, :3], mask[:, :3])
+    after, (rest, _) = run(PARAMS, between, tokens[:, 3:], mask[:, 3:])
     np.testing.assert_allclose(np.concatenate([before, rest]), hidden, atol=1e-5)
     chex.assert_trees_all_close(after, state, atol=1e-5)
     assert logits.shape == (T, B, 2)
-    reset = jnp.zeros((B, T), bool).at[1, 2].set(True)
+    reset = jnp.zeros((B, T), bool).at[1, 3].set(True)
     _, (anew, _) = run(PARAMS, MODEL.init_state(PARAMS, B), tokens, mask, reset)
-    _, (fresh, _) = run(PARAMS, MODEL.init_state(PARAMS, B), tokens[:, 2:], mask[:, 2:])
-    np.testing.assert_allclose(anew[2:, 1], fresh[:, 1], atol=1e-5)
-    assert np.abs(anew[2:, 1] - hidden[2:, 1]).max() > 1e-3  # what was remembered mattered
+    _, (fresh, _) = run(PARAMS, MODEL.init_state(PARAMS, B), tokens[:, 3:], mask[:, 3:])
+    np.testing.assert_allclose(anew[3:, 1], fresh[:, 1], atol=1e-5)
+    assert np.abs(anew[3:, 1] - hidden[3:, 1]).max() > 1e-3  # what was remembered mattered
 
 
 def test_rows_are_independent_and_padding_is_inert():

@@ -1,6 +1,7 @@
 """Parts of the sequence models against other ways of saying the same."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -18,6 +19,12 @@ from rmjax.models.unroll import unroll
 from tests.models.small import ENGRAMS, MODELS, SIZES, N, compiled, noisy, streams
 
 KEY = jax.random.key(0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def read(model, params, tokens, mask):
+    """The state after streams, hidden states, (what the model loses by itself, of how many)."""
+    return unroll(model, params, model.init_state(params, len(tokens)), tokens, mask, lambda h, _: h)
 
 
 def normal(*shape, seed=0):
@@ -92,7 +99,7 @@ def test_transformer_xl_of_one_layer_reads_two_segments_as_one():
     normed_before = compressive_transformer.make(sizes, memory=N, compressed=2)  # of which nothing is needed here
     for model in map(compiled, (normed_after, normed_before)):
         params = noisy(model.init)
-        state, first, _ = unroll(model, params, model.init_state(params, 3), tokens, mask, lambda h, _: h)
+        _, first, _ = read(model, params, tokens, mask)
         whole, _, _ = model.step(params, model.init_state(params, 3), tokens.reshape(3, -1), mask.reshape(3, -1))
         np.testing.assert_allclose(np.concatenate(list(first), 1), whole, atol=1e-5)
 
@@ -124,10 +131,10 @@ def test_a_compression_without_loss_has_no_reconstruction_loss():
     exact = {"kernel": jnp.eye(SIZES.dim), "bias": jnp.zeros(SIZES.dim)}
     params |= {"compression": {name: exact for name in params["compression"]}}
     tokens, mask = streams(KEY, 2, 3)
-    state, _, (loss, count) = unroll(model, params, model.init_state(params, 2), tokens, mask, lambda h, _: 0.0)
+    _, _, (loss, count) = read(model, params, tokens, mask)
     assert count == 2 * 3 * N and loss < 1e-8  # 8 fall out of 4 rows in every segment, the first too
     model = MODELS["compressive"]
-    lost = lambda p: unroll(model, p, model.init_state(p, 2), tokens, mask, lambda h, _: 0.0)[2][0]  # noqa: E731
+    lost = lambda p: read(model, p, tokens, mask)[2][0]  # noqa: E731
     learns = jax.jit(jax.grad(lost))(noisy(model.init))
     moved = {k for k, v in jax.tree_util.tree_leaves_with_path(learns) if np.abs(v).max() > 0}
     assert moved and all(path[0].key == "compression" for path in moved)
@@ -186,9 +193,8 @@ def test_a_reconstruction_loss_by_hand():
     layer = compressive.empty(1, 2, 3, 16)
     layer, *_ = compressive.push(compression, layer, normal(1, 2, 16, seed=4), np.ones((1, 2), bool))
     x = normal(1, 2, 16, seed=5)
-    lost, count = compressive_transformer.reconstruction_loss(
-        block, compression, SIZES, layer, x, np.ones((1, 2), bool)
-    )
+    loss = jax.jit(compressive_transformer.reconstruction_loss, static_argnums=2)
+    lost, count = loss(block, compression, SIZES, layer, x, np.ones((1, 2), bool))
     p = jax.tree.map(np.asarray, block)
     old = np.asarray(layer.recent.rows[0])
     new = old.reshape(1, -1) @ np.asarray(compression["kernel"]) + np.asarray(compression["bias"])
