@@ -25,7 +25,7 @@ one_run() { # -> code: 0 if all finished, 75 if the line goes on, else that of t
   [ -n "${stop:-}" ] && kill -TERM "${children[@]}" # asked before they were there
   for child in "${children[@]}"; do
     while wait "$child"; one=$?; kill -0 "$child" 2>/dev/null; do :; done # a signal of our own breaks off a wait
-    [ "$one" -gt 128 ] && one=75                                          # it was killed
+    [ "$one" -gt 128 ] && [ "$one" -ne 200 ] && one=75                    # it was killed; 200 is a mistake
     [ "$one" -ne 0 ] && { [ "$code" -eq 0 ] || [ "$code" -eq 75 ]; } && code=$one
   done
 }

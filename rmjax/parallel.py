@@ -76,14 +76,22 @@ def make_mapped(
         here = f"{mine} of them on process {jax.process_index()} of {jax.process_count()}"
         raise ValueError(f"config.train.devices = {devices}: {here}; every process must have as many")
     if mapping == "pmap":
-        return _pmap(task, optimizer, seed, use, microbatch, sparse_items)
+        return _one_by_one(_pmap(task, optimizer, seed, use, microbatch, sparse_items))
     if len(use) % model_devices:
         raise ValueError(f"config.train.model_devices = {model_devices} does not divide the {len(use)} devices")
     if mine % model_devices:  # streams are read by processes, and devices that share a table share its streams
         raise ValueError(f"config.train.model_devices = {model_devices} does not divide the {mine} of a process")
     mesh = Mesh(np.array(use).reshape(-1, model_devices), ("data", "model"))
     rules = SPLIT_TABLES + (SPLIT_LAYERS if split_layers else ())
-    return _mesh(task, optimizer, seed, mesh, microbatch, sparse_items, rules)
+    return _one_by_one(_mesh(task, optimizer, seed, mesh, microbatch, sparse_items, rules))
+
+
+def _one_by_one(mapped: Mapped) -> Mapped:
+    """On CPUs of several processes a step waits for the one before: of many under way, each waits for the threads that
+    another holds while it waits for gloo, for ever."""
+    if jax.process_count() == 1 or jax.devices()[0].platform != "cpu":
+        return mapped
+    return mapped._replace(train_step=lambda *given: jax.block_until_ready(mapped.train_step(*given)))
 
 
 def _pmap(
@@ -183,17 +191,19 @@ def _mesh(
         local = lambda x: jax.make_array_from_process_local_data(by_example, np.asarray(x))  # noqa: E731
         return jax.tree.map(local, batch)
 
-    inner = make_train_step(task, optimizer, seed, "data", microbatch, sparse_items)
+    spread = mesh.shape["data"] > 1
+    inner = make_train_step(task, optimizer, seed, "data" if spread else None, microbatch, sparse_items)
     everywhere, by_rows = PartitionSpec(), PartitionSpec("data")
     # By hand over 'data', as pmap does it: one all-reduce for the gradients. What lies over 'model' is the compiler's.
-    inner = jax.shard_map(
-        inner,
-        mesh=mesh,
-        axis_names={"data"},
-        in_specs=(everywhere, by_rows, everywhere, by_rows),
-        out_specs=(everywhere, by_rows, everywhere),
-        check_vma=False,
-    )
+    if spread:
+        inner = jax.shard_map(
+            inner,
+            mesh=mesh,
+            axis_names={"data"},
+            in_specs=(everywhere, by_rows, everywhere, by_rows),
+            out_specs=(everywhere, by_rows, everywhere),
+            check_vma=False,
+        )
 
     def pinned(state, carry, frozen, batch):
         """The new state lies where the old one lay, whatever the partitioner would like."""

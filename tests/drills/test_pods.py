@@ -92,7 +92,7 @@ def test_a_table_split_over_the_devices_of_each_of_two_processes(tmp_path):
     agree(tmp_path / "run", tmp_path / "one")
     across = start(tmp_path, tmp_path / "other", 2, changes)  # a device each
     _, err = across.communicate(timeout=300)
-    assert across.returncode == 1 and "model_devices = 2 does not divide the 1 of a process" in err, err
+    assert across.returncode == EXIT_MISTAKE and "model_devices = 2 does not divide the 1 of a process" in err, err
 
 
 def together(processes: int, line: list, devices: int = 1) -> list[int]:
