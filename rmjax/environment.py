@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from logging import WARNING, getLogger
 from pathlib import Path
 
 import jax
@@ -21,6 +22,7 @@ def prepare() -> str:
     and nothing begins again. In a notebook, a test or a Python that was given no program nothing is set.
     From here on a jitted call on one CPU device returns when its result is there, not before.
     """
+    getLogger("jax._src.xla_bridge").setLevel(WARNING)  # it tells of every platform that is not here
     program = any(arg in ("-c", "-m") or not arg.startswith("-") for arg in sys.orig_argv[1:])
     hosted = "ipykernel" in sys.modules or "pytest" in sys.modules or hasattr(sys, "ps1") or not program
     if sys.platform != "linux" or hosted or _accelerated():

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 from jax import export
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from rmjax import environment, train
 from rmjax.machines.live import current_memory, feed, open_stream
@@ -97,8 +97,8 @@ def write_export(task: Reasoning, params: Params, folder: str | Path, items: int
     temporary.mkdir(parents=True)
     for name, exported in made.items():
         (temporary / name).write_bytes(exported.serialize())
-    save_file({name: np.asarray(x) for name, x in flat(params).items()}, temporary / "weights.safetensors")
-    save_file({name: np.asarray(x) for name, x in flat(blank).items()}, temporary / "empty.safetensors")
+    for name, tree in (("weights", params), ("empty", blank)):
+        (temporary / f"{name}.safetensors").write_bytes(save({path: np.asarray(x) for path, x in flat(tree).items()}))
     (temporary / "live.py").write_text(LOADER)
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)

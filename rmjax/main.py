@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from logging import WARNING, getLogger
 
 import jax
 from absl import app, flags, logging
@@ -40,7 +39,6 @@ def main(argv: Sequence[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     logging.set_verbosity(logging.INFO)
-    getLogger("jax._src.xla_bridge").setLevel(WARNING)  # it tells of every platform that is not here
     config = _CONFIG.value
     try:
         configs.validate(config)

@@ -144,7 +144,10 @@ def trained(workdir: str | Path) -> tuple[Any, Params, Source]:
 
 def kept_config(workdir: str | Path) -> tuple[Any, dict[str, Any]]:
     """The config of the run in `workdir`, and what its data were found to be."""
-    config, kept = configs.base(), json.loads((Path(workdir) / "config.json").read_text())
+    path = Path(workdir) / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not there: name a workdir that was trained")
+    config, kept = configs.base(), json.loads(path.read_text())
     found = kept["data"].pop("found", {})
     config.update(kept)
     return config, found

@@ -452,6 +452,8 @@ def test_what_was_trained_can_be_asked(finished, tmp_path):
     read = task.machine.read(params["machine"], memory, query, users["query_mask"])
     np.testing.assert_array_equal(logits, heads.click(params["head"], read, query))
     assert sorted(workdir.rglob("*")) == before
+    with pytest.raises(FileNotFoundError, match=r"nowhere/config.json is not there: name a workdir that was trained"):
+        train.trained(tmp_path / "nowhere")
 
 
 def test_every_mapping_scores_alike_and_leaves_padding_out(tmp_path):
