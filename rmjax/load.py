@@ -181,6 +181,8 @@ def define_flags() -> None:
     flags.DEFINE_float("rate", 500.0, "Requests a second; half of them write, half ask.", lower_bound=0.1)
     flags.DEFINE_float("seconds", 60.0, "How long they come.", lower_bound=0.1)
     flags.DEFINE_list("histories", ["100", "1000", "100000"], "Items of a stream before the first request.")
+    whole = lambda histories: all(each.isdecimal() and int(each) for each in histories)  # noqa: E731
+    flags.register_validator("histories", whole, message="must be whole numbers from 1 on, as --histories=100,1000")
     flags.DEFINE_string("folder", None, "Keeps the streams in files there, rather than on the device.")
 
 

@@ -376,7 +376,8 @@ def _repeated(rows: LiveStream, batch: int) -> LiveStream:
 def refuse_words(task: Any, params: Params) -> None:
     """Raises ValueError if the streams of a model are not of item ids, asked about items or kinds."""
     if not isinstance(task, Reasoning) or task.answers.questions.query == "words" or "embed" not in params["machine"]:
-        raise ValueError("live streams are of item ids, asked about items or kinds: this model reads something else")
+        what = "live streams are of item ids, asked about items or kinds: this model reads something else"
+        raise ValueError(f"{what}. Take one of clicks (configs/xlong.py) or of synthetic.py")
 
 
 def _plain(users: Sequence[User]) -> list[User]:

@@ -119,6 +119,11 @@ def test_a_mistake_is_answered_in_a_line_that_says_what_to_do(start, card, tmp_p
     assert out == ""
 
 
+def test_histories_that_are_none_are_named(start):
+    code, out, err = finish(start("load", "--histories=100,many"))
+    assert code == 1 and not out and "--histories=['100', 'many']: must be whole numbers" in err
+
+
 def test_explain_prints_what_a_run_would_cost(start, card):
     """On as many devices as are asked for, here a mesh of two times two."""
     mesh = [f"--config.train.{key}" for key in ("devices=4", "mapping=mesh", "model_devices=2")]
