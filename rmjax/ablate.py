@@ -20,7 +20,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from rmjax import config as configs
-from rmjax import metrics, train
+from rmjax import kept, metrics
 from rmjax.tables import TABLES, Table
 from rmjax.workdir import EXIT_PREEMPTED, Preemption, lock
 
@@ -98,7 +98,7 @@ def check_same_config(config: Any, workdir: Path) -> None:
     """Raises ValueError, naming the fields, if the table here was begun with another config."""
     path, now = workdir / "ablation.json", json.loads(config.to_json())
     if path.exists():
-        train.refuse_other(workdir, json.loads(path.read_text()), now)
+        kept.refuse_other(workdir, json.loads(path.read_text()), now)
     else:
         path.write_text(json.dumps(now, indent=1))
 

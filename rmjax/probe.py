@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from rmjax import evaluate, memoria, metrics, tasks, train
+from rmjax import evaluate, kept, memoria, metrics, tasks, train
 from rmjax.data.pipeline import batches, eval_batches
 from rmjax.data.source import Examples, Source, hash64
 from rmjax.tasks import rehearsing
@@ -75,9 +75,7 @@ def probe(config: Any, workdir: str | Path) -> dict[str, Any]:
     with train.opened(config, workdir) as run:
         stage = train.model_stage(run)
         mapped = train.map_stage(run, stage)
-        params = train.read_best(run.workdir / stage.name, jax.eval_shape(stage.task.init, jax.random.key(0)))
-        if params is None:
-            raise FileNotFoundError(f"{workdir} has no checkpoint of the model: train first, with --mode=train")
+        params = kept.read_model(run.workdir, stage.task)
         model: Any = stage.task
         trained = {"recollection": bool(r.recollection), "familiarity": bool(r.familiarity)}
         if p.steps:
@@ -91,7 +89,7 @@ def probe(config: Any, workdir: str | Path) -> dict[str, Any]:
             "measures": evaluate.measures(run.source, "test", scored),
             "by_age": by_age(recalled, trained),
         }
-        train.write_whole(run.workdir / "probe.json", json.dumps(found, indent=1))
+        kept.write_whole(run.workdir / "probe.json", json.dumps(found, indent=1))
         plot(found, run.workdir / "probe.png")
         return found
 
@@ -102,9 +100,7 @@ def probe_engrams(config: Any, workdir: str | Path) -> dict[str, Any]:
         raise ValueError(f"config.model.kind = {config.model.kind!r} has no engrams to probe: those with memoria have")
     with train.opened(config, workdir) as run:
         stage = train.model_stage(run)
-        params = train.read_best(run.workdir / stage.name, jax.eval_shape(stage.task.init, jax.random.key(0)))
-        if params is None:
-            raise FileNotFoundError(f"{workdir} has no checkpoint of the model: train first, with --mode=train")
+        params = kept.read_model(run.workdir, stage.task)
         histories = list(streams_of_engrams(run, stage.task, jax.device_put(params)))
         lags = max(1, min(LAGS, max(len(history.serial) for history in histories) - 1))
         mean = lambda series: nan_to_none(mean_over_streams(series))  # noqa: E731
@@ -116,7 +112,7 @@ def probe_engrams(config: Any, workdir: str | Path) -> dict[str, Any]:
             name: mean([memoria.autocorrelation(history, lags, kind) for history in histories])
             for name, kind in (("short_term", memoria.SHORT_TERM), ("long_term", memoria.LONG_TERM))
         }
-        train.write_whole(run.workdir / "probe.json", json.dumps(found, indent=1))
+        kept.write_whole(run.workdir / "probe.json", json.dumps(found, indent=1))
         plot_engrams(found, run.workdir)
         return found
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import hashlib
 import json
 import math
 import time
@@ -22,8 +21,7 @@ import optax
 from absl import logging
 from jax.experimental import multihost_utils
 
-from rmjax import config as configs
-from rmjax import evaluate, metrics, tasks
+from rmjax import evaluate, kept, metrics, tasks
 from rmjax.checkpoint import Checkpoints
 from rmjax.data import make_source
 from rmjax.data.pipeline import batches, eval_batches
@@ -35,12 +33,6 @@ from rmjax.train_step import Pieces, TrainState, init_state
 from rmjax.types import Batch, Params, StreamTask, Task
 from rmjax.workdir import Preemption, lock
 
-# What may change between a run and its continuation; everything else is part of what the run computes.
-MAY_CHANGE = ("train.devices", "train.mapping", "train.model_devices", "train.split_layers", "train.microbatch",
-              "train.log_every", "train.keep_last", "train.keep_best", "train.start_from", "data.dir",
-              "data.cache_dir", "data.ram_bytes", "data.workers", "data.prefetch", "data.vectors",
-              "data.activitynet.features", "model.pretrained", "probe.steps", "probe.fragments",
-              "probe.streams")  # fmt: skip
 CPU_ITEMS = 8192  # of the streams that a CPU holds at once, see `microbatch`
 # Steps dispatched ahead of the one whose loss is looked at. None on CPU: several devices share a few threads there,
 # and threads that wait in one step's all-reduce can starve another step of them for ever.
@@ -114,7 +106,7 @@ def train(config: Any, workdir: str | Path) -> list[dict[str, Any]]:
         frozen = train_teacher(run)
         params = train_stage(run, stage, mapped, frozen)
         rows = test(run, stage.task, mapped, params)
-        write_whole(results, json.dumps(rows, indent=1))
+        kept.write_whole(results, json.dumps(rows, indent=1))
         return rows
 
 
@@ -123,34 +115,17 @@ def evaluate_only(config: Any, workdir: str | Path) -> list[dict[str, Any]]:
     with opened(config, workdir) as run:
         stage = model_stage(run)
         mapped = map_stage(run, stage)
-        found = read_best(run.workdir / stage.name, jax.eval_shape(stage.task.init, jax.random.key(0)))
-        if found is None:
-            raise FileNotFoundError(f"{run.workdir} has no checkpoint of the model: train first, with --mode=train")
-        return test(run, stage.task, mapped, found)
+        return test(run, stage.task, mapped, kept.read_model(run.workdir, stage.task))
 
 
 def trained(workdir: str | Path) -> tuple[Any, Params, Source]:
     """What a run has learned, for notebooks: its task, the best parameters so far, its data. Changes nothing there."""
     folder = Path(workdir)
-    config, found = kept_config(folder)
+    config, found = kept.read_config(folder)
     source = make_source(config.data, config.data.seed)
-    refuse_other_words(found, source, f"{config.data.dir} has", f"{workdir} was trained on: restore its files")
+    kept.refuse_other_words(found, source, f"{config.data.dir} has", f"{workdir} was trained on: restore its files")
     task = tasks.make_task(config, source)
-    params = read_best(folder / "model", jax.eval_shape(task.init, jax.random.key(0)))
-    if params is None:
-        raise FileNotFoundError(f"{workdir} has no checkpoint of the model: train first, with --mode=train")
-    return task, jax.device_put(params), source
-
-
-def kept_config(workdir: str | Path) -> tuple[Any, dict[str, Any]]:
-    """The config of the run in `workdir`, and what its data were found to be."""
-    path = Path(workdir) / "config.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is not there: name a workdir that was trained")
-    config, kept = configs.base(), json.loads(path.read_text())
-    found = kept["data"].pop("found", {})
-    config.update(kept)
-    return config, found
+    return task, jax.device_put(kept.read_model(folder, task)), source
 
 
 @contextlib.contextmanager
@@ -159,64 +134,8 @@ def opened(config: Any, workdir: str | Path) -> Iterator[Run]:
     alone = lock(workdir) if jax.process_index() == 0 else contextlib.nullcontext()  # the first speaks for all
     with alone, Preemption() as stop:
         source = make_source(config.data, config.data.seed)
-        check_same_config(config, Path(workdir), source)
+        kept.check_same_config(config, Path(workdir), source)
         yield Run(config, Path(workdir), source, stop)
-
-
-def check_same_config(config: Any, workdir: Path, source: Source) -> None:
-    """Raises ValueError, naming the fields, if a run with another config or other data saved anything here."""
-    path, now = workdir / "config.json", json.loads(config.to_json())
-    sizes = {split: source.size(split) for split in ("train", "valid", "test")}
-    now["data"]["found"] = {"source": type(source).__name__, "items": source.num_items, **sizes}
-    now["data"]["found"] |= words_digest(source)
-    if not path.exists() or not any(workdir.glob("*/[0-9]*")):
-        write_whole(path, json.dumps(now, indent=1))
-        if hasattr(source, "vocabulary"):  # what the checkpoints' rows stand for
-            write_whole(workdir / "vocabulary.json", json.dumps(list(source.vocabulary), indent=0))
-        return
-    refuse_other(workdir, json.loads(path.read_text()), now)
-    if not any((workdir / "model").glob("[0-9]*")):
-        write_whole(path, json.dumps(now, indent=1))  # what the model is about to begin from may have changed
-
-
-def refuse_other(workdir: Path, then: dict, now: dict) -> None:
-    """Raises ValueError, naming the fields, if the config `then` is not one to go on with as `now`."""
-    then, now = flat(then), flat(now)
-    then = {name: field.default for name, field in configs.SCHEMA.items()} | then  # a key that came after that run
-    differing = [k for k in sorted({*then, *now} - set(MAY_CHANGE)) if then.get(k) != now.get(k)]
-    if differing:
-        shown = "; ".join(f"config.{k} was {then.get(k)!r}, now {now.get(k)!r}" for k in differing[:5])
-        raise ValueError(f"{workdir} holds a run of another config ({shown}): use another --workdir, or set them back")
-
-
-def words_digest(source: Source) -> dict[str, str]:
-    """Of the vocabulary and the answers of a source that has them: what ids and classes stand for."""
-    if not hasattr(source, "vocabulary"):
-        return {}
-    words = json.dumps([list(source.vocabulary), list(getattr(source, "classes", ()))])
-    return {"words": hashlib.sha256(words.encode()).hexdigest()[:16]}
-
-
-def refuse_other_words(found: dict, source: Source, here: str, there: str) -> None:
-    """Raises ValueError if ids or classes stand for other words than in the run whose config.json says data.found."""
-    if words_digest(source).get("words") != found.get("words"):
-        raise ValueError(f"{here} other words or answers than {there}")
-
-
-def flat(tree: dict, prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    items = ((f"{prefix}{k}", v) for k, v in tree.items())
-    return {
-        name: value for k, v in items for name, value in (flat(v, f"{k}.") if isinstance(v, dict) else {k: v}).items()
-    }
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is there wholly or not at all; process 0 only."""
-    if jax.process_index() == 0:
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(text)
-        temporary.replace(path)
 
 
 def train_teacher(run: Run) -> Params:
@@ -228,24 +147,7 @@ def train_teacher(run: Run) -> Params:
     stage = Stage("teacher", task, t.steps, t.batch_size, t.learning_rate)
     if not t.dir:
         return train_stage(run, stage, map_stage(run, stage), ())["sampler"]
-    return read_teacher(Path(t.dir), fresh_state(run, stage))
-
-
-def read_teacher(workdir: Path, state: TrainState) -> Params:
-    """The best teacher of another run, which must have ended its training. -> sampler parameters."""
-    ended = any((workdir / "model").glob("[0-9]*"))  # the model comes after the teacher
-    params = read_best(workdir / "teacher", {"sampler": state.params["sampler"]}) if ended else None
-    if params is None:
-        raise FileNotFoundError(
-            f"config.teacher.dir = {str(workdir)!r} holds no whole teacher: name a workdir with one"
-        )
-    return params["sampler"]
-
-
-def read_best(folder: Path, like: Params) -> Params | None:
-    """The best parameters that a stage saved in `folder`, or a part of them; nothing there is changed."""
-    with contextlib.closing(Checkpoints(folder, read_only=True)) as checkpoints:
-        return restore_best(checkpoints, like)
+    return kept.read_teacher(Path(t.dir), fresh_state(run, stage).params["sampler"])
 
 
 def model_stage(run: Run) -> Stage:
@@ -311,7 +213,7 @@ def fresh_state(run: Run, stage: Stage, frozen: Params = ()) -> TrainState:
         state = dataclasses.replace(state, carry=fresh_carry(stage.task, state.params, stage.batch_size))
     start = stage.name == "model" and run.config.train.start_from
     if start:
-        state = dataclasses.replace(state, params=read_start(Path(start), run.source, state.params))
+        state = dataclasses.replace(state, params=kept.read_start(Path(start), run.source, state.params))
     elif tasks.is_sequence(run.config) and run.config.model.pretrained:
         state = dataclasses.replace(state, params=sequences.pretrained(run.config, state.params))
     if frozen and run.config.teacher.share_items:
@@ -341,44 +243,12 @@ def check_start(run: Run, stage: Stage) -> None:
     """Raises what `read_start` does, if the model is still to begin with another run's parameters."""
     start = run.config.train.start_from
     if start and not any((run.workdir / stage.name).glob("[0-9]*")):
-        read_start(Path(start), run.source, jax.eval_shape(stage.task.init, jax.random.key(0)))
-
-
-def read_start(workdir: Path, source: Source, like: Params) -> Params:
-    """The best parameters of another run, of the same sizes and data: its words must mean the same here. (Whether ids
-    of clicked items do is not checked.)
-
-    Raises:
-      FileNotFoundError: nothing was trained there.
-      ValueError: it was trained on other data, or has other parameters.
-    """
-    workdir = workdir.expanduser()
-    said, kept = f"config.train.start_from = {str(workdir)!r}", workdir / "config.json"
-    if kept.exists():
-        found = json.loads(kept.read_text())["data"].get("found", {})
-        refuse_other_words(found, source, "config.data has", f"{said} was trained on: use the same data")
-        items, here = found.get("items", source.num_items), source.num_items
-        if items != here:
-            raise ValueError(f"{said} was trained on data of {items} items, config.data has {here}: use the same data")
-    try:
-        params = read_best(workdir / "model", like)
-    except ValueError as error:
-        cure = "give both runs the same machine, reason and rehearsal"
-        raise ValueError(f"{said} has other parameters than this config's: {cure} ({error})") from error
-    if params is None:
-        raise FileNotFoundError(f"{said} has no checkpoint of the model: name a workdir that was trained")
-    return params
+        kept.read_start(Path(start), run.source, jax.eval_shape(stage.task.init, jax.random.key(0)))
 
 
 def open_checkpoints(run: Run, stage: Stage) -> Checkpoints:
     t = run.config.train
     return Checkpoints(run.workdir / stage.name, keep_last=t.keep_last, keep_best=t.keep_best)
-
-
-def restore_best(checkpoints: Checkpoints, like: Params) -> Params | None:
-    """Parameters of the best checkpoint; if that is damaged, of one before it, else of the newest intact one."""
-    found = checkpoints.restore({"params": like}, best=True, part=True)
-    return None if found is None else found[1]["params"]
 
 
 def train_stage(run: Run, stage: Stage, mapped: Mapped, frozen: Params) -> Params:
@@ -392,7 +262,7 @@ def train_stage(run: Run, stage: Stage, mapped: Mapped, frozen: Params) -> Param
             with contextlib.closing(metrics.MetricWriter(run.workdir, start, stage.name, evaluated)) as writer:
                 loop(run, stage, mapped, checkpoints, writer, start, *put_state(mapped, state), mapped.put(frozen))
         checkpoints.wait()
-        best = restore_best(checkpoints, state.params)
+        best = kept.restore_best(checkpoints, state.params)
         assert best is not None
         return best
 

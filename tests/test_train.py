@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from rmjax import config as configs
-from rmjax import explain, machines, tasks, train
+from rmjax import explain, kept, machines, tasks, train
 from rmjax.checkpoint import Checkpoints
 from rmjax.cost import peak_bytes
 from rmjax.data import make_source
@@ -35,7 +35,7 @@ from tests.small import noise
 
 
 @pytest.fixture(scope="module", autouse=True)
-def kept(tmp_path_factory):
+def compiled(tmp_path_factory):
     with compilations_kept(tmp_path_factory.mktemp("compiled")):
         yield
 
@@ -119,7 +119,7 @@ def test_the_best_parameters_are_tested(finished):
         stage = train.model_stage(run)
         like = train.fresh_state(run, stage)
         with contextlib.closing(train.open_checkpoints(run, stage)) as checkpoints:
-            found = train.restore_best(checkpoints, like.params)
+            found = kept.restore_best(checkpoints, like.params)
             chex.assert_trees_all_equal(found, checkpoints.restore(like, best)[1].params)
 
 
@@ -134,7 +134,7 @@ def test_where_the_best_checkpoint_and_all_before_it_are_damaged_the_newest_is_r
             (folder / f"{step:09d}" / "SHA256SUMS").write_text("damaged")
     with train.opened(tiny(), finished[0]) as run:
         like = train.fresh_state(run, train.model_stage(run)).params
-    found = train.read_best(folder, like)
+    found = kept.read_best(folder, like)
     with contextlib.closing(train.Checkpoints(folder, read_only=True)) as checkpoints:
         chex.assert_trees_all_equal(found, checkpoints.restore({"params": like}, steps[-1], part=True)[1]["params"])
 
@@ -257,12 +257,12 @@ def test_another_config_is_refused(finished):
     for name, field in configs.SCHEMA.items():
         config = tiny()
         set_key(config, name, other(field.default))
-        if name in train.MAY_CHANGE:
-            train.check_same_config(config, workdir, source)
+        if name in kept.MAY_CHANGE:
+            kept.check_same_config(config, workdir, source)
         else:
             with pytest.raises(ValueError, match=f"config.{name} was .*, now .*: use another --workdir"):
-                train.check_same_config(config, workdir, source)
-    assert set(train.MAY_CHANGE) <= set(configs.SCHEMA)
+                kept.check_same_config(config, workdir, source)
+    assert set(kept.MAY_CHANGE) <= set(configs.SCHEMA)
     with pytest.raises(ValueError, match="config.machine.slots was 4, now 5"):
         train.train(tiny(**{"machine.slots": 5}), workdir)
     assert train.train(tiny(**{"train.keep_last": 5, "train.log_every": 3}), workdir) == finished[1]
