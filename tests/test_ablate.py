@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -31,18 +33,27 @@ def get_config():
 """
 
 
+def changed(card, *changes):
+    for key, value in [pair for each in changes for pair in each.items()]:
+        *sections, last = key.split(".")
+        functools.reduce(getattr, sections, card)[last] = value
+    return card
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_rows_are_changes_that_a_config_takes(name):
     for common in TABLES[name].settings.values():
         for row in TABLES[name].rows.values():
-            changed = config.base()
-            for key, value in {**common, **row.changes}.items():
-                *sections, last = key.split(".")
-                place = changed
-                for section in sections:
-                    place = place[section]
-                place[last] = value
-            config.validate(changed)
+            config.validate(changed(config.base(), common, row.changes))
+
+
+@pytest.mark.parametrize("card", ["", "local"])
+@pytest.mark.parametrize("row", ["BERT", "RoBERTa"])
+def test_a_plain_bert_reads_what_it_is_given_at_once(card, row):
+    """It has no memory: what it says after a document's last segment is of that segment alone."""
+    cards = runpy.run_path(str(Path(__file__).parents[1] / "configs" / "hyperpartisan.py"))
+    data = changed(cards["get_config"](card), TABLES["mem3"].rows[row].changes).data
+    assert 0 < data.hyperpartisan.max_tokens == data.segment_length - 2  # [CLS] and [SEP]
 
 
 def test_the_numbers_of_the_papers_are_what_they_print():
