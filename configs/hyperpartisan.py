@@ -6,10 +6,10 @@
 
 The folder has the official by-article files and Longformer's hp-splits.json. Of that split 51 of 65 test articles are
 in train; here the test is the 65 articles that are in neither train nor dev (`config.data.hyperpartisan.split`:
-'published' is the other). `config.model.kind`: memoria_bert, memoria_roberta, bert, roberta. The last two have no memory: with
-`config.data.hyperpartisan.max_tokens` = 510 and segments of 512 they read the first 512 tokens at once, as in the
-paper and in the table mem3. Paper's size: base models, segments of 512, batch 16, Adam at 5e-5, 20 epochs, five seeds.
-`:local`: a small model from scratch, words as tokens, segments of 128.
+'published' is the other). `config.model.kind`: memoria_bert, memoria_roberta, bert, roberta. The last two have no
+memory: with `config.data.hyperpartisan.max_tokens` = 510 and segments of 512 they read the first 512 tokens at once,
+as in the paper and in the table mem3. Paper's size: base models, segments of 512, batch 16, Adam at 5e-5, 20 epochs,
+five seeds. `:local`: a small model from scratch, words as tokens, segments of 128.
 """
 
 from ml_collections import ConfigDict
