@@ -26,5 +26,6 @@ def get_config(arg: str = "") -> ConfigDict:
     train.steps, train.eval_every, train.save_every = 439_000, 20_000, 1000  # 20 epochs
     if "local" in chosen:
         config.model.dim, config.model.layers, config.model.heads, config.model.dropout = 64, 2, 4, 0.0
+        config.model.initial = 0.07  # see books.py
         train.learning_rate, train.steps, train.eval_every, train.save_every = 1e-3, 2000, 500, 200
     return config

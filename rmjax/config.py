@@ -146,7 +146,7 @@ SCHEMA: dict[str, Field] = {
     "data.hyperpartisan.split": Field("unseen", one_of("unseen", "published"), "which articles are the test"),
     "data.hyperpartisan.tokenizer": Field("words", anything, "'words', or the path of a tokenizer.json"),
     "data.hyperpartisan.title": Field(True, anything, "an article's title is its first sentence"),
-    "data.hyperpartisan.max_tokens": Field(0, at_least(0), "first tokens kept of an article; 0: all"),
+    "data.hyperpartisan.max_segments": Field(0, at_least(0), "first segments kept of an article; 0: all"),
     "data.sorting.segments": Field(4, at_least(1), "segments of a sequence"),
     "data.sorting.length": Field(0, at_least(0), "symbols of a sequence; 0: the thousands that fit its segments"),
     "data.sorting.symbols": Field(20, at_least(2), "different symbols, all of them asked for"),

@@ -45,7 +45,7 @@ def _rm(mrr: float, accuracy: float, auc: float) -> dict[str, Numbers]:
 
 WORKING = {"model.kind": "memoria", "memoria.remind_short_term": 0, "memoria.remind_long_term": 0}
 SHORT_TERM = {"model.kind": "memoria", "memoria.remind_long_term": 0}
-FIRST_512 = {"data.segment_length": 512, "data.hyperpartisan.max_tokens": 510}  # one segment, with its two marks
+ONE_SEGMENT = {"data.hyperpartisan.max_segments": 1}
 SEGMENTS = {f"{n} segments": {"data.sorting.segments": n} for n in (4, 8, 16, 32, 47)}
 
 
@@ -62,7 +62,7 @@ def _mem1(wikitext103: float, pg19: float, enwik8: float) -> dict[str, Numbers]:
 
 
 def _mem3(f1: float, accuracy: float) -> dict[str, Numbers]:
-    return {"hyperpartisan": {"test_macro_f1": f1 / 100, "test_accuracy": accuracy / 100}}
+    return {"hyperpartisan": {"macro_f1": f1 / 100, "test_accuracy": accuracy / 100}}
 
 
 FULL = Row({}, _rm(28.7, 36.3, 0.8817))
@@ -142,8 +142,8 @@ TABLES = {
     "mem3": Table(
         "Memoria Table 3, test (its published split)",
         {
-            "BERT": Row({"model.kind": "bert"} | FIRST_512, _mem3(91.67, 93.05)),
-            "RoBERTa": Row({"model.kind": "roberta"} | FIRST_512, _mem3(95.24, 95.38)),
+            "BERT": Row({"model.kind": "bert"} | ONE_SEGMENT, _mem3(91.67, 93.05)),
+            "RoBERTa": Row({"model.kind": "roberta"} | ONE_SEGMENT, _mem3(95.24, 95.38)),
             "Memoria BERT": Row({"model.kind": "memoria_bert"}, _mem3(94.59, 94.77)),
             "Memoria RoBERTa": Row({"model.kind": "memoria_roberta"}, _mem3(96.51, 96.62)),
         },

@@ -53,7 +53,7 @@ def test_a_plain_bert_reads_what_it_is_given_at_once(card, row):
     """It has no memory: what it says after a document's last segment is of that segment alone."""
     cards = runpy.run_path(str(Path(__file__).parents[1] / "configs" / "hyperpartisan.py"))
     data = changed(cards["get_config"](card), TABLES["mem3"].rows[row].changes).data
-    assert 0 < data.hyperpartisan.max_tokens == data.segment_length - 2  # [CLS] and [SEP]
+    assert data.hyperpartisan.max_segments == 1
 
 
 def test_the_numbers_of_the_papers_are_what_they_print():

@@ -39,14 +39,14 @@ def hyperpartisan(
     tokenizer: str = "words",
     min_count: int = 2,
     title: bool = True,
-    max_tokens: int = 0,
+    max_segments: int = 0,
     buckets: int = 6,
 ) -> Hyperpartisan:
     """The source. An example is an article, asked at its end for one of two classes.
 
-    A segment is [CLS], up to `segment_length` - 2 tokens of the article (`title` first) and [SEP]; `max_tokens` (0:
-    all) keeps the first of an article. `split` is 'unseen' or 'published', see above; train and dev are as published
-    in both. `tokenizer` is 'words', of which those rarer than `min_count` in 'train' are '<unk>', or the path of a
+    A segment is [CLS], up to `segment_length` - 2 tokens of the article (`title` first) and [SEP]; `max_segments`
+    (0: all) keeps the first of an article. `split` is 'unseen' or 'published', see above; train and dev are as
+    published in both. `tokenizer` is 'words', of which those rarer than `min_count` in 'train' are '<unk>', or the path of a
     tokenizer.json; the two marks have its ids of [CLS] and [SEP] or of <s> and </s>, or else two more.
 
     Raises:
@@ -54,12 +54,14 @@ def hyperpartisan(
       ValueError: a file is cut short or not of the format; an article has no label; a split names an article that is
         not there, or is empty; an option out of range.
     """
-    if segment_length < 3 or max_tokens < 0:
-        raise ValueError(f"segment_length={segment_length}, max_tokens={max_tokens}: expected 3 or more and 0 or more")
+    if segment_length < 3 or max_segments < 0:
+        raise ValueError(
+            f"segment_length={segment_length}, max_segments={max_segments}: expected 3 or more and 0 or more"
+        )
     if split not in ("unseen", "published"):
         raise ValueError(f"split={split!r}: expected 'unseen' or 'published'")
     files = tuple(_find(directory, pattern) for pattern in ADVICE)
-    parameters = dict(segment_length=segment_length, split=split, title=title, max_tokens=max_tokens)
+    parameters = dict(segment_length=segment_length, split=split, title=title, max_segments=max_segments)
     parameters |= dict(min_count=min_count, tokenizer=tokenizer, tokens=tokenizers.identity(tokenizer))
     prepared = records.prepare(HyperpartisanBuilder, cache_dir, files=files, parameters=parameters)
     source = Hyperpartisan(prepared, segment_length, buckets)
@@ -114,8 +116,9 @@ class HyperpartisanBuilder(TextBuilder):
         self.info.metadata.update(classes=list(CLASSES), groups=[], vocabulary=vocabulary, ids=ids)
 
         def story(number: int) -> Story:
-            tokens = [vocabulary[i] for i in tokenizer.encode(texts[number])[: options["max_tokens"] or None]]
             step = options["segment_length"] - 2
+            kept = step * options["max_segments"] or None
+            tokens = [vocabulary[i] for i in tokenizer.encode(texts[number])[:kept]]
             segments = [[marks[0], *tokens[i : i + step], marks[1]] for i in range(0, max(len(tokens), 1), step)]
             return Story(segments, questions=[[]], position=[len(segments)], target=[target[number]])
 

@@ -113,10 +113,10 @@ def test_splits(tmp_path, directory, caplog, split, test):
 
 
 @pytest.mark.parametrize("title", [True, False])
-@pytest.mark.parametrize("max_tokens", [0, 5])
+@pytest.mark.parametrize("max_segments", [0, 1, 2])
 @pytest.mark.parametrize("segment_length", [3, 7, 512])
-def test_segments_are_between_their_marks(tmp_path, directory, segment_length, max_tokens, title):
-    options = dict(segment_length=segment_length, max_tokens=max_tokens, title=title, min_count=1)
+def test_segments_are_between_their_marks(tmp_path, directory, segment_length, max_segments, title):
+    options = dict(segment_length=segment_length, max_segments=max_segments, title=title, min_count=1)
     source = hyperpartisan(directory, str(tmp_path), **options)
     for split, ids in source.ids.items():
         examples = whole(source, split)
@@ -124,7 +124,8 @@ def test_segments_are_between_their_marks(tmp_path, directory, segment_length, m
         assert examples["query"].tolist() == [[0]] * len(ids) == [[0]] * len(examples["query_mask"])
         assert examples["query_mask"].all() and "word_mask" not in examples and "position" not in examples
         for number, cut in zip(ids, segments(source, split), strict=True):
-            text = tokenize(f"{TITLES[number]} {BODIES[number]}" if title else BODIES[number])[: max_tokens or None]
+            text = tokenize(f"{TITLES[number]} {BODIES[number]}" if title else BODIES[number])
+            text = text[: max_segments * (segment_length - 2)] if max_segments else text
             known = [word if word in source.vocabulary else "<unk>" for word in text]
             assert [word for segment in cut for word in segment[1:-1]] == known
             assert all(segment[0] == "[CLS]" and segment[-1] == "[SEP]" for segment in cut)
@@ -179,7 +180,13 @@ def test_made_once_for_each_setting(tmp_path, directory, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("rmjax.data.hyperpartisan.read_articles", None)
         hyperpartisan(directory, str(cache))
-    others = (dict(split="published"), dict(title=False), dict(segment_length=9), dict(max_tokens=3), dict(min_count=1))
+    others = (
+        dict(split="published"),
+        dict(title=False),
+        dict(segment_length=9),
+        dict(max_segments=3),
+        dict(min_count=1),
+    )
     for number, options in enumerate((*others, dict(tokenizer="characters")), 2):
         hyperpartisan(directory, str(cache), **options)
         assert len(list((cache / "hyperpartisan").iterdir())) == number
@@ -231,8 +238,8 @@ def test_labels_and_splits_that_do_not_fit(tmp_path, directory):
 
 
 def test_options_out_of_range(tmp_path, directory):
-    fails(tmp_path, "segment_length=2, max_tokens=0: expected 3 or more and 0 or more", segment_length=2)
-    fails(tmp_path, "max_tokens=-1: expected 3 or more and 0 or more", max_tokens=-1)
+    fails(tmp_path, "segment_length=2, max_segments=0: expected 3 or more and 0 or more", segment_length=2)
+    fails(tmp_path, "max_segments=-1: expected 3 or more and 0 or more", max_segments=-1)
     fails(tmp_path, "split='leaked': expected 'unseen' or 'published'", split="leaked")
     fails(tmp_path, "tokenizer='bert': expected 'bytes', ", FileNotFoundError, tokenizer="bert")
 
