@@ -46,8 +46,8 @@ def hyperpartisan(
 
     A segment is [CLS], up to `segment_length` - 2 tokens of the article (`title` first) and [SEP]; `max_segments`
     (0: all) keeps the first of an article. `split` is 'unseen' or 'published', see above; train and dev are as
-    published in both. `tokenizer` is 'words', of which those rarer than `min_count` in 'train' are '<unk>', or the path of a
-    tokenizer.json; the two marks have its ids of [CLS] and [SEP] or of <s> and </s>, or else two more.
+    published in both. `tokenizer` is 'words', of which those rarer than `min_count` in 'train' are '<unk>', or the path
+    of a tokenizer.json; the two marks have its ids of [CLS] and [SEP] or of <s> and </s>, or else two more.
 
     Raises:
       FileNotFoundError: `directory` has not all three files, or there is no such tokenizer.
