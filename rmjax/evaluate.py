@@ -80,8 +80,9 @@ def perplexities(documents: Documents, nats: np.ndarray, tokens: np.ndarray) -> 
     """Of a text, whose segments' sums of -log p and numbers of predicted tokens these are, both of one shape.
 
     'perplexity': exp of the mean over tokens. 'segment_perplexity': the mean over segments of theirs, which is larger;
-    it is what the released code of Memoria reports. By 'word', and 'bits_per_character': the mean over tokens, times
-    tokens in a word or character of the text; both are left out where the tokens are not all of the text.
+    it is what the released code of Memoria reports, there of all but each segment's first token. By 'word', and
+    'bits_per_character': the mean over tokens, times tokens in a word or character of the text; both are left out where
+    the tokens are not all of the text.
     """
     nats, tokens = np.asarray(nats, np.float64), np.asarray(tokens, np.float64)
     mean, size, read = nats.sum() / tokens.sum(), len(documents.tokens), tokens > 0
