@@ -40,6 +40,10 @@ def changed(card, *changes):
     return card
 
 
+def get_card(name, arg=""):
+    return runpy.run_path(str(Path(__file__).parents[1] / "configs" / f"{name}.py"))["get_config"](arg)
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_rows_are_changes_that_a_config_takes(name):
     for common in TABLES[name].settings.values():
@@ -51,9 +55,20 @@ def test_rows_are_changes_that_a_config_takes(name):
 @pytest.mark.parametrize("row", ["BERT", "RoBERTa"])
 def test_a_plain_bert_reads_what_it_is_given_at_once(card, row):
     """It has no memory: what it says after a document's last segment is of that segment alone."""
-    cards = runpy.run_path(str(Path(__file__).parents[1] / "configs" / "hyperpartisan.py"))
-    data = changed(cards["get_config"](card), TABLES["mem3"].rows[row].changes).data
+    data = changed(get_card("hyperpartisan", card), TABLES["mem3"].rows[row].changes).data
     assert data.hyperpartisan.max_segments == 1
+
+
+@pytest.mark.parametrize(
+    "name, arg",
+    [("books", ""), ("sorting", ""), ("sorting", "local"), ("wikitext103", "50")]
+    + [(name, arg) for name in ("wikitext103", "pg19", "enwik8") for arg in ("", "local")],
+)
+def test_all_memories_are_as_long_as_a_segment(name, arg):
+    """Memoria section 4.2, so that rows of a table compare: the others' memories are, where `model.memory` is 0."""
+    card = get_card(name, arg)
+    engrams = card.memoria.working + card.memoria.remind_short_term + card.memoria.remind_long_term
+    assert card.model.memory == 0 and card.data.segment_length - 3 < engrams <= card.data.segment_length
 
 
 def test_the_numbers_of_the_papers_are_what_they_print():

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboardX.proto.event_pb2 import Event
 
-from rmjax.metrics import MetricWriter, Progress, auc, bootstrap, table
+from rmjax.metrics import MetricWriter, Progress, auc, bootstrap, macro_f1, table
 
 
 def count_pairs(scores, labels):
@@ -47,6 +47,19 @@ def test_auc_takes_any_shape_and_never_looks_under_the_mask():
 
 def test_auc_of_one_class_is_nan():
     assert math.isnan(auc([0.1, 0.2], [1, 1])) and math.isnan(auc([], []))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1))
+def test_macro_f1_is_the_mean_of_harmonic_means_of_precision_and_recall(pairs):
+    each = []
+    for c in range(3):
+        right = sum(chosen == target == c for chosen, target in pairs)
+        precision = right / max(1, sum(chosen == c for chosen, _ in pairs))
+        recall = right / max(1, sum(target == c for _, target in pairs))
+        each.append(2 * precision * recall / (precision + recall) if right else 0.0)
+    chosen, target = np.array(pairs).T
+    assert macro_f1(chosen, target, 3) == pytest.approx(sum(each) / 3)
 
 
 def test_bootstrap_draws_users_not_entries():

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
 
+from rmjax import evaluate
 from rmjax.data.hyperpartisan import ADVICE, _articles, hyperpartisan, read_articles, read_labels
 from rmjax.data.pipeline import eval_batches
 from rmjax.data.text import tokenize
+from rmjax.tables import TABLES
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "hyperpartisan"
 NAMES = (
@@ -235,6 +237,19 @@ def test_labels_and_splits_that_do_not_fit(tmp_path, directory):
     fails(tmp_path, f"{splits}: no article is left for 'test', split='unseen'")
     splits.write_text(json.dumps(PUBLISHED | {"dev": []}))
     fails(tmp_path, f"{splits}: no article is left for 'valid', split='published'", split="published")
+
+
+def test_results_have_what_the_paper_measures(tmp_path, directory):
+    """Unseen: articles 6, 7 and 8, of which 6 is one of three; said here of 6 and 7."""
+    source = hyperpartisan(directory, str(tmp_path))
+    assert source.ids["test"] == [6, 7, 8] and source.classes == ["false", "true"]
+    scored = {"scores": np.eye(2)[[[1], [1], [0]]], "target": whole(source, "test")["target"]}
+    scored |= {"query_mask": np.ones((3, 1), bool), "example_id": np.arange(3)}
+    reader, majority = evaluate.rows(source, "test", "BERT", scored, np.arange(3), 0)
+    assert reader["test_accuracy"] == pytest.approx(2 / 3) and reader["macro_f1"] == pytest.approx(2 / 3)
+    assert majority["memory"] == "majority" and majority["test_accuracy"] == pytest.approx(1 / 3)
+    for row in TABLES["mem3"].rows.values():
+        assert row.paper["hyperpartisan"].keys() <= reader.keys()
 
 
 def test_options_out_of_range(tmp_path, directory):
