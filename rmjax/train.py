@@ -144,10 +144,10 @@ def train_teacher(run: Run) -> Params:
     if task is None:
         return ()
     t = run.config.teacher
+    if t.dir:
+        return kept.read_teacher(Path(t.dir), jax.eval_shape(task.init, jax.random.key(0))["sampler"])
     stage = Stage("teacher", task, t.steps, t.batch_size, t.learning_rate)
-    if not t.dir:
-        return train_stage(run, stage, map_stage(run, stage), ())["sampler"]
-    return kept.read_teacher(Path(t.dir), fresh_state(run, stage).params["sampler"])
+    return train_stage(run, stage, map_stage(run, stage), ())["sampler"]
 
 
 def model_stage(run: Run) -> Stage:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import runpy
@@ -16,7 +15,7 @@ import pytest
 from rmjax import ablate, config
 from rmjax.tables import NO_REHEARSAL, TABLES, Row, Table
 from rmjax.workdir import EXIT_PREEMPTED, Preemption
-from tests.runs import tiny
+from tests.runs import set_key, tiny
 
 SMALL = Table(
     "a table",
@@ -34,9 +33,9 @@ def get_config():
 
 
 def changed(card, *changes):
-    for key, value in [pair for each in changes for pair in each.items()]:
-        *sections, last = key.split(".")
-        functools.reduce(getattr, sections, card)[last] = value
+    for each in changes:
+        for key, value in each.items():
+            set_key(card, key, value)
     return card
 
 
