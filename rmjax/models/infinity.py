@@ -91,14 +91,18 @@ class Signal:
     @property
     def first(self) -> np.ndarray:
         """[basis, L]: of a first segment, over all of [0, 1]."""
-        return self.fit((np.arange(self.segment_length) + 0.5) / self.segment_length)
+        return self.fit(middles(self.segment_length))
 
     @property
     def again(self) -> np.ndarray:
         """[basis, samples + L]: of the old signal's samples and a new segment."""
-        old = self.tau * np.arange(1, self.samples + 1) / self.samples
-        new = self.tau + (1 - self.tau) * np.arange(1, self.segment_length + 1) / self.segment_length
-        return self.fit(np.concatenate([old, new]))
+        new = self.tau + (1 - self.tau) * middles(self.segment_length)
+        return self.fit(np.concatenate([self.tau * middles(self.samples), new]))
+
+
+def middles(n: int) -> np.ndarray:
+    """f64 [n], of equal parts of [0, 1]: where n rows lie."""
+    return (np.arange(n) + 0.5) / n
 
 
 @flax.struct.dataclass
@@ -157,7 +161,7 @@ class LongTermMemory(nn.Module):
     def sample(self, density: Array) -> Array:
         """Times [B, samples] at equal steps of attention's mass, rising; without any, or not sticky, of time."""
         signal = self.signal
-        even = (jnp.arange(signal.samples) + 0.5) / signal.samples
+        even = jnp.asarray(middles(signal.samples), jnp.float32)
         if not signal.sticky:
             return jnp.broadcast_to(even, (len(density), signal.samples))
         total = density.sum(1, keepdims=True)
