@@ -12,6 +12,7 @@ import numpy as np
 from absl import flags
 
 from rmjax.data.source import Source, hash64
+from rmjax.data.text import bucket_boundaries
 from rmjax.data.texts import Texts
 from rmjax.segments import position_in_segments, segment
 from rmjax.types import Batch
@@ -36,7 +37,8 @@ def batches(
 
     Step s of all processes together has examples [s G, (s + 1) G), G = `batch_size`, of epoch after epoch, each in an
     order drawn from (seed, epoch). Of a source with buckets an epoch is whole batches of one bucket each, in a drawn
-    order; the last batch of a bucket is filled up with its first examples. Of texts every row has a part of its own and
+    order; small buckets join larger ones where that takes fewer cells, and the last batch of a bucket is filled up
+    with its first examples. Of texts every row has a part of its own and
     reads on, see `Texts`. `prefetch` batches are made ahead, in
     threads, or in each of `workers` processes. `close()` the iterator when leaving early: it does not wait for batches
     under way.
@@ -60,7 +62,7 @@ def batches(
             index[epoch == e] = epoch_order(size, seed, int(e))[place[epoch == e]]
         return make(index, epoch)
 
-    buckets = _buckets(source, split, batch_size)
+    buckets = _buckets(source, split, batch_size, joined=True)
 
     def of_bucket(step: int) -> Batch:
         epoch, place = divmod(step, len(buckets))
@@ -110,20 +112,27 @@ def eval_batches(
 
 def steps_per_epoch(source: Source, batch_size: int) -> int:
     """Steps in which training sees every example of a source with buckets."""
-    return len(_buckets(source, "train", batch_size))
+    return len(_buckets(source, "train", batch_size, joined=True))
 
 
 def _bucketed(source: Source) -> bool:
     return hasattr(source, "buckets")
 
 
-def _buckets(source: Source, split: str, batch_size: int) -> list[tuple[np.ndarray, int, int | None]]:
+def _buckets(
+    source: Source, split: str, batch_size: int, joined: bool = False
+) -> list[tuple[np.ndarray, int, int | None]]:
     """Of each batch of an epoch: its bucket's examples i64 [n], its first place among them, its segments T (None: all
-    that the source gives)."""
+    that the source gives). joined: small buckets go to larger ones where whole batches then are fewer cells, lest one
+    long document fill a batch by itself."""
     if not _bucketed(source):
         every = np.arange(source.size(split))
         return [(every, first, None) for first in range(0, len(every), batch_size)]
     bucket, segments = source.buckets(split)  # type: ignore[attr-defined]
+    if joined:
+        sizes = np.take(segments, bucket)
+        segments = bucket_boundaries(sizes, segments[-1], len(segments), batch_size)
+        bucket = np.searchsorted(segments, sizes)
     members = [np.flatnonzero(bucket == b) for b in range(len(segments))]
     return [(m, first, T) for m, T in zip(members, segments, strict=True) for first in range(0, len(m), batch_size)]
 

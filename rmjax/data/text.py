@@ -286,23 +286,24 @@ class _Ragged:
         return array, mask
 
 
-def bucket_boundaries(lengths: np.ndarray, longest: int, buckets: int) -> list[int]:
-    """At most `buckets` sizes, rising to `longest`, that pad `lengths` the least when each goes to the next size."""
-    sizes, counts = np.unique(np.append(lengths, longest), return_counts=True)  # one more of the longest pads nothing
-    number, total = _starts(counts), _starts(counts * sizes)
-    # padding[i, j]: of all above sizes[i - 1] (i = 0: of all) and up to sizes[j], in one bucket
-    padding = (number[1:] - number[:-1, None]) * sizes - (total[1:] - total[:-1, None])
-    padding = np.where(np.arange(len(sizes))[:, None] <= np.arange(len(sizes)), padding.astype(float), np.inf)
-    best, chosen = padding[0], []  # of all up to sizes[j], in as many buckets as there were rounds
+def bucket_boundaries(lengths: np.ndarray, longest: int, buckets: int, batch_size: int = 1) -> list[int]:
+    """At most `buckets` sizes, rising to `longest`, that pad `lengths` the least when each goes to the next size and
+    the last batch of each is filled up."""
+    sizes, counts = np.unique(np.append(lengths, longest), return_counts=True)
+    counts[-1] -= 1
+    places, number = np.arange(len(sizes)), _starts(counts)
+    # cost[i, j]: of all above sizes[i - 1] (i = 0: of all) and up to sizes[j], in one bucket; of none, where i > j
+    cost = -(-(number[1:] - number[:, None]) // batch_size) * batch_size * sizes.astype(float)
+    cost = np.where(np.append(places, len(sizes))[:, None] <= places + 1, cost, np.inf)
+    best, chosen = cost[0], []  # of all up to sizes[j], in at most as many buckets as there were rounds
     for _ in range(min(buckets, len(sizes)) - 1):
-        whole = np.concatenate([[np.inf], best[:-1]])[:, None] + padding
+        whole = np.append(np.inf, best)[:, None] + cost
         chosen.append(whole.argmin(0))
         best = whole.min(0)
-    last, boundaries = len(sizes) - 1, [longest]
+    boundaries = [len(sizes) - 1]
     for split in reversed(chosen):
-        last = split[last] - 1
-        boundaries.append(int(sizes[last]))
-    return boundaries[::-1]
+        boundaries.append(split[boundaries[-1]] - 1)
+    return [int(sizes[place]) for place in sorted(set(boundaries))]
 
 
 def _starts(counts: np.ndarray) -> np.ndarray:

@@ -191,6 +191,15 @@ def test_a_batch_comes_from_one_bucket_and_an_epoch_has_every_example(size):
     assert_same((jax.tree.map(lambda *x: np.concatenate(x), *pair) for pair in zip(*halves, strict=True)), whole[:3])
 
 
+def test_buckets_of_less_than_a_batch_join_a_larger_one():
+    """Of four streams each of 1, 2 and 4 segments: four, twice, of 1, and eight of 4 are the fewest cells."""
+    assert steps_per_epoch(Cut(12), 8) == 2
+    for batch in batches(Cut(12), **ARGS, num_steps=6):
+        short = batch.items.shape[1] == 1
+        assert batch.items.shape == (8, 1 if short else 4, 3) and ((batch.example_id % 3 == 0) == short).all()
+        assert len(set(batch.example_id)) == (4 if short else 8)
+
+
 def test_negatives_of_streams_in_segments_are_items_of_another():
     for batch in batches(Cut(), **ARGS, num_steps=4):
         owner, item = np.divmod(batch.negative_items, 1000)

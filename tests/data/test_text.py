@@ -1,4 +1,5 @@
 import itertools
+import math
 import pickle
 from collections import Counter
 
@@ -183,6 +184,23 @@ def test_buckets_pad_the_least(number):
         assert boundaries == sorted(set(boundaries)) and len(boundaries) <= number and boundaries[-1] == longest
         others = itertools.combinations(range(1, longest), min(number, longest) - 1)
         assert padded(boundaries) == min(padded((*other, longest)) for other in others)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 6, 99])
+def test_buckets_are_the_fewest_cells_in_whole_batches(number):
+    rng = np.random.default_rng(number)
+    for _ in range(20):
+        lengths, batch_size = rng.integers(1, 9, rng.integers(1, 30)), int(rng.integers(1, 7))
+        longest = int(lengths.max() + rng.integers(0, 3))
+
+        def cells(boundaries, lengths=lengths, batch_size=batch_size):
+            sizes = Counter(min(b for b in boundaries if b >= n) for n in lengths)
+            return sum(math.ceil(count / batch_size) * batch_size * size for size, count in sizes.items())
+
+        boundaries = bucket_boundaries(lengths, longest, number, batch_size)
+        assert boundaries == sorted(set(boundaries)) and len(boundaries) <= number and boundaries[-1] == longest
+        others = (itertools.combinations(range(1, longest), k) for k in range(min(number, longest)))
+        assert cells(boundaries) == min(cells((*other, longest)) for other in itertools.chain(*others))
 
 
 def test_buckets_of_a_source(directory):
