@@ -6,10 +6,11 @@
 The folder has wiki.{train,valid,test}.raw (or .tokens, also those of WikiText-2). `config.model.kind`: transformer,
 transformer_xl, compressive, infinity, memoria; a memory is as long as a segment. Without a tokenizer.json, bytes.
 Paper's size: GPT-2 small (12 layers of 768), segments of 150, 8 rows, three epochs, Adam at 2e-4, warm-up 0.06,
-memories begin anew every 500 segments. (The paper trains transformer_xl at 1e-4; the table mem1 takes one rate for all
-rows.) `:50` is Table 2: segments of 50, at 1e-4. `config.model.pretrained=gpt2` begins with a released checkpoint
-(Table 5; at 5e-5). `config.data.text.skip_first=True` leaves the first token of a segment out, as the paper's code
-does. `:local`: two layers of 64, for two CPU cores.
+memories begin anew every 500 segments. (The paper trains transformer_xl at 1e-4; the tables take one rate for all
+rows.) `:50` is Table 2, mem2: segments of 50, at 1e-4 (the paper: memoria and transformer_xl, the others at 2e-4).
+`config.model.pretrained=gpt2` begins with a released checkpoint (Table 5; at 5e-5).
+`config.data.text.skip_first=True` leaves the first token of a segment out, as the paper's code does. `:local`: two
+layers of 64, for two CPU cores.
 """
 
 from ml_collections import ConfigDict

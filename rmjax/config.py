@@ -413,7 +413,9 @@ def _model_conflicts(config: ConfigDict) -> Iterator[str]:
         yield f"config.model.memory: {model.kind} remembers {memory} rows (0: a segment's); must be {fit}"
     encoder = model.kind in CLASSIFIERS
     last = model.layers - 2 if encoder else model.layers - 1
-    if "memoria" in model.kind and (config.memoria.layer > last or last < 0):
+    if "memoria" in model.kind and last < 0:
+        yield f"config.model.layers = {model.layers}: {model.kind} needs two, one of them above its memory"
+    elif "memoria" in model.kind and config.memoria.layer > last:
         layers = f"config.model.layers = {model.layers}" + (", of which one is above it" if encoder else "")
         yield f"config.memoria.layer = {config.memoria.layer}: must be at most {last}, for {layers}"
     if data.name == "hyperpartisan" and data.segment_length < 3:

@@ -118,7 +118,8 @@ def probe_engrams(config: Any, workdir: str | Path) -> dict[str, Any]:
 
 
 def streams_of_engrams(run: train.Run, task: Any, params: Params) -> Iterator[memoria.Record]:
-    """Of each stream of the test split, at most config.probe.streams, its history [T, C] from its second segment on."""
+    """Of each stream of the test split its history [T, C], segment by segment: of texts, of all rows that are evaluated
+    together; else of config.probe.streams at most."""
     rows = run.config.train.eval_batch_size
     watch = jax.jit(partial(watched, task.model))
     carry, parts, resets = None, [], []

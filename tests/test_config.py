@@ -97,6 +97,8 @@ def test_right_flags_pass():
         ("data.simulated.clicks_min", 2000, "must be at most config.data.simulated.clicks_max = 1000"),
         ("data.movielens.test_fraction", 0.9, "test_fraction + valid_fraction must be below 1"),
         ("train.model_devices", 2, "config.train.model_devices = 2 needs config.train.mapping = 'mesh'"),
+        ("data.name, model.kind, model.layers", ("hyperpartisan", "memoria_bert", 1), "memoria_bert needs two, one of"),
+        ("data.name, model.kind, memoria.layer", ("hyperpartisan", "memoria_bert", 99), "memoria.layer = 99: must be"),
         ("train.eval_batch_size", 3, None),
     ],
 )  # fmt: skip

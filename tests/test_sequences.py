@@ -9,11 +9,12 @@ import numpy as np
 import optax
 import pytest
 
+from rmjax import config as configs
 from rmjax import evaluate, explain, memoria, probe, tasks, train
 from rmjax.data import make_source
 from rmjax.data.pipeline import batches
 from rmjax.data.tokenizers import make_tokenizer
-from rmjax.models import gpt2, huggingface, unroll
+from rmjax.models import bert, gpt2, huggingface, unroll
 from rmjax.optim import make_optimizer
 from rmjax.parallel import make_mapped
 from tests.runs import compilations_kept, lines, saved, tiny
@@ -236,6 +237,29 @@ def test_a_model_begins_with_a_released_checkpoint(tmp_path):
     says_two = pytest.raises(ValueError, match="config.model.heads = 4, but .*gpt2 has 2")
     with train.opened(other, tmp_path / "other") as run, says_two:
         train.fresh_state(run, train.model_stage(run))
+
+
+@pytest.mark.parametrize(
+    "changes, field", [(dict(eps=1e-12), "layer_norm_eps = 1e-12"), (dict(pad=0), "pad_token_id = 0")]
+)
+def test_a_checkpoint_of_other_norms_or_positions_is_refused(tmp_path, monkeypatch, changes, field):
+    config = configs.base()
+    config.data.name, config.data.segment_length, config.model.pretrained = "hyperpartisan", 16, "~/roberta"
+    config.model.update(kind="roberta", dim=8, layers=1, heads=2)
+    sizes = tasks.sequences.document_sizes(config, 30)
+    params = bert.make_classifier(sizes, 2).init(jax.random.key(0))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    huggingface.write(tmp_path / "roberta", params, "roberta")
+    says = dict(model_type="roberta", vocab_size=30, max_position_embeddings=18, type_vocab_size=1, hidden_size=8)
+    says |= dict(num_hidden_layers=1, num_attention_heads=2, hidden_dropout_prob=0.1, intermediate_size=32)
+    write = lambda eps=1e-5, pad=1: (tmp_path / "roberta" / "config.json").write_text(  # noqa: E731
+        json.dumps(says | dict(layer_norm_eps=eps, pad_token_id=pad))
+    )
+    write()
+    chex.assert_trees_all_equal(tasks.sequences.pretrained(config, params), params)
+    write(**changes)
+    with pytest.raises(ValueError, match=f"roberta/config.json has {field}, and our roberta is made for"):
+        tasks.sequences.pretrained(config, params)
 
 
 def test_what_a_step_costs_is_told_of_streams_that_carry(tmp_path):

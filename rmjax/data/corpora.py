@@ -38,13 +38,13 @@ class Corpus(NamedTuple):
 
 
 def wikitext(root: Path) -> Corpus:
-    """wiki.{train,valid,test}.tokens or, where they are not, .raw; an end of line counts as a word, <eos>."""
-    ends = {end: tuple(f"wiki.{split}.{end}" for split in SPLITS) for end in ("tokens", "raw")}
+    """wiki.{train,valid,test}.raw or, where they are not, .tokens; an end of line counts as a word, <eos>."""
+    ends = {end: tuple(f"wiki.{split}.{end}" for split in SPLITS) for end in ("raw", "tokens")}
     try:
-        files = records.find_files(str(root), ends["tokens"], (".",), "")
+        files = records.find_files(str(root), ends["raw"], (".",), "")
     except FileNotFoundError:
-        advice = f"Neither are those that end in .tokens. {ADVICE['wikitext']}"
-        files = records.find_files(str(root), ends["raw"], (".",), advice)
+        advice = f"Neither are those that end in .raw. {ADVICE['wikitext']}"
+        files = records.find_files(str(root), ends["tokens"], (".",), advice)
     by_split = {split: [file] for split, file in zip(SPLITS, files, strict=True)}
     return Corpus(by_split, lambda _, file: _articles(file), words=lambda text: len(text.split()) + text.count("\n"))
 

@@ -47,7 +47,7 @@ def documents(
 ) -> dict[str, Documents]:
     """{'train', 'valid', 'test': the documents} of `directory`, by a tokenizer that `make_tokenizer` takes.
 
-    'wikitext': wiki.{train,valid,test}.tokens, or .raw; a document is an article with its title.
+    'wikitext': wiki.{train,valid,test}.raw, or .tokens; a document is an article with its title.
     'pg19': folders train, validation and test of <id>.txt, and metadata.csv for the titles. Of the training books,
       sorted by number, the first `train_share` are taken: 0.07 is what Memoria was trained on, 2,002 books; 1 is all.
     'enwik8': the file or its .zip, or any other file; the first 90% of its bytes, 5% and 5% are a document each.

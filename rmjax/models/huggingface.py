@@ -166,9 +166,11 @@ def read(path: str | Path, like: Params, kind: str, fresh: Iterable[str] = ()) -
         if ours in POSITIONS:
             value = value[: len(values[ours])]
         if value.shape != needed:
+            cure = f"Give it the checkpoint's sizes (sizes_from_config(path, {kind!r})), or name the module in fresh."
+            if ours in POSITIONS and len(value) < needed[0]:
+                cure = "Give it segments that are as much shorter."
             raise ValueError(
-                f"{path}: {stored[name]} has shape {value.shape}, the model's {ours} is made for {needed}. "
-                f"Take the model's sizes from sizes_from_config(path, {kind!r}), or name the module in fresh."
+                f"{path}: {stored[name]} has shape {value.shape}, the model's {ours} is made for {needed}. {cure}"
             )
         value = value.T if _flipped(ours, how) else value
         values[ours] = jnp.asarray(value.astype(values[ours].dtype))

@@ -165,18 +165,7 @@ class Documents:
 
 def make_documents(config: Any, source: Source) -> Documents:
     """The classifier that config.model describes, over documents of any length."""
-    m, n = config.model, config.data.segment_length
-    common = dict(
-        vocabulary=source.num_items,
-        dim=m.dim,
-        layers=m.layers,
-        heads=m.heads,
-        dropout=m.dropout,
-        remat=m.remat,
-        initial=m.initial,
-        dtype=jnp.dtype(config.train.compute_dtype),
-    )
-    sizes = bert.roberta(positions=n + 2, **common) if "roberta" in m.kind else bert.Sizes(positions=n, **common)
+    m, sizes = config.model, document_sizes(config, source.num_items)
     classes = source.questions.classes  # type: ignore[attr-defined]
     if not m.kind.startswith("memoria"):
         return Documents(memoria_bert.make_plain(sizes, classes), m.gradient_segments)
@@ -186,6 +175,22 @@ def make_documents(config: Any, source: Source) -> Documents:
     segments = source.buckets("train")[1][-1]  # type: ignore[attr-defined]
     rules = dataclasses.replace(rules, max_segments=segments)
     return Documents(memoria_bert.make(sizes, classes, rules, **options), m.gradient_segments)
+
+
+def document_sizes(config: Any, vocabulary: int) -> bert.Sizes:
+    """Of the encoder that config.model describes."""
+    m, n = config.model, config.data.segment_length
+    common = dict(
+        vocabulary=vocabulary,
+        dim=m.dim,
+        layers=m.layers,
+        heads=m.heads,
+        dropout=m.dropout,
+        remat=m.remat,
+        initial=m.initial,
+        dtype=jnp.dtype(config.train.compute_dtype),
+    )
+    return bert.roberta(positions=n + 2, **common) if "roberta" in m.kind else bert.Sizes(positions=n, **common)
 
 
 def engrams(config: Any, max_segments: int | None = None) -> tuple[dict[str, Any], memoria.MemoriaConfig]:
@@ -215,7 +220,7 @@ def pretrained(config: Any, like: Params) -> Params:
     """`like` with the parameters of the checkpoint that config.model.pretrained names; what released ones have no
     tensors for (the memory's modules, the classifier) stays. Raises ValueError, naming it and the key to change, where
     a tensor is missing or the model is of another size than the checkpoint."""
-    folder, m = Path(config.model.pretrained), config.model
+    folder, m = Path(config.model.pretrained).expanduser(), config.model
     kind = next((kind for kind in ("roberta", "bert") if kind in m.kind), "gpt2")
     words = len(like["wte"] if kind == "gpt2" else like["embeddings"]["word_embeddings"])
     if (folder / huggingface.CONFIG).is_file():
@@ -226,7 +231,13 @@ def pretrained(config: Any, like: Params) -> Params:
         if sizes.vocabulary != words:
             tokenizer = "config.data.text.tokenizer" if kind == "gpt2" else "config.data.hyperpartisan.tokenizer"
             raise ValueError(f"{tokenizer}: has {words} tokens, but {folder} has {sizes.vocabulary}: take its own")
-        longest = sizes.positions - (2 if kind == "roberta" else 0)
+        longest = sizes.positions
+        if isinstance(sizes, bert.Sizes):
+            own, longest = document_sizes(config, words), sizes.longest
+            for name, theirs in (("epsilon", "layer_norm_eps"), ("padding", "pad_token_id")):
+                if getattr(sizes, name) != getattr(own, name):
+                    found = f"{theirs} = {getattr(sizes, name)}, and our {kind} is made for {getattr(own, name)} alone"
+                    raise ValueError(f"config.model.pretrained: {folder / huggingface.CONFIG} has {found}")
         if config.data.segment_length > longest:
             n = config.data.segment_length
             raise ValueError(f"config.data.segment_length = {n}: {folder} has positions for {longest} tokens")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import ByteLevelBPETokenizer
+from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
 
 from rmjax.data import corpora, tokenizers
 from rmjax.data.documents import documents
@@ -79,8 +79,9 @@ def test_an_article_begins_at_a_title_between_blank_lines(tmp_path, monkeypatch,
         assert name.startswith("wiki") or text[start:].lstrip(" \n").startswith(f"= {name} = \n")
 
 
-def test_raw_where_there_are_no_tokens(tmp_path):
+def test_raw_where_there_are_both(tmp_path):
     files = {f"wiki.{split}.raw": f" \n = {split} = \n \n raw \n" for split in SPLITS}
+    files |= {f"wiki.{split}.tokens": " \n = A = \n \n <unk> \n" for split in SPLITS}
     splits = documents("wikitext", write(tmp_path / "raw", files), str(tmp_path))
     assert [splits[split].names for split in SPLITS] == [[split] for split in SPLITS]
 
@@ -180,6 +181,14 @@ def test_tokenizers_lose_nothing(bpe):
     assert words.decode(words.encode("Don't; THREE\u2014five")) == "don't three <unk>"
 
 
+def test_a_tokenizer_json_that_loses_something_says_so(tmp_path, bpe):
+    assert make_tokenizer(bpe).lossless
+    model, path = BertWordPieceTokenizer(), tmp_path / "tokenizer.json"
+    model.train_from_iterator([TEXT], vocab_size=200)
+    model.save(str(path))
+    assert not make_tokenizer(str(path)).lossless
+
+
 def test_a_vocabulary_is_of_the_training_text(tmp_path):
     texts = {f"{name}.txt": character * 9 for name, character in zip(SPLITS, "abc", strict=True)}
     files = {f"{split}/{split}.txt": texts[f"{split}.txt"] + "a" for split in SPLITS}
@@ -274,7 +283,7 @@ WRONG = [  # (kind, files, options, error, what it says)
     ("books", BOOKS, {"held_out": 0.5}, ValueError, "held_out=0.5: expected in (0, 1] and in (0, 0.5)"),
     ("pg19", PG19, {"train_share": 0}, ValueError, "train_share=0, "),
     ("pg19", PG19, {"train_share": 1.1}, ValueError, "train_share=1.1, "),
-    ("wikitext", {"wiki.train.tokens": "x"}, {}, FileNotFoundError, "wiki.train.raw and wiki.valid.raw and wiki.test"),
+    ("wikitext", {"wiki.train.tokens": "x"}, {}, FileNotFoundError, "wiki.train.tokens and wiki.valid.tokens and wiki"),
     ("pg19", {"train/1.txt": "x", "test/3.txt": "x"}, {}, FileNotFoundError, "no .txt file in {root}/validation. PG"),
     (
         "pg19",
