@@ -43,7 +43,7 @@ def wikitext(root: Path) -> Corpus:
     try:
         files = records.find_files(str(root), ends["raw"], (".",), "")
     except FileNotFoundError:
-        advice = f"Neither are those that end in .raw. {ADVICE['wikitext']}"
+        advice = f"Nor are all of those that end in .raw. {ADVICE['wikitext']}"
         files = records.find_files(str(root), ends["tokens"], (".",), advice)
     by_split = {split: [file] for split, file in zip(SPLITS, files, strict=True)}
     return Corpus(by_split, lambda _, file: _articles(file), words=lambda text: len(text.split()) + text.count("\n"))

@@ -38,10 +38,9 @@ def batches(
     Step s of all processes together has examples [s G, (s + 1) G), G = `batch_size`, of epoch after epoch, each in an
     order drawn from (seed, epoch). Of a source with buckets an epoch is whole batches of one bucket each, in a drawn
     order; small buckets join larger ones where that takes fewer cells, and the last batch of a bucket is filled up
-    with its first examples. Of texts every row has a part of its own and
-    reads on, see `Texts`. `prefetch` batches are made ahead, in
-    threads, or in each of `workers` processes. `close()` the iterator when leaving early: it does not wait for batches
-    under way.
+    with its first examples. Of texts every row has a part of its own and reads on, see `Texts`. `prefetch` batches are
+    made ahead, in threads, or in each of `workers` processes. `close()` the iterator when leaving early: it does not
+    wait for batches under way.
 
     Raises:
       ValueError: the batch does not divide among the processes, or the split is empty.
@@ -124,7 +123,7 @@ def _buckets(
 ) -> list[tuple[np.ndarray, int, int | None]]:
     """Of each batch of an epoch: its bucket's examples i64 [n], its first place among them, its segments T (None: all
     that the source gives). joined: small buckets go to larger ones where whole batches then are fewer cells, lest one
-    long document fill a batch by itself."""
+    long document fill a batch by itself. Not in evaluation, whose splits are to have the same few shapes."""
     if not _bucketed(source):
         every = np.arange(source.size(split))
         return [(every, first, None) for first in range(0, len(every), batch_size)]

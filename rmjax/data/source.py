@@ -31,7 +31,7 @@ class Source(Protocol):
       feature_width: F, where items are features and not ids (num_items is 0 then).
       stream_id(split) -> i64 [size], equal where two examples are cut from one stream.
       buckets(split) -> (i64 [size], which bucket an example is in; [T of each bucket]): a batch comes from one bucket,
-        so that there are as many shapes as buckets. For streams that come in segments.
+        so that there are as many shapes as buckets, or fewer. For streams that come in segments.
       groups(split) -> {name: bool [size, Q]}: parts of the questions that are also reported on their own.
       references(split) -> {name: scores f [size, Q], or of other answers than clicks what is chosen, i [size, Q]},
         what other readers answer: rows of the final table.

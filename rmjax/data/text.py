@@ -288,22 +288,24 @@ class _Ragged:
 
 def bucket_boundaries(lengths: np.ndarray, longest: int, buckets: int, batch_size: int = 1) -> list[int]:
     """At most `buckets` sizes, rising to `longest`, that pad `lengths` the least when each goes to the next size and
-    the last batch of each is filled up."""
+    the last batch of each is filled up; of several such choices one of the fewest sizes."""
     sizes, counts = np.unique(np.append(lengths, longest), return_counts=True)
     counts[-1] -= 1
     places, number = np.arange(len(sizes)), _starts(counts)
-    # cost[i, j]: of all above sizes[i - 1] (i = 0: of all) and up to sizes[j], in one bucket; of none, where i > j
-    cost = -(-(number[1:] - number[:, None]) // batch_size) * batch_size * sizes.astype(float)
-    cost = np.where(np.append(places, len(sizes))[:, None] <= places + 1, cost, np.inf)
-    best, chosen = cost[0], []  # of all up to sizes[j], in at most as many buckets as there were rounds
+    # cost[i, j]: of all above sizes[i - 1] (i = 0: of all) and up to sizes[j], in one bucket
+    cost = -(-(number[1:] - number[:-1, None]) // batch_size) * batch_size * sizes.astype(float)
+    cost = np.where(places[:, None] <= places, cost, np.inf)
+    best, chosen, whole_cost = cost[0], [], [cost[0, -1]]  # of all up to sizes[j], in one bucket more every round
     for _ in range(min(buckets, len(sizes)) - 1):
-        whole = np.append(np.inf, best)[:, None] + cost
-        chosen.append(whole.argmin(0))
-        best = whole.min(0)
-    boundaries = [len(sizes) - 1]
-    for split in reversed(chosen):
-        boundaries.append(split[boundaries[-1]] - 1)
-    return [int(sizes[place]) for place in sorted(set(boundaries))]
+        through = np.append(np.inf, best[:-1])[:, None] + cost
+        chosen.append(through.argmin(0))
+        best = through.min(0)
+        whole_cost.append(best[-1])
+    last, boundaries = len(sizes) - 1, [longest]
+    for split in reversed(chosen[: int(np.argmin(whole_cost))]):
+        last = split[last] - 1
+        boundaries.append(int(sizes[last]))
+    return boundaries[::-1]
 
 
 def _starts(counts: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 from rmjax.data import text
 
 KINDS = ("bytes", "characters", "words")
-ODD = "The  Cat\n\nsat,\tzyzzyva-like: «Ünïcode» 中文 ☃."
+ODD = " \n\nThe  Cat\n\nsat,\tzyzzyva-like: «Ünïcode» ﬁ½ 中文 ☃.\n "
 EXPECTED = f"expected {', '.join(map(repr, KINDS))}, or the path of a tokenizer.json"
 
 
@@ -124,7 +124,8 @@ class Words:
 
 class FromFile:
     """A tokenizer.json of the `tokenizers` library; what it says of truncation, padding and special tokens at the ends
-    is left out. It is lossless if it gives a text of odd spaces, letters and words back."""
+    is left out. It is lossless if it gives back a text of odd spaces, letters and words, some of which the texts that it
+    was trained on may not have had."""
 
     def __init__(self, name: str):
         self.state = dict(kind="file", sha256=_digest(name))
@@ -146,7 +147,10 @@ class FromFile:
         self.vocabulary = [f"<no token {i}>" for i in range(self.size)]
         for token, i in ids.items():
             self.vocabulary[i] = token
-        self.lossless = self.decode(self.encode(ODD)).lstrip() == ODD  # some put a space first
+        try:
+            self.lossless = self.decode(self.encode(ODD)) in (ODD, f" {ODD}")  # some put a space first
+        except Exception:  # as above; of one that has no token for what it does not know
+            self.lossless = False
 
     def encode(self, string: str) -> np.ndarray:
         valid = string.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -167,8 +167,8 @@ def read(path: str | Path, like: Params, kind: str, fresh: Iterable[str] = ()) -
             value = value[: len(values[ours])]
         if value.shape != needed:
             cure = f"Give it the checkpoint's sizes (sizes_from_config(path, {kind!r})), or name the module in fresh."
-            if ours in POSITIONS and len(value) < needed[0]:
-                cure = "Give it segments that are as much shorter."
+            if ours in POSITIONS and value.shape[1:] == needed[1:]:
+                cure = f"Use segments of {needed[0] - len(value)} tokens fewer."
             raise ValueError(
                 f"{path}: {stored[name]} has shape {value.shape}, the model's {ours} is made for {needed}. {cure}"
             )

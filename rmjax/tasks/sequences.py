@@ -242,7 +242,9 @@ def pretrained(config: Any, like: Params) -> Params:
             n = config.data.segment_length
             raise ValueError(f"config.data.segment_length = {n}: {folder} has positions for {longest} tokens")
     else:
-        logging.warning("%s has no config.json: whether its heads are %d cannot be seen.", folder, m.heads)
+        logging.warning(
+            "%s has no config.json: whether its heads are %d, and its norms ours, cannot be seen.", folder, m.heads
+        )
     fresh = ["classifier", "abstractor", "layer_#/memory_attention", "h_#/memory_attn", "h_#/long_term"]
     fresh += ["h_#/ln_working_memory_attn", "h_#/ln_memory_attn"]
     if kind == "roberta" or not any("pooler.dense" in name for name in huggingface.names(folder)):

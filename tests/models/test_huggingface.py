@@ -243,9 +243,7 @@ def test_another_shape_is_an_error(tmp_path):
             read(file, like, kind)
         assert message in str(error.value) and str(file) in str(error.value)
         cure = (
-            "segments that are as much shorter"
-            if kind == "gpt2"
-            else "sizes (sizes_from_config(path, 'bert')), or name"
+            "Use segments of 1 tokens fewer" if kind == "gpt2" else "sizes (sizes_from_config(path, 'bert')), or name"
         )
         assert cure in str(error.value)
     file = write(tmp_path, random(shapes("gpt2")), "gpt2")

@@ -224,16 +224,22 @@ def test_a_smooth_signal_is_kept_and_shrinks_when_more_comes():
     np.testing.assert_allclose((signal.psi(0.5 + t / 2) @ again)[8:-8], -wave(t)[8:-8], atol=0.2)
 
 
-def test_what_is_fitted_again_and_again_stays_where_it_was():
-    """A bump in the old half goes to tau times its place, at every fit, and by nothing more."""
+def test_a_fit_moves_the_past_to_tau_of_its_time_and_no_further():
     signal = infinity.Signal(segment_length=256, basis=256, samples=256, tau=0.75, sticky=False)
     memory, none = infinity.LongTermMemory(SIZES, signal), np.zeros((256, 1))
     t, read = np.linspace(0, 1, 4001), np.asarray(memory.sample(jnp.zeros((1, infinity.BINS))))[0].astype(np.float64)
-    coefficients, place = signal.first @ np.exp(-((infinity.middles(256)[:, None] - 0.8) ** 2) / 0.005), 0.8
-    for _ in range(3):
+    bump = lambda place: np.exp(-((infinity.middles(256)[:, None] - place) ** 2) / 0.005)  # noqa: E731
+
+    def place(coefficients):
+        seen = (signal.psi(t) @ coefficients)[:, 0]
+        return (t * seen).sum() / seen.sum()
+
+    coefficients = signal.first @ bump(0.8)
+    for fits in range(1, 4):
         coefficients = signal.again @ np.concatenate([signal.psi(read) @ coefficients, none])
-        seen, place = (signal.psi(t) @ coefficients)[:, 0], 0.75 * place
-        assert (t * seen).sum() / seen.sum() == pytest.approx(place, abs=2e-4)
+        assert place(coefficients) == pytest.approx(0.8 * 0.75**fits, abs=1e-4)
+    new = signal.again @ np.concatenate([none, bump(0.4)])
+    assert place(new) == pytest.approx(0.75 + 0.25 * 0.4, abs=1e-4)
 
 
 def test_samples_lie_where_attention_went():
