@@ -124,7 +124,7 @@ class Words:
 
 class FromFile:
     """A tokenizer.json of the `tokenizers` library; what it says of truncation, padding and special tokens at the ends
-    is left out. It is lossless if it gives back a text of odd spaces, letters and words, some of which the texts that it
+    is left out. It is lossless if it gives back a text of odd spaces, letters and words, some of which those that it
     was trained on may not have had."""
 
     def __init__(self, name: str):
