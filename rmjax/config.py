@@ -142,6 +142,7 @@ SCHEMA: dict[str, Field] = {
     "data.text.aligned": Field(True, anything, "documents are cut to whole segments; the rest of each is dropped"),
     "data.text.reset_documents": Field(False, anything, "memories begin anew with every document; needs aligned"),
     "data.text.reset_segments": Field(0, at_least(0), "training: memories begin anew after so many segments; 0: never"),
+    "data.text.reset_evaluation": Field(False, anything, "and in evaluation too"),
     "data.text.skip_first": Field(False, anything, "the first token of a segment is not predicted"),
     "data.hyperpartisan.split": Field("unseen", one_of("unseen", "published"), "which articles are the test"),
     "data.hyperpartisan.tokenizer": Field("words", anything, "'words', or the path of a tokenizer.json"),

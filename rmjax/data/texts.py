@@ -35,6 +35,7 @@ class Texts:
         no segment has tokens of two.
       reset_documents: streams begin anew with every document; needs `aligned`.
       reset_segments: and, in training, after so many segments, where this is not 0.
+      reset_evaluation: and in evaluation too; with `reset_segments` = 1, what a model does without any memory.
       skip_first: the first token of a segment is not predicted, as in released code of Memoria.
 
     Raises ValueError where a split is too short, or documents are to be told apart that are not aligned.
@@ -46,6 +47,7 @@ class Texts:
     aligned: bool = True
     reset_documents: bool = False
     reset_segments: int = 0
+    reset_evaluation: bool = False
     skip_first: bool = False
     _segments: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
 
@@ -140,6 +142,8 @@ class Texts:
         return Batch(**leaves)
 
     def evaluation(self, split: str, batch_size: int, rows: np.ndarray | slice = slice(None)) -> Iterator[Batch]:
-        """A split once, but for what does not fill a step of all rows; nothing begins anew but with documents."""
+        """A split once, but for what does not fill a step of all rows; nothing begins anew but with documents, unless
+        `reset_evaluation`."""
+        every = self.reset_segments if self.reset_evaluation else 0
         for step in range(self.parts(split, batch_size).steps):
-            yield self.batch(split, step, batch_size, rows, reset_segments=0)
+            yield self.batch(split, step, batch_size, rows, reset_segments=every)

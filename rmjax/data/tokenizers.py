@@ -149,7 +149,7 @@ class FromFile:
             self.vocabulary[i] = token
         try:
             self.lossless = self.decode(self.encode(ODD)) in (ODD, f" {ODD}")  # some put a space first
-        except Exception:  # as above; of one that has no token for what it does not know
+        except Exception:  # no narrower one here either: it has no token for what it does not know
             self.lossless = False
 
     def encode(self, string: str) -> np.ndarray:

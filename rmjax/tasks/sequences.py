@@ -179,9 +179,17 @@ def make_documents(config: Any, source: Source) -> Documents:
 
 def document_sizes(config: Any, vocabulary: int) -> bert.Sizes:
     """Of the encoder that config.model describes."""
-    m, n = config.model, config.data.segment_length
-    common = dict(
+    common, n = sizes_of(config, vocabulary), config.data.segment_length
+    roberta = "roberta" in config.model.kind
+    return bert.roberta(**common | dict(positions=n + 2)) if roberta else bert.Sizes(**common)
+
+
+def sizes_of(config: Any, vocabulary: int) -> dict[str, Any]:
+    """Fields of `gpt2.Sizes`, with a position for each token of a segment."""
+    m = config.model
+    return dict(
         vocabulary=vocabulary,
+        positions=config.data.segment_length,
         dim=m.dim,
         layers=m.layers,
         heads=m.heads,
@@ -190,7 +198,6 @@ def document_sizes(config: Any, vocabulary: int) -> bert.Sizes:
         initial=m.initial,
         dtype=jnp.dtype(config.train.compute_dtype),
     )
-    return bert.roberta(positions=n + 2, **common) if "roberta" in m.kind else bert.Sizes(positions=n, **common)
 
 
 def engrams(config: Any, max_segments: int | None = None) -> tuple[dict[str, Any], memoria.MemoriaConfig]:
@@ -255,17 +262,7 @@ def pretrained(config: Any, like: Params) -> Params:
 def make_model(config: Any, vocabulary: int, max_segments: int | None = None) -> SequenceModel:
     """max_segments: the longest stream, where there is one."""
     m, n = config.model, config.data.segment_length
-    sizes = gpt2.Sizes(
-        vocabulary=vocabulary,
-        positions=n,
-        dim=m.dim,
-        layers=m.layers,
-        heads=m.heads,
-        dropout=m.dropout,
-        remat=m.remat,
-        initial=m.initial,
-        dtype=jnp.dtype(config.train.compute_dtype),
-    )
+    sizes = gpt2.Sizes(**sizes_of(config, vocabulary))
     if m.kind == "transformer":
         return gpt2.make(sizes)
     if m.kind == "memoria":

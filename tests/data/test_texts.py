@@ -86,9 +86,12 @@ def test_a_text_too_short_and_resets_within_segments_are_refused():
         texts(aligned=False, reset_documents=True)
 
 
-def test_evaluation_begins_anew_with_documents_alone():
+def test_evaluation_begins_anew_with_documents_alone_unless_asked_to():
     every = np.concatenate([batch.reset for batch in texts(reset_segments=3).evaluation("test", B)], 1)
     assert every[:, 0].all() and not every[:, 1:].any() and every.shape[1] > 3
+    asked = texts(reset_segments=3, reset_evaluation=True).evaluation("test", B)
+    every = np.concatenate([batch.reset for batch in asked], 1)
+    np.testing.assert_array_equal(every, np.broadcast_to(np.arange(every.shape[1]) % 3 == 0, every.shape))
 
 
 def test_where_a_document_begins_is_not_predicted_if_streams_begin_anew_there():
