@@ -1,0 +1,112 @@
+"""Text files as people have them: byte order marks, Windows line ends, blank last lines, other encodings."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+_MARKS = (  # UTF-32's little-endian mark begins with UTF-16's
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_ESCAPED = re.compile("[\udc80-\udcff]")
+
+
+def encoding_of(start: bytes) -> str:
+    """The encoding that a file's first four bytes say: by its byte order mark, or UTF-8."""
+    return next((name for mark, name in _MARKS if start.startswith(mark)), "utf-8")
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, without its byte order mark. Bytes of another encoding become U+FFFD, with a warning.
+
+    Raises:
+      ValueError: a file that begins as UTF-16 or UTF-32 goes on otherwise.
+      OSError: it cannot be read.
+    """
+    data = path.read_bytes()
+    encoding = encoding_of(data[:4])
+    try:
+        text = data.decode(encoding, "surrogateescape" if encoding.startswith("utf-8") else "strict")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: begins as {encoding.upper()}, but {error.reason} at byte {error.start}") from error
+    text, wrong = _ESCAPED.subn("\ufffd", text)
+    _warn(path, wrong)
+    return text
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    r"""The lines of a file and their numbers, from 1, without line ends (\n or \r\n), read one by one.
+
+    A byte order mark is dropped, or obeyed where it says UTF-16 or UTF-32. Blank lines at the end are left out.
+    Bytes of another encoding become U+FFFD, and a warning counts them. Another warning names a last line without an
+    end, since a file that was cut short has one.
+
+    Raises:
+      ValueError: a file that begins as UTF-16 or UTF-32 goes on otherwise.
+      OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        encoding = encoding_of(file.read(4))
+    strict = not encoding.startswith("utf-8")
+    number, blank, wrong, line = 0, 0, 0, ""
+    with path.open(encoding=encoding, errors="strict" if strict else "surrogateescape", newline="\n") as lines:
+        try:
+            for number, line in enumerate(lines, 1):
+                text = line.rstrip("\r\n")
+                if not text.isascii():
+                    text, more = _ESCAPED.subn("\ufffd", text)
+                    wrong += more
+                if not text.strip():
+                    blank += 1
+                    continue
+                for place in range(number - blank, number):
+                    yield place, ""
+                blank = 0
+                yield number, text
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}, after line {number}: not {encoding.upper()} ({error.reason})") from error
+    _warn(path, wrong)
+    if line.strip() and not line.endswith("\n"):
+        logging.warning("%s: line %d, the last, has no end: if the file was cut short, fetch it again.", path, number)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+      ValueError: it is no JSON, or is nested too deep, or has a number of too many digits; names the file and line.
+      OSError: it cannot be read.
+    """
+    return parse_json(read_text(path), str(path))
+
+
+def parse_json(text: str, place: str) -> Any:
+    """What JSON text holds. `place` names the file, and where it is one line of many, the line.
+
+    Raises:
+      ValueError: as `read_json`.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        cause = "the file is empty" if not text.strip() else f"{where}: {error.msg}"
+        raise ValueError(f"{place}: no whole JSON: {cause}") from error
+    except (ValueError, RecursionError) as error:  # an integer of over 4,300 digits; lists in lists in lists
+        cause = "nested too deep" if isinstance(error, RecursionError) else str(error).partition(";")[0]
+        raise ValueError(f"{place}: JSON that cannot be read: {cause}") from error
+
+
+def _warn(path: Path, wrong: int) -> None:
+    if wrong:
+        logging.warning("%s: %d bytes are not UTF-8, and were replaced: save the file as UTF-8.", path, wrong)

@@ -1,0 +1,78 @@
+"""Text files as people have them."""
+
+from __future__ import annotations
+
+import codecs
+
+import pytest
+
+from rmjax.io import text
+
+LINES = [(1, "Ünïcode, 中文"), (2, ""), (3, "last")]
+BODY = "Ünïcode, 中文\n\nlast\n"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        BODY.encode(),
+        codecs.BOM_UTF8 + BODY.encode(),
+        BODY.encode("utf-16"),
+        codecs.BOM_UTF16_BE + BODY.encode("utf-16-be"),
+        BODY.encode("utf-32"),
+        BODY.replace("\n", "\r\n").encode(),
+        BODY.encode() + b"\n\r\n \n",
+        BODY.encode().rstrip(),
+    ],
+)
+def test_lines_of_every_encoding(tmp_path, data):
+    (tmp_path / "f").write_bytes(data)
+    assert list(text.read_lines(tmp_path / "f")) == LINES
+    assert text.read_text(tmp_path / "f").split() == BODY.split()
+
+
+def test_bytes_of_another_encoding_are_counted(tmp_path, caplog):
+    (tmp_path / "f").write_bytes("déjà vu\nné\n".encode("latin-1"))
+    assert list(text.read_lines(tmp_path / "f")) == [(1, "d\ufffdj\ufffd vu"), (2, "n\ufffd")]
+    assert "3 bytes are not UTF-8" in caplog.text and str(tmp_path / "f") in caplog.text
+    caplog.clear()
+    assert text.read_text(tmp_path / "f") == "d\ufffdj\ufffd vu\nn\ufffd\n"
+    assert "3 bytes are not UTF-8" in caplog.text
+
+
+def test_a_last_line_without_an_end(tmp_path, caplog):
+    (tmp_path / "f").write_text("a\nb\n")
+    list(text.read_lines(tmp_path / "f"))
+    assert not caplog.text
+    (tmp_path / "f").write_text("a\nb")
+    list(text.read_lines(tmp_path / "f"))
+    assert "line 2, the last, has no end" in caplog.text
+
+
+def test_utf_16_cut_in_the_middle(tmp_path):
+    (tmp_path / "f").write_bytes("a\nbc\n".encode("utf-16")[:-1])
+    with pytest.raises(ValueError, match="UTF-16"):
+        list(text.read_lines(tmp_path / "f"))
+    with pytest.raises(ValueError, match="UTF-16"):
+        text.read_text(tmp_path / "f")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("", "the file is empty"),
+        ('{"a": 1', "line 1, column 8"),
+        ('{\n"a": nope}', "line 2"),
+        ("[" * 100_000, "nested too deep"),
+        ("1" * 5000, "4300 digits"),
+    ],
+)
+def test_no_json(tmp_path, content, message):
+    (tmp_path / "f.json").write_text(content)
+    with pytest.raises(ValueError, match=f"f.json: .*{message}"):
+        text.read_json(tmp_path / "f.json")
+
+
+def test_json_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "f.json").write_bytes(codecs.BOM_UTF8 + b'{"a": [1]}')
+    assert text.read_json(tmp_path / "f.json") == {"a": [1]}
