@@ -214,6 +214,14 @@ SCHEMA: dict[str, Field] = {
     "rehearsal.recollection": Field(1.0, at_least(0), "weight of the recollection loss"),
     "rehearsal.familiarity": Field(0.5, at_least(0), "weight of the familiarity loss"),
     "rehearsal.sampler": Field("teacher", one_of("teacher", "uniform"), "what picks the fragments"),
+    "rehearsal.negatives": Field(
+        "uniform",
+        one_of("uniform", "near", "stream", "partner"),
+        "what masked items are told from: any items, the nearest to the truth, the stream's own, another stream's",
+    ),
+    "rehearsal.span": Field(1, at_least(1), "masked items lie in runs of so many"),
+    "rehearsal.detach_items": Field(False, anything, "recollection does not train the features it compares with"),
+    "rehearsal.sum_pairs": Field(False, anything, "familiarity is a sum over a stream's pairs (CM Eq. 5), not a mean"),
     "rehearsal.layers": Field(3, at_least(1), "layers of the decoder"),
     # reason
     "reason.weight": Field(1.0, at_least(0), "weight of the task's own loss"),
@@ -395,6 +403,9 @@ def _conflicts(config: ConfigDict) -> Iterator[str]:
         yield f"config.model.kind = {config.model.kind!r}: for {config.data.name} there are {', '.join(kinds)}"
     if classifies or config.data.name in LANGUAGE:
         yield from _model_conflicts(config)
+    rehearsal = config.rehearsal
+    if rehearsal.negatives in ("near", "stream") and not rehearsal.sampled_items:
+        yield f"config.rehearsal.negatives = {rehearsal.negatives!r} needs config.rehearsal.sampled_items above 0"
     if train.sparse_items and config.rehearsal.recollection and not config.rehearsal.sampled_items:
         yield "config.train.sparse_items: with config.rehearsal.sampled_items = 0 every step touches all items"
     if train.sparse_items and config.data.name in ("activitynet", "hyperpartisan", *LANGUAGE):

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rmjax.cost import tree_bytes
 from rmjax.train_step import Pieces, make_eval_step, make_train_step
-from rmjax.types import Batch, Params, StreamTask, Task
+from rmjax.types import Batch, Params, RehearsalTask, StreamTask, Task
 
 # What a mesh splits over its axis 'model': a pattern of a parameter's path, and the mesh axis of each axis of its own.
 # Moments of an optimizer lie as their parameter does; all else, and what does not divide, is on every device.
@@ -40,6 +40,8 @@ class Mapped(NamedTuple):
     )
     # (params on the devices, host batch) -> [B, Q] or [B, Q, C] of this process
     scores: Callable[[Params, Batch], np.ndarray]
+    # of a `RehearsalTask`: (params on the devices, host batch, host batch of others) -> {name: [B, n]} of this process
+    rehearsals: Callable[[Params, Batch, Batch], dict[str, np.ndarray]]
     put_carry: Callable[[Any], Any]  # host tree with leading axis B -> split over the devices as a batch is
     get_carry: Callable[[Any], Any]  # the way back
     # of a `StreamTask`: (params and carry on the devices, host batch) -> {name: [B, T]} of this process, carry
@@ -110,6 +112,8 @@ def _pmap(
         read = jax.pmap(task.measure, devices=local, donate_argnums=1)
     else:
         evaluate = jax.pmap(make_eval_step(task), devices=local)
+    if isinstance(task, RehearsalTask):
+        rehearse = jax.pmap(task.rehearsals, devices=local)
 
     def split(batch: Any) -> Any:
         cut = jax.tree.map(lambda x: x.reshape(len(local), len(x) // len(local), *x.shape[1:]), batch)
@@ -142,6 +146,7 @@ def _pmap(
         get=get,
         train_step=lambda state, carry, frozen, batch: step(state, carry, frozen, split(batch)),
         scores=lambda params, batch: whole(evaluate(params, split(batch))),
+        rehearsals=lambda params, *pair: jax.tree.map(whole, rehearse(params, *map(split, pair))),
         put_carry=split,
         get_carry=lambda carry: jax.tree.map(whole, carry),
         measure=measure,
@@ -215,6 +220,8 @@ def _mesh(
         read = jax.jit(task.measure, out_shardings=by_example, donate_argnums=1)
     else:
         evaluate = jax.jit(make_eval_step(task), out_shardings=by_example)
+    if isinstance(task, RehearsalTask):
+        rehearse = jax.jit(task.rehearsals, out_shardings=by_example)
 
     def whole_rows(x: jax.Array) -> np.ndarray:
         first = {s.index[0].start or 0: np.asarray(s.data) for s in x.addressable_shards}  # copies are left out
@@ -238,6 +245,7 @@ def _mesh(
         get=lambda tree: jax.tree.map(whole, tree),
         train_step=lambda state, carry, frozen, batch: step(state, carry, frozen, split(batch)),
         scores=lambda params, batch: whole_rows(evaluate(params, split(batch))),
+        rehearsals=lambda params, *pair: jax.tree.map(whole_rows, rehearse(params, *map(split, pair))),
         put_carry=split,
         get_carry=lambda carry: jax.tree.map(whole_rows, carry),
         measure=measure,

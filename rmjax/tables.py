@@ -87,7 +87,14 @@ TABLES = {
             "CM (Only L_item)": Row({"rehearsal.familiarity": 0.0}, _cm1((21.79, 24.46, 23.13), (27.88, 31.12, 29.50))),
             "CM (Only L_seq)": Row({"rehearsal.recollection": 0.0}, _cm1((19.75, 23.81, 21.78), (26.63, 30.25, 28.44))),
             "CM (Single Head)": Row({"machine.subspaces": 1}, _cm1((21.24, 24.12, 22.68), (27.79, 31.14, 29.47))),
-            "RM": Row({"machine.kind": "rehearsal", "rehearsal.sampler": "teacher", "rehearsal.fragments": 6}),
+            "RM": Row(
+                {
+                    "machine.kind": "rehearsal",
+                    "rehearsal.sampler": "teacher",
+                    "rehearsal.fragments": 6,
+                    "rehearsal.sum_pairs": False,
+                }
+            ),
         },
         {name: {"data.synthetic.placing": name} for name in ("discrete", "consecutive")},
     ),

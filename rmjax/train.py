@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 from rmjax import evaluate, kept, metrics, tasks
 from rmjax.checkpoint import Checkpoints
 from rmjax.data import make_source
-from rmjax.data.pipeline import batches, eval_batches
+from rmjax.data.pipeline import Subset, batches, eval_batches
 from rmjax.data.source import Source
 from rmjax.optim import make_optimizer
 from rmjax.parallel import Mapped, make_mapped
@@ -33,6 +33,8 @@ from rmjax.train_step import Pieces, TrainState, init_state
 from rmjax.types import Batch, Params, StreamTask, Task
 from rmjax.workdir import Preemption, lock
 
+GAIN_STREAMS = 512  # of a split, by which the memory gain is measured
+LEAST_GAIN = 0.05  # nats; a rehearsal that gains less from its memory teaches it next to nothing
 CPU_ITEMS = 8192  # of the streams that a CPU holds at once, see `microbatch`
 # Steps dispatched ahead of the one whose loss is looked at. None on CPU: several devices share a few threads there,
 # and threads that wait in one step's all-reduce can starve another step of them for ever.
@@ -381,8 +383,45 @@ def validate(
         writer.write("valid", step, read)
         return -read["perplexity"]
     found = evaluate.measures(run.source, "valid", score_split(run, mapped, params, "valid"))
-    writer.write("valid", step, found)
+    gains = memory_gain(run, task, mapped, params, "valid")
+    writer.write("valid", step, found | gains)
+    losses = [gain for name, gain in gains.items() if "gain" in name]
+    if losses and max(losses) < LEAST_GAIN and 2 * step >= run.config.train.steps:
+        logging.warning(
+            "Rehearsal does not use the memory: with another stream's memory its losses are at most %.3f nats higher "
+            "(expected: %.2f or more). Mask more (config.rehearsal.mask_ratio), or compare with harder items "
+            "(config.rehearsal.negatives).",
+            max(losses),
+            LEAST_GAIN,
+        )
     return evaluate.better(run.source, found)
+
+
+def paired_batches(run: Run, split: str, streams: int) -> Iterator[tuple[Batch, Batch]]:
+    """Batches of some streams of a split, drawn from all of it, each with one of the same shape, in whose rows there
+    are other streams."""
+    pair = [Subset(run.source, split, streams, run.config.seed, others) for others in (False, True)]
+    settings = data_settings(run) | dict(batch_size=run.config.train.eval_batch_size)
+    with contextlib.ExitStack() as stack:
+        data = [stack.enter_context(contextlib.closing(eval_batches(some, split, **settings))) for some in pair]
+        yield from zip(*data, strict=True)
+
+
+def memory_gain(run: Run, task: Task, mapped: Mapped, params: Params, split: str) -> dict[str, float]:
+    """See `evaluate.memory_gain`; of `GAIN_STREAMS` streams of a split. {} where nothing is rehearsed."""
+    rehearsal = getattr(task, "rehearsal", None)
+    if rehearsal is None or not rehearsal.active:
+        return {}
+    parts = collections.defaultdict(list)
+    for own, other in paired_batches(run, split, GAIN_STREAMS):
+        if run.stopping():
+            raise Preempted(f"asked to stop while evaluating on {split!r}; run the same line again to go on")
+        for name, sums in mapped.rehearsals(params, own, other).items():
+            parts[name].append(sums)
+    whole = {name: np.concatenate(values) for name, values in parts.items()}
+    if jax.process_count() > 1:
+        whole = {name: multihost_utils.process_allgather(value, tiled=True) for name, value in whole.items()}
+    return evaluate.memory_gain(whole)
 
 
 def score_split(run: Run, mapped: Mapped, params: Params, split: str) -> dict[str, np.ndarray]:
@@ -423,9 +462,12 @@ def test(run: Run, task: Task | StreamTask, mapped: Mapped, params: Params) -> l
     if isinstance(task, StreamTask):
         read = measure_texts(run, task, mapped, mapped.put(params), "test")
         return [{"memory": tasks.name_of(run.config)} | {f"test_{name}": value for name, value in read.items()}]
-    scored = score_split(run, mapped, mapped.put(params), "test")
+    params = mapped.put(params)
+    scored = score_split(run, mapped, params, "test")
     streams = stream_ids(run.source, "test")[scored["example_id"]]
-    return evaluate.rows(run.source, "test", tasks.name_of(run.config), scored, streams, run.config.seed)
+    rows = evaluate.rows(run.source, "test", tasks.name_of(run.config), scored, streams, run.config.seed)
+    rows[0] |= memory_gain(run, task, mapped, params, "test")
+    return rows
 
 
 def stream_ids(source: Source, split: str) -> np.ndarray:

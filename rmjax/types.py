@@ -121,6 +121,14 @@ class ItemTask(Task, Protocol):
 
 
 @runtime_checkable
+class RehearsalTask(Task, Protocol):
+    """A task that can tell what its rehearsal owes to the memory."""
+
+    def rehearsals(self, params: Params, batch: Batch, other: Batch) -> dict[str, Array]:
+        """f32 [B, n]: sums of each stream, with its own memory and with that of the same row of `other`."""
+
+
+@runtime_checkable
 class StreamTask(Protocol):
     """A task whose streams go on from step to step. The carry is what `memory` gives, as it was after the last step."""
 
