@@ -49,7 +49,8 @@ def _pick(key: Key, among: Array, count: Array, span: int = 1) -> Array:
     drawn = jax.random.uniform(key, among.shape)
     if span > 1:
         place = jnp.arange(among.shape[-1])
-        drawn = drawn[..., place - place % span] + 1e-6 * drawn  # a run has one draw, and an order of its own
+        within = jax.random.uniform(jax.random.fold_in(key, 1), among.shape)
+        drawn = drawn[..., place - place % span] + 1e-5 * within  # one draw for a run, and an order inside it
     draw = jnp.where(among, drawn, jnp.inf)
     return among & (jnp.argsort(jnp.argsort(draw, -1), -1) < count[..., None])
 
