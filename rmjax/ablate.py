@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -120,11 +121,37 @@ def summary(table: Table, results: Results, data: str) -> list[dict[str, Any]]:
             line |= {"row": name, "seeds": len(readers[name]) if name in table.rows else 0}
             paper = table.rows[name].paper.get(setting or data, {}) if name in table.rows else {}
             for measure in (k for k in readers[name][0] if k not in ("memory", "low", "high")):
-                values = [float(found[measure]) for found in readers[name]]
+                values = [float(found[measure]) for found in readers[name] if measure in found]
                 line[measure.removeprefix("test_")] = spread(values, name in table.rows)
                 if measure in paper:
                     line[f"{measure.removeprefix('test_')}, paper"] = f"{paper[measure]:.4f}"
             lines.append(line)
+    return lines
+
+
+def compare(table: Table, results: Results) -> list[dict[str, Any]]:
+    """How each row differs from the table's baseline, seed by seed: rows of a seed have the same data and order.
+
+    Returns:
+      One line for each setting and other row: the mean difference of the test measure over the seeds that both have,
+      and its 95% bootstrap interval over seeds; [] without a baseline, or with fewer than two such seeds.
+    """
+    lines = []
+    for setting in table.settings:
+        for name in table.rows:
+            seeds = sorted(s for its, row, s in results if (its, row) == (setting, name))
+            pairs = [
+                (results[setting, name, seed][0], results[setting, table.baseline, seed][0])
+                for seed in seeds
+                if (setting, table.baseline, seed) in results
+            ]
+            if name == table.baseline or len(pairs) < 2:
+                continue
+            measure = next(key for key in pairs[0][0] if key.startswith("test_"))
+            low, mean, high = metrics.paired(*np.array([[row[measure], base[measure]] for row, base in pairs]).T)
+            line: dict[str, Any] = {"setting": setting} if setting else {}
+            line |= {"row": name, "against": table.baseline, "seeds": len(pairs)}
+            lines.append(line | {f"{measure.removeprefix('test_')}, difference": mean, "95% from": low, "to": high})
     return lines
 
 
@@ -188,6 +215,10 @@ def run_all(table: Table, todo: list[Job], given: Sequence[str], workdir: Path, 
         (workdir / "table.json").write_text(json.dumps(lines, indent=1))
         logging.info("%s\n%s", table.source, metrics.table(lines))
     print(metrics.table(summary(table, results, data)))
+    differences = compare(table, results)
+    if differences:
+        (workdir / "differences.json").write_text(json.dumps(differences, indent=1))
+        print(f"\n{metrics.table(differences)}")
     return int(failed)
 
 

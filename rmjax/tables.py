@@ -22,6 +22,7 @@ class Table(NamedTuple):
     rows: Mapping[str, Row]
     settings: Mapping[str, Changes] = {"": {}}  # every row is run in each
     share_teacher: bool = False  # rows take the teacher of the first row's run with their seed
+    baseline: str = ""  # the row that others are compared with, seed by seed
 
 
 NO_REHEARSAL = {"rehearsal.recollection": 0.0, "rehearsal.familiarity": 0.0}
@@ -97,6 +98,7 @@ TABLES = {
             ),
         },
         {name: {"data.synthetic.placing": name} for name in ("discrete", "consecutive")},
+        baseline="CM (Only Reason)",
     ),
     "rm5": Table(
         "RM Table 5",
@@ -109,6 +111,7 @@ TABLES = {
             "random sampler": Row({"rehearsal.sampler": "uniform"}, _rm(28.3, 35.7, 0.8813)),
         },
         share_teacher=True,
+        baseline="w/o. rehearsal",
     ),
     "rm6": Table(
         "RM Table 6",

@@ -153,6 +153,28 @@ def test_what_failed_is_left_out_and_run_again_and_what_is_finished_is_not(tmp_p
     assert runs[0][:1] == ["--config=card.py"] and runs[0][-1] == f"--workdir={tmp_path / 'seed0' / 'x' / 'one'}"
 
 
+def test_rows_are_compared_with_the_baseline_seed_by_seed():
+    table = SMALL._replace(baseline="one")
+    results = {
+        (setting, row, seed): [{"memory": "m", "test_auc": 0.6 + seed / 10 + (0.03 + seed / 100) * (row != "one")}]
+        for setting in "xy"
+        for row in table.rows
+        for seed in range(3)
+    }
+    del results["y", "one", 0]
+    first, second = ablate.compare(table, results)
+    assert (first["setting"], first["row"], first["against"], first["seeds"]) == ("x", "Two (L_a)", "one", 3)
+    assert first["auc, difference"] == pytest.approx(0.04)  # 0.03, 0.04, 0.05, though seeds are 0.1 apart
+    assert 0.03 <= first["95% from"] < 0.04 < first["to"] <= 0.05 + 1e-9
+    assert second["seeds"] == 2 and second["auc, difference"] == pytest.approx(0.045)
+    assert ablate.compare(SMALL, results) == []
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_baseline_is_a_row(name):
+    assert not TABLES[name].baseline or TABLES[name].baseline in TABLES[name].rows
+
+
 def test_a_run_that_was_stopped_stops_the_table_with_its_code(tmp_path, runs):
     runs.code = EXIT_PREEMPTED
     with pytest.raises(SystemExit) as stopped:
