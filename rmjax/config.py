@@ -222,6 +222,9 @@ SCHEMA: dict[str, Field] = {
     "rehearsal.span": Field(1, at_least(1), "masked items lie in runs of so many"),
     "rehearsal.detach_items": Field(False, anything, "recollection does not train the features it compares with"),
     "rehearsal.sum_pairs": Field(False, anything, "familiarity is a sum over a stream's pairs (CM Eq. 5), not a mean"),
+    "rehearsal.schedule": Field(
+        "constant", one_of("constant", "falling", "rising"), "of both weights: to 0, or from 0, over the steps"
+    ),
     "rehearsal.layers": Field(3, at_least(1), "layers of the decoder"),
     # reason
     "reason.weight": Field(1.0, at_least(0), "weight of the task's own loss"),

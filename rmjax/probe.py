@@ -21,7 +21,7 @@ from rmjax import evaluate, kept, memoria, metrics, tasks, train
 from rmjax.data.pipeline import Subset, batches, eval_batches
 from rmjax.tasks import rehearsing
 from rmjax.tasks.reasoning import Reasoning
-from rmjax.types import Array, Batch, Key, Params, SequenceModel, StreamTask, Sum, example_keys
+from rmjax.types import Array, Batch, Key, Params, SequenceModel, StreamTask, Sum, Weight, example_keys
 
 BINS = 20  # most ages that are told apart
 LAGS = 15  # of the autocorrelation, as in Memoria Table 7
@@ -37,7 +37,7 @@ class Probe:
     def init(self, key: Key) -> Params:
         return {"rehearsal": self.model.init_rehearsal(key, self.model.init(key)["machine"])}
 
-    def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[float, Sum]]:
+    def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[Weight, Sum]]:
         r, machine = self.model.rehearsal, self.model.machine
         keys = jax.vmap(lambda k: jax.random.split(k, 3))(example_keys(key, batch.example_id))
         memory = self.model.memorize(frozen, batch).memory  # as it is when asked: without dropout

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from rmjax import sparse
-from rmjax.types import Array, Batch, ItemTask, Key, Params, StreamTask, Sum, Task
+from rmjax.types import Array, Batch, ItemTask, Key, Params, StreamTask, Sum, Task, Weight
 
 Pieces = Callable[[int, int], int]
 
@@ -65,10 +65,10 @@ def make_train_step(
         return sparse.put(state, new, task.table, ids), carry, metrics
 
     def step(state: TrainState, carry: Any, frozen: Params, batch: Batch, key: Key, here: Callable[[Params], Params]):
-        def counts(terms: dict[str, tuple[float, Sum]]) -> dict[str, Array]:
+        def counts(terms: dict[str, tuple[Weight, Sum]]) -> dict[str, Array]:
             return {name: count for name, (_, (_, count)) in terms.items()}
 
-        def terms_of(params: Params, rows: Batch) -> tuple[dict[str, tuple[float, Sum]], Any]:
+        def terms_of(params: Params, rows: Batch) -> tuple[dict[str, tuple[Weight, Sum]], Any]:
             if isinstance(task, StreamTask):
                 return task.stream_losses(params, carry, rows, key)
             return task.losses(here(params), frozen, rows, key), carry
@@ -78,7 +78,8 @@ def make_train_step(
             if divisors is None:
                 divisors = at_least_1(total(counts(terms)))
             parts = {name: s / divisors[name] for name, (_, (s, _)) in terms.items()}
-            return sum(weight * parts[name] for name, (weight, _) in terms.items()), (parts, after)
+            weights = {name: weight(state.step) if callable(weight) else weight for name, (weight, _) in terms.items()}
+            return sum(weights[name] * part for name, part in parts.items()), (parts, after)
 
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
 

@@ -17,6 +17,7 @@ Array = jax.Array
 Key = jax.Array  # typed PRNG key(s), `jax.random.key`; a leading axis means one key per example
 Params = Any  # pytree of f32 arrays
 Memory = Any  # a machine's own frozen dataclass; leading axis B; has `segments` i32[B]
+Weight = float | Callable[[Array], Array]  # of a loss term; a function of the step, i32 []
 Sum = tuple[Array, Array]  # (sum, count), both f32 []; added over devices first, divided once
 
 
@@ -99,8 +100,9 @@ class Task(Protocol):
     def init(self, key: Key) -> Params:
         """Parameters of everything that is trained."""
 
-    def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[float, Sum]]:
-        """{term: (weight, (sum, count))}; the loss is the weighted sum of sum / count.
+    def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[Weight, Sum]]:
+        """{term: (weight, (sum, count))}; the loss is the weighted sum of sum / count. A weight is a number, or a
+        function of the step.
 
         `frozen` holds parameters that are used but not trained. `key` is a function of (seed, step); whatever differs
         between examples is drawn from `example_keys(key, batch.example_id)`.
@@ -139,7 +141,7 @@ class StreamTask(Protocol):
 
     def stream_losses(
         self, params: Params, carry: Any, batch: Batch, key: Key
-    ) -> tuple[dict[str, tuple[float, Sum]], Any]:
+    ) -> tuple[dict[str, tuple[Weight, Sum]], Any]:
         """As `Task.losses`, and the carry after the batch."""
 
     def measure(self, params: Params, carry: Any, batch: Batch) -> tuple[dict[str, Array], Any]:

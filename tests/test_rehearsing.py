@@ -8,13 +8,17 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from rmjax import config as configs
-from rmjax import kept
+from rmjax import kept, tasks, train_step
+from rmjax.data import make_source
+from rmjax.data.pipeline import batches
 from rmjax.layers.embeddings import unit_rows
 from rmjax.rehearsal import fragments
 from rmjax.tasks import rehearsing
+from tests.runs import tiny
 from tests.small import ITEMS, batch, keys, noise, recommendation, rehearsal, small
 
 J = 6
@@ -107,3 +111,19 @@ def test_a_run_begun_before_eq_5_was_a_sum_goes_on_as_a_mean(tmp_path):
 
 def test_items_are_all_there_are():
     assert drawn("uniform")[4][1].shape[0] == J < ITEMS
+
+
+@pytest.mark.parametrize("schedule, factors", [("falling", (1.0, 0.5, 0.0)), ("rising", (0.0, 0.5, 1.0))])
+def test_weights_change_over_the_steps(schedule, factors):
+    config = tiny(**{"rehearsal.schedule": schedule, "train.steps": 4, "rehearsal.sampler": "uniform"})
+    source = make_source(config.data, 0)
+    task, optimizer = tasks.make_task(config, source), optax.sgd(0.0)
+    step = jax.jit(train_step.make_train_step(task, optimizer, 0))
+    state = train_step.init_state(task, optimizer, jax.random.key(0))
+    settings = dict(seed=0, batch_size=8, segment_length=10, num_steps=1)
+    (data,) = batches(source, **settings)
+    for factor, number in zip(factors, (0, 2, 4), strict=True):
+        found = step(state.replace(step=jnp.asarray(number)), (), (), data)[2]
+        rehearsed = config.rehearsal.recollection * found["recollection"]
+        rehearsed += config.rehearsal.familiarity * found["familiarity"]
+        assert found["loss"] == pytest.approx(float(found["reason"] + factor * rehearsed), rel=1e-5)

@@ -16,7 +16,7 @@ from rmjax.rehearsal import sampler
 from rmjax.tasks import rehearsing
 from rmjax.tasks.answers import Answers, questions_only
 from rmjax.tasks.rehearsing import Rehearsal
-from rmjax.types import Array, Batch, Key, Memory, MemoryMachine, Params, Sum, example_keys
+from rmjax.types import Array, Batch, Key, Memory, MemoryMachine, Params, Sum, Weight, example_keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,14 +101,14 @@ class Reasoning:
         memorized = self.memorize(params, batch)
         return self._answer(params, memorized.memory, memorized.asked, batch)
 
-    def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[float, Sum]]:
+    def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[Weight, Sum]]:
         if self.items_fixed:
             table = jax.lax.stop_gradient(params["machine"]["embed"])
             params = params | {"machine": params["machine"] | {"embed": table}}
         keys = jax.vmap(lambda k: jax.random.split(k, 3))(example_keys(key, batch.example_id))
         memorized = self.memorize(params, batch, keys[:, 0])
         logits = self._answer(params, memorized.memory, memorized.asked, batch)
-        terms = {"reason": (self.reason, self.answers.loss(logits, batch))}
+        terms: dict[str, tuple[Weight, Sum]] = {"reason": (self.reason, self.answers.loss(logits, batch))}
         if self.rehearsal.active:
             drawn = draw_query(keys[:, 1], batch, memorized)
             query = None
@@ -224,5 +224,5 @@ class Teacher:
             found = jnp.concatenate([found, query], -1) @ params["merge"]
         return self.answers.logits(eyes["encoder"], params["head"], embed_items, found, query, batch)
 
-    def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[float, Sum]]:
+    def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[Weight, Sum]]:
         return {"reason": (1.0, self.answers.loss(self.scores(params, batch), batch))}

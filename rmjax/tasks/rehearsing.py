@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from rmjax.layers.embeddings import num_items, unit_rows
 from rmjax.rehearsal import fragments, objectives, sampler
 from rmjax.rehearsal.decoder import Decoder
-from rmjax.types import Array, Batch, Key, Memory, MemoryMachine, Params, Sum
+from rmjax.types import Array, Batch, Key, Memory, MemoryMachine, Params, Sum, Weight
 
 POOL = 4  # negatives='near' chooses among so many times the items that it takes
 
@@ -32,6 +33,12 @@ class Rehearsal:
     detach_items: bool = False  # recollection leaves the features that it compares with as they are
     sum_pairs: bool = False  # familiarity is summed over a stream's pairs (CM Eq. 5), not their mean
     span: int = 1  # masked items lie in runs of so many
+    schedule: Callable[[Array], Array] | None = None  # step -> what both weights are multiplied with
+
+    def weight(self, name: str) -> Weight:
+        """Of the loss 'recollection' or 'familiarity'."""
+        weight, schedule = getattr(self, name), self.schedule
+        return weight if schedule is None else lambda step: weight * schedule(step)
 
     @property
     def pool(self) -> int:
@@ -141,7 +148,7 @@ def losses(
     found: tuple[Array, Array],
     keys: Key,
     shared: Key,
-) -> dict[str, tuple[float, Sum]]:
+) -> dict[str, tuple[Weight, Sum]]:
     """The rehearsal losses of memories [B] on the chosen segments; keys [B], and one that all rows share."""
     fragment_key, decoder_key = jax.vmap(jax.random.split, out_axes=1)(keys)
     cut = cut_fragments(r, fragment_key, batch, found)
@@ -150,7 +157,7 @@ def losses(
         "familiarity": objectives.over_streams if r.sum_pairs else objectives.over_fragments,
         "recollection": objectives.over_fragments,
     }
-    return {name: (getattr(r, name), combine[name](*loss)) for name, loss in each.items()}
+    return {name: (r.weight(name), combine[name](*loss)) for name, loss in each.items()}
 
 
 def fragment_losses(

@@ -25,7 +25,7 @@ from rmjax.models import (
     unroll,
 )
 from rmjax.reason.heads import cross_entropy
-from rmjax.types import Array, Batch, Key, Params, SequenceModel, Sum, example_keys
+from rmjax.types import Array, Batch, Key, Params, SequenceModel, Sum, Weight, example_keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class LastTokens:
         """What is carried from segment to segment."""
         return self.model.init_state(params, batch_size)
 
-    def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[float, Sum]]:
+    def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[Weight, Sum]]:
         logits, aux = self._logits(params, batch, example_keys(key, batch.example_id))
         return {"reason": (1.0, cross_entropy(logits, batch.target, batch.query_mask)), "model": (1.0, aux)}
 
@@ -91,7 +91,7 @@ class LanguageModel:
 
     def stream_losses(
         self, params: Params, carry: Any, batch: Batch, key: Key
-    ) -> tuple[dict[str, tuple[float, Sum]], Any]:
+    ) -> tuple[dict[str, tuple[Weight, Sum]], Any]:
         carry, (total, count), aux = self._read(params, carry, batch, example_keys(key, batch.example_id))
         return {"next": (1.0, (total.sum(), count.sum())), "model": (1.0, aux)}, jax.lax.stop_gradient(carry)
 
@@ -131,7 +131,7 @@ class Documents:
         """What is carried from segment to segment."""
         return self.model.init_state(params, batch_size)
 
-    def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[float, Sum]]:
+    def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[Weight, Sum]]:
         logits, aux = self._logits(params, batch, example_keys(key, batch.example_id))
         there = batch.item_mask.any(-1) & batch.query_mask
         nats = jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, batch.target[..., None], -1)[..., 0]
