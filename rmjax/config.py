@@ -3,55 +3,25 @@
 from __future__ import annotations
 
 import difflib
-import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
 
-
-class Check(NamedTuple):
-    """What values a field takes, and the words for it."""
-
-    holds: Callable[[Any], bool]
-    text: str
-
-
-class Field(NamedTuple):
-    """One key. Its type is that of the default; an int will do for a float."""
-
-    default: Any
-    check: Check
-    doc: str
-
-
-def at_least(low: float) -> Check:
-    return Check(lambda value: value >= low, f"at least {low}")
-
-
-def above(low: float) -> Check:
-    return Check(lambda value: value > low, f"above {low}")
-
-
-def between(low: float, high: float) -> Check:
-    return Check(lambda value: low <= value <= high, f"from {low} to {high}")
-
-
-def below(low: float, high: float) -> Check:
-    return Check(lambda value: low <= value < high, f"from {low} to just below {high}")
-
-
-def inside(low: float, high: float) -> Check:
-    return Check(lambda value: low < value < high, f"above {low} and below {high}")
-
-
-def one_of(*choices: str) -> Check:
-    return Check(lambda value: value in choices, f"one of {', '.join(choices)}")
-
-
-anything = Check(lambda value: True, "anything")
+from rmjax.registry import (
+    MACHINES,
+    Field,
+    above,
+    anything,
+    at_least,
+    below,
+    between,
+    inside,
+    one_of,
+    wrong,
+)
 
 SOURCES = (
     "simulated_clicks",
@@ -72,9 +42,8 @@ SOURCES = (
 LANGUAGE = ("sorting", "wikitext", "pg19", "enwik8", "books")
 CLASSIFIERS = ("bert", "roberta", "memoria_bert", "memoria_roberta")
 MODELS = ("transformer", "transformer_xl", "compressive", "infinity", "memoria", *CLASSIFIERS)
-MACHINES = ("rehearsal", "continual", "gru", "buffer", "directly_reason", "multihop_reason")
 
-SCHEMA: dict[str, Field] = {
+_FIELDS: dict[str, Field] = {
     "seed": Field(0, at_least(0), "every random draw is a function of it"),
     # data
     "data.name": Field("simulated_clicks", one_of(*SOURCES), "where streams come from"),
@@ -185,27 +154,10 @@ SCHEMA: dict[str, Field] = {
     "memoria.layer": Field(-1, at_least(-1), "layer that engrams are of; -1: the last norm, BERT: the last but one"),
     "memoria.activation": Field("relu", one_of("relu", "none"), "of the abstractor's feed-forward layer"),
     # machine
-    "machine.kind": Field("rehearsal", one_of(*MACHINES), "the memory"),
-    "machine.dim": Field(64, at_least(1), "item width, d"),
-    "machine.slots": Field(20, at_least(1), "memory slots, K"),
-    "machine.layers": Field(3, at_least(1), "layers of the Transformer encoder"),
-    "machine.item_dim": Field(0, at_least(0), "continual: width of items, d_x; 0: machine.dim"),
-    "machine.slot_dim": Field(0, at_least(0), "continual: width of slots, d_m; 0: machine.dim"),
-    "machine.subspaces": Field(4, at_least(1), "continual: gated subspaces, Z; 1: a single head"),
-    "machine.heads": Field(4, at_least(1), "attention heads; divides machine.dim"),
-    "machine.encoder": Field("transformer", one_of("transformer", "bigru"), "the segment encoder"),
-    "machine.dropout": Field(0.0, below(0, 1), "dropout rate of the Transformer layers"),
-    "machine.normalize": Field("slots", one_of("slots", "items"), "what Eq. 1 normalises over"),
-    "machine.item_scale": Field(1.0, above(0), "untrained kernel of the items in Eq. 1, times the usual"),
-    "machine.slot_identity": Field(False, anything, "Eq. 1 sees what each slot was at first beside what it is"),
-    "machine.timescale": Field(50, at_least(0), "segments that an untrained memory reaches back; 0: about two"),
     "machine.block": Field(0, at_least(0), "segments encoded at once; 0: all"),
     "machine.remat": Field(False, anything, "computes a block again in the backward pass rather than keep it"),
     "machine.gradient_segments": Field(0, at_least(0), "segments that gradients pass through at a time; 0: all"),
-    "machine.buffer_length": Field(0, at_least(0), "items a buffer holds; 0: the longest stream"),
-    "machine.recent": Field(20, at_least(0), "buffer: latest items read one by one; 0: none"),
-    "machine.pooled": Field(True, anything, "buffer: reads the mean of all items"),
-    "machine.history_sum": Field(True, anything, "gru: reads the mean of all items besides its state"),
+    "machine.loss": Field(1.0, at_least(0), "weight of the loss that some machines have of their own"),
     # rehearsal
     "rehearsal.fragments": Field(6, at_least(1), "rehearsed segments of a stream, B"),
     "rehearsal.mask_ratio": Field(0.5, between(0, 1), "share of items masked, to recollect"),
@@ -271,6 +223,37 @@ SCHEMA: dict[str, Field] = {
 }  # fmt: skip
 
 
+class Schema(Mapping[str, Field]):
+    """Every key: those above, and those of all registered kinds, which come where their section begins."""
+
+    def __init__(self) -> None:
+        self._kinds: list[str] = []
+        self._fields: dict[str, Field] = {}
+
+    def _current(self) -> dict[str, Field]:
+        if self._kinds != [*MACHINES]:  # also after one was registered
+            self._kinds = [*MACHINES]
+            machine = {"machine.kind": Field("rehearsal", one_of(*MACHINES), "the memory")}
+            machine |= {f"machine.{name}": field for name, field in MACHINES.fields().items()}
+            self._fields = {}
+            for name, field in _FIELDS.items():
+                self._fields |= machine if name == "machine.block" else {}
+                self._fields[name] = field
+        return self._fields
+
+    def __getitem__(self, name: str) -> Field:
+        return self._current()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._current())
+
+    def __len__(self) -> int:
+        return len(self._current())
+
+
+SCHEMA = Schema()
+
+
 def base() -> ConfigDict:
     """All defaults. Unlocked, so that a misspelt key gets as far as `validate`, which knows the right one."""
     config: dict[str, Any] = {}
@@ -292,9 +275,10 @@ def validate(config: ConfigDict) -> None:
     for name, field in SCHEMA.items():
         if name not in values:
             raise ValueError(f"config.{name}: missing; its default is {field.default!r}")
-        wrong = _wrong(field, values[name])
-        if wrong:
-            raise ValueError(f"config.{name} = {values[name]!r}: must be {wrong}")
+        expected = wrong(field, values[name])
+        if expected:
+            raise ValueError(f"config.{name} = {values[name]!r}: must be {expected}")
+    MACHINES.settings(config.machine.kind, config.machine, "config.machine.")
     for message in _conflicts(config):
         raise ValueError(message)
 
@@ -367,24 +351,10 @@ def _neighbours(name: str) -> str:
     return "; there are " + ", ".join(f"config.{key}" for key in inside)
 
 
-def _wrong(field: Field, value: Any) -> str | None:
-    """What the value should have been, None where it is."""
-    wanted = type(field.default)
-    fits = type(value) is wanted or (wanted is float and type(value) is int)
-    if fits and (wanted is not float or math.isfinite(value)) and field.check.holds(value):
-        return None
-    kind = {int: "a whole number", float: "a number", str: "a string", bool: "True or False"}[wanted]
-    return kind if field.check is anything else f"{kind}, {field.check.text}"
-
-
 def _conflicts(config: ConfigDict) -> Iterator[str]:
     """What values that are right one by one cannot be together."""
     machine, train, simulated, movielens = config.machine, config.train, config.data.simulated, config.data.movielens
     width = "item_dim" if machine.item_dim and machine.kind == "continual" else "dim"
-    if machine[width] % machine.heads:
-        yield f"config.machine.heads = {machine.heads} must divide config.machine.{width} = {machine[width]}"
-    if machine.kind == "continual" and machine.dim % machine.subspaces:
-        yield f"config.machine.subspaces = {machine.subspaces} must divide config.machine.dim = {machine.dim}"
     if simulated.clicks_min > simulated.clicks_max:
         least, most = simulated.clicks_min, simulated.clicks_max
         yield f"config.data.simulated.clicks_min = {least} must be at most config.data.simulated.clicks_max = {most}"
@@ -398,7 +368,7 @@ def _conflicts(config: ConfigDict) -> Iterator[str]:
     if config.teacher.share_items and (config.data.vectors or config.data.name == "activitynet"):
         yield "config.teacher.share_items: with config.data.vectors, or frames for items, there is no table to share"
     words = config.data.name in ("babi", "narrativeqa", "tvqa", "activitynet")
-    if machine.dim % 2 and (words or machine.kind == "multihop_reason" or machine.encoder == "bigru"):
+    if machine.dim % 2 and words:
         yield f"config.machine.dim = {machine.dim} must be even: a bidirectional GRU has half of it each way"
     classifies = config.data.name == "hyperpartisan"
     if classifies != (config.model.kind in CLASSIFIERS) and (classifies or config.data.name in LANGUAGE):

@@ -25,7 +25,7 @@ from rmjax.data import make_source
 from rmjax.machines import memorize
 from rmjax.streams import Streams, refuse_words
 from rmjax.tasks.reasoning import Reasoning
-from rmjax.types import Params
+from rmjax.types import Params, at
 
 BASES = 8  # different histories, of which all users' are copies
 CHECKED = 64  # users whose answers are worked out anew
@@ -89,7 +89,8 @@ def load_test(
     task: Reasoning, params: Params, history: int, wanted: list[Request], users: int, **how: Any
 ) -> dict[str, Any]:
     """Fills a store with users of `history` items each, serves, and checks what was answered."""
-    items = len(params["machine"]["embed"])
+    assert task.table is not None
+    items = len(at(params, task.table))
     store = Streams(task, params, capacity=users, segments=(1, 64), **how)
     bases = np.random.default_rng(1).integers(0, items, (BASES, history))
     begin = time.perf_counter()

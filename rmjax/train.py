@@ -30,7 +30,7 @@ from rmjax.optim import make_optimizer
 from rmjax.parallel import Mapped, make_mapped
 from rmjax.tasks import sequences
 from rmjax.train_step import Pieces, TrainState, init_state
-from rmjax.types import Batch, Params, StreamTask, Task
+from rmjax.types import Batch, ItemTask, Params, StreamTask, Task, at, replace_at
 from rmjax.workdir import Preemption, lock
 
 GAIN_STREAMS = 512  # of a split, by which the memory gain is measured
@@ -218,12 +218,22 @@ def fresh_state(run: Run, stage: Stage, frozen: Params = ()) -> TrainState:
         state = dataclasses.replace(state, params=kept.read_start(Path(start), run.source, state.params))
     elif tasks.is_sequence(run.config) and run.config.model.pretrained:
         state = dataclasses.replace(state, params=sequences.pretrained(run.config, state.params))
+    rows: Any = None
     if frozen and run.config.teacher.share_items:
-        state.params["machine"]["embed"] = np.array(frozen["embed"])
+        rows = np.array(frozen["embed"])
     elif stage.name == "model" and not start and (words := tasks.word_vectors(run.config, run.source)):
         vectors, there = words
-        state.params["machine"]["embed"] = np.where(there[:, None], vectors, state.params["machine"]["embed"])
+        rows = np.where(there[:, None], vectors, at(state.params, item_table(stage.task)))
+    if rows is not None:
+        state = dataclasses.replace(state, params=replace_at(state.params, item_table(stage.task), rows))
     return state
+
+
+def item_table(task: Any) -> tuple[str, ...]:
+    """Where a task's item table is; raises ValueError if it has none."""
+    if not isinstance(task, ItemTask) or not task.table:
+        raise ValueError("this model has no item table: leave config.teacher.share_items and config.data.vectors out")
+    return task.table
 
 
 def fresh_carry(task: StreamTask, params: Params, batch_size: int) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from rmjax import sparse
-from rmjax.types import Array, Batch, ItemTask, Key, Params, StreamTask, Sum, Task, Weight
+from rmjax.types import Array, Batch, ItemTask, Key, Params, StreamTask, Sum, Task, Weight, at
 
 Pieces = Callable[[int, int], int]
 
@@ -49,7 +48,7 @@ def make_train_step(
     `carry` is per-stream state that outlives a step: of a `StreamTask`; others have none and pass () through.
     sparse_items: of an `ItemTask`'s table the step reads and writes the rows that the batch touches, see `sparse`.
     """
-    if sparse_items and not isinstance(task, ItemTask):
+    if sparse_items and not (isinstance(task, ItemTask) and task.table):
         raise ValueError(f"sparse_items: {type(task).__name__} has no item table")
     total = (lambda x: jax.lax.psum(x, axis)) if axis else (lambda x: x)
 
@@ -57,8 +56,8 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         if not sparse_items:
             return step(state, carry, frozen, batch, key, lambda params: params)
-        assert isinstance(task, ItemTask)
-        items = len(functools.reduce(operator.getitem, task.table, state.params))
+        assert isinstance(task, ItemTask) and task.table
+        items = len(at(state.params, task.table))
         ids = sparse.touched(task.item_ids(batch, key, items), items, axis)
         here = functools.partial(sparse.as_table, table=task.table, ids=ids, num_items=items)
         new, carry, metrics = step(sparse.take(state, task.table, ids), carry, frozen, batch, key, here)

@@ -15,11 +15,10 @@ from rmjax import config as configs
 from rmjax import kept, tasks, train_step
 from rmjax.data import make_source
 from rmjax.data.pipeline import batches
-from rmjax.layers.embeddings import unit_rows
 from rmjax.rehearsal import fragments
 from rmjax.tasks import rehearsing
 from tests.runs import tiny
-from tests.small import ITEMS, batch, keys, noise, recommendation, rehearsal, small
+from tests.small import DIM, ITEMS, batch, keys, noise, recommendation, rehearsal, small
 
 J = 6
 
@@ -43,7 +42,7 @@ def drawn(negatives: str, **how):
 
 def ids_of(params, rows: np.ndarray) -> np.ndarray:
     """Which items have these features."""
-    table = np.asarray(unit_rows(params["machine"]))
+    table = np.asarray(small("gru").machine.embed(params["machine"], None)) * DIM**-0.5
     distance = np.abs(np.asarray(rows)[..., None, :] - table).max(-1)
     assert (distance.min(-1) < 1e-6).all()
     return distance.argmin(-1)

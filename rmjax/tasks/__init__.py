@@ -14,48 +14,28 @@ from rmjax.data.source import Questions, Source
 from rmjax.data.texts import Texts
 from rmjax.data.vectors import read_vectors
 from rmjax.layers.transformer import Transformer
+from rmjax.registry import MACHINES
 from rmjax.rehearsal.decoder import Decoder
 from rmjax.tasks.answers import Answers
 from rmjax.tasks.reasoning import Reasoning, Teacher
 from rmjax.tasks.rehearsing import Rehearsal
 from rmjax.tasks.sequences import make_documents, make_language_model, make_sorting
-from rmjax.types import StreamTask, Task
+from rmjax.types import Context, StreamTask, Task
 
 SEQUENCES = ("sorting", "wikitext", "pg19", "enwik8", "books", "hyperpartisan")  # data of sequence models
 
 
 def make_machine(config: Any, source: Source) -> machines.MemoryMachine:
     """The machine that config.machine describes, over the source's items."""
-    m, n = config.machine, config.data.segment_length
-    settings: dict[str, Any] = {"width": feature_width(config, source)}
-    if m.kind in ("rehearsal", "continual"):
-        settings |= dict(
-            slots=m.slots,
-            layers=m.layers,
-            heads=m.heads,
-            encoder=m.encoder,
-            dropout=m.dropout,
-            normalize=m.normalize,
-            slot_identity=m.slot_identity,
-            item_scale=m.item_scale,
-            hops=config.reason.hops,
-            segment_length=n,
-            timescale=m.timescale,
-            dtype=jnp.dtype(config.train.compute_dtype),
-        )
-        if m.kind == "continual":
-            settings |= dict(item_dim=m.item_dim, slot_dim=m.slot_dim, subspaces=m.subspaces)
-    elif m.kind == "gru":
-        settings |= dict(history_sum=m.history_sum, timescale=m.timescale * n)
-    else:
-        settings |= dict(buffer_length=m.buffer_length or source.max_items)
-        if m.kind != "directly_reason":
-            settings |= dict(hops=config.reason.hops)
-        if m.kind == "directly_reason":
-            settings |= dict(timescale=m.timescale * n)
-        if m.kind == "buffer":
-            settings |= dict(recent=m.recent, pooled=m.pooled)
-    return machines.make(m.kind, source.num_items, dim=m.dim, **settings)
+    context = Context(
+        segment_length=config.data.segment_length,
+        max_items=source.max_items,
+        width=feature_width(config, source),
+        hops=config.reason.hops,
+        dtype=jnp.dtype(config.train.compute_dtype),
+    )
+    kind = config.machine.kind
+    return machines.build(kind, source.num_items, MACHINES.settings(kind, config.machine, "config.machine."), context)
 
 
 def feature_width(config: Any, source: Source) -> int:
@@ -133,6 +113,7 @@ def make_reasoning(config: Any, source: Source) -> Reasoning:
         ),
         segment_length=config.data.segment_length,
         reason=config.reason.weight,
+        machine_loss=config.machine.loss,
         items_fixed=config.teacher.share_items,
         block=m.block,
         remat=m.remat,

@@ -16,7 +16,7 @@ from rmjax.rehearsal import sampler
 from rmjax.tasks import rehearsing
 from rmjax.tasks.answers import Answers, questions_only
 from rmjax.tasks.rehearsing import Rehearsal
-from rmjax.types import Array, Batch, Key, Memory, MemoryMachine, Params, Sum, Weight, example_keys
+from rmjax.types import Array, Batch, Key, Memory, MemoryMachine, Params, Sum, Weight, at, example_keys, replace_at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +28,16 @@ class Reasoning:
     rehearsal: Rehearsal
     segment_length: int
     reason: float = 1.0  # lambda_3
+    machine_loss: float = 1.0  # weight of what the machine's own `write` adds to the loss
     items_fixed: bool = False  # the item table is not trained: it came from somewhere better
     block: int = 0
     remat: bool = False
     gradient_segments: int = 0
-    table: tuple[str, ...] = dataclasses.field(default=("machine", "embed"), init=False)
+
+    @property
+    def table(self) -> tuple[str, ...] | None:
+        """Where the item table is in the parameters; None: the machine has none."""
+        return None if self.machine.table is None else ("machine", *self.machine.table)
 
     def item_ids(self, batch: Batch, key: Key, num_items: int) -> Array:
         ids = [ids for ids in (batch.items, batch.negative_items) if jnp.issubdtype(ids.dtype, jnp.integer)]
@@ -103,12 +108,14 @@ class Reasoning:
 
     def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[Weight, Sum]]:
         if self.items_fixed:
-            table = jax.lax.stop_gradient(params["machine"]["embed"])
-            params = params | {"machine": params["machine"] | {"embed": table}}
+            assert self.table is not None
+            params = replace_at(params, self.table, jax.lax.stop_gradient(at(params, self.table)))
         keys = jax.vmap(lambda k: jax.random.split(k, 3))(example_keys(key, batch.example_id))
         memorized = self.memorize(params, batch, keys[:, 0])
         logits = self._answer(params, memorized.memory, memorized.asked, batch)
         terms: dict[str, tuple[Weight, Sum]] = {"reason": (self.reason, self.answers.loss(logits, batch))}
+        if self.machine.has_loss:
+            terms["machine"] = (self.machine_loss, memorized.aux)
         if self.rehearsal.active:
             drawn = draw_query(keys[:, 1], batch, memorized)
             query = None

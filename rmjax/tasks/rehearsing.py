@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rmjax.layers.embeddings import num_items, unit_rows
+from rmjax.layers.embeddings import num_items
 from rmjax.rehearsal import fragments, objectives, sampler
 from rmjax.rehearsal.decoder import Decoder
-from rmjax.types import Array, Batch, Key, Memory, MemoryMachine, Params, Sum, Weight
+from rmjax.types import Array, Batch, Key, Memory, MemoryMachine, Params, Sum, Weight, at
 
 POOL = 4  # negatives='near' chooses among so many times the items that it takes
 
@@ -94,23 +94,28 @@ def alternatives(
     Args:
       keys: one for the whole batch, which shares its sampled ids; [B], by which each stream draws its own.
     """
+    machine_params = jax.lax.stop_gradient(params["machine"]) if r.detach_items else params["machine"]
+
+    def unit(items: Array | None) -> Array:
+        """Of about unit length; None: of all items."""
+        features = machine.embed(machine_params, items)
+        return features * features.shape[-1] ** -0.5
+
     if not jnp.issubdtype(batch.items.dtype, jnp.floating):
-        machine_params, truth = params["machine"], jnp.take_along_axis(cut.items, cut.hidden_at, 2)
-        if r.detach_items:
-            machine_params = jax.lax.stop_gradient(machine_params)
-        target = unit_rows(machine_params, truth)
+        truth = jnp.take_along_axis(cut.items, cut.hidden_at, 2)
         if r.negatives == "partner":
             ids, valid = batch.negative_items[:, None, None], batch.negative_mask[:, None, None]
-            return target, unit_rows(machine_params, ids[:, 0]), (ids == truth[..., None]) | ~valid
+            return unit(truth), unit(ids[:, 0]), (ids == truth[..., None]) | ~valid
         if r.negatives == "stream":
             place = draw_places(r, keys[1], batch)
             ids = jnp.take_along_axis(batch.items.reshape(len(place), -1), place, 1)[:, None, None]
-            return target, unit_rows(machine_params, ids[:, 0]), ids == truth[..., None]
+            return unit(truth), unit(ids[:, 0]), ids == truth[..., None]
         if not r.sampled_items:
-            table = unit_rows(machine_params)
+            table = unit(None)
             return table.at[truth].get(mode="clip"), table, None
-        sampled = sample_items(r, keys[0], num_items(machine_params["embed"]))
-        others, same = unit_rows(machine_params, sampled), sampled == truth[..., None]
+        assert machine.table is not None
+        sampled = sample_items(r, keys[0], num_items(at(machine_params, machine.table)))
+        target, others, same = unit(truth), unit(sampled), sampled == truth[..., None]
         if r.negatives == "near":
             near = jnp.where(same, -jnp.inf, target @ others.T)
             same |= near < jax.lax.top_k(near, r.sampled_items)[0][..., -1:]
@@ -120,10 +125,6 @@ def alternatives(
     others = jnp.take_along_axis(batch.items.reshape(rows, -1, width), place[..., None], 1)
     truth = jnp.take_along_axis(cut.items, cut.hidden_at[..., None], 2)
     same = place[:, None, None] == (cut.segment[..., None] * length + cut.hidden_at)[..., None]
-
-    def unit(x: Array) -> Array:
-        features = machine.embed(params["machine"], x)
-        return features * features.shape[-1] ** -0.5
 
     return unit(truth), unit(others)[:, None], same
 
