@@ -73,7 +73,7 @@ def run(job: Job, given: Sequence[str], stop: Preemption) -> list[dict[str, Any]
     results = job.workdir / "results.json"
     if not results.exists():
         job.workdir.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "rmjax.main", *given, *job.flags, f"--workdir={job.workdir}"]
+        command = [sys.executable, "-m", "rmjax.main", "--unread=warn", *given, *job.flags, f"--workdir={job.workdir}"]
         with (job.workdir / "log.txt").open("a") as log:
             code = wait(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT), stop)
         if stop.requested or code == EXIT_PREEMPTED:

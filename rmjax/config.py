@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict
 
 from rmjax.registry import (
@@ -18,6 +21,7 @@ from rmjax.registry import (
     at_least,
     below,
     between,
+    fields_of,
     inside,
     one_of,
     wrong,
@@ -40,6 +44,7 @@ SOURCES = (
     "hyperpartisan",
 )
 LANGUAGE = ("sorting", "wikitext", "pg19", "enwik8", "books")
+SECTIONS = {"simulated_clicks": "simulated"} | dict.fromkeys(("wikitext", "pg19", "enwik8", "books"), "text")
 CLASSIFIERS = ("bert", "roberta", "memoria_bert", "memoria_roberta")
 MODELS = ("transformer", "transformer_xl", "compressive", "infinity", "memoria", *CLASSIFIERS)
 
@@ -292,6 +297,93 @@ def check_flags(argv: Sequence[str], also: str = "$^") -> None:
             continue
         if not any(f"{name}.".startswith(f"{override[1]}.") for name in SCHEMA):
             raise SystemExit(_unknown(override[1]))
+
+
+def reads(config: Any, name: str) -> bool:
+    """Whether a run with this config looks at a key."""
+    section, *inner = name.split(".")
+    sequence = config.data.name in (*LANGUAGE, "hyperpartisan")
+    if section == "data" and len(inner) == 2:
+        source = config.data.name
+        if source == "xlong" and not config.data.dir:
+            source = "simulated_clicks"
+        return inner[0] == SECTIONS.get(source, source)
+    if section in ("model", "memoria"):
+        return sequence and (section == "model" or "memoria" in config.model.kind)
+    if section in ("machine", "rehearsal", "reason", "teacher"):
+        of_kinds = MACHINES.fields() if section == "machine" else {}
+        return not sequence and (
+            inner[0] not in of_kinds or inner[0] in fields_of(MACHINES[config.machine.kind].settings)
+        )
+    return True
+
+
+def refuse_unread(config: Any, argv: Sequence[str], warn: bool = False) -> None:
+    """Looks for keys that are set and that this run does not look at.
+
+    Args:
+      argv: the command line; what it sets is refused, and what the config file sets is a warning.
+      warn: all of them are warnings, as for one row of a table whose flags hold for all rows.
+
+    Raises:
+      ValueError: a flag sets such a key; names it, and what the run has in its place.
+    """
+    flagged = {override[1] for argument in argv if (override := re.match(r"--?(?:no)?config\.([^=]+)", argument))}
+    for name, value in _flatten(config):
+        if reads(config, name) or (name not in flagged and value == SCHEMA[name].default):
+            continue
+        kind = config.model.kind if config.data.name in (*LANGUAGE, "hyperpartisan") else config.machine.kind
+        message = f"config.{name} = {value!r}: this run does not read it (config.data.name = {config.data.name!r}, "
+        message += f"and {kind!r} remembers)"
+        if name in flagged and not warn:
+            raise ValueError(f"{message}: leave the flag out, or choose what reads it")
+        logging.warning("%s.", message)
+
+
+def import_modules(argv: Sequence[str]) -> None:
+    """Imports what --import=my_package.memories,... names, so that it can register kinds before flags are parsed.
+
+    Raises:
+      SystemExit: there is no such module, or it fails; says why.
+    """
+    for argument in argv:
+        if named := re.fullmatch(r"--?import=(.*)", argument):
+            for module in filter(None, named[1].split(",")):
+                sys.path[:0] = [] if "" in sys.path or str(Path.cwd()) in sys.path else [str(Path.cwd())]
+                try:
+                    importlib.import_module(module)
+                except Exception as error:
+                    raise SystemExit(f"--import={module}: {type(error).__name__}: {error}") from error
+
+
+def answer_list(argv: Sequence[str]) -> None:
+    """Prints all kinds, or the keys of one, and ends the process, if argv has --list or --list=machine.rehearsal.
+
+    Raises:
+      SystemExit: with 0, or with the right names where there is no such kind.
+    """
+    for argument in argv[1:]:
+        if asked := re.fullmatch(r"--?list(?:=(.*))?", argument):
+            print(_listed(asked[1] or ""))
+            raise SystemExit(0)
+
+
+def _listed(name: str) -> str:
+    kinds = {f"{registry.section}.{kind}": (registry, kind) for registry in (MACHINES,) for kind in registry}
+    if not name:
+        rows = [f"{registry.section}: {', '.join(registry)}" for registry in (MACHINES,)]
+        lists = {"data": SOURCES, "model": MODELS}
+        rows += [f"{section}: {', '.join(names)}" for section, names in lists.items()]
+        return "\n".join([*rows, "", "--list=machine.rehearsal prints the keys of one."])
+    if name not in kinds:
+        near = difflib.get_close_matches(name, kinds, n=1)
+        raise SystemExit(f"--list={name}: no such kind; " + (f"did you mean {near[0]}?" if near else ", ".join(kinds)))
+    registry, kind = kinds[name]
+    return "\n".join(
+        f"--config.{registry.section}.{field}={f.default!r}  {f.doc}"
+        + ("" if f.check is anything else f" ({f.check.text})")
+        for field, f in fields_of(registry[kind].settings).items()
+    )
 
 
 def options(arg: str | None, allowed: Sequence[str]) -> frozenset[str]:

@@ -181,3 +181,11 @@ MACHINES = Registry(
         "multihop_reason": "rmjax.machines.multihop_reason",
     },
 )
+
+
+def register_machine(name: str, settings: type) -> Callable[[T], T]:
+    """Decorates `make(num_items, settings, context) -> MemoryMachine`, of a machine from outside this package.
+
+    Then `--config.machine.kind=<name>` works with `--import=<its module>`; see `Registry.register` for errors.
+    """
+    return MACHINES.register(name, settings)
