@@ -199,10 +199,11 @@ def test_a_loss_of_the_machine_itself_counts_with_its_weight():
         return new, (jnp.where(alive, memory.segments + 1.0, 0.0).sum(), alive.sum().astype(jnp.float32))
 
     machine = base._replace(write=write, has_loss=True)
-    task = recommendation(machine, rehearsal(recollection=0.0, familiarity=0.0), machine_loss=0.25)
+    plain = rehearsal(recollection=0.0, familiarity=0.0)
+    task = recommendation(machine, plain, machine_loss=0.25)
     params, data = noise(task.init), batch()
     terms = task.losses(params, (), data, jax.random.key(0))
     weight, (total, count) = terms["machine"]
     segments = np.asarray(data.item_mask).any(-1).sum(1)
     assert weight == 0.25 and count == segments.sum() and total == (segments * (segments + 1) / 2).sum()
-    assert "machine" not in recommendation(base).losses(params, (), data, jax.random.key(0))
+    assert "machine" not in recommendation(base, plain).losses(params, (), data, jax.random.key(0))
