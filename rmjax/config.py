@@ -14,8 +14,11 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 
 from rmjax.registry import (
+    CLASSIFIERS,
+    LANGUAGE_MODELS,
     MACHINES,
     Field,
+    Registry,
     above,
     anything,
     at_least,
@@ -44,9 +47,8 @@ SOURCES = (
     "hyperpartisan",
 )
 LANGUAGE = ("sorting", "wikitext", "pg19", "enwik8", "books")
+SEQUENCES = (*LANGUAGE, "hyperpartisan")  # data of sequence models
 SECTIONS = {"simulated_clicks": "simulated"} | dict.fromkeys(("wikitext", "pg19", "enwik8", "books"), "text")
-CLASSIFIERS = ("bert", "roberta", "memoria_bert", "memoria_roberta")
-MODELS = ("transformer", "transformer_xl", "compressive", "infinity", "memoria", *CLASSIFIERS)
 
 _FIELDS: dict[str, Field] = {
     "seed": Field(0, at_least(0), "every random draw is a function of it"),
@@ -129,18 +131,7 @@ _FIELDS: dict[str, Field] = {
     "data.sorting.valid": Field(800, at_least(1), "sequences to validate on"),
     "data.sorting.test": Field(800, at_least(1), "sequences to test on"),
     # model, of sequences
-    "model.kind": Field("memoria", one_of(*MODELS), "the sequence model"),
-    "model.dim": Field(512, at_least(1), "width"),
-    "model.layers": Field(5, at_least(1), "layers"),
-    "model.heads": Field(4, at_least(1), "attention heads; divides model.dim"),
-    "model.dropout": Field(0.1, below(0, 1), "dropout rate"),
-    "model.initial": Field(0.02, above(0), "standard deviation of untrained kernels and tables"),
     "model.pretrained": Field("", anything, "folder of a Hugging Face checkpoint to begin with; empty: drawn values"),
-    "model.memory": Field(0, at_least(0), "transformer_xl, compressive, infinity: rows remembered; 0: a segment's"),
-    "model.compression": Field(4, at_least(1), "compressive: inputs in one row; half of the rows are compressed"),
-    "model.reconstruction": Field(1.0, at_least(0), "compressive: weight of the attention-reconstruction loss"),
-    "model.sticky": Field(True, anything, "infinity: the past is sampled where attention went"),
-    "model.remat": Field(False, anything, "computes a layer again in the backward pass rather than keep it"),
     "model.gradient_segments": Field(1, at_least(0), "segments that gradients pass through at a time; 0: all"),
     "memoria.working": Field(50, at_least(1), "engrams born each segment, N_wm"),
     "memoria.short_term_capacity": Field(400, at_least(0), "engrams in short-term memory, C_stm"),
@@ -236,13 +227,18 @@ class Schema(Mapping[str, Field]):
         self._fields: dict[str, Field] = {}
 
     def _current(self) -> dict[str, Field]:
-        if self._kinds != [*MACHINES]:  # also after one was registered
-            self._kinds = [*MACHINES]
-            machine = {"machine.kind": Field("rehearsal", one_of(*MACHINES), "the memory")}
-            machine |= {f"machine.{name}": field for name, field in MACHINES.fields().items()}
-            self._fields = {}
+        kinds = [*MACHINES, *LANGUAGE_MODELS, *CLASSIFIERS]
+        if self._kinds != kinds:  # also after one was registered
+            models = {**LANGUAGE_MODELS.fields(), **CLASSIFIERS.fields()}
+            model_kinds = one_of(*LANGUAGE_MODELS, *CLASSIFIERS)
+            sections = {
+                "machine": {"kind": Field("rehearsal", one_of(*MACHINES), "the memory"), **MACHINES.fields()},
+                "model": {"kind": Field("memoria", model_kinds, "the sequence model"), **models},
+            }
+            self._kinds, self._fields = kinds, {}
             for name, field in _FIELDS.items():
-                self._fields |= machine if name == "machine.block" else {}
+                section = name.partition(".")[0]
+                self._fields |= {f"{section}.{key}": of_kind for key, of_kind in sections.pop(section, {}).items()}
                 self._fields[name] = field
         return self._fields
 
@@ -283,7 +279,8 @@ def validate(config: ConfigDict) -> None:
         expected = wrong(field, values[name])
         if expected:
             raise ValueError(f"config.{name} = {values[name]!r}: must be {expected}")
-    MACHINES.settings(config.machine.kind, config.machine, "config.machine.")
+    MACHINES.settings(config.machine.kind, config.machine, "config.machine.", config)
+    models_of(config).settings(config.model.kind, config.model, "config.model.", config)
     for message in _conflicts(config):
         raise ValueError(message)
 
@@ -302,14 +299,18 @@ def check_flags(argv: Sequence[str], also: str = "$^") -> None:
 def reads(config: Any, name: str) -> bool:
     """Whether a run with this config looks at a key."""
     section, *inner = name.split(".")
-    sequence = config.data.name in (*LANGUAGE, "hyperpartisan")
+    sequence = is_sequence(config)
     if section == "data" and len(inner) == 2:
         source = config.data.name
         if source == "xlong" and not config.data.dir:
             source = "simulated_clicks"
         return inner[0] == SECTIONS.get(source, source)
-    if section in ("model", "memoria"):
-        return sequence and (section == "model" or "memoria" in config.model.kind)
+    if section == "memoria":
+        return sequence and "memoria" in config.model.kind
+    if section == "model":
+        kinds = {**LANGUAGE_MODELS.fields(), **CLASSIFIERS.fields()}
+        mine = fields_of(models_of(config)[config.model.kind].settings)
+        return sequence and (inner[0] not in kinds or inner[0] in mine)
     if section in ("machine", "rehearsal", "reason", "teacher"):
         of_kinds = MACHINES.fields() if section == "machine" else {}
         return not sequence and (
@@ -332,7 +333,7 @@ def refuse_unread(config: Any, argv: Sequence[str], warn: bool = False) -> None:
     for name, value in _flatten(config):
         if reads(config, name) or (name not in flagged and value == SCHEMA[name].default):
             continue
-        kind = config.model.kind if config.data.name in (*LANGUAGE, "hyperpartisan") else config.machine.kind
+        kind = config.model.kind if is_sequence(config) else config.machine.kind
         message = f"config.{name} = {value!r}: this run does not read it (config.data.name = {config.data.name!r}, "
         message += f"and {kind!r} remembers)"
         if name in flagged and not warn:
@@ -369,11 +370,11 @@ def answer_list(argv: Sequence[str]) -> None:
 
 
 def _listed(name: str) -> str:
-    kinds = {f"{registry.section}.{kind}": (registry, kind) for registry in (MACHINES,) for kind in registry}
+    registries = (MACHINES, LANGUAGE_MODELS, CLASSIFIERS)
+    kinds = {f"{registry.section}.{kind}": (registry, kind) for registry in registries for kind in registry}
     if not name:
-        rows = [f"{registry.section}: {', '.join(registry)}" for registry in (MACHINES,)]
-        lists = {"data": SOURCES, "model": MODELS}
-        rows += [f"{section}: {', '.join(names)}" for section, names in lists.items()]
+        rows = [f"{registry.section}: {', '.join(registry)}" for registry in registries]
+        rows.append(f"data: {', '.join(SOURCES)}")
         return "\n".join([*rows, "", "--list=machine.rehearsal prints the keys of one."])
     if name not in kinds:
         near = difflib.get_close_matches(name, kinds, n=1)
@@ -462,11 +463,7 @@ def _conflicts(config: ConfigDict) -> Iterator[str]:
     words = config.data.name in ("babi", "narrativeqa", "tvqa", "activitynet")
     if machine.dim % 2 and words:
         yield f"config.machine.dim = {machine.dim} must be even: a bidirectional GRU has half of it each way"
-    classifies = config.data.name == "hyperpartisan"
-    if classifies != (config.model.kind in CLASSIFIERS) and (classifies or config.data.name in LANGUAGE):
-        kinds = CLASSIFIERS if classifies else [kind for kind in MODELS if kind not in CLASSIFIERS]
-        yield f"config.model.kind = {config.model.kind!r}: for {config.data.name} there are {', '.join(kinds)}"
-    if classifies or config.data.name in LANGUAGE:
+    if is_sequence(config):
         yield from _model_conflicts(config)
     rehearsal = config.rehearsal
     if rehearsal.negatives in ("near", "stream") and not rehearsal.sampled_items:
@@ -479,22 +476,26 @@ def _conflicts(config: ConfigDict) -> Iterator[str]:
         yield f"config.train.model_devices = {train.model_devices} needs config.train.mapping = 'mesh'"
 
 
+def models_of(config: Any) -> Registry:
+    """The kinds of sequence model for the data of a config; raises ValueError if config.model.kind is none of them."""
+    kind, classifies = config.model.kind, config.data.name == "hyperpartisan"
+    if not is_sequence(config):
+        return CLASSIFIERS if kind in CLASSIFIERS else LANGUAGE_MODELS  # none is made
+    registry = CLASSIFIERS if classifies else LANGUAGE_MODELS
+    if kind not in registry:
+        raise ValueError(f"config.model.kind = {kind!r}: for {config.data.name} there are {', '.join(registry)}")
+    return registry
+
+
+def is_sequence(config: Any) -> bool:
+    """Whether a sequence model (config.model) reads the data, or a memory machine (config.machine)."""
+    return config.data.name in SEQUENCES
+
+
 def _model_conflicts(config: ConfigDict) -> Iterator[str]:
     """The same of sequence models."""
     model, data, train = config.model, config.data, config.train
-    texts, memory = data.name in LANGUAGE and data.name != "sorting", model.memory or data.segment_length
-    if model.dim % model.heads:
-        yield f"config.model.heads = {model.heads} must divide config.model.dim = {model.dim}"
-    if (model.kind == "infinity" and memory % 2) or (model.kind == "compressive" and memory < 2):
-        fit = "even" if model.kind == "infinity" else "at least 2"
-        yield f"config.model.memory: {model.kind} remembers {memory} rows (0: a segment's); must be {fit}"
-    encoder = model.kind in CLASSIFIERS
-    last = model.layers - 2 if encoder else model.layers - 1
-    if "memoria" in model.kind and last < 0:
-        yield f"config.model.layers = {model.layers}: {model.kind} needs two, one of them above its memory"
-    elif "memoria" in model.kind and config.memoria.layer > last:
-        layers = f"config.model.layers = {model.layers}" + (", of which one is above it" if encoder else "")
-        yield f"config.memoria.layer = {config.memoria.layer}: must be at most {last}, for {layers}"
+    texts = data.name in LANGUAGE and data.name != "sorting"
     if data.name == "hyperpartisan" and data.segment_length < 3:
         yield f"config.data.segment_length = {data.segment_length}: must be at least 3, two tokens of it are marks"
     if texts and model.gradient_segments > data.segments:
@@ -502,8 +503,6 @@ def _model_conflicts(config: ConfigDict) -> Iterator[str]:
         yield f"{reach}: gradients end with a step of config.data.segments = {data.segments}: raise that too"
     if texts and train.microbatch:
         yield "config.train.microbatch: of texts a device holds all rows at once; lower config.train.batch_size"
-    if model.pretrained and model.kind in ("transformer_xl", "compressive"):
-        yield f"config.model.pretrained: there are no checkpoints for config.model.kind = {model.kind!r}"
     if model.pretrained and train.start_from:
         yield "config.model.pretrained and config.train.start_from: a model begins with one of them"
     if data.vectors:

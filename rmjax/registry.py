@@ -94,10 +94,11 @@ class Registry(Mapping[str, Kind]):
       section: what its keys begin with in a config, such as 'machine'.
       rows: {name: module}; the module has `Settings` and `make`. Packages add rows by entry points of the group
         'rmjax.<section>'.
+      maker: the name of that function, if it is another one.
     """
 
-    def __init__(self, section: str, rows: Mapping[str, str]):
-        self.section = section
+    def __init__(self, section: str, rows: Mapping[str, str], maker: str = "make"):
+        self.section, self._maker = section, maker
         self._modules = {**rows, **{point.name: point.value for point in entry_points(group=f"rmjax.{section}")}}
         self._registered: dict[str, Kind] = {}
 
@@ -128,14 +129,15 @@ class Registry(Mapping[str, Kind]):
         """The fields of all kinds; those of one name are one key."""
         return {name: field for kind in self.values() for name, field in fields_of(kind.settings).items()}
 
-    def settings(self, name: str, values: Mapping[str, Any], prefix: str = "") -> Any:
+    def settings(self, name: str, values: Mapping[str, Any], prefix: str = "", config: Any = None) -> Any:
         """The settings of a kind, from values among which there may be others.
 
-        A dataclass of settings may have a method `conflicts`, which yields what is wrong with values that are right
-        one by one: "{heads} must divide {dim}".
+        A dataclass of settings may have a method `conflicts(config)`, which yields what is wrong with values that are
+        right one by one: "{heads} must divide {dim}".
 
         Args:
           prefix: stands before the names in errors, such as 'config.machine.'.
+          config: of the whole run, where there is one.
 
         Raises:
           ValueError: no such kind; a value out of range, or in conflict with another.
@@ -146,7 +148,7 @@ class Registry(Mapping[str, Kind]):
             if expected := wrong(fields[field], value):
                 raise ValueError(f"{prefix}{field} = {value!r}: must be {expected}")
         made = settings(**chosen)
-        for message in made.conflicts() if hasattr(made, "conflicts") else ():
+        for message in made.conflicts(config) if hasattr(made, "conflicts") else ():
             raise ValueError(message.format(**{field: f"{prefix}{field} = {getattr(made, field)}" for field in fields}))
         return made
 
@@ -158,7 +160,7 @@ class Registry(Mapping[str, Kind]):
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(self)}"
             raise ValueError(f"unknown {self.section} {name!r}; {hint}")
         module = importlib.import_module(self._modules[name])
-        return Kind(module.Settings, module.make)
+        return Kind(module.Settings, getattr(module, self._maker))
 
     def __contains__(self, name: object) -> bool:
         return name in self._modules or name in self._registered
@@ -182,6 +184,28 @@ MACHINES = Registry(
     },
 )
 
+LANGUAGE_MODELS = Registry(
+    "model",
+    {
+        "transformer": "rmjax.models.gpt2",
+        "transformer_xl": "rmjax.models.transformer_xl",
+        "compressive": "rmjax.models.compressive",
+        "infinity": "rmjax.models.infinity",
+        "memoria": "rmjax.models.memoria_gpt2",
+    },
+    maker="build",
+)
+CLASSIFIERS = Registry(
+    "model",
+    {
+        "bert": "rmjax.models.bert",
+        "roberta": "rmjax.models.roberta",
+        "memoria_bert": "rmjax.models.memoria_bert",
+        "memoria_roberta": "rmjax.models.memoria_roberta",
+    },
+    maker="build",
+)
+
 
 def register_machine(name: str, settings: type) -> Callable[[T], T]:
     """Decorates `make(num_items, settings, context) -> MemoryMachine`, of a machine from outside this package.
@@ -189,3 +213,8 @@ def register_machine(name: str, settings: type) -> Callable[[T], T]:
     Then `--config.machine.kind=<name>` works with `--import=<its module>`; see `Registry.register` for errors.
     """
     return MACHINES.register(name, settings)
+
+
+def register_model(name: str, settings: type) -> Callable[[T], T]:
+    """Decorates `build(settings, context: ModelContext) -> SequenceModel`, as `register_machine` does for machines."""
+    return LANGUAGE_MODELS.register(name, settings)

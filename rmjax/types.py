@@ -106,6 +106,18 @@ class MemoryMachine(NamedTuple):
     """Whether `write` adds to the loss."""
 
 
+@dataclasses.dataclass(frozen=True)
+class ModelContext:
+    """What a sequence model is told of the streams that it will read, beside its own settings."""
+
+    vocabulary: int  # V
+    segment_length: int  # N
+    max_segments: int | None = None  # of the longest stream, where there is one
+    classes: int = 0  # of a classifier
+    dtype: Any = jnp.float32  # of products
+    engrams: Any = None  # models.memoria_gpt2.Engrams, of models with Memoria
+
+
 class SequenceModel(NamedTuple):
     """A model of token streams as a bundle of pure functions; what it remembers of earlier segments is `state`, a
     pytree with leading axis B. V is the vocabulary, D the width.

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from rmjax import explain, probe, tasks, train
-from rmjax.config import CLASSIFIERS, MODELS, SCHEMA, Recorder
+from rmjax.config import SCHEMA, Recorder
 from rmjax.data import make_source
+from rmjax.registry import LANGUAGE_MODELS
 from rmjax.workdir import Preemption
 from tests.data.test_hyperpartisan import write as articles
 from tests.runs import PLAIN, compilations_kept, tiny
@@ -63,7 +64,7 @@ def test_every_key_is_read(tmp_path):
         assert tasks.make_task(config, source).answers.questions == source.questions
         read |= config.read
     model = {"model": dict(dim=8, layers=2, heads=2), "memoria": dict(working=2, short_term_capacity=4)}
-    sequences = [("sorting", kind) for kind in MODELS if kind not in CLASSIFIERS]
+    sequences = [("sorting", kind) for kind in LANGUAGE_MODELS]
     for name, kind in [*sequences, ("wikitext", "transformer"), ("hyperpartisan", "memoria_bert")]:
         folder = articles(tmp_path / "articles") if name == "hyperpartisan" else str(FIXTURES / name)
         at = {"data.name": name, "data.dir": folder, "data.cache_dir": str(tmp_path / "cache")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ class Settings:
     recent: int = setting(20, at_least(0), "buffer: latest items read one by one; 0: none")
     pooled: bool = setting(True, doc="buffer: reads the mean of all items")
 
-    def conflicts(self) -> Iterator[str]:
+    def conflicts(self, config: Any = None) -> Iterator[str]:
         if self.buffer_length and self.recent > self.buffer_length:
             yield "{recent} must be at most {buffer_length}"
         if not self.recent and not self.pooled:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +23,9 @@ class Settings(slots.Settings):
     slot_dim: int = setting(0, at_least(0), "continual: width of slots, d_m; 0: machine.dim")
     subspaces: int = setting(4, at_least(1), "continual: gated subspaces, Z; 1: a single head")
 
-    def conflicts(self) -> Iterator[str]:
+    def conflicts(self, config: Any = None) -> Iterator[str]:
         if not self.item_dim:
-            yield from super().conflicts()
+            yield from super().conflicts(config)
         elif self.item_dim % self.heads:
             yield "{heads} must divide {item_dim}"
         if self.dim % self.subspaces:

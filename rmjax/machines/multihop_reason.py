@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
@@ -21,7 +22,7 @@ class Settings:
     dim: int = setting(64, at_least(1), "item width, d")
     buffer_length: int = setting(0, at_least(0), "items a buffer holds; 0: the longest stream")
 
-    def conflicts(self) -> Iterator[str]:
+    def conflicts(self, config: Any = None) -> Iterator[str]:
         if self.dim % 2:
             yield "{dim} must be even: a bidirectional GRU has half of it each way"
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -51,7 +51,7 @@ class Settings:
     slot_identity: bool = setting(False, doc="Eq. 1 sees what each slot was at first beside what it is")
     timescale: int = setting(50, at_least(0), "segments that an untrained memory reaches back; 0: about two")
 
-    def conflicts(self) -> Iterator[str]:
+    def conflicts(self, config: Any = None) -> Iterator[str]:
         if self.dim % self.heads:
             yield "{heads} must divide {dim}"
         if self.encoder == "bigru" and self.dim % 2:

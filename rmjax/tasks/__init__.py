@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from rmjax import machines
+from rmjax.config import is_sequence
 from rmjax.data.source import Questions, Source
 from rmjax.data.texts import Texts
 from rmjax.data.vectors import read_vectors
@@ -21,8 +22,6 @@ from rmjax.tasks.reasoning import Reasoning, Teacher
 from rmjax.tasks.rehearsing import Rehearsal
 from rmjax.tasks.sequences import make_documents, make_language_model, make_sorting
 from rmjax.types import Context, StreamTask, Task
-
-SEQUENCES = ("sorting", "wikitext", "pg19", "enwik8", "books", "hyperpartisan")  # data of sequence models
 
 
 def make_machine(config: Any, source: Source) -> machines.MemoryMachine:
@@ -62,11 +61,6 @@ def _word_vectors(path: str, vocabulary: tuple[str, ...]) -> tuple[np.ndarray, n
 
 def questions(source: Source) -> Questions:
     return getattr(source, "questions", Questions())
-
-
-def is_sequence(config: Any) -> bool:
-    """Whether a sequence model (config.model) reads the data, or a memory machine (config.machine)."""
-    return config.data.name in SEQUENCES
 
 
 def name_of(config: Any) -> str:
