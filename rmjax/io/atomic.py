@@ -1,9 +1,14 @@
-"""Files that are there wholly or not at all, and on the disk when a call returns."""
+"""Files and folders that are there wholly or not at all, and on the disk when a call returns."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 _FULL = {errno.ENOSPC: "no space is left", errno.EDQUOT: "the quota is used up", errno.EFBIG: "the file is too large"}
@@ -28,6 +33,42 @@ def write(path: Path, content: str | bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise explained(error, path, len(data)) from error
+
+
+@contextlib.contextmanager
+def folder(root: Path) -> Iterator[Path]:
+    """An empty folder within `root`, to be filled and then renamed from; what is left in it at the end is removed.
+
+    Its lock tells others that its process lives. What killed processes left in `root` is removed first. On file
+    systems without locks nothing says who lives, and all of it stays.
+
+    Raises:
+      OSError: nothing can be written in `root`; says what to do.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _sweep(root)
+        scratch = Path(tempfile.mkdtemp(prefix=".making.", dir=root))
+    except OSError as error:
+        cure = "set config.data.cache_dir to a folder that can be written"
+        raise OSError(f"{root}: prepared data cannot be kept there ({error.strerror or error}): {cure}") from error
+    try:
+        with (scratch / "lock").open("w") as lock:
+            with contextlib.suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Only now has it the name of what is swept: no other process can take it for one without a holder.
+            scratch = scratch.rename(root / scratch.name.replace(".making", "incomplete"))
+            yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _sweep(root: Path) -> None:
+    """Removes the folders of `folder` whose processes are gone."""
+    for scratch in root.glob("incomplete.*"):
+        with contextlib.suppress(OSError), (scratch / "lock").open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def explained(error: OSError, path: Path, size: int) -> OSError:
