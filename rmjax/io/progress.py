@@ -61,9 +61,9 @@ class Progress:
         if moment >= self._last + EVERY:
             self._last = moment
             rate = self._done / self._size / (moment - self._begin)
-            done = f"{min(self._done, self._total or self._done) / self._size:,.1f}"
+            some = f"{min(done, self._total or done) / self._size:,.1f}"
             of = f" of {self._total / self._size:,.1f}" if self._total else ""
-            logging.info("%s: %s%s %s, %.1f %s/s", self._doing, done, of, self._unit, rate, self._unit)
+            logging.info("%s: %s%s %s, %.1f %s/s", self._doing, some, of, self._unit, rate, self._unit)
 
 
 def watch(entries: Iterable[T], doing: str, unit: str) -> Iterator[T]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import io
 import json
 import re
 import tempfile
@@ -62,7 +63,8 @@ def as_utf8(stream: IO[bytes], size: int, place: str) -> tuple[IO[bytes], int, i
       place: what errors call it.
 
     Returns:
-      The stream, where its text begins and where it ends. UTF-16 and UTF-32 are converted in a temporary file.
+      A stream that the caller closes, where its text begins in it and where it ends: `stream` itself where that is
+      UTF-8, otherwise a temporary file.
 
     Raises:
       ValueError: it begins as UTF-16 or UTF-32 and goes on otherwise.
@@ -71,7 +73,7 @@ def as_utf8(stream: IO[bytes], size: int, place: str) -> tuple[IO[bytes], int, i
     stream.seek(0)
     if encoding.startswith("utf-8"):
         return stream, len(codecs.BOM_UTF8) * (encoding == "utf-8-sig"), size
-    converted = tempfile.TemporaryFile()
+    converted = tempfile.TemporaryFile()  # noqa: SIM115
     decoder, progress = codecs.getincrementaldecoder(encoding)(), Progress(f"converting {place}", size)
     try:
         while block := stream.read(1 << 16):
@@ -100,11 +102,12 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     strict = not encoding.startswith("utf-8")
     progress = Progress(f"reading {path}", path.stat().st_size)
     number, blank, wrong, line = 0, 0, 0, ""
-    with path.open(encoding=encoding, errors="strict" if strict else "surrogateescape", newline="\n") as lines:
+    errors = "strict" if strict else "surrogateescape"
+    with path.open("rb") as file, io.TextIOWrapper(file, encoding, errors, newline="\n") as lines:
         try:
             for number, line in enumerate(lines, 1):
                 if number % _LINES == 0:
-                    progress.to(lines.buffer.tell())
+                    progress.to(file.tell())
                 text = line.rstrip("\r\n")
                 text, more = replaced(text)
                 wrong += more
