@@ -152,8 +152,8 @@ class FromFile:
         if self.size > max(SPARSE * len(ids), MOST):  # a list of all would fill the memory
             token = max(ids, key=ids.__getitem__)
             raise ValueError(
-                f"{name}: its token {token!r} has the id {ids[token]}, of {len(ids)} tokens in all: ids must run from 0 on "
-                "with few gaps. Is the file damaged? Fetch it again"
+                f"{name}: its token {token!r} has the id {ids[token]}, of {len(ids)} tokens in all: ids must run from "
+                "0 on with few gaps. Is the file damaged? Fetch it again"
             )
         self.vocabulary = [f"<no token {i}>" for i in range(self.size)]
         for token, i in ids.items():
