@@ -22,20 +22,21 @@ from rmjax.io.text import as_utf8, read_text
 
 SPLITS = ("train", "valid", "test")
 ADVICE = {
-    "wikitext": "WikiText-2 and -103, raw or not, are at https://huggingface.co/datasets/Salesforce/wikitext (join the "
-    "rows of a split as they are: they have their line ends) and as zips, wikitext-103-raw-v1.zip and others, at "
-    "https://wikitext.smerity.com; set data.dir to a folder of wiki.train.raw, wiki.valid.raw and wiki.test.raw, or of "
-    "these names with .tokens.",
-    "pg19": "PG-19 is described at https://github.com/google-deepmind/pg19; its files are in the bucket "
-    "gs://deepmind-gutenberg and at https://huggingface.co/datasets/deepmind/pg19; set data.dir to the folder with "
-    "train, validation, test and metadata.csv.",
-    "enwik8": "enwik8.zip is at http://mattmahoney.net/dc/enwik8.zip and https://huggingface.co/datasets/LTCB/enwik8; "
-    "set data.dir to its folder, or to any one file.",
-    "books": "Set data.dir to a .txt file, to a folder with a .txt of each book, or to one with folders train, valid "
-    "and test of them.",
+    "wikitext": "WikiText-2 and -103, raw or not, are zips (wikitext-103-raw-v1.zip and others) at "
+    "https://wikitext.smerity.com. https://huggingface.co/datasets/Salesforce/wikitext has them as "
+    "rows: write the rows of a split to a file as they are, since they have their line ends. Set "
+    "data.dir to a folder of wiki.train.raw, wiki.valid.raw and wiki.test.raw, or of these names "
+    "with .tokens.",
+    "pg19": "PG-19 is described at https://github.com/google-deepmind/pg19. Its files are in the "
+    "bucket gs://deepmind-gutenberg and at https://huggingface.co/datasets/deepmind/pg19. Set "
+    "data.dir to the folder with train, validation, test and metadata.csv.",
+    "enwik8": "enwik8.zip is at http://mattmahoney.net/dc/enwik8.zip, and the same text is at "
+    "https://huggingface.co/datasets/LTCB/enwik8. Set data.dir to its folder, or to any one file.",
+    "books": "Set data.dir to a .txt file, to a folder with a .txt of each book, or to a folder with "
+    "folders train, valid and test of them.",
 }
 PIECE = 1 << 16  # about as many bytes are read, and made tokens, at once
-LONGEST = 1 << 20  # so many bytes without white space are cut anywhere between two characters
+LONGEST = 1 << 20  # bytes without white space, after which a piece ends between any two characters
 _CUT = re.compile(rb".+(?:(?= \S)|(?<=\S)(?=\r?\n\S))", re.DOTALL)
 Pieces = Iterator[tuple[str | None, str]]
 """Text in pieces: with the first of a document comes its name, with its others None. Bytes that are not UTF-8 are lone
@@ -50,7 +51,8 @@ class Corpus(NamedTuple):
       read: (split, one of its files) -> its text in pieces, without a byte order mark.
       words: of a piece, how many.
       characters: of a piece, how many.
-      parts: (a, b, c) where all splits share their files: 'valid' begins at a / c of each, 'test' at b / c.
+      parts: (a, b, c) where all splits share their files: in each file 'valid' begins at a / c of
+        its size and 'test' at b / c.
       titled: whether the name of a document is in its text.
       verbatim: whether every byte of a file is read as it stands.
     """
@@ -64,7 +66,7 @@ class Corpus(NamedTuple):
     verbatim: bool = False
 
     def size(self, split: str) -> int:
-        """Bytes of a split: of text in UTF-16 or UTF-32 as many as the files have, not as `read` makes of them."""
+        """Bytes that the files of a split have. UTF-16 and UTF-32 become UTF-8 of another size."""
         size = 0
         for file in self.files[split]:
             with _opened(file) as (_, of_file):
@@ -97,10 +99,10 @@ def pg19(root: Path, train_share: float) -> Corpus:
 
 
 def enwik8(root: Path, verbatim: bool) -> Corpus:
-    """The file or its .zip; 18, 1 and 1 of 20 of its bytes. A character is a byte, as is usual there.
+    """The file or its .zip; the splits have 18, 1 and 1 of 20 of its bytes. A character is a byte.
 
-    `verbatim`: bytes are read as they stand and cut exactly there. Otherwise it is text, without a byte order mark, and
-    cut at the next white space.
+    With `verbatim` every byte is read as it stands, and cuts are exact. Without it the file is text:
+    its byte order mark is dropped, and cuts are at the next white space.
     """
     path = next((path for path in (root, root / "enwik8", root / "enwik8.zip") if path.is_file()), None)
     if path is None:
@@ -117,7 +119,7 @@ def enwik8(root: Path, verbatim: bool) -> Corpus:
 
 
 def books(root: Path, held_out: float) -> Corpus:
-    """Folders of .txt for each split; or one folder, of which whole books are held out by a hash of their names.
+    """Folders of .txt for each split; or one folder, whose held-out books a hash of names chooses.
 
     One file, or a folder of one or two, is cut by position instead.
     """
@@ -133,8 +135,8 @@ def books(root: Path, held_out: float) -> Corpus:
         million = 10**6
         parts = (round((1 - 2 * held_out) * million), round((1 - held_out) * million), million)
         logging.info(
-            "%s: %s too few to hold out whole books: of each the last %.3g%% are the test split, as much before it the "
-            "validation split. Cuts are at white space.",
+            "%s: %s too few to hold out whole books. The last %.3g%% of each file is the test split, "
+            "and as much before it is the validation split. Cuts are at white space.",
             root,
             "one file is" if len(every) == 1 else "two files are",
             100 * held_out,
@@ -192,7 +194,8 @@ def _titles(path: Path) -> dict[str, str]:
     except csv.Error as error:
         raise ValueError(f"{path}, line {rows.line_num}: {error}; fetch it again") from error
     if len(row) == 4 and not text.endswith("\n") and not row[3].strip().endswith(row[0]):
-        expected = f"a whole line, whose address ends in {row[0]}: the file is cut short, fetch it again"
+        cure = "the file is cut short, fetch it again"
+        expected = f"a whole line, whose address ends in {row[0]}: {cure}"
         raise records.malformed(path, rows.line_num, "url", expected, row[3])
     return titles
 
@@ -246,12 +249,13 @@ def _opened(path: Path) -> Iterator[tuple[IO[bytes], int]]:
     try:
         with zipfile.ZipFile(path) as archive, archive.open("enwik8") as member:
             yield member, archive.getinfo("enwik8").file_size
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError) as error:  # RuntimeError: encrypted
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError) as error:
+        # RuntimeError: it is encrypted.
         raise ValueError(f"{path}: no whole archive of a file enwik8 ({error}). {ADVICE['enwik8']}") from error
 
 
 def _between_words(stream: IO[bytes], place: int) -> int:
-    """The place of the first white space from `place` on; without any nearby, that of the first character."""
+    """Where the first white space is from `place` on, or the first character if none is nearby."""
     stream.seek(place)
     ahead = stream.read(PIECE)
     between = re.search(rb"\s", ahead) or re.search(rb"[^\x80-\xbf]", ahead)
@@ -259,12 +263,12 @@ def _between_words(stream: IO[bytes], place: int) -> int:
 
 
 def _pieces(stream: IO[bytes], begin: int, end: int, name: str) -> Pieces:
-    """What is between two places. A piece ends before the white space between two words, where tokenizers cut too."""
+    """The text between two places. A piece ends before white space, where tokenizers cut too."""
     stream.seek(begin)
     names, rest = iter([name]), b""
     while block := stream.read(min(end - begin, PIECE)):
         begin += len(block)
-        seen = max(0, len(rest) - 3)  # nothing before can be cut: it was looked at, but for what stands at its end
+        seen = max(0, len(rest) - 3)  # no cut is before: the last bytes alone lacked what follows
         rest += block
         cut = _CUT.match(rest, seen)
         place = cut.end() if cut else _between_characters(rest) if len(rest) >= LONGEST else 0

@@ -55,20 +55,21 @@ def documents(
       sorted by number, the first `train_share` are taken: 0.07 is what Memoria was trained on, 2,002 books; 1 is all.
     'enwik8': the file or its .zip, or any other file; the first 90% of its bytes, 5% and 5% are a document each.
     'books': folders train, valid (or validation) and test of .txt files; or one folder of them, of which `held_out` of
-      the books, at least one, are 'valid' and as many 'test', chosen by a hash of their names. One or two .txt files
-      are cut instead: `held_out` of each, at its end, is 'test', and as much before that 'valid'.
+      the books, at least one, are 'valid' and as many 'test', chosen by a hash of their names. One or two
+      .txt files are cut instead: the last `held_out` of each file is 'test', and as much before it
+      is 'valid'.
 
     Text is read in pieces, cut between words, so that no corpus need fit in RAM, and its tokens are kept in `cache_dir`
     ('' is `paths.cache`), written whole or not at all.
 
-    Files are UTF-8, or UTF-16 and UTF-32 with a byte order mark, which no tokenizer sees. A warning counts the bytes of
-    other encodings: 'bytes' keeps them, for others they are U+FFFD. Of 'enwik8' with 'bytes' every byte counts as it
-    stands.
+    Files are UTF-8, or UTF-16 and UTF-32 with a byte order mark. No tokenizer sees the mark. A
+    warning counts bytes of other encodings: 'bytes' keeps them, other tokenizers see U+FFFD. With
+    'bytes', the tokens of 'enwik8' are all bytes of the file, a mark included.
 
     Raises:
       FileNotFoundError: `directory` has not the files, or there is no such tokenizer.
-      ValueError: no such kind; a share out of range; a file without text, or with NUL characters where tokens are not
-        bytes; a malformed metadata.csv; a damaged .zip; no tokenizer.json.
+      ValueError: no such kind; a share out of range; a file without text, or with NUL characters
+        where tokens are not bytes; a malformed metadata.csv; a damaged .zip; no tokenizer.json.
       OSError: nothing can be written in `cache_dir`.
       Stopped: the run was asked to stop.
     """
@@ -126,8 +127,8 @@ def _as_text(file: Path, piece: str) -> tuple[str, int]:
     """A piece for a tokenizer of text, and how many of its bytes are not UTF-8."""
     if "\0" in piece:
         raise ValueError(
-            f"{file}: has NUL characters, as text in UTF-16 without a byte order mark has: save it as UTF-8. Of files "
-            "that are no text, tokens can be bytes: config.data.text.tokenizer='bytes'"
+            f"{file}: has NUL characters, as text in UTF-16 without a byte order mark has: save it "
+            "as UTF-8. A file that is no text needs config.data.text.tokenizer='bytes'"
         )
     return replaced(piece)
 
@@ -161,11 +162,12 @@ def _write(
                 raise ValueError(f"{file}: expected text for {split!r}, found none; fetch it again, or remove it")
             if wrong and not corpus.verbatim:
                 kept = "kept as they are" if of_bytes else "replaced"
-                logging.warning("%s: %d bytes are not UTF-8, and were %s: save the file as UTF-8.", file, wrong, kept)
+                message = "%s: %d bytes are not UTF-8, and were %s: save the file as UTF-8."
+                logging.warning(message, file, wrong, kept)
             if corpus.titled and names == [file.name]:
                 logging.warning(
-                    "%s: no title was found (a line ' = Title = ' between two blank lines): all of it is one document. "
-                    "Join rows of a data set as they are, with their line ends.",
+                    "%s: no title was found (a line ' = Title = ' between two blank lines), so all of it "
+                    "is one document. Join rows of a data set as they are, with their line ends.",
                     file,
                 )
     np.save(folder / f"{split}.starts.npy", np.array(starts, np.int64))

@@ -27,8 +27,8 @@ CLASSES = ("false", "true")  # is it hyperpartisan
 _DIGITS = 18  # of an id: more do not fit 64 bits
 MARKS = (("[CLS]", "<s>"), ("[SEP]", "</s>"))  # before and after a segment, by their names
 _RELEASE = (
-    "An archive of that name is at https://doi.org/10.5281/zenodo.1489920, and the data are also at "
-    "https://huggingface.co/datasets/SemEvalWorkshop/hyperpartisan_news_detection."
+    "An archive of that name is at https://doi.org/10.5281/zenodo.1489920. The task is described at "
+    "https://pan.webis.de/semeval19/semeval19-web."
 )
 ADVICE = {
     "articles-training-byarticle-*.xml": _RELEASE,
@@ -212,5 +212,6 @@ def _elements(path: Path) -> Iterator[tuple[str, ElementTree.Element]]:
     except ElementTree.ParseError as error:
         line = error.position[0]
         raise ValueError(f"{path}, line {line}: cut short, or not XML ({error}); fetch it again") from error
-    except (LookupError, ValueError) as error:  # an encoding that Python or its XML parser does not know
-        raise ValueError(f"{path}: its XML is in an encoding that is not read ({error}): save it as UTF-8") from error
+    except (LookupError, ValueError) as error:  # Python or its XML parser does not know the encoding
+        message = f"{path}: its XML is in an encoding that is not read ({error}): save it as UTF-8"
+        raise ValueError(message) from error

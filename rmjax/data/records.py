@@ -105,8 +105,9 @@ class Records:
 def prepare(builder_class: type[StreamBuilder], cache_dir: str, **config: Any) -> Path:
     """Prepares what the builder makes of `StreamConfig(**config)`, unless it is there already.
 
-    It is made in another folder and renamed at the end: an error leaves nothing, what killed processes have left is
-    removed, and of several processes that prepare the same data the first to end wins.
+    The data are made in another folder, which is renamed at the end. An error leaves nothing. What
+    killed processes have left is removed. If several processes prepare the same data, the first to
+    end wins.
 
     Returns:
       Its directory, in `cache_dir` ('' is `paths.cache`).

@@ -24,10 +24,10 @@ _ASCII_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*", re.ASCII)
 
 
 def tokenize(text: str) -> list[str]:
-    """Words and numbers in lower case; an apostrophe counts inside a word, all other punctuation goes.
+    """Words and numbers in lower case; an apostrophe counts inside a word, other punctuation goes.
 
-    A word is a run of letters and digits, and from its second character on of the marks and joiners that many scripts
-    write with: combining marks, U+200C and U+200D. Equal texts give equal words, composed (NFC) or not.
+    A word is a run of letters, digits, combining marks and the joiners U+200C and U+200D. It begins
+    with a letter or a digit. Composed and decomposed texts give the same words.
     """
     if text.isascii():
         words = _ASCII_WORD.findall(text.lower())
@@ -37,20 +37,20 @@ def tokenize(text: str) -> list[str]:
 
 
 def fold(text: str) -> str:
-    """`text` as words are compared: in lower case and NFC, without soft hyphens, with the straight apostrophe.
+    """`text` as words are compared: in NFC and lower case, without soft hyphens, with "'" for U+2019.
 
-    The dotted capital I becomes i: its lower case in Unicode is i with a second dot, U+0307, which nobody writes.
+    The dotted capital I becomes i. Its lower case in Unicode adds U+0307, which nobody writes.
     """
     if text.isascii():
         return text.lower()
     text = unicodedata.normalize("NFC", text.replace("\u00ad", "")).lower()
     text = text.replace("i\u0307", "i").replace("\u2019", "'")
-    return unicodedata.normalize("NFC", text)  # J with a caron has one character in lower case alone
+    return unicodedata.normalize("NFC", text)  # only the lower case of J with a caron is one character
 
 
 @functools.cache
 def _word() -> re.Pattern[str]:
-    """The pattern of a word of any script, without "_". `re` has no class of marks: they are looked up once."""
+    """The pattern of a word of any script, in text without "_". `re` has no class of marks."""
     marks = (point for point in range(0x300, 0xE01F0) if unicodedata.category(chr(point))[0] == "M")
     runs = [list(run) for _, run in itertools.groupby(enumerate(marks), lambda pair: pair[1] - pair[0])]
     ranges = "".join(f"{chr(run[0][1])}-{chr(run[-1][1])}" for run in runs)

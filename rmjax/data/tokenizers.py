@@ -16,7 +16,7 @@ from rmjax.io import paths
 KINDS = ("bytes", "characters", "words")
 ODD = " \n\nThe  Cat\n\nsat,\tzyzzyva-like: «Ünïcode» ﬁ½ 中文 ☃.\n "
 EXPECTED = f"expected {', '.join(map(repr, KINDS))}, or the path of a tokenizer.json, or of its folder"
-SPARSE = 16  # ids may reach so many times the number of tokens, or MOST in all
+SPARSE = 16  # ids stay below so many times the number of tokens, or below MOST
 MOST = 1 << 16
 
 
@@ -40,15 +40,15 @@ class Tokenizer(Protocol):
 
 
 def make_tokenizer(name: str, training_texts: Iterable[str] | None = None, min_count: int = 1) -> Tokenizer:
-    """'bytes' (256 ids), 'characters' and 'words' (as `rmjax.data.text` has them), or the path of a tokenizer.json or
-    of the folder that it is in.
+    """'bytes' (256 ids), 'characters' and 'words' (as `rmjax.data.text` has them), or the path of a
+    tokenizer.json or of its folder.
 
     Of characters and words id 0 is what `training_texts`, read once, have less than `min_count` times.
 
     Raises:
       FileNotFoundError: `name` is none of these.
-      ValueError: there are no training texts and 'characters' or 'words' need them; the file is no tokenizer.json, or
-        its ids go far beyond the number of its tokens.
+      ValueError: there are no training texts and 'characters' or 'words' need them; the file is no
+        tokenizer.json, or its ids go far beyond the number of its tokens.
       ModuleNotFoundError: a tokenizer.json is asked for and `tokenizers` is not installed.
     """
     if name == "bytes":
@@ -152,8 +152,8 @@ class FromFile:
         if self.size > max(SPARSE * len(ids), MOST):  # a list of all would fill the memory
             token = max(ids, key=ids.__getitem__)
             raise ValueError(
-                f"{name}: its token {token!r} has the id {ids[token]}, of {len(ids)} tokens in all: ids must run from "
-                "0 on with few gaps. Is the file damaged? Fetch it again"
+                f"{name}: its token {token!r} has the id {ids[token]}, of {len(ids)} tokens in all: ids "
+                "must run from 0 on with few gaps. Is the file damaged? Fetch it again"
             )
         self.vocabulary = [f"<no token {i}>" for i in range(self.size)]
         for token, i in ids.items():

@@ -24,14 +24,15 @@ LONGEST = 1 << 20  # bytes of a line: more is no vector, and would be held in RA
 def read_vectors(path: str, vocabulary: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """(vectors f32 [V, D], found bool [V]) of the words of `vocabulary`, by id; where found is false there are zeros.
 
-    The file is text, or text in .gz: `word v1 ... vD` a line. Words are compared as `text.fold` has them; a line whose
-    word is the vocabulary's as it stands goes before others, and of several the first counts. A first line of two
-    integers is word2vec's header, how many words and D. Lines are read one by one and only what is asked for is kept.
+    The file is text, or text in .gz: `word v1 ... vD` a line. A first line of two integers is
+    word2vec's header, how many words and D. Words match if `text.fold` makes them equal. If several
+    lines match a word, a line with exactly that word wins, then the first. Lines are read one by
+    one, and only what is asked for is kept.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: a line of another width or with a value that is no finite number; an empty file, a damaged .gz, one
-        that is not UTF-8; no word of the vocabulary is in it.
+      ValueError: a line of another width or with a value that is no finite number; an empty file, a
+        damaged .gz, one that is not UTF-8; no word of the vocabulary is in it.
       Stopped: the run was asked to stop.
     """
     file = paths.resolve(path, "config.data.vectors")
@@ -67,7 +68,7 @@ def read_vectors(path: str, vocabulary: Sequence[str]) -> tuple[np.ndarray, np.n
                     if line.count(b" ") < width or _is_number(last):
                         raise _malformed(file, number, f"a word and {width} numbers", line)
                     continue  # one of the few "words" of GloVe 840B that have spaces in them
-                if not vectors.size:  # a header alone is not believed: this line has as many numbers
+                if not vectors.size:  # a header may say anything, but this line has D numbers
                     vectors = np.zeros((len(vocabulary), width), np.float32)
                 index = exact.get(word)
                 stands = index is not None
@@ -85,8 +86,8 @@ def read_vectors(path: str, vocabulary: Sequence[str]) -> tuple[np.ndarray, np.n
     if not found.any():
         some = ", ".join(map(repr, vocabulary[1:4]))
         raise ValueError(
-            f"{file}: 0 of {len(vocabulary)} words found, which are such as {some}: is it the right file, of the same "
-            "language, with words and not parts of words?"
+            f"{file}: 0 of {len(vocabulary)} words found, which are such as {some}: is it the right "
+            "file, of the same language, with words and not parts of words?"
         )
     return vectors, found
 
@@ -95,7 +96,8 @@ def _first(file: Path, line: bytes) -> bytes:
     """The first line, without a byte order mark."""
     encoding = encoding_of(line[:4])
     if not encoding.startswith("utf-8"):
-        raise ValueError(f"{file}: is {encoding.upper()}, and word vectors are read as UTF-8: save it as UTF-8")
+        cure = "word vectors are read as UTF-8: save it as UTF-8"
+        raise ValueError(f"{file}: is {encoding.upper()}, and {cure}")
     return line.removeprefix(codecs.BOM_UTF8)
 
 

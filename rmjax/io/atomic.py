@@ -37,10 +37,10 @@ def write(path: Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def folder(root: Path) -> Iterator[Path]:
-    """An empty folder within `root`, to be filled and then renamed from; what is left in it at the end is removed.
+    """An empty folder within `root`: fill it, then rename from it. What stays in it is removed.
 
-    Its lock tells others that its process lives. What killed processes left in `root` is removed first. On file
-    systems without locks nothing says who lives, and all of it stays.
+    A lock on it tells other processes that this one lives. What killed processes left in `root` is
+    removed first. On file systems without locks nobody knows who lives, and all left-overs stay.
 
     Raises:
       OSError: nothing can be written in `root`; says what to do.
@@ -51,12 +51,13 @@ def folder(root: Path) -> Iterator[Path]:
         scratch = Path(tempfile.mkdtemp(prefix=".making.", dir=root))
     except OSError as error:
         cure = "set config.data.cache_dir to a folder that can be written"
-        raise OSError(f"{root}: prepared data cannot be kept there ({error.strerror or error}): {cure}") from error
+        cause = f"prepared data cannot be kept there ({error.strerror or error})"
+        raise OSError(f"{root}: {cause}: {cure}") from error
     try:
         with (scratch / "lock").open("w") as lock:
             with contextlib.suppress(OSError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Only now has it the name of what is swept: no other process can take it for one without a holder.
+            # Others sweep by name. It gets that name once it is locked, so they never see it unlocked.
             scratch = scratch.rename(root / scratch.name.replace(".making", "incomplete"))
             yield scratch
     finally:

@@ -1,4 +1,4 @@
-"""Preparations that take minutes: a line every ten seconds, and a way out when the run is asked to stop."""
+"""Preparations that take minutes: a log line every ten seconds, and a way out when asked to stop."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def read_text(path: Path) -> str:
 
 
 def replaced(text: str) -> tuple[str, int]:
-    """`text` with U+FFFD in the place of bytes that errors="surrogateescape" kept, and how many there were."""
+    """`text` with U+FFFD for each byte that errors="surrogateescape" kept, and how many there were."""
     return (text, 0) if text.isascii() else _ESCAPED.subn("\ufffd", text)
 
 
@@ -63,8 +63,8 @@ def as_utf8(stream: IO[bytes], size: int, place: str) -> tuple[IO[bytes], int, i
       place: what errors call it.
 
     Returns:
-      A stream that the caller closes, where its text begins in it and where it ends: `stream` itself where that is
-      UTF-8, otherwise a temporary file.
+      A stream that the caller closes, and where the text begins and ends in it. The stream is
+      `stream` itself if that is UTF-8, otherwise a temporary file.
 
     Raises:
       ValueError: it begins as UTF-16 or UTF-32 and goes on otherwise.
@@ -81,7 +81,8 @@ def as_utf8(stream: IO[bytes], size: int, place: str) -> tuple[IO[bytes], int, i
             converted.write(decoder.decode(block).encode())
         decoder.decode(b"", final=True)
     except UnicodeError as error:
-        raise ValueError(f"{place}: begins as {encoding.upper()} and goes on otherwise ({error})") from error
+        message = f"{place}: begins as {encoding.upper()} and goes on otherwise ({error})"
+        raise ValueError(message) from error
     return converted, 0, converted.tell()
 
 

@@ -451,7 +451,7 @@ def test_one_or_two_books_are_cut_by_position(tmp_path, caplog, count, held_out)
         caplog.clear()
         with caplog.at_level("INFO"):
             splits = documents("books", where, str(tmp_path / "cache"), "words", held_out=held_out)
-        assert f"of each the last {100 * held_out:g}% are the test split" in caplog.text
+        assert f"The last {100 * held_out:g}% of each file is the test split" in caplog.text
         assert [splits[split].names for split in SPLITS] == [[f"{i} {split}" for i in range(count)] for split in SPLITS]
         for book in range(count):
             parts = [splits[split].document(book) for split in SPLITS]
@@ -472,7 +472,7 @@ def test_a_book_without_white_space_is_cut_between_characters(tmp_path):
 
 @pytest.mark.parametrize("text", ["x", "中", "中文\r\n", "ab cd\r\n"])
 def test_pieces_are_linear_in_the_text(tmp_path, monkeypatch, text):
-    """Every byte is looked at a few times, however long a text is; what cannot be cut between words is cut at last."""
+    """The search for cuts sees every byte about once, and text without white space is cut too."""
     monkeypatch.setattr(corpora, "PIECE", 1 << 9)
     monkeypatch.setattr(corpora, "LONGEST", 1 << 12)
     whole = (text * (1 << 15)).encode()

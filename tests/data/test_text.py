@@ -96,7 +96,7 @@ def test_words_of_every_script_stay_whole(text, words):
 
 
 def test_words_are_their_own_words():
-    """What is a word is one word again, and equal texts have equal words: letters, marks and joiners at random."""
+    """A word is one word again, and equal texts have equal words; the characters are random."""
     draw = random.Random(0)
     alphabet = [chr(c) for c in (*range(0x20, 0x600), *range(0x900, 0xA00), *range(0x1E00, 0x2030), 0x130)]
     marks = [chr(c) for c in (*range(0x300, 0x330), 0xAD, 0x200C, 0x200D)]
