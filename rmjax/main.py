@@ -15,6 +15,7 @@ from ml_collections import config_flags
 
 from rmjax import config as configs
 from rmjax import environment, explain, probe, processes, train
+from rmjax.io.progress import Stopped
 from rmjax.workdir import EXIT_MISTAKE, EXIT_PREEMPTED
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -57,8 +58,8 @@ def main(argv: Sequence[str]) -> int:
         rows = run(config, _WORKDIR.value)
         if jax.process_index() == 0:
             print(train.show(rows))
-    except train.Preempted as preempted:
-        logging.warning("Stopped: %s.", preempted)
+    except Stopped as stopped:
+        logging.warning("Stopped: %s.", stopped)
         return EXIT_PREEMPTED
     except Exception as error:
         gone = processes.lost(error)

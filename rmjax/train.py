@@ -26,6 +26,7 @@ from rmjax.checkpoint import Checkpoints
 from rmjax.data import make_source
 from rmjax.data.pipeline import batches, eval_batches
 from rmjax.data.source import Source
+from rmjax.io.progress import Stopped
 from rmjax.optim import make_optimizer
 from rmjax.parallel import Mapped, make_mapped
 from rmjax.tasks import sequences
@@ -39,7 +40,7 @@ CPU_ITEMS = 8192  # of the streams that a CPU holds at once, see `microbatch`
 IN_FLIGHT = {"cpu": 0}
 
 
-class Preempted(Exception):
+class Preempted(Stopped):
     """The run was asked to stop, and everything it had is saved."""
 
 
@@ -93,6 +94,7 @@ def train(config: Any, workdir: str | Path) -> list[dict[str, Any]]:
 
     Raises:
       Preempted: SIGTERM or SIGINT came; the state is saved, the same call goes on.
+      Stopped: one of them came while data were prepared; the same call prepares them anew.
       FloatingPointError: a loss is NaN or infinite; names the step and the parts, keeps the last good checkpoint.
     """
     with opened(config, workdir) as run:

@@ -11,6 +11,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from rmjax.io import progress
+
 # Of one of several processes. The others are then killed by JAX (128 + a signal), and SLURM reports the highest code.
 EXIT_MISTAKE = 200
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: run the same line again and it goes on
@@ -49,6 +51,8 @@ def lock(workdir: str | Path) -> Iterator[None]:
 class Preemption:
     """While entered, SIGTERM and SIGINT only set `requested`, so that the loop can checkpoint and leave.
 
+    They make `io.progress.REQUEST` too, so that data in preparation are left.
+
     A second SIGINT raises KeyboardInterrupt. Outside the main thread, where handlers cannot be set, does nothing.
     """
 
@@ -64,9 +68,11 @@ class Preemption:
     def __exit__(self, *_) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler or signal.SIG_DFL)  # None: it was not set from Python
+        if self._old:
+            progress.REQUEST.made = False
         self._old = {}
 
     def _request(self, number: int, _) -> None:
-        self.requested = True
+        self.requested = progress.REQUEST.made = True
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)

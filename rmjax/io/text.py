@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import codecs
+import io
 import json
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from absl import logging
+
+from rmjax.io.progress import Progress
 
 _MARKS = (  # UTF-32's little-endian mark begins with UTF-16's
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -19,6 +23,7 @@ _MARKS = (  # UTF-32's little-endian mark begins with UTF-16's
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _ESCAPED = re.compile("[\udc80-\udcff]")
+_LINES = 1024  # between two looks at whether to stop
 
 
 def encoding_of(start: bytes) -> str:
@@ -39,9 +44,46 @@ def read_text(path: Path) -> str:
         text = data.decode(encoding, "surrogateescape" if encoding.startswith("utf-8") else "strict")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: begins as {encoding.upper()}, but {error.reason} at byte {error.start}") from error
-    text, wrong = _ESCAPED.subn("\ufffd", text)
+    text, wrong = replaced(text)
     _warn(path, wrong)
     return text
+
+
+def replaced(text: str) -> tuple[str, int]:
+    """`text` with U+FFFD for each byte that errors="surrogateescape" kept, and how many there were."""
+    return (text, 0) if text.isascii() else _ESCAPED.subn("\ufffd", text)
+
+
+def as_utf8(stream: IO[bytes], size: int, place: str) -> tuple[IO[bytes], int, int]:
+    """A stream that begins with a byte order mark, or does not, as UTF-8.
+
+    Args:
+      stream: at its begin; one that can seek.
+      size: bytes in it.
+      place: what errors call it.
+
+    Returns:
+      A stream that the caller closes, and where the text begins and ends in it. The stream is
+      `stream` itself if that is UTF-8, otherwise a temporary file.
+
+    Raises:
+      ValueError: it begins as UTF-16 or UTF-32 and goes on otherwise.
+    """
+    encoding = encoding_of(stream.read(4))
+    stream.seek(0)
+    if encoding.startswith("utf-8"):
+        return stream, len(codecs.BOM_UTF8) * (encoding == "utf-8-sig"), size
+    converted = tempfile.TemporaryFile()  # noqa: SIM115
+    decoder, progress = codecs.getincrementaldecoder(encoding)(), Progress(f"converting {place}", size)
+    try:
+        while block := stream.read(1 << 16):
+            progress.step(len(block))
+            converted.write(decoder.decode(block).encode())
+        decoder.decode(b"", final=True)
+    except UnicodeError as error:
+        message = f"{place}: begins as {encoding.upper()} and goes on otherwise ({error})"
+        raise ValueError(message) from error
+    return converted, 0, converted.tell()
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -54,18 +96,22 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     Raises:
       ValueError: a file that begins as UTF-16 or UTF-32 goes on otherwise.
       OSError: it cannot be read.
+      Stopped: the run was asked to stop.
     """
     with path.open("rb") as file:
         encoding = encoding_of(file.read(4))
     strict = not encoding.startswith("utf-8")
+    progress = Progress(f"reading {path}", path.stat().st_size)
     number, blank, wrong, line = 0, 0, 0, ""
-    with path.open(encoding=encoding, errors="strict" if strict else "surrogateescape", newline="\n") as lines:
+    errors = "strict" if strict else "surrogateescape"
+    with path.open("rb") as file, io.TextIOWrapper(file, encoding, errors, newline="\n") as lines:
         try:
             for number, line in enumerate(lines, 1):
+                if number % _LINES == 0:
+                    progress.to(file.tell())
                 text = line.rstrip("\r\n")
-                if not text.isascii():
-                    text, more = _ESCAPED.subn("\ufffd", text)
-                    wrong += more
+                text, more = replaced(text)
+                wrong += more
                 if not text.strip():
                     blank += 1
                     continue
