@@ -76,3 +76,21 @@ def test_no_json(tmp_path, content, message):
 def test_json_with_a_byte_order_mark(tmp_path):
     (tmp_path / "f.json").write_bytes(codecs.BOM_UTF8 + b'{"a": [1]}')
     assert text.read_json(tmp_path / "f.json") == {"a": [1]}
+
+
+def test_lines_of_a_text_are_those_of_its_file(tmp_path, caplog):
+    path = tmp_path / "f"
+    for body in ("", "\n", "a\n\nb\n", "a\r\nb\r\n\r\n \n", "a\u2028b\x0cc\n", "a\nb", "a\nb "):
+        caplog.clear()
+        path.write_bytes(body.encode())
+        lines = [line for _, line in text.read_lines(path)]
+        of_file = caplog.text
+        caplog.clear()
+        assert text.split_lines(text.decode(body.encode(), path), path) == lines
+        assert bool(caplog.text) == bool(of_file) == body.endswith(("b", "b "))
+
+
+def test_lines_that_show_their_own_end(tmp_path, caplog):
+    (tmp_path / "f").write_text("{}\n{}")
+    assert list(text.read_lines(tmp_path / "f", ended=False)) == [(1, "{}"), (2, "{}")]
+    assert not caplog.text
