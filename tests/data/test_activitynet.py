@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from absl import logging
 
+from rmjax.data import activitynet as module
 from rmjax.data.activitynet import ADVICE, TYPES, activitynet, question_only, sample_frames
 from rmjax.data.pipeline import batches, eval_batches
 from rmjax.data.text import tokenize
@@ -264,7 +265,7 @@ def test_h5_files_lead_to_no_other_file(tmp_path):
             source.fetch("test", np.array([1]))
 
 
-def test_arrays_of_gigabytes_are_refused_before_there_is_room_made(made, tmp_path):
+def test_arrays_of_gigabytes_are_refused_before_there_is_room_made(made, tmp_path, monkeypatch):
     source, _ = made
     (path,) = (tmp_path / "features").glob("*f.npz")
     for shape in ((1 << 36, 4), (1 << 70, 4), (-1, 4)):
@@ -274,6 +275,10 @@ def test_arrays_of_gigabytes_are_refused_before_there_is_room_made(made, tmp_pat
             archive.writestr("features.npy", header.getvalue() + bytes(64))
         with pytest.raises(ValueError, match=r"f.npz: not to be read as .npz \(an array \[.* bytes, and at most"):
             source.fetch("test", np.array([1]))
+    np.savez_compressed(path, np.zeros((100, 4), np.float32))
+    monkeypatch.setattr(module, "MOST_BYTES", 1700)  # the array alone has 1,600
+    with pytest.raises(ValueError, match=r"an array \[1728\] of 1,728 bytes, and at most 1,700 are read"):
+        source.fetch("test", np.array([1]))
 
 
 def test_an_encrypted_archive_is_named(made, tmp_path):
