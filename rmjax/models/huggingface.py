@@ -233,8 +233,8 @@ def read(path: str | Path, like: Params, kind: str, fresh: Iterable[str] = ()) -
         depth = 1 + max(
             (int(layer[1]) for ours in values if (layer := re.match(r"(?:h|layer)_(\d+)/", ours))), default=-1
         )
-        found = ((int(layer[1]), name) for name in extra if (layer := re.search(r"\b(?:h|layer)\.(\d+)\.", name)))
-        if deeper := [name for number, name in found if number >= depth]:
+        numbered = ((int(layer[1]), name) for name in extra if (layer := re.search(r"\b(?:h|layer)\.(\d+)\.", name)))
+        if deeper := [name for number, name in numbered if number >= depth]:
             raise ValueError(f"{path} has more than the {depth} layers of the model: {', '.join(sorted(deeper)[:3])}")
         logging.warning("%s: %d tensors have no place in the model: %s", path, len(extra), ", ".join(sorted(extra)))
     for ours, name in plain.items():
