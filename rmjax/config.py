@@ -109,7 +109,7 @@ SCHEMA: dict[str, Field] = {
     "data.narrativeqa.max_segments": Field(64, at_least(1), "segments kept of a summary"),
     "data.tvqa.max_words": Field(300, at_least(1), "words kept of a clip's subtitles"),
     "data.tvqa.valid_fraction": Field(0.1, below(0, 1), "share of the training clips for validation"),
-    "data.activitynet.features": Field("", anything, "folder of the videos' frame features, .npz or .h5"),
+    "data.activitynet.features": Field("", anything, "frame features: a folder, or one .h5 file"),
     "data.activitynet.frames": Field(200, at_least(1), "frames taken of a video"),
     "data.activitynet.answers": Field(1000, at_least(1), "classes: the most frequent answers"),
     "data.movielens.test_fraction": Field(0.2, between(0, 1), "share of targets, the latest, for the test"),

@@ -131,6 +131,23 @@ def test_padding_to_another_shape_changes_nothing(case):
     close(rows(wider, slice(3)), memory, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", MACHINES)
+def test_shorter_segments_have_the_first_positions(name):
+    machine, params, run = small(name)[:3]
+    items, mask = stream()
+    short = np.arange(mask.shape[2]) < 2  # of four
+    padded = run(params, items, mask & short).memory
+    close(run(params, items[..., :2], mask[..., :2]).memory, padded, atol=1e-6)
+
+
+def test_longer_segments_are_refused_with_both_numbers():
+    machine = machines.make("rehearsal", ITEMS, dim=16)
+    params = jax.eval_shape(machine.init, jax.random.key(0))
+    shapes = jax.ShapeDtypeStruct((3, 2, 25), np.int32), jax.ShapeDtypeStruct((3, 2, 25), bool)
+    with pytest.raises(ValueError, match="rows of 25 .* positions for 20: .*segment_length"):
+        jax.eval_shape(lambda *given: memorize(machine, *given), params, *shapes)
+
+
 def test_masked_queries_change_no_other_answer(case):
     memory = case.exact(case.params, *stream()).memory
     mask = np.array([[1, 0], [1, 0], [1, 1]], bool)

@@ -38,7 +38,11 @@ def read_text(path: Path) -> str:
       ValueError: a file that begins as UTF-16 or UTF-32 goes on otherwise.
       OSError: it cannot be read.
     """
-    data = path.read_bytes()
+    return decode(path.read_bytes(), path)
+
+
+def decode(data: bytes, path: Path) -> str:
+    """As `read_text`, of bytes read before, such as those of an archive's member. `path` is what messages call them."""
     encoding = encoding_of(data[:4])
     try:
         text = data.decode(encoding, "surrogateescape" if encoding.startswith("utf-8") else "strict")
@@ -86,12 +90,23 @@ def as_utf8(stream: IO[bytes], size: int, place: str) -> tuple[IO[bytes], int, i
     return converted, 0, converted.tell()
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+def split_lines(text: str, path: Path) -> list[str]:
+    """The lines of a text, as `read_lines` gives them, with its warning of a last line without an end."""
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    cut = bool(lines[-1].strip())
+    while lines and not lines[-1].strip():
+        lines.pop()
+    if cut:
+        _warn_of_end(path, len(lines))
+    return lines
+
+
+def read_lines(path: Path, ended: bool = True) -> Iterator[tuple[int, str]]:
     r"""The lines of a file and their numbers, from 1, without line ends (\n or \r\n), read one by one.
 
     A byte order mark is dropped, or obeyed where it says UTF-16 or UTF-32. Blank lines at the end are left out.
     Bytes of another encoding become U+FFFD, and a warning counts them. Another warning names a last line without an
-    end, since a file that was cut short has one.
+    end, since a file that was cut short has one. `ended=False` leaves that out, for lines that show their own end.
 
     Raises:
       ValueError: a file that begins as UTF-16 or UTF-32 goes on otherwise.
@@ -122,8 +137,8 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}, after line {number}: not {encoding.upper()} ({error.reason})") from error
     _warn(path, wrong)
-    if line.strip() and not line.endswith("\n"):
-        logging.warning("%s: line %d, the last, has no end: if the file was cut short, fetch it again.", path, number)
+    if ended and line.strip() and not line.endswith("\n"):
+        _warn_of_end(path, number)
 
 
 def read_json(path: Path) -> Any:
@@ -151,6 +166,10 @@ def parse_json(text: str, place: str) -> Any:
     except (ValueError, RecursionError) as error:  # an integer of over 4,300 digits; lists in lists in lists
         cause = "nested too deep" if isinstance(error, RecursionError) else str(error).partition(";")[0]
         raise ValueError(f"{place}: JSON that cannot be read: {cause}") from error
+
+
+def _warn_of_end(path: Path, number: int) -> None:
+    logging.warning("%s: line %d, the last, has no end: if the file was cut short, fetch it again.", path, number)
 
 
 def _warn(path: Path, wrong: int) -> None:
