@@ -26,6 +26,7 @@ from rmjax.checkpoint import Checkpoints
 from rmjax.data import make_source
 from rmjax.data.pipeline import batches, eval_batches
 from rmjax.data.source import Source
+from rmjax.io import paths
 from rmjax.io.progress import Stopped
 from rmjax.optim import make_optimizer
 from rmjax.parallel import Mapped, make_mapped
@@ -123,9 +124,9 @@ def evaluate_only(config: Any, workdir: str | Path) -> list[dict[str, Any]]:
 def trained(workdir: str | Path) -> tuple[Any, Params, Source]:
     """What a run has learned, for notebooks: its task, the best parameters so far, its data. Changes nothing there."""
     folder = Path(workdir)
-    config, found = kept.read_config(folder)
+    config, _ = kept.read_config(folder)
     source = make_source(config.data, config.data.seed)
-    kept.refuse_other_words(found, source, f"{config.data.dir} has", f"{workdir} was trained on: restore its files")
+    kept.refuse_other_items(folder, source)
     task = tasks.make_task(config, source)
     return task, jax.device_put(kept.read_model(folder, task)), source
 
@@ -147,7 +148,7 @@ def train_teacher(run: Run) -> Params:
         return ()
     t = run.config.teacher
     if t.dir:
-        return kept.read_teacher(Path(t.dir), jax.eval_shape(task.init, jax.random.key(0))["sampler"])
+        return kept.read_teacher(paths.resolve(t.dir, "config.teacher.dir"), run.source, task)
     stage = Stage("teacher", task, t.steps, t.batch_size, t.learning_rate)
     return train_stage(run, stage, map_stage(run, stage), ())["sampler"]
 
@@ -215,7 +216,7 @@ def fresh_state(run: Run, stage: Stage, frozen: Params = ()) -> TrainState:
         state = dataclasses.replace(state, carry=fresh_carry(stage.task, state.params, stage.batch_size))
     start = stage.name == "model" and run.config.train.start_from
     if start:
-        state = dataclasses.replace(state, params=kept.read_start(Path(start), run.source, state.params))
+        state = dataclasses.replace(state, params=read_start(run, stage))
     elif tasks.is_sequence(run.config) and run.config.model.pretrained:
         state = dataclasses.replace(state, params=sequences.pretrained(run.config, state.params))
     if frozen and run.config.teacher.share_items:
@@ -243,9 +244,14 @@ def blank_state(run: Run, stage: Stage) -> TrainState:
 
 def check_start(run: Run, stage: Stage) -> None:
     """Raises what `read_start` does, if the model is still to begin with another run's parameters."""
-    start = run.config.train.start_from
-    if start and not any((run.workdir / stage.name).glob("[0-9]*")):
-        kept.read_start(Path(start), run.source, jax.eval_shape(stage.task.init, jax.random.key(0)))
+    if run.config.train.start_from and not any((run.workdir / stage.name).glob("[0-9]*")):
+        read_start(run, stage)
+
+
+def read_start(run: Run, stage: Stage) -> Params:
+    """See `kept.read_start`."""
+    start = paths.resolve(run.config.train.start_from, "config.train.start_from")
+    return kept.read_start(start, run.source, stage.task)
 
 
 def open_checkpoints(run: Run, stage: Stage) -> Checkpoints:

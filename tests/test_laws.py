@@ -158,6 +158,16 @@ def test_masked_queries_change_no_other_answer(case):
     chex.assert_tree_all_finite(garbage)
 
 
+def test_where_a_question_stands_among_others_does_not_matter(case):
+    memory, mask, read = (
+        case.exact(case.params, *stream()).memory,
+        np.ones(QUERY.shape, bool),
+        jax.jit(case.machine.read),
+    )
+    query = np.asarray(case.machine.embed(case.params, QUERY))
+    close(read(case.params, memory, query[:, ::-1], mask), read(case.params, memory, query, mask)[:, ::-1], atol=1e-6)
+
+
 # Law 3: scan = Python loop = jitted = one by one.
 
 
