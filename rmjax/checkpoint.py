@@ -218,7 +218,8 @@ def load_tree(path: str | Path, like: Callable[[dict[str, Any]], Any]) -> Any:
 
     Raises:
       FileNotFoundError: nothing is there.
-      ValueError: it is damaged, or does not fit `like`; names the file or the leaves. Or as `save_tree`.
+      ValueError: it is damaged, or does not fit `like`; names the file or the leaves. Or as
+        `save_tree`.
     """
     logging.get_absl_logger().addFilter(_is_not_orbax_chatter)
     path = _behind_links(path)

@@ -135,8 +135,8 @@ class InFiles:
 class Streams:
     """A store of live streams, one a user, of one trained model.
 
-    Any number of threads may call it; one call runs at a time. A process that was forked from the one that opened the
-    store, and everybody after `close`, is refused.
+    Any number of threads may call it; one call runs at a time. A process that was forked from the
+    one that opened the store, and everybody after `close`, is refused.
 
     Args:
       task, params: as `train.trained` gives them; the streams are of item ids.
@@ -218,8 +218,8 @@ class Streams:
         """Appends items to the users' streams, in order; a user may come twice, and one who is new gets a stream.
 
         Raises:
-          ValueError: a user is neither str nor int, or an item is none of the model's, or the lists differ in length;
-            names the user and the item. Nothing is written then.
+          ValueError: a user is neither str nor int, or an item is none of the model's, or the lists
+            differ in length; names the user and the item. Nothing is written then.
         """
         parts: dict[User, list[np.ndarray]] = {}
         for user, more in _pairs(users, items, "items"):
@@ -260,8 +260,8 @@ class Streams:
     def reset(self, users: Sequence[User]) -> None:
         """Forgets users; what is written for one of them from then on begins a new stream.
 
-        The bytes of their memories are overwritten: on the device at once; in files by the next `flush`, since until
-        then a crash brings the users back.
+        The bytes of their memories are overwritten: on the device at once; in files by the next
+        `flush`, since until then a crash brings the users back.
         """
         known = list(dict.fromkeys(map(self._known, _plain(users))))
         self._release([self._slots.pop(user) for user in known])
@@ -278,12 +278,14 @@ class Streams:
 
     @_one_at_a_time
     def save(self, path: str | Path) -> None:
-        """Writes all streams as the directory `path`, whole or not at all, every file under a digest. All rows are
-        copied to the host's memory for it.
+        """Writes all streams as the directory `path`, whole or not at all, every file under a
+        digest. All rows are copied to the host's memory for it.
 
         Raises:
-          ValueError: the path is an address or has a character that checkpoints cannot have; or a memory is not finite.
-          FileExistsError: something is there that `save` did not write; what it did write is replaced.
+          ValueError: the path is an address or has a character that checkpoints cannot have; or a
+            memory is not finite.
+          FileExistsError: something is there that `save` did not write; what it did write is
+            replaced.
           OSError: it could not be written; names the folder, how much it needs, and what to do.
         """
         users, slots = list(self._slots), np.fromiter(self._slots.values(), np.int64, len(self._slots))
@@ -296,12 +298,13 @@ class Streams:
     def load(self, path: str | Path) -> None:
         """Takes the streams that `save` wrote in the place of those that the store has.
 
-        Everything is checked and written before the first user goes, so a load that fails changes nothing. There must
-        be room for both; `reset` makes some.
+        Everything is checked and written before the first user goes, so a load that fails changes
+        nothing. There must be room for both; `reset` makes some.
 
         Raises:
           FileNotFoundError: nothing is there.
-          ValueError: they are damaged, or memories of another model; names the file, or the user and the leaf.
+          ValueError: they are damaged, or memories of another model; names the file, or the user
+            and the leaf.
           OSError: there is no room for them.
         """
         users: list[User] = []
@@ -327,14 +330,17 @@ class Streams:
 
     @_one_at_a_time
     def flush(self) -> None:
-        """Of streams in a folder: brings it to what the store has, so that a power failure takes nothing of it.
+        """Of streams in a folder: brings it to what the store has, so that a power failure takes
+        nothing of it.
 
-        A folder that was not flushed, as after a crash, has the users of the last time; the memory of one who was
-        written to since may be that of then, of the crash, or torn where the write was under way: `save` is what lasts.
+        A folder that was not flushed, as after a crash, has the users of the last time; the memory
+        of one who was written to since may be that of then, of the crash, or torn where the write
+        was under way: `save` is what lasts.
 
         Raises:
           ValueError: the streams are on the device.
-          OSError: a file could not be written; names it, its size and what to do. Another `flush` may follow.
+          OSError: a file could not be written; names it, its size and what to do. Another `flush`
+            may follow.
         """
         if self._folder is None:
             raise ValueError("these streams are on the device: save(path) writes them")
@@ -346,8 +352,8 @@ class Streams:
         self._free, self._released = self._free + self._released, []
 
     def close(self) -> None:
-        """Of streams in a folder: flushes, and lets another store have it, even where `flush` fails. Afterwards every
-        call but `close` is refused."""
+        """Of streams in a folder: flushes, and lets another store have it, even where `flush`
+        fails. Afterwards every call but `close` is refused."""
         self._refuse_forked()
         with self._lock:
             try:
@@ -423,7 +429,8 @@ class Streams:
         return _or_blank(self._store.take(slots), slots < self._capacity, self._blank)
 
     def _open(self, users: Sequence[User], rows: LiveStream | None = None) -> None:
-        """Gives new users slots, with those rows (one for all of them, or one each; None: empty streams).
+        """Gives new users slots, with those rows (one for all of them, or one each; None: empty
+        streams).
 
         Where that fails nobody is new, and no slot of another has changed.
         """
@@ -538,7 +545,8 @@ def refuse_words(task: Any, params: Params) -> None:
 
 
 def _plain(users: Sequence[User]) -> list[User]:
-    """The users, NumPy's numbers as Python's. Raises ValueError where one is neither str nor int."""
+    """The users, NumPy's numbers as Python's. Raises ValueError where one is neither str nor
+    int."""
     if isinstance(users, str | bytes):
         raise ValueError(f"users={users!r} is one user: give a list, as [{users!r}]")
     plain = [user.item() if isinstance(user, np.generic) else user for user in users]
@@ -561,7 +569,8 @@ def _pairs(users: Sequence[User], lists: Sequence[Ids], name: str) -> list[tuple
 
 
 def _listed(about: Any, path: str | Path) -> list[User]:
-    """The users that a file lists. Raises ValueError where they cannot be; names the file and the place."""
+    """The users that a file lists. Raises ValueError where they cannot be; names the file and the
+    place."""
     users = about.get("users")
     if not isinstance(users, list):
         raise ValueError(f"{path}: users is missing, or no list: {_CURE}")

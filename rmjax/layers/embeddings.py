@@ -61,7 +61,8 @@ class Rows:
 def look_up(table: Array | Rows, items: Array) -> Array:
     """Rows [..., width] of items i32 [...]; all of them must be among the `Rows`.
 
-    An id that is none is clipped, so one below 0 is the first: elsewhere in JAX it would count from the end.
+    An id that is none is clipped, so one below 0 is the first: elsewhere in JAX it would count from
+    the end.
     """
     items = jnp.clip(items, 0, num_items(table) - 1)
     if isinstance(table, Rows):

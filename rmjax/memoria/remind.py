@@ -104,8 +104,8 @@ def remind(
 def _numbered_anew(config: MemoriaConfig, state: State, active: Array) -> State:
     """Where the serials would pass 2^31, the living get new ones, from 0 on by birth.
 
-    All that serials say stays: who is older, and who was born before whom last fired. Ties that are decided by a hash
-    of serials are drawn anew.
+    All that serials say stays: who is older, and who was born before whom last fired. Ties that are
+    decided by a hash of serials are drawn anew.
     """
     slots = jnp.arange(config.capacity, dtype=jnp.int32)
 

@@ -222,8 +222,8 @@ def save(config: MemoriaConfig, state: State, path: str | Path) -> None:
     Whole or not at all, by Orbax, every file under a digest.
 
     Raises:
-      ValueError: the state is not of this config; or the path is an address, or has a character that checkpoints
-        cannot have.
+      ValueError: the state is not of this config; or the path is an address, or has a character
+        that checkpoints cannot have.
       FileExistsError: something is there that `save` did not write.
       OSError: the disk is full; names the directory, its size and what to do.
     """
@@ -266,7 +266,8 @@ def load(config: MemoriaConfig, path: str | Path) -> State:
 
 
 def _unsound(state: State) -> str | None:
-    """What no memory can hold, of a state of any number of streams in NumPy arrays; None where all is sound."""
+    """What no memory can hold, of a state of any number of streams in NumPy arrays; None where all
+    is sound."""
     slots = np.arange(state.kind.shape[-1])
     by_birth = lambda x: np.take_along_axis(x, np.asarray(state.by_birth), -1)  # noqa: E731
     if (np.sort(state.by_birth, -1) != slots).any():
