@@ -25,6 +25,8 @@ from jax import export
 from safetensors.numpy import save
 
 from rmjax import environment, train
+from rmjax.io import atomic
+from rmjax.io.paths import resolve
 from rmjax.machines.live import current_memory, feed, open_stream
 from rmjax.streams import refuse_words
 from rmjax.tasks.reasoning import Reasoning
@@ -60,14 +62,15 @@ answer = lambda state, query, mask: answer_(weights, state, query, mask)
 
 
 def write_export(task: Reasoning, params: Params, folder: str | Path, items: int = 0) -> None:
-    """Makes `folder`, whole or not at all.
+    """Makes `folder`, whole or not at all. Where it is a link, what it points to is replaced.
 
     Raises:
-      ValueError: the model's streams are not of item ids.
+      ValueError: the model's streams are not of item ids, or the folder is an address.
       FileExistsError: something else is there.
+      OSError: a file could not be written; names it, its size and what to do.
     """
     refuse_words(task, params)
-    machine, folder = task.machine, Path(folder)
+    machine, folder = task.machine, resolve(folder, "folder").resolve()
     if folder.exists() and not all((folder / name).is_file() for name in FILES):
         raise FileExistsError(f"{folder} is there, and is no export: take another name or move it")
     blank = open_stream(machine, params["machine"], 1, task.segment_length)
@@ -96,15 +99,17 @@ def write_export(task: Reasoning, params: Params, folder: str | Path, items: int
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     for name, exported in made.items():
-        (temporary / name).write_bytes(exported.serialize())
+        atomic.write(temporary / name, bytes(exported.serialize()))
     for name, tree in (("weights", params), ("empty", blank)):
-        (temporary / f"{name}.safetensors").write_bytes(save({path: np.asarray(x) for path, x in flat(tree).items()}))
-    (temporary / "live.py").write_text(LOADER)
+        leaves = {path: np.asarray(x) for path, x in flat(tree).items()}
+        atomic.write(temporary / f"{name}.safetensors", save(leaves))
+    atomic.write(temporary / "live.py", LOADER)
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
     temporary.rename(folder)
+    atomic.sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

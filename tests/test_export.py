@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 
@@ -67,3 +68,14 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "mine").mkdir()
     with pytest.raises(FileExistsError, match="mine is there, and is no export"):
         write_export(TASK, PARAMS, tmp_path / "mine")
+
+
+def test_an_export_goes_where_the_user_means(tmp_path, monkeypatch, served):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "latest").symlink_to(tmp_path / "disk")
+    shutil.copytree(served, tmp_path / "disk")
+    write_export(TASK, PARAMS, "~/latest")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "latest"]
+    assert (tmp_path / "latest").is_symlink() and (tmp_path / "disk" / "live.py").is_file()
+    with pytest.raises(ValueError, match="folder=gs://b/x is an address"):
+        write_export(TASK, PARAMS, "gs://b/x")

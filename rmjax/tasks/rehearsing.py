@@ -71,11 +71,12 @@ def alternatives(
     keys: one for the whole batch, which shares its sampled ids; [B], by which each stream of features draws its own.
     """
     if not jnp.issubdtype(batch.items.dtype, jnp.floating):
-        its, truth = params["machine"], jnp.take_along_axis(cut.items, cut.hidden_at, 2)
+        its, items = params["machine"], num_items(params["machine"]["embed"])
+        truth = jnp.clip(jnp.take_along_axis(cut.items, cut.hidden_at, 2), 0, items - 1)
         if not r.sampled_items:
             table = unit_rows(its)
-            return table.at[truth].get(mode="clip"), table, None
-        sampled = sample_items(r, keys[0], num_items(its["embed"]))
+            return table[truth], table, None
+        sampled = sample_items(r, keys[0], items)
         return unit_rows(its, truth), unit_rows(its, sampled), sampled == truth[..., None]
     rows, _, length, width = batch.items.shape
     draw = lambda key, valid: jax.random.categorical(key, jnp.where(valid, 0.0, -jnp.inf), shape=(r.sampled_items,))  # noqa: E731
