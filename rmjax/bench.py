@@ -228,7 +228,7 @@ def main(argv: Sequence[str]) -> int:
         said = environment.prepare()
         histories = _HISTORIES.value if _STREAMING.value else ()
         print(json.dumps(bench(_CONFIG.value, _REPEATS.value, histories, said), indent=1))
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         logging.error("%s", error)
         return 1
     return 0

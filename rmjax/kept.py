@@ -18,6 +18,7 @@ import jax
 from rmjax import config as configs
 from rmjax.checkpoint import Checkpoints
 from rmjax.data.source import Source
+from rmjax.io import atomic, text
 from rmjax.types import Params, StreamTask, Task
 
 # What may change between a run and its continuation; everything else is part of what the run computes.
@@ -29,30 +30,69 @@ MAY_CHANGE = ("train.devices", "train.mapping", "train.model_devices", "train.sp
 
 
 def read_config(workdir: str | Path) -> tuple[Any, dict[str, Any]]:
-    """The config of the run in `workdir`, and what its data were found to be."""
-    path = Path(workdir) / "config.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is not there: name a workdir that was trained")
-    config, kept = configs.base(), json.loads(path.read_text())
-    found = kept["data"].pop("found", {})
-    config.update(kept)
+    """The config of the run in `workdir`, and what its data were found to be.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it was damaged or changed, or has a value that cannot be; names the file and what is wrong.
+    """
+    path, config = Path(workdir) / "config.json", configs.base()
+    values = read_values(path)
+    found = values["data"].pop("found", {})
+    try:
+        config.update(values)
+        configs.validate(config)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
     return config, found
 
 
+def read_values(path: Path) -> dict[str, Any]:
+    """What a config.json holds, held against its digest.
+
+    Raises:
+      FileNotFoundError, ValueError: as `read_config`, without a check of the values.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not there: name a workdir that was trained")
+    values = text.read_json(path)
+    if not isinstance(values, dict) or not isinstance(values.get("data"), dict):
+        raise ValueError(f"{path} is not the config of a run: restore it from a copy of the workdir")
+    digest = values.pop("digest", None)  # runs of before have none
+    if digest not in (None, values_digest(values)):
+        raise ValueError(
+            f"{path} was changed after the run wrote it, and the checkpoints beside it are of the run as it was: put "
+            'the values back, or take the line "digest" out if they are right'
+        )
+    return values
+
+
+def values_digest(values: dict[str, Any]) -> str:
+    """Of a config.json's values, without those that may change."""
+    computed = {name: value for name, value in flat(values).items() if name not in MAY_CHANGE}
+    return hashlib.sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def sealed(values: dict[str, Any]) -> str:
+    """The text of a config.json: the values and their digest."""
+    return json.dumps(values | {"digest": values_digest(values)}, indent=1)
+
+
 def check_same_config(config: Any, workdir: Path, source: Source) -> None:
-    """Raises ValueError, naming the fields, if a run with another config or other data saved anything here."""
+    """Raises ValueError, naming the fields, if a run with another config or other data saved anything here; and
+    FileNotFoundError if what it saved has no config.json beside it."""
     path, now = workdir / "config.json", json.loads(config.to_json())
     sizes = {split: source.size(split) for split in ("train", "valid", "test")}
     now["data"]["found"] = {"source": type(source).__name__, "items": source.num_items, **sizes}
     now["data"]["found"] |= words_digest(source)
-    if not path.exists() or not any(workdir.glob("*/[0-9]*")):
-        write_whole(path, json.dumps(now, indent=1))
+    if not any(workdir.glob("*/[0-9]*")):
+        write_whole(path, sealed(now))
         if hasattr(source, "vocabulary"):  # what the checkpoints' rows stand for
             write_whole(workdir / "vocabulary.json", json.dumps(list(source.vocabulary), indent=0))
         return
-    refuse_other(workdir, json.loads(path.read_text()), now)
+    refuse_other(workdir, read_values(path), now)
     if not any((workdir / "model").glob("[0-9]*")):
-        write_whole(path, json.dumps(now, indent=1))  # what the model is about to begin from may have changed
+        write_whole(path, sealed(now))  # what the model is about to begin from may have changed
 
 
 def refuse_other(workdir: Path, then: dict, now: dict) -> None:
@@ -87,12 +127,10 @@ def flat(tree: dict, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str) -> None:
     """Writes a file that is there wholly or not at all; process 0 only."""
     if jax.process_index() == 0:
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(text)
-        temporary.replace(path)
+        atomic.write(path, content)
 
 
 def read_model(workdir: str | Path, task: Task | StreamTask) -> Params:
@@ -125,7 +163,7 @@ def read_start(workdir: Path, source: Source, like: Params) -> Params:
     workdir = workdir.expanduser()
     said, kept = f"config.train.start_from = {str(workdir)!r}", workdir / "config.json"
     if kept.exists():
-        found = json.loads(kept.read_text())["data"].get("found", {})
+        found = read_config(workdir)[1]
         refuse_other_words(found, source, "config.data has", f"{said} was trained on: use the same data")
         items, here = found.get("items", source.num_items), source.num_items
         if items != here:

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from rmjax.checkpoint import Checkpoints
 from rmjax.data import make_source
 from rmjax.data.pipeline import batches, eval_batches
 from rmjax.data.source import Source
+from rmjax.io import paths, text
 from rmjax.optim import make_optimizer
 from rmjax.parallel import Mapped, make_mapped
 from rmjax.tasks import sequences
@@ -95,11 +96,11 @@ def train(config: Any, workdir: str | Path) -> list[dict[str, Any]]:
       Preempted: SIGTERM or SIGINT came; the state is saved, the same call goes on.
       FloatingPointError: a loss is NaN or infinite; names the step and the parts, keeps the last good checkpoint.
     """
-    with opened(config, workdir) as run:
-        results = run.workdir / "results.json"
+    results = paths.resolve_checkpoint(workdir, "--workdir") / "results.json"
+    with opened(config, workdir, reading=results.exists()) as run:
         if results.exists():
             logging.info("%s is finished; these are its results.", run.workdir)
-            return json.loads(results.read_text())
+            return text.read_json(results)
         stage = model_stage(run)
         mapped = map_stage(run, stage)  # before the teacher's training: what is wrong with it is said at once
         check_start(run, stage)
@@ -112,7 +113,7 @@ def train(config: Any, workdir: str | Path) -> list[dict[str, Any]]:
 
 def evaluate_only(config: Any, workdir: str | Path) -> list[dict[str, Any]]:
     """Tests the best checkpoint that `workdir` holds, training nothing. -> rows of the final table."""
-    with opened(config, workdir) as run:
+    with opened(config, workdir, reading=True) as run:
         stage = model_stage(run)
         mapped = map_stage(run, stage)
         return test(run, stage.task, mapped, kept.read_model(run.workdir, stage.task))
@@ -120,7 +121,7 @@ def evaluate_only(config: Any, workdir: str | Path) -> list[dict[str, Any]]:
 
 def trained(workdir: str | Path) -> tuple[Any, Params, Source]:
     """What a run has learned, for notebooks: its task, the best parameters so far, its data. Changes nothing there."""
-    folder = Path(workdir)
+    folder = paths.resolve_checkpoint(workdir, "workdir")
     config, found = kept.read_config(folder)
     source = make_source(config.data, config.data.seed)
     kept.refuse_other_words(found, source, f"{config.data.dir} has", f"{workdir} was trained on: restore its files")
@@ -129,13 +130,16 @@ def trained(workdir: str | Path) -> tuple[Any, Params, Source]:
 
 
 @contextlib.contextmanager
-def opened(config: Any, workdir: str | Path) -> Iterator[Run]:
-    """Locks the workdir, holds the config against the one that began there, opens the data."""
-    alone = lock(workdir) if jax.process_index() == 0 else contextlib.nullcontext()  # the first speaks for all
+def opened(config: Any, workdir: str | Path, *, reading: bool = False) -> Iterator[Run]:
+    """Locks the workdir, holds the config against the one that began there, opens the data. reading: of a run that has
+    a model; nothing is written, so the folder may be read-only."""
+    folder = paths.resolve_checkpoint(workdir, "--workdir")
+    alone = lock(folder, reading=reading) if jax.process_index() == 0 else contextlib.nullcontext()  # speaks for all
     with alone, Preemption() as stop:
         source = make_source(config.data, config.data.seed)
-        kept.check_same_config(config, Path(workdir), source)
-        yield Run(config, Path(workdir), source, stop)
+        if not reading or any((folder / "model").glob("[0-9]*")):
+            kept.check_same_config(config, folder, source)
+        yield Run(config, folder, source, stop)
 
 
 def train_teacher(run: Run) -> Params:
@@ -145,7 +149,9 @@ def train_teacher(run: Run) -> Params:
         return ()
     t = run.config.teacher
     if t.dir:
-        return kept.read_teacher(Path(t.dir), jax.eval_shape(task.init, jax.random.key(0))["sampler"])
+        return kept.read_teacher(
+            paths.resolve(t.dir, "config.teacher.dir"), jax.eval_shape(task.init, jax.random.key(0))["sampler"]
+        )
     stage = Stage("teacher", task, t.steps, t.batch_size, t.learning_rate)
     return train_stage(run, stage, map_stage(run, stage), ())["sampler"]
 
@@ -170,7 +176,7 @@ def map_stage(run: Run, stage: Stage, cut: bool = True) -> Mapped:
             raise ValueError(f"{name} {size} does not divide among {devices} devices: change it, or train.devices")
     whole = stage.name == "teacher" or not (cut or t.microbatch)
     pieces = None if whole else microbatch(run, stage.batch_size // devices)
-    return make_mapped(
+    mapped = make_mapped(
         stage.task,
         optimizer,
         run.config.seed,
@@ -181,6 +187,29 @@ def map_stage(run: Run, stage: Stage, cut: bool = True) -> Mapped:
         sparse_items=t.sparse_items,
         split_layers=t.split_layers,
     )
+    return mapped._replace(
+        train_step=announced(mapped.train_step, f"{stage.name}: compiling the train step"),
+        scores=announced(mapped.scores, f"{stage.name}: compiling the evaluation step"),
+        measure=announced(mapped.measure, f"{stage.name}: compiling the evaluation step"),
+    )
+
+
+def announced(step: Callable, doing: str) -> Callable:
+    """`step`, which says that it is compiled and how long that took, whenever its last argument has new shapes."""
+    seen: set[tuple] = set()
+
+    def call(*given: Any) -> Any:
+        shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(given[-1]))
+        if shapes in seen:
+            return step(*given)
+        logging.info("%s ...", doing)
+        begin = time.monotonic()
+        result = step(*given)
+        seen.add(shapes)
+        logging.info("%s: done in %.1f seconds.", doing, time.monotonic() - begin)
+        return result
+
+    return call
 
 
 def microbatch(run: Run, rows: int) -> Pieces | None:
@@ -213,7 +242,8 @@ def fresh_state(run: Run, stage: Stage, frozen: Params = ()) -> TrainState:
         state = dataclasses.replace(state, carry=fresh_carry(stage.task, state.params, stage.batch_size))
     start = stage.name == "model" and run.config.train.start_from
     if start:
-        state = dataclasses.replace(state, params=kept.read_start(Path(start), run.source, state.params))
+        start = paths.resolve(start, "config.train.start_from")
+        state = dataclasses.replace(state, params=kept.read_start(start, run.source, state.params))
     elif tasks.is_sequence(run.config) and run.config.model.pretrained:
         state = dataclasses.replace(state, params=sequences.pretrained(run.config, state.params))
     if frozen and run.config.teacher.share_items:
@@ -243,7 +273,8 @@ def check_start(run: Run, stage: Stage) -> None:
     """Raises what `read_start` does, if the model is still to begin with another run's parameters."""
     start = run.config.train.start_from
     if start and not any((run.workdir / stage.name).glob("[0-9]*")):
-        kept.read_start(Path(start), run.source, jax.eval_shape(stage.task.init, jax.random.key(0)))
+        start = paths.resolve(start, "config.train.start_from")
+        kept.read_start(start, run.source, jax.eval_shape(stage.task.init, jax.random.key(0)))
 
 
 def open_checkpoints(run: Run, stage: Stage) -> Checkpoints:
