@@ -68,8 +68,9 @@ def read_values(path: Path) -> dict[str, Any]:
 
 
 def values_digest(values: dict[str, Any]) -> str:
-    """Of a config.json's values, without those that may change."""
-    computed = {name: value for name, value in flat(values).items() if name not in MAY_CHANGE}
+    """Of a config.json's values, without those that may change and what the data were found to be (the data show)."""
+    free = lambda name: name in MAY_CHANGE or name.startswith("data.found.")  # noqa: E731
+    computed = {name: value for name, value in flat(values).items() if not free(name)}
     return hashlib.sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()[:16]
 
 
