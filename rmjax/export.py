@@ -75,7 +75,7 @@ def write_export(task: Reasoning, params: Params, folder: str | Path, items: int
     if importlib.util.find_spec("flatbuffers") is None:
         raise ImportError("an export is written with flatbuffers, which is not installed: pip install 'rmjax[export]'")
     refuse_words(task, params)
-    machine, folder = task.machine, paths.resolve(folder, "--out")
+    machine, folder = task.machine, paths.resolve(folder, "--out").resolve()  # a link stays a link
     if folder.exists() and not all((folder / name).is_file() for name in FILES):
         raise FileExistsError(f"{folder} is there, and is no export: take another name or move it")
     blank = open_stream(machine, params["machine"], 1, task.segment_length)
