@@ -40,8 +40,8 @@ class Checkpoints:
     Leaves come back as host arrays, so any number of devices or processes can go on from them.
 
     Args:
-      directory: made if missing; what killed writes left in it is removed. A ValueError refuses names that Orbax takes
-        for patterns.
+      directory: made if missing; what killed writes left in it is removed. Names that Orbax takes for
+        patterns are refused with a ValueError.
       keep_last: how many of the latest checkpoints to keep, at least 1.
       keep_best: how many of those with the highest scores to keep besides.
       read_only: for a directory of somebody else: nothing is made, cleaned or saved there.

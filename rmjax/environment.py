@@ -45,10 +45,13 @@ def prepare() -> str:
 
 
 def keep_compilations() -> str:
-    """Keeps compiled programs in a folder of this user and this kind of machine; -> one line saying where.
+    """Keeps compiled programs for the next start, which then reads what takes a minute to compile.
 
-    A program that was compiled once is read from there, in place of a minute's work. Call it before JAX compiles
-    anything. Where JAX_COMPILATION_CACHE_DIR is in the environment, that is what holds; '' keeps nothing.
+    The folder belongs to this user and this kind of machine. JAX_COMPILATION_CACHE_DIR in the
+    environment wins; an empty one keeps nothing. Call this before JAX compiles anything.
+
+    Returns:
+      One line that says where they are kept, or why not.
     """
     off = "JAX_COMPILATION_CACHE_DIR= turns it off"
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
@@ -68,7 +71,8 @@ def keep_compilations() -> str:
 
 
 def _machine() -> str:
-    """A name for the CPU's kind: a program compiled for one may be wrong for another that shares the home directory."""
+    """A name for the kind of CPU. Machines that share a home directory may differ, and programs compiled
+    for one may be wrong for another."""
     try:
         about = re.findall(r"(?m)^(?:model name|flags|Features)\s*:.*$", Path("/proc/cpuinfo").read_text())
     except OSError:

@@ -34,7 +34,7 @@ def read_config(workdir: str | Path) -> tuple[Any, dict[str, Any]]:
 
     Raises:
       FileNotFoundError: there is none.
-      ValueError: it was damaged or changed, or has a value that cannot be; names the file and what is wrong.
+      ValueError: it was damaged or changed, or has an impossible value; names the file and the cause.
     """
     path, config = Path(workdir) / "config.json", configs.base()
     values = read_values(path)
@@ -58,17 +58,18 @@ def read_values(path: Path) -> dict[str, Any]:
     values = text.read_json(path)
     if not isinstance(values, dict) or not isinstance(values.get("data"), dict):
         raise ValueError(f"{path} is not the config of a run: restore it from a copy of the workdir")
-    digest = values.pop("digest", None)  # runs of before have none
+    digest = values.pop("digest", None)  # older runs have none
     if digest not in (None, values_digest(values)):
         raise ValueError(
-            f"{path} was changed after the run wrote it, and the checkpoints beside it are of the run as it was: put "
-            'the values back, or take the line "digest" out if they are right'
+            f"{path} was changed after the run wrote it, so it may not fit the checkpoints beside it: "
+            'put the values back, or remove the line "digest" if they are right'
         )
     return values
 
 
 def values_digest(values: dict[str, Any]) -> str:
-    """Of a config.json's values, without those that may change and what the data were found to be (the data show)."""
+    """The digest of what a run computes: all values but those that may change. What the data were
+    found to be is left out, since it is compared with the data."""
     free = lambda name: name in MAY_CHANGE or name.startswith("data.found.")  # noqa: E731
     computed = {name: value for name, value in flat(values).items() if not free(name)}
     return hashlib.sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()[:16]
@@ -80,8 +81,12 @@ def sealed(values: dict[str, Any]) -> str:
 
 
 def check_same_config(config: Any, workdir: Path, source: Source) -> None:
-    """Raises ValueError, naming the fields, if a run with another config or other data saved anything here; and
-    FileNotFoundError if what it saved has no config.json beside it."""
+    """Writes config.json at the start of a run, and compares it when the run goes on.
+
+    Raises:
+      ValueError: a run with another config or other data saved something here; names the fields.
+      FileNotFoundError: the checkpoints here have no config.json beside them.
+    """
     path, now = workdir / "config.json", json.loads(config.to_json())
     sizes = {split: source.size(split) for split in ("train", "valid", "test")}
     now["data"]["found"] = {"source": type(source).__name__, "items": source.num_items, **sizes}

@@ -1,11 +1,11 @@
 """Flags only: python -m rmjax.main --config=configs/xlong.py:local --workdir=runs/xlong.
 
-Any key of rmjax/config.py is a flag too: --config.train.steps=100. They follow, each with its meaning and default.
+Any key of rmjax/config.py is a flag too: --config.train.steps=100. --help shows them all.
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports that take seconds, so that a signal is answered in them too
+if __name__ == "__main__":  # before the imports, which take seconds: a signal is answered then too
     from rmjax.workdir import leave_when_asked
 
     leave_when_asked()

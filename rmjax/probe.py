@@ -116,7 +116,7 @@ def probe_engrams(config: Any, workdir: str | Path) -> dict[str, Any]:
 
 
 def keep(found: dict[str, Any], workdir: Path, draw: Callable[[], None]) -> None:
-    """probe.json and its figures; a workdir that cannot be written to costs them, with a word, and not the numbers."""
+    """Writes probe.json and its figures. Where that fails, a warning says so and the numbers remain."""
     try:
         kept.write_whole(workdir / "probe.json", json.dumps(found, indent=1))
         draw()

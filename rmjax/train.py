@@ -131,8 +131,11 @@ def trained(workdir: str | Path) -> tuple[Any, Params, Source]:
 
 @contextlib.contextmanager
 def opened(config: Any, workdir: str | Path, *, reading: bool = False) -> Iterator[Run]:
-    """Locks the workdir, holds the config against the one that began there, opens the data. reading: of a run that has
-    a model; nothing is written, so the folder may be read-only."""
+    """Locks the workdir, compares the config with the one that began there, and opens the data.
+
+    Args:
+      reading: the run has a model already. Nothing is written, so the folder may be read-only.
+    """
     folder = paths.resolve_checkpoint(workdir, "--workdir")
     alone = lock(folder, reading=reading) if jax.process_index() == 0 else contextlib.nullcontext()  # speaks for all
     with alone, Preemption() as stop:
@@ -195,7 +198,8 @@ def map_stage(run: Run, stage: Stage, cut: bool = True) -> Mapped:
 
 
 def announced(step: Callable, doing: str) -> Callable:
-    """`step`, which says that it is compiled and how long that took, whenever its last argument has new shapes."""
+    """`step`, which logs its compilation and the seconds it took whenever a batch, its last argument,
+    has new shapes."""
     seen: set[tuple] = set()
 
     def call(*given: Any) -> Any:

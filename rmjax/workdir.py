@@ -25,12 +25,12 @@ EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: run the same line again and it
 def lock(workdir: str | Path, *, reading: bool = False) -> Iterator[None]:
     """Holds `workdir` for this process; the system lets go of it however the process ends.
 
-    The folder itself is locked, and a file `lock` in it, which says who holds it. Who deletes that file frees nothing.
-    Some file systems lock files only (NFS), and some lock nothing: then a warning says so.
+    The folder itself is locked, and a file `lock` in it, which says who holds it. Deleting that file
+    frees nothing. Some file systems lock only files (NFS). Some lock nothing: a warning says so.
 
     Args:
       workdir: made if missing, unless `reading`.
-      reading: nothing is written there. Several processes may read at once, but not beside one that writes.
+      reading: nothing is written there. Several processes may read at once, but not beside a writer.
 
     Raises:
       RuntimeError: another process holds it; says which one and what to do.
@@ -104,7 +104,7 @@ def _sign(opened: _Opened, path: Path) -> None:
 
 
 class _Opened:
-    """An open file or folder. A forked child closes it, or the child would hold the lock after this process's death."""
+    """An open file or folder. A forked child closes it: else it would hold the lock after its parent."""
 
     def __init__(self, path: Path, flags: int):
         self._descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
@@ -137,13 +137,13 @@ os.register_at_fork(after_in_child=_close_all)
 
 
 def leave_when_asked() -> None:
-    """SIGTERM and SIGINT end this process at once with EXIT_PREEMPTED, but while a `Preemption` is entered.
+    """Makes SIGTERM and SIGINT end this process at once with EXIT_PREEMPTED, except within a `Preemption`.
 
-    A main program calls it before its imports, which take seconds: nothing is lost then.
+    A main program calls it before its imports, which take seconds: nothing can be lost then.
     """
 
     def leave(number: int, _) -> None:
-        os.write(2, b"Stopped: asked to before anything ran; run the same line again.\n")
+        os.write(2, b"Stopped: run the same line again to go on.\n")
         os._exit(EXIT_PREEMPTED)
 
     for number in (signal.SIGTERM, signal.SIGINT):

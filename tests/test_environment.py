@@ -23,9 +23,9 @@ def untouched(monkeypatch, tmp_path):
 
 
 def test_compiled_programs_are_kept(tmp_path):
-    told = environment.keep_compilations()
+    line = environment.keep_compilations()
     folder = Path(jax.config.jax_compilation_cache_dir)
-    assert f"kept in {folder}" in told and "JAX_COMPILATION_CACHE_DIR= turns it off" in told
+    assert f"kept in {folder}" in line and "JAX_COMPILATION_CACHE_DIR= turns it off" in line
     assert folder.parent == tmp_path / "rmjax" / "compiled" and folder.stat().st_mode & 0o777 == 0o700
     for name, age in (("new", 1), ("old", environment.KEPT_DAYS + 1)):
         (folder / name).touch()
@@ -62,8 +62,8 @@ def test_where_they_cannot_be_kept_the_run_goes_on(monkeypatch, tmp_path, why):
         monkeypatch.delenv("XDG_CACHE_HOME")
         monkeypatch.setattr(Path, "expanduser", lambda self: (_ for _ in ()).throw(RuntimeError("no home")))
     before = jax.config.jax_compilation_cache_dir
-    told = environment.keep_compilations()
-    assert "not kept" in told and "JAX_COMPILATION_CACHE_DIR=<folder>" in told
+    line = environment.keep_compilations()
+    assert "not kept" in line and "JAX_COMPILATION_CACHE_DIR=<folder>" in line
     assert jax.config.jax_compilation_cache_dir == before
 
 

@@ -211,7 +211,7 @@ def _iterate(
     if workers:
         if not flags.FLAGS.is_parsed():  # a notebook; grain's workers have flags
             flags.FLAGS.mark_as_parsed()
-        # Through pipes: grain unlinks shared memory in a thread that dies with the process, before it is done.
+        # Through pipes: grain frees shared memory in a thread that ends with the process, too early.
         pipes = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
         dataset = grain.experimental.WithOptionsIterDataset(dataset, pipes)
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(workers, max(prefetch, 1)))
