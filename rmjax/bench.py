@@ -232,7 +232,7 @@ def main(argv: Sequence[str]) -> int:
     except Stopped as stopped:
         logging.warning("Stopped: %s.", stopped)
         return EXIT_PREEMPTED
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         logging.error("%s", error)
         return 1
     return 0

@@ -42,7 +42,8 @@ class Checkpoints:
     Leaves come back as host arrays, so any number of devices or processes can go on from them.
 
     Args:
-      directory: made if missing; what killed writes left in it is removed.
+      directory: made if missing; what killed writes left in it is removed. Names that Orbax takes for
+        patterns are refused with a ValueError.
       keep_last: how many of the latest checkpoints to keep, at least 1.
       keep_best: how many of those with the highest scores to keep besides.
       read_only: for a directory of somebody else: nothing is made, cleaned or saved there.
@@ -51,7 +52,7 @@ class Checkpoints:
     def __init__(self, directory: str | Path, *, keep_last: int = 1, keep_best: int = 0, read_only: bool = False):
         if keep_last < 1 or keep_best < 0:
             raise ValueError(f"{keep_last=}, {keep_best=}: need keep_last >= 1 and keep_best >= 0")
-        self._directory = Path(directory).absolute()
+        self._directory = resolve_checkpoint(directory, "directory").absolute()
         self._keep_last, self._keep_best = keep_last, keep_best
         self._damaged: set[int] = set()
         self._pool = ThreadPoolExecutor(1, "checkpoint")

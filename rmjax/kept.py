@@ -35,37 +35,82 @@ _IDS = "ids "  # how the digest of ids from outside begins
 
 
 def read_config(workdir: str | Path) -> tuple[Any, dict[str, Any]]:
-    """The config of the run in `workdir`, and what its data were found to be."""
-    path = Path(workdir) / "config.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is not there: name a workdir that was trained")
-    config, kept = configs.base(), text.read_json(path)
-    found = kept["data"].pop("found", {})
-    config.update(kept)
+    """The config of the run in `workdir`, and what its data were found to be.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it was damaged or changed, or has an impossible value; names the file and the cause.
+    """
+    path, config = Path(workdir) / "config.json", configs.base()
+    values = read_values(path)
+    found = values["data"].pop("found", {})
+    try:
+        config.update(values)
+        configs.validate(config)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
     return config, found
 
 
+def read_values(path: Path) -> dict[str, Any]:
+    """What a config.json holds, held against its digest.
+
+    Raises:
+      FileNotFoundError, ValueError: as `read_config`, without a check of the values.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not there: name a workdir that was trained")
+    values = text.read_json(path)
+    if not isinstance(values, dict) or not isinstance(values.get("data"), dict):
+        raise ValueError(f"{path} is not the config of a run: restore it from a copy of the workdir")
+    digest = values.pop("digest", None)  # older runs have none
+    if digest not in (None, values_digest(values)):
+        raise ValueError(
+            f"{path} was changed after the run wrote it, so it may not fit the checkpoints beside it: "
+            'put the values back, or remove the line "digest" if they are right'
+        )
+    return values
+
+
+def values_digest(values: dict[str, Any]) -> str:
+    """The digest of what a run computes: all values but those that may change. What the data were
+    found to be is left out, since it is compared with the data."""
+    free = lambda name: name in MAY_CHANGE or name.startswith("data.found.")  # noqa: E731
+    computed = {name: value for name, value in flat(values).items() if not free(name)}
+    return hashlib.sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def sealed(values: dict[str, Any]) -> str:
+    """The text of a config.json: the values and their digest."""
+    return json.dumps(values | {"digest": values_digest(values)}, indent=1)
+
+
 def check_same_config(config: Any, workdir: Path, source: Source) -> None:
-    """Raises ValueError, naming the fields, if a run with another config or other data saved anything here."""
+    """Writes config.json at the start of a run, and compares it when the run goes on.
+
+    Raises:
+      ValueError: a run with another config or other data saved something here; names the fields.
+      FileNotFoundError: the checkpoints here have no config.json beside them.
+    """
     path, now = workdir / "config.json", json.loads(config.to_json())
     sizes = {split: source.size(split) for split in ("train", "valid", "test")}
     found = {"source": type(source).__name__, "items": source.num_items, **sizes, **words_digest(source)}
-    if not path.exists() or not any(workdir.glob("*/[0-9]*")):
+    if not any(workdir.glob("*/[0-9]*")):
         now["data"]["found"] = found | numbering_digest(source)
         if hasattr(source, "vocabulary"):  # what the checkpoints' rows stand for
             write_whole(workdir / "vocabulary.json", json.dumps(list(source.vocabulary), indent=0))
         if hasattr(source, "numbering") and not isinstance(source.numbering, str):
             write_whole(workdir / "items.jsonl", item_lines(source))
-        write_whole(path, json.dumps(now, indent=1))
+        write_whole(path, sealed(now))
         return
-    then = text.read_json(path)
+    then = read_values(path)
     before = then["data"].pop("found", {})
     refuse_other(workdir, then, now)
     refuse_other_items(workdir, source)
     now["data"]["found"] = found | {k: v for k, v in before.items() if k == "numbering"}
     refuse_other(workdir, then | {"data": then["data"] | {"found": before}}, now)
     if not any((workdir / "model").glob("[0-9]*")):
-        write_whole(path, json.dumps(now, indent=1))  # what the model is about to begin from may have changed
+        write_whole(path, sealed(now))  # what the model is about to begin from may have changed
 
 
 def refuse_other(workdir: Path, then: dict, now: dict) -> None:
@@ -135,7 +180,7 @@ def match_items(workdir: Path, source: Source, name: str) -> np.ndarray | None:
     """
     if not (workdir / "config.json").exists():
         return None  # nothing was trained there; those who want its parameters say so
-    found = text.read_json(workdir / "config.json")["data"].get("found", {})
+    found = read_config(workdir)[1]
     cure = "use the data it was trained on"
     if words_digest(source).get("words") != found.get("words"):
         raise ValueError(f"config.data has other words or answers than {name} was trained on: {cure}")
@@ -143,7 +188,7 @@ def match_items(workdir: Path, source: Source, name: str) -> np.ndarray | None:
     if then and then == now:
         return None
     if all(str(numbering).startswith(_IDS) for numbering in (then, now)):
-        old, new = read_ids(workdir, then), source.numbering  # type: ignore[attr-defined]
+        old, new = read_ids(workdir, str(then)), source.numbering  # type: ignore[attr-defined]
         missing, fresh = np.setdiff1d(old, new), np.setdiff1d(new, old)
         if missing.size or fresh.size:
             raise ValueError(

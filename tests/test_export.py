@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -77,5 +80,26 @@ def test_an_export_goes_where_the_user_means(tmp_path, monkeypatch, served):
     write_export(TASK, PARAMS, "~/latest")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "latest"]
     assert (tmp_path / "latest").is_symlink() and (tmp_path / "disk" / "live.py").is_file()
-    with pytest.raises(ValueError, match="folder=gs://b/x is an address"):
-        write_export(TASK, PARAMS, "gs://b/x")
+
+
+def test_without_flatbuffers_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'rmjax\[export\]'"):
+        write_export(TASK, PARAMS, tmp_path / "served")
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    pytest.importorskip("flatbuffers")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"write.bin: [\d,]+ bytes could not be written \(no space is left\)"):
+        write_export(TASK, PARAMS, tmp_path / "served")
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_address_is_refused():
+    pytest.importorskip("flatbuffers")
+    with pytest.raises(ValueError, match="--out=s3://b/served is an address"):
+        write_export(TASK, PARAMS, "s3://b/served")
