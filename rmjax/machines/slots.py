@@ -70,6 +70,8 @@ def make(
     Henaff et al. 2017). item_scale: the untrained W2 of Eq. 1 is so many times the usual; the larger, the more it is
     the item that decides which slots take it in, and the less what they take of all items alike. Where item_dim == dim
     the untrained reader's kernel of the question is as large.
+    segment_length: the transformer has so many positions; a shorter segment uses the first ones, and a longer one is a
+    ValueError when the call is traced. The 'bigru' takes any length.
     width: see `embeddings.init_items`. dtype: of the encoder's products; slots stay f32. Errors: ValueError
     naming the argument.
     """

@@ -95,9 +95,10 @@ def alternatives(
       keys: one for the whole batch, which shares its sampled ids; [B], by which each stream draws its own.
     """
     if not jnp.issubdtype(batch.items.dtype, jnp.floating):
-        machine_params, truth = params["machine"], jnp.take_along_axis(cut.items, cut.hidden_at, 2)
+        machine_params, items = params["machine"], num_items(params["machine"]["embed"])
         if r.detach_items:
             machine_params = jax.lax.stop_gradient(machine_params)
+        truth = jnp.clip(jnp.take_along_axis(cut.items, cut.hidden_at, 2), 0, items - 1)
         target = unit_rows(machine_params, truth)
         if r.negatives == "partner":
             ids, valid = batch.negative_items[:, None, None], batch.negative_mask[:, None, None]
@@ -108,8 +109,8 @@ def alternatives(
             return target, unit_rows(machine_params, ids[:, 0]), ids == truth[..., None]
         if not r.sampled_items:
             table = unit_rows(machine_params)
-            return table.at[truth].get(mode="clip"), table, None
-        sampled = sample_items(r, keys[0], num_items(machine_params["embed"]))
+            return table[truth], table, None
+        sampled = sample_items(r, keys[0], items)
         others, same = unit_rows(machine_params, sampled), sampled == truth[..., None]
         if r.negatives == "near":
             near = jnp.where(same, -jnp.inf, target @ others.T)
