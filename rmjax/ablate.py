@@ -22,6 +22,7 @@ from ml_collections import config_flags
 
 from rmjax import config as configs
 from rmjax import kept, metrics
+from rmjax.io import atomic, paths, text
 from rmjax.tables import TABLES, Table
 from rmjax.workdir import EXIT_PREEMPTED, Preemption, lock
 
@@ -81,7 +82,7 @@ def run(job: Job, given: Sequence[str], stop: Preemption) -> list[dict[str, Any]
         if code or not results.exists():
             logging.error("%s failed with exit code %s; see %s", job.workdir, code, job.workdir / "log.txt")
             return None
-    return json.loads(results.read_text())
+    return text.read_json(results)
 
 
 def wait(process: subprocess.Popen, stop: Preemption) -> int:
@@ -99,9 +100,9 @@ def check_same_config(config: Any, workdir: Path) -> None:
     """Raises ValueError, naming the fields, if the table here was begun with another config."""
     path, now = workdir / "ablation.json", json.loads(config.to_json())
     if path.exists():
-        kept.refuse_other(workdir, json.loads(path.read_text()), now)
+        kept.refuse_other(workdir, text.read_json(path), now)
     else:
-        path.write_text(json.dumps(now, indent=1))
+        atomic.write(path, json.dumps(now, indent=1))
 
 
 def summary(table: Table, results: Results, data: str) -> list[dict[str, Any]]:
@@ -166,15 +167,16 @@ def main(argv: Sequence[str]) -> int:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     logging.set_verbosity(logging.INFO)
     assert _TABLE.value is not None
-    workdir, config = Path(_WORKDIR.value or f"runs/{_TABLE.value}"), _CONFIG.value
+    config = _CONFIG.value
     try:
+        workdir = paths.resolve_checkpoint(_WORKDIR.value or f"runs/{_TABLE.value}", "--workdir")
         configs.validate(config)
         table = choose(TABLES[_TABLE.value], _ROWS.value, _SETTINGS.value)
         data = "simulated_clicks" if config.data.name == "xlong" and not config.data.dir else config.data.name
         with lock(workdir), Preemption() as stop:
             check_same_config(config, workdir)
             return run_all(table, jobs(table, workdir, _SEEDS.value), given_flags(), workdir, data, stop)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         logging.error("%s", error)
         return 1
 
@@ -212,7 +214,7 @@ def run_all(table: Table, todo: list[Job], given: Sequence[str], workdir: Path, 
             continue
         results[job.setting, job.row, job.seed] = found
         lines = summary(table, results, data)
-        (workdir / "table.json").write_text(json.dumps(lines, indent=1))
+        atomic.write(workdir / "table.json", json.dumps(lines, indent=1))
         logging.info("%s\n%s", table.source, metrics.table(lines))
     print(metrics.table(summary(table, results, data)))
     differences = compare(table, results)

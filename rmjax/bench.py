@@ -28,10 +28,11 @@ from rmjax import config as configs
 from rmjax import cost, environment, explain, tasks, train
 from rmjax.data import make_source
 from rmjax.data.pipeline import batches, steps_per_epoch
+from rmjax.io.progress import Stopped
 from rmjax.machines import memorize
 from rmjax.memoria import bench as memoria_bench
 from rmjax.types import Batch, Memory, MemoryMachine, Params
-from rmjax.workdir import Preemption
+from rmjax.workdir import EXIT_PREEMPTED, Preemption
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Path of a config file.")
 _REPEATS = flags.DEFINE_integer("repeats", 20, "Timed train steps.", lower_bound=1)
@@ -228,7 +229,10 @@ def main(argv: Sequence[str]) -> int:
         said = environment.prepare()
         histories = _HISTORIES.value if _STREAMING.value else ()
         print(json.dumps(bench(_CONFIG.value, _REPEATS.value, histories, said), indent=1))
-    except (ValueError, OSError, RuntimeError) as error:
+    except Stopped as stopped:
+        logging.warning("Stopped: %s.", stopped)
+        return EXIT_PREEMPTED
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         logging.error("%s", error)
         return 1
     return 0

@@ -11,10 +11,10 @@ It is written under `000000200.tmp` and renamed when whole, so a killed write ne
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +28,10 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 
+from rmjax.io.atomic import explained, sync
+from rmjax.io.paths import resolve, resolve_checkpoint
+from rmjax.io.text import read_json
+
 _SUMS = "SHA256SUMS"
 
 
@@ -38,7 +42,8 @@ class Checkpoints:
     Leaves come back as host arrays, so any number of devices or processes can go on from them.
 
     Args:
-      directory: made if missing; what killed writes left in it is removed.
+      directory: made if missing; what killed writes left in it is removed. Names that Orbax takes for
+        patterns are refused with a ValueError.
       keep_last: how many of the latest checkpoints to keep, at least 1.
       keep_best: how many of those with the highest scores to keep besides.
       read_only: for a directory of somebody else: nothing is made, cleaned or saved there.
@@ -47,7 +52,7 @@ class Checkpoints:
     def __init__(self, directory: str | Path, *, keep_last: int = 1, keep_best: int = 0, read_only: bool = False):
         if keep_last < 1 or keep_best < 0:
             raise ValueError(f"{keep_last=}, {keep_best=}: need keep_last >= 1 and keep_best >= 0")
-        self._directory = Path(directory).absolute()
+        self._directory = resolve_checkpoint(directory, "directory").absolute()
         self._keep_last, self._keep_best = keep_last, keep_best
         self._damaged: set[int] = set()
         self._pool = ThreadPoolExecutor(1, "checkpoint")
@@ -150,7 +155,7 @@ class Checkpoints:
         try:
             _replace(path, path.with_suffix(".tmp"), path.with_suffix(".old"), leaves, about)
         except Exception as error:  # Orbax has several for one cause
-            if not any(cause in str(error) for cause in ("No space left", "quota exceeded", "File too large")):
+            if not _is_full(error):
                 raise
             _clean(self._directory)
             kept = f"the newest one kept is of step {self.steps()[-1]}" if self.steps() else "there is none before it"
@@ -180,17 +185,26 @@ def save_tree(path: str | Path, tree: Any, about: dict[str, Any]) -> None:
     all of them call it, and process 0 writes.
 
     Raises:
+      ValueError: the path is an address, or has a character that Orbax takes for a pattern.
       FileExistsError: something is there that `save_tree` did not write; what it did write is replaced.
+      OSError: the disk is full; names the directory, its size and what to do. What was there stays.
     """
     logging.get_absl_logger().addFilter(_is_not_orbax_chatter)
-    path = Path(path).absolute()
+    path = _behind_links(path)
     leaves = {name: _to_host(leaf) for name, leaf in _named_leaves(tree).items()}
     if jax.process_index() == 0:
         if path.exists() and not (path / "manifest.json").is_file():
             raise FileExistsError(f"{path} is there, and was not saved by this library: take another name or move it")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary, old = _beside(path)
-        _replace(path, temporary, old, leaves, about)
+        try:
+            _replace(path, temporary, old, leaves, about)
+        except Exception as error:  # Orbax has several for one cause
+            shutil.rmtree(temporary, ignore_errors=True)
+            if not _is_full(error):
+                raise
+            size = sum(leaf.nbytes for leaf in leaves.values())
+            raise explained(OSError(errno.ENOSPC, str(error)), path, size) from error
         shutil.rmtree(old, ignore_errors=True)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"saved {path}")
@@ -205,10 +219,11 @@ def load_tree(path: str | Path, like: Callable[[dict[str, Any]], Any]) -> Any:
 
     Raises:
       FileNotFoundError: nothing is there.
-      ValueError: it is damaged, or does not fit `like`; names the file or the leaves.
+      ValueError: it is damaged, or does not fit `like`; names the file or the leaves. Or as
+        `save_tree`.
     """
     logging.get_absl_logger().addFilter(_is_not_orbax_chatter)
-    path = Path(path).absolute()
+    path = _behind_links(path)
     if not path.exists() and _beside(path)[1].exists():
         path = _beside(path)[1]  # a save was killed between its two renames
     if not (path / "manifest.json").is_file():
@@ -216,7 +231,29 @@ def load_tree(path: str | Path, like: Callable[[dict[str, Any]], Any]) -> Any:
     damage = _damage(path)
     if damage:
         raise ValueError(f"{path} is damaged: {damage}")
-    return _read(path, like(json.loads((path / "manifest.json").read_text())), part=False)
+    manifest = read_json(path / "manifest.json")
+    leaves = manifest.get("leaves") if isinstance(manifest, dict) else None
+    if not isinstance(leaves, dict) or not all(map(_is_spec, leaves.values())):
+        raise ValueError(
+            f"{path / 'manifest.json'}: leaves must be {{name: [dtype, shape]}}: it was not written by a save"
+        )
+    return _read(path, like(manifest), part=False)
+
+
+def _behind_links(path: str | Path) -> Path:
+    """The directory that a user means; a link stays a link, and what it points to is replaced."""
+    return resolve_checkpoint(resolve(path, "path").resolve(), "path")
+
+
+def _is_full(error: Exception) -> bool:
+    return any(cause in str(error) for cause in ("No space left", "quota exceeded", "File too large"))
+
+
+def _is_spec(spec: Any) -> bool:
+    """Whether it is what `_spec` makes, read from JSON."""
+    if not isinstance(spec, list) or list(map(type, spec)) != [str, list]:
+        return False
+    return all(type(size) is int and size >= 0 for size in spec[1])
 
 
 def _is_not_orbax_chatter(record: LogRecord) -> bool:
@@ -270,7 +307,7 @@ def _replace(path: Path, temporary: Path, old: Path, leaves: dict[str, np.ndarra
         shutil.rmtree(old, ignore_errors=True)
         path.rename(old)  # killed before the next line, it is taken back
     temporary.rename(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def _write(path: Path, leaves: dict[str, np.ndarray], about: dict[str, Any]) -> None:
@@ -283,16 +320,7 @@ def _write(path: Path, leaves: dict[str, np.ndarray], about: dict[str, Any]) -> 
     (path / "manifest.json").write_text(json.dumps(about | {"leaves": specs}, indent=1))
     (path / _SUMS).write_text(_sums(path))
     for each in [*path.rglob("*"), path]:
-        _sync(each)
-
-
-def _sync(path: Path) -> None:
-    """Returns when it is on the disk, and would be there after a power failure."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(each)
 
 
 def _read(path: Path, like: Any, part: bool) -> Any:
@@ -304,6 +332,8 @@ def _read(path: Path, like: Any, part: bool) -> Any:
 
     def leaf(name: str, like_leaf: Any) -> Any:
         array = arrays[name] if name in full else np.zeros(found[name][1], _dtype(like_leaf))
+        if _spec(array) != found[name]:
+            raise ValueError(f"{path}: {name} is {_spec(array)} in arrays, but {found[name]} in manifest.json")
         return array if hasattr(like_leaf, "dtype") else array.item()
 
     return jax.tree.unflatten(jax.tree.structure(like), [leaf(*pair) for pair in _named_leaves(like).items()])

@@ -10,13 +10,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import flags, logging
+from absl import app, flags, logging
 from ml_collections import ConfigDict
 
+from rmjax.io import paths
 from rmjax.registry import (
     CLASSIFIERS,
     LANGUAGE_MODELS,
     MACHINES,
+    Check,
     Field,
     Registry,
     above,
@@ -24,11 +26,16 @@ from rmjax.registry import (
     at_least,
     below,
     between,
+    expected,
     fields_of,
     inside,
     one_of,
     wrong,
 )
+
+a_path = Check(lambda value: True, "the path of a file or folder")  # `validate` refuses addresses
+a_workdir = Check(lambda value: True, "the path of a workdir")
+a_seed = between(0, 2**32 - 1)  # JAX takes 32 bits of a seed: beyond, two seeds would be one
 
 SOURCES = (
     "simulated_clicks",
@@ -51,20 +58,20 @@ SEQUENCES = (*LANGUAGE, "hyperpartisan")  # data of sequence models
 SECTIONS = {"simulated_clicks": "simulated"} | dict.fromkeys(("wikitext", "pg19", "enwik8", "books"), "text")
 
 _FIELDS: dict[str, Field] = {
-    "seed": Field(0, at_least(0), "every random draw is a function of it"),
+    "seed": Field(0, a_seed, "every random draw is a function of it"),
     # data
     "data.name": Field("simulated_clicks", one_of(*SOURCES), "where streams come from"),
-    "data.dir": Field("", anything, "where the raw files are"),
-    "data.cache_dir": Field("", anything, "where prepared files go; empty: ~/.cache/rmjax"),
+    "data.dir": Field("", a_path, "where the raw files are"),
+    "data.cache_dir": Field("", a_path, "where prepared files go; empty: $XDG_CACHE_HOME/rmjax, or ~/.cache/rmjax"),
     "data.ram_bytes": Field(2**31, at_least(0), "a split of at most so many bytes is kept in memory; 0: none is"),
-    "data.seed": Field(0, at_least(0), "of simulated users and drawn negatives; the same for every `seed`"),
+    "data.seed": Field(0, a_seed, "of simulated users and drawn negatives; the same for every `seed`"),
     "data.segment_length": Field(20, at_least(1), "items a segment, N"),
     "data.negatives": Field(64, at_least(1), "items of another stream that come with each, P"),
     "data.workers": Field(0, at_least(0), "processes that read; 0: this one"),
     "data.prefetch": Field(2, at_least(0), "batches made ahead"),
     "data.buckets": Field(6, at_least(1), "texts: shapes that batches of streams of several lengths come in"),
     "data.min_count": Field(2, at_least(1), "texts: rarer words are unknown ones"),
-    "data.vectors": Field("", anything, "texts: file of word vectors (GloVe) to begin with; empty: drawn ones"),
+    "data.vectors": Field("", a_path, "texts: file of word vectors (GloVe) to begin with; empty: drawn ones"),
     "data.synthetic.facts": Field(400, at_least(1), "kinds of fact, R_f"),
     "data.synthetic.length": Field(200, at_least(1), "facts of a stream, R_l"),
     "data.synthetic.queries": Field(40, at_least(1), "kinds of query, R_q"),
@@ -85,7 +92,7 @@ _FIELDS: dict[str, Field] = {
     "data.narrativeqa.max_segments": Field(64, at_least(1), "segments kept of a summary"),
     "data.tvqa.max_words": Field(300, at_least(1), "words kept of a clip's subtitles"),
     "data.tvqa.valid_fraction": Field(0.1, below(0, 1), "share of the training clips for validation"),
-    "data.activitynet.features": Field("", anything, "folder of the videos' frame features, .npz or .h5"),
+    "data.activitynet.features": Field("", a_path, "frame features: a folder, or one .h5 file"),
     "data.activitynet.frames": Field(200, at_least(1), "frames taken of a video"),
     "data.activitynet.answers": Field(1000, at_least(1), "classes: the most frequent answers"),
     "data.movielens.test_fraction": Field(0.2, between(0, 1), "share of targets, the latest, for the test"),
@@ -110,9 +117,9 @@ _FIELDS: dict[str, Field] = {
     "data.simulated.explore": Field(0.1, between(0, 1), "chance that a positive is of no interest"),
     "data.simulated.targets": Field(8, at_least(1), "positives of a user, each with a negative"),
     "data.simulated.hard": Field(0.2, between(0, 1), "chance that a negative has its positive's cluster"),
-    "data.simulated.world_seed": Field(0, at_least(0), "shuffles the item ids"),
+    "data.simulated.world_seed": Field(0, a_seed, "shuffles the item ids"),
     "data.segments": Field(1, at_least(1), "language models: segments a step, T"),
-    "data.text.tokenizer": Field("bytes", anything, "texts: bytes, characters, words, or a tokenizer.json"),
+    "data.text.tokenizer": Field("bytes", a_path, "texts: bytes, characters, words, or a tokenizer.json"),
     "data.text.train_share": Field(0.07, between(1e-6, 1), "pg19: share of the training books that is read"),
     "data.text.held_out": Field(0.1, inside(0, 0.5), "books: share of them to validate on, and as many to test on"),
     "data.text.aligned": Field(True, anything, "documents are cut to whole segments; the rest of each is dropped"),
@@ -121,7 +128,7 @@ _FIELDS: dict[str, Field] = {
     "data.text.reset_evaluation": Field(False, anything, "and in evaluation too"),
     "data.text.skip_first": Field(False, anything, "the first token of a segment is not predicted"),
     "data.hyperpartisan.split": Field("unseen", one_of("unseen", "published"), "which articles are the test"),
-    "data.hyperpartisan.tokenizer": Field("words", anything, "'words', or the path of a tokenizer.json"),
+    "data.hyperpartisan.tokenizer": Field("words", a_path, "'words', or the path of a tokenizer.json"),
     "data.hyperpartisan.title": Field(True, anything, "an article's title is its first sentence"),
     "data.hyperpartisan.max_segments": Field(0, at_least(0), "first segments kept of an article; 0: all"),
     "data.sorting.segments": Field(4, at_least(1), "segments of a sequence"),
@@ -131,7 +138,7 @@ _FIELDS: dict[str, Field] = {
     "data.sorting.valid": Field(800, at_least(1), "sequences to validate on"),
     "data.sorting.test": Field(800, at_least(1), "sequences to test on"),
     # model, of sequences
-    "model.pretrained": Field("", anything, "folder of a Hugging Face checkpoint to begin with; empty: drawn values"),
+    "model.pretrained": Field("", a_path, "folder of a Hugging Face checkpoint to begin with; empty: drawn values"),
     "model.gradient_segments": Field(1, at_least(0), "segments that gradients pass through at a time; 0: all"),
     "memoria.working": Field(50, at_least(1), "engrams born each segment, N_wm"),
     "memoria.short_term_capacity": Field(400, at_least(0), "engrams in short-term memory, C_stm"),
@@ -184,14 +191,14 @@ _FIELDS: dict[str, Field] = {
     "teacher.learning_rate": Field(1e-3, above(0), "of Adam"),
     "teacher.dim": Field(64, at_least(1), "width"),
     "teacher.share_items": Field(False, anything, "the machine has the teacher's item table, fixed"),
-    "teacher.dir": Field("", anything, "workdir of a run whose teacher is taken; empty: one is trained here"),
+    "teacher.dir": Field("", a_workdir, "workdir of a run whose teacher is taken; empty: one is trained here"),
     # probe
     "probe.steps": Field(0, at_least(0), "steps of a decoder trained on the memory as it is; 0: the model's own"),
     "probe.fragments": Field(8, at_least(1), "fragments of a stream"),
     "probe.streams": Field(2000, at_least(1), "test streams"),
     # train
     "train.steps": Field(2000, at_least(1), "steps of training"),
-    "train.start_from": Field("", anything, "workdir of a run whose best parameters this one begins with"),
+    "train.start_from": Field("", a_workdir, "workdir of a run whose best parameters this one begins with"),
     "train.batch_size": Field(32, at_least(1), "streams a step, over all devices"),
     "train.eval_batch_size": Field(64, at_least(1), "streams an evaluation step, over all devices"),
     "train.microbatch": Field(
@@ -268,7 +275,10 @@ def base() -> ConfigDict:
 
 
 def validate(config: ConfigDict) -> None:
-    """Raises ValueError at the first key that is unknown or missing or whose value cannot be."""
+    """Raises ValueError at the first key that is unknown or missing or whose value cannot be.
+
+    A path may not exist; it may be no address, and its home directory must be known.
+    """
     values = dict(_flatten(config))
     for name in values:
         if name not in SCHEMA:
@@ -276,9 +286,12 @@ def validate(config: ConfigDict) -> None:
     for name, field in SCHEMA.items():
         if name not in values:
             raise ValueError(f"config.{name}: missing; its default is {field.default!r}")
-        expected = wrong(field, values[name])
-        if expected:
-            raise ValueError(f"config.{name} = {values[name]!r}: must be {expected}")
+        if must := wrong(field, values[name]):
+            raise ValueError(f"config.{name} = {values[name]!r}: must be {must}")
+        if field.check is a_path:
+            paths.resolve(values[name], f"config.{name}")
+        elif field.check is a_workdir and values[name]:
+            paths.resolve_checkpoint(values[name], f"config.{name}")
     MACHINES.settings(config.machine.kind, config.machine, "config.machine.", config)
     models_of(config).settings(config.model.kind, config.model, "config.model.", config)
     for message in _conflicts(config):
@@ -286,8 +299,15 @@ def validate(config: ConfigDict) -> None:
 
 
 def check_flags(argv: Sequence[str], also: str = "$^") -> None:
-    """Ends the process in one line if `--config.some.key=...` is unknown; call it before absl parses, as it would
-    show a traceback instead. also: a pattern of further keys."""
+    """Answers --help, and ends the process in one line if `--config.some.key=...` is unknown.
+
+    Call it before absl parses: absl would show a traceback instead, and end --help as a mistake.
+
+    Args:
+      argv: the command line.
+      also: a pattern of further keys.
+    """
+    answer_help(argv, describe())
     for argument in flags.FLAGS.read_flags_from_files(list(argv), force_gnu=False):
         override = re.match(r"--?(?:no)?config\.([^=]+)", argument)
         if not override or re.fullmatch(also, override[1]):
@@ -385,6 +405,21 @@ def _listed(name: str) -> str:
         + ("" if f.check is anything else f" ({f.check.text})")
         for field, f in fields_of(registry[kind].settings).items()
     )
+
+
+def answer_help(argv: Sequence[str], more: str = "") -> None:
+    """Prints the program's flags and `more`, and ends the process with 0, if argv asks for help."""
+    asked = [name for argument in argv[1:] if (name := argument.lstrip("-")) != argument]
+    if not {"help", "helpshort", "helpfull", "h", "?"}.isdisjoint(asked):
+        app.usage(shorthelp="helpfull" not in asked, writeto_stdout=True)
+        print(more)
+        raise SystemExit(0)
+
+
+def describe() -> str:
+    """Every key as a flag: what it means, what it may be, its default."""
+    lines = (f"  --config.{name}: {f.doc} ({expected(f)}; default {f.default!r})" for name, f in SCHEMA.items())
+    return "\n".join(["keys of a config (a config file sets them, and a flag changes one):", *lines])
 
 
 def options(arg: str | None, allowed: Sequence[str]) -> frozenset[str]:

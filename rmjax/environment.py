@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
+import re
 import sys
+import time
 from logging import WARNING, getLogger
 from pathlib import Path
 
 import jax
 
+from rmjax.io import paths
+
+KEPT_DAYS = 60  # of a compiled program
 # A train step's temporaries are hundreds of MB. Left alone, glibc maps them anew in every step, and the kernel clears
 # them 4 KiB at a time: a quarter of the step.
 TUNABLES = "glibc.malloc.hugetlb=1"
@@ -35,6 +42,42 @@ def prepare() -> str:
     # The caller's thread computes: handing over to another and back costs more than answering a query.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     return f"environment: GLIBC_TUNABLES={os.environ['GLIBC_TUNABLES']}, jax_cpu_enable_async_dispatch=False"
+
+
+def keep_compilations() -> str:
+    """Keeps compiled programs for the next start, which then reads what takes a minute to compile.
+
+    The folder belongs to this user and this kind of machine. JAX_COMPILATION_CACHE_DIR in the
+    environment wins; an empty one keeps nothing. Call this before JAX compiles anything.
+
+    Returns:
+      One line that says where they are kept, or why not.
+    """
+    off = "JAX_COMPILATION_CACHE_DIR= turns it off"
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return f"compiled programs: JAX_COMPILATION_CACHE_DIR={os.environ['JAX_COMPILATION_CACHE_DIR']}"
+    try:
+        folder = paths.cache("") / "compiled" / _machine()
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022 or not os.access(folder, os.W_OK):
+            raise OSError(f"{folder} is not this user's alone")  # what lies there is run
+        for file in folder.iterdir():
+            if file.stat().st_mtime < time.time() - KEPT_DAYS * 86_400:
+                file.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
+        return f"compiled programs: not kept ({error}); JAX_COMPILATION_CACHE_DIR=<folder> keeps them there"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    return f"compiled programs: kept in {folder} for the next start; {off}"
+
+
+def _machine() -> str:
+    """A name for the kind of CPU. Machines that share a home directory may differ, and programs compiled
+    for one may be wrong for another."""
+    try:
+        about = re.findall(r"(?m)^(?:model name|flags|Features)\s*:.*$", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        about = [platform.processor()]
+    return f"{platform.machine()}-{hashlib.sha256(repr(sorted(set(about))).encode()).hexdigest()[:8]}"
 
 
 def simulate(devices: int) -> None:

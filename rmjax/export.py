@@ -12,7 +12,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,9 @@ from absl import app, flags, logging
 from jax import export
 from safetensors.numpy import save
 
+from rmjax import config as configs
 from rmjax import environment, train
+from rmjax.io import atomic, paths
 from rmjax.machines.live import current_memory, feed, open_stream
 from rmjax.streams import refuse_words
 from rmjax.tasks.reasoning import Reasoning
@@ -60,14 +64,18 @@ answer = lambda state, query, mask: answer_(weights, state, query, mask)
 
 
 def write_export(task: Reasoning, params: Params, folder: str | Path, items: int = 0) -> None:
-    """Makes `folder`, whole or not at all.
+    """Makes `folder`, whole or not at all. Where it is a link, what it points to is replaced.
 
     Raises:
-      ValueError: the model's streams are not of item ids.
+      ValueError: the model's streams are not of item ids, or the folder is an address.
       FileExistsError: something else is there.
+      ImportError: flatbuffers is not installed.
+      OSError: it could not be written; names the file and what to do.
     """
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise ImportError("an export is written with flatbuffers, which is not installed: pip install 'rmjax[export]'")
     refuse_words(task, params)
-    machine, folder = task.machine, Path(folder)
+    machine, folder = task.machine, paths.resolve(folder, "--out").resolve()  # a link stays a link
     if folder.exists() and not all((folder / name).is_file() for name in FILES):
         raise FileExistsError(f"{folder} is there, and is no export: take another name or move it")
     blank = open_stream(machine, params["machine"], 1, task.segment_length)
@@ -95,16 +103,22 @@ def write_export(task: Reasoning, params: Params, folder: str | Path, items: int
     temporary = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    for name, exported in made.items():
-        (temporary / name).write_bytes(exported.serialize())
-    for name, tree in (("weights", params), ("empty", blank)):
-        (temporary / f"{name}.safetensors").write_bytes(save({path: np.asarray(x) for path, x in flat(tree).items()}))
-    (temporary / "live.py").write_text(LOADER)
+    try:
+        for name, exported in made.items():
+            atomic.write(temporary / name, bytes(exported.serialize()))
+        for name, tree in (("weights", params), ("empty", blank)):
+            tensors = save({path: np.asarray(x) for path, x in flat(tree).items()})
+            atomic.write(temporary / f"{name}.safetensors", tensors)
+        atomic.write(temporary / "live.py", LOADER)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
     temporary.rename(folder)
+    atomic.sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -127,11 +141,12 @@ def main(argv: Sequence[str]) -> int:
     try:
         if not asked.workdir or not asked.out:
             raise ValueError("--workdir of a trained model and --out, a folder to make, are both needed")
+        paths.resolve(asked.out, "--out")
         logging.info("%s", environment.prepare())
         task, params, _ = train.trained(asked.workdir)
         write_export(task, params, asked.out, asked.items)
         logging.info("%s: live.py, and what it reads.", asked.out)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         logging.error("%s", error)
         return 1
     return 0
@@ -145,4 +160,5 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
+    configs.answer_help(sys.argv)
     app.run(main)

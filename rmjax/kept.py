@@ -1,6 +1,7 @@
 """What a run keeps in its workdir: its config, its parameters, and how another run takes them up.
 
 config.json, vocabulary.json    what it computes, and what its data were found to be
+items.jsonl                     of items with ids from outside: {"index": 0, "id": 1, "count": 12}
 model/, teacher/                checkpoints of the two stages
 results.json                    once it has ended
 """
@@ -14,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from absl import logging
 
 from rmjax import config as configs
 from rmjax.checkpoint import Checkpoints
 from rmjax.data.source import Source
+from rmjax.io import atomic, text
 from rmjax.types import Params, StreamTask, Task
 
 # What may change between a run and its continuation; everything else is part of what the run computes.
@@ -27,32 +31,86 @@ MAY_CHANGE = ("train.devices", "train.mapping", "train.model_devices", "train.sp
               "data.activitynet.features", "model.pretrained", "probe.steps", "probe.fragments",
               "probe.streams")  # fmt: skip
 
+_IDS = "ids "  # how the digest of ids from outside begins
+
 
 def read_config(workdir: str | Path) -> tuple[Any, dict[str, Any]]:
-    """The config of the run in `workdir`, and what its data were found to be."""
-    path = Path(workdir) / "config.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is not there: name a workdir that was trained")
-    config, kept = configs.base(), json.loads(path.read_text())
-    found = kept["data"].pop("found", {})
-    config.update(kept)
+    """The config of the run in `workdir`, and what its data were found to be.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it was damaged or changed, or has an impossible value; names the file and the cause.
+    """
+    path, config = Path(workdir) / "config.json", configs.base()
+    values = read_values(path)
+    found = values["data"].pop("found", {})
+    try:
+        config.update(values)
+        configs.validate(config)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
     return config, found
 
 
+def read_values(path: Path) -> dict[str, Any]:
+    """What a config.json holds, held against its digest.
+
+    Raises:
+      FileNotFoundError, ValueError: as `read_config`, without a check of the values.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not there: name a workdir that was trained")
+    values = text.read_json(path)
+    if not isinstance(values, dict) or not isinstance(values.get("data"), dict):
+        raise ValueError(f"{path} is not the config of a run: restore it from a copy of the workdir")
+    digest = values.pop("digest", None)  # older runs have none
+    if digest not in (None, values_digest(values)):
+        raise ValueError(
+            f"{path} was changed after the run wrote it, so it may not fit the checkpoints beside it: "
+            'put the values back, or remove the line "digest" if they are right'
+        )
+    return values
+
+
+def values_digest(values: dict[str, Any]) -> str:
+    """The digest of what a run computes: all values but those that may change. What the data were
+    found to be is left out, since it is compared with the data."""
+    free = lambda name: name in MAY_CHANGE or name.startswith("data.found.")  # noqa: E731
+    computed = {name: value for name, value in flat(values).items() if not free(name)}
+    return hashlib.sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def sealed(values: dict[str, Any]) -> str:
+    """The text of a config.json: the values and their digest."""
+    return json.dumps(values | {"digest": values_digest(values)}, indent=1)
+
+
 def check_same_config(config: Any, workdir: Path, source: Source) -> None:
-    """Raises ValueError, naming the fields, if a run with another config or other data saved anything here."""
+    """Writes config.json at the start of a run, and compares it when the run goes on.
+
+    Raises:
+      ValueError: a run with another config or other data saved something here; names the fields.
+      FileNotFoundError: the checkpoints here have no config.json beside them.
+    """
     path, now = workdir / "config.json", json.loads(config.to_json())
     sizes = {split: source.size(split) for split in ("train", "valid", "test")}
-    now["data"]["found"] = {"source": type(source).__name__, "items": source.num_items, **sizes}
-    now["data"]["found"] |= words_digest(source)
-    if not path.exists() or not any(workdir.glob("*/[0-9]*")):
-        write_whole(path, json.dumps(now, indent=1))
+    found = {"source": type(source).__name__, "items": source.num_items, **sizes, **words_digest(source)}
+    if not any(workdir.glob("*/[0-9]*")):
+        now["data"]["found"] = found | numbering_digest(source)
         if hasattr(source, "vocabulary"):  # what the checkpoints' rows stand for
             write_whole(workdir / "vocabulary.json", json.dumps(list(source.vocabulary), indent=0))
+        if hasattr(source, "numbering") and not isinstance(source.numbering, str):
+            write_whole(workdir / "items.jsonl", item_lines(source))
+        write_whole(path, sealed(now))
         return
-    refuse_other(workdir, json.loads(path.read_text()), now)
+    then = read_values(path)
+    before = then["data"].pop("found", {})
+    refuse_other(workdir, then, now)
+    refuse_other_items(workdir, source)
+    now["data"]["found"] = found | {k: v for k, v in before.items() if k == "numbering"}
+    refuse_other(workdir, then | {"data": then["data"] | {"found": before}}, now)
     if not any((workdir / "model").glob("[0-9]*")):
-        write_whole(path, json.dumps(now, indent=1))  # what the model is about to begin from may have changed
+        write_whole(path, sealed(now))  # what the model is about to begin from may have changed
 
 
 def refuse_other(workdir: Path, then: dict, now: dict) -> None:
@@ -73,10 +131,99 @@ def words_digest(source: Source) -> dict[str, str]:
     return {"words": hashlib.sha256(words.encode()).hexdigest()[:16]}
 
 
-def refuse_other_words(found: dict, source: Source, here: str, there: str) -> None:
-    """Raises ValueError if ids or classes stand for other words than in the run whose config.json says data.found."""
+def numbering_digest(source: Source) -> dict[str, str]:
+    """What item ids stand for, in short, where the source says it (see `Source`)."""
+    numbering = getattr(source, "numbering", None)
+    if numbering is None:
+        return {}
+    return {"numbering": numbering if isinstance(numbering, str) else _digest(numbering)}
+
+
+def _digest(ids: np.ndarray) -> str:
+    return f"{_IDS}{hashlib.sha256(json.dumps(ids.tolist()).encode()).hexdigest()[:16]}"
+
+
+def item_lines(source: Any) -> str:
+    """items.jsonl of a source whose items have ids from outside."""
+    columns = {"index": range(source.num_items), "id": source.numbering.tolist()}
+    if hasattr(source, "popularity"):
+        columns["count"] = source.popularity.tolist()
+    rows = zip(*columns.values(), strict=True)
+    return "".join(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows)
+
+
+def read_ids(workdir: Path, digest: str) -> np.ndarray:
+    """The ids from outside of a run's items [num_items], in its order.
+
+    Raises:
+      ValueError: items.jsonl is gone, or is not what the run wrote.
+    """
+    path = workdir / "items.jsonl"
+    try:
+        ids = np.array([text.parse_json(line, f"{path}, line {n}")["id"] for n, line in text.read_lines(path)])
+    except (FileNotFoundError, KeyError, TypeError):
+        ids = np.array([])
+    if _digest(ids) != digest:
+        raise ValueError(f"{path} is gone or was changed, so items cannot be compared: restore it")
+    return ids
+
+
+def match_items(workdir: Path, source: Source, name: str) -> np.ndarray | None:
+    """Where the items of `source` are in the tables of the run in `workdir`, which errors call `name`.
+
+    Returns:
+      i64 [num_items], the run's row of each item; None if every row is in its place. Also None,
+      with a warning, if the run kept no ids and has as many items.
+
+    Raises:
+      ValueError: words, answers or items are others; says how many items are missing or new, and names some.
+    """
+    if not (workdir / "config.json").exists():
+        return None  # nothing was trained there; those who want its parameters say so
+    found = read_config(workdir)[1]
+    cure = "use the data it was trained on"
     if words_digest(source).get("words") != found.get("words"):
-        raise ValueError(f"{here} other words or answers than {there}")
+        raise ValueError(f"config.data has other words or answers than {name} was trained on: {cure}")
+    then, now = found.get("numbering"), numbering_digest(source).get("numbering")
+    if then and then == now:
+        return None
+    if all(str(numbering).startswith(_IDS) for numbering in (then, now)):
+        old, new = read_ids(workdir, str(then)), source.numbering  # type: ignore[attr-defined]
+        missing, fresh = np.setdiff1d(old, new), np.setdiff1d(new, old)
+        if missing.size or fresh.size:
+            raise ValueError(
+                f"{name} was trained on other items: {_some(missing)} of its {len(old):,} ids are not "
+                f"in config.data, and {_some(fresh)} ids there are new: {cure}"
+            )
+        order = np.argsort(old)
+        return order[np.searchsorted(old, new, sorter=order)]
+    if found.get("items", source.num_items) != source.num_items:
+        sizes = f"data of {found['items']} items, config.data has {source.num_items}"
+        raise ValueError(f"{name} was trained on {sizes}: {cure}")
+    if then and now:
+        raise ValueError(f"{name} was trained on items of {then}; config.data has {now}: {cure}")
+    if now:
+        logging.warning("%s kept no item ids: only the number of items could be compared.", name)
+    return None
+
+
+def refuse_other_items(workdir: Path, source: Source) -> None:
+    """Raises ValueError if `source` has other items than the run in `workdir`, or has them in another order."""
+    if match_items(workdir, source, str(workdir)) is not None:
+        cure = "use another --workdir, and this one as config.train.start_from"
+        raise ValueError(f"{workdir} holds a run on the same items in another order: {cure}")
+
+
+def _some(ids: np.ndarray) -> str:
+    """How many there are, and the first three."""
+    return f"{len(ids):,} (such as {', '.join(map(str, ids[:3].tolist()))})" if ids.size else "0"
+
+
+def move_rows(params: Params, table: tuple[str, ...], rows: np.ndarray) -> Params:
+    """`params` with those rows of the item table, which is at `table` (see `ItemTask`)."""
+    if not table:
+        return params[rows]
+    return params | {table[0]: move_rows(params[table[0]], table[1:], rows)}
 
 
 def flat(tree: dict, prefix: str = "") -> dict[str, Any]:
@@ -87,12 +234,10 @@ def flat(tree: dict, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str) -> None:
     """Writes a file that is there wholly or not at all; process 0 only."""
     if jax.process_index() == 0:
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(text)
-        temporary.replace(path)
+        atomic.write(path, content)
 
 
 def read_model(workdir: str | Path, task: Task | StreamTask) -> Params:
@@ -103,41 +248,48 @@ def read_model(workdir: str | Path, task: Task | StreamTask) -> Params:
     return params
 
 
-def read_teacher(workdir: Path, like: Params) -> Params:
-    """The best teacher of another run, which must have ended its training. -> sampler parameters."""
+def read_teacher(workdir: Path, source: Source, task: Task) -> Params:
+    """The best teacher of another run, which must have ended its training. -> sampler parameters.
+
+    Raises:
+      FileNotFoundError: no whole teacher is there.
+      ValueError: as `match_items`.
+    """
+    name = f"config.teacher.dir = {str(workdir)!r}"
+    rows = match_items(workdir, source, name)
     ended = any((workdir / "model").glob("[0-9]*"))  # the model comes after the teacher
-    params = read_best(workdir / "teacher", {"sampler": like}) if ended else None
+    like = {"sampler": jax.eval_shape(task.init, jax.random.key(0))["sampler"]}
+    params = read_best(workdir / "teacher", like) if ended else None
     if params is None:
-        raise FileNotFoundError(
-            f"config.teacher.dir = {str(workdir)!r} holds no whole teacher: name a workdir with one"
-        )
-    return params["sampler"]
+        raise FileNotFoundError(f"{name} holds no whole teacher: name a workdir with one")
+    return _moved(params, task, rows, name)["sampler"]
 
 
-def read_start(workdir: Path, source: Source, like: Params) -> Params:
-    """The best parameters of another run, of the same sizes and data: its words must mean the same here. (Whether ids
-    of clicked items do is not checked.)
+def read_start(workdir: Path, source: Source, task: Task | StreamTask) -> Params:
+    """The best parameters of another run, its rows of items in this run's order.
 
     Raises:
       FileNotFoundError: nothing was trained there.
-      ValueError: it was trained on other data, or has other parameters.
+      ValueError: it was trained on other data (as `match_items`), or has other parameters.
     """
-    workdir = workdir.expanduser()
-    said, kept = f"config.train.start_from = {str(workdir)!r}", workdir / "config.json"
-    if kept.exists():
-        found = json.loads(kept.read_text())["data"].get("found", {})
-        refuse_other_words(found, source, "config.data has", f"{said} was trained on: use the same data")
-        items, here = found.get("items", source.num_items), source.num_items
-        if items != here:
-            raise ValueError(f"{said} was trained on data of {items} items, config.data has {here}: use the same data")
+    name = f"config.train.start_from = {str(workdir)!r}"
+    rows = match_items(workdir, source, name)
     try:
-        params = read_best(workdir / "model", like)
+        params = read_best(workdir / "model", jax.eval_shape(task.init, jax.random.key(0)))
     except ValueError as error:
         cure = "give both runs the same machine, reason and rehearsal"
-        raise ValueError(f"{said} has other parameters than this config's: {cure} ({error})") from error
+        raise ValueError(f"{name} has other parameters than this config's: {cure} ({error})") from error
     if params is None:
-        raise FileNotFoundError(f"{said} has no checkpoint of the model: name a workdir that was trained")
-    return params
+        raise FileNotFoundError(f"{name} has no checkpoint of the model: name a workdir that was trained")
+    return _moved(params, task, rows, name)
+
+
+def _moved(params: Params, task: Any, rows: np.ndarray | None, name: str) -> Params:
+    if rows is None:
+        return params
+    moved = int((rows != np.arange(len(rows))).sum())
+    logging.info("%s: %d of %d rows move, each to the place of its id.", name, moved, len(rows))
+    return move_rows(params, task.table, rows)
 
 
 def read_best(folder: Path, like: Params) -> Params | None:

@@ -22,6 +22,7 @@ from ml_collections import config_flags
 from rmjax import config as configs
 from rmjax import environment, tasks, train
 from rmjax.data import make_source
+from rmjax.io import paths
 from rmjax.machines import memorize
 from rmjax.streams import Streams, refuse_words
 from rmjax.tasks.reasoning import Reasoning
@@ -166,10 +167,10 @@ def main(argv: Sequence[str]) -> int:
         kinds = task.answers.questions.kinds or source.num_items
         wanted = requests(asked.rate, asked.seconds, asked.users, source.num_items, kinds)
         for history in map(int, asked.histories):
-            where = dict(folder=f"{asked.folder}/{history}") if asked.folder else {}
+            where = dict(folder=paths.resolve(asked.folder, "--folder") / str(history)) if asked.folder else {}
             told = load_test(task, params, history, wanted, asked.users, **where)
             print(json.dumps({"rate": asked.rate} | told), flush=True)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         logging.error("%s", error)
         return 1
     return 0

@@ -1,9 +1,14 @@
 """Flags only: python -m rmjax.main --config=configs/xlong.py:local --workdir=runs/xlong.
 
-Any key of rmjax/config.py is a flag too: --config.train.steps=100.
+Any key of rmjax/config.py is a flag too: --config.train.steps=100. --help shows them all.
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":  # before the imports, which take seconds: a signal is answered then too
+    from rmjax.workdir import leave_when_asked
+
+    leave_when_asked()
 
 import json
 import sys
@@ -15,6 +20,8 @@ from ml_collections import config_flags
 
 from rmjax import config as configs
 from rmjax import environment, explain, probe, processes, train
+from rmjax.io import paths
+from rmjax.io.progress import Stopped
 from rmjax.workdir import EXIT_MISTAKE, EXIT_PREEMPTED
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -48,23 +55,25 @@ def main(argv: Sequence[str]) -> int:
     try:
         configs.validate(config)
         configs.refuse_unread(config, sys.argv, _UNREAD.value == "warn")
+        if not _WORKDIR.value and _MODE.value != "explain":
+            raise ValueError("--workdir is missing: name a directory for checkpoints and logs")
+        workdir = paths.resolve_checkpoint(_WORKDIR.value or "", "--workdir")
         logging.info("%s", environment.prepare())
         logging.info("%s", processes.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value))
         if _MODE.value == "explain":
             environment.simulate(config.train.devices)
             print(json.dumps(explain.explain(config), indent=1))
             return 0
-        if not _WORKDIR.value:
-            raise ValueError("--workdir is missing: name a directory for checkpoints and logs")
+        logging.info("%s", environment.keep_compilations())
         if _MODE.value == "probe":
-            print(probe.show(probe.probe(config, _WORKDIR.value)))
+            print(probe.show(probe.probe(config, workdir)))
             return 0
         run = train.train if _MODE.value == "train" else train.evaluate_only
-        rows = run(config, _WORKDIR.value)
+        rows = run(config, workdir)
         if jax.process_index() == 0:
             print(train.show(rows))
-    except train.Preempted as preempted:
-        logging.warning("Stopped: %s.", preempted)
+    except Stopped as stopped:
+        logging.warning("Stopped: %s.", stopped)
         return EXIT_PREEMPTED
     except Exception as error:
         gone = processes.lost(error)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +16,8 @@ import jax
 import numpy as np
 import tensorboardX
 from absl import logging
+
+from rmjax.io import atomic
 
 
 def auc(scores: Any, labels: Any, mask: Any = None) -> float:
@@ -126,19 +130,18 @@ class MetricWriter:
         self._stage, self._writes = stage, jax.process_index() == 0
         if not self._writes:
             return
-        path = Path(workdir) / "metrics.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            lines = path.read_text(errors="replace").splitlines(keepends=True)
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(line for line in lines if _stays(line, stage, start_step, evaluated)))
-            temporary.replace(path)
-        self._file = path.open("a")
+        self._path, self._events = Path(workdir) / "metrics.jsonl", Path(workdir) / "tensorboard" / stage
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if self._path.exists():
+            lines = self._path.read_text(errors="replace").splitlines(keepends=True)
+            atomic.write(self._path, "".join(line for line in lines if _stays(line, stage, start_step, evaluated)))
         # The first event of a run ends what earlier ones wrote from this step on.
         purge_step = start_step + 1 if start_step else 0
-        self._board = tensorboardX.SummaryWriter(
-            str(Path(workdir) / "tensorboard" / stage), purge_step=purge_step, filename_suffix=f".{start_step}"
-        )
+        with _saying(self._events, 0):
+            self._file = self._path.open("ab", buffering=0)
+            self._board = tensorboardX.SummaryWriter(
+                str(self._events), purge_step=purge_step, filename_suffix=f".{start_step}"
+            )
 
     def write(self, kind: str, step: int, values: Mapping[str, Any], text: str | None = None) -> None:
         """Writes numbers of one step.
@@ -148,6 +151,9 @@ class MetricWriter:
           step: the step.
           values: scalars; NaN and infinities become strings, so that each line stays JSON.
           text: what the log says, if not simply the values.
+
+        Raises:
+          OSError: the disk is full, or the like; names the file and what to do.
         """
         if not self._writes:
             return
@@ -155,16 +161,30 @@ class MetricWriter:
         logging.info("%s", text or f"{kind} step {step} | " + " ".join(f"{k} {_short(v)}" for k, v in numbers.items()))
         line = {"stage": self._stage, "kind": kind, "step": step}
         line |= {k: v if math.isfinite(v) else str(v) for k, v in numbers.items()}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
-        for name, value in numbers.items():
-            self._board.add_scalar(f"{kind}/{name}", value, step)
-        self._board.flush()
+        data = json.dumps(line, allow_nan=False).encode() + b"\n"
+        with _saying(self._path, len(data)):
+            if self._file.write(data) < len(data):  # the disk is full; a half line is taken out when the run goes on
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with _saying(self._events, 0):
+            for name, value in numbers.items():
+                self._board.add_scalar(f"{kind}/{name}", value, step)
+            self._board.flush()
 
     def close(self) -> None:
         if self._writes:
-            self._file.close()
-            self._board.close()
+            with contextlib.suppress(OSError):  # said by `write`, after which nothing was left to be written
+                self._file.close()
+                self._board.close()
+
+
+@contextlib.contextmanager
+def _saying(path: Path, size: int) -> Iterator[None]:
+    """OSErrors inside are of writing `size` bytes to `path`."""
+    try:
+        yield
+    except OSError as error:
+        explained = atomic.explained(error, path, size)
+        raise OSError(f"{explained}. Every checkpoint is whole: the same line goes on") from error
 
 
 def _number(value: Any) -> int | float:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def probe(config: Any, workdir: str | Path) -> dict[str, Any]:
             "this model was trained without rehearsal, so it has no decoder to probe its memory with: "
             "--config.probe.steps=500 trains one, its memory being left as it is"
         )
-    with train.opened(config, workdir) as run:
+    with train.opened(config, workdir, reading=True) as run:
         stage = train.model_stage(run)
         mapped = train.map_stage(run, stage)
         params = kept.read_model(run.workdir, stage.task)
@@ -88,8 +88,7 @@ def probe(config: Any, workdir: str | Path) -> dict[str, Any]:
             "measures": evaluate.measures(run.source, "test", scored),
             "by_age": by_age(recalled, trained),
         }
-        kept.write_whole(run.workdir / "probe.json", json.dumps(found, indent=1))
-        plot(found, run.workdir / "probe.png")
+        keep(found, run.workdir, lambda: plot(found, run.workdir / "probe.png"))
         return found
 
 
@@ -97,7 +96,7 @@ def probe_engrams(config: Any, workdir: str | Path) -> dict[str, Any]:
     """See `probe`."""
     if "memoria" not in config.model.kind:
         raise ValueError(f"config.model.kind = {config.model.kind!r} has no engrams to probe: those with memoria have")
-    with train.opened(config, workdir) as run:
+    with train.opened(config, workdir, reading=True) as run:
         stage = train.model_stage(run)
         params = kept.read_model(run.workdir, stage.task)
         histories = list(streams_of_engrams(run, stage.task, jax.device_put(params)))
@@ -111,9 +110,17 @@ def probe_engrams(config: Any, workdir: str | Path) -> dict[str, Any]:
             name: mean([memoria.autocorrelation(history, lags, kind) for history in histories])
             for name, kind in (("short_term", memoria.SHORT_TERM), ("long_term", memoria.LONG_TERM))
         }
-        kept.write_whole(run.workdir / "probe.json", json.dumps(found, indent=1))
-        plot_engrams(found, run.workdir)
+        keep(found, run.workdir, lambda: plot_engrams(found, run.workdir))
         return found
+
+
+def keep(found: dict[str, Any], workdir: Path, draw: Callable[[], None]) -> None:
+    """Writes probe.json and its figures. Where that fails, a warning says so and the numbers remain."""
+    try:
+        kept.write_whole(workdir / "probe.json", json.dumps(found, indent=1))
+        draw()
+    except OSError as error:
+        logging.warning("probe.json and its figures are not kept: %s", error)
 
 
 def streams_of_engrams(run: train.Run, task: Any, params: Params) -> Iterator[memoria.Record]:

@@ -76,7 +76,12 @@ def wrong(field: Field, value: Any) -> str | None:
     fits = type(value) is wanted or (wanted is float and type(value) is int)
     if fits and (wanted is not float or math.isfinite(value)) and field.check.holds(value):
         return None
-    kind = {int: "a whole number", float: "a number", str: "a string", bool: "True or False"}[wanted]
+    return expected(field)
+
+
+def expected(field: Field) -> str:
+    """What a value is to be, in words."""
+    kind = {int: "a whole number", float: "a number", str: "a string", bool: "True or False"}[type(field.default)]
     return kind if field.check is anything else f"{kind}, {field.check.text}"
 
 
@@ -145,8 +150,8 @@ class Registry(Mapping[str, Kind]):
         settings, fields = self[name].settings, fields_of(self[name].settings)
         chosen = {field: values[field] for field in fields if field in values}
         for field, value in chosen.items():
-            if expected := wrong(fields[field], value):
-                raise ValueError(f"{prefix}{field} = {value!r}: must be {expected}")
+            if must := wrong(fields[field], value):
+                raise ValueError(f"{prefix}{field} = {value!r}: must be {must}")
         made = settings(**chosen)
         for message in made.conflicts(config) if hasattr(made, "conflicts") else ():
             raise ValueError(message.format(**{field: f"{prefix}{field} = {getattr(made, field)}" for field in fields}))

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from rmjax.checkpoint import Checkpoints
 from rmjax.data import make_source
 from rmjax.data.pipeline import Subset, batches, eval_batches
 from rmjax.data.source import Source
+from rmjax.io import paths, text
+from rmjax.io.progress import Stopped
 from rmjax.optim import make_optimizer
 from rmjax.parallel import Mapped, make_mapped
 from rmjax.tasks import sequences
@@ -41,7 +43,7 @@ CPU_ITEMS = 8192  # of the streams that a CPU holds at once, see `microbatch`
 IN_FLIGHT = {"cpu": 0}
 
 
-class Preempted(Exception):
+class Preempted(Stopped):
     """The run was asked to stop, and everything it had is saved."""
 
 
@@ -95,13 +97,14 @@ def train(config: Any, workdir: str | Path) -> list[dict[str, Any]]:
 
     Raises:
       Preempted: SIGTERM or SIGINT came; the state is saved, the same call goes on.
+      Stopped: one of them came while data were prepared; the same call prepares them anew.
       FloatingPointError: a loss is NaN or infinite; names the step and the parts, keeps the last good checkpoint.
     """
-    with opened(config, workdir) as run:
-        results = run.workdir / "results.json"
+    results = paths.resolve_checkpoint(workdir, "--workdir") / "results.json"
+    with opened(config, workdir, reading=results.exists()) as run:
         if results.exists():
             logging.info("%s is finished; these are its results.", run.workdir)
-            return json.loads(results.read_text())
+            return text.read_json(results)
         stage = model_stage(run)
         mapped = map_stage(run, stage)  # before the teacher's training: what is wrong with it is said at once
         check_start(run, stage)
@@ -114,7 +117,7 @@ def train(config: Any, workdir: str | Path) -> list[dict[str, Any]]:
 
 def evaluate_only(config: Any, workdir: str | Path) -> list[dict[str, Any]]:
     """Tests the best checkpoint that `workdir` holds, training nothing. -> rows of the final table."""
-    with opened(config, workdir) as run:
+    with opened(config, workdir, reading=True) as run:
         stage = model_stage(run)
         mapped = map_stage(run, stage)
         return test(run, stage.task, mapped, kept.read_model(run.workdir, stage.task))
@@ -122,22 +125,28 @@ def evaluate_only(config: Any, workdir: str | Path) -> list[dict[str, Any]]:
 
 def trained(workdir: str | Path) -> tuple[Any, Params, Source]:
     """What a run has learned, for notebooks: its task, the best parameters so far, its data. Changes nothing there."""
-    folder = Path(workdir)
-    config, found = kept.read_config(folder)
+    folder = paths.resolve_checkpoint(workdir, "workdir")
+    config, _ = kept.read_config(folder)
     source = make_source(config.data, config.data.seed)
-    kept.refuse_other_words(found, source, f"{config.data.dir} has", f"{workdir} was trained on: restore its files")
+    kept.refuse_other_items(folder, source)
     task = tasks.make_task(config, source)
     return task, jax.device_put(kept.read_model(folder, task)), source
 
 
 @contextlib.contextmanager
-def opened(config: Any, workdir: str | Path) -> Iterator[Run]:
-    """Locks the workdir, holds the config against the one that began there, opens the data."""
-    alone = lock(workdir) if jax.process_index() == 0 else contextlib.nullcontext()  # the first speaks for all
+def opened(config: Any, workdir: str | Path, *, reading: bool = False) -> Iterator[Run]:
+    """Locks the workdir, compares the config with the one that began there, and opens the data.
+
+    Args:
+      reading: the run has a model already. Nothing is written, so the folder may be read-only.
+    """
+    folder = paths.resolve_checkpoint(workdir, "--workdir")
+    alone = lock(folder, reading=reading) if jax.process_index() == 0 else contextlib.nullcontext()  # speaks for all
     with alone, Preemption() as stop:
         source = make_source(config.data, config.data.seed)
-        kept.check_same_config(config, Path(workdir), source)
-        yield Run(config, Path(workdir), source, stop)
+        if not reading or any((folder / "model").glob("[0-9]*")):
+            kept.check_same_config(config, folder, source)
+        yield Run(config, folder, source, stop)
 
 
 def train_teacher(run: Run) -> Params:
@@ -147,7 +156,7 @@ def train_teacher(run: Run) -> Params:
         return ()
     t = run.config.teacher
     if t.dir:
-        return kept.read_teacher(Path(t.dir), jax.eval_shape(task.init, jax.random.key(0))["sampler"])
+        return kept.read_teacher(paths.resolve(t.dir, "config.teacher.dir"), run.source, task)
     stage = Stage("teacher", task, t.steps, t.batch_size, t.learning_rate)
     return train_stage(run, stage, map_stage(run, stage), ())["sampler"]
 
@@ -172,7 +181,7 @@ def map_stage(run: Run, stage: Stage, cut: bool = True) -> Mapped:
             raise ValueError(f"{name} {size} does not divide among {devices} devices: change it, or train.devices")
     whole = stage.name == "teacher" or not (cut or t.microbatch)
     pieces = None if whole else microbatch(run, stage.batch_size // devices)
-    return make_mapped(
+    mapped = make_mapped(
         stage.task,
         optimizer,
         run.config.seed,
@@ -183,6 +192,31 @@ def map_stage(run: Run, stage: Stage, cut: bool = True) -> Mapped:
         sparse_items=t.sparse_items,
         split_layers=t.split_layers,
     )
+    return mapped._replace(
+        train_step=announced(mapped.train_step, f"{stage.name}: compiling the train step"),
+        scores=announced(mapped.scores, f"{stage.name}: compiling the evaluation step"),
+        measure=announced(mapped.measure, f"{stage.name}: compiling the evaluation step"),
+        rehearsals=announced(mapped.rehearsals, f"{stage.name}: compiling the memory gain"),
+    )
+
+
+def announced(step: Callable, doing: str) -> Callable:
+    """`step`, which logs its compilation and the seconds it took whenever a batch, its last argument,
+    has new shapes."""
+    seen: set[tuple] = set()
+
+    def call(*given: Any) -> Any:
+        shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(given[-1]))
+        if shapes in seen:
+            return step(*given)
+        logging.info("%s ...", doing)
+        begin = time.monotonic()
+        result = step(*given)
+        seen.add(shapes)
+        logging.info("%s: done in %.1f seconds.", doing, time.monotonic() - begin)
+        return result
+
+    return call
 
 
 def microbatch(run: Run, rows: int) -> Pieces | None:
@@ -215,7 +249,7 @@ def fresh_state(run: Run, stage: Stage, frozen: Params = ()) -> TrainState:
         state = dataclasses.replace(state, carry=fresh_carry(stage.task, state.params, stage.batch_size))
     start = stage.name == "model" and run.config.train.start_from
     if start:
-        state = dataclasses.replace(state, params=kept.read_start(Path(start), run.source, state.params))
+        state = dataclasses.replace(state, params=read_start(run, stage))
     elif tasks.is_sequence(run.config) and run.config.model.pretrained:
         state = dataclasses.replace(state, params=sequences.pretrained(run.config, state.params))
     rows: Any = None
@@ -253,9 +287,14 @@ def blank_state(run: Run, stage: Stage) -> TrainState:
 
 def check_start(run: Run, stage: Stage) -> None:
     """Raises what `read_start` does, if the model is still to begin with another run's parameters."""
-    start = run.config.train.start_from
-    if start and not any((run.workdir / stage.name).glob("[0-9]*")):
-        kept.read_start(Path(start), run.source, jax.eval_shape(stage.task.init, jax.random.key(0)))
+    if run.config.train.start_from and not any((run.workdir / stage.name).glob("[0-9]*")):
+        read_start(run, stage)
+
+
+def read_start(run: Run, stage: Stage) -> Params:
+    """See `kept.read_start`."""
+    start = paths.resolve(run.config.train.start_from, "config.train.start_from")
+    return kept.read_start(start, run.source, stage.task)
 
 
 def open_checkpoints(run: Run, stage: Stage) -> Checkpoints:

@@ -326,3 +326,10 @@ def test_a_full_disk_is_said_and_takes_nothing_that_was_whole(open_checkpoints, 
 def test_wrong_arguments(tmp_path):
     with pytest.raises(ValueError, match="keep_last"):
         Checkpoints(tmp_path, keep_last=0, keep_best=0)
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_folder_that_orbax_would_take_for_a_pattern_is_refused(tmp_path, read_only):
+    with pytest.raises(ValueError, match="could not be read again"):
+        Checkpoints(tmp_path / "lr[0.01]", read_only=read_only)
+    assert not any(tmp_path.iterdir())

@@ -1,8 +1,10 @@
 """A key or a value that is wrong is named, with what would have been right."""
 
+import re
 import subprocess
 import sys
 
+import jax
 import pytest
 from absl import flags
 from ml_collections import ConfigDict
@@ -96,8 +98,14 @@ def test_right_flags_pass():
         ("data.name, machine.heads, machine.dim", ("babi", 5, 65), "config.machine.dim = 65 must be even"),
         ("data.simulated.clicks_min", 2000, "must be at most config.data.simulated.clicks_max = 1000"),
         ("data.movielens.test_fraction", 0.9, "test_fraction + valid_fraction must be below 1"),
+        ("seed", 2**32, "config.seed = 4294967296: must be a whole number, from 0 to 4294967295"),
+        ("data.seed", 2**63, "config.data.seed = 9223372036854775808: must be a whole number, from 0 to"),
+        ("data.simulated.world_seed", -1, "config.data.simulated.world_seed = -1: must be a whole number, from 0 to"),
+        ("data.dir", "gs://b/x", "config.data.dir=gs://b/x is an address, and only folders of this machine"),
+        ("data.text.tokenizer", "hf://gpt2", "config.data.text.tokenizer=hf://gpt2 is an address"),
+        ("train.start_from", "runs/lr[1]", "config.train.start_from=runs/lr[1] has '[' in its whole path"),
         ("train.model_devices", 2, "config.train.model_devices = 2 needs config.train.mapping = 'mesh'"),
-        ("data.name, model.kind, model.layers", ("hyperpartisan", "memoria_bert", 1), "memoria_bert needs two, one of"),
+        ("data.name, model.kind, model.layers", ("hyperpartisan", "memoria_bert", 1), "model.layers = 1: two are needed"),
         ("data.name, model.kind, memoria.layer", ("hyperpartisan", "memoria_bert", 99), "memoria.layer = 99: must be"),
         ("train.eval_batch_size", 3, None),
     ],
@@ -183,3 +191,28 @@ def test_recorder_remembers_what_was_read():
     assert config.read == {"train.steps", "data.movielens.every", "seed"}
     with pytest.raises(AttributeError):
         train.bach_size  # noqa: B018
+
+
+def test_every_key_that_names_a_path_is_checked_before_anything_is_made():
+    named = re.compile(r"folder|workdir|file of|where .* (are|go)|path|tokenizer\.json")
+    for name, field in SCHEMA.items():
+        if isinstance(field.default, str) and named.search(field.doc):
+            with pytest.raises(ValueError, match=f"config.{name}=s3://b/x is an address"):
+                validate(changed(name, "s3://b/x"))
+
+
+def test_no_two_seeds_draw_alike():
+    seeds = [0, 1, 2**31 - 1, 2**31, 2**32 - 1]
+    assert all(SCHEMA["seed"].check.holds(seed) for seed in seeds)
+    keys = {tuple(jax.random.key_data(jax.random.key(seed)).tolist()) for seed in seeds}
+    assert len(keys) == len(seeds)
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h", "--helpshort", "-help"])
+def test_help_shows_every_key_and_is_no_mistake(flag, capsys):
+    with pytest.raises(SystemExit) as end:
+        check_flags(["main.py", flag])
+    shown = capsys.readouterr().out
+    assert not end.value.code
+    assert all(f"--config.{name}: " in shown for name in SCHEMA)
+    assert "--config.train.clip: largest norm of the gradient (a number, above 0; default 5.0)" in shown

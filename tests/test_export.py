@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import importlib.util
+import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -67,3 +71,35 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "mine").mkdir()
     with pytest.raises(FileExistsError, match="mine is there, and is no export"):
         write_export(TASK, PARAMS, tmp_path / "mine")
+
+
+def test_an_export_goes_where_the_user_means(tmp_path, monkeypatch, served):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "latest").symlink_to(tmp_path / "disk")
+    shutil.copytree(served, tmp_path / "disk")
+    write_export(TASK, PARAMS, "~/latest")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "latest"]
+    assert (tmp_path / "latest").is_symlink() and (tmp_path / "disk" / "live.py").is_file()
+
+
+def test_without_flatbuffers_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'rmjax\[export\]'"):
+        write_export(TASK, PARAMS, tmp_path / "served")
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    pytest.importorskip("flatbuffers")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"write.bin: [\d,]+ bytes could not be written \(no space is left\)"):
+        write_export(TASK, PARAMS, tmp_path / "served")
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_address_is_refused():
+    pytest.importorskip("flatbuffers")
+    with pytest.raises(ValueError, match="--out=s3://b/served is an address"):
+        write_export(TASK, PARAMS, "s3://b/served")

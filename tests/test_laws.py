@@ -131,6 +131,23 @@ def test_padding_to_another_shape_changes_nothing(case):
     close(rows(wider, slice(3)), memory, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", MACHINES)
+def test_shorter_segments_have_the_first_positions(name):
+    machine, params, run = small(name)[:3]
+    items, mask = stream()
+    short = np.arange(mask.shape[2]) < 2  # of four
+    padded = run(params, items, mask & short).memory
+    close(run(params, items[..., :2], mask[..., :2]).memory, padded, atol=1e-6)
+
+
+def test_longer_segments_are_refused_with_both_numbers():
+    machine = machines.make("rehearsal", ITEMS, dim=16)
+    params = jax.eval_shape(machine.init, jax.random.key(0))
+    shapes = jax.ShapeDtypeStruct((3, 2, 25), np.int32), jax.ShapeDtypeStruct((3, 2, 25), bool)
+    with pytest.raises(ValueError, match="rows of 25 .* positions for 20: .*segment_length"):
+        jax.eval_shape(lambda *given: memorize(machine, *given), params, *shapes)
+
+
 def test_masked_queries_change_no_other_answer(case):
     memory = case.exact(case.params, *stream()).memory
     mask = np.array([[1, 0], [1, 0], [1, 1]], bool)
@@ -139,6 +156,16 @@ def test_masked_queries_change_no_other_answer(case):
     garbage = read(case.params, memory, np.where(mask[..., None], query, 1e9), mask)
     assert (garbage[mask] == read(case.params, memory, query, mask)[mask]).all()
     chex.assert_tree_all_finite(garbage)
+
+
+def test_where_a_question_stands_among_others_does_not_matter(case):
+    memory, mask, read = (
+        case.exact(case.params, *stream()).memory,
+        np.ones(QUERY.shape, bool),
+        jax.jit(case.machine.read),
+    )
+    query = np.asarray(case.machine.embed(case.params, QUERY))
+    close(read(case.params, memory, query[:, ::-1], mask), read(case.params, memory, query, mask)[:, ::-1], atol=1e-6)
 
 
 # Law 3: scan = Python loop = jitted = one by one.

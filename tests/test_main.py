@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from signal import SIGINT, SIGTERM
 
 import pytest
 
@@ -102,10 +103,12 @@ MISTAKES = {  # what is wrong -> arguments, the cause, the cure
     "mode": (["--mode=test"], "--mode=test", "train|eval|explain"),
     "untrained": (["--mode=eval"], "run has no checkpoint of the model", "train first, with --mode=train"),
     "workdir": (["--workdir="], "--workdir is missing", "name a directory"),
+    "address": (["--workdir=gs://b/x"], "--workdir=gs://b/x is an address", "mount it (gcsfuse, s3fs, NFS)"),
+    "pattern": (["--workdir=runs/lr[1]"], "--workdir=runs/lr[1] has '[' in its whole path", "Use a name without"),
 }  # fmt: skip
 
 
-ALIKE = ("value", "type", "option", "argument", "devices", "workdir")  # end as others do
+ALIKE = ("value", "type", "option", "argument", "devices", "workdir", "pattern")  # end as others do
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in ALIKE else ()) for n in MISTAKES])
@@ -117,6 +120,17 @@ def test_a_mistake_is_answered_in_a_line_that_says_what_to_do(start, card, tmp_p
     assert code != 0 and told, (code, err)
     assert cure in (err if name in ("file", "argument", "mode") else told[0]), err
     assert out == ""
+
+
+@pytest.mark.parametrize("number", [SIGTERM, SIGINT])
+def test_a_signal_during_the_imports_asks_for_the_same_line_again(tmp_path, number):
+    """The first import that takes long sends it."""
+    (tmp_path / "jax.py").write_text(f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(60)\n")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    line = [sys.executable, "-m", "rmjax.main", "--config=none.py", "--workdir=none"]
+    done = subprocess.run(line, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+    assert done.returncode == EXIT_PREEMPTED and "run the same line again" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_histories_that_are_none_are_named(start):

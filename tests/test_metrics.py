@@ -1,7 +1,9 @@
 """AUC against counting pairs; files that a kill leaves whole; rates that leave out what is not training."""
 
+import errno
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -223,3 +225,33 @@ def test_table_is_aligned():
         "rehearsal  0.8765  12345  -\n"
         "gru           0.5      -  slow"
     )
+
+
+def test_a_full_disk_is_named(tmp_path):
+    writer = MetricWriter(tmp_path)
+    words = r"metrics.jsonl: \d+ bytes could not be written \(no space is left\): free space .* the same line goes on"
+    with Path("/dev/full").open("ab", buffering=0) as writer._file, pytest.raises(OSError, match=words):
+        writer.write("train", 1, {"loss": 0.5})
+    writer.close()
+
+
+def test_half_a_line_is_a_full_disk_too(tmp_path):
+    class Nearly:
+        write, close = staticmethod(lambda data: len(data) - 1), staticmethod(lambda: None)
+
+    writer = MetricWriter(tmp_path)
+    writer._file = Nearly()
+    with pytest.raises(OSError, match="no space is left"):
+        writer.write("train", 1, {"loss": 0.5})
+    writer.close()
+
+
+def test_a_full_disk_is_named_where_tensorboard_meets_it(tmp_path, monkeypatch):
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    writer = MetricWriter(tmp_path, stage="model")
+    monkeypatch.setattr(writer._board, "flush", full)
+    with pytest.raises(OSError, match="tensorboard/model: .*no space is left"):
+        writer.write("train", 1, {"loss": 0.5})
+    writer.close()

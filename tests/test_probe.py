@@ -159,3 +159,11 @@ def test_lines_are_means_over_what_was_asked_and_over_pairs():
     assert lines[2]["recollection"] == pytest.approx(recalled["right"][third][asked].mean())
     scores = np.concatenate([recalled["positive"][pair], recalled["negative"][pair]])
     assert lines[2]["familiarity"] == pytest.approx(auc(scores, np.repeat([1, 0], pair.sum())))
+
+
+def test_a_read_only_workdir_costs_the_files_and_not_the_numbers(tmp_path, monkeypatch, caplog):
+    drawn = []
+    probe.keep({"a": 1}, tmp_path, lambda: drawn.append(1))
+    assert json.loads((tmp_path / "probe.json").read_text()) == {"a": 1} and drawn == [1]
+    probe.keep({"a": 2}, tmp_path / "none", lambda: drawn.append(2))
+    assert "probe.json and its figures are not kept: " in caplog.text and drawn == [1]

@@ -14,9 +14,10 @@ from rmjax import evaluate, explain, memoria, probe, tasks, train
 from rmjax.data import make_source
 from rmjax.data.pipeline import batches
 from rmjax.data.tokenizers import make_tokenizer
-from rmjax.models import bert, gpt2, huggingface, unroll
+from rmjax.models import bert, gpt2, huggingface, roberta, unroll
 from rmjax.optim import make_optimizer
 from rmjax.parallel import make_mapped
+from rmjax.registry import CLASSIFIERS, LANGUAGE_MODELS
 from tests.runs import compilations_kept, lines, saved, tiny
 from tests.test_train import stopped
 
@@ -239,6 +240,28 @@ def test_a_model_begins_with_a_released_checkpoint(tmp_path):
         train.fresh_state(run, train.model_stage(run))
 
 
+@pytest.mark.parametrize("rows, fits", [(320, True), (300, True), (299, False)])
+def test_only_a_tokenizer_that_is_larger_than_the_table_is_refused(tmp_path, rows, fits):
+    config = configs.base()
+    config.data.segment_length, config.model.pretrained = 16, str(tmp_path)
+    config.model.update(kind="transformer", dim=8, layers=1, heads=2)
+    released = gpt2.make(gpt2.Sizes(vocabulary=rows, positions=16, dim=8, layers=1, heads=2)).init(jax.random.key(3))
+    huggingface.write(tmp_path, released, "gpt2")
+    says = dict(vocab_size=rows, n_positions=16, n_embd=8, n_layer=1, n_head=2)
+    (tmp_path / "config.json").write_text(json.dumps(says))
+    model = tasks.sequences.build_model(LANGUAGE_MODELS, config, 300)
+    params = model.init(jax.random.key(0))
+    if not fits:
+        with pytest.raises(
+            ValueError, match="data.text.tokenizer: has 300 tokens, but .* has rows for 299: take its own"
+        ):
+            tasks.sequences.pretrained(config, params)
+        return
+    begun = tasks.sequences.pretrained(config, params)
+    chex.assert_trees_all_equal(begun, released | {"wte": released["wte"][:300]})
+    assert model.logits(begun, np.ones((1, 8), np.float32)).shape == (1, 300)
+
+
 @pytest.mark.parametrize(
     "changes, field", [(dict(eps=1e-12), "layer_norm_eps = 1e-12"), (dict(pad=0), "pad_token_id = 0")]
 )
@@ -246,7 +269,8 @@ def test_a_checkpoint_of_other_norms_or_positions_is_refused(tmp_path, monkeypat
     config = configs.base()
     config.data.name, config.data.segment_length, config.model.pretrained = "hyperpartisan", 16, "~/roberta"
     config.model.update(kind="roberta", dim=8, layers=1, heads=2)
-    sizes = tasks.sequences.document_sizes(config, 30)
+    settings = CLASSIFIERS.settings("roberta", config.model)
+    sizes = roberta.sizes_of(settings, tasks.sequences.context_of(config, 30))
     params = bert.make_classifier(sizes, 2).init(jax.random.key(0))
     monkeypatch.setenv("HOME", str(tmp_path))
     huggingface.write(tmp_path / "roberta", params, "roberta")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import itertools
 import json
 import logging
 import math
+import os
 import re
 import shutil
 import sys
@@ -23,6 +25,7 @@ from rmjax import explain, kept, machines, tasks, train
 from rmjax.checkpoint import Checkpoints
 from rmjax.cost import peak_bytes
 from rmjax.data import make_source
+from rmjax.io import atomic
 from rmjax.metrics import auc
 from rmjax.optim import make_optimizer
 from rmjax.parallel import make_mapped
@@ -108,6 +111,19 @@ def test_a_finished_run_is_not_trained_again(finished, monkeypatch):
     monkeypatch.setattr(train, "train_stage", None)
     assert train.train(tiny(), workdir) == rows
     assert (workdir / "metrics.jsonl").read_bytes() == written
+
+
+def test_what_is_finished_can_be_read_where_nothing_can_be_written(finished, monkeypatch):
+    folder, rows = finished
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for owner, name in ((atomic, "write"), (os, "ftruncate"), (os, "pwrite"), (Path, "mkdir"), (Path, "write_text")):
+        monkeypatch.setattr(owner, name, refuse)
+    assert train.train(tiny(), folder) == train.evaluate_only(tiny(), folder) == rows
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_the_best_parameters_are_tested(finished):

@@ -1,33 +1,39 @@
 """ActivityNet-QA (Yu et al. 2019): questions about long videos, answered with one of the most frequent answers.
 
-The release has questions and answers; features of the videos' frames are each reader's own. As in its own evaluation
-an answer is right if it is the same string.
+The release has questions and answers. Features of the videos' frames come from elsewhere: ActivityNet's
+own are one file (sub_activitynet_v1-3.c3d.hdf5), with a group v_<video_name> of each video and
+'c3d_features' in it. As in the release's evaluation an answer is right if it is the same string.
 """
 
 from __future__ import annotations
 
 import functools
-import json
+import math
 import zipfile
-import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from absl import logging
 
 from rmjax.data import records, text
 from rmjax.data.source import Examples
+from rmjax.io import paths
+from rmjax.io import text as text_files
 
 SPLITS = {"train": "train", "valid": "val", "test": "test"}  # {ours: theirs}
 TYPES = ("motion", "spatial", "temporal", "yes-no", "color", "object", "location", "number", "other")  # by number
 ADVICE = "Clone https://github.com/MILVLG/activitynet-qa and set data.dir to it, or to its folder 'dataset'."
 EXPECTED = (
-    "expected a folder with a file <video_name>.npz or <video_name>.h5 (or v_<video_name>...) of each video, which "
-    "holds one array, or one named 'features', f32 [frames, F]"
+    "expected a folder with a file <video_name>.npy, <video_name>.npz or <video_name>.h5 (or "
+    "v_<video_name>...) of each video, or one .h5 file with a dataset or a group of each; they hold one "
+    "array, or one named 'features' or 'c3d_features', f32 [frames, F]"
 )
+H5 = (".h5", ".hdf5")
+NAMES = ("features", "c3d_features")
+MOST_BYTES = 1 << 30  # of a video's array
 
 
 def question_only(directory: str, cache_dir: str, *, answers: int = 1000) -> Asked:
@@ -56,20 +62,27 @@ def activitynet(
     the alphabet. Training questions with another answer are left out. In 'valid' and 'test' they stay: their target is
     the number of classes, which no answer given is equal to. Up to `ram_bytes` of frames are kept in RAM.
 
+    features: a folder with a file of each video, <video_name>.npy, .npz, .h5 or .hdf5, or one .h5 or
+    .hdf5 file with a dataset or a group of each video; names may begin with v_. A file or a group has one
+    array, or one that is named 'features' or 'c3d_features'.
+
     Raises:
       FileNotFoundError: `directory` (or its folder dataset) has not all six files, or `features` not every video.
       ValueError: a file is not of the format, or a question has no answer; a size below 1; features, when they are
-        read, that are not [frames, F] with the F of the first video, or not finite.
+        read, that are not [frames, F] with the F of the first video, or not finite, or of over 1 GiB, or
+        that are links to other files.
       ModuleNotFoundError: an .h5 is read and h5py is not installed.
     """
-    folder = Path(features).expanduser()
-    if not features or not folder.is_dir():
-        found = f"no folder {features!r}" if features else "an empty string"
-        raise FileNotFoundError(f"features of ActivityNet's videos: {EXPECTED}; found {found}")
+    place = paths.resolve(features, "config.data.activitynet.features")
+    if not features or not (place.is_dir() or place.is_file() and place.suffix in H5):
+        other = f"a file {features!r}" if place.is_file() else f"no folder {features!r}"
+        raise FileNotFoundError(
+            f"features of ActivityNet's videos: {EXPECTED}; found {other if features else 'an empty string'}"
+        )
     if min(segment_length, frames) < 1:
         raise ValueError(f"segment_length={segment_length}, frames={frames}: expected 1 or more")
     prepared = _prepare(directory, cache_dir, answers)
-    return ActivityNet(prepared, folder, segment_length=segment_length, frames=frames, ram_bytes=ram_bytes)
+    return ActivityNet(prepared, place, segment_length=segment_length, frames=frames, ram_bytes=ram_bytes)
 
 
 class Asked(text.TextRecords):
@@ -116,8 +129,8 @@ class ActivityNet(Asked):
         self.num_items, self.max_items = 0, frames
         self.questions = self.questions._replace(words=len(self.vocabulary))
         self._segments, self._segment_length = -(-frames // segment_length), segment_length
-        paths = _paths(features, [video for videos in self.videos.values() for video in videos])
-        self._frames = _Frames(paths, frames, ram_bytes)
+        places = _places(features, [video for videos in self.videos.values() for video in videos])
+        self._frames = _Frames(places, frames, ram_bytes)
         self.feature_width = self._frames.width
 
     def buckets(self, split: str) -> tuple[np.ndarray, list[int]]:
@@ -207,21 +220,19 @@ def _read(questions: Path, answers: Path) -> list[Question]:
             )
         answer = answered[name]
         if answer["type"] not in range(len(TYPES)):
-            raise ValueError(f"{answers}, question {name!r}, key 'type': expected 0 to 8, found {answer['type']}")
+            wrong = str(answer["type"])[:60]
+            raise ValueError(f"{answers}, question {name!r}, key 'type': expected 0 to 8, found {wrong}")
         joined.append(Question(question["video_name"], question["question"], answer["answer"], answer["type"]))
     return joined
 
 
 def _entries(path: Path, keys: dict[str, type]) -> dict[str, dict[str, Any]]:
     """The entries of a file by question_id."""
-    try:
-        whole = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); fetch it again") from error
-    if not isinstance(whole, list) or not whole:
-        raise ValueError(f"{path}: expected a list of entries, found {str(whole)[:60]!r}")
+    content = text_files.read_json(path)
+    if not isinstance(content, list) or not content:
+        raise ValueError(f"{path}: expected a list of entries, found {str(content)[:60]!r}")
     entries = {}
-    for number, entry in enumerate(whole, 1):
+    for number, entry in enumerate(content, 1):
         for key, kind in {"question_id": str, **keys}.items():
             if not isinstance(entry, dict) or type(entry.get(key)) is not kind:
                 found = repr(entry.get(key) if isinstance(entry, dict) else entry)[:60]
@@ -232,26 +243,45 @@ def _entries(path: Path, keys: dict[str, type]) -> dict[str, dict[str, Any]]:
     return entries
 
 
-def _paths(features: Path, videos: Sequence[str]) -> dict[str, Path]:
-    """The file of each video."""
-    files = {path.stem: path for path in sorted(features.iterdir()) if path.suffix in (".npz", ".h5")}
-    paths = {video: files.get(video) or files.get(f"v_{video}") for video in videos}
-    missing = [video for video, path in paths.items() if path is None]
+class _Place(NamedTuple):
+    """Where a video's features are."""
+
+    path: Path
+    name: str = ""  # of a dataset or a group, in the one file of all videos
+
+    def __str__(self):
+        return f"{self.path}, {self.name}" if self.name else str(self.path)
+
+
+def _places(features: Path, videos: Sequence[str]) -> dict[str, _Place]:
+    """The place of each video's features, in a folder of files or in one file."""
+    by_name: dict[str, _Place] = {}
+    if features.is_file():
+        by_name = {name: _Place(features, name) for name in _read_file(_Place(features), _names)}
+    else:
+        for path in paths.visible(features):
+            if path.suffix not in (".npy", ".npz", *H5):
+                continue
+            if path.stem in by_name:
+                raise ValueError(f"{path} and {by_name[path.stem].path.name} are of one video: remove one of them")
+            by_name[path.stem] = _Place(path)
+    places = {video: by_name.get(video) or by_name.get(f"v_{video}") for video in videos}
+    missing = [video for video, place in places.items() if place is None]
     if missing:
         few = ", ".join(missing[:5]) + ", ..." * (len(missing) > 5)
         raise FileNotFoundError(
-            f"{features}: {len(missing)} of {len(paths)} videos have no features: {few}; {EXPECTED}. Extract those of "
+            f"{features}: {len(missing)} of {len(places)} videos have no features: {few}; {EXPECTED}. Extract those of "
             "the missing ones too, or take their questions out of the json files."
         )
-    return {video: path for video, path in paths.items() if path}
+    return {video: place for video, place in places.items() if place}
 
 
 class _Frames:
     """Sampled frames by video, of which the last used are kept in RAM; `width` is F, that of the first video."""
 
-    def __init__(self, paths: dict[str, Path], frames: int, ram_bytes: int):
-        self._settings = (paths, frames, ram_bytes)
-        self._first = next(iter(paths))
+    def __init__(self, places: dict[str, _Place], frames: int, ram_bytes: int):
+        self._settings = (places, frames, ram_bytes)
+        self._first = next(iter(places))
         self.width = 0
         self.width = self._read(self._first).shape[1]
         self.read = functools.lru_cache(max(ram_bytes // (frames * self.width * 4), 1))(self._read)
@@ -261,41 +291,117 @@ class _Frames:
 
     def _read(self, video: str) -> np.ndarray:
         """f32 [n, F], n at most `frames`."""
-        paths, frames, _ = self._settings
-        path = paths[video]
-        array = _array(path)
+        places, frames, _ = self._settings
+        place = places[video]
+        array = _array(place)
         if array.ndim != 2 or array.dtype.kind not in "fiu" or not array.size:
-            raise ValueError(f"{path}: expected numbers [frames, F], found {array.dtype} {list(array.shape)}")
+            raise ValueError(f"{place}: expected numbers [frames, F], found {array.dtype} {list(array.shape)}")
         if self.width and array.shape[1] != self.width:
             raise ValueError(
-                f"{path}: expected features of width {self.width}, as in {paths[self._first]}, found {array.shape[1]}; "
-                "extract those of all videos with one network"
+                f"{place}: expected features of width {self.width}, as in {places[self._first]}, found "
+                f"{array.shape[1]}; extract those of all videos with one network"
             )
         taken = sample_frames(len(array), frames)
-        array = array[taken].astype(np.float32)
+        with np.errstate(over="ignore"):
+            array = array[taken].astype(np.float32)
         finite = np.isfinite(array).all(1)
         if not finite.all():
             wrong = taken[np.argmin(finite)]
-            raise ValueError(f"{path}: expected finite features, found nan or inf in frame {wrong}; extract them again")
+            raise ValueError(
+                f"{place}: expected finite features, found nan or inf in frame {wrong}; extract them again"
+            )
         return array
 
 
-def _array(path: Path) -> np.ndarray:
-    """The one array of a file, or the one named 'features'."""
-    if path.suffix == ".h5":
-        try:
-            import h5py
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(f"{path}: h5py, which reads it, is not installed: pip install h5py") from error
-        opener = h5py.File
-    else:
-        opener = np.load
+def _array(place: _Place) -> np.ndarray:
+    """The one array of a place, or the one of a known name."""
+    array = _read_file(place, {".npy": _npy, ".npz": _npz}.get(place.path.suffix, _h5))
+    if isinstance(array, list):
+        raise ValueError(f"{place}: expected one array, or one named 'features', found {array}")
+    return array
+
+
+def _read_file(place: _Place, read: Callable[[_Place], Any]) -> Any:
+    """What `read` reads; an error names the file."""
+    suffix = place.path.suffix
     try:
-        with opener(path) as file:
-            names = list(file.keys())
-            name = "features" if "features" in names else names[0] if len(names) == 1 else None
-            if name is not None:
-                return np.asarray(file[name])
-    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path}: not to be read as {path.suffix} ({error}); extract it again") from error
-    raise ValueError(f"{path}: expected one array, or one named 'features', found {names}")
+        return read(place)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{place.path}: h5py, which reads it, is not installed: pip install h5py") from error
+    except Exception as error:  # what the readers of three formats raise of a damaged file is not listed anywhere
+        raise ValueError(f"{place}: not to be read as {suffix} ({error}); extract it again") from error
+
+
+def _npy(place: _Place) -> np.ndarray:
+    with place.path.open("rb") as file:
+        return _numbers(file)
+
+
+def _npz(place: _Place) -> np.ndarray | list[str]:
+    with zipfile.ZipFile(place.path) as archive:
+        members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+        name = _chosen(members)
+        if name is None:
+            return [*members]
+        _bounded((members[name].file_size,), np.dtype(np.uint8))  # its header too is read as a whole
+        with archive.open(members[name]) as file:
+            return _numbers(file)
+
+
+def _numbers(file: IO[bytes]) -> np.ndarray:
+    """The array of an .npy file, whose size is looked at before there is room made for it."""
+    version = np.lib.format.read_magic(file)
+    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in headers:
+        raise ValueError(f"version {version} of the format is not known")
+    shape, _, dtype = headers[version](file)
+    _bounded(shape, dtype)
+    file.seek(0)
+    return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _names(place: _Place) -> list[str]:
+    import h5py
+
+    with h5py.File(place.path) as file:
+        return list(file)
+
+
+def _h5(place: _Place) -> np.ndarray | list[str]:
+    import h5py
+
+    with h5py.File(place.path) as file:
+        entry = _own(file, place.name) if place.name else file
+        if isinstance(entry, h5py.Group):
+            name = _chosen(entry)
+            if name is None:
+                return list(entry)
+            entry = _own(entry, name)
+        if not isinstance(entry, h5py.Dataset) or entry.shape is None or entry.dtype.hasobject:
+            raise ValueError(f"{entry.name} is no array of numbers")
+        if entry.external or entry.is_virtual:
+            raise ValueError(f"{entry.name} has its numbers in other files: copy them into this one")
+        for shape in (entry.shape, entry.chunks or ()):
+            _bounded(shape, entry.dtype)
+        return entry[()]
+
+
+def _own(group: Any, name: str) -> Any:
+    """An entry of an .h5 file's group that lies in the file itself: links may lead to other files."""
+    import h5py
+
+    link = group.get(name, getlink=True)
+    if not isinstance(link, h5py.HardLink):
+        raise ValueError(f"{name} is a link ({type(link).__name__}): copy what it leads to into this file")
+    return group[name]
+
+
+def _chosen(names: Collection[str]) -> str | None:
+    """The one name, or the one that is known."""
+    return next((name for name in NAMES if name in names), next(iter(names)) if len(names) == 1 else None)
+
+
+def _bounded(shape: tuple[int, ...], dtype: np.dtype) -> None:
+    size = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or size > MOST_BYTES:
+        raise ValueError(f"an array {list(shape)} of {size:,} bytes, and at most {MOST_BYTES:,} are read")

@@ -19,8 +19,10 @@ from absl import logging
 
 from rmjax.data import records
 from rmjax.data.text import Story, TextBuilder, TextRecords, tokenize
+from rmjax.io import paths, text
 
 TASKS = 20
+MOST_BYTES = 1 << 26  # of a task's file; the largest of the release has 2.5 MB
 ADVICE = (
     "The release is tasks_1-20_v1-2.tar.gz of https://research.facebook.com/downloads/babi; set data.dir to it, or to "
     "the folder it unpacks to."
@@ -49,18 +51,20 @@ def babi(
 
     Raises:
       FileNotFoundError: there is no release, or a task has no file.
-      ValueError: a malformed line of any task, a damaged archive, or `tasks` that are not.
+      ValueError: a malformed line of any task, a file that ends within a story, an archive that is damaged
+        or has links or too large files in the place of tasks, or `tasks` that are not.
     """
     every = range(1, TASKS + 1)
-    numbers = [int(task) if task.strip().isdecimal() else 0 for task in tasks.split(",")] if tasks else list(every)
+    asked = [task.strip() for task in tasks.split(",")] if tasks else map(str, every)
+    numbers = [int(task) if re.fullmatch("[0-9]{1,9}", task) else 0 for task in asked]
     if not set(numbers) <= set(every):
         raise ValueError(f"tasks={tasks!r}: expected numbers from 1 to {TASKS}, with commas between, or nothing")
     folders = (subset, re.sub("(-10k)?$", r"-valid\1", subset, count=1))
-    path = Path(directory).expanduser()
+    path = paths.resolve(directory, "config.data.dir")
     files: list[Path] = [path] if directory and path.is_file() else []
     for root in (path, path / "tasks_1-20_v1-2"):
         if directory and not files:
-            files = sorted(file for folder in folders for file in (root / folder).glob("qa*.txt"))
+            files = [file for folder in folders for file in paths.visible(root / folder, "qa*.txt")]
     if not files:
         raise FileNotFoundError(
             f"{subset}/qa1_..._train.txt not found in {directory or 'data.dir, which is empty'}. {ADVICE}"
@@ -125,14 +129,21 @@ class BabiBuilder(TextBuilder):
 def read_files(files: tuple[Path, ...], folders: tuple[str, ...]) -> dict[str, tuple[Path, str]]:
     """{'en-10k/qa1_single-supporting-fact_train.txt': (its path, its text)} of an archive, or of the files given."""
     if files[0].suffix == ".txt":
-        return {f"{file.parent.name}/{file.name}": (file, file.read_text("utf-8", "replace")) for file in files}
+        return {f"{file.parent.name}/{file.name}": (file, text.read_text(file)) for file in files}
     wanted, texts = re.compile(rf"(?:.*/)?((?:{'|'.join(map(re.escape, folders))})/qa[^/]*\.txt)"), {}
     try:
-        with tarfile.open(files[0]) as archive:
+        with tarfile.open(files[0], tarinfo=_Member) as archive:
             for member in archive:
-                match = wanted.fullmatch(member.name)
-                if match and (content := archive.extractfile(member)):
-                    texts[match[1]] = (files[0] / member.name, content.read().decode("utf-8", "replace"))
+                match, path = wanted.fullmatch(member.name), files[0] / member.name
+                if not match or member.isdir():
+                    continue
+                content = archive.extractfile(member) if member.isreg() else None
+                if content is None:
+                    raise ValueError(f"{path}: a link or a device: pack the file itself. {ADVICE}")
+                if member.size > MOST_BYTES:
+                    most = f"no file of a task has over {MOST_BYTES:,}"
+                    raise ValueError(f"{path}: {member.size:,} bytes, but {most}. {ADVICE}")
+                texts[match[1]] = (path, text.decode(content.read(), path))
             while archive.fileobj and archive.fileobj.read(1 << 20):  # the checksum is at the end
                 pass
     except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
@@ -141,6 +152,20 @@ def read_files(files: tuple[Path, ...], folders: tuple[str, ...]) -> dict[str, t
     if not texts:
         raise FileNotFoundError(f"{folders[0]}/qa1_..._train.txt not found in {files[0]}. {ADVICE}")
     return texts
+
+
+class _Member(tarfile.TarInfo):
+    """A member of an archive.
+
+    tarfile reads a member's long name, and other notes on it, into memory as a whole: their size is bounded.
+    """
+
+    @classmethod
+    def frombuf(cls, buf, encoding, errors):
+        member = super().frombuf(buf, encoding, errors)
+        if member.size > 1 << 20 and not member.isreg():
+            raise tarfile.ReadError(f"a header of {member.size:,} bytes")
+        return member
 
 
 def not_found(name: str, beside: Path, more: str) -> FileNotFoundError:
@@ -166,14 +191,20 @@ def task_files(texts: dict[str, tuple[Path, str]], folders: tuple[str, ...], tas
     return files, f"{subset}, the last tenth of its training stories as valid"
 
 
-def parse(path: Path, text: str, group: int, classes: dict[str, int]) -> list[Story]:
-    """The stories of a file. New answers are added to `classes`; ValueError names the line and field that is wrong."""
+def parse(path: Path, content: str, group: int, classes: dict[str, int]) -> list[Story]:
+    """The stories of a file of this content. New answers are added to `classes`.
+
+    Raises:
+      ValueError: a line is not of the format, or the last story ends without a question, as a file that was
+        cut short does; names the line and field.
+    """
     words = functools.cache(tokenize)  # lines recur
     stories: list[Story] = []
     wrong = functools.partial(records.malformed, path)
     begins, last = [], 0  # lines where stories begin; the ID before this one
-    for number, line in enumerate(text.splitlines(), 1):
-        match = re.fullmatch(r"(\d+) (.*)", line, re.ASCII)
+    lines = text.split_lines(content, path)
+    for number, line in enumerate(lines, 1):
+        match = re.fullmatch(r"(\d{1,9}) (.*)", line, re.ASCII)
         if not match:
             raise wrong(number, "ID", "a number, a space and a sentence", line)
         if int(match[1]) not in (1, last + 1 if stories else 1):
@@ -194,6 +225,12 @@ def parse(path: Path, text: str, group: int, classes: dict[str, int]) -> list[St
         answer = rest[0].strip()
         if not answer:
             raise wrong(number, "answer", "an answer after the tab", match[2])
+        if not words(answer) or re.search(r"\s", answer):
+            raise wrong(number, "answer", "a word, or several with commas between", answer)
+        facts = rest[1].split() if len(rest) == 2 else []
+        if not facts or not all(re.fullmatch("[0-9]{1,9}", fact) and 0 < int(fact) < last for fact in facts):
+            expected = f"one more tab and numbers from 1 to {last - 1}"
+            raise wrong(number, "supporting facts", expected, "\t".join(rest[1:]))
         story.questions.append(words(sentence))
         story.position.append(len(story.sentences))
         story.target.append(classes.setdefault(answer, len(classes)))
@@ -202,4 +239,7 @@ def parse(path: Path, text: str, group: int, classes: dict[str, int]) -> list[St
     for number, story in zip(begins, stories, strict=True):
         if not story.questions:
             raise wrong(number, "story", "a question before its end", "none")
+    if "\t" not in lines[-1]:
+        expected = "a question at its end (fetch a file that was cut short again)"
+        raise wrong(len(lines), "story", expected, lines[-1])
     return [story._replace(group=[group] * len(story.questions)) for story in stories]

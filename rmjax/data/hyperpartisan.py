@@ -7,7 +7,6 @@ Of the split in wide use (Longformer, Beltagy et al. 2020) 51 of the 65 test art
 from __future__ import annotations
 
 import html
-import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,12 +19,20 @@ from absl import logging
 from rmjax.data import records, tokenizers
 from rmjax.data.source import Examples
 from rmjax.data.text import Story, TextBuilder, TextRecords
+from rmjax.io import paths
+from rmjax.io.progress import watch
+from rmjax.io.text import read_json
 
 CLASSES = ("false", "true")  # is it hyperpartisan
+_DIGITS = 18  # of an id: more do not fit 64 bits
 MARKS = (("[CLS]", "<s>"), ("[SEP]", "</s>"))  # before and after a segment, by their names
+_RELEASE = (
+    "An archive of that name is at https://doi.org/10.5281/zenodo.1489920. The task is described at "
+    "https://pan.webis.de/semeval19/semeval19-web."
+)
 ADVICE = {
-    "articles-training-byarticle-*.xml": "An archive of that name is at https://doi.org/10.5281/zenodo.1489920.",
-    "ground-truth-training-byarticle-*.xml": "An archive of that name is at https://doi.org/10.5281/zenodo.1489920.",
+    "articles-training-byarticle-*.xml": _RELEASE,
+    "ground-truth-training-byarticle-*.xml": _RELEASE,
     "*hp-splits.json": "It is scripts/hp-splits.json of https://github.com/allenai/longformer.",
 }
 
@@ -108,7 +115,8 @@ class HyperpartisanBuilder(TextBuilder):
                 raise ValueError(f"{articles}: article {number:07} has no label in {labels}; take both of one release")
             texts[number] = f"{title} {body}".strip() if options["title"] else body
         ids = read_splits(splits, articles, texts, options["split"])
-        training = (texts[number] for number in ids["train"])
+        words = watch(ids["train"], "reading the training articles for a vocabulary", "articles")
+        training = (texts[number] for number in words)
         tokenizer = tokenizers.make_tokenizer(options["tokenizer"], training, options["min_count"])
         vocabulary = list(tokenizer.vocabulary)
         marks = [next((t for t in names if t in vocabulary), names[0]) for names in MARKS]
@@ -123,11 +131,12 @@ class HyperpartisanBuilder(TextBuilder):
             return Story(segments, questions=[[]], position=[len(segments)], target=[target[number]])
 
         number_of = {token: i for i, token in enumerate(vocabulary)}
-        return {split: self._generate_examples([story(i) for i in ids[split]], number_of) for split in ids}
+        stories = {split: [story(i) for i in watch(ids[split], "making tokens", "articles")] for split in ids}
+        return {split: self._generate_examples(of_split, number_of) for split, of_split in stories.items()}
 
 
 def _find(directory: str, pattern: str) -> Path:
-    found = sorted(Path(directory).expanduser().glob(pattern)) if directory else []
+    found = paths.visible(paths.resolve(directory, "config.data.dir"), pattern) if directory else []
     if not found:
         where = directory or "data.dir, which is empty"
         raise FileNotFoundError(f"{pattern} not found in {where}. {ADVICE[pattern]}")
@@ -137,8 +146,9 @@ def _find(directory: str, pattern: str) -> Path:
 def read_splits(path: Path, articles: Path, there: Iterable[int], split: str) -> dict[str, list[int]]:
     """{'train', 'valid', 'test': ids}, of the articles that are `there`; `split` is as in `hyperpartisan`."""
     try:
-        listed = json.loads(path.read_text(encoding="utf-8"))
-        train, dev, test = (list(map(int, listed[name])) for name in ("train", "dev", "test"))
+        listed = read_json(path)
+        # By their digits: int() takes 1.5, true and infinity for numbers, or fails in other ways.
+        train, dev, test = ([int(str(number)) for number in listed[name]] for name in ("train", "dev", "test"))
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"{path}: expected lists of ids 'train', 'dev' and 'test' ({error!r}). {ADVICE['*hp-splits.json']}"
@@ -181,19 +191,27 @@ def plain(string: str) -> str:
 
 def _articles(path: Path) -> Iterator[tuple[int, ElementTree.Element]]:
     """(id, element) of each article, read one at a time."""
-    found: set[int] = set()
-    elements = ElementTree.iterparse(path, ("start", "end"))
+    seen: set[int] = set()
+    root: ElementTree.Element | None = None
+    for event, element in watch(_elements(path), f"reading {path}", "elements"):
+        root = element if root is None else root
+        if event == "end" and element.tag == "article":
+            name = element.get("id", "")
+            if not name.isdecimal() or len(name) > _DIGITS or int(name) in seen:
+                place = f"{path}, article {len(seen) + 1}"
+                raise ValueError(f"{place}, id: expected a number of its own, found {name[:60]!r}")
+            seen.add(int(name))
+            yield int(name), element
+            root.clear()
+
+
+def _elements(path: Path) -> Iterator[tuple[str, ElementTree.Element]]:
+    """Begins and ends of a file's elements."""
     try:
-        _, root = next(elements)
-        for event, element in elements:
-            if event == "end" and element.tag == "article":
-                name = element.get("id", "")
-                if not name.isdecimal() or int(name) in found:
-                    place = f"{path}, article {len(found) + 1}"
-                    raise ValueError(f"{place}, id: expected a number of its own, found {name!r}")
-                found.add(int(name))
-                yield int(name), element
-                root.clear()
+        yield from ElementTree.iterparse(path, ("start", "end"))
     except ElementTree.ParseError as error:
         line = error.position[0]
         raise ValueError(f"{path}, line {line}: cut short, or not XML ({error}); fetch it again") from error
+    except (LookupError, ValueError) as error:  # Python or its XML parser does not know the encoding
+        message = f"{path}: its XML is in an encoding that is not read ({error}): save it as UTF-8"
+        raise ValueError(message) from error

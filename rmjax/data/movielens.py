@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
 
 from rmjax.data import records
 from rmjax.data.source import hash64
+from rmjax.io import paths, text
 
 FIELDS = ("userId", "movieId", "rating", "timestamp")
 FORMATS = {"ratings.csv": (",", True), "ratings.dat": ("::", False), "u.data": ("\t", False)}  # separator, header
@@ -19,19 +23,35 @@ ADVICE = (
     "Without it: --config=configs/xlong.py with config.data.dir empty simulates clicks."
 )
 WINDOW = 25  # ranks of popularity to either side a negative comes from
+_ID = r"\d{1,18}"  # always fits in an i64
+_RATING = r"[0-5](?:\.\d+)?"
+_LINES = 4096  # checked and converted at once
 
 
 class MovieLens(records.Records):
-    """The source; `popularity` i64 [num_items] counts each item in the training part: a baseline's scores."""
+    """The source.
+
+    `popularity` i64 [num_items] counts each item in the training part: a baseline's scores.
+    `numbering` i64 [num_items] is the movieId of each item.
+    """
 
     def __init__(self, directory: Path):
         super().__init__(directory, positions_at_end=False)
         self.popularity = np.asarray(self.metadata["popularity"], np.int64)
+        self.numbering = np.asarray(self.metadata["movies"], np.int64)
 
     def references(self, split: str) -> dict[str, np.ndarray]:
-        """The popularity of each asked item, whoever asks: f64 [size, Q]."""
-        query = self.fetch(split, np.arange(self.size(split)))["query"]
-        return {"popularity": self.popularity[query].astype(np.float64)}
+        """What two readers without a model answer, f64 [size, Q].
+
+        'popularity' is that of the asked item. 'nearest id' is minus the distance between its number and that of the
+        user's last item: films that a user rates in one sitting are often neighbours by movieId.
+        """
+        streams = self.fetch(split, np.arange(self.size(split)))
+        last = np.take_along_axis(streams["items"], np.maximum(streams["position"] - 1, 0), 1)
+        return {
+            "popularity": self.popularity[streams["query"]].astype(np.float64),
+            "nearest id": -np.abs(streams["query"] - last).astype(np.float64),
+        }
 
 
 def movielens(
@@ -46,6 +66,9 @@ def movielens(
 ) -> MovieLens:
     """The source. A stream is a user's items by time; items are numbered by movieId.
 
+    Items of one time are in the order of hash(seed, user, movieId): neither the file's order nor ids say which came
+    first.
+
     Targets are interactions first, first + every, ... (from 0), each asked before it happens beside a negative: an item
     the user never rated, drawn by hash(seed, user, target) within `WINDOW` ranks of training popularity (unseen items
     among unseen ones). Two global cuts in time: 'test' is the last `test_fraction` of the targets, 'valid' the last
@@ -56,7 +79,7 @@ def movielens(
       ValueError: a malformed line, or a split without a target.
     """
     for name in FORMATS:
-        if directory and (Path(directory).expanduser() / name).is_file():
+        if directory and (paths.resolve(directory, "config.data.dir") / name).is_file():
             break
     else:
         name = "ratings.csv"
@@ -69,18 +92,25 @@ def movielens(
         every=every,
         max_targets=max_targets,
     )
-    return MovieLens(records.prepare(MovieLensBuilder, cache_dir, files=files, parameters=parameters))
+    source = MovieLens(records.prepare(MovieLensBuilder, cache_dir, files=files, parameters=parameters))
+    users, few = source.metadata["users"], source.metadata["few"]
+    logging.info("MovieLens: %s of %s users are asked.", f"{users - few:,}", f"{users:,}")
+    if few:
+        logging.info("%s users have fewer than %d ratings, so none of theirs is asked.", f"{few:,}", first + 1)
+    return source
 
 
 class MovieLensBuilder(records.StreamBuilder):
     """Everything is settled before the first record is written."""
 
     name = "movielens"
+    VERSION = tfds.core.Version("1.1.0")  # equal times are in a drawn order; movieIds are in the metadata
 
     def _split_generators(self, dl_manager):
         (path,), options = self.builder_config.files, self.builder_config.parameters
         user, movie, time = read_ratings(path)
-        order = np.lexsort((time, user))  # stable: equal times stay in the file's order
+        # Files are sorted by movieId: where times are equal, their order would tell the next item.
+        order = np.lexsort((hash64("movielens tie", options["seed"], user, movie), time, user))
         user, time = user[order], time[order]
         movies, item = np.unique(movie[order], return_inverse=True)
         _, start, owner = np.unique(user, return_index=True, return_inverse=True)
@@ -104,6 +134,9 @@ class MovieLensBuilder(records.StreamBuilder):
             num_queries=2 * max(map(len, every_example)),
             streams={split: user[[rows[0] for rows in chunks]].tolist() for split, chunks in examples.items()},
             popularity=popularity.tolist(),
+            movies=movies.tolist(),
+            users=len(start),
+            few=len(start) - len(np.unique(owner[asked])),
             train_end=int(train_end),
             test_start=int(test_start),
         )
@@ -128,22 +161,21 @@ class MovieLensBuilder(records.StreamBuilder):
 def read_ratings(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(user, movie, time), i64 [R] each, in the file's order; ValueError names the line and field that is wrong."""
     separator, header = FORMATS[path.name]
-    whole = re.compile(separator.join([r"(\d+)", r"(\d+)", r"[0-5](?:\.\d+)?", r"(\d+)"]), re.ASCII)
-
-    def rows(lines):
-        for number, line in enumerate(lines, 1):
-            line = line.rstrip("\r\n")
-            if header and number == 1:
-                if line != separator.join(FIELDS):
-                    raise records.malformed(path, 1, "header", separator.join(FIELDS), line)
-            elif match := whole.fullmatch(line):
-                yield tuple(map(int, match.groups()))
-            else:
-                raise _wrong(path, number, line, separator)
-
-    with path.open(encoding="utf-8", errors="replace", newline="\n") as lines:
-        table = np.fromiter(rows(lines), np.dtype((np.int64, 3)))
-    return table[:, 0], table[:, 1], table[:, 2]
+    rows = re.compile(f"(?:{separator.join([_ID, _ID, _RATING, _ID])}\n)*", re.ASCII)
+    columns = [len(separator) * FIELDS.index(name) for name in ("userId", "movieId", "timestamp")]
+    lines = (line for _, line in text.read_lines(path))  # none is left out before the last
+    if header and (first := next(lines, "")) != separator.join(FIELDS):
+        raise records.malformed(path, 1, "header", separator.join(FIELDS), first)
+    parts = [np.empty((0, len(columns)), np.int64)]
+    number = 1 + header
+    while block := list(itertools.islice(lines, _LINES)):
+        if not rows.fullmatch("\n".join(block) + "\n"):
+            raise _wrong(path, number, block, separator)
+        # A separator of two characters is one of one character with empty fields between.
+        parts.append(np.loadtxt(block, np.int64, delimiter=separator[0], usecols=columns, ndmin=2))
+        number += len(block)
+    user, movie, time = np.concatenate(parts).T
+    return user, movie, time
 
 
 def match_popularity(
@@ -191,13 +223,18 @@ def _cuts(times: np.ndarray, valid_fraction: float, test_fraction: float) -> tup
     return cut(times[times < test_start], valid_fraction), test_start
 
 
-def _wrong(path: Path, number: int, line: str, separator: str) -> ValueError:
-    entries = line.split(separator)
-    if len(entries) != len(FIELDS):
-        missing = FIELDS[min(len(entries), len(FIELDS) - 1)]
-        return records.malformed(path, number, missing, f"{len(FIELDS)} fields split by {separator!r}", line)
-    for field, entry in zip(FIELDS, entries, strict=True):
-        expected = "a rating from 0 to 5" if field == "rating" else "an integer of 0 or more"
-        if not re.fullmatch(r"[0-5](\.\d+)?" if field == "rating" else r"\d+", entry, re.ASCII):
-            return records.malformed(path, number, field, expected, entry)
-    raise AssertionError(line)
+def _wrong(path: Path, start: int, lines: list[str], separator: str) -> ValueError:
+    """The error of the first of these lines, numbered from `start`, that is no rating."""
+    patterns = {name: _RATING if name == "rating" else _ID for name in FIELDS}
+    for number, line in enumerate(lines, start):
+        entries = line.split(separator)
+        if len(entries) != len(FIELDS):
+            missing = FIELDS[min(len(entries), len(FIELDS) - 1)]
+            return records.malformed(path, number, missing, f"{len(FIELDS)} fields split by {separator!r}", line)
+        for (field, pattern), entry in zip(patterns.items(), entries, strict=True):
+            if not re.fullmatch(pattern, entry, re.ASCII):
+                digits = re.fullmatch(r"\d+", entry, re.ASCII)
+                integer = "an integer of at most 18 digits" if digits else "an integer of 0 or more"
+                expected = "a rating from 0 to 5" if field == "rating" else integer
+                return records.malformed(path, number, field, expected, entry)
+    raise AssertionError(lines)

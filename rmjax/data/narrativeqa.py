@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rmjax.data import records
 from rmjax.data.text import Story, TextBuilder, TextRecords, tokenize
+from rmjax.io import text as text_files
 
 SETS = ("train", "valid", "test")
 NAMES = ("documents.csv", "qaps.csv", "third_party/wikipedia/summaries.csv")
@@ -111,22 +112,28 @@ def split_sentences(text: str) -> list[list[str]]:
 
 
 def read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line it begins at, row) of a CSV file with at least `columns`; ValueError names the line and field."""
-    with path.open(encoding="utf-8", errors="replace", newline="") as lines:
-        reader = csv.DictReader(lines)
+    """(line it begins at, row) of a CSV file with at least `columns`.
+
+    Raises:
+      ValueError: a row has too few or too many fields, or a quoted one that does not end; names the line
+        and field.
+    """
+    reader = csv.DictReader((f"{line}\n" for _, line in text_files.read_lines(path)), strict=True)
+    line = 1
+    try:
+        names = reader.fieldnames or ()
         for column in columns:
-            if column not in (reader.fieldnames or ()):
-                raise records.malformed(path, 1, column, "a column of this name", ",".join(reader.fieldnames or ()))
+            if column not in names:
+                raise records.malformed(path, 1, column, "a column of this name", ",".join(names))
         line = reader.line_num + 1
-        try:
-            for row in reader:
-                if None in row or None in row.values():
-                    missing = next((name for name, value in row.items() if value is None), "after the last")
-                    found = ",".join(value for value in row.values() if isinstance(value, str))
-                    raise records.malformed(path, line, str(missing), f"{len(reader.fieldnames or ())} fields", found)
-                if row.get("set", "train") not in SETS:
-                    raise records.malformed(path, line, "set", f"one of {', '.join(SETS)}", row["set"])
-                yield line, row
-                line = reader.line_num + 1
-        except csv.Error as error:
-            raise records.malformed(path, line, columns[0], "a row of CSV", str(error)) from error
+        for row in reader:
+            if None in row or None in row.values():
+                missing = next((name for name, value in row.items() if value is None), "after the last")
+                fields = ",".join(value for value in row.values() if isinstance(value, str))
+                raise records.malformed(path, line, str(missing), f"{len(names)} fields", fields)
+            if row.get("set", "train") not in SETS:
+                raise records.malformed(path, line, "set", f"one of {', '.join(SETS)}", row["set"])
+            yield line, row
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise records.malformed(path, line, columns[0], "a row of CSV", str(error)) from error

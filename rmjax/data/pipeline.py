@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import grain
-import jax
 import numpy as np
 from absl import flags
 
@@ -254,6 +254,8 @@ def _iterate(
     if workers:
         if not flags.FLAGS.is_parsed():  # a notebook; grain's workers have flags
             flags.FLAGS.mark_as_parsed()
+        # Through pipes: grain frees shared memory in a thread that ends with the process, too early.
+        pipes = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+        dataset = grain.experimental.WithOptionsIterDataset(dataset, pipes)
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(workers, max(prefetch, 1)))
-        dataset = dataset.map(functools.partial(jax.tree.map, np.array))  # out of the workers' shared memory
     return iter(dataset)

@@ -20,6 +20,8 @@ from absl.logging import converter
 from tensorflow_datasets.core import shuffle
 
 from rmjax.data.source import Examples
+from rmjax.io import atomic, paths
+from rmjax.io.progress import watch
 
 _IDS = tfds.features.Tensor(shape=(None,), dtype=np.int32, encoding="bytes")
 
@@ -101,26 +103,43 @@ class Records:
 
 
 def prepare(builder_class: type[StreamBuilder], cache_dir: str, **config: Any) -> Path:
-    """Directory, under `cache_dir` ('' is ~/.cache/rmjax), of what the builder makes of `StreamConfig(**config)`.
+    """Prepares what the builder makes of `StreamConfig(**config)`, unless it is there already.
 
-    TFDS writes to another directory and renames it at the end: an error leaves nothing, and of several processes
-    that prepare the same data the first to end wins.
+    The data are made in another folder, which is renamed at the end. An error leaves nothing. What
+    killed processes have left is removed. If several processes prepare the same data, the first to
+    end wins.
+
+    Returns:
+      Its directory, in `cache_dir` ('' is `paths.cache`).
+
+    Raises:
+      OSError: nothing can be written there.
+      Stopped: the run was asked to stop.
     """
-    directory = Path(cache_dir or "~/.cache/rmjax").expanduser()
-    described = StreamConfig(name="", **config)
-    with _quiet():
-        builder = builder_class(data_dir=directory, config=described, file_format="array_record")
-    prepared = Path(builder.data_dir)
-    if prepared.exists():
-        return prepared
-    logging.info("Preparing %s, once, from %s in %s", builder.name, described.files[0].parent, prepared)
-    try:
+    cache, described = paths.cache(cache_dir), StreamConfig(name="", **config)
+    place = Path(builder_class.name, described.name, str(builder_class.VERSION))
+    if (cache / place).exists():
+        return cache / place
+    name = builder_class.name
+    logging.info("Preparing %s, once, from %s in %s", name, described.files[0].parent, cache / place)
+    with atomic.folder(cache / name) as scratch:
         with _quiet():
+            builder = builder_class(data_dir=scratch, config=described, file_format="array_record")
+            made = builder._split_generators
+
+            def watched(dl_manager):
+                splits = made(dl_manager)
+                return {split: watch(of, f"writing {split} of {name}", "records") for split, of in splits.items()}
+
+            builder._split_generators = watched  # type: ignore[method-assign]
             builder.download_and_prepare()
-    except OSError:
-        if not prepared.exists():
-            raise
-    return prepared
+        (cache / place).parent.mkdir(exist_ok=True)
+        try:
+            (scratch / place).rename(cache / place)
+        except OSError:
+            if not (cache / place).exists():
+                raise
+    return cache / place
 
 
 def open_records(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -140,10 +159,10 @@ def open_records(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def find_files(directory: str, names: tuple[str, ...], folders: tuple[str, ...], advice: str) -> tuple[Path, ...]:
     """Paths of `names` in the first of `directory`/`folders` that has all; FileNotFoundError with `advice` if none."""
-    for folder in folders:
-        paths = tuple(Path(directory).expanduser() / folder / name for name in names)
-        if all(path.is_file() for path in paths):
-            return paths
+    for folder in folders if directory else ():
+        of_folder = tuple(paths.resolve(directory, "config.data.dir") / folder / name for name in names)
+        if all(path.is_file() for path in of_folder):
+            return of_folder
     raise FileNotFoundError(f"{' and '.join(names)} not found in {directory or 'data.dir, which is empty'}. {advice}")
 
 

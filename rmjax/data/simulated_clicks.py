@@ -110,6 +110,13 @@ class SimulatedClicks:
         return self.config.num_items
 
     @property
+    def numbering(self) -> str:
+        """What item ids stand for: all that `_item_ids` and `_group_item` depend on."""
+        c = self.config
+        sizes = f"{c.clusters} clusters of {c.styles} styles of {c.items_per_style} items, {c.staples} staples"
+        return f"simulated clicks, world {c.world_seed}: {sizes}"
+
+    @property
     def max_items(self) -> int:
         return self.config.clicks_max
 

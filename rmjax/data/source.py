@@ -37,6 +37,8 @@ class Source(Protocol):
         what other readers answer: rows of the final table.
       also(split) -> i [size, Q]: a second right choice of a question, -1 where there is none.
       vocabulary: the words, by id.
+      numbering: what item ids stand for. Either ids from outside i64 [num_items], such as movieIds; or a text that two
+        sources have in common only if their ids mean the same.
     """
 
     @property

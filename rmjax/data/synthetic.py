@@ -139,6 +139,13 @@ class Synthetic:
         return self.config.facts
 
     @property
+    def numbering(self) -> str:
+        """What facts, queries and answers stand for: all that `make_world` depends on."""
+        c = self.config
+        sizes = f"{c.facts} facts in {c.groups} groups, {c.queries} queries of {c.answers} answers"
+        return f"synthetic evidence, world {self.seed}: {sizes}, {c.evidence} facts each"
+
+    @property
     def max_items(self) -> int:
         return self.config.length
 

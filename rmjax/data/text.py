@@ -2,25 +2,60 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import re
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import tensorflow_datasets as tfds
 
 from rmjax.data import records
 from rmjax.data.source import Examples, Questions
+from rmjax.io.progress import watch
 
 UNKNOWN = "<unk>"  # id 0
-_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
+_ASCII_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*", re.ASCII)
 
 
 def tokenize(text: str) -> list[str]:
-    """Words and numbers in lower case; an apostrophe counts inside a word, all other punctuation goes."""
-    return [sys.intern(word) for word in _WORD.findall(text.lower().replace("\u2019", "'"))]
+    """Words and numbers in lower case; an apostrophe counts inside a word, other punctuation goes.
+
+    A word is a run of letters, digits, combining marks and the joiners U+200C and U+200D. It begins
+    with a letter or a digit. Composed and decomposed texts give the same words.
+    """
+    if text.isascii():
+        words = _ASCII_WORD.findall(text.lower())
+    else:
+        words = _word().findall(fold(text).replace("_", " "))
+    return [sys.intern(word) for word in words]
+
+
+def fold(text: str) -> str:
+    """`text` as words are compared: in NFC and lower case, without soft hyphens, with "'" for U+2019.
+
+    The dotted capital I becomes i. Its lower case in Unicode adds U+0307, which nobody writes.
+    """
+    if text.isascii():
+        return text.lower()
+    text = unicodedata.normalize("NFC", text.replace("\u00ad", "")).lower()
+    text = text.replace("i\u0307", "i").replace("\u2019", "'")
+    return unicodedata.normalize("NFC", text)  # only the lower case of J with a caron is one character
+
+
+@functools.cache
+def _word() -> re.Pattern[str]:
+    """The pattern of a word of any script, in text without "_". `re` has no class of marks."""
+    marks = (point for point in range(0x300, 0xE01F0) if unicodedata.category(chr(point))[0] == "M")
+    runs = [list(run) for _, run in itertools.groupby(enumerate(marks), lambda pair: pair[1] - pair[0])]
+    ranges = "".join(f"{chr(run[0][1])}-{chr(run[-1][1])}" for run in runs)
+    run = rf"[^\W_][\w{ranges}\u200c\u200d]*"
+    return re.compile(f"{run}(?:'{run})*")
 
 
 def make_vocabulary(counts: Counter[str], min_count: int = 1) -> list[str]:
@@ -52,6 +87,7 @@ class TextBuilder(records.StreamBuilder):
     fields: tuple[str, ...] = ("words", "sentences", "question_words", "question_lengths", "position", "target")
     choice_fields = ("candidate_words", "candidate_lengths", "choices", "choice_counts")  # for one with candidates
     counted: tuple[str, ...] = ("train",)  # splits the vocabulary is made of
+    VERSION = tfds.core.Version("1.1.0")
 
     def stories(self) -> dict[str, list[Story]]:
         """The stories of each split."""
@@ -62,7 +98,7 @@ class TextBuilder(records.StreamBuilder):
         splits = self.stories()
         counts: Counter[str] = Counter()
         for split in self.counted:
-            for story in splits[split]:
+            for story in watch(splits[split], f"counting the words of {self.name}", "stories"):
                 for sentence in (*story.sentences, *story.questions, *story.candidates):
                     counts.update(sentence)
         vocabulary = make_vocabulary(counts, self.builder_config.parameters.get("min_count", 1))

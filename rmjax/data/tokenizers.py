@@ -11,10 +11,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from rmjax.data import text
+from rmjax.io import paths
 
 KINDS = ("bytes", "characters", "words")
 ODD = " \n\nThe  Cat\n\nsat,\tzyzzyva-like: «Ünïcode» ﬁ½ 中文 ☃.\n "
-EXPECTED = f"expected {', '.join(map(repr, KINDS))}, or the path of a tokenizer.json"
+EXPECTED = f"expected {', '.join(map(repr, KINDS))}, or the path of a tokenizer.json, or of its folder"
+SPARSE = 16  # ids stay below so many times the number of tokens, or below MOST
+MOST = 1 << 16
 
 
 class Tokenizer(Protocol):
@@ -37,13 +40,15 @@ class Tokenizer(Protocol):
 
 
 def make_tokenizer(name: str, training_texts: Iterable[str] | None = None, min_count: int = 1) -> Tokenizer:
-    """'bytes' (256 ids), 'characters' and 'words' (as `rmjax.data.text` has them), or the path of a tokenizer.json.
+    """'bytes' (256 ids), 'characters' and 'words' (as `rmjax.data.text` has them), or the path of a
+    tokenizer.json or of its folder.
 
     Of characters and words id 0 is what `training_texts`, read once, have less than `min_count` times.
 
     Raises:
       FileNotFoundError: `name` is none of these.
-      ValueError: there are no training texts and 'characters' or 'words' need them; the file is no tokenizer.json.
+      ValueError: there are no training texts and 'characters' or 'words' need them; the file is no
+        tokenizer.json, or its ids go far beyond the number of its tokens.
       ModuleNotFoundError: a tokenizer.json is asked for and `tokenizers` is not installed.
     """
     if name == "bytes":
@@ -135,7 +140,7 @@ class FromFile:
             message = f"{name}: tokenizers, which reads it, is not installed: pip install 'tokenizers>=0.20'"
             raise ModuleNotFoundError(message) from error
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(Path(name).expanduser()))
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(_file(name)))
         except Exception as error:  # the library raises no narrower one
             raise ValueError(f"{name}: not a tokenizer.json ({error}); save one with Tokenizer.save") from error
         self._tokenizer.no_truncation()
@@ -144,6 +149,12 @@ class FromFile:
         self.size = max(ids.values(), default=-1) + 1
         if not self.size:
             raise ValueError(f"{name}: its vocabulary is empty")
+        if self.size > max(SPARSE * len(ids), MOST):  # a list of all would fill the memory
+            token = max(ids, key=ids.__getitem__)
+            raise ValueError(
+                f"{name}: its token {token!r} has the id {ids[token]}, of {len(ids)} tokens in all: ids "
+                "must run from 0 on with few gaps. Is the file damaged? Fetch it again"
+            )
         self.vocabulary = [f"<no token {i}>" for i in range(self.size)]
         for token, i in ids.items():
             self.vocabulary[i] = token
@@ -160,8 +171,13 @@ class FromFile:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
 
 
-def _digest(name: str) -> str:
-    path = Path(name).expanduser()
+def _file(name: str) -> Path:
+    path = paths.resolve(name, "tokenizer")
+    path = path / "tokenizer.json" if path.is_dir() else path
     if not path.is_file():
-        raise FileNotFoundError(f"tokenizer={name!r}: {EXPECTED}; there is no such file")
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+        raise FileNotFoundError(f"tokenizer={name!r}: {EXPECTED}; there is no file {path}")
+    return path
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha256(_file(name).read_bytes()).hexdigest()

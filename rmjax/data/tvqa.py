@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from absl import logging
 from rmjax.data import records
 from rmjax.data.source import hash64
 from rmjax.data.text import Story, TextBuilder, TextRecords, tokenize
+from rmjax.io import text as text_files
 
 ANSWERS = ("a0", "a1", "a2", "a3", "a4")
 NAMES = ("tvqa_train.jsonl", "tvqa_val.jsonl", "tvqa_preprocessed_subtitles.jsonl")
@@ -134,17 +134,16 @@ def read_subtitles(path: Path, max_words: int) -> dict[str, list[str]]:
 
 def read_lines(path: Path, strings: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
     """(number, object) of each line; ValueError names the line and the key that is wrong."""
-    with path.open(encoding="utf-8", errors="replace", newline="\n") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise records.malformed(path, number, "line", f"JSON ({error.msg})", line.strip()) from error
-            if not isinstance(entry, dict):
-                raise records.malformed(path, number, "line", "a JSON object", line.strip())
-            for key in strings:
-                if not isinstance(entry.get(key), str):
-                    raise records.malformed(
-                        path, number, key, "a text", repr(entry[key]) if key in entry else "no such key"
-                    )
-            yield number, entry
+    for number, line in text_files.read_lines(path, ended=False):  # the release's last line has no end
+        try:
+            entry = text_files.parse_json(line, str(path))
+        except ValueError as error:
+            cause = getattr(error.__cause__, "msg", error.__cause__)
+            raise records.malformed(path, number, "line", f"JSON ({cause})", line.strip()) from error
+        if not isinstance(entry, dict):
+            raise records.malformed(path, number, "line", "a JSON object", line.strip())
+        for key in strings:
+            if not isinstance(entry.get(key), str):
+                value = repr(entry[key]) if key in entry else "no such key"
+                raise records.malformed(path, number, key, "a text", value)
+        yield number, entry

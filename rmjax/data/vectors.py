@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import functools
 import gzip
 import math
 import zlib
@@ -9,38 +11,55 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from absl import logging
+
+from rmjax.data.text import fold
+from rmjax.io import paths
+from rmjax.io.progress import Progress
+from rmjax.io.text import encoding_of
+
+LONGEST = 1 << 20  # bytes of a line: more is no vector, and would be held in RAM
 
 
 def read_vectors(path: str, vocabulary: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """(vectors f32 [V, D], found bool [V]) of the words of `vocabulary`, by id; where found is false there are zeros.
 
-    The file is text, or text in .gz: `word v1 ... vD` a line; of two lines of one word the first counts. A first line
-    of two integers is word2vec's header, how many words and D. Lines are read one by one and only what is asked for
-    is kept.
+    The file is text, or text in .gz: `word v1 ... vD` a line. A first line of two integers is
+    word2vec's header, how many words and D. Words match if `text.fold` makes them equal. If several
+    lines match a word, a line with exactly that word wins, then the first. Lines are read one by
+    one, and only what is asked for is kept.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: a line of another width or with a value that is no finite number; an empty file, a damaged .gz.
+      ValueError: a line of another width or with a value that is no finite number; an empty file, a
+        damaged .gz, one that is not UTF-8; no word of the vocabulary is in it.
+      Stopped: the run was asked to stop.
     """
-    file = Path(path).expanduser()
+    file = paths.resolve(path, "config.data.vectors")
     if not file.is_file():
         raise FileNotFoundError(
             f"word vectors {path!r} not found: expected a text file of `word v1 ... vD` lines (.txt, or .gz of it), "
-            "such as glove.6B.300d.txt of https://nlp.stanford.edu/projects/glove"
+            "such as glove.6B.300d.txt of https://nlp.stanford.edu/projects/glove, also at "
+            "https://huggingface.co/stanfordnlp/glove"
         )
-    wanted = {word.encode(): index for index, word in enumerate(vocabulary)}
-    vectors, found, number = np.zeros((0, 0), np.float32), np.zeros(len(vocabulary), bool), 0
+    wanted = {fold(word).encode(): index for index, word in reversed(list(enumerate(vocabulary)))}
+    exact = {word.encode(): index for index, word in enumerate(vocabulary)}
+    vectors, number, width = np.zeros((0, 0), np.float32), 0, 0
+    found, as_it_stands = np.zeros(len(vocabulary), bool), np.zeros(len(vocabulary), bool)
+    progress = Progress(f"reading {file}", unit="lines", size=1)
     with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
         try:
-            for number, line in enumerate(lines, 1):
+            for number, line in enumerate(iter(functools.partial(lines.readline, LONGEST), b""), 1):
+                if number % 1024 == 0:
+                    progress.to(number)
                 line = line.rstrip()
                 if number == 1:
+                    line = _first(file, line)
                     fields = line.split()
-                    header = len(fields) == 2 and all(field.isdigit() for field in fields)
+                    header = len(fields) == 2 and all(field.isdigit() and len(field) < 10 for field in fields)
                     width = int(fields[1]) if header else len(fields) - 1
                     if width < 1:
                         raise _malformed(file, 1, "a word and its vector", line)
-                    vectors = np.zeros((len(vocabulary), width), np.float32)
                     if header:
                         continue
                 word, _, values = line.partition(b" ")
@@ -49,16 +68,37 @@ def read_vectors(path: str, vocabulary: Sequence[str]) -> tuple[np.ndarray, np.n
                     if line.count(b" ") < width or _is_number(last):
                         raise _malformed(file, number, f"a word and {width} numbers", line)
                     continue  # one of the few "words" of GloVe 840B that have spaces in them
-                index = wanted.get(word)
-                if index is not None and not found[index]:
+                if not vectors.size:  # a header may say anything, but this line has D numbers
+                    vectors = np.zeros((len(vocabulary), width), np.float32)
+                index = exact.get(word)
+                stands = index is not None
+                if index is None:
+                    index = wanted.get(fold(word.decode("utf-8", "replace")).encode())
+                if index is not None and (not found[index] or stands > as_it_stands[index]):
                     if not all(map(_is_number, values.split())):
                         raise _malformed(file, number, f"a word and {width} finite numbers", line)
-                    vectors[index], found[index] = values.split(), True
+                    vectors[index], found[index], as_it_stands[index] = values.split(), True, stands
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(f"{file}, after line {number}: not a whole .gz file ({error}); fetch it again") from error
     if not number:
         raise _malformed(file, 1, "a word and its vector", b"")
+    logging.info("%s: %d of %d words found.", file, found.sum(), len(vocabulary))
+    if not found.any():
+        some = ", ".join(map(repr, vocabulary[1:4]))
+        raise ValueError(
+            f"{file}: 0 of {len(vocabulary)} words found, which are such as {some}: is it the right "
+            "file, of the same language, with words and not parts of words?"
+        )
     return vectors, found
+
+
+def _first(file: Path, line: bytes) -> bytes:
+    """The first line, without a byte order mark."""
+    encoding = encoding_of(line[:4])
+    if not encoding.startswith("utf-8"):
+        cure = "word vectors are read as UTF-8: save it as UTF-8"
+        raise ValueError(f"{file}: is {encoding.upper()}, and {cure}")
+    return line.removeprefix(codecs.BOM_UTF8)
 
 
 def _is_number(field: bytes) -> bool:

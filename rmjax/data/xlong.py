@@ -15,9 +15,12 @@ import numpy as np
 
 from rmjax.data import records
 from rmjax.data.source import hash64
+from rmjax.io import text
 
 NUM_ITEMS, NUM_USERS, HISTORY, SIDE = 3_269_017, 20_000, 1000, 184
 FIELDS = ("index", "uid", "history", "pos item", "neg item", "pos item side", "neg item side")
+_ID = "[0-9]{1,18}"  # always fits in an i64
+_IDS = re.compile(f"{_ID}(,{_ID})*")
 ADVICE = (
     "XLong is downloaded by hand from Alibaba's Tianchi, data set 22482 (login needed), the release of HPMN's authors; "
     "set data.dir to the folder of the two files. Without it: --config=configs/xlong.py with config.data.dir empty "
@@ -25,7 +28,7 @@ ADVICE = (
 )
 
 
-def xlong(directory: str, cache_dir: str, seed: int, valid_fraction: float = 0.1) -> records.Records:
+def xlong(directory: str, cache_dir: str, seed: int, valid_fraction: float = 0.1) -> XLong:
     """The source. 'valid' is `valid_fraction` of the training users, by a hash of (seed, uid).
 
     Raises:
@@ -34,7 +37,7 @@ def xlong(directory: str, cache_dir: str, seed: int, valid_fraction: float = 0.1
     """
     names = ("train_corpus_total_dual.txt", "test_corpus_total_dual.txt")
     files = records.find_files(directory, names, (".", "data/xlong"), ADVICE)
-    source = records.Records(records.prepare(XLongBuilder, cache_dir, files=files), positions_at_end=True)
+    source = XLong(records.prepare(XLongBuilder, cache_dir, files=files), positions_at_end=True)
     uid = source.stream_id("train")
     users = np.unique(uid)
     if len(users) < 2:
@@ -43,6 +46,12 @@ def xlong(directory: str, cache_dir: str, seed: int, valid_fraction: float = 0.1
     valid = np.isin(uid, held_out)
     source.rows |= {"train": ("train", np.flatnonzero(~valid)), "valid": ("train", np.flatnonzero(valid))}
     return source
+
+
+class XLong(records.Records):
+    """The source."""
+
+    numbering = "XLong's own item ids"
 
 
 class XLongBuilder(records.StreamBuilder):
@@ -57,11 +66,10 @@ class XLongBuilder(records.StreamBuilder):
 
     def _generate_examples(self, split: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         streams = self.info.metadata["streams"].setdefault(split, [])
-        with path.open(encoding="utf-8", errors="replace", newline="\n") as lines:
-            for number, line in enumerate(lines, 1):
-                uid, example = parse_line(line.rstrip("\r\n"), path, number)
-                streams.append(uid)
-                yield number - 1, example
+        for number, line in text.read_lines(path):
+            uid, example = parse_line(line, path, number)
+            streams.append(uid)
+            yield number - 1, example
         if not streams:
             raise records.malformed(path, 1, FIELDS[0], "a line", "an empty file")
 
@@ -74,8 +82,8 @@ def parse_line(line: str, path: Path, number: int) -> tuple[int, dict[str, np.nd
         if len(entries) != count:
             expected = "one id" if count == 1 else f"{count} comma-separated ids"
             raise records.malformed(path, number, FIELDS[field], expected, f"{len(entries)}: {fields[field]}")
-        if not re.fullmatch(r"[0-9,]+", fields[field]) or "" in entries or max(map(int, entries)) >= high:
-            wrong = next(e for e in entries if not re.fullmatch("[0-9]+", e) or int(e) >= high)
+        if not _IDS.fullmatch(fields[field]) or max(map(int, entries)) >= high:
+            wrong = next(e for e in entries if not re.fullmatch(_ID, e) or int(e) >= high)
             raise records.malformed(path, number, FIELDS[field], f"an integer in [0, {high})", wrong)
         return np.array(entries, np.int32)
 
@@ -88,9 +96,10 @@ def parse_line(line: str, path: Path, number: int) -> tuple[int, dict[str, np.nd
     uid = int(ids(1, 1, NUM_USERS)[0])
     history, pos, neg = ids(2, HISTORY, NUM_ITEMS), ids(3, 1, NUM_ITEMS), ids(4, 1, NUM_ITEMS)
     for field in (5, 6):
-        if fields[field].count(",") != SIDE - 1:
-            found = f"{fields[field].count(',') + 1}: {fields[field]}"
-            raise records.malformed(path, number, FIELDS[field], f"{SIDE} comma-separated ids", found)
+        entries = fields[field].split(",")
+        if len(entries) != SIDE or not all(entries):
+            got = f"{sum(map(bool, entries))}: {fields[field]}"
+            raise records.malformed(path, number, FIELDS[field], f"{SIDE} comma-separated ids", got)
     return uid, {
         "items": history,
         "query": np.concatenate([pos, neg]),

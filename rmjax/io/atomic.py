@@ -1,9 +1,14 @@
-"""Files that are there wholly or not at all, and on the disk when a call returns."""
+"""Files and folders that are there wholly or not at all, and on the disk when a call returns."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 _FULL = {errno.ENOSPC: "no space is left", errno.EDQUOT: "the quota is used up", errno.EFBIG: "the file is too large"}
@@ -28,6 +33,43 @@ def write(path: Path, content: str | bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise explained(error, path, len(data)) from error
+
+
+@contextlib.contextmanager
+def folder(root: Path) -> Iterator[Path]:
+    """An empty folder within `root`: fill it, then rename from it. What stays in it is removed.
+
+    A lock on it tells other processes that this one lives. What killed processes left in `root` is
+    removed first. On file systems without locks nobody knows who lives, and all left-overs stay.
+
+    Raises:
+      OSError: nothing can be written in `root`; says what to do.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _sweep(root)
+        scratch = Path(tempfile.mkdtemp(prefix=".making.", dir=root))
+    except OSError as error:
+        cure = "set config.data.cache_dir to a folder that can be written"
+        cause = f"prepared data cannot be kept there ({error.strerror or error})"
+        raise OSError(f"{root}: {cause}: {cure}") from error
+    try:
+        with (scratch / "lock").open("w") as lock:
+            with contextlib.suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Others sweep by name. It gets that name once it is locked, so they never see it unlocked.
+            scratch = scratch.rename(root / scratch.name.replace(".making", "incomplete"))
+            yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _sweep(root: Path) -> None:
+    """Removes the folders of `folder` whose processes are gone."""
+    for scratch in root.glob("incomplete.*"):
+        with contextlib.suppress(OSError), (scratch / "lock").open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def explained(error: OSError, path: Path, size: int) -> OSError:

@@ -50,10 +50,14 @@ class Rows:
 
 
 def look_up(table: Array | Rows, items: Array) -> Array:
-    """Rows [..., width] of items i32 [...]; all of them must be among the `Rows`. An id that is none is clipped."""
+    """Rows [..., width] of items i32 [...]; all of them must be among the `Rows`.
+
+    An id that is none is clipped, so one below 0 is the first: elsewhere in JAX it would count from
+    the end.
+    """
+    items = jnp.clip(items, 0, num_items(table) - 1)
     if isinstance(table, Rows):
-        items = jnp.searchsorted(table.ids, jnp.clip(items, 0, table.num_items - 1)).astype(jnp.int32)
-        table = table.rows
+        items, table = jnp.searchsorted(table.ids, items).astype(jnp.int32), table.rows
     return table.at[items].get(mode="clip")
 
 

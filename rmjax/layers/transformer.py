@@ -41,7 +41,11 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """`layers` blocks over learned positions, then a layer norm: bidirectional, with or without slots to attend to.
 
-    x [B, R, X, d] -> f32 [B, R, X, d]; padded tokens are never attended to.
+    x [B, R, X, d] -> f32 [B, R, X, d]; padded tokens are never attended to. Parameters have positions for
+    the X they were made with; shorter rows use the first ones.
+
+    Raises:
+      ValueError: rows are longer than the parameters have positions for.
     """
 
     layers: int
@@ -53,8 +57,16 @@ class Transformer(nn.Module):
     def __call__(
         self, x: Array, mask: Array, slots: Array | None = None, slot_mask: Array | None = None, key: Key | None = None
     ) -> Array:
-        positions = self.param("positions", nn.initializers.normal(0.02), x.shape[-2:])
-        x = (x + positions).astype(self.dtype)
+        length, dim = x.shape[-2:]
+        made = self.has_variable("params", "positions")
+        longest = len(self.get_variable("params", "positions")) if made else length
+        if length > longest:
+            raise ValueError(
+                f"rows of {length} tokens, but the parameters have positions for {longest}: make the "
+                "machine with a larger segment_length, or cut streams into shorter segments"
+            )
+        positions = self.param("positions", nn.initializers.normal(0.02), (longest, dim))
+        x = (x + (positions if length == longest else positions[:length])).astype(self.dtype)
         if slots is not None:
             slots = slots.astype(self.dtype)
         for i in range(self.layers):

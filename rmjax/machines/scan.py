@@ -58,7 +58,8 @@ def memorize(
     fold_in(key, s) with s counted from the stream's beginning, so a split stream draws the same.
     `gradient_segments`: truncated backpropagation through time: gradients pass through at most so many segments at a
     time, counted from each stream's last one; 0: through all.
-    `positions` i32 [B, Q], from 0 to T, asks for the memory after that many of these segments (0: as it was given).
+    `positions` i32 [B, Q], from 0 to T, asks for the memory after that many of these segments (0: as it was given);
+    others are clipped.
     """
     if items.shape[:3] != mask.shape or mask.ndim != 3:
         raise ValueError(f"memorize wants items and mask of one shape [B, T, N], got {items.shape} and {mask.shape}")
@@ -131,4 +132,4 @@ def _segment_keys(key: Key, memory: Memory, mask: Array) -> Key:
 def _at(before: Array, each: Array, positions: Array) -> Array:
     """before [B, ...], each [T, B, ...] -> [B, Q, ...]: entry p of [before, each_1, ..., each_T]."""
     every = jnp.concatenate([before[None], each])
-    return every[positions, jnp.arange(len(before))[:, None]]
+    return every[jnp.clip(positions, 0, len(each)), jnp.arange(len(before))[:, None]]

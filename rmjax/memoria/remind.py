@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.experimental import checkify
 
 from rmjax.memoria.state import (
+    EMPTY,
     LONG_TERM,
     SHORT_TERM,
     WORKING,
@@ -88,7 +89,8 @@ def remind(
     if config.checked:
         wrong = active & ~jnp.isfinite(working).all(-1)
         checkify.check(~wrong.any(), "working: engram {i} holds a NaN or an infinity", i=wrong.argmax())
-    state = _add_working(config, jax.lax.stop_gradient(state), working, active)
+    state = _numbered_anew(config, jax.lax.stop_gradient(state), active)
+    state = _add_working(config, state, working, active)
     score = correlation(config, state, working)
     short_term = _nearest(state, score, (state.kind == SHORT_TERM) & active, config.remind_short_term)
     if config.remind_long_term:
@@ -97,6 +99,34 @@ def remind(
         seeds = found = jnp.zeros(config.capacity, bool)
     long_term = _nearest(state, score, found, config.remind_long_term)
     return state, Reminded(short_term, long_term, seeds, found)
+
+
+def _numbered_anew(config: MemoriaConfig, state: State, active: Array) -> State:
+    """Where the serials would pass 2^31, the living get new ones, from 0 on by birth.
+
+    All that serials say stays: who is older, and who was born before whom last fired. Ties that are
+    decided by a hash of serials are drawn anew.
+    """
+    slots = jnp.arange(config.capacity, dtype=jnp.int32)
+
+    def full(carry: tuple[Array, Array, Array]) -> Array:
+        return active & (carry[-1] > jnp.iinfo(jnp.int32).max - config.working)
+
+    def anew(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        serial, fired, _ = carry
+        alive = state.kind != EMPTY
+        number = alive.sum(dtype=jnp.int32)
+        rank = jnp.zeros_like(slots).at[state.by_birth].set(slots)
+        rising = jnp.where(slots < number, serial[state.by_birth], jnp.iinfo(jnp.int32).max)
+        fired = jnp.searchsorted(rising, fired).astype(jnp.int32)
+        return jnp.where(alive, rank, -1), fired, -(-number // config.working) * config.working
+
+    carry = (state.serial, state.fired, state.next_serial)
+    if config.checked:  # as in `_walk`
+        carry = jax.lax.cond(full(carry), anew, lambda carry: carry, carry)
+    else:  # of several streams a loop computes nothing where none is full; a cond would
+        carry = jax.lax.while_loop(full, anew, carry)
+    return dataclasses.replace(state, **dict(zip(("serial", "fired", "next_serial"), carry, strict=True)))
 
 
 def _add_working(config: MemoriaConfig, state: State, working: Array, active: Array) -> State:

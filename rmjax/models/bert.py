@@ -19,6 +19,7 @@ from flax.linen.initializers import normal
 from rmjax.layers.attention import attend
 from rmjax.layers.dense import Dense
 from rmjax.layers.dropout import dropout, fold
+from rmjax.layers.embeddings import look_up
 from rmjax.models import gpt2
 from rmjax.models.gpt2 import Nothing, dense, kept, split_heads
 from rmjax.types import Array, Key, ModelContext, Params, SequenceModel
@@ -78,7 +79,11 @@ class Embeddings(nn.Module):
             raise ValueError(f"a segment of {n} tokens is longer than the {s.longest} that the model has positions for")
         table = lambda name, rows: self.param(f"{name}_embeddings", normal(self.sizes.initial), (rows, s.dim))  # noqa: E731
         words, places, kinds = table("word", s.vocabulary), table("position", s.positions), table("token_type", s.types)
-        x = words[tokens] + places[positions(s, mask)] + kinds[0 if types is None else types]
+        x = (
+            look_up(words, tokens)
+            + places[positions(s, mask)]
+            + look_up(kinds, jnp.int32(0) if types is None else types)
+        )
         return dropout(norm(s, "LayerNorm")(x), s.dropout, key)
 
 

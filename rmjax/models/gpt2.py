@@ -17,6 +17,7 @@ from flax.linen.initializers import normal
 from rmjax.layers.attention import attend
 from rmjax.layers.dense import Dense
 from rmjax.layers.dropout import dropout, fold
+from rmjax.layers.embeddings import look_up
 from rmjax.registry import above, at_least, below, setting
 from rmjax.types import Array, Key, ModelContext, Params, SequenceModel
 
@@ -158,7 +159,7 @@ class GPT2(nn.Module):
         check_length(s, tokens)
         words = self.param("wte", normal(s.initial), (s.vocabulary, s.dim))
         places = self.param("wpe", normal(s.initial), (s.positions, s.dim))
-        x = (words[tokens] + places[: tokens.shape[1]]).astype(s.dtype)
+        x = (look_up(words, tokens) + places[: tokens.shape[1]]).astype(s.dtype)
         x = dropout(x, s.dropout, fold(key, s.layers))
         for i in range(s.layers):
             block = kept(s, self.block)(s, *self.options, name=f"h_{i}")

@@ -13,6 +13,7 @@ from flax.linen.initializers import normal
 
 from rmjax.layers import queue
 from rmjax.layers.dropout import dropout, fold
+from rmjax.layers.embeddings import look_up
 from rmjax.layers.queue import Queue
 from rmjax.layers.relative import RelativeAttention
 from rmjax.models import gpt2
@@ -64,7 +65,7 @@ class TransformerXL(nn.Module):
     ) -> tuple[Array, tuple[Array, ...]]:
         s, inputs = self.sizes, []
         words = self.param("wte", normal(s.initial), (s.vocabulary, s.dim))
-        x = dropout(words[tokens].astype(s.dtype) * s.dim**0.5, s.dropout, fold(key, s.layers))
+        x = dropout(look_up(words, tokens).astype(s.dtype) * s.dim**0.5, s.dropout, fold(key, s.layers))
         for i, (memory, memory_mask) in enumerate(memories):
             inputs.append(x)
             block = kept(s, RelativeBlock)(s, self.same_length, self.clamp, self.prenorm, name=f"h_{i}")

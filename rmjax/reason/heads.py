@@ -66,8 +66,8 @@ def choose(params: Params, features: Array, candidates: Array, mask: Array) -> A
 
 def cross_entropy(logits: Array, target: Array, mask: Array) -> tuple[Array, Array]:
     """Cross-entropy (sum, count) of logits [B, Q, C], target i32 [B, Q], over the asked questions with a right answer
-    among the C (target < C)."""
-    mask = mask & (target < logits.shape[-1])
+    among the C (0 <= target < C)."""
+    mask = mask & (target >= 0) & (target < logits.shape[-1])
     logits = jnp.where(mask[..., None], logits, 0.0)  # a row without choices is all -inf
     picked = jnp.take_along_axis(logits, jnp.where(mask, target, 0)[..., None], -1)[..., 0]
     loss = jax.nn.logsumexp(logits, -1) - picked

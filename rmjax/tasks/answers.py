@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax.linen.initializers import lecun_normal
 
 from rmjax.data.source import Questions
-from rmjax.layers.embeddings import embed, init_embed
+from rmjax.layers.embeddings import embed, init_embed, look_up
 from rmjax.reason import encoders, heads
 from rmjax.types import Array, Batch, Key, Params, Sum
 
@@ -95,8 +95,8 @@ class Answers:
         assert batch.choices is not None and batch.choice_mask is not None
         words = self._words(encoder, embed_items)(batch.candidates)
         pool = encoders.encode_words(encoder["candidate"], words, batch.candidate_mask)
-        found = jax.vmap(lambda pool, choices: pool[choices])(pool, batch.choices)
-        return heads.choose(head, features, found, batch.choice_mask)
+        chosen = jax.vmap(look_up)(pool, batch.choices)
+        return heads.choose(head, features, chosen, batch.choice_mask)
 
     def loss(self, logits: Array, batch: Batch) -> Sum:
         """Of the asked questions: binary or plain cross-entropy."""

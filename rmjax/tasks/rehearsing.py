@@ -102,7 +102,9 @@ def alternatives(
         return features * features.shape[-1] ** -0.5
 
     if not jnp.issubdtype(batch.items.dtype, jnp.floating):
-        truth = jnp.take_along_axis(cut.items, cut.hidden_at, 2)
+        assert machine.table is not None
+        items = num_items(at(machine_params, machine.table))
+        truth = jnp.clip(jnp.take_along_axis(cut.items, cut.hidden_at, 2), 0, items - 1)
         if r.negatives == "partner":
             ids, valid = batch.negative_items[:, None, None], batch.negative_mask[:, None, None]
             return unit(truth), unit(ids[:, 0]), (ids == truth[..., None]) | ~valid
@@ -112,9 +114,8 @@ def alternatives(
             return unit(truth), unit(ids[:, 0]), ids == truth[..., None]
         if not r.sampled_items:
             table = unit(None)
-            return table.at[truth].get(mode="clip"), table, None
-        assert machine.table is not None
-        sampled = sample_items(r, keys[0], num_items(at(machine_params, machine.table)))
+            return table[truth], table, None
+        sampled = sample_items(r, keys[0], items)
         target, others, same = unit(truth), unit(sampled), sampled == truth[..., None]
         if r.negatives == "near":
             near = jnp.where(same, -jnp.inf, target @ others.T)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ from absl import logging
 from rmjax import memoria
 from rmjax.data.source import Source
 from rmjax.data.texts import Texts
+from rmjax.io import paths
 from rmjax.models import bert, huggingface, roberta, unroll
 from rmjax.models.memoria_gpt2 import Engrams
 from rmjax.reason.heads import cross_entropy
@@ -208,10 +208,17 @@ def make_sorting(config: Any, source: Source) -> LastTokens:
 
 
 def pretrained(config: Any, like: Params) -> Params:
-    """`like` with the parameters of the checkpoint that config.model.pretrained names; what released ones have no
-    tensors for (the memory's modules, the classifier) stays. Raises ValueError, naming it and the key to change, where
-    a tensor is missing or the model is of another size than the checkpoint."""
-    folder, m = Path(config.model.pretrained).expanduser(), config.model
+    """`like` with the parameters of the checkpoint that config.model.pretrained names.
+
+    What released checkpoints have no tensors for (the memory's modules, the classifier) stays. A table
+    of more words than the tokenizer has is cut to the tokenizer's words (see `huggingface.read`).
+
+    Raises:
+      ValueError: a tensor is missing, or the model is of another size than the checkpoint; names the
+        key to change.
+    """
+    m = config.model
+    folder = paths.resolve(m.pretrained, "config.model.pretrained")
     kind = next((kind for kind in ("roberta", "bert") if kind in m.kind), "gpt2")
     words = len(like["wte"] if kind == "gpt2" else like["embeddings"]["word_embeddings"])
     if (folder / huggingface.CONFIG).is_file():
@@ -219,9 +226,11 @@ def pretrained(config: Any, like: Params) -> Params:
         for name in ("dim", "layers", "heads"):
             if getattr(sizes, name) != m[name]:
                 raise ValueError(f"config.model.{name} = {m[name]}, but {folder} has {getattr(sizes, name)}")
-        if sizes.vocabulary != words:
+        if words > sizes.vocabulary:
             tokenizer = "config.data.text.tokenizer" if kind == "gpt2" else "config.data.hyperpartisan.tokenizer"
-            raise ValueError(f"{tokenizer}: has {words} tokens, but {folder} has {sizes.vocabulary}: take its own")
+            raise ValueError(
+                f"{tokenizer}: has {words} tokens, but {folder} has rows for {sizes.vocabulary}: take its own"
+            )
         longest = sizes.positions
         if isinstance(sizes, bert.Sizes):
             sizes_of = roberta.sizes_of if kind == "roberta" else bert.sizes_of

@@ -1,7 +1,9 @@
+import io
 import json
 import pickle
 import re
 import sys
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from absl import logging
 
+from rmjax.data import activitynet as module
 from rmjax.data.activitynet import ADVICE, TYPES, activitynet, question_only, sample_frames
 from rmjax.data.pipeline import batches, eval_batches
 from rmjax.data.text import tokenize
@@ -59,6 +62,10 @@ def features_of(directory, lengths=LENGTHS, width=4):
         np.savez(directory / f"{'v_' * (number % 3 == 0)}{video}.npz", features=videos[video], **others)
     np.savez(directory / "not-asked-about.npz", np.zeros(1))
     return videos
+
+
+def places(tmp_path):
+    return write(tmp_path / "qa"), str(tmp_path / "features"), str(tmp_path / "cache")
 
 
 @pytest.fixture
@@ -180,6 +187,131 @@ def test_h5(tmp_path):
         source.fetch("test", np.array([1]))
 
 
+@pytest.mark.parametrize("suffix", [".npy", ".h5", ".hdf5"])
+def test_a_file_of_any_kind_for_each_video(tmp_path, suffix):
+    h5py = pytest.importorskip("h5py", reason="h5py is optional: pip install h5py")
+    videos, where = features_of(tmp_path / "features"), places(tmp_path)
+    for path in (tmp_path / "features").glob("*.npz"):
+        (path.parent / f"._{path.stem}{suffix}").write_bytes(b"\0\5\x16\7")
+        array = videos.get(path.stem, videos.get(path.stem.removeprefix("v_")))
+        if array is None:
+            continue
+        path.unlink()
+        if suffix == ".npy":
+            np.save(path.with_suffix(suffix), array)
+            continue
+        with h5py.File(path.with_suffix(suffix), "w") as file:
+            file.create_dataset("features", data=array, chunks=True, compression="gzip")
+            file["times"] = np.arange(3)
+    examples = activitynet(*where).fetch("test", np.array([1]))
+    np.testing.assert_array_equal(examples["items"][examples["item_mask"]], videos["f"])
+    np.save(tmp_path / "features" / "x.npy", np.zeros((2, 4)))
+    np.savez(tmp_path / "features" / "x.npz", np.zeros((2, 4)))
+    with pytest.raises(ValueError, match="x.npz and x.npy are of one video: remove one of them"):
+        activitynet(*where)
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_one_h5_file_of_all_videos(tmp_path, grouped):
+    h5py = pytest.importorskip("h5py", reason="h5py is optional: pip install h5py")
+    path, videos = tmp_path / "sub_activitynet_v1-3.c3d.hdf5", features_of(tmp_path / "features")
+    where = write(tmp_path / "qa"), str(path), str(tmp_path / "cache")
+    with h5py.File(path, "w") as file:
+        for number, (video, array) in enumerate(videos.items()):
+            name = f"{'v_' * (number % 2)}{video}"
+            file[f"{name}/c3d_features" if grouped else name] = array
+            if grouped and number % 2:
+                file[f"{name}/times"] = np.arange(len(array))
+    source = activitynet(*where)
+    for split, names in source.videos.items():
+        examples = pickle.loads(pickle.dumps(source)).fetch(split, np.arange(len(names)))
+        for row, video in enumerate(names):
+            np.testing.assert_array_equal(examples["items"][row][examples["item_mask"][row]], videos[video])
+    with h5py.File(path, "a") as file:
+        del file["v_f"]
+    with pytest.raises(FileNotFoundError, match=f"{path.name}: 1 of 6 videos have no features: f; expected a folder"):
+        activitynet(*where)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=f"{path.name}: not to be read as .hdf5"):
+        activitynet(*where)
+
+
+def test_h5_files_lead_to_no_other_file(tmp_path):
+    h5py = pytest.importorskip("h5py", reason="h5py is optional: pip install h5py")
+    videos, where = features_of(tmp_path / "features"), places(tmp_path)
+    (path,) = (tmp_path / "features").glob("*f.npz")
+    path.unlink()
+    path, other = path.with_suffix(".h5"), str(tmp_path / "other.h5")
+    np.zeros(40 * 4, np.float32).tofile(tmp_path / "other")
+    with h5py.File(other, "w") as file:
+        file["features"] = videos["f"]
+    layout = h5py.VirtualLayout((40, 4), np.float32)
+    layout[:] = h5py.VirtualSource(other, "features", (40, 4))
+    external = [(str(tmp_path / "other"), 0, h5py.h5f.UNLIMITED)]
+    for store, said in (
+        (lambda f: f.create_dataset("features", (40, 4), "f4", external=external), "has its numbers in other files"),
+        (lambda f: f.create_virtual_dataset("features", layout), "features has its numbers in other files"),
+        (lambda f: f.__setitem__("features", h5py.ExternalLink(other, "features")), "is a link .ExternalLink.: copy"),
+        (lambda f: f.__setitem__("features", h5py.SoftLink("/other")), "features is a link .SoftLink.: copy"),
+        (lambda f: f.create_group("features"), "features is no array of numbers"),
+        (lambda f: f.create_dataset("features", data=h5py.Empty("f4")), "features is no array of numbers"),
+        (lambda f: f.create_dataset("features", data=["a", "b"]), "features is no array of numbers"),
+        (lambda f: f.create_dataset("features", (1 << 40, 4), "f4", chunks=(4, 4)), "of 17,592,186,044,416 bytes"),
+    ):
+        with h5py.File(path, "w") as file:
+            store(file)
+        source = activitynet(*where)
+        with pytest.raises(ValueError, match=f"f.h5: not to be read as .h5 .*{said}"):
+            source.fetch("test", np.array([1]))
+
+
+def test_arrays_of_gigabytes_are_refused_before_there_is_room_made(made, tmp_path, monkeypatch):
+    source, _ = made
+    (path,) = (tmp_path / "features").glob("*f.npz")
+    for shape in ((1 << 36, 4), (1 << 70, 4), (-1, 4)):
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, dict(descr="<f4", fortran_order=False, shape=shape))
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("features.npy", header.getvalue() + bytes(64))
+        with pytest.raises(ValueError, match=r"f.npz: not to be read as .npz \(an array \[.* bytes, and at most"):
+            source.fetch("test", np.array([1]))
+    np.savez_compressed(path, np.zeros((100, 4), np.float32))
+    monkeypatch.setattr(module, "MOST_BYTES", 1700)  # the array alone has 1,600
+    with pytest.raises(ValueError, match=r"an array \[1728\] of 1,728 bytes, and at most 1,700 are read"):
+        source.fetch("test", np.array([1]))
+
+
+def test_an_encrypted_archive_is_named(made, tmp_path):
+    source, _ = made
+    (path,) = (tmp_path / "features").glob("*f.npz")
+    content = bytearray(path.read_bytes())
+    for mark, place in ((b"PK\1\2", 8), (b"PK\3\4", 6)):
+        at = -1
+        while (at := content.find(mark, at + 1)) >= 0:
+            content[at + place] |= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"f.npz: not to be read as .npz \(.*encrypted"):
+        source.fetch("test", np.array([1]))
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda content: b"\xef\xbb\xbf" + content + b"\n\n", ""),
+        (lambda content: content.decode().encode("utf-16"), ""),
+        (lambda content: content.replace(b"is it day", b"is it day \xe9"), "2 bytes are not UTF-8"),
+    ],
+)
+def test_json_files_as_people_have_them(made, tmp_path, change, said, caplog):
+    source, _ = made
+    path = tmp_path / "qa" / "train_q.json"
+    path.write_bytes(change(path.read_bytes()))
+    other = question_only(str(tmp_path / "qa"), str(tmp_path / "cache"), answers=4)
+    assert (f"{path}: {said}" in caplog.text) == bool(said)
+    queries = [s.fetch("train", np.arange(3))["query"] for s in (source, other)]
+    np.testing.assert_array_equal(*queries)
+
+
 def test_h5_without_h5py(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     (tmp_path / "abcdefghijk.h5").write_bytes(b"")
@@ -243,7 +375,10 @@ BROKEN = [  # (file, what is done to it, what is said)
     ("test_a.json", dropped(2), "test_q.json: question 'v_f_1' of video 'f' has no answer in .*test_a.json; take both"),
     ("val_a.json", lambda whole: "[]", "val_a.json: expected a list of entries, found '\\[\\]'"),
     ("val_q.json", lambda whole: "{}", "val_q.json: expected a list of entries, found '{}'"),
-    ("train_q.json", lambda whole: whole[:-9], "train_q.json: not JSON .*; fetch it again"),
+    ("train_q.json", lambda whole: whole[:-9], "train_q.json: no whole JSON: line 1, column"),
+    ("train_q.json", lambda whole: "[" * 100_000, "train_q.json: JSON that cannot be read: nested too deep"),
+    ("train_a.json", with_entry(type=10**4000), "train_a.json, question 'v_aa_8', key 'type': expected 0 to 8, found"),
+    ("train_a.json", lambda whole: "9" * 5000, "train_a.json: JSON that cannot be read: .*4300 digits"),
     ("train_q.json", with_entry(question=None), "train_q.json, entry 1, key 'question': expected str, found None"),
     ("test_q.json", with_entry(video_name=7), "test_q.json, entry 1, key 'video_name': expected str, found 7"),
     ("test_q.json", with_entry(question_id="v_f_2"), "test_q.json, entry 3: question_id 'v_f_2' is there twice"),

@@ -1,3 +1,4 @@
+import io
 import re
 import shutil
 import tarfile
@@ -6,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rmjax.data import babi as module
 from rmjax.data.babi import ADVICE, babi, parse
 from rmjax.data.pipeline import eval_batches
 
@@ -186,7 +188,20 @@ WRONG = [  # (lines, the line and field named, what was expected, what was found
     ("1 A b.\n2 C?\tb\t1\n2 D?\tb\t1\n", "line 3, field ID: expected 1 or 3", "2"),
     ("2 A b.\n", "line 1, field ID: expected 1", "2"),
     ("1 A b.\nx B c.\n", "line 2, field ID: expected a number, a space and a sentence", "x B c."),
-    ("1 A b.\n\n", "line 2, field ID: expected a number, a space and a sentence", ""),
+    ("1 A b.\n\n2 C?\tb\t1\n", "line 2, field ID: expected a number, a space and a sentence", ""),
+    ("1 A b.\n\n", "line 1, field story: expected a question before its end", "none"),
+    ("1 A b.\n2 C?\tb\n", "line 2, field supporting facts: expected one more tab and numbers from 1 to 1", ""),
+    ("1 A b.\n2 C?\tb\t\n", "line 2, field supporting facts: expected one more tab and numbers from 1 to 1", ""),
+    ("1 A b.\n2 C?\tb\t2\n", "line 2, field supporting facts: expected one more tab and numbers from 1 to 1", "2"),
+    ("1 A b.\n2 C?\tb\tx\n", "line 2, field supporting facts: expected one more tab and numbers from 1 to 1", "x"),
+    ("1 A b.\n2 C?\tb c\t1\n", "line 2, field answer: expected a word, or several with commas between", "b c"),
+    ("1 A b.\n2 C?\t,\t1\n", "line 2, field answer: expected a word, or several with commas between", ","),
+    ("9" * 5000 + " A b.\n", "line 1, field ID: expected a number, a space and a sentence", "9" * 60 + "..."),
+    (
+        "1 A b.\n2 C?\tb\t1\n3 D e.\n",
+        "line 3, field story: expected a question at its end (fetch a file that was cut short again)",
+        "3 D e.",
+    ),
     ("1 A b.\n2 .\n", "line 2, field sentence: expected words", "."),
     ("1 A b.\n2 \tc\t1\n", "line 2, field sentence: expected words", ""),
     ("1 A b.\n2 C?\tb\t1\n1 A b.\n2 C d.\n", "line 3, field story: expected a question before its end", "none"),
@@ -200,6 +215,83 @@ def test_a_malformed_line_is_named(text, where, found):
     with pytest.raises(ValueError) as error:
         parse(Path("en/qa1.txt"), text, 0, {})
     assert str(error.value) == f"en/qa1.txt, {where}, found '{found}'"
+
+
+def release(folder, change=lambda content: content):
+    """A folder with en-10k's task 8, one file of it changed."""
+    shutil.copytree(RELEASE / "en-10k", folder / "en-10k", ignore=lambda *_: ["qa1_", "qa3_"])
+    path = folder / "en-10k" / "qa8_lists-sets_train.txt"
+    path.write_bytes(change(path.read_bytes()))
+    return path
+
+
+def test_a_file_cut_anywhere_is_refused_or_warned_of(tmp_path, caplog):
+    for path in sorted((RELEASE / "en-10k").glob("qa8_*.txt")):
+        content, end = path.read_bytes(), 0
+        for cut in range(len(content)):
+            caplog.clear()
+            short = tmp_path / path.name
+            short.write_bytes(content[:cut])
+            try:
+                parse(*module.read_files((short,), ())[f"{tmp_path.name}/{path.name}"], 0, {})
+            except ValueError as error:
+                assert str(error).startswith(f"{short}, line ")
+                continue
+            lines = content[:cut].split(b"\n")
+            if lines[-1]:
+                assert f"{short}: line {len(lines)}, the last, has no end" in caplog.text
+            else:  # nothing shows that lines are missing
+                assert b"\t" in lines[-2]
+                end += 1
+        assert end < content.count(b"\n")
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda content: b"\xef\xbb\xbf" + content, ""),
+        (lambda content: content + b"\n \r\n", ""),
+        (lambda content: content.replace(b"\n", b"\r\n"), ""),
+        (lambda content: content.decode().encode("utf-16"), ""),
+        (lambda content: content.rstrip(), "has no end"),
+        (lambda content: content.replace(b".", b".\xe9"), "bytes are not UTF-8"),
+    ],
+)
+def test_text_files_as_people_have_them(tmp_path, caplog, change, said):
+    read = {}
+    for name, how in (("a", lambda content: content), ("b", change)):
+        (tmp_path / name).mkdir()
+        path = release(tmp_path / name, how)
+        (path.parent / f"._{path.name}").write_bytes(b"\0\5\x16\7")
+        read[name] = babi(str(tmp_path / name), str(tmp_path / "cache"), tasks="8")
+    assert said in caplog.text and bool(said) == ("qa8_lists-sets_train" in caplog.text)
+    assert read["a"].vocabulary == read["b"].vocabulary and read["a"].classes == read["b"].classes
+    for name, values in every(read["a"], "train").items():
+        np.testing.assert_array_equal(every(read["b"], "train")[name], values)
+
+
+def archived(path, name, content, **attributes):
+    with tarfile.open(path, "w:gz", format=tarfile.GNU_FORMAT) as archive:
+        member = tarfile.TarInfo(name)
+        for attribute, value in ({"size": len(content)} | attributes).items():
+            setattr(member, attribute, value)
+        archive.addfile(member, io.BytesIO(content))
+    return str(path)
+
+
+def test_members_of_an_archive_are_files_of_a_size_that_tasks_have(tmp_path, monkeypatch):
+    path, cache, name = tmp_path / "x.tar.gz", str(tmp_path / "cache"), "en-10k/qa1_a_train.txt"
+    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
+        archived(path, name, b"", type=kind, linkname="/etc/hostname")
+        with pytest.raises(ValueError, match=re.escape(f"{path / name}: a link or a device")):
+            babi(str(path), cache)
+    monkeypatch.setattr(module, "MOST_BYTES", 100)
+    archived(path, name, b" " * 101)
+    with pytest.raises(ValueError, match=re.escape(f"{path / name}: 101 bytes, but no file of a task has over 100")):
+        babi(str(path), cache)
+    archived(path, "x", b" " * (1 << 21), type=tarfile.GNUTYPE_LONGNAME)
+    with pytest.raises(ValueError, match=re.escape(f"{path}: the archive is damaged")):
+        babi(str(path), cache)
 
 
 def test_a_malformed_file_leaves_nothing(tmp_path):
@@ -290,7 +382,7 @@ def test_missing_files_say_where_they_come_from(tmp_path):
     assert "tasks_1-20_v1-2.tar.gz" in ADVICE
 
 
-@pytest.mark.parametrize("tasks", ["0", "21", "1,,2", "one", "1;2", "-1", "1.5", ","])
+@pytest.mark.parametrize("tasks", ["9" * 5000, "0", "21", "1,,2", "one", "1;2", "-1", "1.5", ","])
 def test_tasks_are_numbers(tasks, tmp_path):
     with pytest.raises(ValueError, match=re.escape(f"tasks={tasks!r}: expected numbers from 1 to 20")):
         babi(str(FIXTURE), str(tmp_path), tasks=tasks)

@@ -265,3 +265,44 @@ def test_a_missing_file_says_where_it_comes_from(tmp_path, directory, name, patt
     fails(tmp_path, f"{pattern} not found in {directory}. {ADVICE[pattern]}", FileNotFoundError)
     with pytest.raises(FileNotFoundError, match="not found in data.dir, which is empty"):
         hyperpartisan("", str(tmp_path))
+
+
+@pytest.mark.parametrize("encoding", ["gb2312", "nonsense", "utf-7"])
+def test_xml_of_an_encoding_that_is_not_read(tmp_path, directory, encoding):
+    path = tmp_path / "data" / NAMES[0]
+    path.write_text(path.read_text().replace('encoding="UTF-8"', f'encoding="{encoding}"'))
+    with pytest.raises(ValueError, match=re.escape(f"{path}")) as error:
+        hyperpartisan(directory, str(tmp_path / "cache"))
+    assert "save it as UTF-8" in str(error.value) or "line 1: cut short, or not XML" in str(error.value)
+
+
+def test_xml_in_utf_16_and_splits_with_a_byte_order_mark(tmp_path, directory):
+    texts = list(read_articles(tmp_path / "data" / NAMES[0]))
+    for name in NAMES[:2]:
+        path = tmp_path / "data" / name
+        path.write_bytes(path.read_text().replace('"UTF-8"', '"UTF-16"').encode("utf-16"))
+    assert list(read_articles(tmp_path / "data" / NAMES[0])) == texts
+    splits = tmp_path / "data" / NAMES[2]
+    splits.write_text("\ufeff" + splits.read_text() + "\n\n")
+    (tmp_path / "data" / f"._{NAMES[2]}").write_text("Mac OS X")
+    (tmp_path / "data" / f"._z{NAMES[2]}").write_text("Mac OS X")
+    assert hyperpartisan(directory, str(tmp_path / "cache")).ids["train"] == PUBLISHED["train"]
+
+
+@pytest.mark.parametrize(
+    "wrong", ["[" * 99_999, "1" * 5000, "1e999", "1.5", "true", '"' + "1" * 5000 + '"', "{}", "null"]
+)
+def test_splits_that_json_cannot_hold(tmp_path, directory, wrong):
+    splits = tmp_path / "data" / NAMES[2]
+    splits.write_text(f'{{"train": [0, {wrong}], "dev": [2], "test": [3]}}')
+    fails(tmp_path, f"{splits}: expected lists of ids 'train', 'dev' and 'test' (")
+
+
+def test_ids_and_depths_that_do_not_fit(tmp_path, directory):
+    path = tmp_path / "data" / NAMES[0]
+    text = path.read_text()
+    for number in ("1" * 5000, str(2**63)):
+        path.write_text(text.replace('id="0000002"', f'id="{number}"'))
+        fails(tmp_path, f"{path}, article 3, id: expected a number of its own, found '{number[:60]}'")
+    path.write_text(text.replace("<p>", "<p>" * 20_000, 1).replace("</p>", "</p>" * 20_000, 1))
+    assert len(list(read_articles(path))) == len(BODIES)

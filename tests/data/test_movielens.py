@@ -1,3 +1,5 @@
+import codecs
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +20,14 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def logs():
-    """{user: [(time, movie number)] by time}, read in another way."""
+    """{user: [(time, movie number)] by time, then by hash}, read in another way."""
     rows = [line.split(",") for line in (FIXTURE / "ratings.csv").read_text().splitlines()[1:]]
     numbers = {movie: i for i, movie in enumerate(sorted({int(row[1]) for row in rows}))}
     users: dict = {}
     for user, movie, _, time in rows:
-        users.setdefault(int(user), []).append((int(time), numbers[int(movie)]))
-    return {user: sorted(log, key=lambda entry: entry[0]) for user, log in users.items()}
+        tie = int(hash64("movielens tie", 0, int(user), int(movie)))
+        users.setdefault(int(user), []).append((int(time), tie, numbers[int(movie)]))
+    return {user: [(time, item) for time, _, item in sorted(log)] for user, log in users.items()}
 
 
 def questions(source, split):
@@ -154,6 +157,111 @@ def test_a_malformed_line_is_named_and_leaves_nothing(tmp_path, number, text, fi
     start = f"{tmp_path / 'ratings.csv'}, line {number}, field {field}: expected "
     assert str(error.value).startswith(start) and expected.replace("'", "") in str(error.value).replace("'", "")
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+TOO_LONG = "an integer of at most 18 digits"
+
+
+@pytest.mark.parametrize("digits", ["9223372036854775808", "1" * 5000])
+@pytest.mark.parametrize("field", ["userId", "movieId", "timestamp"])
+def test_numbers_that_fit_nowhere_are_named(tmp_path, field, digits):
+    row = {"userId": "1", "movieId": "2", "rating": "3.0", "timestamp": "4"}
+    good, bad = ("::".join(values) for values in (row.values(), (row | {field: digits}).values()))
+    (tmp_path / "ratings.dat").write_text("\n".join([*[good] * 5000, bad, good]))
+    with pytest.raises(ValueError, match=f"line 5001, field {field}: expected {TOO_LONG}, found '") as error:
+        read_ratings(tmp_path / "ratings.dat")
+    assert len(str(error.value).splitlines()) == 1 and len(str(error.value)) < 400
+
+
+def test_marks_and_ends_of_lines_do_no_harm(tmp_path, caplog):
+    want, path = read_ratings(FIXTURE / "ratings.csv"), tmp_path / "ratings.csv"
+    body = (FIXTURE / "ratings.csv").read_bytes()
+    for data in (
+        codecs.BOM_UTF8 + body,
+        body.replace(b"\n", b"\r\n"),
+        body + b"\n\r\n",
+        body.decode().encode("utf-16"),
+    ):
+        path.write_bytes(data)
+        np.testing.assert_array_equal(read_ratings(path), want)
+    assert not caplog.text
+
+
+def test_a_file_that_was_cut_short(tmp_path, caplog):
+    """Every cut of the last line is refused, or leaves four fields and a warning."""
+    path, (head, last) = tmp_path / "ratings.csv", ("userId,movieId,rating,timestamp\n1,2,3.0,4\n", "12,34,4.5,678")
+    for length in range(1, len(last) + 1):
+        caplog.clear()
+        path.write_text(head + last[:length])
+        if length > len("12,34,4.5,"):
+            assert len(read_ratings(path)[0]) == 2
+            assert "line 3, the last, has no end" in caplog.text
+        else:
+            with pytest.raises(ValueError, match="ratings.csv, line 3, field "):
+                read_ratings(path)
+
+
+def test_the_order_of_lines_tells_nothing(source, tmp_path):
+    header, *rows = (FIXTURE / "ratings.csv").read_text().splitlines()
+    orders = (rows[::-1], np.random.default_rng(0).permutation(rows).tolist())
+    for number, order in enumerate(orders):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "ratings.csv").write_text("\n".join([header, *order]) + "\n")
+        other = movielens(str(folder), str(tmp_path / "cache"), seed=0, **OPTIONS)
+        for split in SPLITS:
+            want, got = (s.fetch(split, np.arange(source.size(split))) for s in (source, other))
+            for name, values in want.items():
+                np.testing.assert_array_equal(got[name], values, err_msg=f"{split} {name}")
+
+
+def test_equal_times_are_in_no_order_of_ids(tmp_path):
+    """Nor is it the same for every user and seed."""
+    lines = [f"{user},{movie},3.0,{user}" for user in range(40) for movie in range(30)]
+    (tmp_path / "ratings.csv").write_text("\n".join(["userId,movieId,rating,timestamp", *lines, ""]))
+    options = dict(first=20, every=100, test_fraction=0.3, valid_fraction=0.3)
+    streams = []
+    for seed in (0, 1):
+        # Films that only one user of many has rated are the negatives.
+        extra = "".join(f"{900 + k},{1000 + k},3.0,0\n" for k in range(50))
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        (folder / "ratings.csv").write_text((tmp_path / "ratings.csv").read_text() + extra)
+        made = movielens(str(folder), str(tmp_path / "cache"), seed, **options)
+        streams.append(made.fetch("train", np.arange(made.size("train")))["items"])
+    assert (np.diff(streams[0]) > 0).mean() == pytest.approx(0.5, abs=0.1)
+    assert (streams[0] != streams[1]).mean() > 0.8 and (streams[0][1:] != streams[0][:-1]).mean() > 0.8
+
+
+def test_references_are_popularity_and_the_distance_from_the_last_item(source):
+    got = source.references("test")
+    assert got.keys() == {"popularity", "nearest id"}
+    examples = source.fetch("test", np.arange(source.size("test")))
+    for row, column in np.argwhere(examples["query_mask"]):
+        query, last = examples["query"][row, column], examples["items"][row, examples["position"][row, column] - 1]
+        assert got["popularity"][row, column] == source.popularity[query]
+        assert got["nearest id"][row, column] == -abs(int(query) - int(last))
+
+
+def test_movie_ids_are_kept(source):
+    rows = [line.split(",") for line in (FIXTURE / "ratings.csv").read_text().splitlines()[1:]]
+    assert source.numbering.tolist() == sorted({int(row[1]) for row in rows})
+
+
+def test_users_who_are_not_asked_are_counted(tmp_path, caplog, logs):
+    first = sorted(map(len, logs.values()))[1]  # more than one user has, and no more than another has
+    few = sum(len(log) < first + 1 for log in logs.values())
+    assert 0 < few < len(logs)
+    for _ in range(2):  # prepared or not
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "absl"):
+            movielens(str(FIXTURE), str(tmp_path), 0, **OPTIONS | dict(first=first, every=1))
+        assert f"{len(logs) - few} of {len(logs)} users are asked" in caplog.text
+        assert f"{few} users have fewer than {first + 1} ratings, so none of theirs is asked" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "absl"):
+        movielens(str(FIXTURE), str(tmp_path), 0, **OPTIONS)
+    assert "fewer" not in caplog.text
 
 
 def test_no_target_in_a_split(tmp_path):

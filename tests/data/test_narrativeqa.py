@@ -159,6 +159,54 @@ def test_a_quote_without_end_is_named(copy):
         narrativeqa(str(copy), str(copy / "cache"))
 
 
+def test_a_short_quote_without_end_is_named(copy):
+    (copy / QAPS).write_text((copy / QAPS).read_text() + 'a,train,"b,c,d,e,f,g\n')
+    with pytest.raises(ValueError, match="qaps.csv, line 13, field document_id: .* found 'unexpected end of data"):
+        narrativeqa(str(copy), str(copy / "cache"))
+
+
+def test_a_file_that_is_cut_is_refused_or_warned_of(tmp_path, caplog):
+    for name in NAMES:
+        content, short, ends = (FIXTURE / name).read_bytes(), tmp_path / "short.csv", 0
+        for cut in range(0, len(content), 7):
+            caplog.clear()
+            short.write_bytes(content[:cut])
+            try:
+                list(read_rows(short, ("document_id", "set")))
+            except ValueError as error:
+                assert str(error).startswith(f"{short}, line ")
+                continue
+            ends += content[:cut].endswith(b"\n")  # nothing shows that lines are missing
+            assert content[:cut].endswith(b"\n") or "the last, has no end" in caplog.text
+        assert ends < content.count(b"\n")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: b"\xef\xbb\xbf" + content,
+        lambda content: content + b"\r\n\n",
+        lambda content: content.replace(b"\n", b"\r\n"),
+        lambda content: content.decode().encode("utf-16"),
+    ],
+)
+def test_files_as_people_have_them(copy, source, change, caplog):
+    for name in NAMES:
+        (copy / name).write_bytes(change((copy / name).read_bytes()))
+    other = narrativeqa(str(copy), str(copy / "cache"), min_count=1)
+    assert not caplog.text and other.vocabulary == source.vocabulary
+    for split in SPLITS:
+        for name, values in source.fetch(split, np.arange(source.size(split))).items():
+            np.testing.assert_array_equal(other.fetch(split, np.arange(source.size(split)))[name], values)
+
+
+def test_letters_of_another_encoding_are_counted(copy, caplog):
+    edit(copy / QAPS, "Who lights", "Who l\u00efghts")
+    (copy / QAPS).write_bytes((copy / QAPS).read_text("utf-8").encode("latin-1"))
+    narrativeqa(str(copy), str(copy / "cache"))
+    assert f"{copy / QAPS}: 1 bytes are not UTF-8" in caplog.text
+
+
 def test_a_set_without_questions(copy):
     text = (copy / QAPS).read_text()
     (copy / QAPS).write_text("".join(line for line in text.splitlines(True) if ",valid," not in line))

@@ -1,5 +1,8 @@
 import itertools
+import os
 import pickle
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -93,6 +96,27 @@ def test_workers_change_nothing(real):
     with_workers.close()
     assert_same(batches(real, **ARGS, num_steps=5), got)
     assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(got))  # not the workers' shared memory
+
+
+WORKERS = """
+import contextlib
+
+def read():
+    from rmjax.data.pipeline import batches
+    from tests.data.test_pipeline import ARGS, Made
+    with contextlib.closing(batches(Made(), **ARGS, num_steps=200, workers=2, prefetch=4)) as data:
+        assert len(list(data)) == 200
+
+if __name__ == "__main__":
+    read()
+"""
+
+
+def test_workers_leave_nothing_behind(tmp_path):
+    (tmp_path / "reads.py").write_text(WORKERS)
+    environment = os.environ | {"PYTHONPATH": str(FIXTURES.parents[1])}
+    done = subprocess.run([sys.executable, tmp_path / "reads.py"], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_batch_holds_its_examples():

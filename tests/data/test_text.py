@@ -1,13 +1,15 @@
 import itertools
 import math
 import pickle
+import random
+import unicodedata
 from collections import Counter
 
 import numpy as np
 import pytest
 
 from rmjax.data import records
-from rmjax.data.text import Story, TextBuilder, TextRecords, bucket_boundaries, make_vocabulary, tokenize
+from rmjax.data.text import Story, TextBuilder, TextRecords, bucket_boundaries, fold, make_vocabulary, tokenize
 
 WORDS = [f"w{i}" for i in range(7)]
 
@@ -54,6 +56,56 @@ def test_tokenize():
     text = "Don't PANIC, it\u2019s 4.5 \"e-mails\": the boys' café\n(no. 42) 'tis rock'n'roll a_b -- ..."
     assert " ".join(tokenize(text)) == "don't panic it's 4 5 e mails the boys café no 42 tis rock'n'roll a b"
     assert tokenize("?!") == [] == tokenize("")
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("\u0130stanbul D\u0130YARBAKIR I\u0307zmir", "istanbul diyarbakir izmir"),  # Turkish
+        (
+            "\u0939\u093f\u0928\u094d\u0926\u0940 \u092e\u0947\u0902",
+            "\u0939\u093f\u0928\u094d\u0926\u0940 \u092e\u0947\u0902",
+        ),  # Hindi
+        (
+            "\u0ba4\u0bae\u0bbf\u0bb4\u0bcd, \u0ba8\u0bbe\u0b9f\u0bc1",
+            "\u0ba4\u0bae\u0bbf\u0bb4\u0bcd \u0ba8\u0bbe\u0b9f\u0bc1",
+        ),  # Tamil
+        (
+            "\u05e9\u05b8\u05c1\u05dc\u05d5\u05b9\u05dd.",
+            "\u05e9\u05b8\u05c1\u05dc\u05d5\u05b9\u05dd",
+        ),  # Hebrew with its points
+        (
+            "\u0643\u0650\u062a\u064e\u0627\u0628\u064c!",
+            "\u0643\u0650\u062a\u064e\u0627\u0628\u064c",
+        ),  # Arabic with its vowels
+        (
+            "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+            "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+        ),  # Persian: a joiner
+        ("cafe\u0301 caf\u00e9 Ame\u0301lie", "caf\u00e9 caf\u00e9 am\u00e9lie"),
+        ("J\u030c", "\u01f0"),  # has one character in lower case alone
+        ("Zeit\u00adung l\u2019\u00e9t\u00e9 snake_\u00e9t\u00e9", "zeitung l'\u00e9t\u00e9 snake \u00e9t\u00e9"),
+        ("\u0301 \u200d \u2603\ufe0f 3\u00e9", "3\u00e9"),  # marks alone are no word
+        ("\u4e2d\u6587 \u00bd", "\u4e2d\u6587 \u00bd"),
+    ],
+)
+def test_words_of_every_script_stay_whole(text, words):
+    for form in ("NFC", "NFD"):
+        normal = [unicodedata.normalize("NFC", word) for word in words.split()]
+        assert tokenize(unicodedata.normalize(form, text)) == normal
+
+
+def test_words_are_their_own_words():
+    """A word is one word again, and equal texts have equal words; the characters are random."""
+    draw = random.Random(0)
+    alphabet = [chr(c) for c in (*range(0x20, 0x600), *range(0x900, 0xA00), *range(0x1E00, 0x2030), 0x130)]
+    marks = [chr(c) for c in (*range(0x300, 0x330), 0xAD, 0x200C, 0x200D)]
+    for _ in range(2000):
+        text = "".join(draw.choice(alphabet) + draw.choice(marks) * draw.randrange(2) for _ in range(9))
+        words = tokenize(text)
+        assert [tokenize(word) for word in words] == [[word] for word in words]
+        assert [fold(word) for word in words] == words
+        assert tokenize(unicodedata.normalize("NFD", text)) == words
 
 
 def test_vocabulary_by_count_then_alphabet():

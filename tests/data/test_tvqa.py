@@ -162,6 +162,30 @@ def test_a_malformed_line_is_named(copy, name, old, new, line, key, expected, fo
     assert not [path for path in (copy / "cache").rglob("*") if path.is_file()]
 
 
+@pytest.mark.parametrize("content, cause", [("[" * 100_000, "recursion"), ("1" * 5000, "4300 digits")])
+def test_json_that_cannot_be_read_is_named(copy, content, cause):
+    (copy / VAL).write_text((copy / VAL).read_text().rstrip() + "\n" + content)
+    with pytest.raises(ValueError, match=rf"{VAL}, line 3, field line: expected JSON \(.*{cause}"):
+        tvqa(str(copy), str(copy / "cache"), 0)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda content: b"\xef\xbb\xbf" + content, ""),
+        (lambda content: content.rstrip() + b"\n\n \r\n", ""),
+        (lambda content: content.decode().encode("utf-16"), ""),
+        (lambda content: content.replace(b"Who is", b"Who \xe9 is"), "1 bytes are not UTF-8"),
+    ],
+)
+def test_files_as_people_have_them(copy, source, change, said, caplog):
+    (copy / VAL).write_bytes(change((copy / VAL).read_bytes()))
+    other = tvqa(str(copy), str(copy / "cache"), SEED, min_count=1)
+    assert (f"{copy / VAL}: {said}" in caplog.text) == bool(said)
+    for name, values in source.fetch("test", np.arange(2)).items():
+        np.testing.assert_array_equal(other.fetch("test", np.arange(2))[name], values)
+
+
 def test_too_little_data(copy):
     many(copy, 1)
     with pytest.raises(ValueError, match="expected two clips or more, to hold one out for 'valid', found 1"):

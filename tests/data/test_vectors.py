@@ -1,4 +1,6 @@
+import codecs
 import gzip
+import unicodedata
 
 import numpy as np
 import pytest
@@ -22,8 +24,8 @@ def test_the_words_asked_for_by_id(tmp_path, name, opener, header):
 
 def test_a_word_of_spaces_is_not_its_first_word(tmp_path):
     (tmp_path / "v.txt").write_text(FILE)
-    vectors, found = read_vectors(str(tmp_path / "v.txt"), ["at", "."])
-    assert not found.any() and not vectors.any()
+    vectors, found = read_vectors(str(tmp_path / "v.txt"), ["at", ".", "the"])
+    assert found.tolist() == [False, False, True] and not vectors[:2].any()
 
 
 WRONG = [  # (text, line, what was expected, what was found)
@@ -57,3 +59,42 @@ def test_missing_and_cut_off_files(tmp_path):
     (tmp_path / "v.gz").write_bytes(b"lamp 1 2 3\n")
     with pytest.raises(ValueError, match="v.gz, after line 0: not a whole .gz file"):
         read_vectors(str(tmp_path / "v.gz"), WORDS)
+
+
+@pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
+def test_words_match_however_they_are_composed(tmp_path, mark):
+    lines = [f"{unicodedata.normalize('NFD', 'Café')} 1 2", "i\u0307stanbul 3 4", "naï\u00adve 5 6", "Café 7 8"]
+    (tmp_path / "v.txt").write_bytes(mark + "\n".join(lines).encode())
+    vectors, found = read_vectors(str(tmp_path / "v.txt"), ["café", "istanbul", "naïve", "none"])
+    assert found.tolist() == [True, True, True, False] and vectors.tolist() == [[1, 2], [3, 4], [5, 6], [0, 0]]
+
+
+def test_a_word_as_it_stands_goes_before_others(tmp_path):
+    (tmp_path / "v.txt").write_text("Apple 1 2\nAPPLE 3 4\napple 5 6\napple 7 8\nAPPLE 9 9\n")
+    assert read_vectors(str(tmp_path / "v.txt"), ["apple"])[0].tolist() == [[5, 6]]
+    assert read_vectors(str(tmp_path / "v.txt"), ["APPLE"])[0].tolist() == [[3, 4]]
+
+
+def test_how_many_words_were_found(tmp_path, caplog):
+    (tmp_path / "v.txt").write_text(FILE)
+    with caplog.at_level("INFO"):
+        read_vectors(str(tmp_path / "v.txt"), WORDS)
+    assert "v.txt: 3 of 5 words found" in caplog.text
+    with pytest.raises(
+        ValueError, match="v.txt: 0 of 3 words found, which are such as 'lampe', 'wer': is it the right"
+    ):
+        read_vectors(str(tmp_path / "v.txt"), ["<unk>", "lampe", "wer"])
+
+
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        ("lamp 1 2\n".encode("utf-16"), "is UTF-16, and word vectors are read as UTF-8: save it as UTF-8"),
+        (b"9 999999999\nlamp 1 2\n", "line 2: expected a word and 999999999 numbers, found 3 fields"),
+        (b"9" * 5000 + b" 2\nlamp 1 2\n", "line 2: expected a word and 1 numbers, found 3 fields"),
+    ],
+)
+def test_headers_and_encodings_that_cannot_be(tmp_path, content, says):
+    (tmp_path / "v.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=says):
+        read_vectors(str(tmp_path / "v.txt"), WORDS)

@@ -1,3 +1,4 @@
+import codecs
 import subprocess
 import sys
 from pathlib import Path
@@ -71,9 +72,13 @@ WRONG = [  # (column or None for the whole line, its text, the field named, what
     (2, LONG[:-1] + "1_0", "history", "an integer in [0, 3269017)", "'1_0'"),
     (3, "", "pos item", "an integer in [0, 3269017)", "''"),
     (3, "3269017", "pos item", "an integer in [0, 3269017)", "'3269017'"),
+    (3, "9223372036854775808", "pos item", "an integer in [0, 3269017)", "'9223372036854775808'"),
+    (4, "1" * 5000, "neg item", "an integer in [0, 3269017)", "'1111"),
+    (2, LONG[:-1] + "1" * 5000, "history", "an integer in [0, 3269017)", "'1111"),
     (4, "4,5", "neg item", "one id", "'2: 4,5'"),
     (5, "1,2", "pos item side", "184 comma-separated ids", "'2: 1,2'"),
     (6, "7", "neg item side", "184 comma-separated ids", "'1: 7'"),
+    (6, "7," * 183, "neg item side", "184 comma-separated ids", "'183: 7,7"),
     (None, "", "uid", "7 tab-separated fields", "'1: '"),
     (None, "1\t2\t3", "pos item", "7 tab-separated fields", r"'3: 1\t2\t3'"),
     (None, "\t" * 7, "neg item side", "7 tab-separated fields", "'8: "),
@@ -102,6 +107,23 @@ def test_a_malformed_line_leaves_nothing_and_repair_is_noticed(tmp_path):
     write(tmp_path, lines[:-1])  # other data under the same name is not taken for this
     source = xlong(str(tmp_path), str(tmp_path / "cache"), 0)
     assert source.size("train") + source.size("valid") == len(lines) - 1
+
+
+def test_marks_and_ends_of_lines_do_no_harm(tmp_path, caplog):
+    lines, test = fields_of(TRAIN), (FIXTURE / TEST).read_bytes()
+    variants = (codecs.BOM_UTF8 + test, test.replace(b"\n", b"\r\n"), test + b"\n\r\n \n", test.rstrip(b"\n"))
+    want = xlong(str(FIXTURE), str(tmp_path / "cache"), 0).fetch("test", np.arange(2))
+    for number, data in enumerate(variants):
+        assert "has no end" not in caplog.text
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        write(folder, lines)
+        (folder / TEST).write_bytes(data)
+        source = xlong(str(folder), str(tmp_path / "cache"), 0)
+        assert source.size("test") == len(fields_of(TEST))
+        for name, values in source.fetch("test", np.arange(2)).items():
+            np.testing.assert_array_equal(values, want[name])
+    assert f"line {len(fields_of(TEST))}, the last, has no end" in caplog.text
 
 
 def test_too_little_data(tmp_path):

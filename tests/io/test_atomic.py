@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from rmjax.io import atomic
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_write_replaces(tmp_path):
@@ -39,3 +44,77 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
 def test_an_unwritable_folder(tmp_path):
     with pytest.raises(OSError, match="no/f: 1 bytes could not be written"):
         atomic.write(tmp_path / "no" / "f", "x")
+
+
+@pytest.mark.parametrize("outcome", ["renamed", "error", "left"])
+def test_a_folder_leaves_nothing_but_what_was_renamed(tmp_path, outcome):
+    def fill():
+        with atomic.folder(tmp_path / "root") as scratch:
+            (scratch / "made").mkdir()
+            (scratch / "made" / "file").write_text("content")
+            if outcome == "error":
+                raise ValueError("an error")
+            if outcome == "renamed":
+                (scratch / "made").rename(tmp_path / "root" / "made")
+
+    if outcome == "error":
+        with pytest.raises(ValueError, match="an error"):
+            fill()
+    else:
+        fill()
+    names = [path.name for path in (tmp_path / "root").iterdir()]
+    assert names == (["made"] if outcome == "renamed" else [])
+
+
+HOLDS = """
+import sys
+from pathlib import Path
+from rmjax.io import atomic
+with atomic.folder(Path(sys.argv[1])) as scratch:
+    (scratch / "file").write_text("content")
+    print("ready", flush=True)
+    sys.stdin.readline()
+    sys.exit(not (scratch / "file").exists())
+"""
+
+
+def test_what_killed_processes_left_is_removed(tmp_path):
+    """One process is killed while it prepares; another lives on."""
+    pipe, line = subprocess.PIPE, [sys.executable, "-c", HOLDS, str(tmp_path)]
+    dead, living = (subprocess.Popen(line, stdin=pipe, stdout=pipe, cwd=ROOT) for _ in range(2))
+    for process in (dead, living):
+        assert process.stdout.readline() == b"ready\n"
+    dead.kill()
+    dead.communicate()
+    assert len(list(tmp_path.glob("incomplete.*"))) == 2
+    with atomic.folder(tmp_path) as scratch:
+        assert len(list(tmp_path.glob("incomplete.*"))) == 2 and scratch in tmp_path.iterdir()
+    assert len(list(tmp_path.iterdir())) == 1  # the living one's
+    living.communicate(b"\n")
+    assert living.returncode == 0 and not list(tmp_path.iterdir())
+
+
+def test_without_locks_nothing_is_removed(tmp_path, monkeypatch):
+    def none(*_):
+        raise OSError(37, "No locks available")
+
+    (tmp_path / "incomplete.x").mkdir()
+    (tmp_path / "incomplete.x" / "lock").touch()
+    (tmp_path / "incomplete.of-another-program").mkdir()
+    monkeypatch.setattr(atomic.fcntl, "flock", none)
+    with atomic.folder(tmp_path):
+        pass
+    assert len(list(tmp_path.iterdir())) == 2
+    monkeypatch.undo()
+    with atomic.folder(tmp_path):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["incomplete.of-another-program"]
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(OSError, match=r"file/below: .* set config\.data\.cache_dir"),
+        atomic.folder(tmp_path / "file" / "below"),
+    ):
+        pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import io
 
 import pytest
 
@@ -76,3 +77,36 @@ def test_no_json(tmp_path, content, message):
 def test_json_with_a_byte_order_mark(tmp_path):
     (tmp_path / "f.json").write_bytes(codecs.BOM_UTF8 + b'{"a": [1]}')
     assert text.read_json(tmp_path / "f.json") == {"a": [1]}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_any_encoding_as_utf_8(encoding):
+    data = (BODY * 30_000).encode(encoding)
+    stream, begin, end = text.as_utf8(io.BytesIO(data), len(data), "f")
+    with stream:
+        stream.seek(begin)
+        assert stream.read(end - begin).decode() == BODY * 30_000 and not stream.read()
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfea", b"\xff\xfe\0\xd8a\0", b"\xff\xfe\0\0a\0\0"])
+def test_what_begins_as_utf_16_and_goes_on_otherwise(data):
+    with pytest.raises(ValueError, match="f: begins as UTF-(16|32) and goes on otherwise"):
+        text.as_utf8(io.BytesIO(data), len(data), "f")
+
+
+def test_lines_of_a_text_are_those_of_its_file(tmp_path, caplog):
+    path = tmp_path / "f"
+    for body in ("", "\n", "a\n\nb\n", "a\r\nb\r\n\r\n \n", "a\u2028b\x0cc\n", "a\nb", "a\nb "):
+        caplog.clear()
+        path.write_bytes(body.encode())
+        lines = [line for _, line in text.read_lines(path)]
+        of_file = caplog.text
+        caplog.clear()
+        assert text.split_lines(text.decode(body.encode(), path), path) == lines
+        assert bool(caplog.text) == bool(of_file) == body.endswith(("b", "b "))
+
+
+def test_lines_that_show_their_own_end(tmp_path, caplog):
+    (tmp_path / "f").write_text("{}\n{}")
+    assert list(text.read_lines(tmp_path / "f", ended=False)) == [(1, "{}"), (2, "{}")]
+    assert not caplog.text

@@ -11,7 +11,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from rmjax.models import bert, gpt2
+from rmjax.models import bert, gpt2, huggingface
 from rmjax.models.huggingface import read, sizes_from_config, write
 
 NEEDED = "the oracle; pip install 'rmjax[parity]'"
@@ -242,9 +242,7 @@ def test_another_shape_is_an_error(tmp_path):
         with pytest.raises(ValueError) as error:
             read(file, like, kind)
         assert message in str(error.value) and str(file) in str(error.value)
-        cure = (
-            "Use segments of 1 tokens fewer" if kind == "gpt2" else "sizes (sizes_from_config(path, 'bert')), or name"
-        )
+        cure = "Use segments of 1 tokens fewer" if kind == "gpt2" else "own tokenizer, or one of at most 50 tokens"
         assert cure in str(error.value)
     file = write(tmp_path, random(shapes("gpt2")), "gpt2")
     rewrite(file, lambda x: x | {"transformer.h.0.mlp.c_fc.weight": x["transformer.h.0.mlp.c_fc.weight"].T})
@@ -295,7 +293,7 @@ def test_files_that_are_missing_or_damaged(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json not found; a checkpoint's folder has it"):
         sizes_from_config(file, "bert")
     (tmp_path / "config.json").write_text('{"model_type":')
-    with pytest.raises(ValueError, match=r"config\.json is not JSON \("):
+    with pytest.raises(ValueError, match=r"config\.json: no whole JSON: line 1, column"):
         sizes_from_config(tmp_path, "bert")
 
 
@@ -377,14 +375,17 @@ WRONG = [  # (kind, field, its value, what is said of it)
     ),
     ("gpt2", "n_inner", 3000, "found 3000, but our 'gpt2' is made for None or 3072 alone"),
     ("gpt2", "layer_norm_epsilon", 1e-6, "found 1e-06"),
-    ("gpt2", "attn_pdrop", 0.0, "found 0.0, but our 'gpt2' is made for 0.1 alone"),
+    ("gpt2", "n_head", None, "found None, but a whole number is expected"),
+    ("gpt2", "n_layer", True, "found True, but a whole number is expected"),
+    ("gpt2", "attn_pdrop", 1.5, "found 1.5, but a number from 0 to just below 1 is expected"),
+    ("bert", "layer_norm_eps", float("nan"), "found nan, but a number from 0"),
+    ("roberta", "pad_token_id", None, "found None, but a whole number is expected"),
     ("gpt2", "scale_attn_by_inverse_layer_idx", True, "found True"),
     ("gpt2", "tie_word_embeddings", False, "found False"),
     ("gpt2", "model_type", "gpt_neo", "found 'gpt_neo'"),
-    ("bert", "hidden_act", "gelu_new", "found 'gelu_new', but our 'bert' is made for 'gelu' alone"),
+    ("bert", "hidden_act", "gelu_new", "found 'gelu_new', but our 'bert' is made for 'gelu' or 'gelu_python' alone"),
     ("bert", "position_embedding_type", "relative_key", "found 'relative_key', but our 'bert' is made for 'absolute'"),
     ("bert", "intermediate_size", 1000, "found 1000, but our 'bert' is made for 3072 alone"),
-    ("bert", "classifier_dropout", 0.3, "found 0.3, but our 'bert' is made for None or 0.1 alone"),
     ("bert", "is_decoder", True, "found True"),
     ("roberta", "model_type", "bert", "found 'bert', but our 'roberta' is made for 'roberta' alone"),
 ]
@@ -398,30 +399,152 @@ def test_what_is_not_implemented_is_refused(tmp_path, kind, field, value, said):
     assert f"{tmp_path / 'config.json'}, field {field}: {said}" in str(error.value)
 
 
-def test_a_config_without_a_size_or_with_none(tmp_path):
-    for change, said in (
-        ({"n_embd": 770}, "config.json: width 770 is not a multiple of heads 12"),
-        ({"n_head": None}, "config.json: '<' not supported"),
+def test_a_config_of_no_sizes_or_of_wrong_ones(tmp_path):
+    for kind, content, said in (
+        ("gpt2", {"n_embd": 770}, "config.json: width 770 is not a multiple of heads 12"),
+        ("bert", {"hidden_size": 24}, "field intermediate_size: left out, and transformers takes 3072, but our 'bert'"),
+        ("bert", {"d_model": 8}, "config.json has none of the fields vocab_size, "),
+        ("bert", [], "config.json: expected a JSON object, found '[]'"),
     ):
-        (tmp_path / "config.json").write_text(json.dumps(RELEASED["gpt2"] | change))
+        (tmp_path / "config.json").write_text(json.dumps(content))
         with pytest.raises(ValueError, match=re.escape(said)):
-            sizes_from_config(tmp_path, "gpt2")
-    with pytest.raises(
-        ValueError, match=r"config\.json has no field vocab.*, num_.*; is it of a 'bert' model\?"
-    ) as error:
-        (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 8}))
-        sizes_from_config(tmp_path, "bert")
-    assert "hidden_size" not in str(error.value)
+            sizes_from_config(tmp_path, kind)
+
+
+DEFAULTS = {"gpt2": gpt2.Sizes(vocabulary=50257), "bert": bert.Sizes(vocabulary=30522)} | {
+    "roberta": bert.roberta(vocabulary=50265, positions=512, types=2, epsilon=1e-12)
+}
+
+
+def test_fields_that_are_left_out_have_the_defaults_of_transformers(tmp_path, kind):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    assert sizes_from_config(tmp_path, kind) == DEFAULTS[kind]
+    transformers = pytest.importorskip("transformers", reason=NEEDED)
+    theirs = getattr(transformers, {"gpt2": "GPT2", "bert": "Bert", "roberta": "Roberta"}[kind] + "Config")()
+    for field, value in huggingface.KINDS[kind].defaults.items():
+        assert getattr(theirs, field, value) == value, field
+
+
+def test_sizes_may_have_the_names_that_transformers_reads_too(tmp_path):
+    other = dict(hidden_size=32, max_position_embeddings=16, num_attention_heads=4, num_hidden_layers=2)
+    (tmp_path / "config.json").write_text(json.dumps(dict(vocab_size=V, resid_pdrop=0.2) | other))
+    assert sizes_from_config(tmp_path, "gpt2") == KINDS["gpt2"]
+
+
+@pytest.mark.parametrize(
+    "kind, change",
+    [
+        ("gpt2", {"activation_function": "gelu_fast"}),
+        ("gpt2", {"activation_function": "gelu_pytorch_tanh"}),
+        ("bert", {"hidden_act": "gelu_python"}),
+    ],
+)
+def test_names_of_the_same_activation(tmp_path, kind, change):
+    made = theirs(kind, **change)
+    made.save_pretrained(tmp_path)
+    assert sizes_from_config(tmp_path, kind) == KINDS[kind]
+    np.testing.assert_allclose(logits(kind, read(tmp_path, shapes(kind), kind)), their_logits(kind, made), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "kind, change",
+    [("gpt2", {"attn_pdrop": 0.0}), ("bert", {"classifier_dropout": 0.3}), ("roberta", {"classifier_dropout": 0})],
+)
+def test_dropouts_that_differ_are_one_and_a_warning_says_so(tmp_path, caplog, kind, change):
+    (tmp_path / "config.json").write_text(json.dumps(RELEASED[kind]))
+    sizes = sizes_from_config(tmp_path, kind)
+    assert not caplog.records
+    (tmp_path / "config.json").write_text(json.dumps(RELEASED[kind] | change))
+    assert sizes_from_config(tmp_path, kind) == sizes and sizes.dropout == 0.1
+    ((field, value),) = change.items()
+    assert f"{field} = {value}" in caplog.text and "our layers share one dropout: 0.1" in caplog.text
+
+
+def test_a_larger_table_of_words_is_cut_and_its_padded_ids_have_no_probability(tmp_path, kind, caplog):
+    params, fewer = random(shapes(kind)), dataclasses.replace(KINDS[kind], vocabulary=V - 7)
+    file = write(tmp_path, params, kind)
+    like = jax.eval_shape(model(kind, fewer).init, jax.random.key(0))
+    cut = read(file, like, kind)
+    assert "has 50 rows, and the tokenizer 43 words: the last 7 rows are left out" in caplog.text
+    tokens = np.minimum(texts()[0], V - 8)
+    if kind == "gpt2":
+        made, whole = model(kind, fewer), model(kind)
+        hidden = made.step(cut, made.init_state(cut, B), tokens, MASK)[0]
+        expected = whole.step(params, whole.init_state(params, B), tokens, MASK)[0]
+        np.testing.assert_array_equal(hidden[MASK], expected[MASK])
+        assert made.logits(cut, hidden).shape == (B, N, V - 7)
+        np.testing.assert_allclose(made.logits(cut, hidden), whole.logits(params, hidden)[..., :-7], atol=1e-5)
+    else:
+        found, expected = (model(kind, s).logits(p, tokens, MASK) for s, p in ((fewer, cut), (None, params)))
+        np.testing.assert_array_equal(found, expected)
+
+
+def header(file, change):
+    """Edits the JSON header of a safetensors file, its bytes left as they are."""
+    content = file.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    edited = json.dumps(change(json.loads(content[8 : 8 + size]))).encode()
+    file.write_bytes(len(edited).to_bytes(8, "little") + edited + content[8 + size :])
+
+
+BIAS = {"gpt2": "transformer.ln_f.bias", "bert": "bert.embeddings.LayerNorm.bias"} | {
+    "roberta": "roberta.embeddings.LayerNorm.bias"
+}
+
+
+def test_weights_are_finite_numbers_of_floating_point(tmp_path, kind):
+    params, name = random(shapes(kind)), BIAS[kind]
+    for value, said in (
+        (np.r_[np.zeros(DIM - 2), np.nan, np.inf].astype(np.float32), f"{name} has 2 values of {DIM} that are NaN"),
+        (np.full(DIM, 1e300), f"{name} has {DIM} values of {DIM} that are NaN or infinite in float32"),
+        (np.ones(DIM, bool), f"{name} is of type BOOL, and weights are F64, F32"),
+        (np.ones(DIM, np.int64), f"{name} is of type I64"),
+    ):
+        file = write(tmp_path, params, kind)
+        rewrite(file, lambda x, value=value: x | {name: value})
+        with pytest.raises(ValueError, match=re.escape(said)) as error:
+            read(tmp_path, shapes(kind), kind)
+        assert str(tmp_path) in str(error.value)
+    write(tmp_path, params, kind)
+    header(file, lambda x: x | {name: x[name] | {"dtype": "I32"}})  # the bytes are those of floats
+    with pytest.raises(ValueError, match=re.escape(f"{name} is of type I32")):
+        read(tmp_path, shapes(kind), kind)
+
+
+def test_an_index_names_files_of_its_own_folder(tmp_path):
+    params, folder = random(shapes("gpt2")), tmp_path / "repo" / "snapshots" / "abc"
+    whole = load_file(write(tmp_path / "other.safetensors", params, "gpt2"))
+    folder.mkdir(parents=True)
+    index = folder / "model.safetensors.index.json"
+    for shard in ("../../../other.safetensors", str(tmp_path / "other.safetensors")):
+        index.write_text(json.dumps({"weight_map": dict.fromkeys(whole, shard)}))
+        with pytest.raises(ValueError, match=re.escape(f"{index}: the file {shard!r} is outside the folder {folder}")):
+            read(folder, params, "gpt2")
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(whole, "a.safetensors")}))
+    (folder / "a.safetensors").symlink_to(tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=re.escape("a.safetensors is a link to " + str(tmp_path / "other"))):
+        read(folder, params, "gpt2")
+    (folder / "a.safetensors").unlink()
+    write(tmp_path / "repo" / "blobs" / "0123.safetensors", params, "gpt2")  # as Hugging Face's cache is made
+    (folder / "a.safetensors").symlink_to("../../blobs/0123.safetensors")
+    same(read(folder, params, "gpt2"), params)
+    index.write_text(json.dumps({"weight_map": dict.fromkeys([*whole, "lost"], "a.safetensors")}))
+    with pytest.raises(ValueError, match="a.safetensors has no tensor lost, as the index says"):
+        read(folder, params, "gpt2")
+    for content in ("[]", "{}", '{"weight_map": {"wte.weight": 7}}', "[" * 5000, "1" * 5000):
+        index.write_text(content)
+        with pytest.raises(ValueError, match=re.escape(str(index))):
+            read(folder, params, "gpt2")
 
 
 @functools.cache
-def theirs(kind):
+def theirs(kind, **changes):
     """A model of transformers with random parameters, biases and norms too."""
     torch = pytest.importorskip("torch", reason=NEEDED)
     transformers = pytest.importorskip("transformers", reason=NEEDED)
     name = {"gpt2": "GPT2", "bert": "Bert", "roberta": "Roberta"}[kind]
     rest = dict(bos_token_id=0, eos_token_id=0) if kind == "gpt2" else dict(num_labels=CLASSES)
-    config = getattr(transformers, f"{name}Config")(**CONFIGS[kind], **rest)
+    config = getattr(transformers, f"{name}Config")(**CONFIGS[kind] | changes, **rest)
     made = getattr(transformers, name + ("LMHeadModel" if kind == "gpt2" else "ForSequenceClassification"))(config)
     with torch.no_grad():
         for i, parameter in enumerate(made.parameters()):

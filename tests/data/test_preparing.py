@@ -1,0 +1,132 @@
+"""Whatever prepares data leaves soon after it is asked to stop, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from rmjax import config as configs
+from rmjax import main, train
+from rmjax.data import records, tokenizers
+from rmjax.data.documents import documents
+from rmjax.data.hyperpartisan import hyperpartisan
+from rmjax.data.text import Story, TextBuilder
+from rmjax.io import progress, text
+from rmjax.workdir import EXIT_PREEMPTED, Preemption
+from tests.data.test_hyperpartisan import write as write_hyperpartisan
+
+
+@pytest.fixture
+def books(tmp_path):
+    for split in ("train", "valid", "test"):
+        (tmp_path / "books" / split).mkdir(parents=True)
+        (tmp_path / "books" / split / "1.txt").write_text("a small lamp and a tall door " * 50_000)
+    return tmp_path / "books"
+
+
+def asks(patch, where, name, number, call):
+    """The `call`-th call of a function sends this process a signal first."""
+    right, calls = getattr(where, name), []
+
+    def asking(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == call:
+            os.kill(os.getpid(), number)
+        return right(*args, **kwargs)
+
+    patch.setattr(where, name, asking)
+    return calls
+
+
+def files(folder):
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    "tokenizer, where, name, call",
+    [
+        ("bytes", tokenizers.Bytes, "encode", 3),
+        ("words", tokenizers.text, "tokenize", 5),  # the vocabulary
+        ("words", tokenizers.Words, "encode", 3),
+        ("characters", tokenizers.Characters, "encode", 3),
+    ],
+)
+def test_documents_are_left_at_the_next_piece(tmp_path, monkeypatch, books, tokenizer, where, name, call):
+    calls = asks(monkeypatch, where, name, signal.SIGTERM, call)
+    with pytest.raises(progress.Stopped), Preemption():
+        documents("books", str(books), str(tmp_path / "cache"), tokenizer)
+    assert len(calls) <= call + 1 and not files(tmp_path / "cache")
+
+
+def test_a_second_interrupt_interrupts(tmp_path, monkeypatch, books):
+    def interrupts(self, string):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+    monkeypatch.setattr(tokenizers.Bytes, "encode", interrupts)
+    with pytest.raises(KeyboardInterrupt), Preemption():
+        documents("books", str(books), str(tmp_path / "cache"))
+    assert not files(tmp_path / "cache")
+
+
+class Made(TextBuilder):
+    """A thousand stories of one word."""
+
+    name = "made_slowly"
+
+    def stories(self):
+        story = Story([["lamp"]], [["lamp"]], [1], [0])
+        return {"train": [story] * 1000, "valid": [story], "test": [story]}
+
+
+def test_records_are_left_at_the_next_story(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with monkeypatch.context() as patch, pytest.raises(progress.Stopped), Preemption():
+        calls = asks(patch, np, "array", signal.SIGTERM, 9)
+        records.prepare(Made, str(tmp_path / "cache"), files=(tmp_path / "file",))
+    assert len(calls) < 50 and not files(tmp_path / "cache")
+    prepared = records.prepare(Made, str(tmp_path / "cache"), files=(tmp_path / "file",))
+    left = (tmp_path / "cache" / "made_slowly").iterdir()
+    assert [path.name for path in left] == [prepared.parent.name]
+
+
+def test_lines_are_left_within_a_thousand(tmp_path):
+    (tmp_path / "lines").write_text("a\n" * 5000)
+    with pytest.raises(progress.Stopped, match="while reading .*lines"), Preemption():
+        os.kill(os.getpid(), signal.SIGTERM)
+        list(text.read_lines(tmp_path / "lines"))
+
+
+@pytest.mark.parametrize("where, name", [(tokenizers.text, "tokenize"), (tokenizers.Words, "encode")])
+def test_hyperpartisan_is_left_at_the_next_article(tmp_path, monkeypatch, where, name):
+    directory = write_hyperpartisan(tmp_path / "data")
+    calls = asks(monkeypatch, where, name, signal.SIGTERM, 2)
+    with pytest.raises(progress.Stopped), Preemption():
+        hyperpartisan(directory, str(tmp_path / "cache"))
+    assert len(calls) <= 3 and not files(tmp_path / "cache")
+
+
+def test_a_run_that_prepares_exits_as_one_that_trains(tmp_path, monkeypatch, books, caplog):
+    config = configs.base()
+    config.data.update(name="books", dir=str(books), cache_dir=str(tmp_path / "cache"))
+    asks(monkeypatch, tokenizers.Bytes, "encode", signal.SIGTERM, 2)
+
+    class Flag:
+        def __init__(self, value):
+            self.value = value
+
+    monkeypatch.setattr(main, "_CONFIG", Flag(config))
+    monkeypatch.setattr(main, "_WORKDIR", Flag(str(tmp_path / "run")))
+    monkeypatch.setattr(main, "_MODE", Flag("train"))
+    for name in ("_COORDINATOR", "_PROCESSES", "_PROCESS_ID", "_DISTRIBUTED"):
+        monkeypatch.setattr(main, name, Flag(None))
+    monkeypatch.setattr(configs, "validate", lambda config: None)
+    monkeypatch.setattr(main.environment, "prepare", lambda: "")
+    assert main.main(["main"]) == EXIT_PREEMPTED
+    assert "Stopped: asked to stop while making tokens; run the same line again" in caplog.text
+    assert not files(tmp_path / "cache") and issubclass(train.Preempted, progress.Stopped)
