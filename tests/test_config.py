@@ -105,7 +105,7 @@ def test_right_flags_pass():
         ("data.text.tokenizer", "hf://gpt2", "config.data.text.tokenizer=hf://gpt2 is an address"),
         ("train.start_from", "runs/lr[1]", "config.train.start_from=runs/lr[1] has '[' in its whole path"),
         ("train.model_devices", 2, "config.train.model_devices = 2 needs config.train.mapping = 'mesh'"),
-        ("data.name, model.kind, model.layers", ("hyperpartisan", "memoria_bert", 1), "model.layers = 1: two are needed"),
+        ("data.name, model.kind, model.layers", ("hyperpartisan", "memoria_bert", 1), "layers = 1: two are needed"),
         ("data.name, model.kind, memoria.layer", ("hyperpartisan", "memoria_bert", 99), "memoria.layer = 99: must be"),
         ("train.eval_batch_size", 3, None),
     ],

@@ -41,7 +41,7 @@ def test_every_key_is_read(tmp_path):
     run = Recorder(tiny(**fast))
     train.train(run, tmp_path / "run")
     read |= run.read
-    of_other_machines = {"machine.slots", "machine.encoder", "machine.buffer_length", "reason.hops"}
+    of_other_machines = {"machine.slots", "machine.encoder", "machine.buffer_length"}
     of_other_data = {"data.dir", "data.cache_dir", "data.movielens.every"}
     assert not read & (of_other_machines | of_other_data) and "machine.history_sum" in read
     for kind in ("rehearsal", "continual", "buffer"):
