@@ -2,7 +2,8 @@
 
     python -m rmjax.main --config=configs/books.py --config.data.dir=<folder of .txt> --workdir=runs/books
 
-Whole books are held out. Bytes by default; `--config.data.text.tokenizer=tokenizer.json` for subwords.
+Whole books are held out; one or two are cut by position. Bytes by default, or
+`--config.data.text.tokenizer=tokenizer.json` for subwords.
 `config.model.kind`: transformer, transformer_xl, compressive, infinity, memoria. A small model for two CPU cores:
 two layers of 64, segments of 64 bytes, eight rows; a memory is as long as a segment. Matrices begin at 0.07 in place
 of GPT-2's 0.02: what an engram adds has gone through five of them, and 0.07 sqrt(64) is 0.02 sqrt(768).

@@ -190,8 +190,9 @@ class Streams:
                 self._slots = dict(zip(index["users"], index["slots"], strict=True))
                 self._capacity = max(capacity, index["capacity"])
                 self._used = max(index["slots"], default=-1) + 1
-                self._free = sorted(set(range(self._used)) - set(index["slots"]))
+                # First the files, whose sizes bound the numbers of the index.
                 self._store = InFiles(self._blank, self._capacity, self._folder, index["capacity"])
+                self._free = sorted(set(range(self._used)) - set(index["slots"]))
                 self._fill(index["erase"], self._blank)
             self._held = held.pop_all()
 

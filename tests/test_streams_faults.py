@@ -176,6 +176,7 @@ HARMS = {
     "fewer slots": (lambda i: i.update(slots=[0, 1]), "3 users, but 2 slots"),
     "no users": (lambda i: i.pop("users"), "users is missing, or no list"),
     "capacity": (lambda i: i.update(capacity=10**9), r"\.bin has \d+ of \d+ bytes"),
+    "capacity and a slot": (lambda i: i.update(capacity=10**9, slots=[0, 1, 10**9 - 1]), r"\.bin has \d+ of \d+ bytes"),
     "half a capacity": (lambda i: i.update(capacity=1.5), "capacity is 1.5: it must be a whole number from 1 on"),
     "a slot to erase": (lambda i: i.update(erase=[1]), r"erase\[0\] is 1"),
 }

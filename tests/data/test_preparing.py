@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from rmjax import config as configs
-from rmjax import main, train
+from rmjax import train
 from rmjax.data import records, tokenizers
 from rmjax.data.documents import documents
 from rmjax.data.hyperpartisan import hyperpartisan
@@ -18,6 +20,8 @@ from rmjax.data.text import Story, TextBuilder
 from rmjax.io import progress, text
 from rmjax.workdir import EXIT_PREEMPTED, Preemption
 from tests.data.test_hyperpartisan import write as write_hyperpartisan
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -111,22 +115,26 @@ def test_hyperpartisan_is_left_at_the_next_article(tmp_path, monkeypatch, where,
     assert len(calls) <= 3 and not files(tmp_path / "cache")
 
 
-def test_a_run_that_prepares_exits_as_one_that_trains(tmp_path, monkeypatch, books, caplog):
-    config = configs.base()
-    config.data.update(name="books", dir=str(books), cache_dir=str(tmp_path / "cache"))
-    asks(monkeypatch, tokenizers.Bytes, "encode", signal.SIGTERM, 2)
+COMMAND = """
+import os, signal, sys
+from rmjax.data import tokenizers
+encode, calls = tokenizers.Bytes.encode, []
+def asking(self, string):
+    calls.append(1)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return encode(self, string)
+tokenizers.Bytes.encode = asking
+from rmjax import main
+main.run()
+"""
 
-    class Flag:
-        def __init__(self, value):
-            self.value = value
 
-    monkeypatch.setattr(main, "_CONFIG", Flag(config))
-    monkeypatch.setattr(main, "_WORKDIR", Flag(str(tmp_path / "run")))
-    monkeypatch.setattr(main, "_MODE", Flag("train"))
-    for name in ("_COORDINATOR", "_PROCESSES", "_PROCESS_ID", "_DISTRIBUTED"):
-        monkeypatch.setattr(main, name, Flag(None))
-    monkeypatch.setattr(configs, "validate", lambda config: None)
-    monkeypatch.setattr(main.environment, "prepare", lambda: "")
-    assert main.main(["main"]) == EXIT_PREEMPTED
-    assert "Stopped: asked to stop while making tokens; run the same line again" in caplog.text
+def test_a_run_that_prepares_exits_as_one_that_trains(tmp_path, books):
+    options = [f"--config={ROOT}/configs/books.py", f"--config.data.dir={books}", f"--workdir={tmp_path / 'run'}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    command = [sys.executable, "-c", COMMAND, *options, f"--config.data.cache_dir={tmp_path / 'cache'}"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == EXIT_PREEMPTED, done.stderr
+    assert "Stopped: asked to stop while making tokens; run the same line again" in done.stderr
     assert not files(tmp_path / "cache") and issubclass(train.Preempted, progress.Stopped)
