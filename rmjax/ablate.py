@@ -199,7 +199,12 @@ def given_flags() -> list[str]:
     """The config file and what was changed of it, as flags of rmjax.main."""
     flag = flags.FLAGS["config"]
     overrides = config_flags.get_override_values(flag)
-    return [f"--config={config_flags.get_config_filename(flag)}", *(f"--config.{k}={v}" for k, v in overrides.items())]
+    modules = [f"--import={','.join(configs.IMPORT.value)}"] if configs.IMPORT.value else []
+    return [
+        *modules,
+        f"--config={config_flags.get_config_filename(flag)}",
+        *(f"--config.{k}={v}" for k, v in overrides.items()),
+    ]
 
 
 def run_all(table: Table, todo: list[Job], given: Sequence[str], workdir: Path, data: str, stop: Preemption) -> int:

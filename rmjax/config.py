@@ -37,6 +37,9 @@ a_path = Check(lambda value: True, "the path of a file or folder")  # `validate`
 a_workdir = Check(lambda value: True, "the path of a workdir")
 a_seed = between(0, 2**32 - 1)  # JAX takes 32 bits of a seed: beyond, two seeds would be one
 
+IMPORT = flags.DEFINE_list("import", [], "Modules that register kinds of their own, such as my_package.memories.")
+flags.DEFINE_string("list", None, "Prints all kinds; --list=machine.rehearsal prints the keys of one.")
+
 SOURCES = (
     "simulated_clicks",
     "xlong",
@@ -299,7 +302,7 @@ def validate(config: ConfigDict) -> None:
 
 
 def check_flags(argv: Sequence[str], also: str = "$^") -> None:
-    """Answers --help, and ends the process in one line if `--config.some.key=...` is unknown.
+    """Imports what --import names, answers --help and --list, and ends the process in one line if a key is unknown.
 
     Call it before absl parses: absl would show a traceback instead, and end --help as a mistake.
 
@@ -307,6 +310,8 @@ def check_flags(argv: Sequence[str], also: str = "$^") -> None:
       argv: the command line.
       also: a pattern of further keys.
     """
+    import_modules(argv)
+    answer_list(argv)
     answer_help(argv, describe())
     for argument in flags.FLAGS.read_flags_from_files(list(argv), force_gnu=False):
         override = re.match(r"--?(?:no)?config\.([^=]+)", argument)

@@ -160,5 +160,6 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
+    configs.import_modules(sys.argv)
     configs.answer_help(sys.argv)
     app.run(main)

@@ -34,8 +34,6 @@ _COORDINATOR = flags.DEFINE_string("coordinator", None, "Of several processes: h
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many there are.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Finds them by itself, on a TPU pod or in Kubernetes.")
-flags.DEFINE_list("import", [], "Modules that register kinds of their own, such as my_package.memories.")
-flags.DEFINE_string("list", None, "Prints all kinds; --list=machine.rehearsal prints the keys of one.")
 _UNREAD = flags.DEFINE_enum(
     "unread", "refuse", ["refuse", "warn"], "What is done with a flag that this run does not read."
 )
@@ -90,8 +88,6 @@ def main(argv: Sequence[str]) -> int:
 
 def run() -> None:
     """The command `python -m rmjax.main`."""
-    configs.import_modules(sys.argv)
-    configs.answer_list(sys.argv)
     configs.check_flags(sys.argv)
     app.run(main)
 

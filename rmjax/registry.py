@@ -163,7 +163,7 @@ class Registry(Mapping[str, Kind]):
         if name not in self._modules:
             near = difflib.get_close_matches(name, [*self], n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(self)}"
-            raise ValueError(f"unknown {self.section} {name!r}; {hint}")
+            raise ValueError(f"unknown {self.section} {name!r}; {hint} (one from outside: import its module, --import)")
         module = importlib.import_module(self._modules[name])
         return Kind(module.Settings, getattr(module, self._maker))
 
