@@ -525,8 +525,10 @@ def stream_ids(source: Source, split: str) -> np.ndarray:
 
 
 def show(rows: list[dict[str, Any]]) -> str:
-    """The final table as text; the interval is over streams."""
+    """The final table as text; the interval is over streams, and gains are the memory's (see `memory_gain`)."""
     names = {"low": "95% from", "high": "to", "test_auc": "test AUC", "test_mrr": "test MRR"}
+    names |= {f"memory_gain_{name}": f"gain, {name}" for name in ("recollection", "familiarity")}
+    names["memory_spread"] = "spread"
     return metrics.table(
         [
             {names.get(k, k.replace("_", " ")): round(v, 4) if isinstance(v, float) else v for k, v in row.items()}

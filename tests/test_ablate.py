@@ -150,7 +150,10 @@ def test_what_failed_is_left_out_and_run_again_and_what_is_finished_is_not(tmp_p
     assert lines[1]["accuracy"] == "0.6000" and lines[2]["accuracy"] == "1.0000"
     assert "0.6500 +- 0.0707" in capsys.readouterr().out
     assert run_all(tmp_path) == 1 and len(runs) == 10
-    assert runs[0][:1] == ["--config=card.py"] and runs[0][-1] == f"--workdir={tmp_path / 'seed0' / 'x' / 'one'}"
+    assert (
+        runs[0][:2] == ["--unread=warn", "--config=card.py"]
+        and runs[0][-1] == f"--workdir={tmp_path / 'seed0' / 'x' / 'one'}"
+    )
 
 
 def test_rows_are_compared_with_the_baseline_seed_by_seed():

@@ -85,7 +85,15 @@ def test_the_table_has_the_machine_and_the_references(finished):
     for row in rows:
         assert 0 <= row["low"] <= row["test_auc"] <= row["high"] <= 1
     text = train.show(rows)
-    assert text.splitlines()[0].split() == ["memory", "test", "AUC", "95%", "from", "to"]
+    assert text.splitlines()[0].split() == [
+        "memory",
+        "test",
+        "AUC",
+        "95%",
+        "from",
+        "to",
+        *["gain,", "familiarity", "gain,", "recollection", "spread"],
+    ]
     assert all(f"{row['test_auc']:.4g}" in text for row in rows)
 
 
