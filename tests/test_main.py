@@ -29,6 +29,8 @@ def get_config(arg=""):
     return runs.tiny(**(runs.PLAIN if arg == "gru" else {}))
 """
 
+COLUMNS = ["memory", "test", "AUC", "95%", "from", "to", "gain,", "familiarity", "gain,", "recollection", "spread"]
+
 
 @pytest.fixture(scope="module")
 def card(tmp_path_factory):
@@ -78,15 +80,7 @@ def test_a_signal_ends_it_in_order_and_the_same_line_goes_on(start, card, tmp_pa
     steps = [entry["step"] for entry in lines(tmp_path) if entry["kind"] == "train"]
     assert code == 0 and steps == [*range(1, 7), *range(1, 13)]
     head, rule, *rows = out.splitlines()
-    assert head.split() == [
-        "memory",
-        "test",
-        "AUC",
-        "95%",
-        "from",
-        "to",
-        *["gain,", "familiarity", "gain,", "recollection", "spread"],
-    ] and set(rule) == {"-", " "}
+    assert head.split() == COLUMNS and set(rule) == {"-", " "}
     assert [row.split("  ")[0] for row in rows] == ["rehearsal", "oracle, full history", "oracle, last 20 clicks"]
     assert finish(start(*line))[:2] == (0, out)
     assert finish(start(*line, "--mode=eval"))[:2] == (0, out)

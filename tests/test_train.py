@@ -36,6 +36,8 @@ from rmjax.workdir import Preemption
 from tests.runs import PLAIN, before, compilations_kept, lines, saved, set_key, tiny
 from tests.small import noise
 
+COLUMNS = ["memory", "test", "AUC", "95%", "from", "to", "gain,", "familiarity", "gain,", "recollection", "spread"]
+
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled(tmp_path_factory):
@@ -85,15 +87,7 @@ def test_the_table_has_the_machine_and_the_references(finished):
     for row in rows:
         assert 0 <= row["low"] <= row["test_auc"] <= row["high"] <= 1
     text = train.show(rows)
-    assert text.splitlines()[0].split() == [
-        "memory",
-        "test",
-        "AUC",
-        "95%",
-        "from",
-        "to",
-        *["gain,", "familiarity", "gain,", "recollection", "spread"],
-    ]
+    assert text.splitlines()[0].split() == COLUMNS
     assert all(f"{row['test_auc']:.4g}" in text for row in rows)
 
 
