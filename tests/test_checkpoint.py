@@ -184,6 +184,16 @@ def test_fallback_goes_on_and_clears_the_damaged_one_away(open_checkpoints, tmp_
     assert open_checkpoints().restore(make_state()) is None and len(log()) == 3
 
 
+@pytest.mark.parametrize("line", ["x" * 5000, "\0", "a" * 66 + "\0"])
+def test_a_damaged_list_of_digests_is_refused_by_its_name(tmp_path, line):
+    checkpoint.save_tree(tmp_path / "tree", {"w": jnp.ones(2)}, {})
+    sums = tmp_path / "tree" / "SHA256SUMS"
+    sums.write_text(f"{sums.read_text()}{line}\n")
+    with pytest.raises(ValueError, match="tree is damaged: .*SHA256SUMS") as error:
+        checkpoint.load_tree(tmp_path / "tree", lambda manifest: {"w": jnp.ones(2)})
+    assert len(str(error.value)) < 300
+
+
 def test_a_file_too_many_is_damage_too(open_checkpoints, tmp_path, log):
     saved(open_checkpoints(), 1, 2)
     (tmp_path / "run" / "000000002" / "arrays" / "extra").write_text("")

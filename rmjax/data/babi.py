@@ -9,10 +9,9 @@ others.
 from __future__ import annotations
 
 import functools
-import lzma
 import re
 import tarfile
-import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from absl import logging
@@ -131,27 +130,37 @@ def read_files(files: tuple[Path, ...], folders: tuple[str, ...]) -> dict[str, t
     if files[0].suffix == ".txt":
         return {f"{file.parent.name}/{file.name}": (file, text.read_text(file)) for file in files}
     wanted, texts = re.compile(rf"(?:.*/)?((?:{'|'.join(map(re.escape, folders))})/qa[^/]*\.txt)"), {}
-    try:
-        with tarfile.open(files[0], tarinfo=_Member) as archive:
-            for member in archive:
-                match, path = wanted.fullmatch(member.name), files[0] / member.name
-                if not match or member.isdir():
-                    continue
-                content = archive.extractfile(member) if member.isreg() else None
-                if content is None:
-                    raise ValueError(f"{path}: a link or a device: pack the file itself. {ADVICE}")
-                if member.size > MOST_BYTES:
-                    most = f"no file of a task has over {MOST_BYTES:,}"
-                    raise ValueError(f"{path}: {member.size:,} bytes, but {most}. {ADVICE}")
-                texts[match[1]] = (path, text.decode(content.read(), path))
-            while archive.fileobj and archive.fileobj.read(1 << 20):  # the checksum is at the end
-                pass
-    except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
-        message = f"{files[0]}: the archive is damaged or cut short ({error}); fetch it again. {ADVICE}"
-        raise ValueError(message) from error
+    for match, member, content in _members(files[0], wanted):
+        path = files[0] / member.name
+        if content is None and member.isreg():
+            most = f"no file of a task has over {MOST_BYTES:,}"
+            raise ValueError(f"{path}: {member.size:,} bytes, but {most}. {ADVICE}")
+        if content is None:
+            raise ValueError(f"{path}: a link or a device: pack the file itself. {ADVICE}")
+        texts[match[1]] = (path, text.decode(content, path))
     if not texts:
         raise FileNotFoundError(f"{folders[0]}/qa1_..._train.txt not found in {files[0]}. {ADVICE}")
     return texts
+
+
+def _members(path: Path, wanted: re.Pattern[str]) -> Iterator[tuple[re.Match, tarfile.TarInfo, bytes | None]]:
+    """The members of an archive whose names are wanted. Their bytes are None where they are no file, or too large.
+
+    Raises:
+      ValueError: the archive is damaged.
+    """
+    try:
+        with tarfile.open(path, tarinfo=_Member) as archive:
+            for member in archive:
+                match = wanted.fullmatch(member.name)
+                if match and not member.isdir():
+                    file = archive.extractfile(member) if member.isreg() and member.size <= MOST_BYTES else None
+                    yield match, member, file.read() if file else None
+            while archive.fileobj and archive.fileobj.read(1 << 20):  # the checksum is at the end
+                pass
+    except Exception as error:  # what tarfile raises of a damaged header is not listed anywhere
+        message = f"{path}: the archive is damaged or cut short ({error}); fetch it again. {ADVICE}"
+        raise ValueError(message) from error
 
 
 class _Member(tarfile.TarInfo):

@@ -158,11 +158,12 @@ def _articles(path: Path) -> Pieces:
         stream, begin, _ = as_utf8(file, path.stat().st_size, str(path))
         stream.seek(begin)
         with io.TextIOWrapper(stream, "utf-8", "surrogateescape", newline="\n") as lines:
-            before, line = "", lines.readline(LONGEST)
+            line = lines.readline(LONGEST)
+            begins, blank = True, True  # whether `line` begins a line; whether the line before is blank
             while line or not held:
                 after = lines.readline(LONGEST)
-                blank = not before.strip() and not after.strip()
-                title = re.fullmatch(r" = ([^=]|[^=].*[^=]) = \r?\n?", line) if blank else None
+                alone = begins and blank and not after.strip()
+                title = re.fullmatch(r" = ([^=]|[^=].*[^=]) = \r?\n?", line) if alone else None
                 full = size > LONGEST or (size > PIECE and re.match(r" \S", line))
                 if some and (title or full):
                     yield name, "".join(held)
@@ -172,7 +173,8 @@ def _articles(path: Path) -> Pieces:
                 some = some or name is None or bool(line.strip())
                 held.append(line)
                 size += len(line)
-                before, line = line, after
+                blank = not line.strip() and (begins or blank)
+                begins, line = line.endswith("\n"), after
     yield name, "".join(held)
 
 
@@ -246,12 +248,21 @@ def _opened(path: Path) -> Iterator[tuple[IO[bytes], int]]:
         with path.open("rb") as file:
             yield file, path.stat().st_size
         return
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open("enwik8") as member:
+    with contextlib.ExitStack() as held:
+        file = held.enter_context(path.open("rb"))
+        try:
+            archive = held.enter_context(zipfile.ZipFile(file))
+            member = held.enter_context(archive.open("enwik8"))
+        except Exception as error:  # what zipfile raises of a damaged or encrypted archive is not listed anywhere
+            raise _no_archive(path, error) from error
+        try:
             yield member, archive.getinfo("enwik8").file_size
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError) as error:
-        # RuntimeError: it is encrypted.
-        raise ValueError(f"{path}: no whole archive of a file enwik8 ({error}). {ADVICE['enwik8']}") from error
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise _no_archive(path, error) from error
+
+
+def _no_archive(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path}: no whole archive of a file enwik8 ({error}). {ADVICE['enwik8']}")
 
 
 def _between_words(stream: IO[bytes], place: int) -> int:

@@ -145,17 +145,19 @@ def _write(
     of_bytes = isinstance(tokenizer, tokenizers.Bytes)
     with (folder / f"{split}.tokens").open("wb") as out:
         for file in corpus.files[split]:
-            before, wrong = tokens, 0
+            before, wrong, last = tokens, 0, ""
             for name, piece in corpus.read(split, file):
                 if name is not None:
                     starts.append(tokens)
-                    names.append(name)
+                    names.append(replaced(name)[0])  # it can be printed
+                    last = ""
                 text, more = replaced(piece) if of_bytes else _as_text(file, piece)
                 ids = tokenizer.encode(piece if of_bytes else text)
                 out.write(ids.astype(dtype).tobytes())
                 wrong += more
                 tokens += len(ids)
-                words += corpus.words(piece)
+                edge, last = last + piece[:1], piece[-1:]  # a word too long for one piece goes on in the next
+                words += corpus.words(piece) - (len(edge) == 2 and edge.split() == [edge])
                 characters += corpus.characters(piece)
                 progress.step(len(piece.encode("utf-8", "surrogateescape")))
             if tokens == before:

@@ -140,7 +140,10 @@ class MovieLensBuilder(records.StreamBuilder):
             train_end=int(train_end),
             test_start=int(test_start),
         )
-        negatives = match_popularity(asked, user, item, popularity, options["seed"])
+        try:
+            negatives = match_popularity(asked, user, item, popularity, options["seed"])
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}; take a whole release") from error
         return {split: self._generate_examples(chunks, item, place, negatives) for split, chunks in examples.items()}
 
     def _generate_examples(

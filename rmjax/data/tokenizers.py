@@ -12,6 +12,7 @@ import numpy as np
 
 from rmjax.data import text
 from rmjax.io import paths
+from rmjax.io.text import read_json
 
 KINDS = ("bytes", "characters", "words")
 ODD = " \n\nThe  Cat\n\nsat,\tzyzzyva-like: «Ünïcode» ﬁ½ 中文 ☃.\n "
@@ -134,27 +135,29 @@ class FromFile:
 
     def __init__(self, name: str):
         self.state = dict(kind="file", sha256=_digest(name))
+        self._file = _file(name)
         try:
             import tokenizers
         except ModuleNotFoundError as error:
             message = f"{name}: tokenizers, which reads it, is not installed: pip install 'tokenizers>=0.20'"
             raise ModuleNotFoundError(message) from error
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(_file(name)))
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(self._file))
         except Exception as error:  # the library raises no narrower one
-            raise ValueError(f"{name}: not a tokenizer.json ({error}); save one with Tokenizer.save") from error
+            raise ValueError(f"{self._file}: not a tokenizer.json ({error}); save one with Tokenizer.save") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         ids = self._tokenizer.get_vocab()
         self.size = max(ids.values(), default=-1) + 1
         if not self.size:
-            raise ValueError(f"{name}: its vocabulary is empty")
+            raise ValueError(f"{self._file}: its vocabulary is empty")
         if self.size > max(SPARSE * len(ids), MOST):  # a list of all would fill the memory
             token = max(ids, key=ids.__getitem__)
             raise ValueError(
-                f"{name}: its token {token!r} has the id {ids[token]}, of {len(ids)} tokens in all: ids "
+                f"{self._file}: its token {token!r} has the id {ids[token]}, of {len(ids)} tokens in all: ids "
                 "must run from 0 on with few gaps. Is the file damaged? Fetch it again"
             )
+        self._check(ids)
         self.vocabulary = [f"<no token {i}>" for i in range(self.size)]
         for token, i in ids.items():
             self.vocabulary[i] = token
@@ -163,9 +166,23 @@ class FromFile:
         except Exception:  # no narrower one here either: it has no token for what it does not know
             self.lossless = False
 
+    def _check(self, ids: dict[str, int]) -> None:
+        """Raises ValueError where two tokens have one id, or a token has another id than the file says."""
+        stated = {token["content"]: token["id"] for token in read_json(self._file).get("added_tokens") or ()}
+        seen: dict[int, str] = {}
+        for token, i in ids.items():
+            wrong = f"the id {i} of {seen[i]!r}" if i in seen else f"the id {stated.get(token, i)}, and gets {i}"
+            if i in seen or stated.get(token, i) != i:
+                raise ValueError(f"{self._file}: its token {token!r} has {wrong}. Is the file damaged? Fetch it again")
+            seen[i] = token
+
     def encode(self, string: str) -> np.ndarray:
         valid = string.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-        return np.array(self._tokenizer.encode(valid, add_special_tokens=False).ids, np.uint32)
+        try:
+            return np.array(self._tokenizer.encode(valid, add_special_tokens=False).ids, np.uint32)
+        except Exception as error:  # the library raises no narrower one
+            cause = f"a text cannot be made tokens ({error})"
+            raise ValueError(f"{self._file}: {cause}; take one that has a token for every text") from error
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)

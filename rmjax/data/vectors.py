@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import functools
 import gzip
-import math
+import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +18,8 @@ from rmjax.io import paths
 from rmjax.io.progress import Progress
 from rmjax.io.text import encoding_of
 
+_NUMBER = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")  # float() takes 1_0 and white space too
+_MOST = float(np.finfo(np.float32).max)
 LONGEST = 1 << 20  # bytes of a line: more is no vector, and would be held in RAM
 
 
@@ -75,7 +77,7 @@ def read_vectors(path: str, vocabulary: Sequence[str]) -> tuple[np.ndarray, np.n
                 if index is None:
                     index = wanted.get(fold(word.decode("utf-8", "replace")).encode())
                 if index is not None and (not found[index] or stands > as_it_stands[index]):
-                    if not all(map(_is_number, values.split())):
+                    if not all(map(_is_number, values.split(b" "))):
                         raise _malformed(file, number, f"a word and {width} finite numbers", line)
                     vectors[index], found[index], as_it_stands[index] = values.split(), True, stands
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -102,10 +104,7 @@ def _first(file: Path, line: bytes) -> bytes:
 
 
 def _is_number(field: bytes) -> bool:
-    try:
-        return math.isfinite(float(field))
-    except ValueError:
-        return False
+    return bool(_NUMBER.fullmatch(field)) and abs(float(field)) <= _MOST
 
 
 def _malformed(file: Path, number: int, expected: str, line: bytes) -> ValueError:

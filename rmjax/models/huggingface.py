@@ -5,7 +5,6 @@ Paths are local; nothing is fetched. A linear layer is stored [out, in] there as
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -201,18 +200,21 @@ def read(path: str | Path, like: Params, kind: str, fresh: Iterable[str] = ()) -
       ValueError: a file is damaged; an index names files outside its folder; a tensor is missing, of
         another shape, not of floating point, or holds NaN or infinity.
     """
-    how, files, kept = _kind(kind), _open(paths.resolve(path, "path")), tuple(f"{module}/" for module in fresh)
+    how, kept = _kind(kind), tuple(f"{module}/" for module in fresh)
+    path = _file(paths.resolve(path, "path"))
+    files = _open(path)
     stored = {_plain(name, how): name for name in files}
 
     def tensor(plain: str) -> np.ndarray:
         name = stored[plain]
-        dtype = files[name].get_slice(name).get_dtype()
+        file, opened = files[name]
+        dtype = opened.get_slice(name).get_dtype()
         if dtype not in FLOATS:
             raise ValueError(
-                f"{path}: {name} is of type {dtype}, and weights are {', '.join(FLOATS)}: "
+                f"{file}: {name} is of type {dtype}, and weights are {', '.join(FLOATS)}: "
                 "fetch it again, or save the model anew in float32"
             )
-        return files[name].get_tensor(name)
+        return opened.get_tensor(name)
 
     leaves, tree = jax.tree_util.tree_flatten_with_path(like)
     values = {_path(where): leaf for where, leaf in leaves}
@@ -238,7 +240,7 @@ def read(path: str | Path, like: Params, kind: str, fresh: Iterable[str] = ()) -
             raise ValueError(f"{path} has more than the {depth} layers of the model: {', '.join(sorted(deeper)[:3])}")
         logging.warning("%s: %d tensors have no place in the model: %s", path, len(extra), ", ".join(sorted(extra)))
     for ours, name in plain.items():
-        value, shape = tensor(name), values[ours].shape
+        value, shape, file = tensor(name), values[ours].shape, files[stored[name]][0]
         needed = shape[::-1] if _flipped(ours, how) else shape
         if ours in WORDS and len(value) > shape[0]:
             logging.warning(
@@ -255,7 +257,7 @@ def read(path: str | Path, like: Params, kind: str, fresh: Iterable[str] = ()) -
             if ours in WORDS and value.shape[1:] == needed[1:]:
                 cure = f"Use the checkpoint's own tokenizer, or one of at most {len(value)} tokens."
             raise ValueError(
-                f"{path}: {stored[name]} has shape {value.shape}, the model's {ours} is made for {needed}. {cure}"
+                f"{file}: {stored[name]} has shape {value.shape}, the model's {ours} is made for {needed}. {cure}"
             )
         value = value.T if _flipped(ours, how) else value
         with np.errstate(over="ignore"):
@@ -263,7 +265,7 @@ def read(path: str | Path, like: Params, kind: str, fresh: Iterable[str] = ()) -
         wrong = value.size - np.count_nonzero(np.isfinite(value))
         if wrong:
             raise ValueError(
-                f"{path}: {stored[name]} has {wrong} values of {value.size} that are NaN or "
+                f"{file}: {stored[name]} has {wrong} values of {value.size} that are NaN or "
                 f"infinite in {value.dtype}: fetch it again, or take an earlier checkpoint"
             )
         values[ours] = jnp.asarray(value)
@@ -272,7 +274,7 @@ def read(path: str | Path, like: Params, kind: str, fresh: Iterable[str] = ()) -
 
 def names(path: str | Path) -> list[str]:
     """Of a checkpoint's tensors; `path` as for `read`."""
-    return sorted(_open(paths.resolve(path, "path")))
+    return sorted(_open(_file(paths.resolve(path, "path"))))
 
 
 def write(path: str | Path, params: Params, kind: str) -> Path:
@@ -331,7 +333,8 @@ def sizes_from_config(path: str | Path, kind: str) -> gpt2.Sizes:
     try:
         sizes = how.make(**{ours: config[theirs] for ours, theirs in how.sizes.items()})
     except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+        wrong = [theirs for ours, theirs in how.sizes.items() if re.search(rf"\b{ours}\b", str(error))]
+        raise ValueError(f"{file}: {error} (field {', '.join(wrong)})") from error
     for field, allowed in how.only(sizes).items():
         if config[field] not in allowed:
             raise refused(field, f"our {kind!r} is made for {' or '.join(map(repr, allowed))} alone")
@@ -343,7 +346,7 @@ def sizes_from_config(path: str | Path, kind: str) -> gpt2.Sizes:
 
 
 def _fraction(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and 0 <= value < 1
+    return type(value) in (int, float) and 0 <= value < 1
 
 
 def _kind(kind: str) -> Kind:
@@ -383,39 +386,51 @@ def _plain(theirs: str, how: Kind) -> str:
     return re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", theirs.removeprefix(how.prefix)))
 
 
-def _open(path: Path) -> dict[str, Any]:
-    """{name of a tensor: the open file that has it}."""
-    if path.is_dir():
-        files = [file for file in (path / WHOLE, path / INDEX) if file.is_file()]
-        if not files:
-            names = ", ".join(file.name for file in paths.visible(path)) or "nothing"
-            raise FileNotFoundError(
-                f"{path} has {names}, but neither {WHOLE} nor {INDEX}; transformers' save_pretrained makes one of "
-                "other formats"
-            )
-        path = files[0]
+def _file(path: Path) -> Path:
+    """The file of weights or the index, of a folder that has one."""
+    if not path.is_dir():
+        return path
+    files = [file for file in (path / WHOLE, path / INDEX) if file.is_file()]
+    if not files:
+        names = ", ".join(file.name for file in paths.visible(path)) or "nothing"
+        raise FileNotFoundError(
+            f"{path} has {names}, but neither {WHOLE} nor {INDEX}; transformers' save_pretrained makes one of "
+            "other formats"
+        )
+    return files[0]
+
+
+def _open(path: Path) -> dict[str, tuple[Path, Any]]:
+    """{name of a tensor: the file that has it, and the same file open}."""
     if path.suffix != ".json":
-        return dict.fromkeys(*_shard(path))
+        names, opened = _shard(path)
+        return dict.fromkeys(names, (path, opened))
     shard_of = _json(path).get("weight_map")
-    if not isinstance(shard_of, dict) or not all(isinstance(shard, str) for shard in shard_of.values()):
+    if not isinstance(shard_of, dict) or not all(map(_is_name, shard_of.values())):
         expected = "expected {name of a tensor: name of a file}"
         raise ValueError(f"{path}, field weight_map: {expected}; fetch it again")
-    shards = {shard: _shard(_inside(path, shard)) for shard in sorted({*shard_of.values()})}
+    asked = f" ({path.name} names it)"
+    shards = {shard: _shard(_inside(path, shard), asked) for shard in sorted({*shard_of.values()})}
     for name, shard in shard_of.items():
         if name not in shards[shard][0]:
             raise ValueError(f"{path}: {shard} has no tensor {name}, as the index says; fetch both again")
-    return {name: shards[shard][1] for name, shard in shard_of.items()}
+    return {name: (path.parent / shard, shards[shard][1]) for name, shard in shard_of.items()}
 
 
-def _shard(file: Path) -> tuple[list[str], Any]:
-    """-> names of its tensors, the open file."""
+def _shard(file: Path, asked: str = "") -> tuple[list[str], Any]:
+    """-> names of its tensors, the open file. asked: who asks for it, for errors."""
     if not file.is_file():
-        raise FileNotFoundError(f"{file} not found; fetch it, or save the model there")
+        raise FileNotFoundError(f"{file} not found; fetch it, or save the model there{asked}")
     try:
         opened = safe_open(file, "numpy")
     except SafetensorError as error:
         raise ValueError(f"{file} is damaged or cut short ({error}); fetch it again") from error
     return list(opened.keys()), opened
+
+
+def _is_name(name: Any) -> bool:
+    """Whether a file can have it; Linux takes 255 bytes."""
+    return isinstance(name, str) and "\0" not in name and len(name.encode("utf-8", "replace")) < 256
 
 
 def _inside(index: Path, shard: str) -> Path:

@@ -393,3 +393,16 @@ def test_a_part_of_a_task_is_said_each_time(cache, caplog):
         caplog.clear()
         babi(str(FIXTURE), cache, tasks=TASKS)
         assert "qa3: only a part of its training file is there, 3 questions" in caplog.text
+
+
+@pytest.mark.parametrize("size", ["9" * 30, "9" * 5000])
+def test_a_number_in_an_archives_header_that_cannot_be_is_named(tmp_path, size):
+    path = tmp_path / "babi.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        note = tarfile.TarInfo("note")
+        note.type, content = tarfile.XHDTYPE, f"{size} path=en-10k/qa1_a_train.txt\n".encode()
+        note.size = len(content)
+        archive.addfile(note, io.BytesIO(content))
+        archive.addfile(tarfile.TarInfo("x"))
+    with pytest.raises(ValueError, match=re.escape(f"{path}: the archive is damaged or cut short")):
+        babi(str(path), str(tmp_path / "cache"))

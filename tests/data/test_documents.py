@@ -574,3 +574,58 @@ def test_the_cache_folder(tmp_path, monkeypatch):
         documents("books", directory, str(tmp_path / "file"))
     with pytest.raises(ValueError, match=r"config\.data\.dir=s3://.* is an address"):
         documents("books", "s3://bucket/books", "")
+
+
+@pytest.mark.parametrize("cut", [slice(0, 60), slice(30, 90), slice(-40, -22)])
+def test_a_zip_with_a_hole_is_named(tmp_path, cut):
+    path = tmp_path / "enwik8.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("enwik8", "text " * 40)
+    data = bytearray(path.read_bytes())
+    del data[cut]
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=re.escape(f"{path}: no whole archive of a file enwik8")):
+        documents("enwik8", str(tmp_path), str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("before", ["xy", "xyz", "x" * 16, "x" * 17])
+def test_a_line_in_several_pieces_is_one_line_and_one_word(tmp_path, monkeypatch, before):
+    monkeypatch.setattr(corpora, "LONGEST", 8)
+    monkeypatch.setattr(corpora, "PIECE", 4)
+    text = f" \n = A = \n \n{before}\n = B = \n \n{before} y\n"
+    root = write(tmp_path / "wiki", {f"wiki.{split}.tokens": text for split in SPLITS})
+    train = documents("wikitext", root, str(tmp_path / "cache"))["train"]
+    assert train.names == ["A"] and bytes(train.tokens) == text.encode()
+    assert train.words == len(text.split()) + text.count("\n")
+    root = write(tmp_path / "books", {f"{split}/a.txt": f"{before} {before}{before}" for split in SPLITS})
+    train = documents("books", root, str(tmp_path / "cache"))["train"]
+    assert train.words == 2
+
+
+def test_names_of_documents_can_be_printed(tmp_path):
+    files = {f"wiki.{split}.tokens": b" \n = Caf\xe9 = \n \n x \n" for split in SPLITS}
+    assert documents("wikitext", write(tmp_path / "wiki", files), str(tmp_path))["train"].names == ["Caf\ufffd"]
+
+
+@pytest.mark.parametrize(
+    "token, number, wrong", [("lamp", 0, "the id 0 of 'the'"), ("[CLS]", 7, "the id 7, and gets 2")]
+)
+def test_every_token_has_an_id_of_its_own(tmp_path, token, number, wrong):
+    model = Tokenizer(models.WordLevel({"the": 0, "lamp": 1}, unk_token="the"))
+    model.add_special_tokens(["[CLS]"])
+    saved = json.loads(model.to_str())
+    if token == "lamp":
+        saved["model"]["vocab"][token] = number
+    else:
+        saved["added_tokens"][0]["id"] = number
+    (tmp_path / "tokenizer.json").write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match=rf"tokenizer\.json: its token '.*' has the id {number}") as error:
+        make_tokenizer(str(tmp_path))
+    assert token == "lamp" or wrong in str(error.value)
+
+
+def test_a_text_that_a_tokenizer_has_no_token_for_is_an_error_of_its_file(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    Tokenizer(models.WordLevel({"the": 0})).save(str(path))
+    with pytest.raises(ValueError, match=re.escape(f"{path}: a text cannot be made tokens")):
+        make_tokenizer(str(path)).encode("lamp")

@@ -283,3 +283,10 @@ def test_hash_is_fixed_and_even():
     assert ((counts - 4000) ** 2 / 4000).sum() < 28  # chi-squared, 9 degrees of freedom: p > 0.001
     different = [hash64("a", 1, 2), hash64("a", 2, 1), hash64("b", 1, 2), hash64("a", 1), hash64("a", 1, 2, 0)]
     assert len({int(value) for value in different}) == 5
+
+
+def test_a_user_who_rated_every_film_is_named_with_the_file(tmp_path):
+    rows = [f"{user},{movie},3.0,{1000 + user + movie}" for user in (1, 2) for movie in range(1, 9)]
+    (tmp_path / "ratings.csv").write_text("\n".join(["userId,movieId,rating,timestamp", *rows, ""]))
+    with pytest.raises(ValueError, match=r"ratings\.csv: user \d rated every item: no negative is left"):
+        movielens(str(tmp_path), str(tmp_path / "cache"), 0, first=2, every=1)

@@ -98,3 +98,10 @@ def test_headers_and_encodings_that_cannot_be(tmp_path, content, says):
     (tmp_path / "v.txt").write_bytes(content)
     with pytest.raises(ValueError, match=says):
         read_vectors(str(tmp_path / "v.txt"), WORDS)
+
+
+@pytest.mark.parametrize("values", ["1 2 1_0", "1 2 \r3", "1 2\t3 4", "1 2 1e39", "1 2 -1e400", "1 2 \u0663"])
+def test_numbers_are_written_as_numbers_are_and_fit(tmp_path, values):
+    (tmp_path / "v.txt").write_bytes(f"the 1 2 3\nlamp {values}\n".encode())
+    with pytest.raises(ValueError, match=r"v\.txt, line 2: expected a word and 3 finite numbers"):
+        read_vectors(str(tmp_path / "v.txt"), WORDS)

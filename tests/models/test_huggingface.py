@@ -605,3 +605,39 @@ def test_bfloat16_files_of_transformers(tmp_path, kind):
     loaded.save_pretrained(tmp_path / "half")
     whole, half = (read(tmp_path / name, shapes(kind), kind) for name in ("whole", "half"))
     same(half, jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), whole))
+
+
+def test_the_file_that_is_wrong_is_named(tmp_path):
+    params = random(shapes("gpt2"))
+    whole = load_file(write(tmp_path, params, "gpt2"))
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path / 'model.safetensors'} as 'bert' has no tensors for")):
+        read(tmp_path, random(shapes("bert")), "bert")
+    index, shard = tmp_path / "model.safetensors.index.json", tmp_path / "a.safetensors"
+    (tmp_path / "model.safetensors").rename(shard)
+    for name, cause in (
+        ("b.safetensors", f"b.safetensors not found; fetch it, or save the model there ({index.name} names it)"),
+        ("b" * 300, f"{index}, field weight_map"),
+        ("\0", f"{index}, field weight_map"),
+    ):
+        index.write_text(json.dumps({"weight_map": dict.fromkeys(whole, name)}))
+        with pytest.raises((ValueError, FileNotFoundError), match=re.escape(cause)):
+            read(tmp_path, params, "gpt2")
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(whole, shard.name)}))
+    rewrite(shard, lambda tensors: {name: x * np.nan for name, x in tensors.items()})
+    with pytest.raises(ValueError, match=re.escape(f"{shard}: transformer.")):
+        read(tmp_path, params, "gpt2")
+
+
+@pytest.mark.parametrize(
+    "field, value, cause",
+    [
+        ("resid_pdrop", 10**400, ", field resid_pdrop: found 1000"),
+        ("n_head", 5, "width 32 is not a multiple of heads 5 (field n_head)"),
+        ("n_positions", 0, "positions must be at least 1, got 0 (field n_positions)"),
+    ],
+)
+def test_numbers_of_a_config_that_cannot_be_are_named(tmp_path, field, value, cause):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(CONFIGS["gpt2"] | {field: value}))
+    with pytest.raises(ValueError, match=f"{re.escape(str(file))}.*{re.escape(cause)}"):
+        sizes_from_config(tmp_path, "gpt2")
