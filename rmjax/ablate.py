@@ -136,8 +136,7 @@ def spread(values: list[float], seeds: bool) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    del argv
     logging.set_verbosity(logging.INFO)
     assert _TABLE.value is not None
     config = _CONFIG.value
@@ -196,4 +195,4 @@ def run_all(table: Table, todo: list[Job], given: Sequence[str], workdir: Path, 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "table"])
     configs.check_flags(sys.argv)
-    app.run(main)
+    app.run(main, flags_parser=configs.parse_flags)

@@ -29,7 +29,7 @@ def make(
     """
     item_dim, slot_dim = item_dim or dim, slot_dim or dim
     if dim % subspaces:
-        raise ValueError(f"dim {dim} does not divide among subspaces {subspaces}")
+        raise ValueError(f"dim {dim} does not divide among subspaces {subspaces}: change one")
     width = dim // subspaces
 
     def init(key: Key) -> Params:
