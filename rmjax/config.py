@@ -338,7 +338,9 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         missing = re.search(r"Flag --(\w+) must have a value other than None", str(error))
         if missing:
             raise SystemExit(f"--{missing[1]} is missing: {flags.FLAGS[missing[1]].help}") from None
-        raise SystemExit(f"{str(error).rstrip('.')}; --help shows all flags") from None
+        shown = re.sub(r"invalid literal for int.*", "must be a whole number", str(error).rstrip("."))
+        shown = re.sub(r"could not convert string to float.*", "must be a number", shown)
+        raise SystemExit(f"{shown}; --help shows all flags") from None
     except Exception as error:  # a card may raise anything
         raise SystemExit(_broken(cards[-1], error)) from None
     if len(rest) > 1:
@@ -414,7 +416,8 @@ def _check_card(value: str) -> None:
     if path.suffix == ".py" and path.is_file():
         return
     cards = [str(card) for card in paths.visible(path if path.is_dir() else path.parent, "*.py")]
-    near = difflib.get_close_matches(str(path), cards, n=1)
+    names = difflib.get_close_matches(path.name, [Path(card).name for card in cards], n=1)
+    near = [str(path.with_name(name)) for name in names]
     cure = "cards are in the folder configs of a clone of rmjax: go there, or give the path"
     if cards:
         cure = f"did you mean {near[0]}?" if near and not path.exists() else f"there are {', '.join(cards)}"

@@ -144,6 +144,7 @@ from ml_collections import config_flags
 from rmjax import config
 from absl import flags
 CONFIG = config_flags.DEFINE_config_file("config", None, "The card.")
+flags.DEFINE_integer("count", 1, "")
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
     config.check_flags(sys.argv)
@@ -174,6 +175,7 @@ def get_config(arg=None):
         (["--config={card}", "--config.train.clip", "=", "5"], "config.train.clip = '=': must be a number, above 0"),
         (["--config={card}", "--config.machine.remat=maybe"], "config.machine.remat = 'maybe': must be True or False"),
         (["--config={card}", "--steps=3"], "--steps: no such flag; did you mean --config.probe.steps or --config."),
+        (["--config={card}", "--count=x"], "flag --count=x: must be a whole number; --help shows all flags"),
         (["--config={card}", "--confg=3"], "--confg: no such flag; did you mean --config?"),
         (["--config={card}", "train"], "unexpected arguments: train; options are flags, such as --mode=eval"),
         ([], "--config is missing: The card."),
@@ -221,6 +223,9 @@ def test_a_path_that_is_no_card_is_answered_with_the_cards(tmp_path):
     assert (
         parsed(tmp_path / "xlng.py") == f"--config={tmp_path}/xlng.py: no such file; did you mean {tmp_path}/xlong.py?"
     )
+    (tmp_path / "synthetic.py").touch()
+    assert f"did you mean {tmp_path}/xlong.py?" in parsed(tmp_path / "xlongg.py")
+    (tmp_path / "synthetic.py").unlink()
     assert parsed(tmp_path) == f"--config={tmp_path}: a folder; there are {tmp_path}/xlong.py"
     assert parsed(tmp_path / "config.json").endswith(f"no card, which is a .py file; there are {tmp_path}/xlong.py")
     assert parsed(tmp_path / "no" / "xlong.py").endswith(
