@@ -7,6 +7,7 @@ is not run again, so the same line goes on where it stopped. `--config.<key>=<va
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
 import statistics
@@ -24,6 +25,7 @@ from rmjax import config as configs
 from rmjax import kept, metrics
 from rmjax.io import atomic, paths, text
 from rmjax.tables import TABLES, Table
+from rmjax.tasks import is_sequence
 from rmjax.workdir import EXIT_PREEMPTED, Preemption, lock
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Path of a config file, what the rows are changes of.")
@@ -75,12 +77,14 @@ def run(job: Job, given: Sequence[str], stop: Preemption) -> list[dict[str, Any]
     if not results.exists():
         job.workdir.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "rmjax.main", "--unread=warn", *given, *job.flags, f"--workdir={job.workdir}"]
-        with (job.workdir / "log.txt").open("a") as log:
+        path = job.workdir / "log.txt"
+        with path.open("a") as log:
             code = wait(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT), stop)
         if stop.requested or code == EXIT_PREEMPTED:
             raise SystemExit(EXIT_PREEMPTED)
         if code or not results.exists():
-            logging.error("%s failed with exit code %s; see %s", job.workdir, code, job.workdir / "log.txt")
+            last = path.read_text(errors="replace").strip().rpartition("\n")[2]
+            logging.error("%s failed with exit code %s (%s); see %s", job.workdir, code, last, path)
             return None
     return text.read_json(results)
 
@@ -94,6 +98,22 @@ def wait(process: subprocess.Popen, stop: Preemption) -> int:
             asked = True
         with contextlib.suppress(subprocess.TimeoutExpired):
             return process.wait(timeout=0.5)
+
+
+def check_fits(table: Table, config: Any) -> None:
+    """Raises ValueError if the table changes what the config's data never read: its rows would all be one."""
+    name = config.data.name
+    other = ("machine", "rehearsal", "reason", "teacher") if is_sequence(config) else ("model", "memoria")
+    changes = [*table.settings.values(), *(row.changes for row in table.rows.values())]
+    for key in dict.fromkeys(itertools.chain.from_iterable(changes)):
+        section, inner = key.split(".")[:2]
+        source = inner if section == "data" and inner in configs.SOURCES else name
+        if section in other or source != name:
+            card = source if source != name else "synthetic" if is_sequence(config) else "sorting"
+            raise ValueError(
+                f"--table: {table.source} changes config.{key}, which config.data.name = {name!r} does not "
+                f"read. Take another --config, such as configs/{card}.py"
+            )
 
 
 def check_same_config(config: Any, workdir: Path) -> None:
@@ -163,14 +183,14 @@ def spread(values: list[float], seeds: bool) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    del argv
     logging.set_verbosity(logging.INFO)
     assert _TABLE.value is not None
     config = _CONFIG.value
     try:
         workdir = paths.resolve_checkpoint(_WORKDIR.value or f"runs/{_TABLE.value}", "--workdir")
         configs.validate(config)
+        check_fits(TABLES[_TABLE.value], config)
         table = choose(TABLES[_TABLE.value], _ROWS.value, _SETTINGS.value)
         data = "simulated_clicks" if config.data.name == "xlong" and not config.data.dir else config.data.name
         with lock(workdir), Preemption() as stop:
@@ -232,4 +252,4 @@ def run_all(table: Table, todo: list[Job], given: Sequence[str], workdir: Path, 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "table"])
     configs.check_flags(sys.argv)
-    app.run(main)
+    app.run(main, flags_parser=configs.parse_flags)

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import re
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -302,7 +303,8 @@ def validate(config: ConfigDict) -> None:
 
 
 def check_flags(argv: Sequence[str], also: str = "$^") -> None:
-    """Imports what --import names, answers --help and --list, and ends the process in one line if a key is unknown.
+    """Imports what --import names, answers --help and --list, and ends the process in one line if a key of a config
+    cannot be, or its value.
 
     Call it before absl parses: absl would show a traceback instead, and end --help as a mistake.
 
@@ -313,12 +315,41 @@ def check_flags(argv: Sequence[str], also: str = "$^") -> None:
     import_modules(argv)
     answer_list(argv)
     answer_help(argv, describe())
-    for argument in flags.FLAGS.read_flags_from_files(list(argv), force_gnu=False):
-        override = re.match(r"--?(?:no)?config\.([^=]+)", argument)
-        if not override or re.fullmatch(also, override[1]):
+    for name, value, alone in _given(argv):
+        key = re.sub("^no(?=config)", "", name).removeprefix("config.")
+        if key == re.sub("^no", "", name) or re.fullmatch(also, key):
             continue
-        if not any(f"{name}.".startswith(f"{override[1]}.") for name in SCHEMA):
-            raise SystemExit(_unknown(override[1]))
+        if not any(f"{known}.".startswith(f"{key}.") for known in SCHEMA):
+            raise SystemExit(_unknown(key))
+        if key in SCHEMA and name.startswith("config"):
+            _check_text(key, value, alone)
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """The `flags_parser` of `app.run`: what is wrong ends the process with one line that says why."""
+    cards = [value for name, value, _ in _given(argv) if name == "config" and "config" in flags.FLAGS]
+    for card in cards:
+        _check_card(card)
+    try:
+        rest = flags.FLAGS(list(argv))
+    except flags.UnrecognizedFlagError as error:
+        raise SystemExit(_unknown_flag(error.flagname)) from None
+    except flags.Error as error:
+        if "parsing config file" in str(error):
+            original = error.__context__ and error.__context__.__context__  # absl and ml_collections wrapped it
+            raise SystemExit(_broken(cards[-1], original or error)) from None
+        missing = re.search(r"Flag --(\w+) must have a value other than None", str(error))
+        if missing:
+            raise SystemExit(f"--{missing[1]} is missing: {flags.FLAGS[missing[1]].help}") from None
+        shown = re.sub(r"invalid literal for int.*", "must be a whole number", str(error).rstrip("."))
+        shown = re.sub(r"could not convert string to float.*", "must be a number", shown)
+        raise SystemExit(f"{shown}; --help shows all flags") from None
+    except Exception as error:  # a card may raise anything
+        raise SystemExit(_broken(cards[-1], error)) from None
+    if len(rest) > 1:
+        cure = "options are flags, such as --mode=eval, without spaces around ="
+        raise SystemExit(f"unexpected arguments: {' '.join(rest[1:])}; {cure}")
+    return rest
 
 
 def reads(config: Any, name: str) -> bool:
@@ -464,6 +495,63 @@ class Recorder:
         return self._config.to_json()
 
 
+def _given(argv: Sequence[str]) -> Iterator[tuple[str, str, bool]]:
+    """(name, value, whether the flag stands alone, so that the value is the next argument) of each flag."""
+    arguments = flags.FLAGS.read_flags_from_files(list(argv), force_gnu=False)
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-"):
+            yield name, value if equals else following, not equals
+
+
+def _check_card(value: str) -> None:
+    """Ends the process if `--config=value` names no file that may be a card."""
+    path = Path(value.partition(":")[0])
+    if path.suffix == ".py" and path.is_file():
+        return
+    cards = [str(card) for card in paths.visible(path if path.is_dir() else path.parent, "*.py")]
+    names = difflib.get_close_matches(path.name, [Path(card).name for card in cards], n=1)
+    near = [str(path.with_name(name)) for name in names]
+    cure = "cards are in the folder configs of a clone of rmjax: go there, or give the path"
+    if cards:
+        cure = f"did you mean {near[0]}?" if near and not path.exists() else f"there are {', '.join(cards)}"
+    state = "a folder" if path.is_dir() else "no card, which is a .py file" if path.exists() else "no such file"
+    raise SystemExit(f"--config={value}: {state}; {cure}")
+
+
+def _broken(card: str, error: BaseException) -> str:
+    """What to say of an error that a card raised, with the card's line."""
+    path = card.partition(":")[0]
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    cause = str(error)
+    if isinstance(error, SyntaxError):
+        lines, cause = [error.lineno], error.msg
+    place = f"{path}, line {lines[-1]}" if lines else path
+    cure = "mend it; a card defines get_config(arg), which returns a config, as configs/xlong.py does"
+    return f"--config={card}: {place}: {type(error).__name__}: {cause}: {cure}"
+
+
+def _unknown_flag(name: str) -> str:
+    """What to say of a flag that there is not: some leave out the section of a key."""
+    near = [f"--config.{key}" for key in sorted(SCHEMA) if f".{key}".endswith(f".{name}")]
+    names = [flag for flag in flags.FLAGS if not flag.startswith("config.")]
+    near = near or [f"--{flag}" for flag in difflib.get_close_matches(name, names, n=1)]
+    return f"--{name}: no such flag; " + (f"did you mean {' or '.join(near)}?" if near else "--help shows all flags")
+
+
+def _check_text(name: str, text: str, alone: bool) -> None:
+    """Ends the process if the text of a flag is no value of the key."""
+    kind = type(SCHEMA[name].default)
+    truth = ("true", "t", "1", "false", "f", "0")  # as absl reads them; `--config.key` alone is true
+    try:
+        if kind in (int, float):
+            kind(text)
+        elif kind is bool and not alone and text.lower() not in truth:
+            raise ValueError(text)
+    except ValueError:
+        raise SystemExit(f"config.{name} = {text!r}: must be {expected(SCHEMA[name])}") from None
+
+
 def _flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in config.items():
         name = f"{prefix}{key}"
@@ -480,8 +568,10 @@ def _unknown(name: str) -> str:
 
 def _neighbours(name: str) -> str:
     section = name.rpartition(".")[0]
-    inside = [key for key in SCHEMA if key.startswith(f"{section}.")] or list(SCHEMA)
-    return "; there are " + ", ".join(f"config.{key}" for key in inside)
+    inside = [key for key in SCHEMA if key.startswith(f"{section}.")]
+    if not section or not inside:
+        inside = sorted({key if "." not in key else key.partition(".")[0] + ".*" for key in SCHEMA})
+    return "; there are " + ", ".join(f"config.{key}" for key in inside) + " (--help shows all)"
 
 
 def _conflicts(config: ConfigDict) -> Iterator[str]:

@@ -147,13 +147,13 @@ def largest_difference(task: Reasoning, params: Params, bases: np.ndarray, wante
 
 
 def main(argv: Sequence[str]) -> int:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    del argv
     logging.set_verbosity(logging.INFO)
     asked = flags.FLAGS
     task: Any
     try:
         logging.info("%s", environment.prepare())
+        environment.find_devices()
         if asked.workdir:
             task, params, source = train.trained(asked.workdir)
         elif asked.config is not None:
@@ -171,7 +171,7 @@ def main(argv: Sequence[str]) -> int:
             told = load_test(task, params, history, wanted, asked.users, **where)
             print(json.dumps({"rate": asked.rate} | told), flush=True)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
-        logging.error("%s", error)
+        logging.error("%s", environment.in_words(error))
         return 1
     return 0
 
@@ -191,4 +191,4 @@ def define_flags() -> None:
 if __name__ == "__main__":
     define_flags()
     configs.check_flags(sys.argv)
-    app.run(main)
+    app.run(main, flags_parser=configs.parse_flags)

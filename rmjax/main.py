@@ -46,8 +46,7 @@ _MODE = flags.DEFINE_enum(
 
 
 def main(argv: Sequence[str]) -> int:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    del argv
     logging.set_verbosity(logging.INFO)
     config = _CONFIG.value
     try:
@@ -60,6 +59,8 @@ def main(argv: Sequence[str]) -> int:
         logging.info("%s", processes.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value))
         if _MODE.value == "explain":
             environment.simulate(config.train.devices)
+        environment.find_devices()
+        if _MODE.value == "explain":
             print(json.dumps(explain.explain(config), indent=1))
             return 0
         logging.info("%s", environment.keep_compilations())
@@ -79,8 +80,8 @@ def main(argv: Sequence[str]) -> int:
             logging.error("%s. What was saved is whole: run the same line again, on all of them.", gone)
             processes.leave(EXIT_PREEMPTED)
         known = isinstance(error, (ValueError, OSError, RuntimeError, FloatingPointError, ImportError))
-        logging.error("%s", error, exc_info=None if known else error)
-        if jax.process_count() > 1:
+        logging.error("%s", environment.in_words(error), exc_info=None if known else error)
+        if processes.several():
             processes.leave(EXIT_MISTAKE)  # an orderly end would wait for the others, and they for this one
         return 1
     return 0
@@ -89,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
 def run() -> None:
     """The command `python -m rmjax.main`."""
     configs.check_flags(sys.argv)
-    app.run(main)
+    app.run(main, flags_parser=configs.parse_flags)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,9 @@ def make_mapped(
     """
     found = jax.devices()
     if devices > len(found):
-        raise ValueError(f"config.train.devices = {devices}, but there are {len(found)}: {found}")
+        raise ValueError(
+            f"config.train.devices = {devices}, but there are {len(found)}: {found}. Lower it, or take 0 for all"
+        )
     use = found[: devices or len(found)]
     mine = sum(device.process_index == jax.process_index() for device in use)
     if mine * jax.process_count() != len(use):
@@ -79,10 +81,11 @@ def make_mapped(
         raise ValueError(f"config.train.devices = {devices}: {here}; every process must have as many")
     if mapping == "pmap":
         return _one_by_one(_pmap(task, optimizer, seed, use, microbatch, sparse_items))
+    split = f"config.train.model_devices = {model_devices}"
     if len(use) % model_devices:
-        raise ValueError(f"config.train.model_devices = {model_devices} does not divide the {len(use)} devices")
+        raise ValueError(f"{split} does not divide the {len(use)} devices: change it, or config.train.devices")
     if mine % model_devices:  # streams are read by processes, and devices that share a table share its streams
-        raise ValueError(f"config.train.model_devices = {model_devices} does not divide the {mine} of a process")
+        raise ValueError(f"{split} does not divide the {mine} of a process: change it, or config.train.devices")
     mesh = Mesh(np.array(use).reshape(-1, model_devices), ("data", "model"))
     rules = SPLIT_TABLES + (SPLIT_LAYERS if split_layers else ())
     return _one_by_one(_mesh(task, optimizer, seed, mesh, microbatch, sparse_items, rules))

@@ -176,9 +176,12 @@ def map_stage(run: Run, stage: Stage, cut: bool = True) -> Mapped:
     hold all rows at once too, unless `train.microbatch` says how many."""
     t, optimizer = run.config.train, stage_optimizer(run, stage)
     devices = max(1, (t.devices or jax.device_count()) // t.model_devices)
-    for name, size in ((f"{stage.name} batch_size", stage.batch_size), ("train.eval_batch_size", t.eval_batch_size)):
+    section = "teacher" if stage.name == "teacher" else "train"
+    for name, size in ((f"{section}.batch_size", stage.batch_size), ("train.eval_batch_size", t.eval_batch_size)):
         if size % devices:
-            raise ValueError(f"{name} {size} does not divide among {devices} devices: change it, or train.devices")
+            raise ValueError(
+                f"config.{name} = {size} does not divide among {devices} devices: change it, or config.train.devices"
+            )
     whole = stage.name == "teacher" or not (cut or t.microbatch)
     pieces = None if whole else microbatch(run, stage.batch_size // devices)
     mapped = make_mapped(
@@ -227,7 +230,9 @@ def microbatch(run: Run, rows: int) -> Pieces | None:
     """
     asked = run.config.train.microbatch
     if rows % (asked or 1):
-        raise ValueError(f"train.microbatch {asked} does not divide the {rows} streams of a device: change it, or 0")
+        raise ValueError(
+            f"config.train.microbatch = {asked} does not divide the {rows} streams of a device: change it, or take 0"
+        )
     if asked:
         return lambda rows, items: asked
     if jax.devices()[0].platform != "cpu":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -232,3 +233,26 @@ def test_the_command_runs_what_it_was_given(tmp_path):
     assert done.stdout.splitlines()[2].split()[:4] == ["K", "=", "10", "1"]
     kept = json.loads((tmp_path / "out" / "seed0" / "k-10" / "config.json").read_text())
     assert kept["train"]["learning_rate"] == 0.5 and kept["machine"]["slots"] == 10
+
+
+@pytest.mark.parametrize(
+    ("card", "table", "words"),
+    [
+        ("xlong", "mem1", "Memoria Table 1 changes config.model.kind, which config.data.name = 'xlong' does not read"),
+        ("xlong", "cm_long", "data.synthetic.facts, which config.data.name = 'xlong' does not read. Take"),
+        ("sorting", "rm5", "config.rehearsal.recollection, which config.data.name = 'sorting' does not read"),
+    ],
+)  # fmt: skip
+def test_a_table_of_other_data_is_refused(card, table, words):
+    base = config.base()
+    base.data.name = card
+    with pytest.raises(ValueError, match=re.escape(words)):
+        ablate.check_fits(TABLES[table], base)
+
+
+def test_tables_fit_their_own_data():
+    for card, names in {"xlong": ("rm5", "rm6"), "synthetic": ("cm1", "cm_long"), "sorting": ("mem4", "mem6")}.items():
+        base = config.base()
+        base.data.name = card
+        for name in names:
+            ablate.check_fits(TABLES[name], base)

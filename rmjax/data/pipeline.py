@@ -242,7 +242,7 @@ def _batch_maker(source: Source, split: str, seed: int, segment_length: int, neg
 def _rows(batch_size: int, process_index: int, process_count: int) -> np.ndarray:
     """Places in the global batch that are this process's."""
     if batch_size < 1 or batch_size % process_count:
-        raise ValueError(f"batch_size {batch_size} does not divide among {process_count} processes")
+        raise ValueError(f"batch_size {batch_size} does not divide among {process_count} processes: change one")
     return np.arange(batch_size).reshape(process_count, -1)[process_index]
 
 
