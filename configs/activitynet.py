@@ -28,5 +28,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train.steps, config.train.eval_every, config.train.save_every = 5000, 200, 200  # 50 epochs of 3,200 videos
     if "continual" in chosen:
         config.machine.kind = "continual"
+        config.rehearsal.sum_pairs = True  # CM Eq. 5
         config.rehearsal.fragments, config.rehearsal.sampler = 5, "uniform"
     return config

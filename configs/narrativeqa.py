@@ -27,5 +27,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train.steps, config.train.eval_every, config.train.save_every = 7000, 350, 175  # 100 epochs of 1,102 stories
     if "continual" in chosen:
         config.machine.kind = "continual"
+        config.rehearsal.sum_pairs = True  # CM Eq. 5
         config.rehearsal.fragments, config.rehearsal.sampler = 5, "uniform"
     return config

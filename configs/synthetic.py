@@ -23,6 +23,7 @@ def get_config(arg: str = "") -> ConfigDict:
     machine = config.machine
     machine.kind, machine.dim, machine.slots, machine.timescale = "continual", 128, 20, 20
     config.rehearsal.fragments, config.rehearsal.sampled_items, config.rehearsal.sampler = 5, 0, "uniform"
+    config.rehearsal.sum_pairs = True  # CM Eq. 5
     config.reason.hops = 2
     config.train.batch_size, config.train.eval_batch_size = 256, 512
     config.train.steps, config.train.eval_every, config.train.save_every = 18_750, 1875, 500  # ten epochs

@@ -20,6 +20,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.segment_length = 20
     config.data.buckets = 4
     config.machine.kind = "continual"
+    config.rehearsal.sum_pairs = True  # CM Eq. 5
     config.machine.dim, config.machine.slots, config.machine.timescale = 256, 20, 15
     config.machine.dropout = 0.1
     config.rehearsal.fragments, config.rehearsal.sampled_items, config.rehearsal.sampler = 5, 0, "uniform"

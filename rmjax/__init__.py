@@ -1,3 +1,56 @@
 """rmjax: reasoning after memorizing. Compress a stream of any length into a fixed-size memory, then ask the memory."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rmjax.machines import current_memory, feed, make, memorize, open_stream
+    from rmjax.registry import at_least, register_machine, setting
+    from rmjax.segments import segment
+    from rmjax.types import Batch, Context, MemoryMachine, SegmentEncoder
+
 __version__ = "0.1.0"
+
+# Imported when they are first asked for, so that `import rmjax` takes no time.
+_PUBLIC = {
+    "Batch": "rmjax.types",
+    "Context": "rmjax.types",
+    "MemoryMachine": "rmjax.types",
+    "SegmentEncoder": "rmjax.types",
+    "at_least": "rmjax.registry",
+    "current_memory": "rmjax.machines",
+    "feed": "rmjax.machines",
+    "make": "rmjax.machines",
+    "memorize": "rmjax.machines",
+    "open_stream": "rmjax.machines",
+    "register_machine": "rmjax.registry",
+    "segment": "rmjax.segments",
+    "setting": "rmjax.registry",
+}
+__all__ = [
+    "Batch",
+    "Context",
+    "MemoryMachine",
+    "SegmentEncoder",
+    "at_least",
+    "current_memory",
+    "feed",
+    "make",
+    "memorize",
+    "open_stream",
+    "register_machine",
+    "segment",
+    "setting",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'rmjax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -7,6 +7,7 @@ is not run again, so the same line goes on where it stopped. `--config.<key>=<va
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
 import statistics
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -23,6 +25,7 @@ from rmjax import config as configs
 from rmjax import kept, metrics
 from rmjax.io import atomic, paths, text
 from rmjax.tables import TABLES, Table
+from rmjax.tasks import is_sequence
 from rmjax.workdir import EXIT_PREEMPTED, Preemption, lock
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Path of a config file, what the rows are changes of.")
@@ -73,13 +76,15 @@ def run(job: Job, given: Sequence[str], stop: Preemption) -> list[dict[str, Any]
     results = job.workdir / "results.json"
     if not results.exists():
         job.workdir.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "rmjax.main", *given, *job.flags, f"--workdir={job.workdir}"]
-        with (job.workdir / "log.txt").open("a") as log:
+        command = [sys.executable, "-m", "rmjax.main", "--unread=warn", *given, *job.flags, f"--workdir={job.workdir}"]
+        path = job.workdir / "log.txt"
+        with path.open("a") as log:
             code = wait(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT), stop)
         if stop.requested or code == EXIT_PREEMPTED:
             raise SystemExit(EXIT_PREEMPTED)
         if code or not results.exists():
-            logging.error("%s failed with exit code %s; see %s", job.workdir, code, job.workdir / "log.txt")
+            last = path.read_text(errors="replace").strip().rpartition("\n")[2]
+            logging.error("%s failed with exit code %s (%s); see %s", job.workdir, code, last, path)
             return None
     return text.read_json(results)
 
@@ -93,6 +98,22 @@ def wait(process: subprocess.Popen, stop: Preemption) -> int:
             asked = True
         with contextlib.suppress(subprocess.TimeoutExpired):
             return process.wait(timeout=0.5)
+
+
+def check_fits(table: Table, config: Any) -> None:
+    """Raises ValueError if the table changes what the config's data never read: its rows would all be one."""
+    name = config.data.name
+    other = ("machine", "rehearsal", "reason", "teacher") if is_sequence(config) else ("model", "memoria")
+    changes = [*table.settings.values(), *(row.changes for row in table.rows.values())]
+    for key in dict.fromkeys(itertools.chain.from_iterable(changes)):
+        section, inner = key.split(".")[:2]
+        source = inner if section == "data" and inner in configs.SOURCES else name
+        if section in other or source != name:
+            card = source if source != name else "synthetic" if is_sequence(config) else "sorting"
+            raise ValueError(
+                f"--table: {table.source} changes config.{key}, which config.data.name = {name!r} does not "
+                f"read. Take another --config, such as configs/{card}.py"
+            )
 
 
 def check_same_config(config: Any, workdir: Path) -> None:
@@ -121,11 +142,37 @@ def summary(table: Table, results: Results, data: str) -> list[dict[str, Any]]:
             line |= {"row": name, "seeds": len(readers[name]) if name in table.rows else 0}
             paper = table.rows[name].paper.get(setting or data, {}) if name in table.rows else {}
             for measure in (k for k in readers[name][0] if k not in ("memory", "low", "high")):
-                values = [float(found[measure]) for found in readers[name]]
+                values = [float(found[measure]) for found in readers[name] if measure in found]
                 line[measure.removeprefix("test_")] = spread(values, name in table.rows)
                 if measure in paper:
                     line[f"{measure.removeprefix('test_')}, paper"] = f"{paper[measure]:.4f}"
             lines.append(line)
+    return lines
+
+
+def compare(table: Table, results: Results) -> list[dict[str, Any]]:
+    """How each row differs from the table's baseline, seed by seed: rows of a seed have the same data and order.
+
+    Returns:
+      One line for each setting and other row: the mean difference of the test measure over the seeds that both have,
+      and its 95% bootstrap interval over seeds; [] without a baseline, or with fewer than two such seeds.
+    """
+    lines = []
+    for setting in table.settings:
+        for name in table.rows:
+            seeds = sorted(s for its, row, s in results if (its, row) == (setting, name))
+            pairs = [
+                (results[setting, name, seed][0], results[setting, table.baseline, seed][0])
+                for seed in seeds
+                if (setting, table.baseline, seed) in results
+            ]
+            if name == table.baseline or len(pairs) < 2:
+                continue
+            measure = next(key for key in pairs[0][0] if key.startswith("test_"))
+            low, mean, high = metrics.paired(*np.array([[row[measure], base[measure]] for row, base in pairs]).T)
+            line: dict[str, Any] = {"setting": setting} if setting else {}
+            line |= {"row": name, "against": table.baseline, "seeds": len(pairs)}
+            lines.append(line | {f"{measure.removeprefix('test_')}, difference": mean, "95% from": low, "to": high})
     return lines
 
 
@@ -136,14 +183,14 @@ def spread(values: list[float], seeds: bool) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    del argv
     logging.set_verbosity(logging.INFO)
     assert _TABLE.value is not None
     config = _CONFIG.value
     try:
         workdir = paths.resolve_checkpoint(_WORKDIR.value or f"runs/{_TABLE.value}", "--workdir")
         configs.validate(config)
+        check_fits(TABLES[_TABLE.value], config)
         table = choose(TABLES[_TABLE.value], _ROWS.value, _SETTINGS.value)
         data = "simulated_clicks" if config.data.name == "xlong" and not config.data.dir else config.data.name
         with lock(workdir), Preemption() as stop:
@@ -172,7 +219,12 @@ def given_flags() -> list[str]:
     """The config file and what was changed of it, as flags of rmjax.main."""
     flag = flags.FLAGS["config"]
     overrides = config_flags.get_override_values(flag)
-    return [f"--config={config_flags.get_config_filename(flag)}", *(f"--config.{k}={v}" for k, v in overrides.items())]
+    modules = [f"--import={','.join(configs.IMPORT.value)}"] if configs.IMPORT.value else []
+    return [
+        *modules,
+        f"--config={config_flags.get_config_filename(flag)}",
+        *(f"--config.{k}={v}" for k, v in overrides.items()),
+    ]
 
 
 def run_all(table: Table, todo: list[Job], given: Sequence[str], workdir: Path, data: str, stop: Preemption) -> int:
@@ -190,10 +242,14 @@ def run_all(table: Table, todo: list[Job], given: Sequence[str], workdir: Path, 
         atomic.write(workdir / "table.json", json.dumps(lines, indent=1))
         logging.info("%s\n%s", table.source, metrics.table(lines))
     print(metrics.table(summary(table, results, data)))
+    differences = compare(table, results)
+    if differences:
+        (workdir / "differences.json").write_text(json.dumps(differences, indent=1))
+        print(f"\n{metrics.table(differences)}")
     return int(failed)
 
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "table"])
     configs.check_flags(sys.argv)
-    app.run(main)
+    app.run(main, flags_parser=configs.parse_flags)

@@ -223,17 +223,19 @@ def main(argv: Sequence[str]) -> int:
     try:
         if "data" not in _CONFIG.value:  # a card of rows of Memoria
             said = environment.prepare()
+            environment.find_devices()
             print(json.dumps({"environment": said, **memoria_bench.bench(_CONFIG.value.memoria)}, indent=1))
             return 0
         configs.validate(_CONFIG.value)
         said = environment.prepare()
+        environment.find_devices()
         histories = _HISTORIES.value if _STREAMING.value else ()
         print(json.dumps(bench(_CONFIG.value, _REPEATS.value, histories, said), indent=1))
     except Stopped as stopped:
         logging.warning("Stopped: %s.", stopped)
         return EXIT_PREEMPTED
     except (ValueError, OSError, RuntimeError, ImportError) as error:
-        logging.error("%s", error)
+        logging.error("%s", environment.in_words(error))
         return 1
     return 0
 
@@ -241,4 +243,4 @@ def main(argv: Sequence[str]) -> int:
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
     configs.check_flags(sys.argv, also=memoria_bench.KEYS)
-    app.run(main)
+    app.run(main, flags_parser=configs.parse_flags)

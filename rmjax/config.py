@@ -3,60 +3,43 @@
 from __future__ import annotations
 
 import difflib
-import math
+import importlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from rmjax.io import paths
+from rmjax.registry import (
+    CLASSIFIERS,
+    LANGUAGE_MODELS,
+    MACHINES,
+    Check,
+    Field,
+    Registry,
+    above,
+    anything,
+    at_least,
+    below,
+    between,
+    expected,
+    fields_of,
+    inside,
+    one_of,
+    wrong,
+)
 
-
-class Check(NamedTuple):
-    """What values a field takes, and the words for it."""
-
-    holds: Callable[[Any], bool]
-    text: str
-
-
-class Field(NamedTuple):
-    """One key. Its type is that of the default; an int will do for a float."""
-
-    default: Any
-    check: Check
-    doc: str
-
-
-def at_least(low: float) -> Check:
-    return Check(lambda value: value >= low, f"at least {low}")
-
-
-def above(low: float) -> Check:
-    return Check(lambda value: value > low, f"above {low}")
-
-
-def between(low: float, high: float) -> Check:
-    return Check(lambda value: low <= value <= high, f"from {low} to {high}")
-
-
-def below(low: float, high: float) -> Check:
-    return Check(lambda value: low <= value < high, f"from {low} to just below {high}")
-
-
-def inside(low: float, high: float) -> Check:
-    return Check(lambda value: low < value < high, f"above {low} and below {high}")
-
-
-def one_of(*choices: str) -> Check:
-    return Check(lambda value: value in choices, f"one of {', '.join(choices)}")
-
-
-anything = Check(lambda value: True, "anything")
 a_path = Check(lambda value: True, "the path of a file or folder")  # `validate` refuses addresses
 a_workdir = Check(lambda value: True, "the path of a workdir")
 a_seed = between(0, 2**32 - 1)  # JAX takes 32 bits of a seed: beyond, two seeds would be one
+
+IMPORT = flags.DEFINE_list("import", [], "Modules that register kinds of their own, such as my_package.memories.")
+flags.DEFINE_string("list", None, "Prints all kinds; --list=machine.rehearsal prints the keys of one.")
 
 SOURCES = (
     "simulated_clicks",
@@ -75,11 +58,10 @@ SOURCES = (
     "hyperpartisan",
 )
 LANGUAGE = ("sorting", "wikitext", "pg19", "enwik8", "books")
-CLASSIFIERS = ("bert", "roberta", "memoria_bert", "memoria_roberta")
-MODELS = ("transformer", "transformer_xl", "compressive", "infinity", "memoria", *CLASSIFIERS)
-MACHINES = ("rehearsal", "continual", "gru", "buffer", "directly_reason", "multihop_reason")
+SEQUENCES = (*LANGUAGE, "hyperpartisan")  # data of sequence models
+SECTIONS = {"simulated_clicks": "simulated"} | dict.fromkeys(("wikitext", "pg19", "enwik8", "books"), "text")
 
-SCHEMA: dict[str, Field] = {
+_FIELDS: dict[str, Field] = {
     "seed": Field(0, a_seed, "every random draw is a function of it"),
     # data
     "data.name": Field("simulated_clicks", one_of(*SOURCES), "where streams come from"),
@@ -160,18 +142,7 @@ SCHEMA: dict[str, Field] = {
     "data.sorting.valid": Field(800, at_least(1), "sequences to validate on"),
     "data.sorting.test": Field(800, at_least(1), "sequences to test on"),
     # model, of sequences
-    "model.kind": Field("memoria", one_of(*MODELS), "the sequence model"),
-    "model.dim": Field(512, at_least(1), "width"),
-    "model.layers": Field(5, at_least(1), "layers"),
-    "model.heads": Field(4, at_least(1), "attention heads; divides model.dim"),
-    "model.dropout": Field(0.1, below(0, 1), "dropout rate"),
-    "model.initial": Field(0.02, above(0), "standard deviation of untrained kernels and tables"),
     "model.pretrained": Field("", a_path, "folder of a Hugging Face checkpoint to begin with; empty: drawn values"),
-    "model.memory": Field(0, at_least(0), "transformer_xl, compressive, infinity: rows remembered; 0: a segment's"),
-    "model.compression": Field(4, at_least(1), "compressive: inputs in one row; half of the rows are compressed"),
-    "model.reconstruction": Field(1.0, at_least(0), "compressive: weight of the attention-reconstruction loss"),
-    "model.sticky": Field(True, anything, "infinity: the past is sampled where attention went"),
-    "model.remat": Field(False, anything, "computes a layer again in the backward pass rather than keep it"),
     "model.gradient_segments": Field(1, at_least(0), "segments that gradients pass through at a time; 0: all"),
     "memoria.working": Field(50, at_least(1), "engrams born each segment, N_wm"),
     "memoria.short_term_capacity": Field(400, at_least(0), "engrams in short-term memory, C_stm"),
@@ -190,27 +161,10 @@ SCHEMA: dict[str, Field] = {
     "memoria.layer": Field(-1, at_least(-1), "layer that engrams are of; -1: the last norm, BERT: the last but one"),
     "memoria.activation": Field("relu", one_of("relu", "none"), "of the abstractor's feed-forward layer"),
     # machine
-    "machine.kind": Field("rehearsal", one_of(*MACHINES), "the memory"),
-    "machine.dim": Field(64, at_least(1), "item width, d"),
-    "machine.slots": Field(20, at_least(1), "memory slots, K"),
-    "machine.layers": Field(3, at_least(1), "layers of the Transformer encoder"),
-    "machine.item_dim": Field(0, at_least(0), "continual: width of items, d_x; 0: machine.dim"),
-    "machine.slot_dim": Field(0, at_least(0), "continual: width of slots, d_m; 0: machine.dim"),
-    "machine.subspaces": Field(4, at_least(1), "continual: gated subspaces, Z; 1: a single head"),
-    "machine.heads": Field(4, at_least(1), "attention heads; divides machine.dim"),
-    "machine.encoder": Field("transformer", one_of("transformer", "bigru"), "the segment encoder"),
-    "machine.dropout": Field(0.0, below(0, 1), "dropout rate of the Transformer layers"),
-    "machine.normalize": Field("slots", one_of("slots", "items"), "what Eq. 1 normalises over"),
-    "machine.item_scale": Field(1.0, above(0), "untrained kernel of the items in Eq. 1, times the usual"),
-    "machine.slot_identity": Field(False, anything, "Eq. 1 sees what each slot was at first beside what it is"),
-    "machine.timescale": Field(50, at_least(0), "segments that an untrained memory reaches back; 0: about two"),
     "machine.block": Field(0, at_least(0), "segments encoded at once; 0: all"),
     "machine.remat": Field(False, anything, "computes a block again in the backward pass rather than keep it"),
     "machine.gradient_segments": Field(0, at_least(0), "segments that gradients pass through at a time; 0: all"),
-    "machine.buffer_length": Field(0, at_least(0), "items a buffer holds; 0: the longest stream"),
-    "machine.recent": Field(20, at_least(0), "buffer: latest items read one by one; 0: none"),
-    "machine.pooled": Field(True, anything, "buffer: reads the mean of all items"),
-    "machine.history_sum": Field(True, anything, "gru: reads the mean of all items besides its state"),
+    "machine.loss": Field(1.0, at_least(0), "weight of the loss that some machines have of their own"),
     # rehearsal
     "rehearsal.fragments": Field(6, at_least(1), "rehearsed segments of a stream, B"),
     "rehearsal.mask_ratio": Field(0.5, between(0, 1), "share of items masked, to recollect"),
@@ -219,6 +173,17 @@ SCHEMA: dict[str, Field] = {
     "rehearsal.recollection": Field(1.0, at_least(0), "weight of the recollection loss"),
     "rehearsal.familiarity": Field(0.5, at_least(0), "weight of the familiarity loss"),
     "rehearsal.sampler": Field("teacher", one_of("teacher", "uniform"), "what picks the fragments"),
+    "rehearsal.negatives": Field(
+        "uniform",
+        one_of("uniform", "near", "stream", "partner"),
+        "what masked items are told from: any items, the nearest to the truth, the stream's own, another stream's",
+    ),
+    "rehearsal.span": Field(1, at_least(1), "masked items lie in runs of so many"),
+    "rehearsal.detach_items": Field(False, anything, "recollection does not train the features it compares with"),
+    "rehearsal.sum_pairs": Field(False, anything, "familiarity is a sum over a stream's pairs (CM Eq. 5), not a mean"),
+    "rehearsal.schedule": Field(
+        "constant", one_of("constant", "falling", "rising"), "of both weights: to 0, or from 0, over the steps"
+    ),
     "rehearsal.layers": Field(3, at_least(1), "layers of the decoder"),
     # reason
     "reason.weight": Field(1.0, at_least(0), "weight of the task's own loss"),
@@ -265,6 +230,42 @@ SCHEMA: dict[str, Field] = {
 }  # fmt: skip
 
 
+class Schema(Mapping[str, Field]):
+    """Every key: those above, and those of all registered kinds, which come where their section begins."""
+
+    def __init__(self) -> None:
+        self._kinds: list[str] = []
+        self._fields: dict[str, Field] = {}
+
+    def _current(self) -> dict[str, Field]:
+        kinds = [*MACHINES, *LANGUAGE_MODELS, *CLASSIFIERS]
+        if self._kinds != kinds:  # also after one was registered
+            models = {**LANGUAGE_MODELS.fields(), **CLASSIFIERS.fields()}
+            model_kinds = one_of(*LANGUAGE_MODELS, *CLASSIFIERS)
+            sections = {
+                "machine": {"kind": Field("rehearsal", one_of(*MACHINES), "the memory"), **MACHINES.fields()},
+                "model": {"kind": Field("memoria", model_kinds, "the sequence model"), **models},
+            }
+            self._kinds, self._fields = kinds, {}
+            for name, field in _FIELDS.items():
+                section = name.partition(".")[0]
+                self._fields |= {f"{section}.{key}": of_kind for key, of_kind in sections.pop(section, {}).items()}
+                self._fields[name] = field
+        return self._fields
+
+    def __getitem__(self, name: str) -> Field:
+        return self._current()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._current())
+
+    def __len__(self) -> int:
+        return len(self._current())
+
+
+SCHEMA = Schema()
+
+
 def base() -> ConfigDict:
     """All defaults. Unlocked, so that a misspelt key gets as far as `validate`, which knows the right one."""
     config: dict[str, Any] = {}
@@ -289,19 +290,21 @@ def validate(config: ConfigDict) -> None:
     for name, field in SCHEMA.items():
         if name not in values:
             raise ValueError(f"config.{name}: missing; its default is {field.default!r}")
-        wrong = _wrong(field, values[name])
-        if wrong:
-            raise ValueError(f"config.{name} = {values[name]!r}: must be {wrong}")
+        if must := wrong(field, values[name]):
+            raise ValueError(f"config.{name} = {values[name]!r}: must be {must}")
         if field.check is a_path:
             paths.resolve(values[name], f"config.{name}")
         elif field.check is a_workdir and values[name]:
             paths.resolve_checkpoint(values[name], f"config.{name}")
+    MACHINES.settings(config.machine.kind, config.machine, "config.machine.", config)
+    models_of(config).settings(config.model.kind, config.model, "config.model.", config)
     for message in _conflicts(config):
         raise ValueError(message)
 
 
 def check_flags(argv: Sequence[str], also: str = "$^") -> None:
-    """Answers --help, and ends the process in one line if `--config.some.key=...` is unknown.
+    """Imports what --import names, answers --help and --list, and ends the process in one line if a key of a config
+    cannot be, or its value.
 
     Call it before absl parses: absl would show a traceback instead, and end --help as a mistake.
 
@@ -309,13 +312,135 @@ def check_flags(argv: Sequence[str], also: str = "$^") -> None:
       argv: the command line.
       also: a pattern of further keys.
     """
+    import_modules(argv)
+    answer_list(argv)
     answer_help(argv, describe())
-    for argument in flags.FLAGS.read_flags_from_files(list(argv), force_gnu=False):
-        override = re.match(r"--?(?:no)?config\.([^=]+)", argument)
-        if not override or re.fullmatch(also, override[1]):
+    for name, value, alone in _given(argv):
+        key = re.sub("^no(?=config)", "", name).removeprefix("config.")
+        if key == re.sub("^no", "", name) or re.fullmatch(also, key):
             continue
-        if not any(f"{name}.".startswith(f"{override[1]}.") for name in SCHEMA):
-            raise SystemExit(_unknown(override[1]))
+        if not any(f"{known}.".startswith(f"{key}.") for known in SCHEMA):
+            raise SystemExit(_unknown(key))
+        if key in SCHEMA and name.startswith("config"):
+            _check_text(key, value, alone)
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """The `flags_parser` of `app.run`: what is wrong ends the process with one line that says why."""
+    cards = [value for name, value, _ in _given(argv) if name == "config" and "config" in flags.FLAGS]
+    for card in cards:
+        _check_card(card)
+    try:
+        rest = flags.FLAGS(list(argv))
+    except flags.UnrecognizedFlagError as error:
+        raise SystemExit(_unknown_flag(error.flagname)) from None
+    except flags.Error as error:
+        if "parsing config file" in str(error):
+            original = error.__context__ and error.__context__.__context__  # absl and ml_collections wrapped it
+            raise SystemExit(_broken(cards[-1], original or error)) from None
+        missing = re.search(r"Flag --(\w+) must have a value other than None", str(error))
+        if missing:
+            raise SystemExit(f"--{missing[1]} is missing: {flags.FLAGS[missing[1]].help}") from None
+        shown = re.sub(r"invalid literal for int.*", "must be a whole number", str(error).rstrip("."))
+        shown = re.sub(r"could not convert string to float.*", "must be a number", shown)
+        raise SystemExit(f"{shown}; --help shows all flags") from None
+    except Exception as error:  # a card may raise anything
+        raise SystemExit(_broken(cards[-1], error)) from None
+    if len(rest) > 1:
+        cure = "options are flags, such as --mode=eval, without spaces around ="
+        raise SystemExit(f"unexpected arguments: {' '.join(rest[1:])}; {cure}")
+    return rest
+
+
+def reads(config: Any, name: str) -> bool:
+    """Whether a run with this config looks at a key."""
+    section, *inner = name.split(".")
+    sequence = is_sequence(config)
+    if section == "data" and len(inner) == 2:
+        source = config.data.name
+        if source == "xlong" and not config.data.dir:
+            source = "simulated_clicks"
+        return inner[0] == SECTIONS.get(source, source)
+    if section == "memoria":
+        return sequence and "memoria" in config.model.kind
+    if section == "model":
+        kinds = {**LANGUAGE_MODELS.fields(), **CLASSIFIERS.fields()}
+        mine = fields_of(models_of(config)[config.model.kind].settings)
+        return sequence and (inner[0] not in kinds or inner[0] in mine)
+    if section in ("machine", "rehearsal", "reason", "teacher"):
+        of_kinds = MACHINES.fields() if section == "machine" else {}
+        return not sequence and (
+            inner[0] not in of_kinds or inner[0] in fields_of(MACHINES[config.machine.kind].settings)
+        )
+    return True
+
+
+def refuse_unread(config: Any, argv: Sequence[str], warn: bool = False) -> None:
+    """Looks for keys that are set and that this run does not look at.
+
+    Args:
+      argv: the command line; what it sets is refused, and what the config file sets is a warning.
+      warn: all of them are warnings, as for one row of a table whose flags hold for all rows.
+
+    Raises:
+      ValueError: a flag sets such a key; names it, and what the run has in its place.
+    """
+    flagged = {override[1] for argument in argv if (override := re.match(r"--?(?:no)?config\.([^=]+)", argument))}
+    for name, value in _flatten(config):
+        if reads(config, name) or (name not in flagged and value == SCHEMA[name].default):
+            continue
+        kind = config.model.kind if is_sequence(config) else config.machine.kind
+        message = f"config.{name} = {value!r}: this run does not read it (config.data.name = {config.data.name!r}, "
+        message += f"and {kind!r} remembers)"
+        if name in flagged and not warn:
+            raise ValueError(f"{message}: leave the flag out, or choose what reads it")
+        logging.warning("%s.", message)
+
+
+def import_modules(argv: Sequence[str]) -> None:
+    """Imports what --import=my_package.memories,... names, so that it can register kinds before flags are parsed.
+
+    Raises:
+      SystemExit: there is no such module, or it fails; says why.
+    """
+    for argument in argv:
+        if named := re.fullmatch(r"--?import=(.*)", argument):
+            for module in filter(None, named[1].split(",")):
+                sys.path[:0] = [] if "" in sys.path or str(Path.cwd()) in sys.path else [str(Path.cwd())]
+                try:
+                    importlib.import_module(module)
+                except Exception as error:
+                    raise SystemExit(f"--import={module}: {type(error).__name__}: {error}") from error
+
+
+def answer_list(argv: Sequence[str]) -> None:
+    """Prints all kinds, or the keys of one, and ends the process, if argv has --list or --list=machine.rehearsal.
+
+    Raises:
+      SystemExit: with 0, or with the right names where there is no such kind.
+    """
+    for argument in argv[1:]:
+        if asked := re.fullmatch(r"--?list(?:=(.*))?", argument):
+            print(_listed(asked[1] or ""))
+            raise SystemExit(0)
+
+
+def _listed(name: str) -> str:
+    registries = (MACHINES, LANGUAGE_MODELS, CLASSIFIERS)
+    kinds = {f"{registry.section}.{kind}": (registry, kind) for registry in registries for kind in registry}
+    if not name:
+        rows = [f"{registry.section}: {', '.join(registry)}" for registry in registries]
+        rows.append(f"data: {', '.join(SOURCES)}")
+        return "\n".join([*rows, "", "--list=machine.rehearsal prints the keys of one."])
+    if name not in kinds:
+        near = difflib.get_close_matches(name, kinds, n=1)
+        raise SystemExit(f"--list={name}: no such kind; " + (f"did you mean {near[0]}?" if near else ", ".join(kinds)))
+    registry, kind = kinds[name]
+    return "\n".join(
+        f"--config.{registry.section}.{field}={f.default!r}  {f.doc}"
+        + ("" if f.check is anything else f" ({f.check.text})")
+        for field, f in fields_of(registry[kind].settings).items()
+    )
 
 
 def answer_help(argv: Sequence[str], more: str = "") -> None:
@@ -329,7 +454,7 @@ def answer_help(argv: Sequence[str], more: str = "") -> None:
 
 def describe() -> str:
     """Every key as a flag: what it means, what it may be, its default."""
-    lines = (f"  --config.{name}: {f.doc} ({_kind(f)}; default {f.default!r})" for name, f in SCHEMA.items())
+    lines = (f"  --config.{name}: {f.doc} ({expected(f)}; default {f.default!r})" for name, f in SCHEMA.items())
     return "\n".join(["keys of a config (a config file sets them, and a flag changes one):", *lines])
 
 
@@ -370,6 +495,63 @@ class Recorder:
         return self._config.to_json()
 
 
+def _given(argv: Sequence[str]) -> Iterator[tuple[str, str, bool]]:
+    """(name, value, whether the flag stands alone, so that the value is the next argument) of each flag."""
+    arguments = flags.FLAGS.read_flags_from_files(list(argv), force_gnu=False)
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-"):
+            yield name, value if equals else following, not equals
+
+
+def _check_card(value: str) -> None:
+    """Ends the process if `--config=value` names no file that may be a card."""
+    path = Path(value.partition(":")[0])
+    if path.suffix == ".py" and path.is_file():
+        return
+    cards = [str(card) for card in paths.visible(path if path.is_dir() else path.parent, "*.py")]
+    names = difflib.get_close_matches(path.name, [Path(card).name for card in cards], n=1)
+    near = [str(path.with_name(name)) for name in names]
+    cure = "cards are in the folder configs of a clone of rmjax: go there, or give the path"
+    if cards:
+        cure = f"did you mean {near[0]}?" if near and not path.exists() else f"there are {', '.join(cards)}"
+    state = "a folder" if path.is_dir() else "no card, which is a .py file" if path.exists() else "no such file"
+    raise SystemExit(f"--config={value}: {state}; {cure}")
+
+
+def _broken(card: str, error: BaseException) -> str:
+    """What to say of an error that a card raised, with the card's line."""
+    path = card.partition(":")[0]
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    cause = str(error)
+    if isinstance(error, SyntaxError):
+        lines, cause = [error.lineno], error.msg
+    place = f"{path}, line {lines[-1]}" if lines else path
+    cure = "mend it; a card defines get_config(arg), which returns a config, as configs/xlong.py does"
+    return f"--config={card}: {place}: {type(error).__name__}: {cause}: {cure}"
+
+
+def _unknown_flag(name: str) -> str:
+    """What to say of a flag that there is not: some leave out the section of a key."""
+    near = [f"--config.{key}" for key in sorted(SCHEMA) if f".{key}".endswith(f".{name}")]
+    names = [flag for flag in flags.FLAGS if not flag.startswith("config.")]
+    near = near or [f"--{flag}" for flag in difflib.get_close_matches(name, names, n=1)]
+    return f"--{name}: no such flag; " + (f"did you mean {' or '.join(near)}?" if near else "--help shows all flags")
+
+
+def _check_text(name: str, text: str, alone: bool) -> None:
+    """Ends the process if the text of a flag is no value of the key."""
+    kind = type(SCHEMA[name].default)
+    truth = ("true", "t", "1", "false", "f", "0")  # as absl reads them; `--config.key` alone is true
+    try:
+        if kind in (int, float):
+            kind(text)
+        elif kind is bool and not alone and text.lower() not in truth:
+            raise ValueError(text)
+    except ValueError:
+        raise SystemExit(f"config.{name} = {text!r}: must be {expected(SCHEMA[name])}") from None
+
+
 def _flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in config.items():
         name = f"{prefix}{key}"
@@ -386,32 +568,16 @@ def _unknown(name: str) -> str:
 
 def _neighbours(name: str) -> str:
     section = name.rpartition(".")[0]
-    inside = [key for key in SCHEMA if key.startswith(f"{section}.")] or list(SCHEMA)
-    return "; there are " + ", ".join(f"config.{key}" for key in inside)
-
-
-def _wrong(field: Field, value: Any) -> str | None:
-    """What the value should have been, None where it is."""
-    wanted = type(field.default)
-    fits = type(value) is wanted or (wanted is float and type(value) is int)
-    if fits and (wanted is not float or math.isfinite(value)) and field.check.holds(value):
-        return None
-    return _kind(field)
-
-
-def _kind(field: Field) -> str:
-    kind = {int: "a whole number", float: "a number", str: "a string", bool: "True or False"}[type(field.default)]
-    return kind if field.check is anything else f"{kind}, {field.check.text}"
+    inside = [key for key in SCHEMA if key.startswith(f"{section}.")]
+    if not section or not inside:
+        inside = sorted({key if "." not in key else key.partition(".")[0] + ".*" for key in SCHEMA})
+    return "; there are " + ", ".join(f"config.{key}" for key in inside) + " (--help shows all)"
 
 
 def _conflicts(config: ConfigDict) -> Iterator[str]:
     """What values that are right one by one cannot be together."""
     machine, train, simulated, movielens = config.machine, config.train, config.data.simulated, config.data.movielens
     width = "item_dim" if machine.item_dim and machine.kind == "continual" else "dim"
-    if machine[width] % machine.heads:
-        yield f"config.machine.heads = {machine.heads} must divide config.machine.{width} = {machine[width]}"
-    if machine.kind == "continual" and machine.dim % machine.subspaces:
-        yield f"config.machine.subspaces = {machine.subspaces} must divide config.machine.dim = {machine.dim}"
     if simulated.clicks_min > simulated.clicks_max:
         least, most = simulated.clicks_min, simulated.clicks_max
         yield f"config.data.simulated.clicks_min = {least} must be at most config.data.simulated.clicks_max = {most}"
@@ -425,14 +591,13 @@ def _conflicts(config: ConfigDict) -> Iterator[str]:
     if config.teacher.share_items and (config.data.vectors or config.data.name == "activitynet"):
         yield "config.teacher.share_items: with config.data.vectors, or frames for items, there is no table to share"
     words = config.data.name in ("babi", "narrativeqa", "tvqa", "activitynet")
-    if machine.dim % 2 and (words or machine.kind == "multihop_reason" or machine.encoder == "bigru"):
+    if machine.dim % 2 and words:
         yield f"config.machine.dim = {machine.dim} must be even: a bidirectional GRU has half of it each way"
-    classifies = config.data.name == "hyperpartisan"
-    if classifies != (config.model.kind in CLASSIFIERS) and (classifies or config.data.name in LANGUAGE):
-        kinds = CLASSIFIERS if classifies else [kind for kind in MODELS if kind not in CLASSIFIERS]
-        yield f"config.model.kind = {config.model.kind!r}: for {config.data.name} there are {', '.join(kinds)}"
-    if classifies or config.data.name in LANGUAGE:
+    if is_sequence(config):
         yield from _model_conflicts(config)
+    rehearsal = config.rehearsal
+    if rehearsal.negatives in ("near", "stream") and not rehearsal.sampled_items:
+        yield f"config.rehearsal.negatives = {rehearsal.negatives!r} needs config.rehearsal.sampled_items above 0"
     if train.sparse_items and config.rehearsal.recollection and not config.rehearsal.sampled_items:
         yield "config.train.sparse_items: with config.rehearsal.sampled_items = 0 every step touches all items"
     if train.sparse_items and config.data.name in ("activitynet", "hyperpartisan", *LANGUAGE):
@@ -441,22 +606,26 @@ def _conflicts(config: ConfigDict) -> Iterator[str]:
         yield f"config.train.model_devices = {train.model_devices} needs config.train.mapping = 'mesh'"
 
 
+def models_of(config: Any) -> Registry:
+    """The kinds of sequence model for the data of a config; raises ValueError if config.model.kind is none of them."""
+    kind, classifies = config.model.kind, config.data.name == "hyperpartisan"
+    if not is_sequence(config):
+        return CLASSIFIERS if kind in CLASSIFIERS else LANGUAGE_MODELS  # none is made
+    registry = CLASSIFIERS if classifies else LANGUAGE_MODELS
+    if kind not in registry:
+        raise ValueError(f"config.model.kind = {kind!r}: for {config.data.name} there are {', '.join(registry)}")
+    return registry
+
+
+def is_sequence(config: Any) -> bool:
+    """Whether a sequence model (config.model) reads the data, or a memory machine (config.machine)."""
+    return config.data.name in SEQUENCES
+
+
 def _model_conflicts(config: ConfigDict) -> Iterator[str]:
     """The same of sequence models."""
     model, data, train = config.model, config.data, config.train
-    texts, memory = data.name in LANGUAGE and data.name != "sorting", model.memory or data.segment_length
-    if model.dim % model.heads:
-        yield f"config.model.heads = {model.heads} must divide config.model.dim = {model.dim}"
-    if (model.kind == "infinity" and memory % 2) or (model.kind == "compressive" and memory < 2):
-        fit = "even" if model.kind == "infinity" else "at least 2"
-        yield f"config.model.memory: {model.kind} remembers {memory} rows (0: a segment's); must be {fit}"
-    encoder = model.kind in CLASSIFIERS
-    last = model.layers - 2 if encoder else model.layers - 1
-    if "memoria" in model.kind and last < 0:
-        yield f"config.model.layers = {model.layers}: {model.kind} needs two, one of them above its memory"
-    elif "memoria" in model.kind and config.memoria.layer > last:
-        layers = f"config.model.layers = {model.layers}" + (", of which one is above it" if encoder else "")
-        yield f"config.memoria.layer = {config.memoria.layer}: must be at most {last}, for {layers}"
+    texts = data.name in LANGUAGE and data.name != "sorting"
     if data.name == "hyperpartisan" and data.segment_length < 3:
         yield f"config.data.segment_length = {data.segment_length}: must be at least 3, two tokens of it are marks"
     if texts and model.gradient_segments > data.segments:
@@ -464,8 +633,6 @@ def _model_conflicts(config: ConfigDict) -> Iterator[str]:
         yield f"{reach}: gradients end with a step of config.data.segments = {data.segments}: raise that too"
     if texts and train.microbatch:
         yield "config.train.microbatch: of texts a device holds all rows at once; lower config.train.batch_size"
-    if model.pretrained and model.kind in ("transformer_xl", "compressive"):
-        yield f"config.model.pretrained: there are no checkpoints for config.model.kind = {model.kind!r}"
     if model.pretrained and train.start_from:
         yield "config.model.pretrained and config.train.start_from: a model begins with one of them"
     if data.vectors:

@@ -70,6 +70,33 @@ def keep_compilations() -> str:
     return f"compiled programs: kept in {folder} for the next start; {off}"
 
 
+def find_devices() -> None:
+    """Starts JAX's backend; a main program calls it before anything else does.
+
+    Raises:
+      RuntimeError: JAX_PLATFORMS names what this machine, or this installation of JAX, does not have.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # jax without its CUDA or TPU packages asserts, and says nothing
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        cause = (str(error).partition("(set JAX_PLATFORMS")[0].strip() or "it knows no such device").rstrip(".")
+        raise RuntimeError(
+            f"JAX cannot start{asked and f' on JAX_PLATFORMS={asked}'}: {cause}. Set JAX_PLATFORMS=cpu to do without "
+            "an accelerator, or install what it needs: pip install 'rmjax[cuda]' or 'rmjax[tpu]'"
+        ) from error
+
+
+def in_words(error: BaseException) -> str:
+    """What to say of an error: one of memory gets its cure."""
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        return str(error)
+    return (
+        f"{error} Set config.train.microbatch, or lower config.train.batch_size, config.data.segment_length or the "
+        "sizes of the model; --mode=explain says what a step takes"
+    )
+
+
 def _machine() -> str:
     """A name for the kind of CPU. Machines that share a home directory may differ, and programs compiled
     for one may be wrong for another."""

@@ -95,6 +95,25 @@ def perplexities(documents: Documents, nats: np.ndarray, tokens: np.ndarray) -> 
     }
 
 
+def memory_gain(sums: dict[str, np.ndarray]) -> dict[str, float]:
+    """What a rehearsal owes to the memory, of `RehearsalTask.rehearsals` over all streams.
+
+    Returns:
+      memory_gain_recollection, memory_gain_familiarity: the loss with another stream's memory minus that with the
+        stream's own, in nats, means over the fragments; NaN where there are none.
+      memory_spread: the standard deviation of an entry of the slots over the streams, 0 where all memories are alike.
+    """
+    gains = {}
+    for name, of_streams in sums.items():
+        total = np.asarray(of_streams, np.float64).sum(0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            if name == "spread":
+                gains["memory_spread"] = float(np.sqrt(total[0] / total[1]))
+            else:
+                gains[f"memory_gain_{name}"] = float((total[1] - total[0]) / total[2])
+    return gains
+
+
 def question_values(source: Source, split: str, scored: Scored) -> np.ndarray:
     """f64 [n, Q], what the metric is the mean of; NaN where a score is. Scores [n, Q] are answers and not logits."""
     scores, target, metric = scored["scores"], scored["target"], metric_of(source)

@@ -134,8 +134,7 @@ def as_tree(leaves: dict[str, Any], like: Any) -> Any:
 
 
 def main(argv: Sequence[str]) -> int:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    del argv
     logging.set_verbosity(logging.INFO)
     asked = flags.FLAGS
     try:
@@ -143,11 +142,12 @@ def main(argv: Sequence[str]) -> int:
             raise ValueError("--workdir of a trained model and --out, a folder to make, are both needed")
         paths.resolve(asked.out, "--out")
         logging.info("%s", environment.prepare())
+        environment.find_devices()
         task, params, _ = train.trained(asked.workdir)
         write_export(task, params, asked.out, asked.items)
         logging.info("%s: live.py, and what it reads.", asked.out)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
-        logging.error("%s", error)
+        logging.error("%s", environment.in_words(error))
         return 1
     return 0
 
@@ -160,5 +160,6 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
+    configs.import_modules(sys.argv)
     configs.answer_help(sys.argv)
-    app.run(main)
+    app.run(main, flags_parser=configs.parse_flags)

@@ -26,7 +26,7 @@ from rmjax.io import paths
 from rmjax.machines import memorize
 from rmjax.streams import Streams, refuse_words
 from rmjax.tasks.reasoning import Reasoning
-from rmjax.types import Params
+from rmjax.types import Params, at
 
 BASES = 8  # different histories, of which all users' are copies
 CHECKED = 64  # users whose answers are worked out anew
@@ -90,7 +90,8 @@ def load_test(
     task: Reasoning, params: Params, history: int, wanted: list[Request], users: int, **how: Any
 ) -> dict[str, Any]:
     """Fills a store with users of `history` items each, serves, and checks what was answered."""
-    items = len(params["machine"]["embed"])
+    assert task.table is not None
+    items = len(at(params, task.table))
     store = Streams(task, params, capacity=users, segments=(1, 64), **how)
     bases = np.random.default_rng(1).integers(0, items, (BASES, history))
     begin = time.perf_counter()
@@ -146,13 +147,13 @@ def largest_difference(task: Reasoning, params: Params, bases: np.ndarray, wante
 
 
 def main(argv: Sequence[str]) -> int:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    del argv
     logging.set_verbosity(logging.INFO)
     asked = flags.FLAGS
     task: Any
     try:
         logging.info("%s", environment.prepare())
+        environment.find_devices()
         if asked.workdir:
             task, params, source = train.trained(asked.workdir)
         elif asked.config is not None:
@@ -170,7 +171,7 @@ def main(argv: Sequence[str]) -> int:
             told = load_test(task, params, history, wanted, asked.users, **where)
             print(json.dumps({"rate": asked.rate} | told), flush=True)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
-        logging.error("%s", error)
+        logging.error("%s", environment.in_words(error))
         return 1
     return 0
 
@@ -190,4 +191,4 @@ def define_flags() -> None:
 if __name__ == "__main__":
     define_flags()
     configs.check_flags(sys.argv)
-    app.run(main)
+    app.run(main, flags_parser=configs.parse_flags)

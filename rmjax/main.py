@@ -34,6 +34,9 @@ _COORDINATOR = flags.DEFINE_string("coordinator", None, "Of several processes: h
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many there are.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Finds them by itself, on a TPU pod or in Kubernetes.")
+_UNREAD = flags.DEFINE_enum(
+    "unread", "refuse", ["refuse", "warn"], "What is done with a flag that this run does not read."
+)
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
@@ -43,12 +46,12 @@ _MODE = flags.DEFINE_enum(
 
 
 def main(argv: Sequence[str]) -> int:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    del argv
     logging.set_verbosity(logging.INFO)
     config = _CONFIG.value
     try:
         configs.validate(config)
+        configs.refuse_unread(config, sys.argv, _UNREAD.value == "warn")
         if not _WORKDIR.value and _MODE.value != "explain":
             raise ValueError("--workdir is missing: name a directory for checkpoints and logs")
         workdir = paths.resolve_checkpoint(_WORKDIR.value or "", "--workdir")
@@ -56,6 +59,8 @@ def main(argv: Sequence[str]) -> int:
         logging.info("%s", processes.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value))
         if _MODE.value == "explain":
             environment.simulate(config.train.devices)
+        environment.find_devices()
+        if _MODE.value == "explain":
             print(json.dumps(explain.explain(config), indent=1))
             return 0
         logging.info("%s", environment.keep_compilations())
@@ -75,8 +80,8 @@ def main(argv: Sequence[str]) -> int:
             logging.error("%s. What was saved is whole: run the same line again, on all of them.", gone)
             processes.leave(EXIT_PREEMPTED)
         known = isinstance(error, (ValueError, OSError, RuntimeError, FloatingPointError, ImportError))
-        logging.error("%s", error, exc_info=None if known else error)
-        if jax.process_count() > 1:
+        logging.error("%s", environment.in_words(error), exc_info=None if known else error)
+        if processes.several():
             processes.leave(EXIT_MISTAKE)  # an orderly end would wait for the others, and they for this one
         return 1
     return 0
@@ -85,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
 def run() -> None:
     """The command `python -m rmjax.main`."""
     configs.check_flags(sys.argv)
-    app.run(main)
+    app.run(main, flags_parser=configs.parse_flags)
 
 
 if __name__ == "__main__":

@@ -88,6 +88,20 @@ def bootstrap_mean(
     return float(low), float(high)
 
 
+def paired(
+    values: Any, others: Any, *, resamples: int = 10_000, level: float = 0.95, seed: int = 0
+) -> tuple[float, float, float]:
+    """The mean of values - others, both [n], and its percentile interval over the n pairs, such as seeds.
+
+    Returns:
+      (low, mean, high).
+    """
+    difference = np.asarray(values, np.float64) - np.asarray(others, np.float64)
+    draws = np.random.default_rng(seed).integers(len(difference), size=(resamples, len(difference)))
+    low, high = np.quantile(difference[draws].mean(1), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(difference.mean()), float(high)
+
+
 def _distinct(values: Any) -> np.ndarray:
     """The rank of each among the distinct values, i64 [n]."""
     return np.unique(np.asarray(values), return_inverse=True)[1]

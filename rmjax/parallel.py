@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rmjax.cost import tree_bytes
 from rmjax.train_step import Pieces, make_eval_step, make_train_step
-from rmjax.types import Batch, Params, StreamTask, Task
+from rmjax.types import Batch, Params, RehearsalTask, StreamTask, Task
 
 # What a mesh splits over its axis 'model': a pattern of a parameter's path, and the mesh axis of each axis of its own.
 # Moments of an optimizer lie as their parameter does; all else, and what does not divide, is on every device.
@@ -40,6 +40,8 @@ class Mapped(NamedTuple):
     )
     # (params on the devices, host batch) -> [B, Q] or [B, Q, C] of this process
     scores: Callable[[Params, Batch], np.ndarray]
+    # of a `RehearsalTask`: (params on the devices, host batch, host batch of others) -> {name: [B, n]} of this process
+    rehearsals: Callable[[Params, Batch, Batch], dict[str, np.ndarray]]
     put_carry: Callable[[Any], Any]  # host tree with leading axis B -> split over the devices as a batch is
     get_carry: Callable[[Any], Any]  # the way back
     # of a `StreamTask`: (params and carry on the devices, host batch) -> {name: [B, T]} of this process, carry
@@ -69,7 +71,9 @@ def make_mapped(
     """
     found = jax.devices()
     if devices > len(found):
-        raise ValueError(f"config.train.devices = {devices}, but there are {len(found)}: {found}")
+        raise ValueError(
+            f"config.train.devices = {devices}, but there are {len(found)}: {found}. Lower it, or take 0 for all"
+        )
     use = found[: devices or len(found)]
     mine = sum(device.process_index == jax.process_index() for device in use)
     if mine * jax.process_count() != len(use):
@@ -77,10 +81,11 @@ def make_mapped(
         raise ValueError(f"config.train.devices = {devices}: {here}; every process must have as many")
     if mapping == "pmap":
         return _one_by_one(_pmap(task, optimizer, seed, use, microbatch, sparse_items))
+    split = f"config.train.model_devices = {model_devices}"
     if len(use) % model_devices:
-        raise ValueError(f"config.train.model_devices = {model_devices} does not divide the {len(use)} devices")
+        raise ValueError(f"{split} does not divide the {len(use)} devices: change it, or config.train.devices")
     if mine % model_devices:  # streams are read by processes, and devices that share a table share its streams
-        raise ValueError(f"config.train.model_devices = {model_devices} does not divide the {mine} of a process")
+        raise ValueError(f"{split} does not divide the {mine} of a process: change it, or config.train.devices")
     mesh = Mesh(np.array(use).reshape(-1, model_devices), ("data", "model"))
     rules = SPLIT_TABLES + (SPLIT_LAYERS if split_layers else ())
     return _one_by_one(_mesh(task, optimizer, seed, mesh, microbatch, sparse_items, rules))
@@ -110,6 +115,8 @@ def _pmap(
         read = jax.pmap(task.measure, devices=local, donate_argnums=1)
     else:
         evaluate = jax.pmap(make_eval_step(task), devices=local)
+    if isinstance(task, RehearsalTask):
+        rehearse = jax.pmap(task.rehearsals, devices=local)
 
     def split(batch: Any) -> Any:
         cut = jax.tree.map(lambda x: x.reshape(len(local), len(x) // len(local), *x.shape[1:]), batch)
@@ -142,6 +149,7 @@ def _pmap(
         get=get,
         train_step=lambda state, carry, frozen, batch: step(state, carry, frozen, split(batch)),
         scores=lambda params, batch: whole(evaluate(params, split(batch))),
+        rehearsals=lambda params, *pair: jax.tree.map(whole, rehearse(params, *map(split, pair))),
         put_carry=split,
         get_carry=lambda carry: jax.tree.map(whole, carry),
         measure=measure,
@@ -215,6 +223,8 @@ def _mesh(
         read = jax.jit(task.measure, out_shardings=by_example, donate_argnums=1)
     else:
         evaluate = jax.jit(make_eval_step(task), out_shardings=by_example)
+    if isinstance(task, RehearsalTask):
+        rehearse = jax.jit(task.rehearsals, out_shardings=by_example)
 
     def whole_rows(x: jax.Array) -> np.ndarray:
         first = {s.index[0].start or 0: np.asarray(s.data) for s in x.addressable_shards}  # copies are left out
@@ -238,6 +248,7 @@ def _mesh(
         get=lambda tree: jax.tree.map(whole, tree),
         train_step=lambda state, carry, frozen, batch: step(state, carry, frozen, split(batch)),
         scores=lambda params, batch: whole_rows(evaluate(params, split(batch))),
+        rehearsals=lambda params, *pair: jax.tree.map(whole_rows, rehearse(params, *map(split, pair))),
         put_carry=split,
         get_carry=lambda carry: jax.tree.map(whole_rows, carry),
         measure=measure,

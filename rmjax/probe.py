@@ -18,11 +18,10 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from rmjax import evaluate, kept, memoria, metrics, tasks, train
-from rmjax.data.pipeline import batches, eval_batches
-from rmjax.data.source import Examples, Source, hash64
+from rmjax.data.pipeline import Subset, batches, eval_batches
 from rmjax.tasks import rehearsing
 from rmjax.tasks.reasoning import Reasoning
-from rmjax.types import Array, Batch, Key, Params, SequenceModel, StreamTask, Sum, example_keys
+from rmjax.types import Array, Batch, Key, Params, SequenceModel, StreamTask, Sum, Weight, example_keys
 
 BINS = 20  # most ages that are told apart
 LAGS = 15  # of the autocorrelation, as in Memoria Table 7
@@ -38,7 +37,7 @@ class Probe:
     def init(self, key: Key) -> Params:
         return {"rehearsal": self.model.init_rehearsal(key, self.model.init(key)["machine"])}
 
-    def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[float, Sum]]:
+    def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[Weight, Sum]]:
         r, machine = self.model.rehearsal, self.model.machine
         keys = jax.vmap(lambda k: jax.random.split(k, 3))(example_keys(key, batch.example_id))
         memory = self.model.memorize(frozen, batch).memory  # as it is when asked: without dropout
@@ -232,41 +231,17 @@ def recall_split(run: train.Run, model: Reasoning, params: Params, split: str) -
     r = dataclasses.replace(model.rehearsal, fragments=run.config.probe.fragments, sampler="uniform")
     recall_batch = jax.jit(partial(recall, dataclasses.replace(model, rehearsal=r), jax.device_put(params)))
     parts = []
-    settings = train.data_settings(run) | dict(batch_size=run.config.train.eval_batch_size)
-    some = Subset(run.source, split, run.config.probe.streams, run.config.seed)
-    with contextlib.closing(eval_batches(some, split, **settings)) as data:
-        for batch in data:
-            if run.stopping():
-                raise train.Preempted("asked to stop while probing; run the same line again")
-            parts.append(jax.device_get(recall_batch(batch, jax.random.key(run.config.seed))))
+    for batch, other in train.paired_batches(run, split, run.config.probe.streams):
+        if run.stopping():
+            raise train.Preempted("asked to stop while probing; run the same line again")
+        parts.append(jax.device_get(recall_batch(batch, other, jax.random.key(run.config.seed))))
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if jax.process_count() > 1:
         whole = {name: multihost_utils.process_allgather(value, tiled=True) for name, value in whole.items()}
     return whole
 
 
-class Subset:
-    """So many examples of a split, drawn from all of it; otherwise the source."""
-
-    def __init__(self, source: Source, split: str, count: int, seed: int):
-        order = np.argsort(hash64("subset", seed, np.arange(source.size(split))), kind="stable")
-        self._source, self._rows = source, np.sort(order[:count])
-        if hasattr(source, "buckets"):
-            self.buckets = lambda split: ((found := source.buckets(split))[0][self._rows], found[1])
-        if hasattr(source, "stream_id"):
-            self.stream_id = lambda split: source.stream_id(split)[self._rows]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._source, name)
-
-    def size(self, split: str) -> int:
-        return len(self._rows)
-
-    def fetch(self, split: str, indices: np.ndarray) -> Examples:
-        return self._source.fetch(split, self._rows[indices])
-
-
-def recall(model: Reasoning, params: Params, batch: Batch, key: Key) -> dict[str, Array]:
+def recall(model: Reasoning, params: Params, batch: Batch, other: Batch, key: Key) -> dict[str, Array]:
     r, machine = model.rehearsal, model.machine
     keys = jax.vmap(lambda k: jax.random.split(k, 3))(example_keys(key, batch.example_id))
     valid = batch.item_mask.any(-1)
@@ -282,7 +257,14 @@ def recall(model: Reasoning, params: Params, batch: Batch, key: Key) -> dict[str
     else:
         right = (jnp.where(same, -jnp.inf, logits) >= truth[..., None]).sum(-1) == 0
     rank = jnp.take_along_axis(jnp.cumsum(valid, 1), found[0], 1)
-    return {
+    losses = partial(rehearsing.fragment_losses, r, machine, params, batch, cut)
+    own = losses(memory, keys[:, 2], key)
+    strange = losses(model.memorize(params, other).memory, keys[:, 2], key)
+    paired = other.item_mask.any((1, 2))[:, None]
+    gains: dict[str, Array] = {}
+    for name, (loss, counted) in own.items():
+        gains |= {f"{name}_gain": strange[name][0] - loss, f"{name}_counted": counted & paired}
+    return gains | {
         "age": valid.sum(1, keepdims=True) - rank,
         "there": cut.mask.any(-1),
         "right": right,
@@ -294,8 +276,8 @@ def recall(model: Reasoning, params: Params, batch: Batch, key: Key) -> dict[str
 
 
 def by_age(recalled: dict[str, np.ndarray], trained: dict[str, bool]) -> list[dict[str, Any]]:
-    """One line an age (0: the latest segment), or a range of ages: {from, to, fragments, recollection, familiarity};
-    None for what the decoder was not trained for."""
+    """One line an age (0: the latest segment), or a range of ages: {from, to, fragments, recollection, familiarity},
+    None for what the decoder was not trained for, and the memory gain of what it was."""
     age, there = recalled["age"], recalled["there"]
     if not there.any():
         return []
@@ -308,6 +290,11 @@ def by_age(recalled: dict[str, np.ndarray], trained: dict[str, bool]) -> list[di
         labels = np.repeat([1, 0], pair.sum())
         right = float(recalled["right"][asked].mean()) if asked.any() else None
         area = metrics.auc(scores, labels) if pair.any() else None
+        gains = {}
+        for name in (name for name in trained if trained[name]):
+            counted = recalled[f"{name}_counted"] & inside
+            gain = recalled[f"{name}_gain"][counted]
+            gains[f"memory_gain_{name}"] = float(gain.mean()) if counted.any() else None
         lines.append(
             {
                 "from": low,
@@ -316,6 +303,7 @@ def by_age(recalled: dict[str, np.ndarray], trained: dict[str, bool]) -> list[di
                 "recollection": right if trained["recollection"] else None,
                 "familiarity": area if trained["familiarity"] else None,
             }
+            | gains
         )
     return lines
 

@@ -75,9 +75,17 @@ def check(given: Mapping[str, str | None]) -> tuple[str, int, int]:
     return address, numbers[0], numbers[1]
 
 
+def several() -> bool:
+    """Whether this process is one of several; False too where JAX cannot start, so that nobody knows."""
+    try:
+        return jax.process_count() > 1
+    except (RuntimeError, AssertionError):
+        return False
+
+
 def lost(error: BaseException) -> str | None:
     """What to say if `error` is that another process is gone; None if it is an error of this one's own."""
-    if jax.process_count() == 1 or not _LOST.match(str(error)):
+    if not several() or not _LOST.match(str(error)):
         return None
     first = str(error).strip().splitlines()[0]
     me = f"process {jax.process_index()} of {jax.process_count()}"

@@ -30,7 +30,7 @@ from rmjax.io.paths import resolve
 from rmjax.io.text import read_json
 from rmjax.machines.live import LiveStream, current_memory, feed, open_stream
 from rmjax.tasks.reasoning import Reasoning
-from rmjax.types import Array, Params
+from rmjax.types import Array, Params, at
 from rmjax.workdir import lock
 
 Ids = Sequence[int] | np.ndarray
@@ -167,7 +167,8 @@ class Streams:
         refuse_words(task, params)
         if capacity < 1:
             raise ValueError(f"capacity must be at least 1, got {capacity}")
-        self._num_items = len(params["machine"]["embed"])
+        assert task.table is not None
+        self._num_items = len(at(params, task.table))
         self._asked = task.answers.questions.kinds or self._num_items
         self._params, self._length = jax.device_put(params), task.segment_length
         self._batches, self._segments, self._queries = sorted(batches), sorted(segments), sorted(queries)
@@ -540,7 +541,7 @@ def _repeated(rows: LiveStream, batch: int) -> LiveStream:
 
 def refuse_words(task: Any, params: Params) -> None:
     """Raises ValueError if the streams of a model are not of item ids, asked about items or kinds."""
-    if not isinstance(task, Reasoning) or task.answers.questions.query == "words" or "embed" not in params["machine"]:
+    if not isinstance(task, Reasoning) or task.answers.questions.query == "words" or task.table is None:
         what = "live streams are of item ids, asked about items or kinds: this model reads something else"
         raise ValueError(f"{what}. Take one of clicks (configs/xlong.py) or of synthetic.py")
 

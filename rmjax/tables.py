@@ -22,6 +22,7 @@ class Table(NamedTuple):
     rows: Mapping[str, Row]
     settings: Mapping[str, Changes] = {"": {}}  # every row is run in each
     share_teacher: bool = False  # rows take the teacher of the first row's run with their seed
+    baseline: str = ""  # the row that others are compared with, seed by seed
 
 
 NO_REHEARSAL = {"rehearsal.recollection": 0.0, "rehearsal.familiarity": 0.0}
@@ -87,9 +88,17 @@ TABLES = {
             "CM (Only L_item)": Row({"rehearsal.familiarity": 0.0}, _cm1((21.79, 24.46, 23.13), (27.88, 31.12, 29.50))),
             "CM (Only L_seq)": Row({"rehearsal.recollection": 0.0}, _cm1((19.75, 23.81, 21.78), (26.63, 30.25, 28.44))),
             "CM (Single Head)": Row({"machine.subspaces": 1}, _cm1((21.24, 24.12, 22.68), (27.79, 31.14, 29.47))),
-            "RM": Row({"machine.kind": "rehearsal", "rehearsal.sampler": "teacher", "rehearsal.fragments": 6}),
+            "RM": Row(
+                {
+                    "machine.kind": "rehearsal",
+                    "rehearsal.sampler": "teacher",
+                    "rehearsal.fragments": 6,
+                    "rehearsal.sum_pairs": False,
+                }
+            ),
         },
         {name: {"data.synthetic.placing": name} for name in ("discrete", "consecutive")},
+        baseline="CM (Only Reason)",
     ),
     "rm5": Table(
         "RM Table 5",
@@ -102,6 +111,7 @@ TABLES = {
             "random sampler": Row({"rehearsal.sampler": "uniform"}, _rm(28.3, 35.7, 0.8813)),
         },
         share_teacher=True,
+        baseline="w/o. rehearsal",
     ),
     "rm6": Table(
         "RM Table 6",

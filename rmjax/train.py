@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 from rmjax import evaluate, kept, metrics, tasks
 from rmjax.checkpoint import Checkpoints
 from rmjax.data import make_source
-from rmjax.data.pipeline import batches, eval_batches
+from rmjax.data.pipeline import Subset, batches, eval_batches
 from rmjax.data.source import Source
 from rmjax.io import paths, text
 from rmjax.io.progress import Stopped
@@ -32,9 +32,11 @@ from rmjax.optim import make_optimizer
 from rmjax.parallel import Mapped, make_mapped
 from rmjax.tasks import sequences
 from rmjax.train_step import Pieces, TrainState, init_state
-from rmjax.types import Batch, Params, StreamTask, Task
+from rmjax.types import Batch, ItemTask, Params, StreamTask, Task, at, replace_at
 from rmjax.workdir import Preemption, lock
 
+GAIN_STREAMS = 512  # of a split, by which the memory gain is measured
+LEAST_GAIN = 0.05  # nats; a rehearsal that gains less from its memory teaches it next to nothing
 CPU_ITEMS = 8192  # of the streams that a CPU holds at once, see `microbatch`
 # Steps dispatched ahead of the one whose loss is looked at. None on CPU: several devices share a few threads there,
 # and threads that wait in one step's all-reduce can starve another step of them for ever.
@@ -174,9 +176,12 @@ def map_stage(run: Run, stage: Stage, cut: bool = True) -> Mapped:
     hold all rows at once too, unless `train.microbatch` says how many."""
     t, optimizer = run.config.train, stage_optimizer(run, stage)
     devices = max(1, (t.devices or jax.device_count()) // t.model_devices)
-    for name, size in ((f"{stage.name} batch_size", stage.batch_size), ("train.eval_batch_size", t.eval_batch_size)):
+    section = "teacher" if stage.name == "teacher" else "train"
+    for name, size in ((f"{section}.batch_size", stage.batch_size), ("train.eval_batch_size", t.eval_batch_size)):
         if size % devices:
-            raise ValueError(f"{name} {size} does not divide among {devices} devices: change it, or train.devices")
+            raise ValueError(
+                f"config.{name} = {size} does not divide among {devices} devices: change it, or config.train.devices"
+            )
     whole = stage.name == "teacher" or not (cut or t.microbatch)
     pieces = None if whole else microbatch(run, stage.batch_size // devices)
     mapped = make_mapped(
@@ -194,6 +199,7 @@ def map_stage(run: Run, stage: Stage, cut: bool = True) -> Mapped:
         train_step=announced(mapped.train_step, f"{stage.name}: compiling the train step"),
         scores=announced(mapped.scores, f"{stage.name}: compiling the evaluation step"),
         measure=announced(mapped.measure, f"{stage.name}: compiling the evaluation step"),
+        rehearsals=announced(mapped.rehearsals, f"{stage.name}: compiling the memory gain"),
     )
 
 
@@ -224,7 +230,9 @@ def microbatch(run: Run, rows: int) -> Pieces | None:
     """
     asked = run.config.train.microbatch
     if rows % (asked or 1):
-        raise ValueError(f"train.microbatch {asked} does not divide the {rows} streams of a device: change it, or 0")
+        raise ValueError(
+            f"config.train.microbatch = {asked} does not divide the {rows} streams of a device: change it, or take 0"
+        )
     if asked:
         return lambda rows, items: asked
     if jax.devices()[0].platform != "cpu":
@@ -249,12 +257,22 @@ def fresh_state(run: Run, stage: Stage, frozen: Params = ()) -> TrainState:
         state = dataclasses.replace(state, params=read_start(run, stage))
     elif tasks.is_sequence(run.config) and run.config.model.pretrained:
         state = dataclasses.replace(state, params=sequences.pretrained(run.config, state.params))
+    rows: Any = None
     if frozen and run.config.teacher.share_items:
-        state.params["machine"]["embed"] = np.array(frozen["embed"])
+        rows = np.array(frozen["embed"])
     elif stage.name == "model" and not start and (words := tasks.word_vectors(run.config, run.source)):
         vectors, there = words
-        state.params["machine"]["embed"] = np.where(there[:, None], vectors, state.params["machine"]["embed"])
+        rows = np.where(there[:, None], vectors, at(state.params, item_table(stage.task)))
+    if rows is not None:
+        state = dataclasses.replace(state, params=replace_at(state.params, item_table(stage.task), rows))
     return state
+
+
+def item_table(task: Any) -> tuple[str, ...]:
+    """Where a task's item table is; raises ValueError if it has none."""
+    if not isinstance(task, ItemTask) or not task.table:
+        raise ValueError("this model has no item table: leave config.teacher.share_items and config.data.vectors out")
+    return task.table
 
 
 def fresh_carry(task: StreamTask, params: Params, batch_size: int) -> Any:
@@ -419,8 +437,45 @@ def validate(
         writer.write("valid", step, read)
         return -read["perplexity"]
     found = evaluate.measures(run.source, "valid", score_split(run, mapped, params, "valid"))
-    writer.write("valid", step, found)
+    gains = memory_gain(run, task, mapped, params, "valid")
+    writer.write("valid", step, found | gains)
+    losses = [gain for name, gain in gains.items() if "gain" in name]
+    if losses and max(losses) < LEAST_GAIN and 2 * step >= run.config.train.steps:
+        logging.warning(
+            "Rehearsal does not use the memory: with another stream's memory its losses are at most %.3f nats higher "
+            "(expected: %.2f or more). Mask more (config.rehearsal.mask_ratio), or compare with harder items "
+            "(config.rehearsal.negatives).",
+            max(losses),
+            LEAST_GAIN,
+        )
     return evaluate.better(run.source, found)
+
+
+def paired_batches(run: Run, split: str, streams: int) -> Iterator[tuple[Batch, Batch]]:
+    """Batches of some streams of a split, drawn from all of it, each with one of the same shape, in whose rows there
+    are other streams."""
+    pair = [Subset(run.source, split, streams, run.config.seed, others) for others in (False, True)]
+    settings = data_settings(run) | dict(batch_size=run.config.train.eval_batch_size)
+    with contextlib.ExitStack() as stack:
+        data = [stack.enter_context(contextlib.closing(eval_batches(some, split, **settings))) for some in pair]
+        yield from zip(*data, strict=True)
+
+
+def memory_gain(run: Run, task: Task, mapped: Mapped, params: Params, split: str) -> dict[str, float]:
+    """See `evaluate.memory_gain`; of `GAIN_STREAMS` streams of a split. {} where nothing is rehearsed."""
+    rehearsal = getattr(task, "rehearsal", None)
+    if rehearsal is None or not rehearsal.active:
+        return {}
+    parts = collections.defaultdict(list)
+    for own, other in paired_batches(run, split, GAIN_STREAMS):
+        if run.stopping():
+            raise Preempted(f"asked to stop while evaluating on {split!r}; run the same line again to go on")
+        for name, sums in mapped.rehearsals(params, own, other).items():
+            parts[name].append(sums)
+    whole = {name: np.concatenate(values) for name, values in parts.items()}
+    if jax.process_count() > 1:
+        whole = {name: multihost_utils.process_allgather(value, tiled=True) for name, value in whole.items()}
+    return evaluate.memory_gain(whole)
 
 
 def score_split(run: Run, mapped: Mapped, params: Params, split: str) -> dict[str, np.ndarray]:
@@ -461,9 +516,12 @@ def test(run: Run, task: Task | StreamTask, mapped: Mapped, params: Params) -> l
     if isinstance(task, StreamTask):
         read = measure_texts(run, task, mapped, mapped.put(params), "test")
         return [{"memory": tasks.name_of(run.config)} | {f"test_{name}": value for name, value in read.items()}]
-    scored = score_split(run, mapped, mapped.put(params), "test")
+    params = mapped.put(params)
+    scored = score_split(run, mapped, params, "test")
     streams = stream_ids(run.source, "test")[scored["example_id"]]
-    return evaluate.rows(run.source, "test", tasks.name_of(run.config), scored, streams, run.config.seed)
+    rows = evaluate.rows(run.source, "test", tasks.name_of(run.config), scored, streams, run.config.seed)
+    rows[0] |= memory_gain(run, task, mapped, params, "test")
+    return rows
 
 
 def stream_ids(source: Source, split: str) -> np.ndarray:
@@ -472,8 +530,10 @@ def stream_ids(source: Source, split: str) -> np.ndarray:
 
 
 def show(rows: list[dict[str, Any]]) -> str:
-    """The final table as text; the interval is over streams."""
+    """The final table as text; the interval is over streams, and gains are the memory's (see `memory_gain`)."""
     names = {"low": "95% from", "high": "to", "test_auc": "test AUC", "test_mrr": "test MRR"}
+    names |= {f"memory_gain_{name}": f"gain, {name}" for name in ("recollection", "familiarity")}
+    names["memory_spread"] = "spread"
     return metrics.table(
         [
             {names.get(k, k.replace("_", " ")): round(v, 4) if isinstance(v, float) else v for k, v in row.items()}

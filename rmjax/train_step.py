@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from rmjax import sparse
-from rmjax.types import Array, Batch, ItemTask, Key, Params, StreamTask, Sum, Task
+from rmjax.types import Array, Batch, ItemTask, Key, Params, StreamTask, Sum, Task, Weight, at
 
 Pieces = Callable[[int, int], int]
 
@@ -49,7 +48,7 @@ def make_train_step(
     `carry` is per-stream state that outlives a step: of a `StreamTask`; others have none and pass () through.
     sparse_items: of an `ItemTask`'s table the step reads and writes the rows that the batch touches, see `sparse`.
     """
-    if sparse_items and not isinstance(task, ItemTask):
+    if sparse_items and not (isinstance(task, ItemTask) and task.table):
         raise ValueError(f"sparse_items: {type(task).__name__} has no item table")
     total = (lambda x: jax.lax.psum(x, axis)) if axis else (lambda x: x)
 
@@ -57,18 +56,18 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         if not sparse_items:
             return step(state, carry, frozen, batch, key, lambda params: params)
-        assert isinstance(task, ItemTask)
-        items = len(functools.reduce(operator.getitem, task.table, state.params))
+        assert isinstance(task, ItemTask) and task.table
+        items = len(at(state.params, task.table))
         ids = sparse.touched(task.item_ids(batch, key, items), items, axis)
         here = functools.partial(sparse.as_table, table=task.table, ids=ids, num_items=items)
         new, carry, metrics = step(sparse.take(state, task.table, ids), carry, frozen, batch, key, here)
         return sparse.put(state, new, task.table, ids), carry, metrics
 
     def step(state: TrainState, carry: Any, frozen: Params, batch: Batch, key: Key, here: Callable[[Params], Params]):
-        def counts(terms: dict[str, tuple[float, Sum]]) -> dict[str, Array]:
+        def counts(terms: dict[str, tuple[Weight, Sum]]) -> dict[str, Array]:
             return {name: count for name, (_, (_, count)) in terms.items()}
 
-        def terms_of(params: Params, rows: Batch) -> tuple[dict[str, tuple[float, Sum]], Any]:
+        def terms_of(params: Params, rows: Batch) -> tuple[dict[str, tuple[Weight, Sum]], Any]:
             if isinstance(task, StreamTask):
                 return task.stream_losses(params, carry, rows, key)
             return task.losses(here(params), frozen, rows, key), carry
@@ -78,7 +77,8 @@ def make_train_step(
             if divisors is None:
                 divisors = at_least_1(total(counts(terms)))
             parts = {name: s / divisors[name] for name, (_, (s, _)) in terms.items()}
-            return sum(weight * parts[name] for name, (weight, _) in terms.items()), (parts, after)
+            weights = {name: weight(state.step) if callable(weight) else weight for name, (weight, _) in terms.items()}
+            return sum(weights[name] * part for name, part in parts.items()), (parts, after)
 
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
 

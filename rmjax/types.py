@@ -7,16 +7,21 @@ Every array has its mask; what a masked entry holds is never looked at.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 
 Array = jax.Array
 Key = jax.Array  # typed PRNG key(s), `jax.random.key`; a leading axis means one key per example
 Params = Any  # pytree of f32 arrays
 Memory = Any  # a machine's own frozen dataclass; leading axis B; has `segments` i32[B]
+Weight = float | Callable[[Array], Array]  # of a loss term; a function of the step, i32 []
 Sum = tuple[Array, Array]  # (sum, count), both f32 []; added over devices first, divided once
 
 
@@ -45,10 +50,33 @@ class Batch:
     reset: Array | None = None  # bool [B, T] whether a stream begins anew before a segment
 
 
+class SegmentEncoder(NamedTuple):
+    """What a machine of slots reads a segment with: items in, features of the same width out."""
+
+    init: Callable[[Key, int, int], Params]
+    """init(key, d, N) -> params, for segments of at most N items."""
+    apply: Callable[..., Array]
+    """apply(params, items [B,t,N], x f32 [B,t,N,d], mask [B,t,N], key=None [B,t]) -> f32 [B,t,N,d]. x are the items'
+    rows in the machine's table; an encoder with a table of its own reads the ids. With a key: dropout."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a machine is told of the streams that it will read, beside its own settings."""
+
+    segment_length: int = 20  # N
+    max_items: int = 1000  # L, of the longest stream
+    width: int = 0  # of items that are features, or of word vectors; 0: the table is as wide as the machine
+    hops: int = 1  # of attention over the slots, in reading
+    dtype: Any = jnp.float32  # of the encoder's products
+    segment_encoder: SegmentEncoder | None = None  # in the place of the one that the settings name
+
+
 class MemoryMachine(NamedTuple):
     """A memory as a bundle of pure functions; variants rebind one of them.
 
-    No function keeps state, and `write` never sees a query. A wholly padded segment returns the memory bit for bit.
+    No function keeps state, and `write` never sees a query. `machines.make` sees to it that a wholly padded segment
+    returns the memory bit for bit, and that others are counted in its `segments`.
     """
 
     init: Callable[[Key], Params]
@@ -59,17 +87,35 @@ class MemoryMachine(NamedTuple):
     """encode(params, items [B,t,N], mask [B,t,N], key=None [B,t]) -> features, a pytree of [B,t,N,...].
     Never looks at the memory; segments are independent, so the two leading axes may come in either order."""
     write: Callable[..., tuple[Memory, Sum]]
-    """write(params, memory, features [B,N,...], mask [B,N], key=None [B]) -> memory, aux. One segment; scanned."""
+    """write(params, memory, features [B,N,...], mask [B,N], key=None [B]) -> memory, aux. One segment; scanned.
+    aux is the (sum, count) of the machine's own loss, in which padded rows count for nothing; see `has_loss`."""
     slots: Callable[[Params, Memory], tuple[Array, Array]]
     """slots(params, memory) -> [B,K,d], [B,K] mask: what readers attend to."""
     read: Callable[..., Array]
     """read(params, memory, query f32 [B,Q,m], query_mask [B,Q], key=None [B]) -> answer features [B,Q,m]."""
-    embed: Callable[[Params, Array], Array]
-    """embed(params, items i32 [...] or f32 [...,F]) -> features [..., d] of single items, as `encode` sees them."""
+    embed: Callable[[Params, Array | None], Array]
+    """embed(params, items i32 [...] or f32 [...,F]) -> features [..., d] of single items, as `encode` sees them, with
+    entries of about unit variance. items None: of all items, [V, d]."""
     constant_size: bool
     """Whether bytes of memory per stream are the same for every length."""
     gradient_range: int | None
     """How many segments back a gradient from the memory reaches; None: to the first."""
+    table: tuple[str, ...] | None = ("embed",)
+    """Path in the parameters of a table with a row for each item id; None: there is none."""
+    has_loss: bool = False
+    """Whether `write` adds to the loss."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelContext:
+    """What a sequence model is told of the streams that it will read, beside its own settings."""
+
+    vocabulary: int  # V
+    segment_length: int  # N
+    max_segments: int | None = None  # of the longest stream, where there is one
+    classes: int = 0  # of a classifier
+    dtype: Any = jnp.float32  # of products
+    engrams: Any = None  # models.memoria_gpt2.Engrams, of models with Memoria
 
 
 class SequenceModel(NamedTuple):
@@ -99,8 +145,9 @@ class Task(Protocol):
     def init(self, key: Key) -> Params:
         """Parameters of everything that is trained."""
 
-    def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[float, Sum]]:
-        """{term: (weight, (sum, count))}; the loss is the weighted sum of sum / count.
+    def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[Weight, Sum]]:
+        """{term: (weight, (sum, count))}; the loss is the weighted sum of sum / count. A weight is a number, or a
+        function of the step.
 
         `frozen` holds parameters that are used but not trained. `key` is a function of (seed, step); whatever differs
         between examples is drawn from `example_keys(key, batch.example_id)`.
@@ -112,12 +159,22 @@ class Task(Protocol):
 
 @runtime_checkable
 class ItemTask(Task, Protocol):
-    """A task one of whose parameters is a table with a row for every item."""
+    """A task one of whose parameters may be a table with a row for every item."""
 
-    table: tuple[str, ...]  # where it is in the parameters
+    @property
+    def table(self) -> tuple[str, ...] | None:
+        """Where it is in the parameters; None: there is none."""
 
     def item_ids(self, batch: Batch, key: Key, num_items: int) -> Array:
         """i32 [M]: every item whose row `losses` reads, repeated ones too; out of range they are clipped."""
+
+
+@runtime_checkable
+class RehearsalTask(Task, Protocol):
+    """A task that can tell what its rehearsal owes to the memory."""
+
+    def rehearsals(self, params: Params, batch: Batch, other: Batch) -> dict[str, Array]:
+        """f32 [B, n]: sums of each stream, with its own memory and with that of the same row of `other`."""
 
 
 @runtime_checkable
@@ -131,7 +188,7 @@ class StreamTask(Protocol):
 
     def stream_losses(
         self, params: Params, carry: Any, batch: Batch, key: Key
-    ) -> tuple[dict[str, tuple[float, Sum]], Any]:
+    ) -> tuple[dict[str, tuple[Weight, Sum]], Any]:
         """As `Task.losses`, and the carry after the batch."""
 
     def measure(self, params: Params, carry: Any, batch: Batch) -> tuple[dict[str, Array], Any]:
@@ -141,3 +198,14 @@ class StreamTask(Protocol):
 def example_keys(key: Key, example_id: Array) -> Key:
     """One key per example, [B]: the same wherever in whatever batch the example comes."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, example_id)
+
+
+def at(tree: Params, path: tuple[str, ...]) -> Any:
+    """The part of a tree of dicts at a path."""
+    return functools.reduce(operator.getitem, path, tree)
+
+
+def replace_at(tree: Params, path: tuple[str, ...], value: Any) -> Params:
+    """A copy of a tree of dicts, with another part at a path."""
+    first, *rest = path
+    return tree | {first: replace_at(tree[first], tuple(rest), value) if rest else value}

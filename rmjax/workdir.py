@@ -49,8 +49,9 @@ def lock(workdir: str | Path, *, reading: bool = False) -> Iterator[None]:
             opened.append(held.enter_context(_Opened(path, flags)))
         except OSError as error:
             if not reading:
+                cause = "it is a file" if folder.is_file() else error.strerror
                 cure = "name another directory"
-                raise OSError(f"--workdir={workdir} cannot be written to ({error.strerror}): {cure}") from error
+                raise OSError(f"--workdir={workdir} cannot be written to ({cause}): {cure}") from error
         if opened and not any([_take(one, how, path) for one in opened]):
             logging.warning(
                 "%s: this file system has no locks, so nothing keeps a second run out: start one at a time, or name "

@@ -18,6 +18,7 @@ from rmjax.tasks.answers import Answers
 from rmjax.tasks.reasoning import Reasoning, Teacher
 from rmjax.tasks.rehearsing import Rehearsal
 from rmjax.types import Batch, MemoryMachine
+from tests import decayed  # noqa: F401  a machine of somebody else's
 
 ITEMS, N, DIM = 50, 4, 8
 SLOTS = {"dim": DIM, "slots": 4, "layers": 1, "heads": 2, "segment_length": N, "dropout": 0.5}
@@ -28,6 +29,7 @@ MACHINES = {  # name -> kind, settings
     "gru": ("gru", {"dim": DIM}),
     "buffer": ("buffer", {"dim": DIM, "buffer_length": 3 * N, "recent": 5}),
     "directly_reason": ("directly_reason", {"dim": DIM, "buffer_length": 4 * N}),
+    "decayed": ("decayed", {"dim": DIM, "decay": 0.9}),  # registered by the import below, from outside the package
     "multihop_reason": ("multihop_reason", {"dim": DIM, "buffer_length": 3 * N, "hops": 2}),
 }
 

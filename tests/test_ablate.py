@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -150,7 +151,32 @@ def test_what_failed_is_left_out_and_run_again_and_what_is_finished_is_not(tmp_p
     assert lines[1]["accuracy"] == "0.6000" and lines[2]["accuracy"] == "1.0000"
     assert "0.6500 +- 0.0707" in capsys.readouterr().out
     assert run_all(tmp_path) == 1 and len(runs) == 10
-    assert runs[0][:1] == ["--config=card.py"] and runs[0][-1] == f"--workdir={tmp_path / 'seed0' / 'x' / 'one'}"
+    assert (
+        runs[0][:2] == ["--unread=warn", "--config=card.py"]
+        and runs[0][-1] == f"--workdir={tmp_path / 'seed0' / 'x' / 'one'}"
+    )
+
+
+def test_rows_are_compared_with_the_baseline_seed_by_seed():
+    table = SMALL._replace(baseline="one")
+    results = {
+        (setting, row, seed): [{"memory": "m", "test_auc": 0.6 + seed / 10 + (0.03 + seed / 100) * (row != "one")}]
+        for setting in "xy"
+        for row in table.rows
+        for seed in range(3)
+    }
+    del results["y", "one", 0]
+    first, second = ablate.compare(table, results)
+    assert (first["setting"], first["row"], first["against"], first["seeds"]) == ("x", "Two (L_a)", "one", 3)
+    assert first["auc, difference"] == pytest.approx(0.04)  # 0.03, 0.04, 0.05, though seeds are 0.1 apart
+    assert 0.03 <= first["95% from"] < 0.04 < first["to"] <= 0.05 + 1e-9
+    assert second["seeds"] == 2 and second["auc, difference"] == pytest.approx(0.045)
+    assert ablate.compare(SMALL, results) == []
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_baseline_is_a_row(name):
+    assert not TABLES[name].baseline or TABLES[name].baseline in TABLES[name].rows
 
 
 def test_a_run_that_was_stopped_stops_the_table_with_its_code(tmp_path, runs):
@@ -207,3 +233,26 @@ def test_the_command_runs_what_it_was_given(tmp_path):
     assert done.stdout.splitlines()[2].split()[:4] == ["K", "=", "10", "1"]
     kept = json.loads((tmp_path / "out" / "seed0" / "k-10" / "config.json").read_text())
     assert kept["train"]["learning_rate"] == 0.5 and kept["machine"]["slots"] == 10
+
+
+@pytest.mark.parametrize(
+    ("card", "table", "words"),
+    [
+        ("xlong", "mem1", "Memoria Table 1 changes config.model.kind, which config.data.name = 'xlong' does not read"),
+        ("xlong", "cm_long", "data.synthetic.facts, which config.data.name = 'xlong' does not read. Take"),
+        ("sorting", "rm5", "config.rehearsal.recollection, which config.data.name = 'sorting' does not read"),
+    ],
+)  # fmt: skip
+def test_a_table_of_other_data_is_refused(card, table, words):
+    base = config.base()
+    base.data.name = card
+    with pytest.raises(ValueError, match=re.escape(words)):
+        ablate.check_fits(TABLES[table], base)
+
+
+def test_tables_fit_their_own_data():
+    for card, names in {"xlong": ("rm5", "rm6"), "synthetic": ("cm1", "cm_long"), "sorting": ("mem4", "mem6")}.items():
+        base = config.base()
+        base.data.name = card
+        for name in names:
+            ablate.check_fits(TABLES[name], base)

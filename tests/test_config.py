@@ -7,7 +7,7 @@ import sys
 import jax
 import pytest
 from absl import flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 
 from rmjax import config as config_lib
 from rmjax.config import SCHEMA, Recorder, base, check_flags, options, validate
@@ -105,7 +105,7 @@ def test_right_flags_pass():
         ("data.text.tokenizer", "hf://gpt2", "config.data.text.tokenizer=hf://gpt2 is an address"),
         ("train.start_from", "runs/lr[1]", "config.train.start_from=runs/lr[1] has '[' in its whole path"),
         ("train.model_devices", 2, "config.train.model_devices = 2 needs config.train.mapping = 'mesh'"),
-        ("data.name, model.kind, model.layers", ("hyperpartisan", "memoria_bert", 1), "memoria_bert needs two, one of"),
+        ("data.name, model.kind, model.layers", ("hyperpartisan", "memoria_bert", 1), "layers = 1: two are needed"),
         ("data.name, model.kind, memoria.layer", ("hyperpartisan", "memoria_bert", 99), "memoria.layer = 99: must be"),
         ("train.eval_batch_size", 3, None),
     ],
@@ -142,10 +142,14 @@ import sys
 from absl import app
 from ml_collections import config_flags
 from rmjax import config
-CONFIG = config_flags.DEFINE_config_file("config")
+from absl import flags
+CONFIG = config_flags.DEFINE_config_file("config", None, "The card.")
+flags.DEFINE_integer("count", 1, "")
 if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
     config.check_flags(sys.argv)
-    app.run(lambda _: print(CONFIG.value.train.batch_size, CONFIG.value.train.steps))
+    run = lambda _: print(CONFIG.value.train.batch_size, CONFIG.value.train.steps)
+    app.run(run, flags_parser=config.parse_flags)
 """
 CARD = """
 from rmjax import config
@@ -163,7 +167,18 @@ def get_config(arg=None):
         (["--config={card}:local", "--config.train.batch_size=3"], "3 7"),
         (["--config={card}", "--config.train.bach_size=3"], "did you mean config.train.batch_size?"),
         (["--config={card}:lcal"], "config option 'lcal': no such option; there are local"),
-        (["--config={card}", "--config.train.batch_size=many"], "invalid literal for int() with base 10: 'many'"),
+        (
+            ["--config={card}", "--config.train.batch_size=many"],
+            "config.train.batch_size = 'many': must be a whole number",
+        ),
+        (["--config={card}", "--config.train.steps=1e3"], "config.train.steps = '1e3': must be a whole number, at"),
+        (["--config={card}", "--config.train.clip", "=", "5"], "config.train.clip = '=': must be a number, above 0"),
+        (["--config={card}", "--config.machine.remat=maybe"], "config.machine.remat = 'maybe': must be True or False"),
+        (["--config={card}", "--steps=3"], "--steps: no such flag; did you mean --config.probe.steps or --config."),
+        (["--config={card}", "--count=x"], "flag --count=x: must be a whole number; --help shows all flags"),
+        (["--config={card}", "--confg=3"], "--confg: no such flag; did you mean --config?"),
+        (["--config={card}", "train"], "unexpected arguments: train; options are flags, such as --mode=eval"),
+        ([], "--config is missing: The card."),
     ],
 )
 def test_the_command_line_answers_in_words(tmp_path, arguments, words):
@@ -175,6 +190,47 @@ def test_the_command_line_answers_in_words(tmp_path, arguments, words):
     done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": root}, check=False)
     assert words in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+BROKEN = {  # what a card holds -> the words for it
+    "x = 3": "card.py: AttributeError: module 'config_config' has no attribute 'get_config': mend it",
+    "def get_config(arg=''): retun 3": "card.py, line 1: SyntaxError: invalid syntax: mend it",
+    "x = 3\nimport no_such_module": "card.py, line 2: ModuleNotFoundError: No module named 'no_such_module': mend it",
+    "def get_config(arg=''): return int('many')": "card.py, line 1: ValueError: invalid literal for int() with base",
+    "def get_config(): return 3": "card.py: TypeError: get_config() takes 0 positional arguments but 1 was given: mend",
+}  # fmt: skip
+
+
+def parsed(path) -> str:
+    """What `parse_flags` says of a card."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "The card.", flag_values=values)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.setattr(flags, "FLAGS", values)
+        config_lib.parse_flags(["main.py", f"--config={path}"])
+    return str(end.value)
+
+
+@pytest.mark.parametrize("card", BROKEN)
+def test_a_broken_card_is_answered_with_its_line(tmp_path, card):
+    (tmp_path / "card.py").write_text(card)
+    assert BROKEN[card] in parsed(f"{tmp_path}/card.py:local")
+
+
+def test_a_path_that_is_no_card_is_answered_with_the_cards(tmp_path):
+    (tmp_path / "xlong.py").touch()
+    (tmp_path / "config.json").touch()
+    assert (
+        parsed(tmp_path / "xlng.py") == f"--config={tmp_path}/xlng.py: no such file; did you mean {tmp_path}/xlong.py?"
+    )
+    (tmp_path / "synthetic.py").touch()
+    assert f"did you mean {tmp_path}/xlong.py?" in parsed(tmp_path / "xlongg.py")
+    (tmp_path / "synthetic.py").unlink()
+    assert parsed(tmp_path) == f"--config={tmp_path}: a folder; there are {tmp_path}/xlong.py"
+    assert parsed(tmp_path / "config.json").endswith(f"no card, which is a .py file; there are {tmp_path}/xlong.py")
+    assert parsed(tmp_path / "no" / "xlong.py").endswith(
+        "no such file; cards are in the folder configs of a clone of rmjax: go there, or give the path"
+    )
 
 
 def test_a_misspelt_key_in_a_flagfile_is_found_too(tmp_path):

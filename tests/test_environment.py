@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -73,3 +75,28 @@ def test_a_compilation_is_announced_and_timed_once_for_each_shape(caplog):
     batches = [{"items": np.zeros((2, rows))} for rows in (3, 3, 4)]
     assert [step((), batch) for batch in batches] == [1, 1, 2]  # announced before it begins
     assert caplog.text.count("model: compiling the train step: done in 0.0 seconds.") == 2
+
+
+@pytest.mark.parametrize("module", ["main", "bench", "load"])
+def test_a_platform_that_is_not_there_is_answered_in_words(module):
+    card = "xlong" if module != "bench" else "memoria_bench"
+    root = Path(environment.__file__).parents[1]
+    flags = [f"--config=configs/{card}.py", *(["--workdir=unused"] if module == "main" else [])]
+    kept = os.environ | {"JAX_PLATFORMS": "gpus", "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [sys.executable, "-m", f"rmjax.{module}", *flags],
+        capture_output=True,
+        text=True,
+        cwd=root,
+        env=kept,
+        check=False,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "JAX cannot start on JAX_PLATFORMS=gpus: Unable to initialize backend 'gpus'" in done.stderr
+    assert "Set JAX_PLATFORMS=cpu to do without" in done.stderr
+
+
+def test_a_device_without_memory_gets_a_cure():
+    shown = environment.in_words(RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8005 bytes."))
+    assert shown.startswith("RESOURCE_EXHAUSTED: Out of memory") and "config.train.microbatch" in shown
+    assert environment.in_words(ValueError("as it is")) == "as it is"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rmjax.data.source import Questions
-from rmjax.layers.embeddings import Rows, embed, look_up, unit_rows
+from rmjax.layers.embeddings import Rows, embed, look_up
 from rmjax.machines import current_memory, feed, memorize, open_stream
 from rmjax.models import bert, gpt2, transformer_xl
 from rmjax.reason import heads
@@ -33,7 +33,7 @@ def test_tables_of_items():
         same(look_up(rows, STRANGE), table[NEAREST])
     params = {"embed": table, "project": jnp.ones((2, 3))}
     same(embed(params, jnp.asarray(STRANGE)), embed(params, jnp.asarray(NEAREST)))
-    same(unit_rows(params, STRANGE), unit_rows(params, NEAREST))
+    same(embed(params, None), embed(params, jnp.arange(ITEMS)))
 
 
 @pytest.mark.parametrize("name", ["gru", "buffer"])

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from rmjax import kept, probe, tasks, train
-from rmjax.config import MACHINES
 from rmjax.data import make_source
+from rmjax.registry import MACHINES
 from rmjax.workdir import Preemption
 from tests.runs import PLAIN, tiny
 

@@ -29,6 +29,8 @@ def get_config(arg=""):
     return runs.tiny(**(runs.PLAIN if arg == "gru" else {}))
 """
 
+COLUMNS = ["memory", "test", "AUC", "95%", "from", "to", "gain,", "familiarity", "gain,", "recollection", "spread"]
+
 
 @pytest.fixture(scope="module")
 def card(tmp_path_factory):
@@ -78,7 +80,7 @@ def test_a_signal_ends_it_in_order_and_the_same_line_goes_on(start, card, tmp_pa
     steps = [entry["step"] for entry in lines(tmp_path) if entry["kind"] == "train"]
     assert code == 0 and steps == [*range(1, 7), *range(1, 13)]
     head, rule, *rows = out.splitlines()
-    assert head.split() == ["memory", "test", "AUC", "95%", "from", "to"] and set(rule) == {"-", " "}
+    assert head.split() == COLUMNS and set(rule) == {"-", " "}
     assert [row.split("  ")[0] for row in rows] == ["rehearsal", "oracle, full history", "oracle, last 20 clicks"]
     assert finish(start(*line))[:2] == (0, out)
     assert finish(start(*line, "--mode=eval"))[:2] == (0, out)
@@ -94,12 +96,13 @@ def test_a_second_process_is_told_who_is_there(start, card, tmp_path):
 MISTAKES = {  # what is wrong -> arguments, the cause, the cure
     "key": (["--config.train.bach_size=3"], "train.bach_size: no such key", "did you mean config.train.batch_size?"),
     "value": (["--config.train.batch_size=0"], "config.train.batch_size = 0: must be a whole number", "at least 1"),
-    "type": (["--config.train.batch_size=many"], "config.train.batch_size=many", "invalid literal for int()"),
+    "type": (["--config.train.batch_size=many"], "config.train.batch_size = 'many'", "must be a whole number"),
     "option": (["--config={card}:grru"], "config option 'grru': no such option", "there are gru"),
-    "file": (["--config={card}.no"], "Failed loading config file", "card.py.no"),
+    "file": (["--config={card}.no"], "card.py.no: no such file", "did you mean"),
+    "section": (["--steps=3"], "--steps: no such flag", "did you mean --config.probe.steps or --config.teacher.steps"),
     "data": (["--config.data.name=movielens", "--config.data.dir=nowhere"], "nowhere", "https://grouplens.org"),
     "devices": (["--config.train.devices=2"], "config.train.devices = 2, but there are 1", "CpuDevice"),
-    "argument": (["train"], "unexpected arguments: train", "train"),
+    "argument": (["train"], "unexpected arguments: train", "options are flags, such as --mode=eval"),
     "mode": (["--mode=test"], "--mode=test", "train|eval|explain"),
     "untrained": (["--mode=eval"], "run has no checkpoint of the model", "train first, with --mode=train"),
     "workdir": (["--workdir="], "--workdir is missing", "name a directory"),

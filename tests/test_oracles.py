@@ -115,7 +115,8 @@ def test_equation_3(sampled):
     ids = jnp.arange(20) if sampled is None else jnp.array(sampled)
     same = None if sampled is None else ids == truth[..., None]
     target = jnp.asarray(table).at[truth].get(mode="clip")
-    total, count = objectives.recollection(recalled / 100, target, jnp.asarray(table)[ids], same, mask)
+    each = objectives.recollection(recalled / 100, target, jnp.asarray(table)[ids], same, mask)
+    total, count = objectives.over_fragments(*each)
     there = np.argwhere(mask.any(-1))
     fragments = [
         oracle.recollection(
@@ -129,10 +130,13 @@ def test_equation_3(sampled):
 
 def test_equation_4_falls_with_what_is_recognised_and_with_what_is_not():
     positive, negative, pair = normal(2, 3) * 3, normal(2, 3) * 3, RNG.random((2, 3)) < 0.7
-    total, count = objectives.familiarity(positive, negative, pair)
+    each = objectives.familiarity(positive, negative, pair)
+    total, count = objectives.over_fragments(*each)
     close(total, sum(oracle.familiarity(*x) for x in zip(f64(positive[pair]), f64(negative[pair]), strict=True)))
     assert count == pair.sum()
-    slopes = jax.grad(lambda *x: objectives.familiarity(*x, pair)[0], (0, 1))(positive, negative)
+    summed, streams = objectives.over_streams(*each)
+    assert summed == total and streams == pair.any(1).sum()  # CM Eq. 5
+    slopes = jax.grad(lambda *x: objectives.familiarity(*x, pair)[0].sum(), (0, 1))(positive, negative)
     assert (slopes[0][pair] < 0).all() and (slopes[1][pair] > 0).all() and not slopes[0][~pair].any()
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rmjax import probe, train
+from rmjax.data.pipeline import Subset
 from rmjax.metrics import auc
 from tests.runs import PLAIN, tiny
 from tests.small import batch, noise, recommendation, rehearsal, small
@@ -68,7 +69,7 @@ def test_ages_are_counted_from_the_last_segment_and_what_is_recalled_is_right(mo
         return 1.0 * latest[..., 0], jnp.zeros(latest.shape[:2]), recalled
 
     monkeypatch.setattr(probe.rehearsing, "recall", recall)
-    got = jax.device_get(jax.jit(lambda: probe.recall(task, params, data, jax.random.key(0)))())
+    got = jax.device_get(jax.jit(lambda: probe.recall(task, params, data, data, jax.random.key(0)))())
     for row, there in enumerate((8, 3, 1, 4)):
         ages = got["age"][row][got["there"][row]]
         assert len(set(ages)) == len(ages) == min(there, 6) and set(ages) <= set(range(there))
@@ -88,12 +89,34 @@ def test_some_streams_are_drawn_from_the_whole_split():
         def fetch(self, split, indices):
             return {"example_id": indices}
 
-    some = probe.Subset(Lengths(), "test", 100, 0)
+    some = Subset(Lengths(), "test", 100, 0)
     rows = some.fetch("test", np.arange(100))["example_id"]
     assert some.size("test") == 100 == len(set(rows)) and 30 < (rows < 500).sum() < 70
     np.testing.assert_array_equal(some.buckets("test")[0], rows // 500)
-    assert (probe.Subset(Lengths(), "test", 100, 1).fetch("test", np.arange(100))["example_id"] != rows).any()
-    assert probe.Subset(Lengths(), "test", 5000, 0).size("test") == 1000
+    assert (Subset(Lengths(), "test", 100, 1).fetch("test", np.arange(100))["example_id"] != rows).any()
+    assert Subset(Lengths(), "test", 5000, 0).size("test") == 1000
+
+
+def test_others_are_of_another_stream_and_of_the_same_bucket():
+    """Streams of three examples each in bucket 0, a single one in bucket 1: it has no other."""
+
+    class Streams:
+        def size(self, split):
+            return 31
+
+        def stream_id(self, split):
+            return np.arange(31) // 3
+
+        def buckets(self, split):
+            return np.arange(31) // 30, [1, 2]
+
+        def fetch(self, split, indices):
+            return {"example_id": indices, "length": np.full(len(indices), 7)}
+
+    own, others = (Subset(Streams(), "test", 100, 0, other).fetch("test", np.arange(31)) for other in (False, True))
+    assert (own["example_id"] == np.arange(31)).all() and (own["length"] == 7).all()
+    assert (others["example_id"] // 3 != np.arange(31) // 3)[:30].all() and (others["example_id"][:30] < 30).all()
+    assert (others["length"] == [*[7] * 30, 0]).all() and len(set(others["example_id"])) > 10
 
 
 def test_the_truth_among_the_sampled_is_no_rival(monkeypatch):
@@ -109,7 +132,7 @@ def test_the_truth_among_the_sampled_is_no_rival(monkeypatch):
         return zeros, zeros, unit[truth]
 
     monkeypatch.setattr(probe.rehearsing, "recall", recall)
-    got = probe.recall(task, params, data, jax.random.key(0))
+    got = probe.recall(task, params, data, data, jax.random.key(0))
     assert np.asarray(got["right"])[np.asarray(got["asked"])].all()
 
 
@@ -124,11 +147,15 @@ def test_lines_are_means_over_what_was_asked_and_over_pairs():
         "negative": rng.normal(0, 1, (50, 6)),
         "pair": rng.random((50, 6)) < 0.9,
     }
+    for name in ("recollection", "familiarity"):
+        recalled |= {f"{name}_gain": rng.normal(size=(50, 6)), f"{name}_counted": rng.random((50, 6)) < 0.9}
     lines = probe.by_age(recalled, {"recollection": True, "familiarity": True})
     assert [(line["from"], line["to"]) for line in lines][:2] == [(0, 2), (3, 5)] and len(lines) == 15
     third = recalled["there"] & (recalled["age"] // 3 == 2)
     asked, pair = recalled["asked"][third], recalled["pair"] & third
     assert lines[2]["fragments"] == third.sum()
+    gain = recalled["familiarity_gain"][third & recalled["familiarity_counted"]]
+    assert lines[2]["memory_gain_familiarity"] == pytest.approx(gain.mean())
     assert lines[2]["recollection"] == pytest.approx(recalled["right"][third][asked].mean())
     scores = np.concatenate([recalled["positive"][pair], recalled["negative"][pair]])
     assert lines[2]["familiarity"] == pytest.approx(auc(scores, np.repeat([1, 0], pair.sum())))

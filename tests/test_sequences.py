@@ -14,9 +14,10 @@ from rmjax import evaluate, explain, memoria, probe, tasks, train
 from rmjax.data import make_source
 from rmjax.data.pipeline import batches
 from rmjax.data.tokenizers import make_tokenizer
-from rmjax.models import bert, gpt2, huggingface, unroll
+from rmjax.models import bert, gpt2, huggingface, roberta, unroll
 from rmjax.optim import make_optimizer
 from rmjax.parallel import make_mapped
+from rmjax.registry import CLASSIFIERS, LANGUAGE_MODELS
 from tests.runs import compilations_kept, lines, saved, tiny
 from tests.test_train import stopped
 
@@ -248,7 +249,7 @@ def test_only_a_tokenizer_that_is_larger_than_the_table_is_refused(tmp_path, row
     huggingface.write(tmp_path, released, "gpt2")
     says = dict(vocab_size=rows, n_positions=16, n_embd=8, n_layer=1, n_head=2)
     (tmp_path / "config.json").write_text(json.dumps(says))
-    model = tasks.sequences.make_model(config, 300)
+    model = tasks.sequences.build_model(LANGUAGE_MODELS, config, 300)
     params = model.init(jax.random.key(0))
     if not fits:
         with pytest.raises(
@@ -268,7 +269,8 @@ def test_a_checkpoint_of_other_norms_or_positions_is_refused(tmp_path, monkeypat
     config = configs.base()
     config.data.name, config.data.segment_length, config.model.pretrained = "hyperpartisan", 16, "~/roberta"
     config.model.update(kind="roberta", dim=8, layers=1, heads=2)
-    sizes = tasks.sequences.document_sizes(config, 30)
+    settings = CLASSIFIERS.settings("roberta", config.model)
+    sizes = roberta.sizes_of(settings, tasks.sequences.context_of(config, 30))
     params = bert.make_classifier(sizes, 2).init(jax.random.key(0))
     monkeypatch.setenv("HOME", str(tmp_path))
     huggingface.write(tmp_path / "roberta", params, "roberta")

@@ -187,3 +187,23 @@ def test_a_second_step_compiles_nothing_and_gradients_are_finite_without_anythin
         state = after
         assert state.step == index + 1
     assert step._cache_size() == 1
+
+
+def test_a_loss_of_the_machine_itself_counts_with_its_weight():
+    """The mean over segments of the sum of their items, say, of rows that have any."""
+    base = small("gru").machine
+
+    def write(params, memory, features, mask, key=None):
+        new, _ = base.write(params, memory, features, mask, key)
+        alive = mask.any(-1)
+        return new, (jnp.where(alive, memory.segments + 1.0, 0.0).sum(), alive.sum().astype(jnp.float32))
+
+    machine = base._replace(write=write, has_loss=True)
+    plain = rehearsal(recollection=0.0, familiarity=0.0)
+    task = recommendation(machine, plain, machine_loss=0.25)
+    params, data = noise(task.init), batch()
+    terms = task.losses(params, (), data, jax.random.key(0))
+    weight, (total, count) = terms["machine"]
+    segments = np.asarray(data.item_mask).any(-1).sum(1)
+    assert weight == 0.25 and count == segments.sum() and total == (segments * (segments + 1) / 2).sum()
+    assert "machine" not in recommendation(base, plain).losses(params, (), data, jax.random.key(0))

@@ -36,6 +36,8 @@ from rmjax.workdir import Preemption
 from tests.runs import PLAIN, before, compilations_kept, lines, saved, set_key, tiny
 from tests.small import noise
 
+COLUMNS = ["memory", "test", "AUC", "95%", "from", "to", "gain,", "familiarity", "gain,", "recollection", "spread"]
+
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled(tmp_path_factory):
@@ -85,7 +87,7 @@ def test_the_table_has_the_machine_and_the_references(finished):
     for row in rows:
         assert 0 <= row["low"] <= row["test_auc"] <= row["high"] <= 1
     text = train.show(rows)
-    assert text.splitlines()[0].split() == ["memory", "test", "AUC", "95%", "from", "to"]
+    assert text.splitlines()[0].split() == COLUMNS
     assert all(f"{row['test_auc']:.4g}" in text for row in rows)
 
 
@@ -299,9 +301,9 @@ def test_a_config_binds_only_once_something_is_saved(tmp_path):
 
 
 def test_batches_that_do_not_divide_among_the_devices_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="teacher batch_size 9 does not divide among 8 devices"):
+    with pytest.raises(ValueError, match="config.teacher.batch_size = 9 does not divide among 8 devices"):
         train.train(tiny(**{"teacher.batch_size": 9, "train.devices": 0}), tmp_path)
-    with pytest.raises(ValueError, match="model batch_size 9 does not divide among 8 devices"):
+    with pytest.raises(ValueError, match="config.train.batch_size = 9 does not divide among 8 devices"):
         train.train(tiny(**{"train.batch_size": 9, "train.devices": 0}), tmp_path)
     assert not (tmp_path / "teacher").exists()  # nothing was trained in vain
     with pytest.raises(ValueError, match="config.train.devices = 16, but there are 8"):
@@ -313,7 +315,7 @@ def test_microbatches_save_memory(tmp_path):
     config = tiny(**{"train.batch_size": 8, "train.microbatch": 2})
     run = train.Run(config, tmp_path, make_source(config.data, 0), Preemption())
     assert train.microbatch(run, 8)(8, 40) == 2
-    with pytest.raises(ValueError, match="train.microbatch 2 does not divide the 7 streams of a device"):
+    with pytest.raises(ValueError, match="config.train.microbatch = 2 does not divide the 7 streams of a device"):
         train.microbatch(run, 7)
     peaks = {}
     for mapping, rows in (("mesh", 4), ("pmap", 2)):

@@ -75,10 +75,9 @@ def activitynet(
     """
     place = paths.resolve(features, "config.data.activitynet.features")
     if not features or not (place.is_dir() or place.is_file() and place.suffix in H5):
-        other = f"a file {features!r}" if place.is_file() else f"no folder {features!r}"
-        raise FileNotFoundError(
-            f"features of ActivityNet's videos: {EXPECTED}; found {other if features else 'an empty string'}"
-        )
+        state = "no such folder" if features else "it is empty"
+        state = "a file of another format" if place.is_file() else state
+        raise FileNotFoundError(f"config.data.activitynet.features={features}: {state}; {EXPECTED}")
     if min(segment_length, frames) < 1:
         raise ValueError(f"segment_length={segment_length}, frames={frames}: expected 1 or more")
     prepared = _prepare(directory, cache_dir, answers)
@@ -327,7 +326,9 @@ def _read_file(place: _Place, read: Callable[[_Place], Any]) -> Any:
     try:
         return read(place)
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{place.path}: h5py, which reads it, is not installed: pip install h5py") from error
+        raise ModuleNotFoundError(
+            f"{place.path}: h5py, which reads it, is not installed: pip install 'rmjax[video]'"
+        ) from error
     except Exception as error:  # what the readers of three formats raise of a damaged file is not listed anywhere
         raise ValueError(f"{place}: not to be read as {suffix} ({error}); extract it again") from error
 

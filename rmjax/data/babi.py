@@ -57,7 +57,9 @@ def babi(
     asked = [task.strip() for task in tasks.split(",")] if tasks else map(str, every)
     numbers = [int(task) if re.fullmatch("[0-9]{1,9}", task) else 0 for task in asked]
     if not set(numbers) <= set(every):
-        raise ValueError(f"tasks={tasks!r}: expected numbers from 1 to {TASKS}, with commas between, or nothing")
+        raise ValueError(
+            f"config.data.babi.tasks={tasks!r}: expected numbers from 1 to {TASKS}, with commas between, or nothing"
+        )
     folders = (subset, re.sub("(-10k)?$", r"-valid\1", subset, count=1))
     path = paths.resolve(directory, "config.data.dir")
     files: list[Path] = [path] if directory and path.is_file() else []
@@ -66,7 +68,7 @@ def babi(
             files = [file for folder in folders for file in paths.visible(root / folder, "qa*.txt")]
     if not files:
         raise FileNotFoundError(
-            f"{subset}/qa1_..._train.txt not found in {directory or 'data.dir, which is empty'}. {ADVICE}"
+            f"{subset}/qa1_..._train.txt not found in {paths.lacks(directory, f'{subset}/qa*.txt')}. {ADVICE}"
         )
     chosen = [f"qa{task}" for task in sorted(set(numbers))]
     stored = records.prepare(BabiBuilder, cache_dir, files=tuple(files), parameters=dict(folders=folders))
@@ -159,7 +161,8 @@ def _members(path: Path, wanted: re.Pattern[str]) -> Iterator[tuple[re.Match, ta
             while archive.fileobj and archive.fileobj.read(1 << 20):  # the checksum is at the end
                 pass
     except Exception as error:  # what tarfile raises of a damaged header is not listed anywhere
-        message = f"{path}: the archive is damaged or cut short ({error}); fetch it again. {ADVICE}"
+        cause = str(error).partition(":")[0]  # tarfile adds what each of its methods says, a line each
+        message = f"{path}: the archive is damaged or cut short ({cause}); fetch it again. {ADVICE}"
         raise ValueError(message) from error
 
 

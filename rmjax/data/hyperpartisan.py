@@ -138,8 +138,7 @@ class HyperpartisanBuilder(TextBuilder):
 def _find(directory: str, pattern: str) -> Path:
     found = paths.visible(paths.resolve(directory, "config.data.dir"), pattern) if directory else []
     if not found:
-        where = directory or "data.dir, which is empty"
-        raise FileNotFoundError(f"{pattern} not found in {where}. {ADVICE[pattern]}")
+        raise FileNotFoundError(f"{pattern} not found in {paths.lacks(directory, pattern)}. {ADVICE[pattern]}")
     return found[-1]  # the newest, dates being in the names
 
 

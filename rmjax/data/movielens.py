@@ -123,7 +123,10 @@ class MovieLensBuilder(records.StreamBuilder):
         for index, split in enumerate(("train", "valid", "test")):
             chosen = asked[part == index]
             if not len(chosen):
-                raise ValueError(f"{path}: expected targets in every split, found none of {len(asked)} in {split!r}")
+                raise ValueError(
+                    f"{path}: expected targets in every split, found none of {len(asked)} in {split!r}: take more "
+                    "users, or lower config.data.movielens.first and every"
+                )
             by_user = np.split(chosen, np.flatnonzero(np.diff(owner[chosen])) + 1)
             limit = options["max_targets"]
             examples[split] = [rows[i : i + limit] for rows in by_user for i in range(0, len(rows), limit)]
@@ -168,7 +171,10 @@ def read_ratings(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     columns = [len(separator) * FIELDS.index(name) for name in ("userId", "movieId", "timestamp")]
     lines = (line for _, line in text.read_lines(path))  # none is left out before the last
     if header and (first := next(lines, "")) != separator.join(FIELDS):
-        raise records.malformed(path, 1, "header", separator.join(FIELDS), first)
+        if first.startswith("PK"):  # as every zip begins, and so an .xlsx
+            raise ValueError(f"{path} is a zip or a table of Excel: export it as CSV, or unpack it")
+        wrong = records.malformed(path, 1, "header", separator.join(FIELDS), first)
+        raise ValueError(f"{wrong}. Take the file of the release, or write these four columns with commas between")
     parts = [np.empty((0, len(columns)), np.int64)]
     number = 1 + header
     while block := list(itertools.islice(lines, _LINES)):

@@ -11,7 +11,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from rmjax.data.source import Source, hash64
+from rmjax.data.source import Examples, Source, hash64
 from rmjax.data.text import bucket_boundaries
 from rmjax.data.texts import Texts
 from rmjax.segments import position_in_segments, segment
@@ -109,6 +109,49 @@ def eval_batches(
     return _iterate(at_step, 0, len(buckets), prefetch, workers)
 
 
+class Subset:
+    """So many examples of a split, drawn from all of it; otherwise the source.
+
+    Args:
+      others: in the place of each example one of another stream is read, of the same bucket, or an empty stream where
+        there is none.
+    """
+
+    def __init__(self, source: Source, split: str, count: int, seed: int, others: bool = False):
+        order = np.argsort(hash64("subset", seed, np.arange(source.size(split))), kind="stable")
+        self._source, self._rows = source, np.sort(order[:count])
+        if hasattr(source, "buckets"):
+            self.buckets = lambda split: ((found := source.buckets(split))[0][self._rows], found[1])
+        if hasattr(source, "stream_id"):
+            self.stream_id = lambda split: source.stream_id(split)[self._rows]
+        self._others = self._partners(split, seed) if others else None
+
+    def _partners(self, split: str, seed: int) -> np.ndarray:
+        """i64 [size], places in this subset, -1 where there is none."""
+        places, partner = np.arange(len(self._rows)), np.full(len(self._rows), -1)
+        bucket = self.buckets(split)[0] if hasattr(self, "buckets") else np.zeros_like(places)
+        streams = self.stream_id(split) if hasattr(self, "stream_id") else places
+        for inside in (np.flatnonzero(bucket == b) for b in np.unique(bucket)):
+            drawn = partner_drawer(streams[inside])(np.arange(len(inside)), hash64("other", seed, self._rows[inside]))
+            partner[inside] = np.where(drawn < 0, -1, inside[drawn])
+        return partner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+    def size(self, split: str) -> int:
+        return len(self._rows)
+
+    def fetch(self, split: str, indices: np.ndarray) -> Examples:
+        if self._others is None:
+            return self._source.fetch(split, self._rows[indices])
+        place = self._others[indices]
+        examples = self._source.fetch(split, self._rows[place])
+        name = "item_mask" if "item_mask" in examples else "length"
+        exists = (place >= 0).reshape(-1, *[1] * (examples[name].ndim - 1))
+        return examples | {name: examples[name] * exists}
+
+
 def steps_per_epoch(source: Source, batch_size: int) -> int:
     """Steps in which training sees every example of a source with buckets."""
     return len(_buckets(source, "train", batch_size, joined=True))
@@ -199,7 +242,7 @@ def _batch_maker(source: Source, split: str, seed: int, segment_length: int, neg
 def _rows(batch_size: int, process_index: int, process_count: int) -> np.ndarray:
     """Places in the global batch that are this process's."""
     if batch_size < 1 or batch_size % process_count:
-        raise ValueError(f"batch_size {batch_size} does not divide among {process_count} processes")
+        raise ValueError(f"batch_size {batch_size} does not divide among {process_count} processes: change one")
     return np.arange(batch_size).reshape(process_count, -1)[process_index]
 
 

@@ -163,7 +163,7 @@ def find_files(directory: str, names: tuple[str, ...], folders: tuple[str, ...],
         of_folder = tuple(paths.resolve(directory, "config.data.dir") / folder / name for name in names)
         if all(path.is_file() for path in of_folder):
             return of_folder
-    raise FileNotFoundError(f"{' and '.join(names)} not found in {directory or 'data.dir, which is empty'}. {advice}")
+    raise FileNotFoundError(f"{' and '.join(names)} not found in {paths.lacks(directory, names[0])}. {advice}")
 
 
 def malformed(path: Path, line: int, field: str, expected: str, found: str) -> ValueError:

@@ -139,7 +139,7 @@ class FromFile:
         try:
             import tokenizers
         except ModuleNotFoundError as error:
-            message = f"{name}: tokenizers, which reads it, is not installed: pip install 'tokenizers>=0.20'"
+            message = f"{name}: tokenizers, which reads it, is not installed: pip install 'rmjax[text]'"
             raise ModuleNotFoundError(message) from error
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(self._file))

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
+_PACKED = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 _GLOB = re.compile(r"[*?\[\]\\]")
 
 
@@ -68,6 +69,31 @@ def cache(folder: str) -> Path:
         raise ValueError(
             "no home directory is known, in which prepared data would be kept: set config.data.cache_dir to a folder"
         ) from error
+
+
+def lacks(folder: str, name: str) -> str:
+    """Why a folder may lack a file, as the end of a sentence: '<folder>, which does not exist'.
+
+    Args:
+      folder: config.data.dir, as the user gave it.
+      name: the file, or a pattern.
+    """
+    if not folder:
+        return "data.dir, which is empty"
+    path = resolve(folder, "config.data.dir")
+    packed = [file for file in [path, *visible(path)] if file.is_file() and file.suffix in _PACKED]
+    below = sorted(path.glob(f"*/{name}")) if path.is_dir() else []
+    if not path.exists():
+        cause = ", which does not exist"
+    elif below:
+        cause = f", but in {below[0].parent}: give that folder"
+    elif packed:
+        cause = f": unpack {packed[0]}, and give the folder it makes"
+    elif path.is_file():
+        cause = ", which is a file: give its folder"
+    else:
+        cause = "" if any(path.iterdir()) else ", which has no files"
+    return f"{folder}{cause}"
 
 
 def visible(folder: Path, pattern: str = "*") -> list[Path]:

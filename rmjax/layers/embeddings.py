@@ -25,28 +25,19 @@ def init_items(key: Key, num_items: int, dim: int, width: int = 0) -> Params:
     return found | {"project": lecun_normal()(project, (width, dim))}
 
 
-def embed(params: Params, items: Array) -> Array:
-    """items i32 [...], or features f32 [..., F] -> f32 [..., d], entries of unit variance.
+def embed(params: Params, items: Array | None) -> Array:
+    """items i32 [...], features f32 [..., F], or None, all items there are, -> f32 [..., d], entries of unit variance.
 
     That is sqrt(width) times the rows of params['embed'], so that the targets of inner products have unit length
     (Vaswani et al. 2017, 3.4); features are scaled to a mean square of 1. Both then go through params['project'] where
     there is one. Sources check ids; a padded entry may hold anything finite.
     """
-    if not jnp.issubdtype(items.dtype, jnp.floating):
-        x = look_up(params["embed"], items)
+    if items is None or not jnp.issubdtype(items.dtype, jnp.floating):
+        x = params["embed"] if items is None else look_up(params["embed"], items)
         x *= x.shape[-1] ** 0.5
     else:
         x = items * jax.lax.rsqrt(jnp.square(items).mean(-1, keepdims=True) + 1e-6)
     return x @ params["project"] if "project" in params else x
-
-
-def unit_rows(params: Params, items: Array | None = None) -> Array:
-    """items i32 [...] -> f32 [..., d], None: all of them, [V, d]; of about unit length: inner products are taken with
-    these."""
-    rows = params["embed"] if items is None else look_up(params["embed"], items)
-    if "project" not in params:
-        return rows
-    return rows @ params["project"] * (rows.shape[-1] / params["project"].shape[1]) ** 0.5
 
 
 @flax.struct.dataclass

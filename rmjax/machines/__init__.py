@@ -2,30 +2,47 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+import dataclasses
 from typing import Any
 
-from rmjax.machines import buffer, continual, gru, rehearsal
 from rmjax.machines.live import LiveStream, current_memory, feed, open_stream
-from rmjax.machines.scan import Memorized, memorize
-from rmjax.types import MemoryMachine
+from rmjax.machines.scan import Memorized, inert, memorize
+from rmjax.registry import MACHINES
+from rmjax.types import Context, MemoryMachine
 
-MAKERS: dict[str, Callable[..., MemoryMachine]] = {
-    "rehearsal": rehearsal.make,
-    "continual": continual.make,
-    "gru": gru.make,
-    "buffer": buffer.make,
-    "directly_reason": functools.partial(buffer.make, encoder="gru"),
-    "multihop_reason": functools.partial(buffer.make, encoder="bigru"),
-}
-
-
-def make(kind: str, num_items: int, **settings: Any) -> MemoryMachine:
-    """The machine of this kind over `num_items` item ids (0: over features); settings are those of its own `make`."""
-    if kind not in MAKERS:
-        raise ValueError(f"unknown machine {kind!r}; there are {', '.join(MAKERS)}")
-    return MAKERS[kind](num_items, **settings)
+__all__ = [
+    "MACHINES",
+    "LiveStream",
+    "Memorized",
+    "build",
+    "current_memory",
+    "feed",
+    "make",
+    "memorize",
+    "open_stream",
+]
 
 
-__all__ = ["MAKERS", "LiveStream", "Memorized", "current_memory", "feed", "make", "memorize", "open_stream"]
+def make(kind: str, num_items: int, **options: Any) -> MemoryMachine:
+    """A machine of a kind, over `num_items` item ids (0: over features).
+
+    Args:
+      options: the settings of the kind, and the fields of `types.Context`.
+
+    Raises:
+      ValueError: no such kind or option; a value out of range, or in conflict with another.
+    """
+    of_context = {field.name for field in dataclasses.fields(Context)} & options.keys()
+    context = Context(**{name: options.pop(name) for name in of_context})
+    settings = MACHINES.settings(kind, options)
+    unknown = [name for name in options if not hasattr(settings, name)]
+    if unknown:
+        options_are = [field.name for kind in (settings, context) for field in dataclasses.fields(kind)]
+        raise ValueError(f"machine {kind!r} has no option {unknown[0]!r}; there are {', '.join(options_are)}")
+    return build(kind, num_items, settings, context)
+
+
+def build(kind: str, num_items: int, settings: Any, context: Context) -> MemoryMachine:
+    """As `make`, from a kind's own settings; here `write` becomes inert to padding, whatever the kind."""
+    machine = MACHINES[kind].make(num_items, settings, context)
+    return machine._replace(write=inert(machine.write))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -11,25 +13,29 @@ from flax.linen.initializers import orthogonal
 from rmjax.layers import recurrent
 from rmjax.layers.attention import identity
 from rmjax.machines import slots
-from rmjax.types import Array, Key, MemoryMachine, Params
+from rmjax.registry import at_least, setting
+from rmjax.types import Array, Context, Key, MemoryMachine, Params
 
 
-def make(
-    num_items: int,
-    *,
-    dim: int = 128,
-    item_dim: int = 0,
-    slot_dim: int = 0,
-    subspaces: int = 4,
-    timescale: int = 50,
-    **settings: Any,
-) -> MemoryMachine:
-    """CM's machine: d_model = `dim`, d_x = `item_dim`, d_m = `slot_dim` (0: as `dim`), Z = `subspaces` (1: CM's single
-    head). timescale as for RM; other settings are those of `slots.make`. Errors: ValueError naming the argument.
-    """
-    item_dim, slot_dim = item_dim or dim, slot_dim or dim
-    if dim % subspaces:
-        raise ValueError(f"dim {dim} does not divide among subspaces {subspaces}")
+@dataclasses.dataclass(frozen=True)
+class Settings(slots.Settings):
+    item_dim: int = setting(0, at_least(0), "continual: width of items, d_x; 0: machine.dim")
+    slot_dim: int = setting(0, at_least(0), "continual: width of slots, d_m; 0: machine.dim")
+    subspaces: int = setting(4, at_least(1), "continual: gated subspaces, Z; 1: a single head")
+
+    def conflicts(self, config: Any = None) -> Iterator[str]:
+        if not self.item_dim:
+            yield from super().conflicts(config)
+        elif self.item_dim % self.heads:
+            yield "{heads} must divide {item_dim}"
+        if self.dim % self.subspaces:
+            yield "{subspaces} must divide {dim}"
+
+
+def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
+    """CM's machine: d_model = `dim`, d_x = `item_dim`, d_m = `slot_dim`."""
+    dim, subspaces, timescale = settings.dim, settings.subspaces, settings.timescale
+    item_dim, slot_dim = settings.item_dim or dim, settings.slot_dim or dim
     width = dim // subspaces
 
     def init(key: Key) -> Params:
@@ -55,5 +61,5 @@ def make(
         new = jax.vmap(gate, (0, -2, -2), -2)(params["gru"], m, l)  # Eq. 3
         return new.reshape(*new.shape[:-2], dim) @ params["merge"]
 
-    update = slots.Update(init, apply)
-    return slots.make(num_items, update, dim=dim, item_dim=item_dim, slot_dim=slot_dim, **settings)
+    widths = slots.Widths(dim, item_dim, slot_dim)
+    return slots.make(num_items, settings, context, widths, slots.Update(init, apply))

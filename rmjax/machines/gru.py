@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from rmjax.layers import recurrent
 from rmjax.layers.embeddings import embed, init_items
-from rmjax.machines.scan import inert
-from rmjax.types import Array, Key, MemoryMachine, Params
+from rmjax.registry import at_least, setting
+from rmjax.types import Array, Context, Key, MemoryMachine, Params
 
 
 @flax.struct.dataclass
@@ -20,21 +22,29 @@ class GRUMemory:
     segments: Array  # i32 [B] written so far
 
 
-def make(
-    num_items: int, *, dim: int = 64, history_sum: bool = True, timescale: int = 1000, width: int = 0
-) -> MemoryMachine:
-    """A GRU of width `dim` over single items; the answer is read from [h; target; history].
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """timescale: the state reaches back so many segments; see `recurrent.init_gru`."""
 
-    history_sum: also keep the mean of all item features (the sum of the released click models, scaled so that its size
-    does not grow with the stream). Without it the state is h alone. timescale: items, see `recurrent.init_gru`. width:
-    see `embeddings.init_items`.
+    dim: int = setting(64, at_least(1), "item width, d")
+    history_sum: bool = setting(True, doc="gru: reads the mean of all items besides its state")
+    timescale: int = setting(50, at_least(0), "segments that an untrained memory reaches back; 0: about two")
+
+
+def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
+    """A GRU of width d over single items; the answer is read from [h; target; history].
+
+    The history is the mean of all item features: the sum of the released click models, scaled so that its size does
+    not grow with the stream. Without it the state is h alone.
     """
+    dim, history_sum = settings.dim, settings.history_sum
+    timescale = settings.timescale * context.segment_length
 
     def init(key: Key) -> Params:
         a, b = jax.random.split(key)
         # Untrained, what is read is the state (and the mean), in the items' space, where the head can hold the query.
         reader = jnp.concatenate([jnp.eye(dim)] * (2 if history_sum else 1) + [jnp.zeros((dim, dim))])
-        return init_items(a, num_items, dim, width) | {
+        return init_items(a, num_items, dim, context.width) | {
             "gru": recurrent.init_gru(b, dim, dim, timescale),
             "reader": {"kernel": reader, "bias": jnp.zeros(dim)},
         }
@@ -66,4 +76,15 @@ def make(
         state = [jnp.broadcast_to(s[:, None], query.shape) for s in state]
         return jnp.concatenate([*state, query], -1) @ params["reader"]["kernel"] + params["reader"]["bias"]
 
-    return MemoryMachine(init, init_memory, encode, inert(write), slots, read, embed, True, None)
+    return MemoryMachine(
+        init,
+        init_memory,
+        encode,
+        write,
+        slots,
+        read,
+        embed,
+        constant_size=True,
+        gradient_range=None,
+        table=("embed",) if num_items else None,
+    )

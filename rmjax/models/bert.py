@@ -7,8 +7,9 @@ A model that does something between two layers is made of the same `Embeddings`,
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -20,8 +21,8 @@ from rmjax.layers.dense import Dense
 from rmjax.layers.dropout import dropout, fold
 from rmjax.layers.embeddings import look_up
 from rmjax.models import gpt2
-from rmjax.models.gpt2 import dense, kept, split_heads
-from rmjax.types import Array, Key, Params
+from rmjax.models.gpt2 import Nothing, dense, kept, split_heads
+from rmjax.types import Array, Key, ModelContext, Params, SequenceModel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -186,3 +187,42 @@ def make_classifier(sizes: Sizes, classes: int) -> Classifier:
         return head.apply({"params": params}, hidden, fold(key, 1))
 
     return Classifier(init, logits)
+
+
+def make_plain(sizes: Sizes, classes: int) -> SequenceModel:
+    """BERT or RoBERTa, each segment on its own; logits [B, classes] of hidden [B, N, D]."""
+    encoder, head = Bert(sizes), Head(sizes, classes)
+
+    def init(key: Key) -> Params:
+        tokens, keys = jnp.zeros((1, 1), jnp.int32), jax.random.split(key)
+        hidden, params = encoder.init_with_output(keys[0], tokens, tokens == 0)
+        return params["params"] | head.init(keys[1], hidden)["params"]
+
+    def init_state(params: Params, batch_size: int) -> Nothing:
+        return Nothing(jnp.zeros(batch_size, jnp.int32))
+
+    def reset(state: Nothing, where: Array) -> Nothing:
+        return Nothing(jnp.where(where, 0, state.segments))
+
+    def step(params: Params, state: Nothing, tokens: Array, mask: Array, key: Key | None = None):
+        hidden = encoder.apply({"params": params}, tokens, mask, None, key)
+        return hidden, Nothing(state.segments + mask.any(-1)), (jnp.zeros(()), jnp.zeros(()))
+
+    return SequenceModel(init, init_state, reset, step, functools.partial(head_logits, head))
+
+
+def head_logits(head: Head, params: Params, hidden: Array, key: Key | None = None) -> Array:
+    return cast(Any, head.apply({"params": params}, hidden, key))
+
+
+Settings = gpt2.Settings
+
+
+def sizes_of(settings: Settings, context: ModelContext) -> Sizes:
+    """BERT's, with a position for each token of a segment."""
+    return Sizes(**gpt2.size_fields(settings, context))
+
+
+def build(settings: Settings, context: ModelContext) -> SequenceModel:
+    """The classifier of a run's settings, which remembers nothing."""
+    return make_plain(sizes_of(settings, context), context.classes)

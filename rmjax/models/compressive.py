@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import flax.struct
@@ -11,9 +13,11 @@ import jax.numpy as jnp
 from rmjax.layers import compressive
 from rmjax.layers.attention import attend
 from rmjax.layers.compressive import Compressed
+from rmjax.models import gpt2, transformer_xl
 from rmjax.models.gpt2 import Sizes, split_heads, tied_logits
 from rmjax.models.transformer_xl import TransformerXL
-from rmjax.types import Array, Key, Params, SequenceModel, Sum
+from rmjax.registry import at_least, setting
+from rmjax.types import Array, Key, ModelContext, Params, SequenceModel, Sum
 
 
 @flax.struct.dataclass
@@ -93,3 +97,22 @@ def layer_norm(params: Params, x: Array) -> Array:
     centered = x - x.mean(-1, keepdims=True)
     scale = jax.lax.rsqrt((centered**2).mean(-1, keepdims=True) + 1e-5)
     return centered * scale * params["scale"] + params["bias"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(transformer_xl.Settings):
+    compression: int = setting(4, at_least(1), "compressive: inputs in one row; half of the rows are compressed")
+    reconstruction: float = setting(1.0, at_least(0), "compressive: weight of the attention-reconstruction loss")
+
+    def conflicts(self, config: Any = None) -> Iterator[str]:
+        yield from super().conflicts(config)
+        if self.rows(config) < 2:
+            yield f"{{memory}}: that is {self.rows(config)} rows (0: a segment's); must be at least 2"
+
+
+def build(settings: Settings, context: ModelContext) -> SequenceModel:
+    """The model of a run's settings; half of the rows that it remembers are compressed."""
+    length = settings.memory or context.segment_length
+    sizes, recent = Sizes(**gpt2.size_fields(settings, context)), length // 2
+    how = dict(memory=recent, compressed=length - recent, rate=settings.compression)
+    return make(sizes, **how, reconstruction=settings.reconstruction)

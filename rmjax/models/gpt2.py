@@ -6,7 +6,7 @@ Names of parameters are those of the released checkpoints, so that `rmjax.models
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -18,7 +18,8 @@ from rmjax.layers.attention import attend
 from rmjax.layers.dense import Dense
 from rmjax.layers.dropout import dropout, fold
 from rmjax.layers.embeddings import look_up
-from rmjax.types import Array, Key, Params, SequenceModel
+from rmjax.registry import above, at_least, below, setting
+from rmjax.types import Array, Key, ModelContext, Params, SequenceModel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,35 @@ class Sizes:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.dim % self.heads:
             raise ValueError(f"width {self.dim} is not a multiple of heads {self.heads}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Of all sequence models."""
+
+    dim: int = setting(512, at_least(1), "width")
+    layers: int = setting(5, at_least(1), "layers")
+    heads: int = setting(4, at_least(1), "attention heads; divides model.dim")
+    dropout: float = setting(0.1, below(0, 1), "dropout rate")
+    initial: float = setting(0.02, above(0), "standard deviation of untrained kernels and tables")
+    remat: bool = setting(False, doc="computes a layer again in the backward pass rather than keep it")
+
+    def conflicts(self, config: Any = None) -> Iterator[str]:
+        if self.dim % self.heads:
+            yield "{heads} must divide {dim}"
+
+
+def size_fields(settings: Settings, context: ModelContext) -> dict[str, Any]:
+    """Fields of `Sizes`, with a position for each token of a segment."""
+    of_settings = {field.name: getattr(settings, field.name) for field in dataclasses.fields(Settings)}
+    return of_settings | dict(
+        vocabulary=context.vocabulary, positions=context.segment_length, dtype=jnp.dtype(context.dtype)
+    )
+
+
+def build(settings: Settings, context: ModelContext) -> SequenceModel:
+    """The model of a run's settings, which remembers nothing."""
+    return make(Sizes(**size_fields(settings, context)))
 
 
 def dense(sizes: Sizes, features: int, name: str | None, scale: float | None = None) -> Dense:

@@ -7,6 +7,7 @@ regression. A new segment goes to (tau, 1] and what there was shrinks to (0, tau
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, cast
 
 import flax.linen as nn
@@ -17,6 +18,7 @@ import numpy as np
 from flax.linen.initializers import normal
 
 from rmjax.layers.dropout import dropout, fold
+from rmjax.models import gpt2, transformer_xl
 from rmjax.models.gpt2 import (
     GPT2,
     Feedforward,
@@ -28,7 +30,8 @@ from rmjax.models.gpt2 import (
     split_heads,
     tied_logits,
 )
-from rmjax.types import Array, Key, Params, SequenceModel, Sum
+from rmjax.registry import setting
+from rmjax.types import Array, Key, ModelContext, Params, SequenceModel, Sum
 
 WIDTHS = (0.005, 0.01)  # of the basis functions
 RIDGE = 0.5
@@ -228,3 +231,22 @@ def make(sizes: Sizes, signal: Signal) -> SequenceModel:
         return hidden, Remembered(tuple(layers), state.segments + alive), (signal.weight * total, count)
 
     return SequenceModel(init, init_state, reset, step, tied_logits(sizes))
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(transformer_xl.Settings):
+    released = True
+    sticky: bool = setting(True, doc="infinity: the past is sampled where attention went")
+
+    def conflicts(self, config: Any = None) -> Iterator[str]:
+        yield from super().conflicts(config)
+        if self.rows(config) % 2:
+            yield f"{{memory}}: that is {self.rows(config)} rows (0: a segment's); must be even"
+
+
+def build(settings: Settings, context: ModelContext) -> SequenceModel:
+    """The model of a run's settings."""
+    n = context.segment_length
+    length = settings.memory or n
+    signal = Signal(segment_length=n, basis=length, samples=length, sticky=settings.sticky)
+    return make(Sizes(**gpt2.size_fields(settings, context)), signal)

@@ -3,7 +3,9 @@ itself, and the layers above it look at them and at those that they remind of.""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Any, cast
 
 import flax.linen as nn
@@ -13,10 +15,11 @@ import jax.numpy as jnp
 
 from rmjax import memoria
 from rmjax.layers.dropout import fold
-from rmjax.models.bert import Attention, Bert, Embeddings, Head, Layer, Sizes
-from rmjax.models.gpt2 import Nothing, kept
+from rmjax.models import bert, gpt2
+from rmjax.models.bert import Attention, Embeddings, Head, Layer, Sizes, head_logits
+from rmjax.models.gpt2 import kept
 from rmjax.models.memoria_gpt2 import Abstractor, check_ties, latest
-from rmjax.types import Array, Key, Params, SequenceModel
+from rmjax.types import Array, Key, ModelContext, Params, SequenceModel
 
 
 class MemoryLayer(Layer):
@@ -84,28 +87,6 @@ class Remembered:
     record: memoria.Record  # [B, C] of who was there, and reminded, in the last segment
 
 
-def make_plain(sizes: Sizes, classes: int) -> SequenceModel:
-    """BERT or RoBERTa, each segment on its own; logits [B, classes] of hidden [B, N, D]."""
-    encoder, head = Bert(sizes), Head(sizes, classes)
-
-    def init(key: Key) -> Params:
-        tokens, keys = jnp.zeros((1, 1), jnp.int32), jax.random.split(key)
-        hidden, params = encoder.init_with_output(keys[0], tokens, tokens == 0)
-        return params["params"] | head.init(keys[1], hidden)["params"]
-
-    def init_state(params: Params, batch_size: int) -> Nothing:
-        return Nothing(jnp.zeros(batch_size, jnp.int32))
-
-    def reset(state: Nothing, where: Array) -> Nothing:
-        return Nothing(jnp.where(where, 0, state.segments))
-
-    def step(params: Params, state: Nothing, tokens: Array, mask: Array, key: Key | None = None):
-        hidden = encoder.apply({"params": params}, tokens, mask, None, key)
-        return hidden, Nothing(state.segments + mask.any(-1)), (jnp.zeros(()), jnp.zeros(()))
-
-    return SequenceModel(init, init_state, reset, step, functools.partial(_logits, head))
-
-
 def make(
     sizes: Sizes, classes: int, config: memoria.MemoriaConfig, *, memory_layer: int = 9, activation: str = "relu"
 ) -> SequenceModel:
@@ -146,8 +127,31 @@ def make(
         engrams = jax.vmap(finish)(engrams, reminded, weights, alive)
         return hidden, Remembered(engrams, state.segments + alive, record), (jnp.zeros(()), jnp.zeros(()))
 
-    return SequenceModel(init, init_state, reset, step, functools.partial(_logits, head))
+    return SequenceModel(init, init_state, reset, step, functools.partial(head_logits, head))
 
 
-def _logits(head: Head, params: Params, hidden: Array, key: Key | None = None) -> Array:
-    return cast(Any, head.apply({"params": params}, hidden, key))
+@dataclasses.dataclass(frozen=True)
+class Settings(gpt2.Settings):
+    """The rules of its memory are a section of their own, config.memoria."""
+
+    def conflicts(self, config: Any = None) -> Iterator[str]:
+        yield from super().conflicts(config)
+        last = self.layers - 2
+        if last < 0:
+            yield "{layers}: two are needed, one of them above its memory"
+        elif config is not None and config.memoria.layer > last:
+            cure = f"must be at most {last}, for {{layers}}, of which one is above it"
+            yield f"config.memoria.layer = {config.memoria.layer}: {cure}"
+
+
+def build_upon(sizes: Sizes, context: ModelContext) -> SequenceModel:
+    """Memoria on an encoder of these sizes."""
+    engrams = context.engrams
+    layer = sizes.layers - 2 if engrams.layer < 0 else engrams.layer
+    rules = dataclasses.replace(engrams.rules, dim=sizes.dim, max_segments=context.max_segments)
+    return make(sizes, context.classes, rules, memory_layer=layer, activation=engrams.activation)
+
+
+def build(settings: Settings, context: ModelContext) -> SequenceModel:
+    """The classifier of a run's settings."""
+    return build_upon(bert.sizes_of(settings, context), context)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from typing import Any, cast
+from collections.abc import Iterator
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import flax.struct
@@ -15,6 +17,7 @@ from rmjax import memoria
 from rmjax.layers.attention import attend, masked_softmax
 from rmjax.layers.dense import Dense
 from rmjax.layers.dropout import dropout, fold
+from rmjax.models import gpt2
 from rmjax.models.gpt2 import (
     GPT2,
     Feedforward,
@@ -26,7 +29,15 @@ from rmjax.models.gpt2 import (
     split_heads,
     tied_logits,
 )
-from rmjax.types import Array, Key, Params, SequenceModel
+from rmjax.types import Array, Key, ModelContext, Params, SequenceModel
+
+
+class Engrams(NamedTuple):
+    """What config.memoria says: the rules of the memory, and how a model makes engrams."""
+
+    rules: memoria.MemoriaConfig
+    layer: int = -1  # whose output they are made of; -1: the model's own choice
+    activation: str = "relu"
 
 
 class Abstractor(nn.Module):
@@ -199,3 +210,23 @@ def make(
         return hidden, after, (jnp.zeros(()), jnp.zeros(()))
 
     return SequenceModel(init, init_state, reset, step, tied_logits(sizes))
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(gpt2.Settings):
+    """The rules of its memory are a section of their own, config.memoria."""
+
+    def conflicts(self, config: Any = None) -> Iterator[str]:
+        yield from super().conflicts(config)
+        if config is not None and config.memoria.layer >= self.layers:
+            yield f"config.memoria.layer = {config.memoria.layer}: must be at most {self.layers - 1}, for {{layers}}"
+
+
+def build(settings: Settings, context: ModelContext) -> SequenceModel:
+    """The model of a run's settings."""
+    engrams = context.engrams
+    rules = dataclasses.replace(engrams.rules, dim=settings.dim, max_segments=context.max_segments)
+    layer = None if engrams.layer < 0 else engrams.layer
+    sizes = Sizes(**gpt2.size_fields(settings, context))
+    options = dict(segment_length=context.segment_length, memory_layer=layer, activation=engrams.activation)
+    return make(sizes, rules, **options)

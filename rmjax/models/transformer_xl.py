@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -14,8 +16,10 @@ from rmjax.layers.dropout import dropout, fold
 from rmjax.layers.embeddings import look_up
 from rmjax.layers.queue import Queue
 from rmjax.layers.relative import RelativeAttention
+from rmjax.models import gpt2
 from rmjax.models.gpt2 import Sizes, dense, kept, norm, tied_logits
-from rmjax.types import Array, Key, Params, SequenceModel
+from rmjax.registry import at_least, setting
+from rmjax.types import Array, Key, ModelContext, Params, SequenceModel
 
 
 class RelativeBlock(nn.Module):
@@ -105,3 +109,24 @@ def make(sizes: Sizes, *, memory: int, same_length: bool = True, clamp: int = 10
         return hidden, Remembered(layers, state.segments + mask.any(-1)), (jnp.zeros(()), jnp.zeros(()))
 
     return SequenceModel(init, init_state, reset, step, tied_logits(sizes))
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(gpt2.Settings):
+    released = False  # no attribute of a run: whether GPT-2's checkpoints fit
+    memory: int = setting(0, at_least(0), "transformer_xl, compressive, infinity: rows remembered; 0: a segment's")
+
+    def rows(self, config: Any = None) -> int:
+        """That are remembered; 2 where the segment's length is not known."""
+        return self.memory or (config.data.segment_length if config is not None else 2)
+
+    def conflicts(self, config: Any = None) -> Iterator[str]:
+        yield from super().conflicts(config)
+        if config is not None and config.model.pretrained and not self.released:
+            yield f"config.model.pretrained: there are no checkpoints for config.model.kind = {config.model.kind!r}"
+
+
+def build(settings: Settings, context: ModelContext) -> SequenceModel:
+    """The model of a run's settings."""
+    sizes = Sizes(**gpt2.size_fields(settings, context))
+    return make(sizes, memory=settings.memory or context.segment_length)

@@ -41,9 +41,17 @@ def select(scores: Array, valid: Array, count: int, halves: bool = True) -> tupl
     return jnp.pad(indices, ((0, 0), (0, missing))), jnp.pad(jnp.isfinite(values), ((0, 0), (0, missing)))
 
 
-def _pick(key: Key, among: Array, count: Array) -> Array:
-    """`count` [...] of the true entries of `among` [..., N], uniformly without replacement -> bool [..., N]."""
-    draw = jnp.where(among, jax.random.uniform(key, among.shape), jnp.inf)
+def _pick(key: Key, among: Array, count: Array, span: int = 1) -> Array:
+    """`count` [...] of the true entries of `among` [..., N], uniformly without replacement -> bool [..., N].
+
+    With a span runs of so many places are drawn, which begin at multiples of it; of the last run only a part may be.
+    """
+    drawn = jax.random.uniform(key, among.shape)
+    if span > 1:
+        place = jnp.arange(among.shape[-1])
+        within = jax.random.uniform(jax.random.fold_in(key, 1), among.shape)
+        drawn = drawn[..., place - place % span] + 1e-5 * within  # one draw for a run, and an order inside it
+    draw = jnp.where(among, drawn, jnp.inf)
     return among & (jnp.argsort(jnp.argsort(draw, -1), -1) < count[..., None])
 
 
@@ -56,19 +64,20 @@ def build(
     negative_mask: Array,
     mask_ratio: float,
     replace_ratio: float,
+    span: int = 1,
 ) -> Fragments:
     """Masks `mask_ratio` of the valid items of each chosen segment (never none of them), then replaces
     `replace_ratio` of the unmasked ones (never none) by items of other streams.
 
     key [B]; items i32 [B, T, N] (or f32 [B, T, N, F]), mask bool [B, T, N]; chosen = `select(...)`; negative_items of
-    their kind [B, P], negative_mask bool [B, P].
+    their kind [B, P], negative_mask bool [B, P]. Masked items lie in runs of `span`, such as the clicks of one visit.
     """
 
     def one(key, items, mask, indices, found, others, others_mask):
         hide, swap, draw = jax.random.split(key, 3)
         items, mask = items[indices], mask[indices] & found[:, None]
         amount = lambda ratio, n: jnp.where(n > 0, jnp.maximum(jnp.round(ratio * n), 1), 0).astype(jnp.int32)  # noqa: E731
-        hidden = _pick(hide, mask, amount(mask_ratio, mask.sum(-1)))
+        hidden = _pick(hide, mask, amount(mask_ratio, mask.sum(-1)), span)
         shown = mask & ~hidden
         swapped = _pick(swap, shown, amount(replace_ratio, shown.sum(-1)))
         drawn = jax.random.categorical(draw, jnp.where(others_mask, 0.0, -jnp.inf), shape=mask.shape)

@@ -7,54 +7,34 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from rmjax import machines
+from rmjax.config import is_sequence
 from rmjax.data.source import Questions, Source
 from rmjax.data.texts import Texts
 from rmjax.data.vectors import read_vectors
 from rmjax.layers.transformer import Transformer
+from rmjax.registry import MACHINES
 from rmjax.rehearsal.decoder import Decoder
 from rmjax.tasks.answers import Answers
 from rmjax.tasks.reasoning import Reasoning, Teacher
 from rmjax.tasks.rehearsing import Rehearsal
 from rmjax.tasks.sequences import make_documents, make_language_model, make_sorting
-from rmjax.types import StreamTask, Task
-
-SEQUENCES = ("sorting", "wikitext", "pg19", "enwik8", "books", "hyperpartisan")  # data of sequence models
+from rmjax.types import Context, StreamTask, Task
 
 
 def make_machine(config: Any, source: Source) -> machines.MemoryMachine:
     """The machine that config.machine describes, over the source's items."""
-    m, n = config.machine, config.data.segment_length
-    settings: dict[str, Any] = {"width": feature_width(config, source)}
-    if m.kind in ("rehearsal", "continual"):
-        settings |= dict(
-            slots=m.slots,
-            layers=m.layers,
-            heads=m.heads,
-            encoder=m.encoder,
-            dropout=m.dropout,
-            normalize=m.normalize,
-            slot_identity=m.slot_identity,
-            item_scale=m.item_scale,
-            hops=config.reason.hops,
-            segment_length=n,
-            timescale=m.timescale,
-            dtype=jnp.dtype(config.train.compute_dtype),
-        )
-        if m.kind == "continual":
-            settings |= dict(item_dim=m.item_dim, slot_dim=m.slot_dim, subspaces=m.subspaces)
-    elif m.kind == "gru":
-        settings |= dict(history_sum=m.history_sum, timescale=m.timescale * n)
-    else:
-        settings |= dict(buffer_length=m.buffer_length or source.max_items)
-        if m.kind != "directly_reason":
-            settings |= dict(hops=config.reason.hops)
-        if m.kind == "directly_reason":
-            settings |= dict(timescale=m.timescale * n)
-        if m.kind == "buffer":
-            settings |= dict(recent=m.recent, pooled=m.pooled)
-    return machines.make(m.kind, source.num_items, dim=m.dim, **settings)
+    context = Context(
+        segment_length=config.data.segment_length,
+        max_items=source.max_items,
+        width=feature_width(config, source),
+        hops=config.reason.hops,
+        dtype=jnp.dtype(config.train.compute_dtype),
+    )
+    kind = config.machine.kind
+    return machines.build(kind, source.num_items, MACHINES.settings(kind, config.machine, "config.machine."), context)
 
 
 def feature_width(config: Any, source: Source) -> int:
@@ -83,11 +63,6 @@ def questions(source: Source) -> Questions:
     return getattr(source, "questions", Questions())
 
 
-def is_sequence(config: Any) -> bool:
-    """Whether a sequence model (config.model) reads the data, or a memory machine (config.machine)."""
-    return config.data.name in SEQUENCES
-
-
 def name_of(config: Any) -> str:
     """Of what is trained, in tables."""
     return config.model.kind if is_sequence(config) else config.machine.kind
@@ -107,6 +82,11 @@ def make_reasoning(config: Any, source: Source) -> Reasoning:
     m, r = config.machine, config.rehearsal
     decoder = Decoder(Transformer(r.layers, m.heads, m.dropout, jnp.dtype(config.train.compute_dtype)))
     item_dim = m.item_dim or m.dim if m.kind == "continual" else m.dim
+    schedules = {
+        "constant": None,
+        "falling": optax.linear_schedule(1.0, 0.0, config.train.steps),
+        "rising": optax.linear_schedule(0.0, 1.0, config.train.steps),
+    }
     return Reasoning(
         machine=make_machine(config, source),
         answers=Answers(questions(source), m.dim, item_dim, m.dim if config.reason.head == "mlp" else 0),
@@ -119,9 +99,15 @@ def make_reasoning(config: Any, source: Source) -> Reasoning:
             recollection=r.recollection,
             familiarity=r.familiarity,
             sampler=r.sampler,
+            negatives=r.negatives,
+            detach_items=r.detach_items,
+            sum_pairs=r.sum_pairs,
+            span=r.span,
+            schedule=schedules[r.schedule],
         ),
         segment_length=config.data.segment_length,
         reason=config.reason.weight,
+        machine_loss=config.machine.loss,
         items_fixed=config.teacher.share_items,
         block=m.block,
         remat=m.remat,

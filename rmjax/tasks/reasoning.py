@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from rmjax.rehearsal import sampler
 from rmjax.tasks import rehearsing
 from rmjax.tasks.answers import Answers, questions_only
 from rmjax.tasks.rehearsing import Rehearsal
-from rmjax.types import Array, Batch, Key, Memory, MemoryMachine, Params, Sum, example_keys
+from rmjax.types import Array, Batch, Key, Memory, MemoryMachine, Params, Sum, Weight, at, example_keys, replace_at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +28,16 @@ class Reasoning:
     rehearsal: Rehearsal
     segment_length: int
     reason: float = 1.0  # lambda_3
+    machine_loss: float = 1.0  # weight of what the machine's own `write` adds to the loss
     items_fixed: bool = False  # the item table is not trained: it came from somewhere better
     block: int = 0
     remat: bool = False
     gradient_segments: int = 0
-    table: tuple[str, ...] = dataclasses.field(default=("machine", "embed"), init=False)
+
+    @property
+    def table(self) -> tuple[str, ...] | None:
+        """Where the item table is in the parameters; None: the machine has none."""
+        return None if self.machine.table is None else ("machine", *self.machine.table)
 
     def item_ids(self, batch: Batch, key: Key, num_items: int) -> Array:
         ids = [ids for ids in (batch.items, batch.negative_items) if jnp.issubdtype(ids.dtype, jnp.integer)]
@@ -100,31 +106,72 @@ class Reasoning:
         memorized = self.memorize(params, batch)
         return self._answer(params, memorized.memory, memorized.asked, batch)
 
-    def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[float, Sum]]:
+    def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[Weight, Sum]]:
         if self.items_fixed:
-            table = jax.lax.stop_gradient(params["machine"]["embed"])
-            params = params | {"machine": params["machine"] | {"embed": table}}
-        drawn = example_keys(key, batch.example_id)
-        keys = jax.vmap(lambda k: jax.random.split(k, 3))(drawn)
+            assert self.table is not None
+            params = replace_at(params, self.table, jax.lax.stop_gradient(at(params, self.table)))
+        keys = jax.vmap(lambda k: jax.random.split(k, 3))(example_keys(key, batch.example_id))
         memorized = self.memorize(params, batch, keys[:, 0])
         logits = self._answer(params, memorized.memory, memorized.asked, batch)
-        terms = {"reason": (self.reason, self.answers.loss(logits, batch))}
+        terms: dict[str, tuple[Weight, Sum]] = {"reason": (self.reason, self.answers.loss(logits, batch))}
+        if self.machine.has_loss:
+            terms["machine"] = (self.machine_loss, memorized.aux)
         if self.rehearsal.active:
-            chosen, which, valid, memory = draw_query(keys[:, 1], batch, memorized)
+            drawn = draw_query(keys[:, 1], batch, memorized)
             query = None
             if self.rehearsal.sampler == "teacher":
-                asked = one_question(batch, which)
+                asked = one_question(batch, drawn.which)
                 query = self.answers.encode(frozen["encoder"], functools.partial(embed, frozen), asked)
-            found = rehearsing.choose_segments(self.rehearsal, chosen, frozen, query, batch, valid)
-            terms |= rehearsing.losses(self.rehearsal, self.machine, params, batch, memory, found, keys[:, 2], key)
+            segments = rehearsing.choose_segments(self.rehearsal, drawn.key, frozen, query, batch, drawn.valid)
+            memory = drawn.memory
+            terms |= rehearsing.losses(self.rehearsal, self.machine, params, batch, memory, segments, keys[:, 2], key)
         return terms
 
+    def rehearsals(self, params: Params, batch: Batch, other: Batch) -> dict[str, Array]:
+        """The rehearsal losses of each stream with its own memory and with that of another, without dropout.
 
-def draw_query(key: Key, batch: Batch, memorized) -> tuple[Key, Array, Array, Memory]:
-    """One asked query per stream, uniformly: what is rehearsed must be known before it.
+        Both memories are as they are at a drawn question, and the fragments are uniformly drawn ones before it; all
+        draws depend on the example alone.
 
-    -> a fresh key [B], which query [B], the valid segments before it [B, T], the memory at its position.
-    """
+        Args:
+          other: a batch of the same shape, in each row another stream; all masks false: there is none.
+
+        Returns:
+          For each loss that has a weight f32 [B, 3], the sum over a stream's fragments with its own memory, with
+          the other's, and the number of fragments; and "spread" f32 [B, 2], half the squared distance of the two
+          memories' slots, and the number of their entries.
+        """
+        r = dataclasses.replace(self.rehearsal, sampler="uniform")
+        key = jax.random.key(0)
+        keys = jax.vmap(lambda k: jax.random.split(k, 3))(example_keys(key, batch.example_id))
+        asked = draw_query(keys[:, 0], batch, self.memorize(params, batch))
+        strange = draw_query(keys[:, 0], other, self.memorize(params, other)).memory
+        both = batch.item_mask.any((1, 2)) & other.item_mask.any((1, 2))
+        segments = rehearsing.choose_segments(r, asked.key, None, None, batch, asked.valid & both[:, None])
+        cut = rehearsing.cut_fragments(r, keys[:, 1], batch, segments)
+        losses = functools.partial(rehearsing.fragment_losses, r, self.machine, params, batch, cut)
+        own, others = (losses(memory, keys[:, 2], key) for memory in (asked.memory, strange))
+        sums = {
+            name: jnp.stack([loss.sum(1), others[name][0].sum(1), counted.sum(1)], 1)
+            for name, (loss, counted) in own.items()
+        }
+        (x, there), (y, _) = (self.machine.slots(params["machine"], memory) for memory in (asked.memory, strange))
+        there = jnp.broadcast_to((there & both[:, None])[..., None], x.shape)
+        distance = jnp.where(there, jnp.square(x - y) / 2, 0.0).sum((1, 2))
+        return sums | {"spread": jnp.stack([distance, there.sum((1, 2))], 1)}
+
+
+class Drawn(NamedTuple):
+    """One question of each stream, and what is known before it."""
+
+    key: Key  # [B], a fresh one
+    which: Array  # i32 [B], the question
+    valid: Array  # bool [B, T], the segments before it
+    memory: Memory  # at its position
+
+
+def draw_query(key: Key, batch: Batch, memorized) -> Drawn:
+    """One asked query per stream, uniformly: what is rehearsed must be known before it."""
     key, fresh = jax.vmap(jax.random.split, out_axes=1)(key)
     which = jax.vmap(jax.random.categorical)(key, jnp.where(batch.query_mask, 0.0, -jnp.inf))
     row = jnp.arange(len(which))
@@ -133,7 +180,7 @@ def draw_query(key: Key, batch: Batch, memorized) -> tuple[Key, Array, Array, Me
     if batch.position is not None:
         valid &= jnp.arange(valid.shape[1]) < batch.position[row, which][:, None]
         memory = jax.tree.map(lambda x: x[row, which], memorized.asked)
-    return fresh, which, valid, memory
+    return Drawn(fresh, which, valid, memory)
 
 
 def one_question(batch: Batch, which: Array) -> Batch:
@@ -184,5 +231,5 @@ class Teacher:
             found = jnp.concatenate([found, query], -1) @ params["merge"]
         return self.answers.logits(eyes["encoder"], params["head"], embed_items, found, query, batch)
 
-    def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[float, Sum]]:
+    def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[Weight, Sum]]:
         return {"reason": (1.0, self.answers.loss(self.scores(params, batch), batch))}

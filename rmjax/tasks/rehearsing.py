@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from rmjax.layers.embeddings import num_items, unit_rows
+from rmjax.layers.embeddings import num_items
 from rmjax.rehearsal import fragments, objectives, sampler
 from rmjax.rehearsal.decoder import Decoder
-from rmjax.types import Array, Batch, Key, Memory, MemoryMachine, Params, Sum
+from rmjax.types import Array, Batch, Key, Memory, MemoryMachine, Params, Sum, Weight, at
+
+POOL = 4  # negatives='near' chooses among so many times the items that it takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +29,21 @@ class Rehearsal:
     recollection: float = 1.0  # lambda_1
     familiarity: float = 0.5  # lambda_2
     sampler: str = "teacher"  # or "uniform"
+    negatives: str = "uniform"  # of item ids; see `alternatives`
+    detach_items: bool = False  # recollection leaves the features that it compares with as they are
+    sum_pairs: bool = False  # familiarity is summed over a stream's pairs (CM Eq. 5), not their mean
+    span: int = 1  # masked items lie in runs of so many
+    schedule: Callable[[Array], Array] | None = None  # step -> what both weights are multiplied with
+
+    def weight(self, name: str) -> Weight:
+        """Of the loss 'recollection' or 'familiarity'."""
+        weight, schedule = getattr(self, name), self.schedule
+        return weight if schedule is None else lambda step: weight * schedule(step)
+
+    @property
+    def pool(self) -> int:
+        """How many item ids are drawn for the whole batch."""
+        return self.sampled_items * (POOL if self.negatives == "near" else 1)
 
     @property
     def active(self) -> bool:
@@ -43,6 +61,7 @@ def cut_fragments(r: Rehearsal, key: Key, batch: Batch, found: tuple[Array, Arra
         batch.negative_mask,
         r.mask_ratio,
         r.replace_ratio,
+        r.span,
     )
 
 
@@ -68,33 +87,58 @@ def alternatives(
 ) -> tuple[Array, Array, Array | None]:
     """What masked items are told from, as `objectives.recollection` takes it: target, others, same.
 
-    keys: one for the whole batch, which shares its sampled ids; [B], by which each stream of features draws its own.
+    Of item ids `r.negatives` says which: 'uniform', J of all items; 'near', of 4 J such those J whose features are
+    nearest to the truth's; 'stream', J items of the same stream; 'partner', the batch's items of another stream. Of
+    features they are J of the same stream.
+
+    Args:
+      keys: one for the whole batch, which shares its sampled ids; [B], by which each stream draws its own.
     """
+    machine_params = jax.lax.stop_gradient(params["machine"]) if r.detach_items else params["machine"]
+
+    def unit(items: Array | None) -> Array:
+        """Of about unit length; None: of all items."""
+        features = machine.embed(machine_params, items)
+        return features * features.shape[-1] ** -0.5
+
     if not jnp.issubdtype(batch.items.dtype, jnp.floating):
-        its, items = params["machine"], num_items(params["machine"]["embed"])
+        assert machine.table is not None
+        items = num_items(at(machine_params, machine.table))
         truth = jnp.clip(jnp.take_along_axis(cut.items, cut.hidden_at, 2), 0, items - 1)
+        if r.negatives == "partner":
+            ids, valid = batch.negative_items[:, None, None], batch.negative_mask[:, None, None]
+            return unit(truth), unit(ids[:, 0]), (ids == truth[..., None]) | ~valid
+        if r.negatives == "stream":
+            place = draw_places(r, keys[1], batch)
+            ids = jnp.take_along_axis(batch.items.reshape(len(place), -1), place, 1)[:, None, None]
+            return unit(truth), unit(ids[:, 0]), ids == truth[..., None]
         if not r.sampled_items:
-            table = unit_rows(its)
+            table = unit(None)
             return table[truth], table, None
         sampled = sample_items(r, keys[0], items)
-        return unit_rows(its, truth), unit_rows(its, sampled), sampled == truth[..., None]
+        target, others, same = unit(truth), unit(sampled), sampled == truth[..., None]
+        if r.negatives == "near":
+            near = jnp.where(same, -jnp.inf, target @ others.T)
+            same |= near < jax.lax.top_k(near, r.sampled_items)[0][..., -1:]
+        return target, others, same
     rows, _, length, width = batch.items.shape
-    draw = lambda key, valid: jax.random.categorical(key, jnp.where(valid, 0.0, -jnp.inf), shape=(r.sampled_items,))  # noqa: E731
-    place = jax.vmap(draw)(keys[1], batch.item_mask.reshape(rows, -1))
+    place = draw_places(r, keys[1], batch)
     others = jnp.take_along_axis(batch.items.reshape(rows, -1, width), place[..., None], 1)
     truth = jnp.take_along_axis(cut.items, cut.hidden_at[..., None], 2)
     same = place[:, None, None] == (cut.segment[..., None] * length + cut.hidden_at)[..., None]
 
-    def unit(x: Array) -> Array:
-        features = machine.embed(params["machine"], x)
-        return features * features.shape[-1] ** -0.5
-
     return unit(truth), unit(others)[:, None], same
 
 
+def draw_places(r: Rehearsal, key: Key, batch: Batch) -> Array:
+    """i32 [B, J], valid items of each stream by their place in it, drawn uniformly; key [B]."""
+    draw = lambda key, valid: jax.random.categorical(key, jnp.where(valid, 0.0, -jnp.inf), shape=(r.sampled_items,))  # noqa: E731
+    return jax.vmap(draw)(key, batch.item_mask.reshape(len(batch.item_mask), -1))
+
+
 def sample_items(r: Rehearsal, key: Key, items: int) -> Array:
-    """i32 [J] of so many items, which masked ones are told from; `key` as `losses` has it for all rows."""
-    return jax.random.randint(key, (r.sampled_items,), 0, items)
+    """i32 [`r.pool`], which of so many items masked ones are told from; `key` as `losses` has it for all rows."""
+    return jax.random.randint(key, (r.pool,), 0, items)
 
 
 def losses(
@@ -106,19 +150,45 @@ def losses(
     found: tuple[Array, Array],
     keys: Key,
     shared: Key,
-) -> dict[str, tuple[float, Sum]]:
+) -> dict[str, tuple[Weight, Sum]]:
     """The rehearsal losses of memories [B] on the chosen segments; keys [B], and one that all rows share."""
     fragment_key, decoder_key = jax.vmap(jax.random.split, out_axes=1)(keys)
     cut = cut_fragments(r, fragment_key, batch, found)
-    positive, negative, masked = recall(r, machine, params, cut, memory, decoder_key)
-    terms = {}
+    each = fragment_losses(r, machine, params, batch, cut, memory, fragment_key, shared, decoder_key)
+    combine = {
+        "familiarity": objectives.over_streams if r.sum_pairs else objectives.over_fragments,
+        "recollection": objectives.over_fragments,
+    }
+    return {name: (r.weight(name), combine[name](*loss)) for name, loss in each.items()}
+
+
+def fragment_losses(
+    r: Rehearsal,
+    machine: MemoryMachine,
+    params: Params,
+    batch: Batch,
+    cut: fragments.Fragments,
+    memory: Memory,
+    keys: Key,
+    shared: Key,
+    dropout: Key | None = None,
+) -> dict[str, tuple[Array, Array]]:
+    """The losses that have a weight, of each fragment: {name: (loss f32 [B, B'], counted bool [B, B'])}.
+
+    Args:
+      keys: [B], by which each stream draws what its items are told from.
+      shared: draws the ids that all rows share.
+      dropout: [B]; None: without dropout.
+    """
+    positive, negative, masked = recall(r, machine, params, cut, memory, dropout)
+    each = {}
     if r.familiarity:
-        terms["familiarity"] = (r.familiarity, objectives.familiarity(positive, negative, cut.pair))
+        each["familiarity"] = objectives.familiarity(positive, negative, cut.pair)
     if r.recollection:
         fold_in = jax.vmap(jax.random.fold_in, (0, None))
-        told = alternatives(r, machine, params, cut, batch, (shared, fold_in(fragment_key, 3)))
-        terms["recollection"] = (r.recollection, objectives.recollection(masked, *told, cut.hidden_mask))
-    return terms
+        others = alternatives(r, machine, params, cut, batch, (shared, fold_in(keys, 3)))
+        each["recollection"] = objectives.recollection(masked, *others, cut.hidden_mask)
+    return each
 
 
 def choose_segments(r: Rehearsal, key: Key, frozen: Any, query: Any, batch: Batch, valid: Array):

@@ -13,19 +13,11 @@ from rmjax import memoria
 from rmjax.data.source import Source
 from rmjax.data.texts import Texts
 from rmjax.io import paths
-from rmjax.models import (
-    bert,
-    compressive,
-    gpt2,
-    huggingface,
-    infinity,
-    memoria_bert,
-    memoria_gpt2,
-    transformer_xl,
-    unroll,
-)
+from rmjax.models import bert, huggingface, roberta, unroll
+from rmjax.models.memoria_gpt2 import Engrams
 from rmjax.reason.heads import cross_entropy
-from rmjax.types import Array, Batch, Key, Params, SequenceModel, Sum, example_keys
+from rmjax.registry import CLASSIFIERS, LANGUAGE_MODELS, Registry
+from rmjax.types import Array, Batch, Key, ModelContext, Params, SequenceModel, Sum, Weight, example_keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +39,7 @@ class LastTokens:
         """What is carried from segment to segment."""
         return self.model.init_state(params, batch_size)
 
-    def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[float, Sum]]:
+    def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[Weight, Sum]]:
         logits, aux = self._logits(params, batch, example_keys(key, batch.example_id))
         return {"reason": (1.0, cross_entropy(logits, batch.target, batch.query_mask)), "model": (1.0, aux)}
 
@@ -91,7 +83,7 @@ class LanguageModel:
 
     def stream_losses(
         self, params: Params, carry: Any, batch: Batch, key: Key
-    ) -> tuple[dict[str, tuple[float, Sum]], Any]:
+    ) -> tuple[dict[str, tuple[Weight, Sum]], Any]:
         carry, (total, count), aux = self._read(params, carry, batch, example_keys(key, batch.example_id))
         return {"next": (1.0, (total.sum(), count.sum())), "model": (1.0, aux)}, jax.lax.stop_gradient(carry)
 
@@ -131,7 +123,7 @@ class Documents:
         """What is carried from segment to segment."""
         return self.model.init_state(params, batch_size)
 
-    def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[float, Sum]]:
+    def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[Weight, Sum]]:
         logits, aux = self._logits(params, batch, example_keys(key, batch.example_id))
         there = batch.item_mask.any(-1) & batch.query_mask
         nats = jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, batch.target[..., None], -1)[..., 0]
@@ -165,59 +157,51 @@ class Documents:
 
 def make_documents(config: Any, source: Source) -> Documents:
     """The classifier that config.model describes, over documents of any length."""
-    m, sizes = config.model, document_sizes(config, source.num_items)
-    classes = source.questions.classes  # type: ignore[attr-defined]
-    if not m.kind.startswith("memoria"):
-        return Documents(memoria_bert.make_plain(sizes, classes), m.gradient_segments)
-    options, rules = engrams(config)
-    if options["memory_layer"] is None:
-        options["memory_layer"] = sizes.layers - 2
-    segments = source.buckets("train")[1][-1]  # type: ignore[attr-defined]
-    rules = dataclasses.replace(rules, max_segments=segments)
-    return Documents(memoria_bert.make(sizes, classes, rules, **options), m.gradient_segments)
+    segments, classes = source.buckets("train")[1][-1], source.questions.classes  # type: ignore[attr-defined]
+    model = build_model(CLASSIFIERS, config, source.num_items, segments, classes)
+    return Documents(model, config.model.gradient_segments)
 
 
-def document_sizes(config: Any, vocabulary: int) -> bert.Sizes:
-    """Of the encoder that config.model describes."""
-    common, n = sizes_of(config, vocabulary), config.data.segment_length
-    roberta = "roberta" in config.model.kind
-    return bert.roberta(**common | dict(positions=n + 2)) if roberta else bert.Sizes(**common)
+def build_model(
+    registry: Registry, config: Any, vocabulary: int, max_segments: int | None = None, classes: int = 0
+) -> SequenceModel:
+    """The sequence model that config.model and config.memoria describe.
+
+    Args:
+      max_segments: of the longest stream, where there is one.
+    """
+    settings = registry.settings(config.model.kind, config.model, "config.model.")
+    context = context_of(config, vocabulary, max_segments, classes)
+    return registry[config.model.kind].make(settings, context)
 
 
-def sizes_of(config: Any, vocabulary: int) -> dict[str, Any]:
-    """Fields of `gpt2.Sizes`, with a position for each token of a segment."""
-    m = config.model
-    return dict(
+def context_of(config: Any, vocabulary: int, max_segments: int | None = None, classes: int = 0) -> ModelContext:
+    engrams = None
+    if "memoria" in config.model.kind:
+        rules = dict(config.memoria)
+        layer, activation = rules.pop("layer"), rules.pop("activation")
+        engrams = Engrams(memoria.MemoriaConfig(dim=config.model.dim, **rules), layer, activation)
+    return ModelContext(
         vocabulary=vocabulary,
-        positions=config.data.segment_length,
-        dim=m.dim,
-        layers=m.layers,
-        heads=m.heads,
-        dropout=m.dropout,
-        remat=m.remat,
-        initial=m.initial,
-        dtype=jnp.dtype(config.train.compute_dtype),
+        segment_length=config.data.segment_length,
+        max_segments=max_segments,
+        classes=classes,
+        dtype=config.train.compute_dtype,
+        engrams=engrams,
     )
-
-
-def engrams(config: Any, max_segments: int | None = None) -> tuple[dict[str, Any], memoria.MemoriaConfig]:
-    """config.memoria: what of it the model takes, and the rules of the memory."""
-    rules = dict(config.memoria)
-    layer, activation = rules.pop("layer"), rules.pop("activation")
-    options = {"memory_layer": None if layer < 0 else layer, "activation": activation}
-    return options, memoria.MemoriaConfig(dim=config.model.dim, max_segments=max_segments, **rules)
 
 
 def make_language_model(config: Any, source: Texts) -> LanguageModel:
     """The model that config.model describes, over the tokens of texts."""
-    return LanguageModel(make_model(config, source.num_items), config.model.gradient_segments)
+    return LanguageModel(build_model(LANGUAGE_MODELS, config, source.num_items), config.model.gradient_segments)
 
 
 def make_sorting(config: Any, source: Source) -> LastTokens:
     """The model that config.model describes, over the source's streams, all of one length."""
     n = config.data.segment_length
     segments = -(-source.max_items // n)
-    model, reach = make_model(config, source.num_items, segments), config.model.gradient_segments
+    model = build_model(LANGUAGE_MODELS, config, source.num_items, segments)
+    reach = config.model.gradient_segments
     before = (source.max_items - source.num_queries) // n  # segments in which nothing is asked
     silent = max(0, before - (reach - 1)) if reach else 0
     return LastTokens(model, silent, reach)
@@ -249,7 +233,9 @@ def pretrained(config: Any, like: Params) -> Params:
             )
         longest = sizes.positions
         if isinstance(sizes, bert.Sizes):
-            own, longest = document_sizes(config, words), sizes.longest
+            sizes_of = roberta.sizes_of if kind == "roberta" else bert.sizes_of
+            settings = CLASSIFIERS.settings(m.kind, m)
+            own, longest = sizes_of(settings, context_of(config, words)), sizes.longest
             for name, theirs in (("epsilon", "layer_norm_eps"), ("padding", "pad_token_id")):
                 if getattr(sizes, name) != getattr(own, name):
                     found = f"{theirs} = {getattr(sizes, name)}, and our {kind} is made for {getattr(own, name)} alone"
@@ -266,22 +252,3 @@ def pretrained(config: Any, like: Params) -> Params:
     if kind == "roberta" or not any("pooler.dense" in name for name in huggingface.names(folder)):
         fresh.append("pooler")
     return jax.device_get(huggingface.read(folder, like, kind, fresh))
-
-
-def make_model(config: Any, vocabulary: int, max_segments: int | None = None) -> SequenceModel:
-    """max_segments: the longest stream, where there is one."""
-    m, n = config.model, config.data.segment_length
-    sizes = gpt2.Sizes(**sizes_of(config, vocabulary))
-    if m.kind == "transformer":
-        return gpt2.make(sizes)
-    if m.kind == "memoria":
-        options, rules = engrams(config, max_segments)
-        return memoria_gpt2.make(sizes, rules, segment_length=n, **options)
-    length = m.memory or n
-    if m.kind == "transformer_xl":
-        return transformer_xl.make(sizes, memory=length)
-    if m.kind == "compressive":
-        recent = length // 2
-        how = dict(memory=recent, compressed=length - recent, rate=m.compression)
-        return compressive.make(sizes, **how, reconstruction=m.reconstruction)
-    return infinity.make(sizes, infinity.Signal(segment_length=n, basis=length, samples=length, sticky=m.sticky))

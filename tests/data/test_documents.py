@@ -338,7 +338,7 @@ def test_a_damaged_zip_is_named(tmp_path):
 
 def test_a_missing_library_or_text_is_named(monkeypatch, bpe):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(ModuleNotFoundError, match=re.escape("not installed: pip install 'tokenizers>=0.20'")):
+    with pytest.raises(ModuleNotFoundError, match=re.escape("not installed: pip install 'rmjax[text]'")):
         make_tokenizer(bpe)
     for name in ("characters", "words"):
         for texts in (None, [], [""]):

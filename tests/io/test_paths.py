@@ -70,3 +70,21 @@ def test_visible(tmp_path):
         (tmp_path / name).touch()
     assert [path.name for path in paths.visible(tmp_path, "*.txt")] == ["a.txt", "b.txt"]
     assert [path.name for path in paths.visible(tmp_path)] == ["a.txt", "b.txt", "c.md"]
+
+
+def test_what_a_folder_lacks_is_said_with_its_cause(tmp_path):
+    folder = tmp_path / "data"
+    assert paths.lacks("", "a.csv") == "data.dir, which is empty"
+    assert paths.lacks(str(folder), "a.csv") == f"{folder}, which does not exist"
+    folder.mkdir()
+    assert paths.lacks(str(folder), "a.csv") == f"{folder}, which has no files"
+    (folder / "b.csv").touch()
+    assert paths.lacks(str(folder), "a.csv") == str(folder)
+    assert paths.lacks(str(folder / "b.csv"), "a.csv") == f"{folder}/b.csv, which is a file: give its folder"
+    (folder / "c.zip").touch()
+    unpack = f"unpack {folder}/c.zip, and give the folder it makes"
+    assert paths.lacks(str(folder), "a.csv") == f"{folder}: {unpack}"
+    assert paths.lacks(str(folder / "c.zip"), "a.csv") == f"{folder}/c.zip: {unpack}"
+    (folder / "inner").mkdir()
+    (folder / "inner" / "a.csv").touch()
+    assert paths.lacks(str(folder), "a.csv") == f"{folder}, but in {folder}/inner: give that folder"

@@ -17,7 +17,7 @@ B, T = 3, 6
 KEY = jax.random.key(0)
 SIZES = bert.Sizes(vocabulary=11, positions=N, dim=16, layers=3, heads=2)
 MODEL = compiled(memoria_bert.make(SIZES, 2, ENGRAMS, memory_layer=1))
-PLAIN = compiled(memoria_bert.make_plain(SIZES, 2))
+PLAIN = compiled(bert.make_plain(SIZES, 2))
 PARAMS = noisy(MODEL.init)
 
 

@@ -1,0 +1,50 @@
+"""CM's Directly Reason (section 4.1): the last state of a GRU over all kept items, read as linear([h; q])."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from rmjax.layers import recurrent
+from rmjax.layers.embeddings import embed, init_items
+from rmjax.machines import ring
+from rmjax.machines.ring import BufferMemory
+from rmjax.registry import at_least, setting
+from rmjax.types import Array, Context, Key, MemoryMachine, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    dim: int = setting(64, at_least(1), "item width, d")
+    buffer_length: int = setting(0, at_least(0), "items a buffer holds; 0: the longest stream")
+    timescale: int = setting(50, at_least(0), "segments that an untrained memory reaches back; 0: about two")
+
+
+def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
+    """One slot, the last state of the GRU; its timescale is in segments, see `recurrent.init_gru`."""
+    dim, length = settings.dim, settings.buffer_length or context.max_items
+
+    def init(key: Key) -> Params:
+        a, b = jax.random.split(key)
+        # Untrained, what is read is the state, in the items' space, where the head can hold the query.
+        kernel = jnp.concatenate([jnp.eye(dim), jnp.zeros((dim, dim))])
+        gru = recurrent.init_gru(b, dim, dim, settings.timescale * context.segment_length)
+        return init_items(a, num_items, dim, context.width) | {
+            "encoder": gru,
+            "reader": {"kernel": kernel, "bias": jnp.zeros(dim)},
+        }
+
+    def slots(params: Params, memory: BufferMemory) -> tuple[Array, Array]:
+        ids, mask = ring.last(memory, length)
+        x, p = embed(params, ids), params["encoder"]
+        h = recurrent.gru_scan(p, jnp.zeros(x[:, 0].shape), recurrent.gru_input(p, x), mask)[0]
+        return h[:, None], jnp.ones((len(h), 1), bool)
+
+    def read(params: Params, memory: BufferMemory, query: Array, query_mask: Array, key: Key | None = None) -> Array:
+        state, _ = slots(params, memory)
+        both = jnp.concatenate([jnp.broadcast_to(state, query.shape), query], -1)
+        return both @ params["reader"]["kernel"] + params["reader"]["bias"]
+
+    return ring.make(num_items, context, length, init, slots, read)

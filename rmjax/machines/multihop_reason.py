@@ -1,0 +1,47 @@
+"""CM's Multi-Hop Reason (section 4.1): a bidirectional GRU over all kept items, and attention over its outputs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from rmjax.layers import recurrent
+from rmjax.layers.embeddings import embed, init_items
+from rmjax.machines import ring
+from rmjax.machines.ring import BufferMemory
+from rmjax.reason import multihop
+from rmjax.registry import at_least, setting
+from rmjax.types import Array, Context, Key, MemoryMachine, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    dim: int = setting(64, at_least(1), "item width, d")
+    buffer_length: int = setting(0, at_least(0), "items a buffer holds; 0: the longest stream")
+
+    def conflicts(self, config: Any = None) -> Iterator[str]:
+        if self.dim % 2:
+            yield "{dim} must be even: a bidirectional GRU has half of it each way"
+
+
+def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
+    """A slot for each kept item, the GRU's output at it."""
+    dim, length = settings.dim, settings.buffer_length or context.max_items
+
+    def init(key: Key) -> Params:
+        a, b = jax.random.split(key)
+        b, c = jax.random.split(b)
+        params = init_items(a, num_items, dim, context.width) | {"encoder": recurrent.init_bigru(c, dim, dim)}
+        return params | {"reader": multihop.init(b, dim, dim, context.hops)}
+
+    def slots(params: Params, memory: BufferMemory) -> tuple[Array, Array]:
+        ids, mask = ring.last(memory, length)
+        return recurrent.bigru(params["encoder"], embed(params, ids), mask)[0], mask
+
+    def read(params: Params, memory: BufferMemory, query: Array, query_mask: Array, key: Key | None = None) -> Array:
+        return multihop.multihop(params["reader"], query, *slots(params, memory))[0]
+
+    return ring.make(num_items, context, length, init, slots, read)

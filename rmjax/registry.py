@@ -1,0 +1,225 @@
+"""One mechanism for everything that comes in kinds: a name, its settings, and what makes it.
+
+A kind is one file with a dataclass `Settings`, whose fields are `setting`s, and a function `make`; and one row
+of a `Registry`. config.py makes flags of the settings of all kinds. Code outside this package registers its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import entry_points
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+
+class Check(NamedTuple):
+    """What values a field takes, and the words for it."""
+
+    holds: Callable[[Any], bool]
+    text: str
+
+
+class Field(NamedTuple):
+    """One key. Its type is that of the default; an int will do for a float."""
+
+    default: Any
+    check: Check
+    doc: str
+
+
+anything = Check(lambda value: True, "anything")
+
+
+def at_least(low: float) -> Check:
+    return Check(lambda value: value >= low, f"at least {low}")
+
+
+def above(low: float) -> Check:
+    return Check(lambda value: value > low, f"above {low}")
+
+
+def between(low: float, high: float) -> Check:
+    return Check(lambda value: low <= value <= high, f"from {low} to {high}")
+
+
+def below(low: float, high: float) -> Check:
+    return Check(lambda value: low <= value < high, f"from {low} to just below {high}")
+
+
+def inside(low: float, high: float) -> Check:
+    return Check(lambda value: low < value < high, f"above {low} and below {high}")
+
+
+def one_of(*choices: str) -> Check:
+    return Check(lambda value: value in choices, f"one of {', '.join(choices)}")
+
+
+def setting(default: T, check: Check = anything, doc: str = "") -> T:
+    """A field of a dataclass of settings: its default, what it may be, and what it means."""
+    field: Any = dataclasses.field(default=default, metadata={"field": Field(default, check, doc)})
+    return field
+
+
+def fields_of(settings: type) -> dict[str, Field]:
+    """The fields of a dataclass of settings, by name."""
+    return {field.name: field.metadata["field"] for field in dataclasses.fields(settings)}
+
+
+def wrong(field: Field, value: Any) -> str | None:
+    """What a value should have been, None where it is."""
+    wanted = type(field.default)
+    fits = type(value) is wanted or (wanted is float and type(value) is int)
+    if fits and (wanted is not float or math.isfinite(value)) and field.check.holds(value):
+        return None
+    return expected(field)
+
+
+def expected(field: Field) -> str:
+    """What a value is to be, in words."""
+    kind = {int: "a whole number", float: "a number", str: "a string", bool: "True or False"}[type(field.default)]
+    return kind if field.check is anything else f"{kind}, {field.check.text}"
+
+
+class Kind(NamedTuple):
+    """What a name stands for."""
+
+    settings: type
+    make: Callable[..., Any]
+
+
+class Registry(Mapping[str, Kind]):
+    """Kinds by name. What is not asked for is not imported.
+
+    Args:
+      section: what its keys begin with in a config, such as 'machine'.
+      rows: {name: module}; the module has `Settings` and `make`. Packages add rows by entry points of the group
+        'rmjax.<section>'.
+      maker: the name of that function, if it is another one.
+    """
+
+    def __init__(self, section: str, rows: Mapping[str, str], maker: str = "make"):
+        self.section, self._maker = section, maker
+        self._modules = {**rows, **{point.name: point.value for point in entry_points(group=f"rmjax.{section}")}}
+        self._registered: dict[str, Kind] = {}
+
+    def register(self, name: str, settings: type) -> Callable[[T], T]:
+        """Decorates the `make` of a kind that is not part of this package.
+
+        Raises:
+          ValueError: the name is taken; or a field is no `setting`, or differs from another kind's of that name.
+        """
+        if name in self:
+            raise ValueError(f"there is a {self.section} {name!r} already: take another name")
+        bare = [field.name for field in dataclasses.fields(settings) if "field" not in field.metadata]
+        if bare:
+            raise ValueError(f"{settings.__name__}.{bare[0]}: give it a default with rmjax.registry.setting(...)")
+        known = self.fields()
+        for field, mine in fields_of(settings).items():
+            if field in known and known[field].default != mine.default:
+                theirs = f"config.{self.section}.{field} has the default {known[field].default!r} in another kind"
+                raise ValueError(f"{settings.__name__}.{field}: {theirs}: take it, or another name")
+
+        def add(make: T) -> T:
+            self._registered[name] = Kind(settings, make)  # type: ignore[arg-type]
+            return make
+
+        return add
+
+    def fields(self) -> dict[str, Field]:
+        """The fields of all kinds; those of one name are one key."""
+        return {name: field for kind in self.values() for name, field in fields_of(kind.settings).items()}
+
+    def settings(self, name: str, values: Mapping[str, Any], prefix: str = "", config: Any = None) -> Any:
+        """The settings of a kind, from values among which there may be others.
+
+        A dataclass of settings may have a method `conflicts(config)`, which yields what is wrong with values that are
+        right one by one: "{heads} must divide {dim}".
+
+        Args:
+          prefix: stands before the names in errors, such as 'config.machine.'.
+          config: of the whole run, where there is one.
+
+        Raises:
+          ValueError: no such kind; a value out of range, or in conflict with another.
+        """
+        settings, fields = self[name].settings, fields_of(self[name].settings)
+        chosen = {field: values[field] for field in fields if field in values}
+        for field, value in chosen.items():
+            if must := wrong(fields[field], value):
+                raise ValueError(f"{prefix}{field} = {value!r}: must be {must}")
+        made = settings(**chosen)
+        for message in made.conflicts(config) if hasattr(made, "conflicts") else ():
+            raise ValueError(message.format(**{field: f"{prefix}{field} = {getattr(made, field)}" for field in fields}))
+        return made
+
+    def __getitem__(self, name: str) -> Kind:
+        if name in self._registered:
+            return self._registered[name]
+        if name not in self._modules:
+            near = difflib.get_close_matches(name, [*self], n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(self)}"
+            raise ValueError(f"unknown {self.section} {name!r}; {hint} (one from outside: import its module, --import)")
+        module = importlib.import_module(self._modules[name])
+        return Kind(module.Settings, getattr(module, self._maker))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._modules or name in self._registered
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self._modules, *self._registered])
+
+    def __len__(self) -> int:
+        return len(self._modules) + len(self._registered)
+
+
+MACHINES = Registry(
+    "machine",
+    {
+        "rehearsal": "rmjax.machines.rehearsal",
+        "continual": "rmjax.machines.continual",
+        "gru": "rmjax.machines.gru",
+        "buffer": "rmjax.machines.buffer",
+        "directly_reason": "rmjax.machines.directly_reason",
+        "multihop_reason": "rmjax.machines.multihop_reason",
+    },
+)
+
+LANGUAGE_MODELS = Registry(
+    "model",
+    {
+        "transformer": "rmjax.models.gpt2",
+        "transformer_xl": "rmjax.models.transformer_xl",
+        "compressive": "rmjax.models.compressive",
+        "infinity": "rmjax.models.infinity",
+        "memoria": "rmjax.models.memoria_gpt2",
+    },
+    maker="build",
+)
+CLASSIFIERS = Registry(
+    "model",
+    {
+        "bert": "rmjax.models.bert",
+        "roberta": "rmjax.models.roberta",
+        "memoria_bert": "rmjax.models.memoria_bert",
+        "memoria_roberta": "rmjax.models.memoria_roberta",
+    },
+    maker="build",
+)
+
+
+def register_machine(name: str, settings: type) -> Callable[[T], T]:
+    """Decorates `make(num_items, settings, context) -> MemoryMachine`, of a machine from outside this package.
+
+    Then `--config.machine.kind=<name>` works with `--import=<its module>`; see `Registry.register` for errors.
+    """
+    return MACHINES.register(name, settings)
+
+
+def register_model(name: str, settings: type) -> Callable[[T], T]:
+    """Decorates `build(settings, context: ModelContext) -> SequenceModel`, as `register_machine` does for machines."""
+    return LANGUAGE_MODELS.register(name, settings)
