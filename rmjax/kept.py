@@ -47,7 +47,7 @@ def read_config(workdir: str | Path) -> tuple[Any, dict[str, Any]]:
     try:
         config.update(values)
         configs.validate(config)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from error
     return config, found
 

@@ -182,3 +182,11 @@ def test_a_table_has_the_only_rows_of_items(kind):
     shapes = jax.eval_shape(task.init, jax.random.key(0))
     tables = [path for path, leaf in jax.tree_util.tree_leaves_with_path(shapes) if items in leaf.shape]
     assert [tuple(key.key for key in path) for path in tables] == [task.table]
+
+
+def test_a_number_of_a_config_that_no_float_holds_is_named(tmp_path):
+    values = json.loads(tiny().to_json())
+    values["model"]["dropout"] = 10**400
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"config\.json: int too large"):
+        kept.read_config(tmp_path)
