@@ -182,3 +182,17 @@ def test_a_table_has_the_only_rows_of_items(kind):
     shapes = jax.eval_shape(task.init, jax.random.key(0))
     tables = [path for path, leaf in jax.tree_util.tree_leaves_with_path(shapes) if items in leaf.shape]
     assert [tuple(key.key for key in path) for path in tables] == [task.table]
+
+
+def test_a_config_that_is_gone_or_cut_is_answered_with_a_cure(tmp_path):
+    path = tmp_path / "config.json"
+    with pytest.raises(FileNotFoundError, match="is not there: name a workdir that was trained"):
+        kept.read_values(path)
+    (tmp_path / "model" / "000000002").mkdir(parents=True)
+    with pytest.raises(
+        FileNotFoundError, match="config.json is not there, and the checkpoints beside it .*restore it from"
+    ):
+        kept.read_values(path)
+    path.write_text('{"seed"')
+    with pytest.raises(ValueError, match="no whole JSON: line 1, .*; restore it from a copy of the workdir, or use an"):
+        kept.read_values(path)

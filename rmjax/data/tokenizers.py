@@ -142,7 +142,8 @@ class FromFile:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(_file(name)))
         except Exception as error:  # the library raises no narrower one
-            raise ValueError(f"{name}: not a tokenizer.json ({error}); save one with Tokenizer.save") from error
+            cure = "save one with Tokenizer.save, or pip install -U tokenizers where yours is older than the file"
+            raise ValueError(f"{name}: not a tokenizer.json ({error}); {cure}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         ids = self._tokenizer.get_vocab()

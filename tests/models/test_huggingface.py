@@ -604,3 +604,9 @@ def test_bfloat16_files_of_transformers(tmp_path, kind):
     loaded.save_pretrained(tmp_path / "half")
     whole, half = (read(tmp_path / name, shapes(kind), kind) for name in ("whole", "half"))
     same(half, jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), whole))
+
+
+def test_another_kind_of_model_is_named_before_its_sizes(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": 8}')
+    with pytest.raises(ValueError, match="field model_type: found 'llama', but our 'gpt2' is made for 'gpt2' alone"):
+        huggingface.sizes_from_config(tmp_path, "gpt2")
