@@ -367,9 +367,9 @@ def test_makers_name_settings_that_cannot_be():
             machines.make("rehearsal", ITEMS, **SLOTS | {name: value})
     with pytest.raises(ValueError, match="num_items = -3: must be a whole number, at least 0"):
         machines.make("gru", -3)
-    with pytest.raises(TypeError, match="machine 'rehearsal' has no setting 'slot'; there are dim, .*slots, layers"):
+    with pytest.raises(ValueError, match="machine 'rehearsal' has no option 'slot'; there are dim, .*slots, layers"):
         machines.make("rehearsal", ITEMS, slot=4)
-    with pytest.raises(TypeError, match="machine 'gru' has no setting 'slots'; there are dim, history_sum"):
+    with pytest.raises(ValueError, match="machine 'gru' has no option 'slots'; there are dim, history_sum"):
         machines.make("gru", ITEMS, slots=4)
 
 
