@@ -6,6 +6,11 @@ is not run again, so the same line goes on where it stopped. `--config.<key>=<va
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take seconds: a signal is answered then too
+    from rmjax.workdir import leave_when_asked
+
+    leave_when_asked()
+
 import contextlib
 import itertools
 import json
@@ -86,7 +91,7 @@ def run(job: Job, given: Sequence[str], stop: Preemption) -> list[dict[str, Any]
             last = path.read_text(errors="replace").strip().rpartition("\n")[2]
             logging.error("%s failed with exit code %s (%s); see %s", job.workdir, code, last, path)
             return None
-    return text.read_json(results)
+    return text.read_json(results, "remove it, and the same line makes it anew")
 
 
 def wait(process: subprocess.Popen, stop: Preemption) -> int:
@@ -120,7 +125,9 @@ def check_same_config(config: Any, workdir: Path) -> None:
     """Raises ValueError, naming the fields, if the table here was begun with another config."""
     path, now = workdir / "ablation.json", json.loads(config.to_json())
     if path.exists():
-        kept.refuse_other(workdir, text.read_json(path), now)
+        kept.refuse_other(
+            workdir, text.read_json(path, "use another --workdir, or remove it if --config is the same"), now
+        )
     else:
         atomic.write(path, json.dumps(now, indent=1))
 

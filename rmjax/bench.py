@@ -6,6 +6,11 @@ configs/memoria_bench.py it is steps of Memoria that are timed.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take seconds: a signal is answered then too
+    from rmjax.workdir import leave_when_asked
+
+    leave_when_asked()
+
 import contextlib
 import dataclasses
 import json
@@ -45,12 +50,13 @@ BATCHES = (1, 256)
 
 def bench(config: Any, repeats: int, histories: Sequence[int], said: str = "") -> dict[str, Any]:
     """Everything the module promises, as one dict; milliseconds, bytes and rates a second. said: what was set."""
-    with Preemption() as stop:
-        run = train.Run(config, Path(), make_source(config.data, config.data.seed), stop)
-        result: dict[str, Any] = {"environment": said, "device": jax.devices()[0].device_kind}
-        result |= bench_step(run, repeats)
-        if histories and not tasks.is_sequence(config):
-            result["streaming"] = bench_streaming(run, histories)
+    with Preemption() as stop:  # no longer: what is timed has nothing to save
+        source = make_source(config.data, config.data.seed)
+    run = train.Run(config, Path(), source, stop)
+    result: dict[str, Any] = {"environment": said, "device": jax.devices()[0].device_kind}
+    result |= bench_step(run, repeats)
+    if histories and not tasks.is_sequence(config):
+        result["streaming"] = bench_streaming(run, histories)
     return result
 
 

@@ -257,7 +257,8 @@ def _is_spec(spec: Any) -> bool:
 
 
 def _is_not_orbax_chatter(record: LogRecord) -> bool:
-    return record.levelno >= WARNING or "/orbax/" not in record.pathname
+    again = "raised an exception" in str(record.msg)  # with a traceback, of an error that it raises besides
+    return "/orbax/" not in record.pathname or record.levelno >= WARNING and not again
 
 
 def _clean(directory: Path) -> None:

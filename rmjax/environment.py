@@ -89,7 +89,7 @@ def find_devices() -> None:
 
 def in_words(error: BaseException) -> str:
     """What to say of an error: one of memory gets its cure."""
-    if "RESOURCE_EXHAUSTED" not in str(error):
+    if not {"RESOURCE_EXHAUSTED", "memory"} <= {*re.findall(r"\w+", str(error))}:  # full disks have the first
         return str(error)
     return (
         f"{error} Set config.train.microbatch, or lower config.train.batch_size, config.data.segment_length or the "

@@ -12,6 +12,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take seconds: a signal is answered then too
+    from rmjax.workdir import leave_when_asked
+
+    leave_when_asked()
+
 import importlib.util
 import shutil
 import sys

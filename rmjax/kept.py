@@ -58,9 +58,14 @@ def read_values(path: Path) -> dict[str, Any]:
     Raises:
       FileNotFoundError, ValueError: as `read_config`, without a check of the values.
     """
+    cure = "restore it from a copy of the workdir, or use another --workdir"
     if not path.exists():
+        if any(path.parent.glob("*/[0-9]*")):
+            raise FileNotFoundError(
+                f"{path} is not there, and the checkpoints beside it cannot be read without it: {cure}"
+            )
         raise FileNotFoundError(f"{path} is not there: name a workdir that was trained")
-    values = text.read_json(path)
+    values = text.read_json(path, cure)
     if not isinstance(values, dict) or not isinstance(values.get("data"), dict):
         raise ValueError(f"{path} is not the config of a run: restore it from a copy of the workdir")
     digest = values.pop("digest", None)  # older runs have none
@@ -244,6 +249,9 @@ def read_model(workdir: str | Path, task: Task | StreamTask) -> Params:
     """The best parameters of the model in `workdir`; raises FileNotFoundError where there are none."""
     params = read_best(Path(workdir) / "model", jax.eval_shape(task.init, jax.random.key(0)))
     if params is None:
+        if any((Path(workdir) / "model").glob("[0-9]*")):
+            cure = "restore it from a copy, or train in another --workdir"
+            raise FileNotFoundError(f"{workdir} has no intact checkpoint of the model, see above: {cure}")
         raise FileNotFoundError(f"{workdir} has no checkpoint of the model: train first, with --mode=train")
     return params
 

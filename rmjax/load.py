@@ -8,6 +8,11 @@ answers are from those of offline evaluation. With --workdir of a trained model;
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take seconds: a signal is answered then too
+    from rmjax.workdir import leave_when_asked
+
+    leave_when_asked()
+
 import json
 import sys
 import time

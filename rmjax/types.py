@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 Key = jax.Array  # typed PRNG key(s), `jax.random.key`; a leading axis means one key per example
@@ -70,6 +71,12 @@ class Context:
     hops: int = 1  # of attention over the slots, in reading
     dtype: Any = jnp.float32  # of the encoder's products
     segment_encoder: SegmentEncoder | None = None  # in the place of the one that the settings name
+
+    def __post_init__(self):
+        for name, least in (("segment_length", 1), ("max_items", 0), ("width", 0), ("hops", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+                raise ValueError(f"{name} = {value!r}: must be a whole number, at least {least}")
 
 
 class MemoryMachine(NamedTuple):

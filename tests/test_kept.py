@@ -190,3 +190,17 @@ def test_a_number_of_a_config_that_no_float_holds_is_named(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(ValueError, match=r"config\.json: int too large"):
         kept.read_config(tmp_path)
+
+
+def test_a_config_that_is_gone_or_cut_is_answered_with_a_cure(tmp_path):
+    path = tmp_path / "config.json"
+    with pytest.raises(FileNotFoundError, match="is not there: name a workdir that was trained"):
+        kept.read_values(path)
+    (tmp_path / "model" / "000000002").mkdir(parents=True)
+    with pytest.raises(
+        FileNotFoundError, match="config.json is not there, and the checkpoints beside it .*restore it from"
+    ):
+        kept.read_values(path)
+    path.write_text('{"seed"')
+    with pytest.raises(ValueError, match="no whole JSON: line 1, .*; restore it from a copy of the workdir, or use an"):
+        kept.read_values(path)

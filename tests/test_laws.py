@@ -360,6 +360,30 @@ def test_makers_name_what_they_refuse():
         machines.make("buffer", ITEMS, recent=0, pooled=False)
 
 
+def test_makers_name_settings_that_cannot_be():
+    wrong = {"dim": "32", "slots": 0, "layers": -1, "heads": 0, "segment_length": 0, "dropout": 2.0, "timescale": -1}
+    for name, value in wrong.items():
+        with pytest.raises(ValueError, match=f"{name} = {value!r}: must be a "):
+            machines.make("rehearsal", ITEMS, **SLOTS | {name: value})
+    with pytest.raises(ValueError, match="num_items = -3: must be a whole number, at least 0"):
+        machines.make("gru", -3)
+    with pytest.raises(ValueError, match="machine 'rehearsal' has no option 'slot'; there are dim, .*slots, layers"):
+        machines.make("rehearsal", ITEMS, slot=4)
+    with pytest.raises(ValueError, match="machine 'gru' has no option 'slots'; there are dim, history_sum"):
+        machines.make("gru", ITEMS, slots=4)
+
+
+def test_memorize_names_what_it_refuses():
+    machine, params = small("gru")[:2]
+    items, mask = stream()
+    with pytest.raises(ValueError, match="are ids and must be whole numbers, got float32"):
+        memorize(machine, params, items.astype(np.float32), mask)
+    with pytest.raises(ValueError, match="wants items and mask as arrays"):
+        memorize(machine, params, items.tolist(), mask.tolist())
+    with pytest.raises(ValueError, match="memory has 5 streams, items have 3: give the same streams"):
+        memorize(machine, params, items, mask, machine.init_memory(params, 5))
+
+
 def test_memorize_names_the_shapes_it_refuses():
     machine, params = small("gru")[:2]
     with pytest.raises(ValueError, match=r"\(3, 4, 4\).*\(3, 16\)"):

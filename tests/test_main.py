@@ -239,3 +239,11 @@ def test_bench_names_what_cannot_be_a_row_of_memoria(start, override, told):
     process = start("bench", f"--config={ROOT}/configs/memoria_bench.py:tiny", f"--config.{override}")
     code, out, err = finish(process)
     assert code == 1 and told in err and not out
+
+
+@pytest.mark.parametrize(("module", "more"), [("bench", []), ("load", []), ("ablate", ["--table=rm5"])])
+def test_a_signal_ends_every_program_at_once(start, card, module, more):
+    stopping = card.with_name("stopping.py")
+    stopping.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    code, _, err = finish(start(module, f"--config={stopping}", *more))
+    assert code == EXIT_PREEMPTED and "Stopped: run the same line again" in err

@@ -144,7 +144,8 @@ class FromFile:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(self._file))
         except Exception as error:  # the library raises no narrower one
-            raise ValueError(f"{self._file}: not a tokenizer.json ({error}); save one with Tokenizer.save") from error
+            cure = "save one with Tokenizer.save, or pip install -U tokenizers where yours is older than the file"
+            raise ValueError(f"{self._file}: not a tokenizer.json ({error}); {cure}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         ids = self._tokenizer.get_vocab()

@@ -141,17 +141,17 @@ def read_lines(path: Path, ended: bool = True) -> Iterator[tuple[int, str]]:
         _warn_of_end(path, number)
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+def read_json(path: Path, cure: str = "mend it, or fetch it again") -> Any:
+    """What a JSON file holds. `cure` ends what is said of a damaged one.
 
     Raises:
       ValueError: it is no JSON, or is nested too deep, or has a number of too many digits; names the file and line.
       OSError: it cannot be read.
     """
-    return parse_json(read_text(path), str(path))
+    return parse_json(read_text(path), str(path), cure)
 
 
-def parse_json(text: str, place: str) -> Any:
+def parse_json(text: str, place: str, cure: str = "mend it, or fetch the file again") -> Any:
     """What JSON text holds. `place` names the file, and where it is one line of many, the line.
 
     Raises:
@@ -162,10 +162,10 @@ def parse_json(text: str, place: str) -> Any:
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         cause = "the file is empty" if not text.strip() else f"{where}: {error.msg}"
-        raise ValueError(f"{place}: no whole JSON: {cause}") from error
+        raise ValueError(f"{place}: no whole JSON: {cause}; {cure}") from error
     except (ValueError, RecursionError) as error:  # an integer of over 4,300 digits; lists in lists in lists
         cause = "nested too deep" if isinstance(error, RecursionError) else str(error).partition(";")[0]
-        raise ValueError(f"{place}: JSON that cannot be read: {cause}") from error
+        raise ValueError(f"{place}: JSON that cannot be read: {cause}; {cure}") from error
 
 
 def _warn_of_end(path: Path, number: int) -> None:

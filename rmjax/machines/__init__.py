@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from rmjax.machines.live import LiveStream, current_memory, feed, open_stream
 from rmjax.machines.scan import Memorized, inert, memorize
 from rmjax.registry import MACHINES
@@ -32,6 +34,8 @@ def make(kind: str, num_items: int, **options: Any) -> MemoryMachine:
     Raises:
       ValueError: no such kind or option; a value out of range, or in conflict with another.
     """
+    if isinstance(num_items, bool) or not isinstance(num_items, int | np.integer) or num_items < 0:
+        raise ValueError(f"num_items = {num_items!r}: must be a whole number, at least 0")
     of_context = {field.name for field in dataclasses.fields(Context)} & options.keys()
     context = Context(**{name: options.pop(name) for name in of_context})
     settings = MACHINES.settings(kind, options)

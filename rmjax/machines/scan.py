@@ -60,12 +60,22 @@ def memorize(
     time, counted from each stream's last one; 0: through all.
     `positions` i32 [B, Q], from 0 to T, asks for the memory after that many of these segments (0: as it was given);
     others are clipped.
+
+    Raises:
+      ValueError: items and mask are no arrays of one shape, the ids are no whole numbers, or `memory` has
+        other streams.
     """
+    if not hasattr(items, "dtype") or not hasattr(mask, "dtype"):
+        raise ValueError("memorize wants items and mask as arrays [B, T, N]; `rmjax.segments.segment` cuts streams so")
     if items.shape[:3] != mask.shape or mask.ndim != 3:
         raise ValueError(f"memorize wants items and mask of one shape [B, T, N], got {items.shape} and {mask.shape}")
+    if items.ndim == 3 and not jnp.issubdtype(items.dtype, jnp.integer):
+        raise ValueError(f"items of shape [B, T, N] are ids and must be whole numbers, got {items.dtype}")
     batch, segments, _ = mask.shape
     if memory is None:
         memory = machine.init_memory(params, batch)
+    elif len(memory.segments) != batch:
+        raise ValueError(f"memory has {len(memory.segments)} streams, items have {batch}: give the same streams")
     if not segments:
         asked = None if positions is None else jax.tree.map(lambda m: _at(m, m[None][:0], positions), memory)
         return Memorized(memory, asked, (jnp.zeros(()), jnp.zeros(())))

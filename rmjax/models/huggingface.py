@@ -324,6 +324,8 @@ def sizes_from_config(path: str | Path, kind: str) -> gpt2.Sizes:
         origin = "found" if field in stated else "left out, and transformers takes"
         return ValueError(f"{file}, field {field}: {origin} {config[field]!r}, but {expected}")
 
+    if config["model_type"] != kind:  # said first: the sizes of another kind have other names
+        raise refused("model_type", f"our {kind!r} is made for {kind!r} alone")
     for field in (*how.sizes.values(), *how.dropouts):
         value, default = config[field], how.defaults[field]
         if isinstance(default, int) and type(value) is not int:

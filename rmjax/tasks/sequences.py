@@ -219,6 +219,11 @@ def pretrained(config: Any, like: Params) -> Params:
     """
     m = config.model
     folder = paths.resolve(m.pretrained, "config.model.pretrained")
+    if not folder.exists() or folder.name == huggingface.CONFIG:
+        state = "give its folder" if folder.exists() else "no such folder, and nothing is downloaded"
+        raise FileNotFoundError(
+            f"config.model.pretrained={m.pretrained}: {state}. It is to hold config.json and model.safetensors"
+        )
     kind = next((kind for kind in ("roberta", "bert") if kind in m.kind), "gpt2")
     words = len(like["wte"] if kind == "gpt2" else like["embeddings"]["word_embeddings"])
     if (folder / huggingface.CONFIG).is_file():

@@ -641,3 +641,9 @@ def test_numbers_of_a_config_that_cannot_be_are_named(tmp_path, field, value, ca
     file.write_text(json.dumps(CONFIGS["gpt2"] | {field: value}))
     with pytest.raises(ValueError, match=f"{re.escape(str(file))}.*{re.escape(cause)}"):
         sizes_from_config(tmp_path, "gpt2")
+
+
+def test_another_kind_of_model_is_named_before_its_sizes(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": 8}')
+    with pytest.raises(ValueError, match="field model_type: found 'llama', but our 'gpt2' is made for 'gpt2' alone"):
+        huggingface.sizes_from_config(tmp_path, "gpt2")
