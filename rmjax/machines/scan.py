@@ -74,8 +74,9 @@ def memorize(
     batch, segments, _ = mask.shape
     if memory is None:
         memory = machine.init_memory(params, batch)
-    elif len(memory.segments) != batch:
-        raise ValueError(f"memory has {len(memory.segments)} streams, items have {batch}: give the same streams")
+    elif memory.segments.shape[0] != batch:  # no len: an export's batch is a symbol
+        streams = memory.segments.shape[0]
+        raise ValueError(f"memory has {streams} streams, items have {batch}: give the same streams")
     if not segments:
         asked = None if positions is None else jax.tree.map(lambda m: _at(m, m[None][:0], positions), memory)
         return Memorized(memory, asked, (jnp.zeros(()), jnp.zeros(())))
