@@ -283,3 +283,13 @@ def test_hash_is_fixed_and_even():
     assert ((counts - 4000) ** 2 / 4000).sum() < 28  # chi-squared, 9 degrees of freedom: p > 0.001
     different = [hash64("a", 1, 2), hash64("a", 2, 1), hash64("b", 1, 2), hash64("a", 1), hash64("a", 1, 2, 0)]
     assert len({int(value) for value in different}) == 5
+
+
+def test_a_table_of_another_kind_is_answered_with_a_cure(tmp_path):
+    path = tmp_path / "ratings.csv"
+    path.write_bytes(b"PK\x03\x04\x14\x00\x06\x00")
+    with pytest.raises(ValueError, match="ratings.csv is a zip or a table of Excel: export it as CSV, or unpack it"):
+        read_ratings(path)
+    path.write_text("userId\tmovieId\trating\ttimestamp\n1\t2\t3\t4\n")
+    with pytest.raises(ValueError, match="line 1, field header: .* or write these four columns with commas between"):
+        read_ratings(path)
