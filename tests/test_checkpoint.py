@@ -343,3 +343,11 @@ def test_a_folder_that_orbax_would_take_for_a_pattern_is_refused(tmp_path, read_
     with pytest.raises(ValueError, match="could not be read again"):
         Checkpoints(tmp_path / "lr[0.01]", read_only=read_only)
     assert not any(tmp_path.iterdir())
+
+
+def test_orbax_logs_no_traceback_of_an_error_that_it_raises_too():
+    def passes(message: str, path: str = "/x/orbax/checkpoint/futures.py") -> bool:
+        return checkpoint._is_not_orbax_chatter(logging.LogRecord("absl", logging.ERROR, path, 1, message, (), None))
+
+    assert passes("lost") and not passes("run() raised an exception: full")
+    assert passes("run() raised an exception: full", "/x/rmjax/train.py")

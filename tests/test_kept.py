@@ -8,6 +8,7 @@ import logging
 import shutil
 import types
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -204,3 +205,13 @@ def test_a_config_that_is_gone_or_cut_is_answered_with_a_cure(tmp_path):
     path.write_text('{"seed"')
     with pytest.raises(ValueError, match="no whole JSON: line 1, .*; restore it from a copy of the workdir, or use an"):
         kept.read_values(path)
+
+
+def test_damaged_checkpoints_are_not_taken_for_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(kept, "read_best", lambda *_: None)
+    task = SimpleNamespace(init=lambda key: {})
+    with pytest.raises(FileNotFoundError, match="has no checkpoint of the model: train first, with --mode=train"):
+        kept.read_model(tmp_path, task)
+    (tmp_path / "model" / "000000002").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="has no intact checkpoint of the model, see above: restore it from a"):
+        kept.read_model(tmp_path, task)

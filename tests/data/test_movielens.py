@@ -290,3 +290,13 @@ def test_a_user_who_rated_every_film_is_named_with_the_file(tmp_path):
     (tmp_path / "ratings.csv").write_text("\n".join(["userId,movieId,rating,timestamp", *rows, ""]))
     with pytest.raises(ValueError, match=r"ratings\.csv: user \d rated every item: no negative is left"):
         movielens(str(tmp_path), str(tmp_path / "cache"), 0, first=2, every=1)
+
+
+def test_a_table_of_another_kind_is_answered_with_a_cure(tmp_path):
+    path = tmp_path / "ratings.csv"
+    path.write_bytes(b"PK\x03\x04\x14\x00\x06\x00")
+    with pytest.raises(ValueError, match="ratings.csv is a zip or a table of Excel: export it as CSV, or unpack it"):
+        read_ratings(path)
+    path.write_text("userId\tmovieId\trating\ttimestamp\n1\t2\t3\t4\n")
+    with pytest.raises(ValueError, match="line 1, field header: .* or write these four columns with commas between"):
+        read_ratings(path)
