@@ -385,7 +385,7 @@ def refuse_unread(config: Any, argv: Sequence[str], warn: bool = False) -> None:
     Raises:
       ValueError: a flag sets such a key; names it, and what the run has in its place.
     """
-    flagged = {override[1] for argument in argv if (override := re.match(r"--?(?:no)?config\.([^=]+)", argument))}
+    flagged = {re.sub("^no", "", name).removeprefix("config.") for name, _, _ in _given(argv)}
     for name, value in _flatten(config):
         if reads(config, name) or (name not in flagged and value == SCHEMA[name].default):
             continue

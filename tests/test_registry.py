@@ -17,7 +17,7 @@ import pytest
 import rmjax
 from rmjax import config as configs
 from rmjax import machines
-from rmjax.registry import MACHINES, Registry, fields_of, one_of
+from rmjax.registry import MACHINES, Registry, fields_of
 from tests import decayed
 from tests.runs import tiny
 
@@ -97,13 +97,16 @@ def test_which_keys_a_run_reads(changes, name, read):
     assert configs.reads(tiny(**changes), name) == read
 
 
-def test_keys_that_are_not_read_are_refused_from_flags_and_a_warning_from_cards(caplog):
+def test_keys_that_are_not_read_are_refused_from_flags_and_a_warning_from_cards(tmp_path, caplog):
     config = tiny(**{"machine.kind": "gru", "machine.slots": 3})
     configs.refuse_unread(config, ["main.py"])
     assert "config.machine.slots = 3: this run does not read it" in caplog.text and "'gru' remembers" in caplog.text
     with pytest.raises(ValueError, match=r"config\.machine\.slots = 3.*leave the flag out"):
         configs.refuse_unread(config, ["main.py", "--config.machine.slots=3"])
     configs.refuse_unread(config, ["main.py", "--config.machine.slots=3"], warn=True)
+    (tmp_path / "flags").write_text("--config.machine.slots=3\n")
+    with pytest.raises(ValueError, match=r"config\.machine\.slots = 3.*leave the flag out"):
+        configs.refuse_unread(config, ["main.py", f"--flagfile={tmp_path / 'flags'}"])
     configs.refuse_unread(tiny(), ["main.py", "--config.machine.slots=3"])
 
 
@@ -151,7 +154,6 @@ def test_public_names_are_there():
         assert getattr(rmjax, name) is not None and name in dir(rmjax)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         rmjax.nothing  # noqa: B018
-    assert one_of("a").holds("a")
 
 
 def test_a_segment_encoder_is_a_value_that_is_passed_in():

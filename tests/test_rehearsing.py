@@ -18,7 +18,7 @@ from rmjax.data.pipeline import batches
 from rmjax.rehearsal import fragments
 from rmjax.tasks import rehearsing
 from tests.runs import tiny
-from tests.small import DIM, ITEMS, batch, keys, noise, recommendation, rehearsal, small
+from tests.small import DIM, batch, keys, noise, recommendation, rehearsal, small
 
 J = 6
 
@@ -106,10 +106,6 @@ def test_a_run_begun_before_eq_5_was_a_sum_goes_on_as_a_mean(tmp_path):
     del then["rehearsal"]["sum_pairs"]
     with pytest.raises(ValueError, match=r"config\.rehearsal\.sum_pairs was False, now True"):
         kept.refuse_other(tmp_path, then, now)
-
-
-def test_items_are_all_there_are():
-    assert drawn("uniform")[4][1].shape[0] == J < ITEMS
 
 
 @pytest.mark.parametrize("schedule, factors", [("falling", (1.0, 0.5, 0.0)), ("rising", (0.0, 0.5, 1.0))])
