@@ -122,3 +122,13 @@ def test_weights_change_over_the_steps(schedule, factors):
         rehearsed = config.rehearsal.recollection * found["recollection"]
         rehearsed += config.rehearsal.familiarity * found["familiarity"]
         assert found["loss"] == pytest.approx(float(found["reason"] + factor * rehearsed), rel=1e-5)
+
+
+def test_pairs_are_summed_where_that_is_asked():
+    """CM Eq. 5 sums over a stream's pairs; RM takes the mean over all."""
+    terms = {}
+    for summed in (False, True):
+        task, params, data, _, _ = drawn("uniform", sum_pairs=summed)
+        found = jax.jit(lambda task=task, params=params, data=data: task.losses(params, (), data, jax.random.key(0)))()
+        terms[summed] = found["familiarity"][1]
+    assert terms[True][0] == terms[False][0] and 0 < terms[True][1] <= 4 < terms[False][1]
