@@ -43,13 +43,13 @@ def read_config(workdir: str | Path) -> tuple[Any, dict[str, Any]]:
     """
     path, config = Path(workdir) / "config.json", configs.base()
     values = read_values(path)
-    found = values["data"].pop("found", {})
+    data = values["data"].pop("found", {})
     try:
         config.update(values)
         configs.validate(config)
     except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from error
-    return config, found
+    return config, data
 
 
 def read_values(path: Path) -> dict[str, Any]:
@@ -99,9 +99,9 @@ def check_same_config(config: Any, workdir: Path, source: Source) -> None:
     """
     path, now = workdir / "config.json", json.loads(config.to_json())
     sizes = {split: source.size(split) for split in ("train", "valid", "test")}
-    found = {"source": type(source).__name__, "items": source.num_items, **sizes, **words_digest(source)}
+    data = {"source": type(source).__name__, "items": source.num_items, **sizes, **words_digest(source)}
     if not any(workdir.glob("*/[0-9]*")):
-        now["data"]["found"] = found | numbering_digest(source)
+        now["data"]["found"] = data | numbering_digest(source)
         if hasattr(source, "vocabulary"):  # what the checkpoints' rows stand for
             write_whole(workdir / "vocabulary.json", json.dumps(list(source.vocabulary), indent=0))
         if hasattr(source, "numbering") and not isinstance(source.numbering, str):
@@ -112,7 +112,7 @@ def check_same_config(config: Any, workdir: Path, source: Source) -> None:
     before = then["data"].pop("found", {})
     refuse_other(workdir, then, now)
     refuse_other_items(workdir, source)
-    now["data"]["found"] = found | {k: v for k, v in before.items() if k == "numbering"}
+    now["data"]["found"] = data | {k: v for k, v in before.items() if k == "numbering"}
     refuse_other(workdir, then | {"data": then["data"] | {"found": before}}, now)
     if not any((workdir / "model").glob("[0-9]*")):
         write_whole(path, sealed(now))  # what the model is about to begin from may have changed
@@ -185,15 +185,15 @@ def match_items(workdir: Path, source: Source, name: str) -> np.ndarray | None:
     """
     if not (workdir / "config.json").exists():
         return None  # nothing was trained there; those who want its parameters say so
-    found = read_config(workdir)[1]
+    trained_on = read_config(workdir)[1]
     cure = "use the data it was trained on"
-    if words_digest(source).get("words") != found.get("words"):
+    if words_digest(source).get("words") != trained_on.get("words"):
         raise ValueError(f"config.data has other words or answers than {name} was trained on: {cure}")
-    then, now = found.get("numbering"), numbering_digest(source).get("numbering")
-    if then and then == now:
+    before, digest = trained_on.get("numbering"), numbering_digest(source).get("numbering")
+    if before and before == digest:
         return None
-    if all(str(numbering).startswith(_IDS) for numbering in (then, now)):
-        old, new = read_ids(workdir, str(then)), source.numbering  # type: ignore[attr-defined]
+    if all(str(numbering).startswith(_IDS) for numbering in (before, digest)):
+        old, new = read_ids(workdir, str(before)), source.numbering  # type: ignore[attr-defined]
         missing, fresh = np.setdiff1d(old, new), np.setdiff1d(new, old)
         if missing.size or fresh.size:
             raise ValueError(
@@ -202,12 +202,12 @@ def match_items(workdir: Path, source: Source, name: str) -> np.ndarray | None:
             )
         order = np.argsort(old)
         return order[np.searchsorted(old, new, sorter=order)]
-    if found.get("items", source.num_items) != source.num_items:
-        sizes = f"data of {found['items']} items, config.data has {source.num_items}"
+    if trained_on.get("items", source.num_items) != source.num_items:
+        sizes = f"data of {trained_on['items']} items, config.data has {source.num_items}"
         raise ValueError(f"{name} was trained on {sizes}: {cure}")
-    if then and now:
-        raise ValueError(f"{name} was trained on items of {then}; config.data has {now}: {cure}")
-    if now:
+    if before and digest:
+        raise ValueError(f"{name} was trained on items of {before}; config.data has {digest}: {cure}")
+    if digest:
         logging.warning("%s kept no item ids: only the number of items could be compared.", name)
     return None
 

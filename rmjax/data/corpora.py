@@ -189,8 +189,8 @@ def _titles(path: Path) -> dict[str, str]:
     try:
         for row in rows:
             if len(row) != 4 and any(map(str.strip, row)):
-                expected, found = "book id, title, date and address", ",".join(row)
-                raise records.malformed(path, rows.line_num, "short_book_title", expected, found)
+                expected, row_text = "book id, title, date and address", ",".join(row)
+                raise records.malformed(path, rows.line_num, "short_book_title", expected, row_text)
             if len(row) == 4:
                 titles[row[0]] = row[1]
     except csv.Error as error:

@@ -136,10 +136,10 @@ class HyperpartisanBuilder(TextBuilder):
 
 
 def _find(directory: str, pattern: str) -> Path:
-    found = paths.visible(paths.resolve(directory, "config.data.dir"), pattern) if directory else []
-    if not found:
+    files = paths.visible(paths.resolve(directory, "config.data.dir"), pattern) if directory else []
+    if not files:
         raise FileNotFoundError(f"{pattern} not found in {paths.lacks(directory, pattern)}. {ADVICE[pattern]}")
-    return found[-1]  # the newest, dates being in the names
+    return files[-1]  # the newest, dates being in the names
 
 
 def read_splits(path: Path, articles: Path, there: Iterable[int], split: str) -> dict[str, list[int]]:
