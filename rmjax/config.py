@@ -316,9 +316,10 @@ def check_flags(argv: Sequence[str], also: str = "$^") -> None:
     answer_list(argv)
     answer_help(argv, describe())
     for name, value, alone in _given(argv):
-        key = re.sub("^no(?=config)", "", name).removeprefix("config.")
-        if key == re.sub("^no", "", name) or re.fullmatch(also, key):
+        override = re.fullmatch(r"(?:no)?config\.(.+)", name)
+        if not override or re.fullmatch(also, override[1]):
             continue
+        key = override[1]
         if not any(f"{known}.".startswith(f"{key}.") for known in SCHEMA):
             raise SystemExit(_unknown(key))
         if key in SCHEMA and name.startswith("config"):
@@ -385,7 +386,7 @@ def refuse_unread(config: Any, argv: Sequence[str], warn: bool = False) -> None:
     Raises:
       ValueError: a flag sets such a key; names it, and what the run has in its place.
     """
-    flagged = {re.sub("^no", "", name).removeprefix("config.") for name, _, _ in _given(argv)}
+    flagged = {re.sub(r"^(no)?config\.", "", name) for name, _, _ in _given(argv)}
     for name, value in _flatten(config):
         if reads(config, name) or (name not in flagged and value == SCHEMA[name].default):
             continue

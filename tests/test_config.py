@@ -70,6 +70,7 @@ def test_an_unknown_key_like_no_other_is_told_its_neighbours():
 
 def test_right_flags_pass():
     check_flags(["main.py", "--config=configs/x.py:local", "--workdir=config.foo", "--config.train.batch_size", "3"])
+    check_flags(["bench.py", "--nostreaming", "--nodistributed", "--config=configs/x.py"])
     check_flags([f"--config.{name}=1" for name in SCHEMA] + ["--config.train={}", "--noconfig.machine.remat"])
 
 
