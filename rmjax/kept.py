@@ -97,9 +97,9 @@ def check_same_config(config: Any, workdir: Path, source: Source) -> None:
     found = {"source": type(source).__name__, "items": source.num_items, **sizes, **words_digest(source)}
     if not any(workdir.glob("*/[0-9]*")):
         now["data"]["found"] = found | numbering_digest(source)
-        if hasattr(source, "vocabulary"):  # what the checkpoints' rows stand for
+        if source.vocabulary:  # what the checkpoints' rows stand for
             write_whole(workdir / "vocabulary.json", json.dumps(list(source.vocabulary), indent=0))
-        if hasattr(source, "numbering") and not isinstance(source.numbering, str):
+        if outside_ids(source) is not None:
             write_whole(workdir / "items.jsonl", item_lines(source))
         write_whole(path, sealed(now))
         return
@@ -125,28 +125,36 @@ def refuse_other(workdir: Path, then: dict, now: dict) -> None:
 
 def words_digest(source: Source) -> dict[str, str]:
     """Of the vocabulary and the answers of a source that has them: what ids and classes stand for."""
-    if not hasattr(source, "vocabulary"):
+    if not source.vocabulary:
         return {}
-    words = json.dumps([list(source.vocabulary), list(getattr(source, "classes", ()))])
+    words = json.dumps([list(source.vocabulary), list(source.classes)])
     return {"words": hashlib.sha256(words.encode()).hexdigest()[:16]}
 
 
 def numbering_digest(source: Source) -> dict[str, str]:
     """What item ids stand for, in short, where the source says it (see `Source`)."""
-    numbering = getattr(source, "numbering", None)
-    if numbering is None:
+    if source.numbering is None:
         return {}
-    return {"numbering": numbering if isinstance(numbering, str) else _digest(numbering)}
+    ids = outside_ids(source)
+    return {"numbering": str(source.numbering) if ids is None else _digest(ids)}
+
+
+def outside_ids(source: Source) -> np.ndarray | None:
+    """The ids from outside of a source's items [num_items]; None where they have none."""
+    ids = source.numbering
+    return None if ids is None or isinstance(ids, str) else np.asarray(ids)
 
 
 def _digest(ids: np.ndarray) -> str:
     return f"{_IDS}{hashlib.sha256(json.dumps(ids.tolist()).encode()).hexdigest()[:16]}"
 
 
-def item_lines(source: Any) -> str:
+def item_lines(source: Source) -> str:
     """items.jsonl of a source whose items have ids from outside."""
-    columns = {"index": range(source.num_items), "id": source.numbering.tolist()}
-    if hasattr(source, "popularity"):
+    ids = outside_ids(source)
+    assert ids is not None
+    columns = {"index": range(source.num_items), "id": ids.tolist()}
+    if source.popularity is not None:
         columns["count"] = source.popularity.tolist()
     rows = zip(*columns.values(), strict=True)
     return "".join(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows)
@@ -188,7 +196,7 @@ def match_items(workdir: Path, source: Source, name: str) -> np.ndarray | None:
     if then and then == now:
         return None
     if all(str(numbering).startswith(_IDS) for numbering in (then, now)):
-        old, new = read_ids(workdir, str(then)), source.numbering  # type: ignore[attr-defined]
+        old, new = read_ids(workdir, str(then)), np.asarray(source.numbering)
         missing, fresh = np.setdiff1d(old, new), np.setdiff1d(new, old)
         if missing.size or fresh.size:
             raise ValueError(

@@ -26,6 +26,7 @@ from rmjax.checkpoint import Checkpoints
 from rmjax.data import make_source
 from rmjax.data.pipeline import Subset, batches, eval_batches
 from rmjax.data.source import Source
+from rmjax.data.vectors import word_vectors
 from rmjax.io import paths, text
 from rmjax.io.progress import Stopped
 from rmjax.optim import make_optimizer
@@ -255,7 +256,7 @@ def fresh_state(run: Run, stage: Stage, frozen: Params = ()) -> TrainState:
     rows: Any = None
     if frozen and run.config.teacher.share_items:
         rows = np.array(frozen["embed"])
-    elif stage.name == "model" and not start and (words := tasks.word_vectors(run.config, run.source)):
+    elif stage.name == "model" and not start and (words := word_vectors(run.config.data, run.source)):
         vectors, there = words
         rows = np.where(there[:, None], vectors, at(state.params, item_table(stage.task)))
     if rows is not None:
@@ -513,15 +514,10 @@ def test(run: Run, task: Task | StreamTask, mapped: Mapped, params: Params) -> l
         return [{"memory": tasks.name_of(run.config)} | {f"test_{name}": value for name, value in read.items()}]
     params = mapped.put(params)
     scored = score_split(run, mapped, params, "test")
-    streams = stream_ids(run.source, "test")[scored["example_id"]]
+    streams = run.source.stream_id("test")[scored["example_id"]]
     rows = evaluate.rows(run.source, "test", tasks.name_of(run.config), scored, streams, run.config.seed)
     rows[0] |= memory_gain(run, task, mapped, params, "test")
     return rows
-
-
-def stream_ids(source: Source, split: str) -> np.ndarray:
-    """i64 [size]: whose stream each example is."""
-    return source.stream_id(split) if hasattr(source, "stream_id") else np.arange(source.size(split))
 
 
 def show(rows: list[dict[str, Any]]) -> str:

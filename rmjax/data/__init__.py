@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from absl import logging
 
 from rmjax.config import SOURCES
-from rmjax.data.source import Source, cached
+from rmjax.data.source import Description, Source, cached
+from rmjax.data.vectors import word_vectors
 
 
 def make_source(config: Any, seed: int) -> Any:
@@ -73,6 +75,23 @@ def make_source(config: Any, seed: int) -> Any:
     else:
         raise ValueError(f"config.data.name={name!r}: no such source; there are {', '.join(SOURCES)}")
     return cached(source, config.ram_bytes)
+
+
+def describe(config: Any, data: Any) -> Description:
+    """What a task needs to know of data, word vectors included.
+
+    Args:
+      config: the section `data` of a config.
+      data: a `Source`, `Texts`, or a description, which is given back.
+
+    Raises:
+      ValueError: as `word_vectors`.
+      FileNotFoundError: there is no file config.vectors.
+    """
+    if isinstance(data, Description):
+        return data
+    described, vectors = data.describe(), word_vectors(config, data)
+    return described if vectors is None else dataclasses.replace(described, vector_width=vectors[0].shape[1])
 
 
 def _text(name: str, config: Any, seed: int) -> Source:
