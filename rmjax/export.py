@@ -27,9 +27,10 @@ from jax import export
 from safetensors.numpy import save
 
 from rmjax import config as configs
-from rmjax import environment, train
+from rmjax import environment
 from rmjax.io import atomic, paths
 from rmjax.machines.live import current_memory, feed, open_stream
+from rmjax.model import open_model
 from rmjax.streams import refuse_words
 from rmjax.tasks.reasoning import Reasoning
 from rmjax.types import Params
@@ -143,8 +144,8 @@ def main(argv: Sequence[str]) -> int:
             raise ValueError("--workdir of a trained model and --out, a folder to make, are both needed")
         paths.resolve(asked.out, "--out")
         logging.info("%s", environment.prepare())
-        task, params, _ = train.trained(asked.workdir)
-        write_export(task, params, asked.out, asked.items)
+        model = open_model(asked.workdir)
+        write_export(model.task, model.params, asked.out, asked.items)
         logging.info("%s: live.py, and what it reads.", asked.out)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         logging.error("%s", error)

@@ -9,7 +9,6 @@ from absl import logging
 
 from rmjax.config import SOURCES
 from rmjax.data.source import Description, Source, cached
-from rmjax.data.vectors import word_vectors
 
 
 def make_source(config: Any, seed: int) -> Any:
@@ -90,8 +89,12 @@ def describe(config: Any, data: Any) -> Description:
     """
     if isinstance(data, Description):
         return data
-    described, vectors = data.describe(), word_vectors(config, data)
-    return described if vectors is None else dataclasses.replace(described, vector_width=vectors[0].shape[1])
+    if not config.vectors:
+        return data.describe()
+    from rmjax.data.vectors import word_vectors
+
+    vectors, _ = word_vectors(config, data)
+    return dataclasses.replace(data.describe(), vector_width=vectors.shape[1])
 
 
 def _text(name: str, config: Any, seed: int) -> Source:

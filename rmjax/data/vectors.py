@@ -22,21 +22,19 @@ from rmjax.io.text import encoding_of
 LONGEST = 1 << 20  # bytes of a line: more is no vector, and would be held in RAM
 
 
-def word_vectors(config: Any, data: Any) -> tuple[np.ndarray, np.ndarray] | None:
+def word_vectors(config: Any, data: Any) -> tuple[np.ndarray, np.ndarray]:
     """The vectors that the item features of some data begin with.
 
     Args:
-      config: the section `data` of a config.
+      config: the section `data` of a config; its `vectors` are not empty.
       data: has num_items and vocabulary, as a `Source` or a `Description`.
 
     Returns:
-      (rows of about unit length f32 [V, D], which words have one [V]) of config.vectors; None if that is empty.
+      (rows of about unit length f32 [V, D], which words have one [V]) of config.vectors.
 
     Raises:
       ValueError: the items are no words; or as `read_vectors`.
     """
-    if not config.vectors:
-        return None
     if not data.num_items or not data.vocabulary:
         raise ValueError(f"config.data.vectors = {config.vectors!r}: the items of {config.name} are no words")
     return _word_vectors(config.vectors, tuple(data.vocabulary))

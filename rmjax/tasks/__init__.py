@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import optax
@@ -11,7 +11,6 @@ from rmjax import machines
 from rmjax.config import is_sequence
 from rmjax.data import describe
 from rmjax.data.source import Description, Source
-from rmjax.data.texts import Texts
 from rmjax.layers.transformer import Transformer
 from rmjax.registry import MACHINES
 from rmjax.rehearsal.decoder import Decoder
@@ -20,6 +19,9 @@ from rmjax.tasks.reasoning import Reasoning, Teacher
 from rmjax.tasks.rehearsing import Rehearsal
 from rmjax.tasks.sequences import make_documents, make_language_model, make_sorting
 from rmjax.types import Context, StreamTask, Task
+
+if TYPE_CHECKING:
+    from rmjax.data.texts import Texts
 
 
 def make_machine(config: Any, data: Description) -> machines.MemoryMachine:
