@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from rmjax.data.source import Description, Questions, Source
     from rmjax.machines import current_memory, feed, make, memorize, open_stream
     from rmjax.model import Model, open_model
-    from rmjax.registry import at_least, register_machine, setting
+    from rmjax.registry import at_least, register_machine, register_source, setting
     from rmjax.segments import segment
     from rmjax.train import fit
     from rmjax.types import Batch, Context, MemoryMachine, SegmentEncoder
@@ -35,6 +35,7 @@ _PUBLIC = {
     "open_model": "rmjax.model",
     "open_stream": "rmjax.machines",
     "register_machine": "rmjax.registry",
+    "register_source": "rmjax.registry",
     "segment": "rmjax.segments",
     "setting": "rmjax.registry",
 }
@@ -56,6 +57,7 @@ __all__ = [
     "open_model",
     "open_stream",
     "register_machine",
+    "register_source",
     "segment",
     "setting",
 ]

@@ -12,7 +12,7 @@ from rmjax.config import is_sequence
 from rmjax.data import describe
 from rmjax.data.source import Description, Source
 from rmjax.layers.transformer import Transformer
-from rmjax.registry import MACHINES
+from rmjax.registry import MACHINES, SOURCES
 from rmjax.rehearsal.decoder import Decoder
 from rmjax.tasks.answers import Answers
 from rmjax.tasks.reasoning import Reasoning, Teacher
@@ -55,7 +55,7 @@ def make_task(config: Any, data: Description | Source | Texts) -> Task | StreamT
     data = describe(config.data, data)
     if data.endless:
         return make_language_model(config, data)
-    if config.data.name == "hyperpartisan":
+    if SOURCES.task_of(config.data.name) == "documents":
         return make_documents(config, data)
     return make_sorting(config, data) if is_sequence(config) else make_reasoning(config, data)
 
