@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -14,6 +14,9 @@ from rmjax.data.source import Description
 from rmjax.io import paths
 from rmjax.streams import Streams
 from rmjax.types import Params, StreamTask, Task
+
+if TYPE_CHECKING:
+    from rmjax.data.tokenizers import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +39,18 @@ class Model:
     def vocabulary(self) -> tuple[str, ...]:
         """The words, by id; () where items are no words."""
         return self.description.vocabulary
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """What makes ids of a text, of a model of texts.
+
+        Raises:
+          ModuleNotFoundError: it is a tokenizer.json, and `tokenizers` is not installed.
+        """
+        from rmjax.data.tokenizers import unpacked
+
+        state = self.description.tokenizer
+        return None if state is None else unpacked(state, self.vocabulary)
 
     @property
     def ids(self) -> np.ndarray | None:

@@ -78,6 +78,9 @@ def test_a_model_answers_from_another_folder_when_its_data_are_gone(make, tmp_pa
     np.testing.assert_array_equal(answers(model.task, model.params, batch), expected)
     assert model.description == described and model.vocabulary == tuple(source.vocabulary)
     assert (model.ids is None) == (make is not clicks) and (described.vector_width == 3) == (make is stories)
+    if make is texts:
+        ours = source.splits["test"].tokenizer
+        np.testing.assert_array_equal(model.tokenizer.encode("one and or"), ours.encode("one and or"))
     if make is clicks:
         np.testing.assert_array_equal(model.ids, source.numbering)
         streams = model.streams()

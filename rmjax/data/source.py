@@ -38,7 +38,7 @@ class Description:
       max_segments: of the longest stream, where streams come in segments.
       vector_width: of the word vectors that item features begin with; 0: there are none.
       endless: these are texts, whose rows are read on and on (`rmjax.data.texts`).
-      tokenizer: the state of the texts' tokenizer, see `rmjax.data.tokenizers.restore`.
+      tokenizer: what makes the texts' tokenizer, see `rmjax.data.tokenizers.unpacked`.
     """
 
     num_items: int

@@ -14,6 +14,7 @@ import numpy as np
 
 from rmjax.data.documents import Documents
 from rmjax.data.source import Description
+from rmjax.data.tokenizers import packed
 from rmjax.types import Batch
 
 
@@ -78,7 +79,7 @@ class Texts:
         """As `Source.describe`."""
         tokenizer = self.splits["train"].tokenizer
         vocabulary = tuple(tokenizer.vocabulary)
-        return Description(self.num_items, vocabulary=vocabulary, endless=True, tokenizer=tokenizer.state)
+        return Description(self.num_items, vocabulary=vocabulary, endless=True, tokenizer=packed(tokenizer))
 
     def segments(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """i64 [S], where each segment begins; bool [S], whether a document does."""

@@ -71,6 +71,27 @@ def restore(name: str, state: dict[str, Any]) -> Tokenizer:
     return (Words if name == "words" else Characters)(state["vocabulary"])
 
 
+def packed(tokenizer: Tokenizer) -> dict[str, Any]:
+    """All that `unpacked` needs beside the vocabulary to make the tokenizer again, without a file; as JSON."""
+    state = {key: value for key, value in tokenizer.state.items() if key != "vocabulary"}
+    return state | {"json": tokenizer.json} if isinstance(tokenizer, FromFile) else state
+
+
+def unpacked(state: dict[str, Any], vocabulary: Iterable[str]) -> Tokenizer:
+    """The tokenizer that was `packed`.
+
+    Args:
+      state: what `packed` gave.
+      vocabulary: the token of each id.
+
+    Raises:
+      ModuleNotFoundError: it is a tokenizer.json, and `tokenizers` is not installed.
+    """
+    if "json" in state:
+        return FromFile("the tokenizer.json that a run kept", state["json"])
+    return restore(state["kind"], {} if state["kind"] == "bytes" else {"vocabulary": list(vocabulary)})
+
+
 def identity(name: str) -> str:
     """Equal for two names where they make the same ids of the same training texts; FileNotFoundError if for none."""
     return name if name in KINDS else _digest(name)
@@ -132,15 +153,17 @@ class FromFile:
     is left out. It is lossless if it gives back a text of odd spaces, letters and words, some of which those that it
     was trained on may not have had."""
 
-    def __init__(self, name: str):
-        self.state = dict(kind="file", sha256=_digest(name))
+    def __init__(self, name: str, content: str | None = None):
+        """content: of the file, which is not read then; `name` is for errors."""
+        self.state = dict(kind="file", sha256=_digest(name)) if content is None else dict(kind="file")
         try:
             import tokenizers
         except ModuleNotFoundError as error:
             message = f"{name}: tokenizers, which reads it, is not installed: pip install 'tokenizers>=0.20'"
             raise ModuleNotFoundError(message) from error
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(_file(name)))
+            make = tokenizers.Tokenizer
+            self._tokenizer = make.from_file(str(_file(name))) if content is None else make.from_str(content)
         except Exception as error:  # the library raises no narrower one
             raise ValueError(f"{name}: not a tokenizer.json ({error}); save one with Tokenizer.save") from error
         self._tokenizer.no_truncation()
@@ -162,6 +185,11 @@ class FromFile:
             self.lossless = self.decode(self.encode(ODD)) in (ODD, f" {ODD}")  # some put a space first
         except Exception:  # no narrower one here either: it has no token for what it does not know
             self.lossless = False
+
+    @property
+    def json(self) -> str:
+        """What a tokenizer.json of it has in it."""
+        return self._tokenizer.to_str()
 
     def encode(self, string: str) -> np.ndarray:
         valid = string.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
