@@ -6,9 +6,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rmjax.data.source import Description, Questions, Source
     from rmjax.machines import current_memory, feed, make, memorize, open_stream
-    from rmjax.registry import at_least, register_machine, setting
+    from rmjax.model import Model, open_model
+    from rmjax.registry import at_least, register_machine, register_source, setting
     from rmjax.segments import segment
+    from rmjax.train import fit
     from rmjax.types import Batch, Context, MemoryMachine, SegmentEncoder
 
 __version__ = "0.1.0"
@@ -17,30 +20,44 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Batch": "rmjax.types",
     "Context": "rmjax.types",
+    "Description": "rmjax.data.source",
     "MemoryMachine": "rmjax.types",
+    "Model": "rmjax.model",
+    "Questions": "rmjax.data.source",
     "SegmentEncoder": "rmjax.types",
+    "Source": "rmjax.data.source",
     "at_least": "rmjax.registry",
     "current_memory": "rmjax.machines",
     "feed": "rmjax.machines",
+    "fit": "rmjax.train",
     "make": "rmjax.machines",
     "memorize": "rmjax.machines",
+    "open_model": "rmjax.model",
     "open_stream": "rmjax.machines",
     "register_machine": "rmjax.registry",
+    "register_source": "rmjax.registry",
     "segment": "rmjax.segments",
     "setting": "rmjax.registry",
 }
 __all__ = [
     "Batch",
     "Context",
+    "Description",
     "MemoryMachine",
+    "Model",
+    "Questions",
     "SegmentEncoder",
+    "Source",
     "at_least",
     "current_memory",
     "feed",
+    "fit",
     "make",
     "memorize",
+    "open_model",
     "open_stream",
     "register_machine",
+    "register_source",
     "segment",
     "setting",
 ]

@@ -33,6 +33,7 @@ from rmjax import config as configs
 from rmjax import cost, environment, explain, tasks, train
 from rmjax.data import make_source
 from rmjax.data.pipeline import batches, steps_per_epoch
+from rmjax.data.source import Source
 from rmjax.io.progress import Stopped
 from rmjax.machines import memorize
 from rmjax.memoria import bench as memoria_bench
@@ -75,7 +76,8 @@ def bench_step(run: train.Run, repeats: int) -> dict[str, Any]:
     `items_behind_questions`: those written before each question, counted for each anew.
     """
     stage, mapped, state, frozen, batch = train.first_step(run)
-    shapes = epoch_shapes(run, stage) if hasattr(run.source, "buckets") else [Shape(batch, 1, counts_of(batch))]
+    bucketed = isinstance(run.source, Source) and run.source.buckets("train") is not None
+    shapes = epoch_shapes(run, stage) if bucketed else [Shape(batch, 1, counts_of(batch))]
     repeats = max(repeats // len(shapes), min(repeats, 3))
     steps = sum(shape.steps for shape in shapes)
     each = [explain.step_costs(run, stage, state, frozen, shape.batch) for shape in shapes]

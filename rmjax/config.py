@@ -19,9 +19,12 @@ from rmjax.registry import (
     CLASSIFIERS,
     LANGUAGE_MODELS,
     MACHINES,
-    Check,
+    SOURCES,
     Field,
     Registry,
+    a_path,
+    a_seed,
+    a_workdir,
     above,
     anything,
     at_least,
@@ -29,42 +32,16 @@ from rmjax.registry import (
     between,
     expected,
     fields_of,
-    inside,
     one_of,
     wrong,
 )
 
-a_path = Check(lambda value: True, "the path of a file or folder")  # `validate` refuses addresses
-a_workdir = Check(lambda value: True, "the path of a workdir")
-a_seed = between(0, 2**32 - 1)  # JAX takes 32 bits of a seed: beyond, two seeds would be one
-
 IMPORT = flags.DEFINE_list("import", [], "Modules that register kinds of their own, such as my_package.memories.")
 flags.DEFINE_string("list", None, "Prints all kinds; --list=machine.rehearsal prints the keys of one.")
-
-SOURCES = (
-    "simulated_clicks",
-    "xlong",
-    "movielens",
-    "synthetic",
-    "babi",
-    "narrativeqa",
-    "tvqa",
-    "activitynet",
-    "sorting",
-    "wikitext",
-    "pg19",
-    "enwik8",
-    "books",
-    "hyperpartisan",
-)
-LANGUAGE = ("sorting", "wikitext", "pg19", "enwik8", "books")
-SEQUENCES = (*LANGUAGE, "hyperpartisan")  # data of sequence models
-SECTIONS = {"simulated_clicks": "simulated"} | dict.fromkeys(("wikitext", "pg19", "enwik8", "books"), "text")
 
 _FIELDS: dict[str, Field] = {
     "seed": Field(0, a_seed, "every random draw is a function of it"),
     # data
-    "data.name": Field("simulated_clicks", one_of(*SOURCES), "where streams come from"),
     "data.dir": Field("", a_path, "where the raw files are"),
     "data.cache_dir": Field("", a_path, "where prepared files go; empty: $XDG_CACHE_HOME/rmjax, or ~/.cache/rmjax"),
     "data.ram_bytes": Field(2**31, at_least(0), "a split of at most so many bytes is kept in memory; 0: none is"),
@@ -76,71 +53,7 @@ _FIELDS: dict[str, Field] = {
     "data.buckets": Field(6, at_least(1), "texts: shapes that batches of streams of several lengths come in"),
     "data.min_count": Field(2, at_least(1), "texts: rarer words are unknown ones"),
     "data.vectors": Field("", a_path, "texts: file of word vectors (GloVe) to begin with; empty: drawn ones"),
-    "data.synthetic.facts": Field(400, at_least(1), "kinds of fact, R_f"),
-    "data.synthetic.length": Field(200, at_least(1), "facts of a stream, R_l"),
-    "data.synthetic.queries": Field(40, at_least(1), "kinds of query, R_q"),
-    "data.synthetic.answers": Field(30, at_least(2), "answers of a query, R_a"),
-    "data.synthetic.evidence": Field(5, at_least(1), "facts of an evidence, R_c"),
-    "data.synthetic.groups": Field(20, at_least(1), "groups that facts and queries are split into"),
-    "data.synthetic.placing": Field("consecutive", one_of("consecutive", "discrete"), "how evidence lies in a stream"),
-    "data.synthetic.window": Field(0.2, between(0, 1), "longest span of discrete evidence, as a share of the stream"),
-    "data.synthetic.parts": Field(2, at_least(1), "parts of the stream that evidence lies in: 2 halves, 4 quarters"),
-    "data.synthetic.distractors": Field(0, at_least(0), "evidences of other queries in a stream"),
-    "data.synthetic.train": Field(400, at_least(1), "streams of each logic chain to train on"),
-    "data.synthetic.valid": Field(20, at_least(1), "streams of each logic chain to validate on"),
-    "data.synthetic.test": Field(50, at_least(1), "streams of each logic chain to test on"),
-    "data.babi.subset": Field("en-10k", one_of("en", "en-10k"), "1,000 or 10,000 questions a task"),
-    "data.babi.tasks": Field("", anything, "numbers of the tasks, such as '1,2,15'; empty: all 20"),
-    "data.babi.per_question": Field(False, anything, "writes a story anew for each of its questions"),
-    "data.babi.max_sentences": Field(0, at_least(0), "latest sentences kept of a story; 0: all"),
-    "data.narrativeqa.max_segments": Field(64, at_least(1), "segments kept of a summary"),
-    "data.tvqa.max_words": Field(300, at_least(1), "words kept of a clip's subtitles"),
-    "data.tvqa.valid_fraction": Field(0.1, below(0, 1), "share of the training clips for validation"),
-    "data.activitynet.features": Field("", a_path, "frame features: a folder, or one .h5 file"),
-    "data.activitynet.frames": Field(200, at_least(1), "frames taken of a video"),
-    "data.activitynet.answers": Field(1000, at_least(1), "classes: the most frequent answers"),
-    "data.movielens.test_fraction": Field(0.2, between(0, 1), "share of targets, the latest, for the test"),
-    "data.movielens.valid_fraction": Field(0.1, between(0, 1), "share of the targets before those, for validation"),
-    "data.movielens.every": Field(10, at_least(1), "clicks from one question to the next"),
-    "data.movielens.first": Field(20, at_least(1), "clicks before the first question"),
-    "data.movielens.max_targets": Field(32, at_least(1), "most targets of an example; a user with more has several"),
-    "data.simulated.train": Field(20000, at_least(1), "users to train on"),
-    "data.simulated.valid": Field(1000, at_least(1), "users to validate on"),
-    "data.simulated.test": Field(2000, at_least(1), "users to test on"),
-    "data.simulated.clicks_min": Field(1000, at_least(1), "clicks of the shortest stream"),
-    "data.simulated.clicks_max": Field(1000, at_least(1), "clicks of the longest stream"),
-    "data.simulated.visit": Field(10, at_least(1), "clicks a visit"),
-    "data.simulated.clusters": Field(32, at_least(9), "clusters of items"),
-    "data.simulated.styles": Field(3, at_least(2), "styles a cluster"),
-    "data.simulated.items_per_style": Field(20, at_least(1), "items a style"),
-    "data.simulated.staples": Field(80, at_least(1), "items everyone clicks"),
-    "data.simulated.zipf": Field(1.0, at_least(0), "how uneven items are in popularity; 0: even"),
-    "data.simulated.browse": Field(0.2, between(0, 1), "chance that a visit is to a cluster of no interest"),
-    "data.simulated.drift": Field(0.1, between(0, 1), "chance that an interest's style changes between its visits"),
-    "data.simulated.staple_rate": Field(0.3, between(0, 1), "chance that a click is on a staple"),
-    "data.simulated.explore": Field(0.1, between(0, 1), "chance that a positive is of no interest"),
-    "data.simulated.targets": Field(8, at_least(1), "positives of a user, each with a negative"),
-    "data.simulated.hard": Field(0.2, between(0, 1), "chance that a negative has its positive's cluster"),
-    "data.simulated.world_seed": Field(0, a_seed, "shuffles the item ids"),
     "data.segments": Field(1, at_least(1), "language models: segments a step, T"),
-    "data.text.tokenizer": Field("bytes", a_path, "texts: bytes, characters, words, or a tokenizer.json"),
-    "data.text.train_share": Field(0.07, between(1e-6, 1), "pg19: share of the training books that is read"),
-    "data.text.held_out": Field(0.1, inside(0, 0.5), "books: share of them to validate on, and as many to test on"),
-    "data.text.aligned": Field(True, anything, "documents are cut to whole segments; the rest of each is dropped"),
-    "data.text.reset_documents": Field(False, anything, "memories begin anew with every document; needs aligned"),
-    "data.text.reset_segments": Field(0, at_least(0), "training: memories begin anew after so many segments; 0: never"),
-    "data.text.reset_evaluation": Field(False, anything, "and in evaluation too"),
-    "data.text.skip_first": Field(False, anything, "the first token of a segment is not predicted"),
-    "data.hyperpartisan.split": Field("unseen", one_of("unseen", "published"), "which articles are the test"),
-    "data.hyperpartisan.tokenizer": Field("words", a_path, "'words', or the path of a tokenizer.json"),
-    "data.hyperpartisan.title": Field(True, anything, "an article's title is its first sentence"),
-    "data.hyperpartisan.max_segments": Field(0, at_least(0), "first segments kept of an article; 0: all"),
-    "data.sorting.segments": Field(4, at_least(1), "segments of a sequence"),
-    "data.sorting.length": Field(0, at_least(0), "symbols of a sequence; 0: the thousands that fit its segments"),
-    "data.sorting.symbols": Field(20, at_least(2), "different symbols, all of them asked for"),
-    "data.sorting.train": Field(80_000, at_least(1), "sequences to train on"),
-    "data.sorting.valid": Field(800, at_least(1), "sequences to validate on"),
-    "data.sorting.test": Field(800, at_least(1), "sequences to test on"),
     # model, of sequences
     "model.pretrained": Field("", a_path, "folder of a Hugging Face checkpoint to begin with; empty: drawn values"),
     "model.gradient_segments": Field(1, at_least(0), "segments that gradients pass through at a time; 0: all"),
@@ -238,11 +151,13 @@ class Schema(Mapping[str, Field]):
         self._fields: dict[str, Field] = {}
 
     def _current(self) -> dict[str, Field]:
-        kinds = [*MACHINES, *LANGUAGE_MODELS, *CLASSIFIERS]
+        kinds = [*SOURCES, *MACHINES, *LANGUAGE_MODELS, *CLASSIFIERS]
         if self._kinds != kinds:  # also after one was registered
             models = {**LANGUAGE_MODELS.fields(), **CLASSIFIERS.fields()}
             model_kinds = one_of(*LANGUAGE_MODELS, *CLASSIFIERS)
+            sources = Field("simulated_clicks", one_of(*SOURCES), "where streams come from")
             sections = {
+                "data": {"name": sources, **SOURCES.fields()},
                 "machine": {"kind": Field("rehearsal", one_of(*MACHINES), "the memory"), **MACHINES.fields()},
                 "model": {"kind": Field("memoria", model_kinds, "the sequence model"), **models},
             }
@@ -361,7 +276,7 @@ def reads(config: Any, name: str) -> bool:
         source = config.data.name
         if source == "xlong" and not config.data.dir:
             source = "simulated_clicks"
-        return inner[0] == SECTIONS.get(source, source)
+        return inner[0] == SOURCES.section_of(source)
     if section == "memoria":
         return sequence and "memoria" in config.model.kind
     if section == "model":
@@ -427,19 +342,18 @@ def answer_list(argv: Sequence[str]) -> None:
 
 
 def _listed(name: str) -> str:
-    registries = (MACHINES, LANGUAGE_MODELS, CLASSIFIERS)
+    registries = (MACHINES, LANGUAGE_MODELS, CLASSIFIERS, SOURCES)
     kinds = {f"{registry.section}.{kind}": (registry, kind) for registry in registries for kind in registry}
     if not name:
         rows = [f"{registry.section}: {', '.join(registry)}" for registry in registries]
-        rows.append(f"data: {', '.join(SOURCES)}")
         return "\n".join([*rows, "", "--list=machine.rehearsal prints the keys of one."])
     if name not in kinds:
         near = difflib.get_close_matches(name, kinds, n=1)
         raise SystemExit(f"--list={name}: no such kind; " + (f"did you mean {near[0]}?" if near else ", ".join(kinds)))
     registry, kind = kinds[name]
+    section = f"data.{SOURCES.section_of(kind)}" if registry is SOURCES else registry.section
     return "\n".join(
-        f"--config.{registry.section}.{field}={f.default!r}  {f.doc}"
-        + ("" if f.check is anything else f" ({f.check.text})")
+        f"--config.{section}.{field}={f.default!r}  {f.doc}" + ("" if f.check is anything else f" ({f.check.text})")
         for field, f in fields_of(registry[kind].settings).items()
     )
 
@@ -601,7 +515,7 @@ def _conflicts(config: ConfigDict) -> Iterator[str]:
         yield f"config.rehearsal.negatives = {rehearsal.negatives!r} needs config.rehearsal.sampled_items above 0"
     if train.sparse_items and config.rehearsal.recollection and not config.rehearsal.sampled_items:
         yield "config.train.sparse_items: with config.rehearsal.sampled_items = 0 every step touches all items"
-    if train.sparse_items and config.data.name in ("activitynet", "hyperpartisan", *LANGUAGE):
+    if train.sparse_items and (config.data.name == "activitynet" or is_sequence(config)):
         yield f"config.train.sparse_items: {config.data.name} has no item table"
     if train.model_devices > 1 and train.mapping == "pmap":
         yield f"config.train.model_devices = {train.model_devices} needs config.train.mapping = 'mesh'"
@@ -609,7 +523,7 @@ def _conflicts(config: ConfigDict) -> Iterator[str]:
 
 def models_of(config: Any) -> Registry:
     """The kinds of sequence model for the data of a config; raises ValueError if config.model.kind is none of them."""
-    kind, classifies = config.model.kind, config.data.name == "hyperpartisan"
+    kind, classifies = config.model.kind, SOURCES.task_of(config.data.name) == "documents"
     if not is_sequence(config):
         return CLASSIFIERS if kind in CLASSIFIERS else LANGUAGE_MODELS  # none is made
     registry = CLASSIFIERS if classifies else LANGUAGE_MODELS
@@ -620,13 +534,13 @@ def models_of(config: Any) -> Registry:
 
 def is_sequence(config: Any) -> bool:
     """Whether a sequence model (config.model) reads the data, or a memory machine (config.machine)."""
-    return config.data.name in SEQUENCES
+    return SOURCES.task_of(config.data.name) != "questions"
 
 
 def _model_conflicts(config: ConfigDict) -> Iterator[str]:
     """The same of sequence models."""
     model, data, train = config.model, config.data, config.train
-    texts = data.name in LANGUAGE and data.name != "sorting"
+    texts = SOURCES.task_of(data.name) == "every token"
     if data.name == "hyperpartisan" and data.segment_length < 3:
         yield f"config.data.segment_length = {data.segment_length}: must be at least 3, two tokens of it are marks"
     if texts and model.gradient_segments > data.segments:

@@ -8,14 +8,14 @@ import numpy as np
 
 from rmjax import metrics
 from rmjax.data.documents import Documents
-from rmjax.data.source import Questions, Source
+from rmjax.data.source import Source
 
 Scored = dict[str, np.ndarray]  # scores [n, Q] or [n, Q, C], target [n, Q], query_mask [n, Q], example_id [n]
 
 
 def metric_of(source: Source) -> str:
     """auc, accuracy, mrr, or error, of which less is better."""
-    return getattr(source, "questions", Questions()).metric
+    return source.questions.metric
 
 
 def measures(source: Source, split: str, scored: Scored) -> dict[str, float]:
@@ -25,11 +25,10 @@ def measures(source: Source, split: str, scored: Scored) -> dict[str, float]:
         return {"auc": metrics.auc(scored["scores"], scored["target"], mask)}
     values, groups = question_values(source, split, scored), groups_of(source, split, scored)
     each = {name: float(values[inside].mean()) for name, inside in groups.items() if inside.any()}
-    questions = getattr(source, "questions", Questions())
-    if questions.f1:
+    if source.questions.f1:
         scores = scored["scores"]
         chosen = scores if scores.ndim == mask.ndim else scores.argmax(-1)
-        each["macro_f1"] = metrics.macro_f1(chosen[mask], scored["target"][mask], questions.classes)
+        each["macro_f1"] = metrics.macro_f1(chosen[mask], scored["target"][mask], source.questions.classes)
     if metric == "mrr":
         each["answer 1 alone"] = float((1 / rank(scored["scores"], scored["target"]))[mask].mean())
     whole = float(np.mean(list(each.values()))) if metric == "error" and each else float(values[mask].mean())
@@ -48,8 +47,8 @@ def rows(source: Source, split: str, name: str, scored: Scored, streams: np.ndar
     streams [n]: whose stream each example is; the 95% interval is over these.
     """
     metric, mask = metric_of(source), scored["query_mask"]
-    references = source.references(split) if hasattr(source, "references") else {}
-    readers = {name: scored["scores"]} | {k: v[scored["example_id"]] for k, v in references.items()}
+    references = {k: v[scored["example_id"]] for k, v in source.references(split).items()}
+    readers = {name: scored["scores"]} | references
     table = []
     for reader, scores in readers.items():
         its = scored | {"scores": scores}
@@ -70,9 +69,7 @@ def rows(source: Source, split: str, name: str, scored: Scored, streams: np.ndar
 
 def groups_of(source: Source, split: str, scored: Scored) -> dict[str, np.ndarray]:
     """{name: bool [n, Q]} of the source's groups, asked questions only."""
-    if not hasattr(source, "groups"):
-        return {}
-    groups = source.groups(split)  # type: ignore[attr-defined]
+    groups = source.groups(split)
     return {name: inside[scored["example_id"]] & scored["query_mask"] for name, inside in groups.items()}
 
 
@@ -120,8 +117,9 @@ def question_values(source: Source, split: str, scored: Scored) -> np.ndarray:
     wrong = np.isnan(scores).any(-1) if scores.ndim > target.ndim else np.zeros(target.shape, bool)
     if metric == "mrr":
         ranks = rank(scores, target)
-        if hasattr(source, "also"):
-            also = source.also(split)[scored["example_id"]]
+        also = source.also(split)
+        if also is not None:
+            also = also[scored["example_id"]]
             ranks = np.where(also < 0, ranks, np.minimum(ranks, rank(scores, np.maximum(also, 0))))
         return np.where(wrong, np.nan, 1 / ranks)
     chosen = scores if scores.ndim == target.ndim else scores.argmax(-1)

@@ -32,9 +32,10 @@ from jax import export
 from safetensors.numpy import save
 
 from rmjax import config as configs
-from rmjax import environment, train
+from rmjax import environment
 from rmjax.io import atomic, paths
 from rmjax.machines.live import current_memory, feed, open_stream
+from rmjax.model import open_model
 from rmjax.streams import refuse_words
 from rmjax.tasks.reasoning import Reasoning
 from rmjax.types import Params
@@ -148,8 +149,8 @@ def main(argv: Sequence[str]) -> int:
         paths.resolve(asked.out, "--out")
         logging.info("%s", environment.prepare())
         environment.find_devices()
-        task, params, _ = train.trained(asked.workdir)
-        write_export(task, params, asked.out, asked.items)
+        model = open_model(asked.workdir)
+        write_export(model.task, model.params, asked.out, asked.items)
         logging.info("%s: live.py, and what it reads.", asked.out)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         logging.error("%s", environment.in_words(error))

@@ -1,6 +1,7 @@
 """What a run keeps in its workdir: its config, its parameters, and how another run takes them up.
 
 config.json, vocabulary.json    what it computes, and what its data were found to be
+data.json                       the description of its data, with which the model is opened without them
 items.jsonl                     of items with ids from outside: {"index": 0, "id": 1, "count": 12}
 model/, teacher/                checkpoints of the two stages
 results.json                    once it has ended
@@ -20,7 +21,8 @@ from absl import logging
 
 from rmjax import config as configs
 from rmjax.checkpoint import Checkpoints
-from rmjax.data.source import Source
+from rmjax.data import describe, make_source
+from rmjax.data.source import Description, Source
 from rmjax.io import atomic, text
 from rmjax.types import Params, StreamTask, Task
 
@@ -31,6 +33,8 @@ MAY_CHANGE = ("train.devices", "train.mapping", "train.model_devices", "train.sp
               "data.activitynet.features", "model.pretrained", "probe.steps", "probe.fragments",
               "probe.streams")  # fmt: skip
 
+_DATA = "data.json"
+_ANEW = "bring it back from a copy, or remove it and run --mode=eval, which writes it anew from the data"
 _IDS = "ids "  # how the digest of ids from outside begins
 
 
@@ -102,10 +106,11 @@ def check_same_config(config: Any, workdir: Path, source: Source) -> None:
     data = {"source": type(source).__name__, "items": source.num_items, **sizes, **words_digest(source)}
     if not any(workdir.glob("*/[0-9]*")):
         now["data"]["found"] = data | numbering_digest(source)
-        if hasattr(source, "vocabulary"):  # what the checkpoints' rows stand for
+        if source.vocabulary:  # what the checkpoints' rows stand for
             write_whole(workdir / "vocabulary.json", json.dumps(list(source.vocabulary), indent=0))
-        if hasattr(source, "numbering") and not isinstance(source.numbering, str):
+        if outside_ids(source) is not None:
             write_whole(workdir / "items.jsonl", item_lines(source))
+        write_description(workdir, describe(config.data, source))
         write_whole(path, sealed(now))
         return
     then = read_values(path)
@@ -116,6 +121,62 @@ def check_same_config(config: Any, workdir: Path, source: Source) -> None:
     refuse_other(workdir, then | {"data": then["data"] | {"found": before}}, now)
     if not any((workdir / "model").glob("[0-9]*")):
         write_whole(path, sealed(now))  # what the model is about to begin from may have changed
+    if not (workdir / _DATA).exists():
+        with contextlib.suppress(OSError):  # a workdir that cannot be written is read as it is
+            write_description(workdir, describe(config.data, source))
+
+
+def write_description(workdir: Path, description: Description) -> None:
+    """Keeps what the data are, in data.json."""
+    values = description.as_json()
+    write_whole(workdir / _DATA, json.dumps(values | {"digest": _digest_of(values)}))
+
+
+def read_description(workdir: Path) -> Description | None:
+    """What the data of the run in `workdir` are; None if the run is older than data.json.
+
+    Raises:
+      ValueError: data.json was damaged or changed; names the file.
+    """
+    path = workdir / _DATA
+    if not path.exists():
+        return None
+    values = text.read_json(path)
+    if not isinstance(values, dict) or values.pop("digest", None) != _digest_of(values):
+        raise ValueError(f"{path} was changed after the run wrote it: {_ANEW}")
+    try:
+        return Description.from_json(values)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{path} is of another version ({error}): {_ANEW}") from error
+
+
+def _digest_of(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def description_of(config: Any, workdir: Path) -> Description:
+    """What the data of the run in `workdir` are. They are opened only if the run kept no description; then it is kept.
+
+    Raises:
+      FileNotFoundError: the run kept none, and its data cannot be opened.
+      ValueError: data.json was changed, or the data are others than those of the run.
+    """
+    description = read_description(workdir)
+    if description is not None:
+        return description
+    try:
+        source = make_source(config.data, config.data.seed)
+    except OSError as error:
+        where = f"config.data.dir = {config.data.dir!r}"
+        raise FileNotFoundError(
+            f"{workdir / _DATA} is missing, as in runs of earlier versions: it is made of the data, which are needed "
+            f"once. Put them where the run had them ({where}), or run --mode=eval with the right one. {error}"
+        ) from error
+    refuse_other_items(workdir, source)
+    description = describe(config.data, source)
+    with contextlib.suppress(OSError):
+        write_description(workdir, description)
+    return description
 
 
 def refuse_other(workdir: Path, then: dict, now: dict) -> None:
@@ -130,28 +191,36 @@ def refuse_other(workdir: Path, then: dict, now: dict) -> None:
 
 def words_digest(source: Source) -> dict[str, str]:
     """Of the vocabulary and the answers of a source that has them: what ids and classes stand for."""
-    if not hasattr(source, "vocabulary"):
+    if not source.vocabulary:
         return {}
-    words = json.dumps([list(source.vocabulary), list(getattr(source, "classes", ()))])
+    words = json.dumps([list(source.vocabulary), list(source.classes)])
     return {"words": hashlib.sha256(words.encode()).hexdigest()[:16]}
 
 
 def numbering_digest(source: Source) -> dict[str, str]:
     """What item ids stand for, in short, where the source says it (see `Source`)."""
-    numbering = getattr(source, "numbering", None)
-    if numbering is None:
+    if source.numbering is None:
         return {}
-    return {"numbering": numbering if isinstance(numbering, str) else _digest(numbering)}
+    ids = outside_ids(source)
+    return {"numbering": str(source.numbering) if ids is None else _digest(ids)}
+
+
+def outside_ids(source: Source) -> np.ndarray | None:
+    """The ids from outside of a source's items [num_items]; None where they have none."""
+    ids = source.numbering
+    return None if ids is None or isinstance(ids, str) else np.asarray(ids)
 
 
 def _digest(ids: np.ndarray) -> str:
     return f"{_IDS}{hashlib.sha256(json.dumps(ids.tolist()).encode()).hexdigest()[:16]}"
 
 
-def item_lines(source: Any) -> str:
+def item_lines(source: Source) -> str:
     """items.jsonl of a source whose items have ids from outside."""
-    columns = {"index": range(source.num_items), "id": source.numbering.tolist()}
-    if hasattr(source, "popularity"):
+    ids = outside_ids(source)
+    assert ids is not None
+    columns = {"index": range(source.num_items), "id": ids.tolist()}
+    if source.popularity is not None:
         columns["count"] = source.popularity.tolist()
     rows = zip(*columns.values(), strict=True)
     return "".join(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows)
@@ -193,7 +262,7 @@ def match_items(workdir: Path, source: Source, name: str) -> np.ndarray | None:
     if before and before == digest:
         return None
     if all(str(numbering).startswith(_IDS) for numbering in (before, digest)):
-        old, new = read_ids(workdir, str(before)), source.numbering  # type: ignore[attr-defined]
+        old, new = read_ids(workdir, str(before)), np.asarray(source.numbering)
         missing, fresh = np.setdiff1d(old, new), np.setdiff1d(new, old)
         if missing.size or fresh.size:
             raise ValueError(

@@ -25,10 +25,11 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from rmjax import config as configs
-from rmjax import environment, tasks, train
-from rmjax.data import make_source
+from rmjax import environment, tasks
+from rmjax.data import describe, make_source
 from rmjax.io import paths
 from rmjax.machines import memorize
+from rmjax.model import open_model
 from rmjax.streams import Streams, refuse_words
 from rmjax.tasks.reasoning import Reasoning
 from rmjax.types import Params, at
@@ -160,17 +161,18 @@ def main(argv: Sequence[str]) -> int:
         logging.info("%s", environment.prepare())
         environment.find_devices()
         if asked.workdir:
-            task, params, source = train.trained(asked.workdir)
+            model = open_model(asked.workdir)
+            task, params, data = model.task, model.params, model.description
         elif asked.config is not None:
             configs.validate(asked.config)
-            source = make_source(asked.config.data, asked.config.data.seed)
-            task = tasks.make_task(asked.config, source)
+            data = describe(asked.config.data, make_source(asked.config.data, asked.config.data.seed))
+            task = tasks.make_task(asked.config, data)
             params = jax.jit(task.init)(jax.random.key(asked.config.seed))
         else:
             raise ValueError("name a model: --workdir of a trained one, or --config")
         refuse_words(task, params)
-        kinds = task.answers.questions.kinds or source.num_items
-        wanted = requests(asked.rate, asked.seconds, asked.users, source.num_items, kinds)
+        kinds = task.answers.questions.kinds or data.num_items
+        wanted = requests(asked.rate, asked.seconds, asked.users, data.num_items, kinds)
         for history in map(int, asked.histories):
             where = dict(folder=paths.resolve(asked.folder, "--folder") / str(history)) if asked.folder else {}
             told = load_test(task, params, history, wanted, asked.users, **where)

@@ -59,6 +59,11 @@ def one_of(*choices: str) -> Check:
     return Check(lambda value: value in choices, f"one of {', '.join(choices)}")
 
 
+a_path = Check(lambda value: True, "the path of a file or folder")  # `config.validate` refuses addresses
+a_workdir = Check(lambda value: True, "the path of a workdir")
+a_seed = between(0, 2**32 - 1)  # JAX takes 32 bits of a seed: beyond, two seeds would be one
+
+
 def setting(default: T, check: Check = anything, doc: str = "") -> T:
     """A field of a dataclass of settings: its default, what it may be, and what it means."""
     field: Any = dataclasses.field(default=default, metadata={"field": Field(default, check, doc)})
@@ -177,6 +182,51 @@ class Registry(Mapping[str, Kind]):
         return len(self._modules) + len(self._registered)
 
 
+class Sources(Registry):
+    """Sources of data; the keys of each are a section of their own, such as data.babi.
+
+    Its `Settings` may say `section`, the name of that section, if it is not that of the source; and `task`, what is
+    asked: "questions" (a memory machine answers them), or, of a sequence model, "last tokens", "every token" or
+    "documents". A `make` takes the settings, the section `data` of the config, and the seed.
+    """
+
+    def section_of(self, name: str) -> str:
+        """Where the keys of a source are, in the section data."""
+        return getattr(self[name].settings, "section", name)
+
+    def task_of(self, name: str) -> str:
+        """What is asked of a source's streams."""
+        return getattr(self[name].settings, "task", "questions")
+
+    def fields(self) -> dict[str, Field]:
+        """The fields of all sources, as 'babi.subset'."""
+        return {
+            f"{self.section_of(name)}.{key}": field
+            for name, kind in self.items()
+            for key, field in fields_of(kind.settings).items()
+        }
+
+
+SOURCES = Sources(
+    "data",
+    {
+        "simulated_clicks": "rmjax.data.sources.simulated_clicks",
+        "xlong": "rmjax.data.sources.xlong",
+        "movielens": "rmjax.data.sources.movielens",
+        "synthetic": "rmjax.data.sources.synthetic",
+        "babi": "rmjax.data.sources.babi",
+        "narrativeqa": "rmjax.data.sources.narrativeqa",
+        "tvqa": "rmjax.data.sources.tvqa",
+        "activitynet": "rmjax.data.sources.activitynet",
+        "sorting": "rmjax.data.sources.sorting",
+        "wikitext": "rmjax.data.sources.texts",
+        "pg19": "rmjax.data.sources.texts",
+        "enwik8": "rmjax.data.sources.texts",
+        "books": "rmjax.data.sources.texts",
+        "hyperpartisan": "rmjax.data.sources.hyperpartisan",
+    },
+)
+
 MACHINES = Registry(
     "machine",
     {
@@ -223,3 +273,12 @@ def register_machine(name: str, settings: type) -> Callable[[T], T]:
 def register_model(name: str, settings: type) -> Callable[[T], T]:
     """Decorates `build(settings, context: ModelContext) -> SequenceModel`, as `register_machine` does for machines."""
     return LANGUAGE_MODELS.register(name, settings)
+
+
+def register_source(name: str, settings: type) -> Callable[[T], T]:
+    """Decorates `make(settings, common, seed) -> Source`, of a source from outside this package.
+
+    Its keys are --config.data.<name>.<field>; `common` is the section `data` of the config, with `dir`, `cache_dir`,
+    `segment_length` and so on. See `Registry.register` for errors.
+    """
+    return SOURCES.register(name, settings)

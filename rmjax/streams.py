@@ -139,7 +139,7 @@ class Streams:
     one that opened the store, and everybody after `close`, is refused.
 
     Args:
-      task, params: as `train.trained` gives them; the streams are of item ids.
+      task, params: of an opened `Model`, or as `train.trained` gives them; the streams are of item ids.
       capacity: users there is room for; doubles when more come, which compiles everything anew.
       batches, segments, queries: the shapes that requests are padded to: users, segments that a write may fill, queries
         of a user. Longer writes go in parts.

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,16 @@ import numpy as np
 import optax
 from absl import logging
 from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
 
+from rmjax import config as configs
 from rmjax import evaluate, kept, metrics, tasks
 from rmjax.checkpoint import Checkpoints
 from rmjax.data import make_source
 from rmjax.data.pipeline import Subset, batches, eval_batches
 from rmjax.data.source import Source
+from rmjax.data.texts import Texts
+from rmjax.data.vectors import word_vectors
 from rmjax.io import paths, text
 from rmjax.io.progress import Stopped
 from rmjax.optim import make_optimizer
@@ -67,6 +71,8 @@ class Run:
     source: Any  # a Source, or Texts
     stop: Preemption
     asked: Asked = dataclasses.field(default_factory=lambda: Asked())
+    task: Task | StreamTask | None = None  # one of the user's, in place of config's
+    loggers: Sequence[Any] = ()  # the user's, see `fit`
 
     def stopping(self, step: int = 0) -> bool:
         """Whether to save and leave. All processes must leave at one step, so several of them ask each other, every
@@ -92,8 +98,49 @@ class Asked:
     time: float = dataclasses.field(default_factory=time.monotonic)
 
 
-def train(config: Any, workdir: str | Path) -> list[dict[str, Any]]:
+def fit(
+    config: ConfigDict,
+    workdir: str | Path,
+    source: Source | None = None,
+    task: Task | StreamTask | None = None,
+    loggers: Sequence[Any] = (),
+) -> list[dict[str, Any]]:
+    """Trains a model and tests it; called again, goes on where it stopped.
+
+    Args:
+      config: `rmjax.config.base()` with the changes of a card.
+      workdir: where checkpoints and logs go.
+      source: data in place of those that config.data names. config.data.segment_length and the other keys that every
+        source shares hold for them.
+      task: what is trained, in place of what config says.
+      loggers: objects with `write(kind, step, values, text)`, each of which gets every line of the log: the kind is
+        'teacher/train', 'model/valid' and so on, and values are numbers by name. They are left open.
+
+    Returns:
+      Rows of the final table, the model's first.
+
+    Raises:
+      ValueError: a key of the config is unknown or has an impossible value; or the workdir has a run of another config
+        or on other data.
+      TypeError: source is no `rmjax.Source`.
+      Preempted, Stopped, FloatingPointError: as `train`.
+    """
+    configs.validate(config)
+    if source is not None and not isinstance(source, Source | Texts):
+        raise TypeError(f"source is a {type(source).__name__}: make it a subclass of rmjax.Source")
+    return train(config, workdir, source, task, loggers)
+
+
+def train(
+    config: Any,
+    workdir: str | Path,
+    source: Source | None = None,
+    task: Task | StreamTask | None = None,
+    loggers: Sequence[Any] = (),
+) -> list[dict[str, Any]]:
     """Trains what `config` says in `workdir`, or goes on where a run there stopped. -> rows of the final table.
+
+    The config is taken to be valid; other arguments are as of `fit`.
 
     Raises:
       Preempted: SIGTERM or SIGINT came; the state is saved, the same call goes on.
@@ -101,7 +148,8 @@ def train(config: Any, workdir: str | Path) -> list[dict[str, Any]]:
       FloatingPointError: a loss is NaN or infinite; names the step and the parts, keeps the last good checkpoint.
     """
     results = paths.resolve_checkpoint(workdir, "--workdir") / "results.json"
-    with opened(config, workdir, reading=results.exists()) as run:
+    with opened(config, workdir, source, reading=results.exists()) as run:
+        run = dataclasses.replace(run, task=task, loggers=loggers)
         if results.exists():
             logging.info("%s is finished; these are its results.", run.workdir)
             return text.read_json(results, "remove it, and the same line makes it anew")
@@ -115,16 +163,22 @@ def train(config: Any, workdir: str | Path) -> list[dict[str, Any]]:
         return rows
 
 
-def evaluate_only(config: Any, workdir: str | Path) -> list[dict[str, Any]]:
+def evaluate_only(
+    config: Any, workdir: str | Path, source: Source | None = None, task: Task | StreamTask | None = None
+) -> list[dict[str, Any]]:
     """Tests the best checkpoint that `workdir` holds, training nothing. -> rows of the final table."""
-    with opened(config, workdir, reading=True) as run:
+    with opened(config, workdir, source, reading=True) as run:
+        run = dataclasses.replace(run, task=task)
         stage = model_stage(run)
         mapped = map_stage(run, stage)
         return test(run, stage.task, mapped, kept.read_model(run.workdir, stage.task))
 
 
 def trained(workdir: str | Path) -> tuple[Any, Params, Source]:
-    """What a run has learned, for notebooks: its task, the best parameters so far, its data. Changes nothing there."""
+    """What a run has learned, for notebooks: its task, the best parameters so far, its data. Changes nothing there.
+
+    `rmjax.open_model` needs no data.
+    """
     folder = paths.resolve_checkpoint(workdir, "workdir")
     config, _ = kept.read_config(folder)
     source = make_source(config.data, config.data.seed)
@@ -134,16 +188,18 @@ def trained(workdir: str | Path) -> tuple[Any, Params, Source]:
 
 
 @contextlib.contextmanager
-def opened(config: Any, workdir: str | Path, *, reading: bool = False) -> Iterator[Run]:
+def opened(config: Any, workdir: str | Path, source: Source | None = None, *, reading: bool = False) -> Iterator[Run]:
     """Locks the workdir, compares the config with the one that began there, and opens the data.
 
     Args:
-      reading: the run has a model already. Nothing is written, so the folder may be read-only.
+      source: the data; None: those that config.data names.
+      reading: the run has a model already. The folder may be read-only; what is written is data.json, if it is missing.
     """
     folder = paths.resolve_checkpoint(workdir, "--workdir")
     alone = lock(folder, reading=reading) if jax.process_index() == 0 else contextlib.nullcontext()  # speaks for all
     with alone, Preemption() as stop:
-        source = make_source(config.data, config.data.seed)
+        if source is None:
+            source = make_source(config.data, config.data.seed)
         if not reading or any((folder / "model").glob("[0-9]*")):
             kept.check_same_config(config, folder, source)
         yield Run(config, folder, source, stop)
@@ -163,7 +219,8 @@ def train_teacher(run: Run) -> Params:
 
 def model_stage(run: Run) -> Stage:
     t = run.config.train
-    return Stage("model", tasks.make_task(run.config, run.source), t.steps, t.batch_size, t.learning_rate)
+    task = tasks.make_task(run.config, run.source) if run.task is None else run.task
+    return Stage("model", task, t.steps, t.batch_size, t.learning_rate)
 
 
 def stage_optimizer(run: Run, stage: Stage) -> optax.GradientTransformation:
@@ -260,8 +317,8 @@ def fresh_state(run: Run, stage: Stage, frozen: Params = ()) -> TrainState:
     rows: Any = None
     if frozen and run.config.teacher.share_items:
         rows = np.array(frozen["embed"])
-    elif stage.name == "model" and not start and (words := tasks.word_vectors(run.config, run.source)):
-        vectors, there = words
+    elif stage.name == "model" and not start and run.config.data.vectors:
+        vectors, there = word_vectors(run.config.data, run.source)
         rows = np.where(there[:, None], vectors, at(state.params, item_table(stage.task)))
     if rows is not None:
         state = dataclasses.replace(state, params=replace_at(state.params, item_table(stage.task), rows))
@@ -316,11 +373,27 @@ def train_stage(run: Run, stage: Stage, mapped: Mapped, frozen: Params) -> Param
         if start < stage.steps or checkpoints.score(stage.steps) is None:
             evaluated = checkpoints.score(start) is not None
             with contextlib.closing(metrics.MetricWriter(run.workdir, start, stage.name, evaluated)) as writer:
-                loop(run, stage, mapped, checkpoints, writer, start, *put_state(mapped, state), mapped.put(frozen))
+                loggers = Loggers(writer, stage.name, run.loggers)
+                loop(run, stage, mapped, checkpoints, loggers, start, *put_state(mapped, state), mapped.put(frozen))
         checkpoints.wait()
         best = kept.restore_best(checkpoints, state.params)
         assert best is not None
         return best
+
+
+@dataclasses.dataclass(frozen=True)
+class Loggers:
+    """A stage's own writer, and the user's loggers; of several processes the first one writes."""
+
+    writer: metrics.MetricWriter
+    stage: str
+    others: Sequence[Any]
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any], text: str | None = None) -> None:
+        """As `MetricWriter.write`; the user's loggers see kinds such as 'model/train' and 'teacher/valid'."""
+        self.writer.write(kind, step, values, text)
+        for logger in self.others if jax.process_index() == 0 else ():
+            logger.write(f"{self.stage}/{kind}", step, values, text)
 
 
 def put_state(mapped: Mapped, state: TrainState) -> tuple[TrainState, Any]:
@@ -394,9 +467,7 @@ def leave(run: Run, stage: Stage, checkpoints: Checkpoints, step: int, state: Tr
 class Losses:
     """Looks at every step's losses, a few steps late so that the devices never wait for the host."""
 
-    def __init__(
-        self, run: Run, stage: Stage, mapped: Mapped, writer: metrics.MetricWriter, progress: metrics.Progress
-    ):
+    def __init__(self, run: Run, stage: Stage, mapped: Mapped, writer: Loggers, progress: metrics.Progress):
         self._run, self._stage, self._mapped, self._writer, self._progress = run, stage, mapped, writer, progress
         self._pending: collections.deque = collections.deque()
 
@@ -428,9 +499,7 @@ class Losses:
             self._writer.write("train", step, values | rates, f"{self._stage.name} {line}")
 
 
-def validate(
-    run: Run, task: Task | StreamTask, mapped: Mapped, params: Params, writer: metrics.MetricWriter, step: int
-) -> float:
+def validate(run: Run, task: Task | StreamTask, mapped: Mapped, params: Params, writer: Loggers, step: int) -> float:
     """The validation split's measures, written down. -> what the best checkpoint has most of."""
     if isinstance(task, StreamTask):
         read = measure_texts(run, task, mapped, params, "valid")
@@ -518,15 +587,10 @@ def test(run: Run, task: Task | StreamTask, mapped: Mapped, params: Params) -> l
         return [{"memory": tasks.name_of(run.config)} | {f"test_{name}": value for name, value in read.items()}]
     params = mapped.put(params)
     scored = score_split(run, mapped, params, "test")
-    streams = stream_ids(run.source, "test")[scored["example_id"]]
+    streams = run.source.stream_id("test")[scored["example_id"]]
     rows = evaluate.rows(run.source, "test", tasks.name_of(run.config), scored, streams, run.config.seed)
     rows[0] |= memory_gain(run, task, mapped, params, "test")
     return rows
-
-
-def stream_ids(source: Source, split: str) -> np.ndarray:
-    """i64 [size]: whose stream each example is."""
-    return source.stream_id(split) if hasattr(source, "stream_id") else np.arange(source.size(split))
 
 
 def show(rows: list[dict[str, Any]]) -> str:

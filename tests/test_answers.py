@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import types
 
 import chex
 import jax
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 
 from rmjax import tasks
-from rmjax.data.source import Questions
+from rmjax.data.source import Description, Questions
 from rmjax.tasks import rehearsing
 from rmjax.types import Batch
 from tests.runs import tiny
@@ -37,10 +36,8 @@ def built(name: str):
     if "machine.item_dim" in changes:
         changes = changes | {"machine.kind": "continual", "machine.subspaces": 2}
     config = tiny(**{"reason.hops": 2, "rehearsal.fragments": 2, **changes})
-    source = types.SimpleNamespace(questions=questions, num_items=num_items, max_items=T * N, feature_width=F)
-    if num_items:
-        del source.feature_width
-    task, teacher = tasks.make_task(config, source), tasks.make_teacher(config, source)
+    described = Description(num_items, T * N, questions=questions, feature_width=0 if num_items else F)
+    task, teacher = tasks.make_task(config, described), tasks.make_teacher(config, described)
     params, frozen = noise(task.init), noise(teacher.init, 1)["sampler"]
     key = jax.random.key(0)
     losses = jax.jit(lambda params, data: {k: v[1] for k, v in task.losses(params, frozen, data, key).items()})
@@ -154,8 +151,8 @@ def test_an_answer_from_a_memory_is_that_of_the_batch(name):
 def test_the_teacher_answers_from_the_question_too(name):
     """Of one segment it always finds the same, e; the rest of [e; q] is left to tell questions apart."""
     questions, num_items, changes = KINDS[name]
-    source = types.SimpleNamespace(questions=questions, num_items=num_items, feature_width=0 if num_items else F)
-    teacher = tasks.make_teacher(tiny(**{k: v for k, v in changes.items() if "machine" not in k}), source)
+    described = Description(num_items, questions=questions, feature_width=0 if num_items else F)
+    teacher = tasks.make_teacher(tiny(**{k: v for k, v in changes.items() if "machine" not in k}), described)
     params, batch = noise(teacher.init, 2), data(name)
     one = batch.replace(item_mask=batch.item_mask.at[:, 1:].set(False), position=None)
     if questions.answer == "choice":  # the same ones for every question
@@ -206,8 +203,7 @@ def test_a_question_changes_the_order_of_its_candidates():
     differences = logits - logits[:, :1]
     assert np.abs(differences[0] - differences[1]).max() > 0.01
     with pytest.raises(ValueError, match="config.reason.head='mlp'"):
-        source = types.SimpleNamespace(questions=KINDS["words-choice"][0], num_items=ITEMS, max_items=T * N)
-        tasks.make_task(tiny(), source)
+        tasks.make_task(tiny(), Description(ITEMS, T * N, questions=KINDS["words-choice"][0]))
 
 
 def test_frames_are_told_from_valid_frames_of_their_own_stream():

@@ -82,7 +82,7 @@ def test_every_key_is_read(tmp_path):
     train.train(config, workdir)
     probe.probe(config, workdir)
     read |= config.read
-    assert read == set(SCHEMA) - {"machine.decay"}  # of the machine that tests register
+    assert read == set(SCHEMA) - {"machine.decay"}  # of a machine from outside, if another test imports it
 
 
 def test_taking_a_section_whole_reads_its_keys_and_writing_it_out_reads_none():

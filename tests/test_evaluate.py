@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-import types
-
 import numpy as np
 import pytest
 
 from rmjax import evaluate, metrics
-from rmjax.data.source import Questions
+from rmjax.data.source import Questions, Source
+
+
+class Asked(Source):
+    """Questions without streams."""
+
+    num_items, max_items, num_queries, positions_at_end = 9, 9, 3, True
+
+    def __init__(self, metric: str):
+        self.questions = Questions(answer="class", classes=4, metric=metric)
+
+    def size(self, split):
+        return 12
+
+    def fetch(self, split, indices):
+        raise NotImplementedError
 
 
 def source(metric: str, **more):
-    return types.SimpleNamespace(questions=Questions(answer="class", classes=4, metric=metric), **more)
+    made = Asked(metric)
+    for name, value in more.items():
+        setattr(made, name, value)
+    return made
 
 
 def scored(seed: int = 0, n: int = 12, q: int = 3, classes: int = 4):

@@ -6,7 +6,6 @@ import copy
 import json
 import logging
 import shutil
-import types
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +15,7 @@ import pytest
 
 from rmjax import kept, probe, tasks, train
 from rmjax.data import make_source
+from rmjax.data.source import Description
 from rmjax.registry import MACHINES
 from rmjax.workdir import Preemption
 from tests.runs import PLAIN, tiny
@@ -177,7 +177,7 @@ def test_a_world_is_told_from_others(tmp_path):
 def test_a_table_has_the_only_rows_of_items(kind):
     """`move_rows` moves those alone."""
     items = 61  # no other size is this
-    source = types.SimpleNamespace(num_items=items, max_items=40)
+    source = Description(num_items=items, max_items=40)
     config = tiny(**{} if kind == "teacher" else {"machine.kind": kind})
     task = tasks.make_teacher(config, source) if kind == "teacher" else tasks.make_task(config, source)
     shapes = jax.eval_shape(task.init, jax.random.key(0))

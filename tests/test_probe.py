@@ -11,6 +11,7 @@ import pytest
 
 from rmjax import probe, train
 from rmjax.data.pipeline import Subset
+from rmjax.data.source import Source
 from rmjax.metrics import auc
 from tests.runs import PLAIN, tiny
 from tests.small import batch, noise, recommendation, rehearsal, small
@@ -79,7 +80,9 @@ def test_ages_are_counted_from_the_last_segment_and_what_is_recalled_is_right(mo
 
 
 def test_some_streams_are_drawn_from_the_whole_split():
-    class Lengths:
+    class Lengths(Source):
+        num_items, max_items, num_queries, positions_at_end = 9, 9, 1, True
+
         def size(self, split):
             return 1000
 
@@ -100,7 +103,9 @@ def test_some_streams_are_drawn_from_the_whole_split():
 def test_others_are_of_another_stream_and_of_the_same_bucket():
     """Streams of three examples each in bucket 0, a single one in bucket 1: it has no other."""
 
-    class Streams:
+    class Streams(Source):
+        num_items, max_items, num_queries, positions_at_end = 9, 9, 1, True
+
         def size(self, split):
             return 31
 

@@ -17,7 +17,9 @@ import pytest
 import rmjax
 from rmjax import config as configs
 from rmjax import machines
-from rmjax.registry import MACHINES, Registry, fields_of
+from rmjax.data import make_source
+from rmjax.data.sorting import Sorting
+from rmjax.registry import MACHINES, SOURCES, Registry, fields_of
 from tests import decayed
 from tests.runs import tiny
 
@@ -46,6 +48,36 @@ def test_a_registered_kind_has_keys_of_its_own():
     assert MACHINES.settings("decayed", config.machine) == decayed.Settings(8, 0.5)
     with pytest.raises(ValueError, match=r"config\.machine\.decay = 1\.5: must be a number, above 0 and below 1"):
         tiny(**{"machine.kind": "decayed", "machine.decay": 1.5})
+
+
+def test_a_registered_source_has_a_section_of_its_own(monkeypatch, capsys):
+    """And all that a source of ours has: flags with ranges, a name in the list, a reader."""
+    monkeypatch.setattr(SOURCES, "_registered", {})
+
+    @dataclasses.dataclass(frozen=True)
+    class Settings:
+        streams: int = rmjax.setting(5, rmjax.at_least(1), "streams of each split")
+
+    @rmjax.register_source("mine", Settings)
+    def make(settings, common, seed):
+        return Sorting(length=common.segment_length, train=settings.streams, seed=seed)
+
+    config = tiny(**{"data.name": "mine", "data.mine.streams": 7})
+    source = make_source(config.data, 3)
+    assert (source.size("train"), source.length, source.seed) == (7, 10, 3) and not configs.is_sequence(config)
+    assert configs.reads(config, "data.mine.streams") and not configs.reads(config, "data.babi.tasks")
+    with pytest.raises(ValueError, match=r"config\.data\.mine\.streams = 0: must be a whole number, at least 1"):
+        tiny(**{"data.name": "mine", "data.mine.streams": 0})
+    with pytest.raises(SystemExit):
+        configs.answer_list(["main", "--list=data.mine"])
+    assert "--config.data.mine.streams=5  streams of each split" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_key_of_a_source_has_a_default_in_range_and_a_meaning(name):
+    for field in fields_of(SOURCES[name].settings).values():
+        assert field.doc and field.check.holds(field.default)
+    assert SOURCES.task_of(name) in ("questions", "last tokens", "every token", "documents")
 
 
 def test_what_cannot_be_registered():

@@ -35,6 +35,8 @@ class MovieLens(records.Records):
     `numbering` i64 [num_items] is the movieId of each item.
     """
 
+    popularity: np.ndarray
+
     def __init__(self, directory: Path):
         super().__init__(directory, positions_at_end=False)
         self.popularity = np.asarray(self.metadata["popularity"], np.int64)

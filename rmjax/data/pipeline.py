@@ -11,7 +11,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from rmjax.data.source import Examples, Source, hash64
+from rmjax.data.source import Examples, Source, Wrapper, hash64
 from rmjax.data.text import bucket_boundaries
 from rmjax.data.texts import Texts
 from rmjax.segments import position_in_segments, segment
@@ -70,7 +70,8 @@ def batches(
         index = members[order[(first + rows) % len(members)]]
         return make(index, np.full_like(index, epoch), segments)
 
-    return _iterate(of_bucket if _bucketed(source) else at_step, start_step, num_steps, prefetch, workers)
+    bucketed = source.buckets(split) is not None
+    return _iterate(of_bucket if bucketed else at_step, start_step, num_steps, prefetch, workers)
 
 
 def eval_batches(
@@ -109,7 +110,7 @@ def eval_batches(
     return _iterate(at_step, 0, len(buckets), prefetch, workers)
 
 
-class Subset:
+class Subset(Wrapper):
     """So many examples of a split, drawn from all of it; otherwise the source.
 
     Args:
@@ -119,28 +120,39 @@ class Subset:
 
     def __init__(self, source: Source, split: str, count: int, seed: int, others: bool = False):
         order = np.argsort(hash64("subset", seed, np.arange(source.size(split))), kind="stable")
-        self._source, self._rows = source, np.sort(order[:count])
-        if hasattr(source, "buckets"):
-            self.buckets = lambda split: ((found := source.buckets(split))[0][self._rows], found[1])
-        if hasattr(source, "stream_id"):
-            self.stream_id = lambda split: source.stream_id(split)[self._rows]
+        super().__init__(source)
+        self._rows = np.sort(order[:count])
         self._others = self._partners(split, seed) if others else None
 
     def _partners(self, split: str, seed: int) -> np.ndarray:
         """i64 [size], places in this subset, -1 where there is none."""
         places, partner = np.arange(len(self._rows)), np.full(len(self._rows), -1)
-        bucket = self.buckets(split)[0] if hasattr(self, "buckets") else np.zeros_like(places)
-        streams = self.stream_id(split) if hasattr(self, "stream_id") else places
+        buckets, streams = self.buckets(split), self.stream_id(split)
+        bucket = np.zeros_like(places) if buckets is None else buckets[0]
         for inside in (np.flatnonzero(bucket == b) for b in np.unique(bucket)):
             drawn = partner_drawer(streams[inside])(np.arange(len(inside)), hash64("other", seed, self._rows[inside]))
             partner[inside] = np.where(drawn < 0, -1, inside[drawn])
         return partner
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._source, name)
-
     def size(self, split: str) -> int:
         return len(self._rows)
+
+    def stream_id(self, split: str) -> np.ndarray:
+        return self._source.stream_id(split)[self._rows]
+
+    def buckets(self, split: str) -> tuple[np.ndarray, list[int]] | None:
+        buckets = self._source.buckets(split)
+        return None if buckets is None else (buckets[0][self._rows], buckets[1])
+
+    def groups(self, split: str) -> dict[str, np.ndarray]:
+        return {name: inside[self._rows] for name, inside in self._source.groups(split).items()}
+
+    def references(self, split: str) -> dict[str, np.ndarray]:
+        return {name: answers[self._rows] for name, answers in self._source.references(split).items()}
+
+    def also(self, split: str) -> np.ndarray | None:
+        also = self._source.also(split)
+        return None if also is None else also[self._rows]
 
     def fetch(self, split: str, indices: np.ndarray) -> Examples:
         if self._others is None:
@@ -157,20 +169,17 @@ def steps_per_epoch(source: Source, batch_size: int) -> int:
     return len(_buckets(source, "train", batch_size, joined=True))
 
 
-def _bucketed(source: Source) -> bool:
-    return hasattr(source, "buckets")
-
-
 def _buckets(
     source: Source, split: str, batch_size: int, joined: bool = False
 ) -> list[tuple[np.ndarray, int, int | None]]:
     """Of each batch of an epoch: its bucket's examples i64 [n], its first place among them, its segments T (None: all
     that the source gives). joined: small buckets go to larger ones where whole batches then are fewer cells, lest one
     long document fill a batch by itself. Not in evaluation, whose splits are to have the same few shapes."""
-    if not _bucketed(source):
+    buckets = source.buckets(split)
+    if buckets is None:
         every = np.arange(source.size(split))
         return [(every, first, None) for first in range(0, len(every), batch_size)]
-    bucket, segments = source.buckets(split)  # type: ignore[attr-defined]
+    bucket, segments = buckets
     if joined:
         sizes = np.take(segments, bucket)
         segments = bucket_boundaries(sizes, segments[-1], len(segments), batch_size)
@@ -205,8 +214,7 @@ def partner_drawer(stream: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.
 
 def _batch_maker(source: Source, split: str, seed: int, segment_length: int, negatives: int) -> Callable:
     """(index [B], epoch [B], segments T: None for all there are) -> Batch."""
-    stream = source.stream_id(split) if hasattr(source, "stream_id") else np.arange(source.size(split))
-    partners = partner_drawer(stream)
+    partners = partner_drawer(source.stream_id(split))
 
     def make(index: np.ndarray, epoch: np.ndarray, segments: int | None = None) -> Batch:
         partner = partners(index, hash64("partner", seed, epoch, index))

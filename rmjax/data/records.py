@@ -19,7 +19,7 @@ from absl import logging
 from absl.logging import converter
 from tensorflow_datasets.core import shuffle
 
-from rmjax.data.source import Examples
+from rmjax.data.source import Examples, Source
 from rmjax.io import atomic, paths
 from rmjax.io.progress import watch
 
@@ -63,7 +63,7 @@ class StreamBuilder(tfds.core.GeneratorBasedBuilder):
         )
 
 
-class Records:
+class Records(Source):
     """A `Source` over what `prepare` left in a directory; `rows` {split: (its split there, indices)} picks from it."""
 
     def __init__(self, directory: Path, positions_at_end: bool):

@@ -8,6 +8,9 @@ Every negative is as popular as its positive. The world is known, so `oracle_sco
 no reader of the same history has a higher expected AUC or log-likelihood.
 """
 
+# mypy: disable-error-code=override
+# What `Source` has as attributes, the sizes of a world give as properties.
+
 from __future__ import annotations
 
 import dataclasses
@@ -19,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rmjax.data.source import Source
 from rmjax.types import Array, Key
 
 SPLITS = ("train", "valid", "test")
@@ -87,7 +91,7 @@ class Latents(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class SimulatedClicks:
+class SimulatedClicks(Source):
     """A source of streams of clicks, each with questions after its end: would the user click this item?
 
     With the defaults `oracle_scores` has AUC 0.912; of the last 20 clicks alone 0.602, of the clusters alone 0.822.

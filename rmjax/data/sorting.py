@@ -5,6 +5,9 @@ The sequence, a separator and all but the last of the sorted symbols are the str
 the next symbol (teacher forcing).
 """
 
+# mypy: disable-error-code=override
+# What `Source` has as attributes, the sizes of a world give as properties.
+
 from __future__ import annotations
 
 import dataclasses
@@ -14,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rmjax.data.source import Examples, Questions
+from rmjax.data.source import Examples, Questions, Source
 from rmjax.types import Array, Key
 
 SPLITS = ("train", "valid", "test")
@@ -35,7 +38,7 @@ def fitting(segments: int, segment_length: int, answers: int = 20) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sorting:
+class Sorting(Source):
     """A source. A stream depends on (seed, split, index) alone. Raises ValueError naming the field.
 
     The answers are asked of the last `symbols` tokens, so `positions_at_end` speaks of those.

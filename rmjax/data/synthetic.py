@@ -7,6 +7,9 @@ one part of it, and its query asks for the answer: one of `answers` ids, which a
 As stated one evidence is planted, so its answer can nearly be told without the query; `distractors` mend that.
 """
 
+# mypy: disable-error-code=override
+# What `Source` has as attributes, the sizes of a world give as properties.
+
 from __future__ import annotations
 
 import dataclasses
@@ -18,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rmjax.data.source import Examples, Questions, hash64
+from rmjax.data.source import Examples, Questions, Source, hash64
 from rmjax.types import Array, Key
 
 SPLITS = ("train", "valid", "test")
@@ -112,7 +115,7 @@ class Planted(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Synthetic:
+class Synthetic(Source):
     """A source of streams of facts, each with one query after its end.
 
     Example i is of chain i % chains (query, answer = divmod(chain, answers)), with its evidence in part

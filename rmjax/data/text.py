@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from rmjax.data import records
-from rmjax.data.source import Examples, Questions
+from rmjax.data.source import Examples, Questions, Source
 from rmjax.io.progress import watch
 
 UNKNOWN = "<unk>"  # id 0
@@ -133,7 +133,7 @@ class TextBuilder(records.StreamBuilder):
             yield key, {name: np.array(record[name], np.int32) for name in self.fields}
 
 
-class TextRecords:
+class TextRecords(Source):
     """A `Source` over what a `TextBuilder` wrote, held in RAM: an example is a story with all its questions.
 
     A segment is a sentence; one of more than `segment_length` words is cut into several. `vocabulary` lists the words

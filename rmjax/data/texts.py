@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from rmjax.data.documents import Documents
+from rmjax.data.source import Description
+from rmjax.data.tokenizers import packed
 from rmjax.types import Batch
 
 
@@ -49,6 +51,10 @@ class Texts:
     reset_segments: int = 0
     reset_evaluation: bool = False
     skip_first: bool = False
+    # What a `Source` has and texts have not: a class for an answer, ids from outside, counts of items.
+    classes: ClassVar[tuple[str, ...]] = ()
+    numbering: ClassVar[None] = None
+    popularity: ClassVar[None] = None
     _segments: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self):
@@ -68,6 +74,12 @@ class Texts:
     def size(self, split: str) -> int:
         """Tokens of a split."""
         return len(self.splits[split].tokens)
+
+    def describe(self) -> Description:
+        """As `Source.describe`."""
+        tokenizer = self.splits["train"].tokenizer
+        vocabulary = tuple(tokenizer.vocabulary)
+        return Description(self.num_items, vocabulary=vocabulary, endless=True, tokenizer=packed(tokenizer))
 
     def segments(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """i64 [S], where each segment begins; bool [S], whether a document does."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,6 +72,27 @@ def restore(name: str, state: dict[str, Any]) -> Tokenizer:
     return (Words if name == "words" else Characters)(state["vocabulary"])
 
 
+def packed(tokenizer: Tokenizer) -> dict[str, Any]:
+    """All that `unpacked` needs beside the vocabulary to make the tokenizer again, without a file; as JSON."""
+    state = {key: value for key, value in tokenizer.state.items() if key != "vocabulary"}
+    return state | {"json": tokenizer.json} if isinstance(tokenizer, FromFile) else state
+
+
+def unpacked(state: dict[str, Any], vocabulary: Iterable[str]) -> Tokenizer:
+    """The tokenizer that was `packed`.
+
+    Args:
+      state: what `packed` gave.
+      vocabulary: the token of each id.
+
+    Raises:
+      ModuleNotFoundError: it is a tokenizer.json, and `tokenizers` is not installed.
+    """
+    if "json" in state:
+        return FromFile("the tokenizer.json that a run kept", state["json"])
+    return restore(state["kind"], {} if state["kind"] == "bytes" else {"vocabulary": list(vocabulary)})
+
+
 def identity(name: str) -> str:
     """Equal for two names where they make the same ids of the same training texts; FileNotFoundError if for none."""
     return name if name in KINDS else _digest(name)
@@ -133,16 +154,22 @@ class FromFile:
     is left out. It is lossless if it gives back a text of odd spaces, letters and words, some of which those that it
     was trained on may not have had."""
 
-    def __init__(self, name: str):
-        self.state = dict(kind="file", sha256=_digest(name))
-        self._file = _file(name)
+    def __init__(self, name: str, content: str | None = None):
+        """content: of the file, which is not read then; `name` is for errors."""
+        if content is None:
+            self.state = dict(kind="file", sha256=_digest(name))
+            self._file: Path | str = _file(name)
+        else:
+            self.state = dict(kind="file")
+            self._file = name
         try:
             import tokenizers
         except ModuleNotFoundError as error:
             message = f"{name}: tokenizers, which reads it, is not installed: pip install 'rmjax[text]'"
             raise ModuleNotFoundError(message) from error
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(self._file))
+            make = tokenizers.Tokenizer
+            self._tokenizer = make.from_file(str(self._file)) if content is None else make.from_str(content)
         except Exception as error:  # the library raises no narrower one
             cure = "save one with Tokenizer.save, or pip install -U tokenizers where yours is older than the file"
             raise ValueError(f"{self._file}: not a tokenizer.json ({error}); {cure}") from error
@@ -158,7 +185,8 @@ class FromFile:
                 f"{self._file}: its token {token!r} has the id {ids[token]}, of {len(ids)} tokens in all: ids "
                 "must run from 0 on with few gaps. Is the file damaged? Fetch it again"
             )
-        self._check(ids)
+        if content is None:
+            self._check(ids, read_json(_file(name)).get("added_tokens") or ())
         self.vocabulary = [f"<no token {i}>" for i in range(self.size)]
         for token, i in ids.items():
             self.vocabulary[i] = token
@@ -167,9 +195,14 @@ class FromFile:
         except Exception:  # no narrower one here either: it has no token for what it does not know
             self.lossless = False
 
-    def _check(self, ids: dict[str, int]) -> None:
+    @property
+    def json(self) -> str:
+        """What a tokenizer.json of it has in it."""
+        return self._tokenizer.to_str()
+
+    def _check(self, ids: dict[str, int], added: Sequence[Mapping[str, Any]]) -> None:
         """Raises ValueError where two tokens have one id, or a token has another id than the file says."""
-        stated = {token["content"]: token["id"] for token in read_json(self._file).get("added_tokens") or ()}
+        stated = {token["content"]: token["id"] for token in added}
         seen: dict[int, str] = {}
         for token, i in ids.items():
             wrong = f"the id {i} of {seen[i]!r}" if i in seen else f"the id {stated.get(token, i)}, and gets {i}"

@@ -9,6 +9,7 @@ import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -21,6 +22,31 @@ from rmjax.io.text import encoding_of
 _NUMBER = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")  # float() takes 1_0 and white space too
 _MOST = float(np.finfo(np.float32).max)
 LONGEST = 1 << 20  # bytes of a line: more is no vector, and would be held in RAM
+
+
+def word_vectors(config: Any, data: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The vectors that the item features of some data begin with.
+
+    Args:
+      config: the section `data` of a config; its `vectors` are not empty.
+      data: has num_items and vocabulary, as a `Source` or a `Description`.
+
+    Returns:
+      (rows of about unit length f32 [V, D], which words have one [V]) of config.vectors.
+
+    Raises:
+      ValueError: the items are no words; or as `read_vectors`.
+    """
+    if not data.num_items or not data.vocabulary:
+        raise ValueError(f"config.data.vectors = {config.vectors!r}: the items of {config.name} are no words")
+    return _word_vectors(config.vectors, tuple(data.vocabulary))
+
+
+@functools.lru_cache(1)
+def _word_vectors(path: str, vocabulary: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    vectors, found = read_vectors(path, vocabulary)
+    length = np.sqrt(np.square(vectors).sum(1).mean(where=found)) if found.any() else 1.0
+    return vectors / length, found
 
 
 def read_vectors(path: str, vocabulary: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

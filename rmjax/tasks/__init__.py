@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from rmjax import machines
 from rmjax.config import is_sequence
-from rmjax.data.source import Questions, Source
-from rmjax.data.texts import Texts
-from rmjax.data.vectors import read_vectors
+from rmjax.data import describe
+from rmjax.data.source import Description, Source
 from rmjax.layers.transformer import Transformer
-from rmjax.registry import MACHINES
+from rmjax.registry import MACHINES, SOURCES
 from rmjax.rehearsal.decoder import Decoder
 from rmjax.tasks.answers import Answers
 from rmjax.tasks.reasoning import Reasoning, Teacher
@@ -23,44 +20,21 @@ from rmjax.tasks.rehearsing import Rehearsal
 from rmjax.tasks.sequences import make_documents, make_language_model, make_sorting
 from rmjax.types import Context, StreamTask, Task
 
+if TYPE_CHECKING:
+    from rmjax.data.texts import Texts
 
-def make_machine(config: Any, source: Source) -> machines.MemoryMachine:
-    """The machine that config.machine describes, over the source's items."""
+
+def make_machine(config: Any, data: Description) -> machines.MemoryMachine:
+    """The machine that config.machine describes, over the data's items."""
     context = Context(
         segment_length=config.data.segment_length,
-        max_items=source.max_items,
-        width=feature_width(config, source),
+        max_items=data.max_items,
+        width=data.vector_width or data.feature_width,
         hops=config.reason.hops,
         dtype=jnp.dtype(config.train.compute_dtype),
     )
     kind = config.machine.kind
-    return machines.build(kind, source.num_items, MACHINES.settings(kind, config.machine, "config.machine."), context)
-
-
-def feature_width(config: Any, source: Source) -> int:
-    """Of items that are features, or of word vectors from a file; 0: items have a table of the machine's own width."""
-    found = word_vectors(config, source)
-    return getattr(source, "feature_width", 0) if found is None else found[0].shape[1]
-
-
-def word_vectors(config: Any, source: Source) -> tuple[np.ndarray, np.ndarray] | None:
-    """(rows of about unit length f32 [V, D], which are there [V]) of config.data.vectors; None if it is empty."""
-    if not config.data.vectors:
-        return None
-    if not source.num_items or not hasattr(source, "vocabulary"):
-        raise ValueError(f"config.data.vectors = {config.data.vectors!r}: the items of {config.data.name} are no words")
-    return _word_vectors(config.data.vectors, tuple(source.vocabulary))
-
-
-@functools.lru_cache(1)
-def _word_vectors(path: str, vocabulary: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    vectors, found = read_vectors(path, vocabulary)
-    length = np.sqrt(np.square(vectors).sum(1).mean(where=found)) if found.any() else 1.0
-    return vectors / length, found
-
-
-def questions(source: Source) -> Questions:
-    return getattr(source, "questions", Questions())
+    return machines.build(kind, data.num_items, MACHINES.settings(kind, config.machine, "config.machine."), context)
 
 
 def name_of(config: Any) -> str:
@@ -68,16 +42,25 @@ def name_of(config: Any) -> str:
     return config.model.kind if is_sequence(config) else config.machine.kind
 
 
-def make_task(config: Any, source: Any) -> Task | StreamTask:
-    """What config.data's streams are trained on."""
-    if isinstance(source, Texts):
-        return make_language_model(config, source)
-    if config.data.name == "hyperpartisan":
-        return make_documents(config, source)
-    return make_sorting(config, source) if is_sequence(config) else make_reasoning(config, source)
+def make_task(config: Any, data: Description | Source | Texts) -> Task | StreamTask:
+    """What config.data's streams are trained on.
+
+    Args:
+      config: of the run.
+      data: what the run kept of its data, or the data themselves.
+
+    Returns:
+      The task; it holds no data.
+    """
+    data = describe(config.data, data)
+    if data.endless:
+        return make_language_model(config, data)
+    if SOURCES.task_of(config.data.name) == "documents":
+        return make_documents(config, data)
+    return make_sorting(config, data) if is_sequence(config) else make_reasoning(config, data)
 
 
-def make_reasoning(config: Any, source: Source) -> Reasoning:
+def make_reasoning(config: Any, data: Description) -> Reasoning:
     """The machine with its query encoder, its head and its rehearsal."""
     m, r = config.machine, config.rehearsal
     decoder = Decoder(Transformer(r.layers, m.heads, m.dropout, jnp.dtype(config.train.compute_dtype)))
@@ -88,8 +71,8 @@ def make_reasoning(config: Any, source: Source) -> Reasoning:
         "rising": optax.linear_schedule(0.0, 1.0, config.train.steps),
     }
     return Reasoning(
-        machine=make_machine(config, source),
-        answers=Answers(questions(source), m.dim, item_dim, m.dim if config.reason.head == "mlp" else 0),
+        machine=make_machine(config, data),
+        answers=Answers(data.questions, m.dim, item_dim, m.dim if config.reason.head == "mlp" else 0),
         rehearsal=Rehearsal(
             decoder=decoder,
             fragments=r.fragments,
@@ -115,12 +98,13 @@ def make_reasoning(config: Any, source: Source) -> Reasoning:
     )
 
 
-def make_teacher(config: Any, source: Source) -> Teacher | None:
+def make_teacher(config: Any, data: Description | Source | Texts) -> Teacher | None:
     """The history sampler, None where neither the rehearsal nor the machine's item table needs one."""
     r, t = config.rehearsal, config.teacher
     if is_sequence(config):
         return None
     if not t.share_items and (r.sampler != "teacher" or not (r.recollection or r.familiarity)):
         return None
-    answers = Answers(questions(source), t.dim, t.dim, t.dim if config.reason.head == "mlp" else 0)
-    return Teacher(source.num_items, answers, getattr(source, "feature_width", 0))
+    data = describe(config.data, data)
+    answers = Answers(data.questions, t.dim, t.dim, t.dim if config.reason.head == "mlp" else 0)
+    return Teacher(data.num_items, answers, data.feature_width)

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from rmjax import memoria
-from rmjax.data.source import Source
-from rmjax.data.texts import Texts
+from rmjax.data.source import Description
 from rmjax.io import paths
 from rmjax.models import bert, huggingface, roberta, unroll
 from rmjax.models.memoria_gpt2 import Engrams
@@ -155,10 +154,9 @@ class Documents:
         return logits.swapaxes(0, 1), aux
 
 
-def make_documents(config: Any, source: Source) -> Documents:
+def make_documents(config: Any, data: Description) -> Documents:
     """The classifier that config.model describes, over documents of any length."""
-    segments, classes = source.buckets("train")[1][-1], source.questions.classes  # type: ignore[attr-defined]
-    model = build_model(CLASSIFIERS, config, source.num_items, segments, classes)
+    model = build_model(CLASSIFIERS, config, data.num_items, data.max_segments, data.questions.classes)
     return Documents(model, config.model.gradient_segments)
 
 
@@ -191,18 +189,18 @@ def context_of(config: Any, vocabulary: int, max_segments: int | None = None, cl
     )
 
 
-def make_language_model(config: Any, source: Texts) -> LanguageModel:
+def make_language_model(config: Any, data: Description) -> LanguageModel:
     """The model that config.model describes, over the tokens of texts."""
-    return LanguageModel(build_model(LANGUAGE_MODELS, config, source.num_items), config.model.gradient_segments)
+    return LanguageModel(build_model(LANGUAGE_MODELS, config, data.num_items), config.model.gradient_segments)
 
 
-def make_sorting(config: Any, source: Source) -> LastTokens:
-    """The model that config.model describes, over the source's streams, all of one length."""
+def make_sorting(config: Any, data: Description) -> LastTokens:
+    """The model that config.model describes, over streams that are all of one length."""
     n = config.data.segment_length
-    segments = -(-source.max_items // n)
-    model = build_model(LANGUAGE_MODELS, config, source.num_items, segments)
+    segments = -(-data.max_items // n)
+    model = build_model(LANGUAGE_MODELS, config, data.num_items, segments)
     reach = config.model.gradient_segments
-    before = (source.max_items - source.num_queries) // n  # segments in which nothing is asked
+    before = (data.max_items - data.num_queries) // n  # segments in which nothing is asked
     silent = max(0, before - (reach - 1)) if reach else 0
     return LastTokens(model, silent, reach)
 

@@ -184,6 +184,15 @@ def test_tokenizers_lose_nothing(bpe):
     assert words.decode(words.encode("Don't; THREE\u2014five")) == "don't three <unk>"
 
 
+@pytest.mark.parametrize("kind", ["bytes", "characters", "words", "file"])
+def test_a_tokenizer_is_made_again_without_its_file(kind, bpe):
+    ours = make_tokenizer(bpe if kind == "file" else kind, ["one and two and three"])
+    again = tokenizers.unpacked(json.loads(json.dumps(tokenizers.packed(ours))), ours.vocabulary)
+    text = "one, or two and three: " * 20  # longer than the file's own limit
+    assert again.encode(text).tolist() == ours.encode(text).tolist() and again.vocabulary == ours.vocabulary
+    assert again.lossless == ours.lossless and again.decode(ours.encode(text)) == ours.decode(ours.encode(text))
+
+
 def test_a_tokenizer_json_that_loses_something_says_so(tmp_path, bpe):
     assert make_tokenizer(bpe).lossless
     model, path = BertWordPieceTokenizer(), tmp_path / "tokenizer.json"

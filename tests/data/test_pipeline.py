@@ -14,12 +14,13 @@ import pytest
 from rmjax.data import cached, make_source
 from rmjax.data.movielens import movielens
 from rmjax.data.pipeline import batches, epoch_order, eval_batches, partner_drawer, steps_per_epoch
+from rmjax.data.source import Source
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 ARGS = dict(seed=3, batch_size=8, segment_length=4, negatives=5)
 
 
-class Made:
+class Made(Source):
     """Every stream's items say whose they are: user 1000, then which; lengths differ, some streams are empty."""
 
     num_items, max_items, num_queries, positions_at_end = 10**6, 11, 2, False

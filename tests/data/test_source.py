@@ -1,0 +1,90 @@
+"""What a source says of itself, and what is kept of it."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from rmjax.data.pipeline import Subset
+from rmjax.data.simulated_clicks import ClicksConfig, SimulatedClicks
+from rmjax.data.sorting import Sorting
+from rmjax.data.source import Description, Questions, Source, cached
+
+
+class Plain(Source):
+    """Four streams; nothing is said that need not be."""
+
+    num_items, max_items, num_queries, positions_at_end = 5, 3, 1, True
+
+    def size(self, split):
+        return 4
+
+    def fetch(self, split, indices):
+        return {"items": np.zeros((len(indices), 3), np.int32)}
+
+
+class Full(Plain):
+    """All is said; two streams to a bucket."""
+
+    questions = Questions("words", answer="class", classes=2, metric="accuracy")
+    feature_width, vocabulary, classes = 7, ["<unk>", "mill"], ["no", "yes"]
+    numbering = np.array([30, 10, 20, 50, 40])
+
+    def stream_id(self, split):
+        return np.arange(4) // 2
+
+    def buckets(self, split):
+        return np.array([0, 0, 1, 1]), [2, 6]
+
+    def groups(self, split):
+        return {"first": np.arange(4)[:, None] == 0}
+
+    def references(self, split):
+        return {"place": np.arange(4)[:, None]}
+
+    def also(self, split):
+        return np.arange(4)[:, None] - 1
+
+
+def test_a_source_has_a_default_for_all_that_it_need_not_say():
+    source = Plain()
+    assert source.questions == Questions() and source.numbering is None and source.popularity is None
+    assert source.stream_id("train").tolist() == [0, 1, 2, 3] and source.buckets("train") is None
+    assert source.groups("train") == source.references("train") == {} and source.also("train") is None
+    assert source.describe() == Description(num_items=5, max_items=3, num_queries=1)
+    with pytest.raises(TypeError, match="fetch"):
+        type("Half", (Source,), {"size": Plain.size})()
+
+
+def test_a_description_is_the_same_after_json():
+    described = Full().describe()
+    assert described.numbering == (30, 10, 20, 50, 40) and described.max_segments == 6
+    assert Description.from_json(json.loads(json.dumps(described.as_json()))) == described
+    world = SimulatedClicks(ClicksConfig()).describe()
+    assert world.numbering.startswith("simulated clicks") and world.questions == Questions()
+    sorting = Sorting(length=30, segment_length=10).describe()
+    assert Description.from_json(json.loads(json.dumps(sorting.as_json()))) == sorting
+    with pytest.raises(TypeError, match="later"):
+        Description.from_json(world.as_json() | {"later": 1})
+
+
+def test_a_source_in_memory_says_what_the_source_says():
+    source, kept = Full(), cached(Full(), 2**20)
+    assert kept.describe() == source.describe() and kept.stream_id("test").tolist() == [0, 0, 1, 1]
+    assert kept.groups("test")["first"].sum() == 1 and kept.also("test").tolist() == [[-1], [0], [1], [2]]
+    assert kept.fetch("test", np.array([1, 1]))["items"].shape == (2, 3)
+    assert pickle.loads(pickle.dumps(kept)).describe() == source.describe()
+
+
+def test_a_part_of_a_split_says_what_the_source_says_of_that_part():
+    some = Subset(Full(), "test", 2, 0)
+    rows = some.references("test")["place"][:, 0]
+    assert some.size("test") == 2 == len(set(rows)) and some.vocabulary == ["<unk>", "mill"]
+    assert some.also("test")[:, 0].tolist() == (rows - 1).tolist()
+    assert some.groups("test")["first"][:, 0].tolist() == (rows == 0).tolist()
+    assert (
+        some.buckets("test")[0].tolist() == (rows // 2).tolist() and Subset(Plain(), "test", 2, 0).also("test") is None
+    )
