@@ -96,7 +96,7 @@ def perplexities(documents: Documents, nats: np.ndarray, tokens: np.ndarray) -> 
 
 
 def memory_gain(sums: dict[str, np.ndarray]) -> dict[str, float]:
-    """What a rehearsal owes to the memory, of `RehearsalTask.rehearsals` over all streams.
+    """What a rehearsal owes to the memory, of `Task.rehearsals` over all streams.
 
     Returns:
       memory_gain_recollection, memory_gain_familiarity: the loss with another stream's memory minus that with the

@@ -32,7 +32,7 @@ from rmjax.optim import make_optimizer
 from rmjax.parallel import Mapped, make_mapped
 from rmjax.tasks import sequences
 from rmjax.train_step import Pieces, TrainState, init_state
-from rmjax.types import Batch, ItemTask, Params, StreamTask, Task, at, replace_at
+from rmjax.types import Batch, Params, Task, at, replace_at
 from rmjax.workdir import Preemption, lock
 
 GAIN_STREAMS = 512  # of a split, by which the memory gain is measured
@@ -52,7 +52,7 @@ class Stage:
     """One training: the teacher's or the model's."""
 
     name: str
-    task: Task | StreamTask
+    task: Task
     steps: int
     batch_size: int
     learning_rate: float
@@ -245,7 +245,7 @@ def fresh_state(run: Run, stage: Stage, frozen: Params = ()) -> TrainState:
     run's parameters, a released checkpoint's, the teacher's item table, word vectors."""
     optimizer = stage_optimizer(run, stage)
     state = jax.device_get(jax.jit(lambda key: init_state(stage.task, optimizer, key))(jax.random.key(run.config.seed)))
-    if isinstance(stage.task, StreamTask):
+    if stage.task.carries:
         state = dataclasses.replace(state, carry=fresh_carry(stage.task, state.params, stage.batch_size))
     start = stage.name == "model" and run.config.train.start_from
     if start:
@@ -263,14 +263,14 @@ def fresh_state(run: Run, stage: Stage, frozen: Params = ()) -> TrainState:
     return state
 
 
-def item_table(task: Any) -> tuple[str, ...]:
+def item_table(task: Task) -> tuple[str, ...]:
     """Where a task's item table is; raises ValueError if it has none."""
-    if not isinstance(task, ItemTask) or not task.table:
+    if not task.table:
         raise ValueError("this model has no item table: leave config.teacher.share_items and config.data.vectors out")
     return task.table
 
 
-def fresh_carry(task: StreamTask, params: Params, batch_size: int) -> Any:
+def fresh_carry(task: Task, params: Params, batch_size: int) -> Any:
     """What is remembered before the first step, on the host."""
     return jax.device_get(jax.jit(task.memory, static_argnums=1)(params, batch_size))
 
@@ -279,7 +279,7 @@ def blank_state(run: Run, stage: Stage) -> TrainState:
     """The shapes and dtypes of a state, as checkpoints have it."""
     task, optimizer = stage.task, stage_optimizer(run, stage)
     like = jax.eval_shape(lambda key: init_state(task, optimizer, key), jax.random.key(0))
-    if isinstance(task, StreamTask):
+    if task.carries:
         carry = jax.eval_shape(lambda params: task.memory(params, stage.batch_size), like.params)
         like = dataclasses.replace(like, carry=carry)
     return like
@@ -423,11 +423,9 @@ class Losses:
             self._writer.write("train", step, values | rates, f"{self._stage.name} {line}")
 
 
-def validate(
-    run: Run, task: Task | StreamTask, mapped: Mapped, params: Params, writer: metrics.MetricWriter, step: int
-) -> float:
+def validate(run: Run, task: Task, mapped: Mapped, params: Params, writer: metrics.MetricWriter, step: int) -> float:
     """The validation split's measures, written down. -> what the best checkpoint has most of."""
-    if isinstance(task, StreamTask):
+    if task.carries:
         read = measure_texts(run, task, mapped, params, "valid")
         writer.write("valid", step, read)
         return -read["perplexity"]
@@ -458,8 +456,7 @@ def paired_batches(run: Run, split: str, streams: int) -> Iterator[tuple[Batch, 
 
 def memory_gain(run: Run, task: Task, mapped: Mapped, params: Params, split: str) -> dict[str, float]:
     """See `evaluate.memory_gain`; of `GAIN_STREAMS` streams of a split. {} where nothing is rehearsed."""
-    rehearsal = getattr(task, "rehearsal", None)
-    if rehearsal is None or not rehearsal.active:
+    if not task.rehearses:
         return {}
     parts = collections.defaultdict(list)
     for own, other in paired_batches(run, split, GAIN_STREAMS):
@@ -490,7 +487,7 @@ def score_split(run: Run, mapped: Mapped, params: Params, split: str) -> dict[st
     return {name: value[whole["query_mask"].any(-1)] for name, value in whole.items()}
 
 
-def measure_texts(run: Run, task: StreamTask, mapped: Mapped, params: Params, split: str) -> dict[str, float]:
+def measure_texts(run: Run, task: Task, mapped: Mapped, params: Params, split: str) -> dict[str, float]:
     """A split read once, in order, from empty memories; `params` are on the devices."""
     rows = run.config.train.eval_batch_size
     mine = np.arange(rows).reshape(jax.process_count(), -1)[jax.process_index()]
@@ -506,9 +503,9 @@ def measure_texts(run: Run, task: StreamTask, mapped: Mapped, params: Params, sp
     return evaluate.perplexities(run.source.splits[split], **whole)
 
 
-def test(run: Run, task: Task | StreamTask, mapped: Mapped, params: Params) -> list[dict[str, Any]]:
+def test(run: Run, task: Task, mapped: Mapped, params: Params) -> list[dict[str, Any]]:
     """Rows of the final table: the machine on the test split, and what others answer to the same questions."""
-    if isinstance(task, StreamTask):
+    if task.carries:
         read = measure_texts(run, task, mapped, mapped.put(params), "test")
         return [{"memory": tasks.name_of(run.config)} | {f"test_{name}": value for name, value in read.items()}]
     params = mapped.put(params)

@@ -87,7 +87,7 @@ def test_a_memory_of_working_engrams_alone_is_trained():
     source = make_source(config.data, 0)
     task = tasks.make_task(config, source)
     batch = next(batches(source, "train", seed=0, batch_size=2, segment_length=24, negatives=1, num_steps=1))
-    loss = lambda params: task.losses(params, (), batch, jax.random.key(1))["reason"][1][0]  # noqa: E731
+    loss = lambda params: task.losses(params, (), (), batch, jax.random.key(1))[0]["reason"][1][0]  # noqa: E731
     gradient = jax.jit(jax.grad(loss))(jax.jit(task.init)(jax.random.key(0)))
     chex.assert_tree_all_finite(gradient)
     assert optax.tree.norm(gradient["abstractor"]) > 0

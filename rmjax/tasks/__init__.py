@@ -21,7 +21,7 @@ from rmjax.tasks.answers import Answers
 from rmjax.tasks.reasoning import Reasoning, Teacher
 from rmjax.tasks.rehearsing import Rehearsal
 from rmjax.tasks.sequences import make_documents, make_language_model, make_sorting
-from rmjax.types import Context, StreamTask, Task
+from rmjax.types import Context, Task
 
 
 def make_machine(config: Any, source: Source) -> machines.MemoryMachine:
@@ -68,7 +68,7 @@ def name_of(config: Any) -> str:
     return config.model.kind if is_sequence(config) else config.machine.kind
 
 
-def make_task(config: Any, source: Any) -> Task | StreamTask:
+def make_task(config: Any, source: Any) -> Task:
     """What config.data's streams are trained on."""
     if isinstance(source, Texts):
         return make_language_model(config, source)

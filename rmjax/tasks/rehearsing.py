@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from rmjax.layers.embeddings import num_items
 from rmjax.rehearsal import fragments, objectives, sampler
 from rmjax.rehearsal.decoder import Decoder
-from rmjax.types import Array, Batch, Key, Memory, MemoryMachine, Params, Sum, Weight, at
+from rmjax.types import Array, Batch, Key, Memory, MemoryMachine, Params, Terms, Weight, at
 
 POOL = 4  # negatives='near' chooses among so many times the items that it takes
 
@@ -150,7 +150,7 @@ def losses(
     found: tuple[Array, Array],
     keys: Key,
     shared: Key,
-) -> dict[str, tuple[Weight, Sum]]:
+) -> Terms:
     """The rehearsal losses of memories [B] on the chosen segments; keys [B], and one that all rows share."""
     fragment_key, decoder_key = jax.vmap(jax.random.split, out_axes=1)(keys)
     cut = cut_fragments(r, fragment_key, batch, found)
