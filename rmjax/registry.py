@@ -24,11 +24,36 @@ class Check(NamedTuple):
     text: str
 
 
+def names_in(names: str) -> list[str]:
+    """What a key that names several kinds stands for: 'jsonl,wandb' -> ['jsonl', 'wandb']."""
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
+class KindOf(NamedTuple):
+    """A check that the value names a kind of a registry, those included that are registered later.
+
+    several: it names any number of different ones, with commas between.
+    """
+
+    registry: Mapping[str, Any]
+    several: bool = False
+
+    def holds(self, value: str) -> bool:
+        """Whether every name is of a kind, and none comes twice."""
+        names = names_in(value) if self.several else [value]
+        return len({*names}) == len(names) and all(name in self.registry for name in names)
+
+    @property
+    def text(self) -> str:
+        """The words for it."""
+        return f"{'any' if self.several else 'one'} of {', '.join(self.registry)}"
+
+
 class Field(NamedTuple):
     """One key. Its type is that of the default; an int will do for a float."""
 
     default: Any
-    check: Check
+    check: Check | KindOf
     doc: str
 
 
@@ -57,6 +82,16 @@ def inside(low: float, high: float) -> Check:
 
 def one_of(*choices: str) -> Check:
     return Check(lambda value: value in choices, f"one of {', '.join(choices)}")
+
+
+def kind_of(registry: Mapping[str, Any]) -> KindOf:
+    """The name of a kind."""
+    return KindOf(registry)
+
+
+def kinds_of(registry: Mapping[str, Any]) -> KindOf:
+    """Names of kinds, with commas between; none, too."""
+    return KindOf(registry, several=True)
 
 
 def setting(default: T, check: Check = anything, doc: str = "") -> T:
@@ -209,6 +244,17 @@ CLASSIFIERS = Registry(
         "memoria_roberta": "rmjax.models.memoria_roberta",
     },
     maker="build",
+)
+
+SCHEDULES = Registry(
+    "schedule",
+    {
+        "constant": "rmjax.schedules.constant",
+        "cosine": "rmjax.schedules.cosine",
+        "linear": "rmjax.schedules.falling",
+        "falling": "rmjax.schedules.falling",
+        "rising": "rmjax.schedules.rising",
+    },
 )
 
 

@@ -21,7 +21,7 @@ import optax
 from absl import logging
 from jax.experimental import multihost_utils
 
-from rmjax import evaluate, kept, metrics, tasks
+from rmjax import evaluate, kept, metrics, schedules, tasks
 from rmjax.checkpoint import Checkpoints
 from rmjax.data import make_source
 from rmjax.data.pipeline import Subset, batches, eval_batches
@@ -168,7 +168,9 @@ def model_stage(run: Run) -> Stage:
 
 def stage_optimizer(run: Run, stage: Stage) -> optax.GradientTransformation:
     t = run.config.train
-    return make_optimizer(stage.learning_rate, t.clip, stage.steps, t.schedule, t.warmup)
+    warmup = round(t.warmup * stage.steps)
+    schedule = schedules.build(t.schedule, max(1, stage.steps - warmup), run.config)
+    return make_optimizer(stage.learning_rate, t.clip, schedule, warmup)
 
 
 def map_stage(run: Run, stage: Stage, cut: bool = True) -> Mapped:

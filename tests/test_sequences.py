@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from rmjax import config as configs
-from rmjax import evaluate, explain, memoria, probe, tasks, train
+from rmjax import evaluate, explain, memoria, probe, schedules, tasks, train
 from rmjax.data import make_source
 from rmjax.data.pipeline import batches
 from rmjax.data.tokenizers import make_tokenizer
@@ -187,7 +187,7 @@ def test_perplexities_by_hand():
 
 
 def test_the_rate_rises_and_falls_linearly():
-    optimizer, params, sizes = make_optimizer(0.1, 0, 10, "linear", 0.2), jnp.zeros(1), []
+    optimizer, params, sizes = make_optimizer(0.1, 0, schedules.build("linear", 8), 2), jnp.zeros(1), []
     state = optimizer.init(params)
     for _ in range(11):
         updates, state = optimizer.update(jnp.ones(1), state, params)

@@ -7,9 +7,8 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from rmjax import machines
+from rmjax import machines, schedules
 from rmjax.config import is_sequence
 from rmjax.data.source import Questions, Source
 from rmjax.data.texts import Texts
@@ -82,11 +81,6 @@ def make_reasoning(config: Any, source: Source) -> Reasoning:
     m, r = config.machine, config.rehearsal
     decoder = Decoder(Transformer(r.layers, m.heads, m.dropout, jnp.dtype(config.train.compute_dtype)))
     item_dim = m.item_dim or m.dim if m.kind == "continual" else m.dim
-    schedules = {
-        "constant": None,
-        "falling": optax.linear_schedule(1.0, 0.0, config.train.steps),
-        "rising": optax.linear_schedule(0.0, 1.0, config.train.steps),
-    }
     return Reasoning(
         machine=make_machine(config, source),
         answers=Answers(questions(source), m.dim, item_dim, m.dim if config.reason.head == "mlp" else 0),
@@ -103,7 +97,7 @@ def make_reasoning(config: Any, source: Source) -> Reasoning:
             detach_items=r.detach_items,
             sum_pairs=r.sum_pairs,
             span=r.span,
-            schedule=schedules[r.schedule],
+            schedule=schedules.build(r.schedule, config.train.steps, config),
         ),
         segment_length=config.data.segment_length,
         reason=config.reason.weight,

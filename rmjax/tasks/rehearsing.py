@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 from rmjax.layers.embeddings import num_items
 from rmjax.rehearsal import fragments, objectives, sampler
 from rmjax.rehearsal.decoder import Decoder
+from rmjax.schedules import Schedule
 from rmjax.types import Array, Batch, Key, Memory, MemoryMachine, Params, Terms, Weight, at
 
 POOL = 4  # negatives='near' chooses among so many times the items that it takes
@@ -33,7 +33,7 @@ class Rehearsal:
     detach_items: bool = False  # recollection leaves the features that it compares with as they are
     sum_pairs: bool = False  # familiarity is summed over a stream's pairs (CM Eq. 5), not their mean
     span: int = 1  # masked items lie in runs of so many
-    schedule: Callable[[Array], Array] | None = None  # step -> what both weights are multiplied with
+    schedule: Schedule | None = None  # of both weights; None: they stay as they are
 
     def weight(self, name: str) -> Weight:
         """Of the loss 'recollection' or 'familiarity'."""

@@ -1,0 +1,17 @@
+"""From 1 to 0 by half a cosine."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """There are none."""
+
+
+def make(settings: Settings, steps: int) -> optax.Schedule:
+    """A factor over so many steps."""
+    return optax.cosine_decay_schedule(1.0, steps)

@@ -1,0 +1,17 @@
+"""From 0 to 1 along a line."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """There are none."""
+
+
+def make(settings: Settings, steps: int) -> optax.Schedule:
+    """A factor over so many steps."""
+    return optax.linear_schedule(0.0, 1.0, steps)
