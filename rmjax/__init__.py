@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rmjax.machines import current_memory, feed, make, memorize, open_stream
-    from rmjax.registry import at_least, register_machine, setting
+    from rmjax.registry import at_least, register_logger, register_machine, register_schedule, setting
     from rmjax.segments import segment
-    from rmjax.types import Batch, Context, MemoryMachine, SegmentEncoder
+    from rmjax.types import Batch, Context, Logger, LoggerContext, MemoryMachine, SegmentEncoder, Task
 
 __version__ = "0.1.0"
 
@@ -17,30 +17,40 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Batch": "rmjax.types",
     "Context": "rmjax.types",
+    "Logger": "rmjax.types",
+    "LoggerContext": "rmjax.types",
     "MemoryMachine": "rmjax.types",
     "SegmentEncoder": "rmjax.types",
+    "Task": "rmjax.types",
     "at_least": "rmjax.registry",
     "current_memory": "rmjax.machines",
     "feed": "rmjax.machines",
     "make": "rmjax.machines",
     "memorize": "rmjax.machines",
     "open_stream": "rmjax.machines",
+    "register_logger": "rmjax.registry",
     "register_machine": "rmjax.registry",
+    "register_schedule": "rmjax.registry",
     "segment": "rmjax.segments",
     "setting": "rmjax.registry",
 }
 __all__ = [
     "Batch",
     "Context",
+    "Logger",
+    "LoggerContext",
     "MemoryMachine",
     "SegmentEncoder",
+    "Task",
     "at_least",
     "current_memory",
     "feed",
     "make",
     "memorize",
     "open_stream",
+    "register_logger",
     "register_machine",
+    "register_schedule",
     "segment",
     "setting",
 ]

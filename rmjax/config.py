@@ -17,6 +17,7 @@ from rmjax.io import paths
 from rmjax.registry import (
     CLASSIFIERS,
     LANGUAGE_MODELS,
+    LOGGERS,
     MACHINES,
     SCHEDULES,
     Check,
@@ -31,6 +32,8 @@ from rmjax.registry import (
     fields_of,
     inside,
     kind_of,
+    kinds_of,
+    names_in,
     one_of,
     wrong,
 )
@@ -216,6 +219,7 @@ _FIELDS: dict[str, Field] = {
     "train.sparse_items": Field(
         False, anything, "a step updates those rows of the item table that its streams touch; the others wait"
     ),
+    "train.loggers": Field("jsonl,tensorboard", kinds_of(LOGGERS), "what takes the numbers, beside the log"),
     "train.log_every": Field(20, at_least(1), "steps from one line of the log to the next"),
     "train.eval_every": Field(500, at_least(1), "steps from one evaluation to the next"),
     "train.save_every": Field(200, at_least(1), "steps from one checkpoint to the next"),
@@ -232,7 +236,7 @@ class Schema(Mapping[str, Field]):
         self._fields: dict[str, Field] = {}
 
     def _current(self) -> dict[str, Field]:
-        kinds = [*MACHINES, *LANGUAGE_MODELS, *CLASSIFIERS, *SCHEDULES]
+        kinds = [*MACHINES, *LANGUAGE_MODELS, *CLASSIFIERS, *SCHEDULES, *LOGGERS]
         if self._kinds != kinds:  # also after one was registered
             models = {**LANGUAGE_MODELS.fields(), **CLASSIFIERS.fields()}
             model_kinds = one_of(*LANGUAGE_MODELS, *CLASSIFIERS)
@@ -240,6 +244,7 @@ class Schema(Mapping[str, Field]):
                 "machine": {"kind": Field("rehearsal", one_of(*MACHINES), "the memory"), **MACHINES.fields()},
                 "model": {"kind": Field("memoria", model_kinds, "the sequence model"), **models},
                 "schedule": SCHEDULES.fields(),
+                "logger": LOGGERS.fields(),
             }
             self._kinds, self._fields = kinds, {}
             for name, field in _FIELDS.items():
@@ -340,6 +345,8 @@ def reads(config: Any, name: str) -> bool:
     if section == "schedule":
         chosen = (config.train.schedule, *(() if sequence else (config.rehearsal.schedule,)))
         return any(inner[0] in fields_of(SCHEDULES[kind].settings) for kind in chosen)
+    if section == "logger":
+        return any(inner[0] in fields_of(LOGGERS[kind].settings) for kind in names_in(config.train.loggers))
     return True
 
 
@@ -394,7 +401,7 @@ def answer_list(argv: Sequence[str]) -> None:
 
 
 def _listed(name: str) -> str:
-    registries = (MACHINES, LANGUAGE_MODELS, CLASSIFIERS, SCHEDULES)
+    registries = (MACHINES, LANGUAGE_MODELS, CLASSIFIERS, SCHEDULES, LOGGERS)
     kinds = {f"{registry.section}.{kind}": (registry, kind) for registry in registries for kind in registry}
     if not name:
         rows = [f"{registry.section}: {', '.join(registry)}" for registry in registries]

@@ -26,7 +26,8 @@ from rmjax.types import Params, StreamTask, Task
 
 # What may change between a run and its continuation; everything else is part of what the run computes.
 MAY_CHANGE = ("train.devices", "train.mapping", "train.model_devices", "train.split_layers", "train.microbatch",
-              "train.log_every", "train.keep_last", "train.keep_best", "train.start_from", "data.dir",
+              "train.log_every", "train.loggers", "logger.project", "train.keep_last",
+              "train.keep_best", "train.start_from", "data.dir",
               "data.cache_dir", "data.ram_bytes", "data.workers", "data.prefetch", "data.vectors",
               "data.activitynet.features", "model.pretrained", "probe.steps", "probe.fragments",
               "probe.streams")  # fmt: skip

@@ -257,6 +257,16 @@ SCHEDULES = Registry(
     },
 )
 
+LOGGERS = Registry(
+    "logger",
+    {
+        "jsonl": "rmjax.loggers.jsonl",
+        "tensorboard": "rmjax.loggers.tensorboard",
+        "wandb": "rmjax.loggers.wandb",
+        "mlflow": "rmjax.loggers.mlflow",
+    },
+)
+
 
 def register_machine(name: str, settings: type) -> Callable[[T], T]:
     """Decorates `make(num_items, settings, context) -> MemoryMachine`, of a machine from outside this package.
@@ -269,3 +279,13 @@ def register_machine(name: str, settings: type) -> Callable[[T], T]:
 def register_model(name: str, settings: type) -> Callable[[T], T]:
     """Decorates `build(settings, context: ModelContext) -> SequenceModel`, as `register_machine` does for machines."""
     return LANGUAGE_MODELS.register(name, settings)
+
+
+def register_schedule(name: str, settings: type) -> Callable[[T], T]:
+    """Decorates `make(settings, steps) -> step -> factor`, for config.train.schedule and config.rehearsal.schedule."""
+    return SCHEDULES.register(name, settings)
+
+
+def register_logger(name: str, settings: type) -> Callable[[T], T]:
+    """Decorates `make(settings, context: LoggerContext) -> Logger`, for config.train.loggers."""
+    return LOGGERS.register(name, settings)

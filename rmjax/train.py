@@ -312,7 +312,8 @@ def train_stage(run: Run, stage: Stage, mapped: Mapped, frozen: Params) -> Param
             logging.info("%s: going on from step %d of %d.", stage.name, start, stage.steps)
         if start < stage.steps or checkpoints.score(stage.steps) is None:
             evaluated = checkpoints.score(start) is not None
-            with contextlib.closing(metrics.MetricWriter(run.workdir, start, stage.name, evaluated)) as writer:
+            writer = metrics.open_loggers(run.config, run.workdir, stage.name, start, evaluated)
+            with contextlib.closing(writer):
                 loop(run, stage, mapped, checkpoints, writer, start, *put_state(mapped, state), mapped.put(frozen))
         checkpoints.wait()
         best = kept.restore_best(checkpoints, state.params)

@@ -11,7 +11,8 @@ import abc
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import flax.struct
@@ -382,6 +383,33 @@ def _unable(task: Task, words: str) -> NotImplementedError:
 
 
 StreamTask = Task  # the name of tasks that carry, before there was one protocol
+
+
+@dataclasses.dataclass(frozen=True)
+class LoggerContext:
+    """What a logger is told of the run, beside its own settings."""
+
+    workdir: Path
+    config: dict[str, Any]  # all of the run's
+    stage: str  # what counts the steps: 'teacher' or 'model'
+    start_step: int = 0  # that the stage goes on from; 0 at its start
+    evaluated: bool = True  # False: `start_step` is still to be evaluated, perhaps again
+
+
+class Logger(Protocol):
+    """Where numbers go. Going on after a stop it leaves no step twice: steps after `start_step` come again."""
+
+    def write(self, kind: str, step: int, values: Mapping[str, int | float]) -> None:
+        """Takes the numbers of one step.
+
+        Args:
+          kind: 'train', 'valid', ...: what they are of.
+          step: of the stage.
+          values: numbers by name; they may be NaN or infinite.
+        """
+
+    def close(self) -> None:
+        """Nothing more comes from this stage."""
 
 
 def example_keys(key: Key, example_id: Array) -> Key:

@@ -37,7 +37,7 @@ def test_a_schedule_from_outside_has_a_name_and_keys(monkeypatch):
         every: int = rmjax.setting(5, rmjax.at_least(1), "steps after which the factor is halved")
 
     monkeypatch.setattr(SCHEDULES, "_registered", {})
-    SCHEDULES.register("halving", Settings)(lambda settings, steps: lambda step: 0.5 ** (step // settings.every))
+    rmjax.register_schedule("halving", Settings)(lambda settings, steps: lambda step: 0.5 ** (step // settings.every))
     config = tiny(**{"train.schedule": "halving", "schedule.every": 3})
     assert schedules.build(config.train.schedule, 10, config)(7) == 0.25
     assert configs.reads(config, "schedule.every") and not configs.reads(tiny(), "schedule.every")
