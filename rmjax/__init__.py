@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rmjax.machines import current_memory, feed, make, memorize, open_stream
-    from rmjax.registry import at_least, register_logger, register_machine, register_schedule, setting
+    from rmjax.registry import at_least, register_logger, register_machine, register_metric, register_schedule, setting
     from rmjax.segments import segment
     from rmjax.types import Batch, Context, Logger, LoggerContext, MemoryMachine, SegmentEncoder, Task
 
@@ -30,6 +30,7 @@ _PUBLIC = {
     "open_stream": "rmjax.machines",
     "register_logger": "rmjax.registry",
     "register_machine": "rmjax.registry",
+    "register_metric": "rmjax.registry",
     "register_schedule": "rmjax.registry",
     "segment": "rmjax.segments",
     "setting": "rmjax.registry",
@@ -50,6 +51,7 @@ __all__ = [
     "open_stream",
     "register_logger",
     "register_machine",
+    "register_metric",
     "register_schedule",
     "segment",
     "setting",

@@ -19,6 +19,7 @@ from rmjax.registry import (
     LANGUAGE_MODELS,
     LOGGERS,
     MACHINES,
+    METRICS,
     SCHEDULES,
     Check,
     Field,
@@ -401,7 +402,7 @@ def answer_list(argv: Sequence[str]) -> None:
 
 
 def _listed(name: str) -> str:
-    registries = (MACHINES, LANGUAGE_MODELS, CLASSIFIERS, SCHEDULES, LOGGERS)
+    registries = (MACHINES, LANGUAGE_MODELS, CLASSIFIERS, SCHEDULES, LOGGERS, METRICS)
     kinds = {f"{registry.section}.{kind}": (registry, kind) for registry in registries for kind in registry}
     if not name:
         rows = [f"{registry.section}: {', '.join(registry)}" for registry in registries]

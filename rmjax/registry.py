@@ -100,6 +100,11 @@ def setting(default: T, check: Check = anything, doc: str = "") -> T:
     return field
 
 
+@dataclasses.dataclass(frozen=True)
+class NoSettings:
+    """Of kinds without keys of their own."""
+
+
 def fields_of(settings: type) -> dict[str, Field]:
     """The fields of a dataclass of settings, by name."""
     return {field.name: field.metadata["field"] for field in dataclasses.fields(settings)}
@@ -267,6 +272,16 @@ LOGGERS = Registry(
     },
 )
 
+METRICS = Registry(
+    "metric",
+    {
+        "auc": "rmjax.evaluation.auc",
+        "accuracy": "rmjax.evaluation.accuracy",
+        "error": "rmjax.evaluation.error",
+        "mrr": "rmjax.evaluation.mrr",
+    },
+)
+
 
 def register_machine(name: str, settings: type) -> Callable[[T], T]:
     """Decorates `make(num_items, settings, context) -> MemoryMachine`, of a machine from outside this package.
@@ -289,3 +304,8 @@ def register_schedule(name: str, settings: type) -> Callable[[T], T]:
 def register_logger(name: str, settings: type) -> Callable[[T], T]:
     """Decorates `make(settings, context: LoggerContext) -> Logger`, for config.train.loggers."""
     return LOGGERS.register(name, settings)
+
+
+def register_metric(name: str) -> Callable[[T], T]:
+    """Decorates `make(settings) -> Metric`, for the `Questions.metric` of a source; settings are empty."""
+    return METRICS.register(name, NoSettings)

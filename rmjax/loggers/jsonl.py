@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import json
 import math
@@ -12,11 +11,7 @@ from collections.abc import Mapping
 
 from rmjax.io import atomic
 from rmjax.loggers import LoggerContext, saying
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """There are none."""
+from rmjax.registry import NoSettings as Settings
 
 
 class Lines:

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Mapping
 
 import tensorboardX
 
 from rmjax.loggers import LoggerContext, saying
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """There are none."""
+from rmjax.registry import NoSettings as Settings
 
 
 class Events:

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """There are none."""
+from rmjax.registry import NoSettings as Settings
 
 
 def make(settings: Settings, steps: int) -> None:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import optax
 
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """There are none."""
+from rmjax.registry import NoSettings as Settings
 
 
 def make(settings: Settings, steps: int) -> optax.Schedule:
