@@ -165,7 +165,7 @@ def open_loggers(
       stage: what counts the steps, "teacher" or "model".
       start_step: the step restored from; 0 at the start. What was written after it is written again.
       evaluated: False if start_step is still to be evaluated, so that an evaluation of it written before goes too.
-      more: the caller's own, who also closes them. Of another stage than the model's, `kind` is "teacher/train".
+      more: the caller's own, who also closes them. They see kinds such as 'model/train' and 'teacher/valid'.
 
     Raises:
       ImportError: the package of a logger is missing; says how to install it.
@@ -190,7 +190,7 @@ class _Lent(NamedTuple):
     stage: str
 
     def write(self, kind: str, step: int, values: Mapping[str, int | float]) -> None:
-        self.logger.write(kind if self.stage == "model" else f"{self.stage}/{kind}", step, values)
+        self.logger.write(f"{self.stage}/{kind}", step, values)
 
     def close(self) -> None:
         """Its owner does."""

@@ -83,7 +83,7 @@ def test_every_key_is_read(tmp_path):
     probe.probe(config, workdir)
     LOGGERS.settings("wandb", config.logger)
     read |= config.read
-    assert read == set(SCHEMA) - {"machine.decay"}  # of tests.decayed, if another test has registered it
+    assert read == set(SCHEMA) - {"machine.decay"}  # of the machine that tests register
 
 
 def test_taking_a_section_whole_reads_its_keys_and_writing_it_out_reads_none():

@@ -181,7 +181,7 @@ def test_loggers_of_the_caller_outlive_a_stage(tmp_path):
     mine = Recorder()
     write(tmp_path, "", 0, 1, "teacher", more=[mine])
     write(tmp_path, "", 0, 1, more=[mine])
-    assert mine.rows == [("teacher/train", 1, {"loss": 0.5}), ("train", 1, {"loss": 0.5})] and not mine.closed
+    assert mine.rows == [("teacher/train", 1, {"loss": 0.5}), ("model/train", 1, {"loss": 0.5})] and not mine.closed
 
 
 def test_a_logger_from_outside_trains_by_its_name_and_may_change_later(tmp_path, monkeypatch):
