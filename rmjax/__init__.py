@@ -9,10 +9,18 @@ if TYPE_CHECKING:
     from rmjax.data.source import Description, Questions, Source
     from rmjax.machines import current_memory, feed, make, memorize, open_stream
     from rmjax.model import Model, open_model
-    from rmjax.registry import at_least, register_machine, register_source, setting
+    from rmjax.registry import (
+        at_least,
+        register_logger,
+        register_machine,
+        register_metric,
+        register_schedule,
+        register_source,
+        setting,
+    )
     from rmjax.segments import segment
     from rmjax.train import fit
-    from rmjax.types import Batch, Context, MemoryMachine, SegmentEncoder
+    from rmjax.types import Batch, Context, Logger, LoggerContext, MemoryMachine, SegmentEncoder, Task
 
 __version__ = "0.1.0"
 
@@ -21,11 +29,14 @@ _PUBLIC = {
     "Batch": "rmjax.types",
     "Context": "rmjax.types",
     "Description": "rmjax.data.source",
+    "Logger": "rmjax.types",
+    "LoggerContext": "rmjax.types",
     "MemoryMachine": "rmjax.types",
     "Model": "rmjax.model",
     "Questions": "rmjax.data.source",
     "SegmentEncoder": "rmjax.types",
     "Source": "rmjax.data.source",
+    "Task": "rmjax.types",
     "at_least": "rmjax.registry",
     "current_memory": "rmjax.machines",
     "feed": "rmjax.machines",
@@ -34,7 +45,10 @@ _PUBLIC = {
     "memorize": "rmjax.machines",
     "open_model": "rmjax.model",
     "open_stream": "rmjax.machines",
+    "register_logger": "rmjax.registry",
     "register_machine": "rmjax.registry",
+    "register_metric": "rmjax.registry",
+    "register_schedule": "rmjax.registry",
     "register_source": "rmjax.registry",
     "segment": "rmjax.segments",
     "setting": "rmjax.registry",
@@ -43,11 +57,14 @@ __all__ = [
     "Batch",
     "Context",
     "Description",
+    "Logger",
+    "LoggerContext",
     "MemoryMachine",
     "Model",
     "Questions",
     "SegmentEncoder",
     "Source",
+    "Task",
     "at_least",
     "current_memory",
     "feed",
@@ -56,7 +73,10 @@ __all__ = [
     "memorize",
     "open_model",
     "open_stream",
+    "register_logger",
     "register_machine",
+    "register_metric",
+    "register_schedule",
     "register_source",
     "segment",
     "setting",

@@ -18,7 +18,10 @@ from rmjax.io import paths
 from rmjax.registry import (
     CLASSIFIERS,
     LANGUAGE_MODELS,
+    LOGGERS,
     MACHINES,
+    METRICS,
+    SCHEDULES,
     SOURCES,
     Field,
     Registry,
@@ -32,6 +35,9 @@ from rmjax.registry import (
     between,
     expected,
     fields_of,
+    kind_of,
+    kinds_of,
+    names_in,
     one_of,
     wrong,
 )
@@ -94,9 +100,7 @@ _FIELDS: dict[str, Field] = {
     "rehearsal.span": Field(1, at_least(1), "masked items lie in runs of so many"),
     "rehearsal.detach_items": Field(False, anything, "recollection does not train the features it compares with"),
     "rehearsal.sum_pairs": Field(False, anything, "familiarity is a sum over a stream's pairs (CM Eq. 5), not a mean"),
-    "rehearsal.schedule": Field(
-        "constant", one_of("constant", "falling", "rising"), "of both weights: to 0, or from 0, over the steps"
-    ),
+    "rehearsal.schedule": Field("constant", kind_of(SCHEDULES), "of both weights, over the steps"),
     "rehearsal.layers": Field(3, at_least(1), "layers of the decoder"),
     # reason
     "reason.weight": Field(1.0, at_least(0), "weight of the task's own loss"),
@@ -122,9 +126,7 @@ _FIELDS: dict[str, Field] = {
         0, at_least(0), "streams a device holds at once, gradients are summed; 0: on a CPU about 8,000 items, else all"
     ),
     "train.learning_rate": Field(1e-3, above(0), "of Adam"),
-    "train.schedule": Field(
-        "constant", one_of("constant", "cosine", "linear"), "of both stages' rates; the others fall to 0"
-    ),
+    "train.schedule": Field("constant", kind_of(SCHEDULES), "of both stages' rates, after the warm-up"),
     "train.warmup": Field(0.0, below(0, 1), "share of the steps in which both stages' rates rise from 0, linearly"),
     "train.clip": Field(5.0, above(0), "largest norm of the gradient"),
     "train.compute_dtype": Field("float32", one_of("float32", "bfloat16"), "of Transformers; parameters are float32"),
@@ -135,6 +137,7 @@ _FIELDS: dict[str, Field] = {
     "train.sparse_items": Field(
         False, anything, "a step updates those rows of the item table that its streams touch; the others wait"
     ),
+    "train.loggers": Field("jsonl,tensorboard", kinds_of(LOGGERS), "what takes the numbers, beside the log"),
     "train.log_every": Field(20, at_least(1), "steps from one line of the log to the next"),
     "train.eval_every": Field(500, at_least(1), "steps from one evaluation to the next"),
     "train.save_every": Field(200, at_least(1), "steps from one checkpoint to the next"),
@@ -151,7 +154,7 @@ class Schema(Mapping[str, Field]):
         self._fields: dict[str, Field] = {}
 
     def _current(self) -> dict[str, Field]:
-        kinds = [*SOURCES, *MACHINES, *LANGUAGE_MODELS, *CLASSIFIERS]
+        kinds = [*SOURCES, *MACHINES, *LANGUAGE_MODELS, *CLASSIFIERS, *SCHEDULES, *LOGGERS]
         if self._kinds != kinds:  # also after one was registered
             models = {**LANGUAGE_MODELS.fields(), **CLASSIFIERS.fields()}
             model_kinds = one_of(*LANGUAGE_MODELS, *CLASSIFIERS)
@@ -160,12 +163,16 @@ class Schema(Mapping[str, Field]):
                 "data": {"name": sources, **SOURCES.fields()},
                 "machine": {"kind": Field("rehearsal", one_of(*MACHINES), "the memory"), **MACHINES.fields()},
                 "model": {"kind": Field("memoria", model_kinds, "the sequence model"), **models},
+                "schedule": SCHEDULES.fields(),
+                "logger": LOGGERS.fields(),
             }
             self._kinds, self._fields = kinds, {}
             for name, field in _FIELDS.items():
                 section = name.partition(".")[0]
                 self._fields |= {f"{section}.{key}": of_kind for key, of_kind in sections.pop(section, {}).items()}
                 self._fields[name] = field
+            for section, fields in sections.items():  # that have no keys but those of kinds
+                self._fields |= {f"{section}.{key}": of_kind for key, of_kind in fields.items()}
         return self._fields
 
     def __getitem__(self, name: str) -> Field:
@@ -288,6 +295,11 @@ def reads(config: Any, name: str) -> bool:
         return not sequence and (
             inner[0] not in of_kinds or inner[0] in fields_of(MACHINES[config.machine.kind].settings)
         )
+    if section == "schedule":
+        chosen = (config.train.schedule, *(() if sequence else (config.rehearsal.schedule,)))
+        return any(inner[0] in fields_of(SCHEDULES[kind].settings) for kind in chosen)
+    if section == "logger":
+        return any(inner[0] in fields_of(LOGGERS[kind].settings) for kind in names_in(config.train.loggers))
     return True
 
 
@@ -342,7 +354,7 @@ def answer_list(argv: Sequence[str]) -> None:
 
 
 def _listed(name: str) -> str:
-    registries = (MACHINES, LANGUAGE_MODELS, CLASSIFIERS, SOURCES)
+    registries = (MACHINES, LANGUAGE_MODELS, CLASSIFIERS, SOURCES, SCHEDULES, LOGGERS, METRICS)
     kinds = {f"{registry.section}.{kind}": (registry, kind) for registry in registries for kind in registry}
     if not name:
         rows = [f"{registry.section}: {', '.join(registry)}" for registry in registries]
@@ -352,9 +364,12 @@ def _listed(name: str) -> str:
         raise SystemExit(f"--list={name}: no such kind; " + (f"did you mean {near[0]}?" if near else ", ".join(kinds)))
     registry, kind = kinds[name]
     section = f"data.{SOURCES.section_of(kind)}" if registry is SOURCES else registry.section
+    fields = fields_of(registry[kind].settings)
+    if not fields:
+        return f"{name} has no keys of its own."
     return "\n".join(
         f"--config.{section}.{field}={f.default!r}  {f.doc}" + ("" if f.check is anything else f" ({f.check.text})")
-        for field, f in fields_of(registry[kind].settings).items()
+        for field, f in fields.items()
     )
 
 

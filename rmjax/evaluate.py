@@ -6,39 +6,46 @@ from typing import Any
 
 import numpy as np
 
-from rmjax import metrics
+from rmjax import evaluation, metrics
 from rmjax.data.documents import Documents
 from rmjax.data.source import Source
+from rmjax.evaluation import Asked, Metric
+from rmjax.registry import METRICS, NoSettings
 
 Scored = dict[str, np.ndarray]  # scores [n, Q] or [n, Q, C], target [n, Q], query_mask [n, Q], example_id [n]
 
 
-def metric_of(source: Source) -> str:
-    """auc, accuracy, mrr, or error, of which less is better."""
-    return source.questions.metric
+def metric_of(source: Source) -> Metric:
+    """What a source's answers are measured by."""
+    return METRICS[source.questions.metric].make(NoSettings())
+
+
+def asked_of(source: Source, split: str, scored: Scored) -> Asked:
+    """A split's questions and answers, as metrics take them."""
+    also = source.also(split)
+    also = None if also is None else also[scored["example_id"]]
+    groups = groups_of(source, split, scored)
+    return Asked(scored["scores"], scored["target"], scored["query_mask"], also, groups)
 
 
 def measures(source: Source, split: str, scored: Scored) -> dict[str, float]:
-    """{metric: over all questions, group: over its own}; 'error' is the mean over the groups."""
-    metric, mask = metric_of(source), scored["query_mask"]
-    if metric == "auc":
-        return {"auc": metrics.auc(scored["scores"], scored["target"], mask)}
-    values, groups = question_values(source, split, scored), groups_of(source, split, scored)
-    each = {name: float(values[inside].mean()) for name, inside in groups.items() if inside.any()}
-    if source.questions.f1:
-        scores = scored["scores"]
-        chosen = scores if scores.ndim == mask.ndim else scores.argmax(-1)
-        each["macro_f1"] = metrics.macro_f1(chosen[mask], scored["target"][mask], source.questions.classes)
-    if metric == "mrr":
-        each["answer 1 alone"] = float((1 / rank(scored["scores"], scored["target"]))[mask].mean())
-    whole = float(np.mean(list(each.values()))) if metric == "error" and each else float(values[mask].mean())
-    return {metric: whole} | each
+    """{metric: over all questions, group: over its own, what else is reported beside the metric}."""
+    return _measures(source, asked_of(source, split, scored))
+
+
+def _measures(source: Source, asked: Asked) -> dict[str, float]:
+    questions = source.questions
+    whole, others = metric_of(source).measure(asked)
+    if questions.f1:
+        chosen, mask = evaluation.chosen(asked), asked.mask
+        others["macro_f1"] = metrics.macro_f1(chosen[mask], asked.target[mask], questions.classes)
+    return {questions.metric: whole} | others
 
 
 def better(source: Source, found: dict[str, float]) -> float:
     """What the best checkpoint has most of."""
-    metric = metric_of(source)
-    return -found[metric] if metric == "error" else found[metric]
+    value = found[source.questions.metric]
+    return -value if metric_of(source).less_is_better else value
 
 
 def rows(source: Source, split: str, name: str, scored: Scored, streams: np.ndarray, seed: int) -> list[dict[str, Any]]:
@@ -46,24 +53,17 @@ def rows(source: Source, split: str, name: str, scored: Scored, streams: np.ndar
 
     streams [n]: whose stream each example is; the 95% interval is over these.
     """
-    metric, mask = metric_of(source), scored["query_mask"]
+    metric, asked = metric_of(source), asked_of(source, split, scored)
     references = {k: v[scored["example_id"]] for k, v in source.references(split).items()}
     readers = {name: scored["scores"]} | references
+    users = np.repeat(streams, asked.mask.sum(1))
     table = []
     for reader, scores in readers.items():
-        its = scored | {"scores": scores}
-        whole, *others = measures(source, split, its).items()
-        users = np.repeat(streams, mask.sum(1))
-        if metric == "auc":
-            low, high = metrics.bootstrap(scores[mask], scored["target"][mask], users, seed=seed)
-        else:
-            values, groups = question_values(source, split, its)[mask], groups_of(source, split, its)
-            inside = np.stack(list(groups.values()))[:, mask].argmax(0) if metric == "error" and groups else None
-            low, high = metrics.bootstrap_mean(values, users, inside, seed=seed)
-        row = {"memory": reader, f"test_{metric}": whole[1], "low": low, "high": high}
-        if metric == "error" and others:
-            row["under_5%"] = sum(error < 0.05 for _, error in others)
-        table.append(row | dict(others))
+        answered = asked._replace(scores=scores)
+        (metric_name, value), *others = _measures(source, answered).items()
+        low, high = metric.interval(answered, users, seed)
+        row = {"memory": reader, f"test_{metric_name}": value, "low": low, "high": high}
+        table.append(row | metric.summary(dict(others)) | dict(others))
     return table
 
 
@@ -93,7 +93,7 @@ def perplexities(documents: Documents, nats: np.ndarray, tokens: np.ndarray) -> 
 
 
 def memory_gain(sums: dict[str, np.ndarray]) -> dict[str, float]:
-    """What a rehearsal owes to the memory, of `RehearsalTask.rehearsals` over all streams.
+    """What a rehearsal owes to the memory, of `Task.rehearsals` over all streams.
 
     Returns:
       memory_gain_recollection, memory_gain_familiarity: the loss with another stream's memory minus that with the
@@ -109,25 +109,3 @@ def memory_gain(sums: dict[str, np.ndarray]) -> dict[str, float]:
             else:
                 gains[f"memory_gain_{name}"] = float((total[1] - total[0]) / total[2])
     return gains
-
-
-def question_values(source: Source, split: str, scored: Scored) -> np.ndarray:
-    """f64 [n, Q], what the metric is the mean of; NaN where a score is. Scores [n, Q] are answers and not logits."""
-    scores, target, metric = scored["scores"], scored["target"], metric_of(source)
-    wrong = np.isnan(scores).any(-1) if scores.ndim > target.ndim else np.zeros(target.shape, bool)
-    if metric == "mrr":
-        ranks = rank(scores, target)
-        also = source.also(split)
-        if also is not None:
-            also = also[scored["example_id"]]
-            ranks = np.where(also < 0, ranks, np.minimum(ranks, rank(scores, np.maximum(also, 0))))
-        return np.where(wrong, np.nan, 1 / ranks)
-    chosen = scores if scores.ndim == target.ndim else scores.argmax(-1)
-    return np.where(wrong, np.nan, chosen != target if metric == "error" else chosen == target)
-
-
-def rank(logits: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """f64 [n, Q], the place of the right one of [n, Q, C], the best being 1; among equals the middle."""
-    right = np.take_along_axis(logits, target[..., None], -1)
-    equal = (logits == right).sum(-1) - 1
-    return 1 + (logits > right).sum(-1) + equal / 2

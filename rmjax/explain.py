@@ -65,7 +65,7 @@ def summed(collectives: list[tuple[str, int]]) -> dict[str, dict[str, int]]:
 
 def step_costs(run: train.Run, stage: train.Stage, state: TrainState, frozen: Params, batch: Batch) -> dict[str, int]:
     """Counts, not timings, of the model's train step."""
-    task: Any = stage.task
+    task = stage.task
     memory = jax.eval_shape(lambda params: task.memory(params, 1), state.params)
     optimizer, sparse = train.stage_optimizer(run, stage), run.config.train.sparse_items
     step = make_train_step(task, optimizer, run.config.seed, sparse_items=sparse)

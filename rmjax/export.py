@@ -36,9 +36,8 @@ from rmjax import environment
 from rmjax.io import atomic, paths
 from rmjax.machines.live import current_memory, feed, open_stream
 from rmjax.model import open_model
-from rmjax.streams import refuse_words
-from rmjax.tasks.reasoning import Reasoning
-from rmjax.types import Params
+from rmjax.streams import of_items
+from rmjax.types import Params, Task
 
 FILES = ("live.py", "write.bin", "answer.bin", "weights.safetensors", "empty.safetensors")
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -69,7 +68,7 @@ answer = lambda state, query, mask: answer_(weights, state, query, mask)
 '''
 
 
-def write_export(task: Reasoning, params: Params, folder: str | Path, items: int = 0) -> None:
+def write_export(task: Task, params: Params, folder: str | Path, items: int = 0) -> None:
     """Makes `folder`, whole or not at all. Where it is a link, what it points to is replaced.
 
     Raises:
@@ -80,7 +79,7 @@ def write_export(task: Reasoning, params: Params, folder: str | Path, items: int
     """
     if importlib.util.find_spec("flatbuffers") is None:
         raise ImportError("an export is written with flatbuffers, which is not installed: pip install 'rmjax[export]'")
-    refuse_words(task, params)
+    task = of_items(task)
     machine, folder = task.machine, paths.resolve(folder, "--out").resolve()  # a link stays a link
     if folder.exists() and not all((folder / name).is_file() for name in FILES):
         raise FileExistsError(f"{folder} is there, and is no export: take another name or move it")

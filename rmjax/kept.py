@@ -24,11 +24,12 @@ from rmjax.checkpoint import Checkpoints
 from rmjax.data import describe, make_source
 from rmjax.data.source import Description, Source
 from rmjax.io import atomic, text
-from rmjax.types import Params, StreamTask, Task
+from rmjax.types import Params, Task
 
 # What may change between a run and its continuation; everything else is part of what the run computes.
 MAY_CHANGE = ("train.devices", "train.mapping", "train.model_devices", "train.split_layers", "train.microbatch",
-              "train.log_every", "train.keep_last", "train.keep_best", "train.start_from", "data.dir",
+              "train.log_every", "train.loggers", "logger.project", "train.keep_last",
+              "train.keep_best", "train.start_from", "data.dir",
               "data.cache_dir", "data.ram_bytes", "data.workers", "data.prefetch", "data.vectors",
               "data.activitynet.features", "model.pretrained", "probe.steps", "probe.fragments",
               "probe.streams")  # fmt: skip
@@ -314,7 +315,7 @@ def write_whole(path: Path, content: str) -> None:
         atomic.write(path, content)
 
 
-def read_model(workdir: str | Path, task: Task | StreamTask) -> Params:
+def read_model(workdir: str | Path, task: Task) -> Params:
     """The best parameters of the model in `workdir`; raises FileNotFoundError where there are none."""
     params = read_best(Path(workdir) / "model", jax.eval_shape(task.init, jax.random.key(0)))
     if params is None:
@@ -342,7 +343,7 @@ def read_teacher(workdir: Path, source: Source, task: Task) -> Params:
     return _moved(params, task, rows, name)["sampler"]
 
 
-def read_start(workdir: Path, source: Source, task: Task | StreamTask) -> Params:
+def read_start(workdir: Path, source: Source, task: Task) -> Params:
     """The best parameters of another run, its rows of items in this run's order.
 
     Raises:

@@ -30,7 +30,7 @@ from rmjax.data import describe, make_source
 from rmjax.io import paths
 from rmjax.machines import memorize
 from rmjax.model import open_model
-from rmjax.streams import Streams, refuse_words
+from rmjax.streams import Streams, of_items
 from rmjax.tasks.reasoning import Reasoning
 from rmjax.types import Params, at
 
@@ -170,7 +170,7 @@ def main(argv: Sequence[str]) -> int:
             params = jax.jit(task.init)(jax.random.key(asked.config.seed))
         else:
             raise ValueError("name a model: --workdir of a trained one, or --config")
-        refuse_words(task, params)
+        task = of_items(task)
         kinds = task.answers.questions.kinds or data.num_items
         wanted = requests(asked.rate, asked.seconds, asked.users, data.num_items, kinds)
         for history in map(int, asked.histories):

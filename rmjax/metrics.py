@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import tensorboardX
 from absl import logging
 
-from rmjax.io import atomic
+from rmjax.registry import LOGGERS, names_in
+from rmjax.types import Logger, LoggerContext
 
 
 def auc(scores: Any, labels: Any, mask: Any = None) -> float:
@@ -115,89 +113,91 @@ def _area(value: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> float:
 
 
 class MetricWriter:
-    """Writes metrics to the log, `metrics.jsonl` and TensorBoard; processes other than 0 write nothing.
-
-    Going on from `start_step`, it takes out what the stage had written after that step, so that no step appears twice.
+    """Writes metrics to the log and to loggers.
 
     Args:
-      workdir: holds `metrics.jsonl` and `tensorboard/<stage>/`.
-      start_step: the step restored from; 0 at the start.
-      stage: what counts these steps, e.g. "teacher" or "model"; lines of other stages are kept.
-      evaluated: False if start_step is still to be evaluated, so that an evaluation of it written before goes too.
+      loggers: are closed with it.
+      silent: writes nothing, as processes other than 0.
     """
 
-    def __init__(self, workdir: str | Path, start_step: int = 0, stage: str = "train", evaluated: bool = True):
-        self._stage, self._writes = stage, jax.process_index() == 0
-        if not self._writes:
-            return
-        self._path, self._events = Path(workdir) / "metrics.jsonl", Path(workdir) / "tensorboard" / stage
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        if self._path.exists():
-            lines = self._path.read_text(errors="replace").splitlines(keepends=True)
-            atomic.write(self._path, "".join(line for line in lines if _stays(line, stage, start_step, evaluated)))
-        # The first event of a run ends what earlier ones wrote from this step on.
-        purge_step = start_step + 1 if start_step else 0
-        with _saying(self._events, 0):
-            self._file = self._path.open("ab", buffering=0)
-            self._board = tensorboardX.SummaryWriter(
-                str(self._events), purge_step=purge_step, filename_suffix=f".{start_step}"
-            )
+    def __init__(self, loggers: Sequence[Logger] = (), silent: bool = False):
+        self.loggers, self._silent = tuple(loggers), silent
 
     def write(self, kind: str, step: int, values: Mapping[str, Any], text: str | None = None) -> None:
         """Writes numbers of one step.
 
         Args:
-          kind: "train", "valid", ...: the field of the line, the group in TensorBoard.
+          kind: "train", "valid", ...: what they are of.
           step: the step.
-          values: scalars; NaN and infinities become strings, so that each line stays JSON.
+          values: scalars; they may be NaN or infinite.
           text: what the log says, if not simply the values.
 
         Raises:
           OSError: the disk is full, or the like; names the file and what to do.
         """
-        if not self._writes:
+        if self._silent:
             return
         numbers = {name: _number(value) for name, value in values.items()}
         logging.info("%s", text or f"{kind} step {step} | " + " ".join(f"{k} {_short(v)}" for k, v in numbers.items()))
-        line = {"stage": self._stage, "kind": kind, "step": step}
-        line |= {k: v if math.isfinite(v) else str(v) for k, v in numbers.items()}
-        data = json.dumps(line, allow_nan=False).encode() + b"\n"
-        with _saying(self._path, len(data)):
-            if self._file.write(data) < len(data):  # the disk is full; a half line is taken out when the run goes on
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        with _saying(self._events, 0):
-            for name, value in numbers.items():
-                self._board.add_scalar(f"{kind}/{name}", value, step)
-            self._board.flush()
+        for logger in self.loggers:
+            logger.write(kind, step, numbers)
 
     def close(self) -> None:
-        if self._writes:
-            with contextlib.suppress(OSError):  # said by `write`, after which nothing was left to be written
-                self._file.close()
-                self._board.close()
+        """Closes every logger, even where one fails."""
+        with contextlib.ExitStack() as stack:
+            for logger in self.loggers:
+                stack.callback(logger.close)
 
 
-@contextlib.contextmanager
-def _saying(path: Path, size: int) -> Iterator[None]:
-    """OSErrors inside are of writing `size` bytes to `path`."""
-    try:
-        yield
-    except OSError as error:
-        explained = atomic.explained(error, path, size)
-        raise OSError(f"{explained}. Every checkpoint is whole: the same line goes on") from error
+def open_loggers(
+    config: Any,
+    workdir: str | Path,
+    stage: str = "model",
+    start_step: int = 0,
+    evaluated: bool = True,
+    more: Sequence[Logger] = (),
+) -> MetricWriter:
+    """Opens the loggers that `config.train.loggers` names, on process 0; others write nothing.
+
+    Args:
+      config: of the run.
+      workdir: of the run.
+      stage: what counts the steps, "teacher" or "model".
+      start_step: the step restored from; 0 at the start. What was written after it is written again.
+      evaluated: False if start_step is still to be evaluated, so that an evaluation of it written before goes too.
+      more: the caller's own, who also closes them. They see kinds such as 'model/train' and 'teacher/valid'.
+
+    Raises:
+      ImportError: the package of a logger is missing; says how to install it.
+    """
+    if jax.process_index():
+        return MetricWriter(silent=True)
+    context = LoggerContext(Path(workdir), json.loads(config.to_json()), stage, start_step, evaluated)
+    with contextlib.ExitStack() as stack:
+        opened: list[Logger] = []
+        for name in names_in(config.train.loggers):
+            settings = LOGGERS.settings(name, getattr(config, "logger", {}), "config.logger.", config)
+            opened.append(LOGGERS[name].make(settings, context))
+            stack.callback(opened[-1].close)
+        stack.pop_all()  # all are open: the writer closes them
+    return MetricWriter([*opened, *(_Lent(logger, stage) for logger in more)])
+
+
+class _Lent(NamedTuple):
+    """A logger that outlives a stage."""
+
+    logger: Logger
+    stage: str
+
+    def write(self, kind: str, step: int, values: Mapping[str, int | float]) -> None:
+        self.logger.write(f"{self.stage}/{kind}", step, values)
+
+    def close(self) -> None:
+        """Its owner does."""
 
 
 def _number(value: Any) -> int | float:
     return value if isinstance(value, int) else np.asarray(value).astype(np.float64).item()
-
-
-def _stays(line: str, stage: str, start_step: int, evaluated: bool) -> bool:
-    try:
-        entry = json.loads(line)
-        again = not evaluated and entry["kind"] == "valid" and entry["step"] == start_step
-        return line.endswith("\n") and (entry["stage"] != stage or entry["step"] <= start_step > 0 and not again)
-    except (ValueError, TypeError, KeyError):  # the half line of a killed process
-        return False
 
 
 class Progress:

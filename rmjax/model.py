@@ -13,7 +13,7 @@ from rmjax import kept, tasks
 from rmjax.data.source import Description
 from rmjax.io import paths
 from rmjax.streams import Streams
-from rmjax.types import Params, StreamTask, Task
+from rmjax.types import Params, Task
 
 if TYPE_CHECKING:
     from rmjax.data.tokenizers import Tokenizer
@@ -31,7 +31,7 @@ class Model:
     """
 
     config: Any
-    task: Any  # a Task, or one of the user's
+    task: Task
     params: Params
     description: Description
 
@@ -70,7 +70,7 @@ class Model:
         return Streams(self.task, self.params, **options)
 
 
-def open_model(workdir: str | Path, task: Task | StreamTask | None = None) -> Model:
+def open_model(workdir: str | Path, task: Task | None = None) -> Model:
     """A trained model, for any folder and any machine: it needs its workdir, and no data.
 
     A workdir of an earlier version has no data.json. Its data are then needed once, and data.json is written.

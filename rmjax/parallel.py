@@ -17,8 +17,8 @@ from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rmjax.cost import tree_bytes
-from rmjax.train_step import Pieces, make_eval_step, make_train_step
-from rmjax.types import Batch, Params, RehearsalTask, StreamTask, Task
+from rmjax.train_step import Pieces, make_train_step
+from rmjax.types import Batch, Params, Task
 
 # What a mesh splits over its axis 'model': a pattern of a parameter's path, and the mesh axis of each axis of its own.
 # Moments of an optimizer lie as their parameter does; all else, and what does not divide, is on every device.
@@ -40,11 +40,12 @@ class Mapped(NamedTuple):
     )
     # (params on the devices, host batch) -> [B, Q] or [B, Q, C] of this process
     scores: Callable[[Params, Batch], np.ndarray]
-    # of a `RehearsalTask`: (params on the devices, host batch, host batch of others) -> {name: [B, n]} of this process
+    # of a task that rehearses: (params on the devices, host batch, host batch of others) -> {name: [B, n]} of this
+    # process
     rehearsals: Callable[[Params, Batch, Batch], dict[str, np.ndarray]]
     put_carry: Callable[[Any], Any]  # host tree with leading axis B -> split over the devices as a batch is
     get_carry: Callable[[Any], Any]  # the way back
-    # of a `StreamTask`: (params and carry on the devices, host batch) -> {name: [B, T]} of this process, carry
+    # of a task that carries: (params and carry on the devices, host batch) -> {name: [B, T]} of this process, carry
     measure: Callable[[Params, Any, Batch], tuple[dict[str, np.ndarray], Any]]
     # (state, carry, frozen, host batch), of which only shapes matter -> the compiled train step, for its costs
     compiled: Callable
@@ -52,7 +53,7 @@ class Mapped(NamedTuple):
 
 
 def make_mapped(
-    task: Task | StreamTask,
+    task: Task,
     optimizer: optax.GradientTransformation,
     seed: int,
     *,
@@ -100,7 +101,7 @@ def _one_by_one(mapped: Mapped) -> Mapped:
 
 
 def _pmap(
-    task: Task | StreamTask,
+    task: Task,
     optimizer: optax.GradientTransformation,
     seed: int,
     devices: list,
@@ -111,12 +112,8 @@ def _pmap(
     spread = NamedSharding(Mesh(np.array(local), ("data",)), PartitionSpec("data"))
     step = make_train_step(task, optimizer, seed, "data", microbatch, sparse_items)
     step = jax.pmap(step, "data", devices=devices, donate_argnums=(0, 1))
-    if isinstance(task, StreamTask):
-        read = jax.pmap(task.measure, devices=local, donate_argnums=1)
-    else:
-        evaluate = jax.pmap(make_eval_step(task), devices=local)
-    if isinstance(task, RehearsalTask):
-        rehearse = jax.pmap(task.rehearsals, devices=local)
+    read = jax.pmap(task.measure, devices=local, donate_argnums=1)
+    evaluate, rehearse = (jax.pmap(f, devices=local) for f in (task.scores, task.rehearsals))
 
     def split(batch: Any) -> Any:
         cut = jax.tree.map(lambda x: x.reshape(len(local), len(x) // len(local), *x.shape[1:]), batch)
@@ -159,7 +156,7 @@ def _pmap(
 
 
 def _mesh(
-    task: Task | StreamTask,
+    task: Task,
     optimizer: optax.GradientTransformation,
     seed: int,
     mesh: Mesh,
@@ -219,12 +216,8 @@ def _mesh(
         return jax.lax.with_sharding_constraint(new, shardings(new)), carry, metrics
 
     step = jax.jit(pinned, donate_argnums=(0, 1))
-    if isinstance(task, StreamTask):
-        read = jax.jit(task.measure, out_shardings=by_example, donate_argnums=1)
-    else:
-        evaluate = jax.jit(make_eval_step(task), out_shardings=by_example)
-    if isinstance(task, RehearsalTask):
-        rehearse = jax.jit(task.rehearsals, out_shardings=by_example)
+    read = jax.jit(task.measure, out_shardings=by_example, donate_argnums=1)
+    evaluate, rehearse = (jax.jit(f, out_shardings=by_example) for f in (task.scores, task.rehearsals))
 
     def whole_rows(x: jax.Array) -> np.ndarray:
         first = {s.index[0].start or 0: np.asarray(s.data) for s in x.addressable_shards}  # copies are left out

@@ -21,32 +21,28 @@ from rmjax import evaluate, kept, memoria, metrics, tasks, train
 from rmjax.data.pipeline import Subset, batches, eval_batches
 from rmjax.tasks import rehearsing
 from rmjax.tasks.reasoning import Reasoning
-from rmjax.types import Array, Batch, Key, Params, SequenceModel, StreamTask, Sum, Weight, example_keys
+from rmjax.types import Array, Batch, Key, Params, SequenceModel, Task, Terms, example_keys
 
 BINS = 20  # most ages that are told apart
 LAGS = 15  # of the autocorrelation, as in Memoria Table 7
 
 
 @dataclasses.dataclass(frozen=True)
-class Probe:
-    """A rehearsal decoder of its own on memories that are not trained: `frozen` are a model's parameters. Implements
-    `Task`, all but its scores."""
+class Probe(Task):
+    """A rehearsal decoder of its own on memories that are not trained: `frozen` are a model's parameters."""
 
     model: Reasoning
 
     def init(self, key: Key) -> Params:
         return {"rehearsal": self.model.init_rehearsal(key, self.model.init(key)["machine"])}
 
-    def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[Weight, Sum]]:
+    def losses(self, params: Params, frozen: Params, carry: Any, batch: Batch, key: Key) -> tuple[Terms, Any]:
         r, machine = self.model.rehearsal, self.model.machine
         keys = jax.vmap(lambda k: jax.random.split(k, 3))(example_keys(key, batch.example_id))
         memory = self.model.memorize(frozen, batch).memory  # as it is when asked: without dropout
         found = rehearsing.choose_segments(r, keys[:, 1], None, None, batch, batch.item_mask.any(-1))
         both = {"machine": frozen["machine"]} | params
-        return rehearsing.losses(r, machine, both, batch, memory, found, keys[:, 2], key)
-
-    def scores(self, params: Params, batch: Batch) -> Array:
-        raise NotImplementedError("a probe answers no questions")
+        return rehearsing.losses(r, machine, both, batch, memory, found, keys[:, 2], key), carry
 
 
 def probe(config: Any, workdir: str | Path) -> dict[str, Any]:
@@ -129,7 +125,7 @@ def streams_of_engrams(run: train.Run, task: Any, params: Params) -> Iterator[me
     rows = run.config.train.eval_batch_size
     watch = jax.jit(partial(watched, task.model))
     carry, parts, resets = None, [], []
-    if isinstance(task, StreamTask):
+    if task.carries:
         data: Any = run.source.evaluation("test", rows)
     else:
         some = Subset(run.source, "test", run.config.probe.streams, run.config.seed)
@@ -138,11 +134,11 @@ def streams_of_engrams(run: train.Run, task: Any, params: Params) -> Iterator[me
         for batch in data:
             if run.stopping():
                 raise train.Preempted("asked to stop while probing; run the same line again")
-            if carry is None or not isinstance(task, StreamTask):
+            if carry is None or not task.carries:
                 carry = task.memory(params, len(batch.items))
             carry, records = watch(params, carry, batch)
             parts.append(jax.device_get(records))
-            if isinstance(task, StreamTask):
+            if task.carries:
                 resets.append(batch.reset.T)
             else:
                 lengths = batch.item_mask.any(-1).sum(1)

@@ -24,11 +24,36 @@ class Check(NamedTuple):
     text: str
 
 
+def names_in(names: str) -> list[str]:
+    """What a key that names several kinds stands for: 'jsonl,wandb' -> ['jsonl', 'wandb']."""
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
+class KindOf(NamedTuple):
+    """A check that the value names a kind of a registry, those included that are registered later.
+
+    several: it names any number of different ones, with commas between.
+    """
+
+    registry: Mapping[str, Any]
+    several: bool = False
+
+    def holds(self, value: str) -> bool:
+        """Whether every name is of a kind, and none comes twice."""
+        names = names_in(value) if self.several else [value]
+        return len({*names}) == len(names) and all(name in self.registry for name in names)
+
+    @property
+    def text(self) -> str:
+        """The words for it."""
+        return f"{'any' if self.several else 'one'} of {', '.join(self.registry)}"
+
+
 class Field(NamedTuple):
     """One key. Its type is that of the default; an int will do for a float."""
 
     default: Any
-    check: Check
+    check: Check | KindOf
     doc: str
 
 
@@ -64,10 +89,25 @@ a_workdir = Check(lambda value: True, "the path of a workdir")
 a_seed = between(0, 2**32 - 1)  # JAX takes 32 bits of a seed: beyond, two seeds would be one
 
 
+def kind_of(registry: Mapping[str, Any]) -> KindOf:
+    """The name of a kind."""
+    return KindOf(registry)
+
+
+def kinds_of(registry: Mapping[str, Any]) -> KindOf:
+    """Names of kinds, with commas between; none, too."""
+    return KindOf(registry, several=True)
+
+
 def setting(default: T, check: Check = anything, doc: str = "") -> T:
     """A field of a dataclass of settings: its default, what it may be, and what it means."""
     field: Any = dataclasses.field(default=default, metadata={"field": Field(default, check, doc)})
     return field
+
+
+@dataclasses.dataclass(frozen=True)
+class NoSettings:
+    """Of kinds without keys of their own."""
 
 
 def fields_of(settings: type) -> dict[str, Field]:
@@ -261,6 +301,37 @@ CLASSIFIERS = Registry(
     maker="build",
 )
 
+SCHEDULES = Registry(
+    "schedule",
+    {
+        "constant": "rmjax.schedules.constant",
+        "cosine": "rmjax.schedules.cosine",
+        "linear": "rmjax.schedules.falling",
+        "falling": "rmjax.schedules.falling",
+        "rising": "rmjax.schedules.rising",
+    },
+)
+
+LOGGERS = Registry(
+    "logger",
+    {
+        "jsonl": "rmjax.loggers.jsonl",
+        "tensorboard": "rmjax.loggers.tensorboard",
+        "wandb": "rmjax.loggers.wandb",
+        "mlflow": "rmjax.loggers.mlflow",
+    },
+)
+
+METRICS = Registry(
+    "metric",
+    {
+        "auc": "rmjax.evaluation.auc",
+        "accuracy": "rmjax.evaluation.accuracy",
+        "error": "rmjax.evaluation.error",
+        "mrr": "rmjax.evaluation.mrr",
+    },
+)
+
 
 def register_machine(name: str, settings: type) -> Callable[[T], T]:
     """Decorates `make(num_items, settings, context) -> MemoryMachine`, of a machine from outside this package.
@@ -282,3 +353,18 @@ def register_source(name: str, settings: type) -> Callable[[T], T]:
     `segment_length` and so on. See `Registry.register` for errors.
     """
     return SOURCES.register(name, settings)
+
+
+def register_schedule(name: str, settings: type) -> Callable[[T], T]:
+    """Decorates `make(settings, steps) -> step -> factor`, for config.train.schedule and config.rehearsal.schedule."""
+    return SCHEDULES.register(name, settings)
+
+
+def register_logger(name: str, settings: type) -> Callable[[T], T]:
+    """Decorates `make(settings, context: LoggerContext) -> Logger`, for config.train.loggers."""
+    return LOGGERS.register(name, settings)
+
+
+def register_metric(name: str) -> Callable[[T], T]:
+    """Decorates `make(settings) -> Metric`, for the `Questions.metric` of a source; settings are empty."""
+    return METRICS.register(name, NoSettings)

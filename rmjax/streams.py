@@ -30,7 +30,7 @@ from rmjax.io.paths import resolve
 from rmjax.io.text import read_json
 from rmjax.machines.live import LiveStream, current_memory, feed, open_stream
 from rmjax.tasks.reasoning import Reasoning
-from rmjax.types import Array, Params, at
+from rmjax.types import Array, Params, Task, at
 from rmjax.workdir import lock
 
 Ids = Sequence[int] | np.ndarray
@@ -155,7 +155,7 @@ class Streams:
 
     def __init__(
         self,
-        task: Reasoning,
+        task: Task,
         params: Params,
         *,
         capacity: int = 1024,
@@ -164,7 +164,7 @@ class Streams:
         queries: Sequence[int] = (1, 16),
         folder: str | Path | None = None,
     ):
-        refuse_words(task, params)
+        task = of_items(task)
         if capacity < 1:
             raise ValueError(f"capacity must be at least 1, got {capacity}")
         assert task.table is not None
@@ -539,11 +539,12 @@ def _repeated(rows: LiveStream, batch: int) -> LiveStream:
     return jax.tree.map(lambda x: np.resize(np.asarray(x), (batch, *x.shape[1:])), rows)
 
 
-def refuse_words(task: Any, params: Params) -> None:
-    """Raises ValueError if the streams of a model are not of item ids, asked about items or kinds."""
+def of_items(task: Task) -> Reasoning:
+    """The task, if its streams are of item ids and it is asked about items or kinds; ValueError if they are not."""
     if not isinstance(task, Reasoning) or task.answers.questions.query == "words" or task.table is None:
         what = "live streams are of item ids, asked about items or kinds: this model reads something else"
         raise ValueError(f"{what}. Take one of clicks (configs/xlong.py) or of synthetic.py")
+    return task
 
 
 def _plain(users: Sequence[User]) -> list[User]:

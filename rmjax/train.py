@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from rmjax import config as configs
-from rmjax import evaluate, kept, metrics, tasks
+from rmjax import evaluate, kept, metrics, schedules, tasks
 from rmjax.checkpoint import Checkpoints
 from rmjax.data import make_source
 from rmjax.data.pipeline import Subset, batches, eval_batches
@@ -32,11 +32,12 @@ from rmjax.data.texts import Texts
 from rmjax.data.vectors import word_vectors
 from rmjax.io import paths, text
 from rmjax.io.progress import Stopped
+from rmjax.metrics import MetricWriter
 from rmjax.optim import make_optimizer
 from rmjax.parallel import Mapped, make_mapped
 from rmjax.tasks import sequences
 from rmjax.train_step import Pieces, TrainState, init_state
-from rmjax.types import Batch, ItemTask, Params, StreamTask, Task, at, replace_at
+from rmjax.types import Batch, Logger, Params, Task, at, replace_at
 from rmjax.workdir import Preemption, lock
 
 GAIN_STREAMS = 512  # of a split, by which the memory gain is measured
@@ -56,7 +57,7 @@ class Stage:
     """One training: the teacher's or the model's."""
 
     name: str
-    task: Task | StreamTask
+    task: Task
     steps: int
     batch_size: int
     learning_rate: float
@@ -71,8 +72,8 @@ class Run:
     source: Any  # a Source, or Texts
     stop: Preemption
     asked: Asked = dataclasses.field(default_factory=lambda: Asked())
-    task: Task | StreamTask | None = None  # one of the user's, in place of config's
-    loggers: Sequence[Any] = ()  # the user's, see `fit`
+    task: Task | None = None  # one of the user's, in place of config's
+    loggers: Sequence[Logger] = ()  # the user's, see `fit`
 
     def stopping(self, step: int = 0) -> bool:
         """Whether to save and leave. All processes must leave at one step, so several of them ask each other, every
@@ -102,8 +103,8 @@ def fit(
     config: ConfigDict,
     workdir: str | Path,
     source: Source | None = None,
-    task: Task | StreamTask | None = None,
-    loggers: Sequence[Any] = (),
+    task: Task | None = None,
+    loggers: Sequence[Logger] = (),
 ) -> list[dict[str, Any]]:
     """Trains a model and tests it; called again, goes on where it stopped.
 
@@ -135,8 +136,8 @@ def train(
     config: Any,
     workdir: str | Path,
     source: Source | None = None,
-    task: Task | StreamTask | None = None,
-    loggers: Sequence[Any] = (),
+    task: Task | None = None,
+    loggers: Sequence[Logger] = (),
 ) -> list[dict[str, Any]]:
     """Trains what `config` says in `workdir`, or goes on where a run there stopped. -> rows of the final table.
 
@@ -164,7 +165,7 @@ def train(
 
 
 def evaluate_only(
-    config: Any, workdir: str | Path, source: Source | None = None, task: Task | StreamTask | None = None
+    config: Any, workdir: str | Path, source: Source | None = None, task: Task | None = None
 ) -> list[dict[str, Any]]:
     """Tests the best checkpoint that `workdir` holds, training nothing. -> rows of the final table."""
     with opened(config, workdir, source, reading=True) as run:
@@ -225,7 +226,9 @@ def model_stage(run: Run) -> Stage:
 
 def stage_optimizer(run: Run, stage: Stage) -> optax.GradientTransformation:
     t = run.config.train
-    return make_optimizer(stage.learning_rate, t.clip, stage.steps, t.schedule, t.warmup)
+    warmup = round(t.warmup * stage.steps)
+    schedule = schedules.build(t.schedule, max(1, stage.steps - warmup), run.config)
+    return make_optimizer(stage.learning_rate, t.clip, schedule, warmup)
 
 
 def map_stage(run: Run, stage: Stage, cut: bool = True) -> Mapped:
@@ -307,7 +310,7 @@ def fresh_state(run: Run, stage: Stage, frozen: Params = ()) -> TrainState:
     run's parameters, a released checkpoint's, the teacher's item table, word vectors."""
     optimizer = stage_optimizer(run, stage)
     state = jax.device_get(jax.jit(lambda key: init_state(stage.task, optimizer, key))(jax.random.key(run.config.seed)))
-    if isinstance(stage.task, StreamTask):
+    if stage.task.carries:
         state = dataclasses.replace(state, carry=fresh_carry(stage.task, state.params, stage.batch_size))
     start = stage.name == "model" and run.config.train.start_from
     if start:
@@ -325,14 +328,14 @@ def fresh_state(run: Run, stage: Stage, frozen: Params = ()) -> TrainState:
     return state
 
 
-def item_table(task: Any) -> tuple[str, ...]:
+def item_table(task: Task) -> tuple[str, ...]:
     """Where a task's item table is; raises ValueError if it has none."""
-    if not isinstance(task, ItemTask) or not task.table:
+    if not task.table:
         raise ValueError("this model has no item table: leave config.teacher.share_items and config.data.vectors out")
     return task.table
 
 
-def fresh_carry(task: StreamTask, params: Params, batch_size: int) -> Any:
+def fresh_carry(task: Task, params: Params, batch_size: int) -> Any:
     """What is remembered before the first step, on the host."""
     return jax.device_get(jax.jit(task.memory, static_argnums=1)(params, batch_size))
 
@@ -341,7 +344,7 @@ def blank_state(run: Run, stage: Stage) -> TrainState:
     """The shapes and dtypes of a state, as checkpoints have it."""
     task, optimizer = stage.task, stage_optimizer(run, stage)
     like = jax.eval_shape(lambda key: init_state(task, optimizer, key), jax.random.key(0))
-    if isinstance(task, StreamTask):
+    if task.carries:
         carry = jax.eval_shape(lambda params: task.memory(params, stage.batch_size), like.params)
         like = dataclasses.replace(like, carry=carry)
     return like
@@ -372,28 +375,13 @@ def train_stage(run: Run, stage: Stage, mapped: Mapped, frozen: Params) -> Param
             logging.info("%s: going on from step %d of %d.", stage.name, start, stage.steps)
         if start < stage.steps or checkpoints.score(stage.steps) is None:
             evaluated = checkpoints.score(start) is not None
-            with contextlib.closing(metrics.MetricWriter(run.workdir, start, stage.name, evaluated)) as writer:
-                loggers = Loggers(writer, stage.name, run.loggers)
-                loop(run, stage, mapped, checkpoints, loggers, start, *put_state(mapped, state), mapped.put(frozen))
+            writer = metrics.open_loggers(run.config, run.workdir, stage.name, start, evaluated, run.loggers)
+            with contextlib.closing(writer):
+                loop(run, stage, mapped, checkpoints, writer, start, *put_state(mapped, state), mapped.put(frozen))
         checkpoints.wait()
         best = kept.restore_best(checkpoints, state.params)
         assert best is not None
         return best
-
-
-@dataclasses.dataclass(frozen=True)
-class Loggers:
-    """A stage's own writer, and the user's loggers; of several processes the first one writes."""
-
-    writer: metrics.MetricWriter
-    stage: str
-    others: Sequence[Any]
-
-    def write(self, kind: str, step: int, values: Mapping[str, Any], text: str | None = None) -> None:
-        """As `MetricWriter.write`; the user's loggers see kinds such as 'model/train' and 'teacher/valid'."""
-        self.writer.write(kind, step, values, text)
-        for logger in self.others if jax.process_index() == 0 else ():
-            logger.write(f"{self.stage}/{kind}", step, values, text)
 
 
 def put_state(mapped: Mapped, state: TrainState) -> tuple[TrainState, Any]:
@@ -467,7 +455,7 @@ def leave(run: Run, stage: Stage, checkpoints: Checkpoints, step: int, state: Tr
 class Losses:
     """Looks at every step's losses, a few steps late so that the devices never wait for the host."""
 
-    def __init__(self, run: Run, stage: Stage, mapped: Mapped, writer: Loggers, progress: metrics.Progress):
+    def __init__(self, run: Run, stage: Stage, mapped: Mapped, writer: MetricWriter, progress: metrics.Progress):
         self._run, self._stage, self._mapped, self._writer, self._progress = run, stage, mapped, writer, progress
         self._pending: collections.deque = collections.deque()
 
@@ -499,9 +487,9 @@ class Losses:
             self._writer.write("train", step, values | rates, f"{self._stage.name} {line}")
 
 
-def validate(run: Run, task: Task | StreamTask, mapped: Mapped, params: Params, writer: Loggers, step: int) -> float:
+def validate(run: Run, task: Task, mapped: Mapped, params: Params, writer: MetricWriter, step: int) -> float:
     """The validation split's measures, written down. -> what the best checkpoint has most of."""
-    if isinstance(task, StreamTask):
+    if task.carries:
         read = measure_texts(run, task, mapped, params, "valid")
         writer.write("valid", step, read)
         return -read["perplexity"]
@@ -532,8 +520,7 @@ def paired_batches(run: Run, split: str, streams: int) -> Iterator[tuple[Batch, 
 
 def memory_gain(run: Run, task: Task, mapped: Mapped, params: Params, split: str) -> dict[str, float]:
     """See `evaluate.memory_gain`; of `GAIN_STREAMS` streams of a split. {} where nothing is rehearsed."""
-    rehearsal = getattr(task, "rehearsal", None)
-    if rehearsal is None or not rehearsal.active:
+    if not task.rehearses:
         return {}
     parts = collections.defaultdict(list)
     for own, other in paired_batches(run, split, GAIN_STREAMS):
@@ -564,7 +551,7 @@ def score_split(run: Run, mapped: Mapped, params: Params, split: str) -> dict[st
     return {name: value[whole["query_mask"].any(-1)] for name, value in whole.items()}
 
 
-def measure_texts(run: Run, task: StreamTask, mapped: Mapped, params: Params, split: str) -> dict[str, float]:
+def measure_texts(run: Run, task: Task, mapped: Mapped, params: Params, split: str) -> dict[str, float]:
     """A split read once, in order, from empty memories; `params` are on the devices."""
     rows = run.config.train.eval_batch_size
     mine = np.arange(rows).reshape(jax.process_count(), -1)[jax.process_index()]
@@ -580,9 +567,9 @@ def measure_texts(run: Run, task: StreamTask, mapped: Mapped, params: Params, sp
     return evaluate.perplexities(run.source.splits[split], **whole)
 
 
-def test(run: Run, task: Task | StreamTask, mapped: Mapped, params: Params) -> list[dict[str, Any]]:
+def test(run: Run, task: Task, mapped: Mapped, params: Params) -> list[dict[str, Any]]:
     """Rows of the final table: the machine on the test split, and what others answer to the same questions."""
-    if isinstance(task, StreamTask):
+    if task.carries:
         read = measure_texts(run, task, mapped, mapped.put(params), "test")
         return [{"memory": tasks.name_of(run.config)} | {f"test_{name}": value for name, value in read.items()}]
     params = mapped.put(params)

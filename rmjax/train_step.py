@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from rmjax import sparse
-from rmjax.types import Array, Batch, ItemTask, Key, Params, StreamTask, Sum, Task, Weight, at
+from rmjax.types import Array, Batch, Key, Params, Task, Terms, at
 
 Pieces = Callable[[int, int], int]
 
@@ -23,16 +23,16 @@ class TrainState:
     step: Array  # i32 [] steps taken = position in the data
     params: Params
     opt_state: Any
-    carry: Any = ()  # in checkpoints: what a `StreamTask` remembers, of all streams
+    carry: Any = ()  # in checkpoints: what a task that carries remembers, of all streams
 
 
-def init_state(task: Task | StreamTask, optimizer: optax.GradientTransformation, key: Key) -> TrainState:
+def init_state(task: Task, optimizer: optax.GradientTransformation, key: Key) -> TrainState:
     params = task.init(key)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
 def make_train_step(
-    task: Task | StreamTask,
+    task: Task,
     optimizer: optax.GradientTransformation,
     seed: int,
     axis: str | None = None,
@@ -45,10 +45,10 @@ def make_train_step(
     Every term is a (sum, count), each added over devices and then divided once. metrics: {term: mean} and 'loss'.
     `microbatch(rows, items of a row)`: rows whose activations are held at once, a divisor of all; gradients are summed
     over such pieces, which leaves the step what it is.
-    `carry` is per-stream state that outlives a step: of a `StreamTask`; others have none and pass () through.
-    sparse_items: of an `ItemTask`'s table the step reads and writes the rows that the batch touches, see `sparse`.
+    `carry` is per-stream state that outlives a step, () where a task carries nothing.
+    sparse_items: of the task's item table the step reads and writes the rows that the batch touches, see `sparse`.
     """
-    if sparse_items and not (isinstance(task, ItemTask) and task.table):
+    if sparse_items and not task.table:
         raise ValueError(f"sparse_items: {type(task).__name__} has no item table")
     total = (lambda x: jax.lax.psum(x, axis)) if axis else (lambda x: x)
 
@@ -56,7 +56,7 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         if not sparse_items:
             return step(state, carry, frozen, batch, key, lambda params: params)
-        assert isinstance(task, ItemTask) and task.table
+        assert task.table
         items = len(at(state.params, task.table))
         ids = sparse.touched(task.item_ids(batch, key, items), items, axis)
         here = functools.partial(sparse.as_table, table=task.table, ids=ids, num_items=items)
@@ -64,13 +64,11 @@ def make_train_step(
         return sparse.put(state, new, task.table, ids), carry, metrics
 
     def step(state: TrainState, carry: Any, frozen: Params, batch: Batch, key: Key, here: Callable[[Params], Params]):
-        def counts(terms: dict[str, tuple[Weight, Sum]]) -> dict[str, Array]:
+        def counts(terms: Terms) -> dict[str, Array]:
             return {name: count for name, (_, (_, count)) in terms.items()}
 
-        def terms_of(params: Params, rows: Batch) -> tuple[dict[str, tuple[Weight, Sum]], Any]:
-            if isinstance(task, StreamTask):
-                return task.stream_losses(params, carry, rows, key)
-            return task.losses(here(params), frozen, rows, key), carry
+        def terms_of(params: Params, rows: Batch) -> tuple[Terms, Any]:
+            return task.losses(here(params), frozen, carry, rows, key)
 
         def loss_fn(params: Params, rows: Batch, divisors: dict[str, Array] | None = None):
             terms, after = terms_of(params, rows)
@@ -94,7 +92,7 @@ def make_train_step(
             return jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), pieces)[0]
 
         pieces = None
-        if microbatch and not isinstance(task, StreamTask):
+        if microbatch and not task.carries:
             pieces = split(batch, microbatch(len(batch.example_id), math.prod(batch.item_mask.shape[1:])))
         both = gradient(state.params, batch) if pieces is None else gradient_by_pieces(state.params, pieces)
         (loss, (metrics, after)), grads = both
@@ -115,8 +113,3 @@ def split(batch: Batch, rows: int) -> Batch | None:
     if not rows or rows == len(batch.example_id):
         return None
     return jax.tree.map(lambda x: x.reshape(rows, -1, *x.shape[1:]).swapaxes(0, 1), batch)
-
-
-def make_eval_step(task: Task) -> Callable[[Params, Batch], Array]:
-    """-> eval_step(params, batch) -> scores [B, Q] or [B, Q, C]."""
-    return task.scores

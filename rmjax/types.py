@@ -7,11 +7,13 @@ Every array has its mask; what a masked entry holds is never looked at.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import flax.struct
 import jax
@@ -55,10 +57,29 @@ class SegmentEncoder(NamedTuple):
     """What a machine of slots reads a segment with: items in, features of the same width out."""
 
     init: Callable[[Key, int, int], Params]
-    """init(key, d, N) -> params, for segments of at most N items."""
+    """init(key, d, N): draws parameters.
+
+    Args:
+      key: draws them.
+      d: width of the machine.
+      N: most items of a segment.
+
+    Returns:
+      The encoder's own tree.
+    """
     apply: Callable[..., Array]
-    """apply(params, items [B,t,N], x f32 [B,t,N,d], mask [B,t,N], key=None [B,t]) -> f32 [B,t,N,d]. x are the items'
-    rows in the machine's table; an encoder with a table of its own reads the ids. With a key: dropout."""
+    """apply(params, items, x, mask, key=None): reads t segments at once.
+
+    Args:
+      params: of `init`.
+      items: [B, t, N]; an encoder with a table of its own reads the ids.
+      x: f32 [B, t, N, d], the items' rows in the machine's table.
+      mask: bool [B, t, N].
+      key: [B, t], draws dropout; None: there is none.
+
+    Returns:
+      Features f32 [B, t, N, d].
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,22 +108,83 @@ class MemoryMachine(NamedTuple):
     """
 
     init: Callable[[Key], Params]
-    """init(key) -> params, the machine's own tree."""
+    """init(key): draws parameters.
+
+    Args:
+      key: draws them.
+
+    Returns:
+      The machine's own tree.
+    """
     init_memory: Callable[[Params, int], Memory]
-    """init_memory(params, batch_size) -> memory of an empty stream, leading axis B."""
+    """init_memory(params, batch_size): the memory of an empty stream.
+
+    Args:
+      params: of `init`.
+      batch_size: B.
+
+    Returns:
+      A memory with leading axis B.
+    """
     encode: Callable[..., Any]
-    """encode(params, items [B,t,N], mask [B,t,N], key=None [B,t]) -> features, a pytree of [B,t,N,...].
-    Never looks at the memory; segments are independent, so the two leading axes may come in either order."""
+    """encode(params, items, mask, key=None): what `write` reads. It never looks at the memory.
+
+    Args:
+      params: of `init`.
+      items: [B, t, N]. Segments are independent, so the two leading axes may come in either order.
+      mask: bool [B, t, N].
+      key: [B, t], draws dropout; None: there is none.
+
+    Returns:
+      Features, a pytree of [B, t, N, ...].
+    """
     write: Callable[..., tuple[Memory, Sum]]
-    """write(params, memory, features [B,N,...], mask [B,N], key=None [B]) -> memory, aux. One segment; scanned.
-    aux is the (sum, count) of the machine's own loss, in which padded rows count for nothing; see `has_loss`."""
+    """write(params, memory, features, mask, key=None): writes one segment; `memorize` scans it.
+
+    Args:
+      params: of `init`.
+      memory: of B streams.
+      features: of one segment, a pytree of [B, N, ...].
+      mask: bool [B, N].
+      key: [B], draws dropout; None: there is none.
+
+    Returns:
+      The memory after the segment, and aux: the (sum, count) of the machine's own loss, see `has_loss`. Padded rows
+      count for nothing in it.
+    """
     slots: Callable[[Params, Memory], tuple[Array, Array]]
-    """slots(params, memory) -> [B,K,d], [B,K] mask: what readers attend to."""
+    """slots(params, memory): what readers attend to.
+
+    Args:
+      params: of `init`.
+      memory: of B streams.
+
+    Returns:
+      f32 [B, K, d] and its mask bool [B, K].
+    """
     read: Callable[..., Array]
-    """read(params, memory, query f32 [B,Q,m], query_mask [B,Q], key=None [B]) -> answer features [B,Q,m]."""
+    """read(params, memory, query, query_mask, key=None): answers from the memory alone.
+
+    Args:
+      params: of `init`.
+      memory: of B streams.
+      query: f32 [B, Q, m], features of the questions.
+      query_mask: bool [B, Q].
+      key: [B], draws dropout; None: there is none.
+
+    Returns:
+      Answer features f32 [B, Q, m].
+    """
     embed: Callable[[Params, Array | None], Array]
-    """embed(params, items i32 [...] or f32 [...,F]) -> features [..., d] of single items, as `encode` sees them, with
-    entries of about unit variance. items None: of all items, [V, d]."""
+    """embed(params, items): features of single items, as `encode` sees them.
+
+    Args:
+      params: of `init`.
+      items: ids i32 [...], or features f32 [..., F]; None: all items.
+
+    Returns:
+      f32 [..., d] with entries of about unit variance; [V, d] of all items.
+    """
     constant_size: bool
     """Whether bytes of memory per stream are the same for every length."""
     gradient_range: int | None
@@ -133,73 +215,205 @@ class SequenceModel(NamedTuple):
     """
 
     init: Callable[[Key], Params]
-    """init(key) -> params."""
+    """init(key): draws parameters.
+
+    Args:
+      key: draws them.
+
+    Returns:
+      The model's own tree.
+    """
     init_state: Callable[[Params, int], Any]
-    """init_state(params, batch_size) -> what is remembered before a stream's first segment."""
+    """init_state(params, batch_size): what is remembered before a stream's first segment.
+
+    Args:
+      params: of `init`.
+      batch_size: B.
+
+    Returns:
+      A state with leading axis B.
+    """
     reset: Callable[[Any, Array], Any]
-    """reset(state, where bool [B]) -> state; those streams begin anew, the others stay bit for bit."""
+    """reset(state, where): some streams begin anew.
+
+    Args:
+      state: of B streams.
+      where: bool [B], which ones.
+
+    Returns:
+      The state; that of the other streams stays bit for bit.
+    """
     step: Callable[..., tuple[Array, Any, Sum]]
-    """step(params, state, tokens i32 [B,N], mask bool [B,N], key=None [B]) -> hidden [B,N,D], state, aux, a (sum,
-    count) that is added to the loss. Tokens come first in their segment, padding after them. With a key: dropout."""
+    """step(params, state, tokens, mask, key=None): reads one segment.
+
+    Args:
+      params: of `init`.
+      state: of B streams.
+      tokens: i32 [B, N]. They come first in their segment, padding after them.
+      mask: bool [B, N].
+      key: [B], draws dropout; None: there is none.
+
+    Returns:
+      hidden [B, N, D]; the state after the segment; aux, a (sum, count) that is added to the loss.
+    """
     logits: Callable[..., Array]
-    """logits(params, hidden [...,D], key=None [B]) -> f32 [...,V]; of a classifier hidden [B,N,D] -> f32 [B,classes].
-    With a key: dropout."""
+    """logits(params, hidden, key=None): what the hidden values say.
+
+    Args:
+      params: of `init`.
+      hidden: [..., D]; [B, N, D] where the model is a classifier.
+      key: [B], draws dropout; None: there is none.
+
+    Returns:
+      f32 [..., V]; f32 [B, classes] of a classifier.
+    """
+
+
+Terms = dict[str, tuple[Weight, Sum]]  # {term: (weight, (sum, count))}; the loss adds up weight * sum / count
 
 
 class Task(Protocol):
-    """Binds a machine to a kind of data: batch -> loss terms and scores. One train step serves every task."""
+    """Binds a machine or a model to a kind of data: batch -> loss terms and scores. One train step serves every task.
 
-    def init(self, key: Key) -> Params:
-        """Parameters of everything that is trained."""
+    A task is a subclass: it has `init` and `losses`, and overrides of the rest what it is able to do. `scores` gives
+    answers to questions; `measure` takes its place where streams go on from step to step.
+    """
 
-    def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[Weight, Sum]]:
-        """{term: (weight, (sum, count))}; the loss is the weighted sum of sum / count. A weight is a number, or a
-        function of the step.
-
-        `frozen` holds parameters that are used but not trained. `key` is a function of (seed, step); whatever differs
-        between examples is drawn from `example_keys(key, batch.example_id)`.
-        """
-
-    def scores(self, params: Params, batch: Batch) -> Array:
-        """f32 [B, Q], larger = more likely a click; or [B, Q, C], the largest where the answer is."""
-
-
-@runtime_checkable
-class ItemTask(Task, Protocol):
-    """A task one of whose parameters may be a table with a row for every item."""
+    @property
+    def carries(self) -> bool:
+        """Whether streams go on from step to step: `memory` is carried then, and () otherwise."""
+        return False
 
     @property
     def table(self) -> tuple[str, ...] | None:
-        """Where it is in the parameters; None: there is none."""
+        """Path in the parameters of a table with a row for each item id; None: there is none."""
+        return None
 
-    def item_ids(self, batch: Batch, key: Key, num_items: int) -> Array:
-        """i32 [M]: every item whose row `losses` reads, repeated ones too; out of range they are clipped."""
+    @property
+    def rehearses(self) -> bool:
+        """Whether `rehearsals` can tell what the rehearsal owes to the memory."""
+        return False
 
+    @abc.abstractmethod
+    def init(self, key: Key) -> Params:
+        """Parameters of everything that is trained.
 
-@runtime_checkable
-class RehearsalTask(Task, Protocol):
-    """A task that can tell what its rehearsal owes to the memory."""
+        Args:
+          key: draws them.
 
-    def rehearsals(self, params: Params, batch: Batch, other: Batch) -> dict[str, Array]:
-        """f32 [B, n]: sums of each stream, with its own memory and with that of the same row of `other`."""
-
-
-@runtime_checkable
-class StreamTask(Protocol):
-    """A task whose streams go on from step to step. The carry is what `memory` gives, as it was after the last step."""
-
-    def init(self, key: Key) -> Params: ...
+        Returns:
+          A tree of f32 arrays.
+        """
 
     def memory(self, params: Params, batch_size: int) -> Any:
-        """What is remembered of streams before their first segment, leading axis B."""
+        """What is remembered of streams before their first segment.
 
-    def stream_losses(
-        self, params: Params, carry: Any, batch: Batch, key: Key
-    ) -> tuple[dict[str, tuple[Weight, Sum]], Any]:
-        """As `Task.losses`, and the carry after the batch."""
+        Args:
+          params: of `init`.
+          batch_size: B.
+
+        Returns:
+          A tree with leading axis B; () where nothing is remembered.
+        """
+        return ()
+
+    @abc.abstractmethod
+    def losses(self, params: Params, frozen: Params, carry: Any, batch: Batch, key: Key) -> tuple[Terms, Any]:
+        """The terms of the loss.
+
+        Args:
+          params: of `init`.
+          frozen: parameters that are used but not trained; () where there are none.
+          carry: what the step before returned, at first `memory`; () unless `carries`.
+          batch: B streams with their questions.
+          key: a function of (seed, step). What differs between examples is drawn from
+            `example_keys(key, batch.example_id)`.
+
+        Returns:
+          {term: (weight, (sum, count))} and the carry after the batch. A weight is a number, or a function of the step.
+        """
+
+    def scores(self, params: Params, batch: Batch) -> Array:
+        """Answers to a batch's questions.
+
+        Args:
+          params: of `init`.
+          batch: B streams with their questions.
+
+        Returns:
+          f32 [B, Q], larger = more likely a click; or [B, Q, C], the largest where the answer is.
+        """
+        raise _unable(self, "answers no questions")
 
     def measure(self, params: Params, carry: Any, batch: Batch) -> tuple[dict[str, Array], Any]:
-        """Sums over a batch's segments, f32 [B, T] each, and the carry after it."""
+        """What evaluation adds up, of a task that `carries`.
+
+        Args:
+          params: of `init`.
+          carry: what the batch before returned, at first `memory`.
+          batch: the next segments of B streams.
+
+        Returns:
+          {name: f32 [B, T]}, sums over each segment; and the carry after the batch.
+        """
+        raise _unable(self, "has no streams that go on")
+
+    def item_ids(self, batch: Batch, key: Key, num_items: int) -> Array:
+        """Which rows of the `table` `losses` reads.
+
+        Args:
+          batch: as `losses` takes it.
+          key: the same.
+          num_items: rows of the table.
+
+        Returns:
+          i32 [M], with repetitions; ids out of range are clipped.
+        """
+        raise _unable(self, "has no item table")
+
+    def rehearsals(self, params: Params, batch: Batch, other: Batch) -> dict[str, Array]:
+        """The rehearsal's losses with each stream's own memory and with another stream's.
+
+        Args:
+          params: of `init`.
+          batch: B streams.
+          other: a batch of the same shape, with another stream in each row.
+
+        Returns:
+          {name: f32 [B, n]}: sums of each stream, see `evaluate.memory_gain`.
+        """
+        raise _unable(self, "rehearses nothing")
+
+
+def _unable(task: Task, words: str) -> NotImplementedError:
+    return NotImplementedError(f"{type(task).__name__} {words}")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoggerContext:
+    """What a logger is told of the run, beside its own settings."""
+
+    workdir: Path
+    config: dict[str, Any]  # all of the run's
+    stage: str  # what counts the steps: 'teacher' or 'model'
+    start_step: int = 0  # that the stage goes on from; 0 at its start
+    evaluated: bool = True  # False: `start_step` is still to be evaluated, perhaps again
+
+
+class Logger(Protocol):
+    """Where numbers go. Going on after a stop it leaves no step twice: steps after `start_step` come again."""
+
+    def write(self, kind: str, step: int, values: Mapping[str, int | float]) -> None:
+        """Takes the numbers of one step.
+
+        Args:
+          kind: 'train', 'valid', ...: what they are of.
+          step: of the stage.
+          values: numbers by name; they may be NaN or infinite.
+        """
+
+    def close(self) -> None:
+        """Nothing more comes from this stage."""
 
 
 def example_keys(key: Key, example_id: Array) -> Key:

@@ -40,7 +40,7 @@ def built(name: str):
     task, teacher = tasks.make_task(config, described), tasks.make_teacher(config, described)
     params, frozen = noise(task.init), noise(teacher.init, 1)["sampler"]
     key = jax.random.key(0)
-    losses = jax.jit(lambda params, data: {k: v[1] for k, v in task.losses(params, frozen, data, key).items()})
+    losses = jax.jit(lambda params, data: {k: v[1] for k, v in task.losses(params, frozen, (), data, key)[0].items()})
     return task, params, frozen, losses, jax.jit(task.scores)
 
 
@@ -115,7 +115,7 @@ def test_every_term_counts_what_is_there_and_has_a_gradient(name):
     @jax.jit
     @jax.grad
     def slope(params):
-        return sum(total for _, (total, _) in task.losses(params, frozen, batch, jax.random.key(0)).values())
+        return sum(total for _, (total, _) in task.losses(params, frozen, (), batch, jax.random.key(0))[0].values())
 
     found = slope(params)
     chex.assert_tree_all_finite(found)

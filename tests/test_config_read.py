@@ -11,7 +11,7 @@ import pytest
 from rmjax import explain, probe, tasks, train
 from rmjax.config import SCHEMA, Recorder
 from rmjax.data import make_source
-from rmjax.registry import LANGUAGE_MODELS
+from rmjax.registry import LANGUAGE_MODELS, LOGGERS
 from rmjax.workdir import Preemption
 from tests.data.test_hyperpartisan import write as articles
 from tests.runs import PLAIN, compilations_kept, tiny
@@ -81,6 +81,7 @@ def test_every_key_is_read(tmp_path):
     config = Recorder(tiny(**fast | {"train.steps": 1}))
     train.train(config, workdir)
     probe.probe(config, workdir)
+    LOGGERS.settings("wandb", config.logger)
     read |= config.read
     assert read == set(SCHEMA) - {"machine.decay"}  # of a machine from outside, if another test imports it
 

@@ -77,7 +77,7 @@ def one_step(kind: str, devices: int, microbatch: int = 0):
         rows = microbatch * (1 if axis else devices)
         pieces = (lambda streams, items: rows) if rows else None
         after, _, metrics = make_train_step(task, gradients(), 0, axis, pieces)(state, (), frozen, data)
-        task.losses(state.params, frozen, data, jax.random.fold_in(jax.random.key(0), state.step))
+        task.losses(state.params, frozen, (), data, jax.random.fold_in(jax.random.key(0), state.step))
         return (after, metrics), spy.seen
 
     return mapped(step, kind, devices)(start(task, gradients()), batch(batch=EXAMPLES))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rmjax import evaluate, metrics
+import rmjax
+from rmjax import evaluate, evaluation, metrics
 from rmjax.data.source import Questions, Source
+from rmjax.registry import METRICS
 
 
 class Asked(Source):
@@ -44,7 +46,7 @@ def scored(seed: int = 0, n: int = 12, q: int = 3, classes: int = 4):
 def test_ranks_are_those_of_sorting_and_equals_share_the_middle():
     logits = np.array([[[3.0, 1.0, 2.0], [1.0, 1.0, 1.0], [0.0, 5.0, 5.0], [-np.inf, 2.0, 3.0]]])
     target = np.array([[2, 0, 1, 1]])
-    np.testing.assert_array_equal(evaluate.rank(logits, target), [[2, 2, 1.5, 2]])
+    np.testing.assert_array_equal(evaluation.rank(logits, target), [[2, 2, 1.5, 2]])
 
 
 def test_accuracy_is_a_share_of_the_asked_questions_and_groups_have_their_own():
@@ -117,3 +119,22 @@ def test_the_interval_of_a_mean_has_the_width_of_its_standard_error():
     low, high = metrics.bootstrap_mean(np.repeat(values, 10), np.repeat(np.arange(400), 10))
     assert (high - low) / 2 == pytest.approx(1.96 * values.std() / 20, rel=0.1)
     assert low < values.mean() < high
+
+
+def test_a_metric_from_outside_is_one_function_and_one_line(monkeypatch):
+    monkeypatch.setattr(METRICS, "_registered", {})
+
+    @rmjax.register_metric("ndcg@2")
+    def make(settings):
+        return evaluation.mean_metric(lambda asked: gain(evaluation.best_rank(asked)))
+
+    def gain(ranks):
+        return np.where(ranks <= 2, 1 / np.log2(1 + ranks), 0.0)
+
+    answers, asked = scored(), source("ndcg@2")
+    ranks = evaluation.rank(answers["scores"], answers["target"])[answers["query_mask"]]
+    got = evaluate.rows(asked, "test", "machine", answers, np.arange(12), 0)[0]
+    assert got["test_ndcg@2"] == pytest.approx(gain(ranks).mean()) and got["low"] < got["test_ndcg@2"] < got["high"]
+    assert evaluate.better(asked, {"ndcg@2": 0.3}) == 0.3
+    with pytest.raises(ValueError, match="unknown metric 'ndcg@3'; did you mean 'ndcg@2'"):
+        evaluate.metric_of(source("ndcg@3"))

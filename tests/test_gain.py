@@ -76,7 +76,7 @@ def stores_everything():
     @jax.jit
     def step(params, state, batch, key):
         def loss(params):
-            weight, (total, count) = task.losses(params, (), batch, key)["recollection"]
+            weight, (total, count) = task.losses(params, (), (), batch, key)[0]["recollection"]
             return weight * total / count
 
         updates, state = optimizer.update(jax.grad(loss)(params), state)

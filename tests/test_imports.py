@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TIERS = [
     {"types"},
-    {"layers"},
+    {"layers", "schedules"},
     {"reason", "rehearsal", "machines", "memoria"},
     {"models"},
     {"tasks"},

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboardX.proto.event_pb2 import Event
 
-from rmjax.metrics import MetricWriter, Progress, auc, bootstrap, macro_f1, table
+from rmjax import config as configs
+from rmjax.metrics import Progress, auc, bootstrap, macro_f1, open_loggers, table
 
 
 def count_pairs(scores, labels):
@@ -95,6 +96,10 @@ def test_bootstrap_of_one_class_is_nan():
     assert np.isnan(bootstrap([0.1, 0.2], [1, 1], [0, 1])).all()
 
 
+def opened(workdir, start=0, stage="train"):
+    return open_loggers(configs.base(), workdir, stage, start)
+
+
 def lines(workdir):
     text = (workdir / "metrics.jsonl").read_text()
     return [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
@@ -102,7 +107,7 @@ def lines(workdir):
 
 def test_lines_are_json_at_full_precision(tmp_path, caplog):
     logging.set_verbosity(logging.INFO)
-    writer = MetricWriter(tmp_path)
+    writer = opened(tmp_path)
     loss = np.float32(0.1)
     writer.write("train", 3, {"loss": loss, "bad": math.nan, "worse": -math.inf, "count": 7, "third": 1 / 3})
     writer.write("eval", 3, {"auc": np.array(0.75)}, text="as told")
@@ -116,7 +121,7 @@ def test_lines_are_json_at_full_precision(tmp_path, caplog):
 
 
 def write_steps(workdir, start, stop, stage="train"):
-    writer = MetricWriter(workdir, start, stage)
+    writer = opened(workdir, start, stage)
     for step in range(start + 1, stop + 1):
         writer.write("train", step, {"loss": step / 2})
     writer.close()
@@ -139,7 +144,7 @@ def test_going_on_leaves_the_file_as_if_never_stopped(tmp_path, half):
 
 def test_starting_over_takes_step_0_out_too(tmp_path):
     for _ in range(2):
-        writer = MetricWriter(tmp_path)
+        writer = opened(tmp_path)
         writer.write("eval", 0, {"auc": 0.5})
         writer.close()
     assert len(lines(tmp_path)) == 1
@@ -228,9 +233,9 @@ def test_table_is_aligned():
 
 
 def test_a_full_disk_is_named(tmp_path):
-    writer = MetricWriter(tmp_path)
+    writer = opened(tmp_path)
     words = r"metrics.jsonl: \d+ bytes could not be written \(no space is left\): free space .* the same line goes on"
-    with Path("/dev/full").open("ab", buffering=0) as writer._file, pytest.raises(OSError, match=words):
+    with Path("/dev/full").open("ab", buffering=0) as writer.loggers[0]._file, pytest.raises(OSError, match=words):
         writer.write("train", 1, {"loss": 0.5})
     writer.close()
 
@@ -239,8 +244,8 @@ def test_half_a_line_is_a_full_disk_too(tmp_path):
     class Nearly:
         write, close = staticmethod(lambda data: len(data) - 1), staticmethod(lambda: None)
 
-    writer = MetricWriter(tmp_path)
-    writer._file = Nearly()
+    writer = opened(tmp_path)
+    writer.loggers[0]._file = Nearly()
     with pytest.raises(OSError, match="no space is left"):
         writer.write("train", 1, {"loss": 0.5})
     writer.close()
@@ -250,8 +255,8 @@ def test_a_full_disk_is_named_where_tensorboard_meets_it(tmp_path, monkeypatch):
     def full():
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    writer = MetricWriter(tmp_path, stage="model")
-    monkeypatch.setattr(writer._board, "flush", full)
+    writer = opened(tmp_path, stage="model")
+    monkeypatch.setattr(writer.loggers[1]._board, "flush", full)
     with pytest.raises(OSError, match="tensorboard/model: .*no space is left"):
         writer.write("train", 1, {"loss": 0.5})
     writer.close()

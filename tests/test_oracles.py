@@ -19,6 +19,7 @@ from rmjax.reason import encoders, heads, multihop
 from rmjax.rehearsal import objectives, sampler
 from rmjax.rehearsal.decoder import Decoder
 from rmjax.train_step import init_state, make_train_step
+from rmjax.types import Task
 from tests.oracles import rehearsal as oracle
 from tests.small import ITEMS, noise, small, stream
 
@@ -297,19 +298,20 @@ def test_a_dense_layer_is_flax_s_with_its_kernel_transposed(dtype, use_bias):
     chex.assert_trees_all_equal_dtypes((y, turned(d_p), d_x), (y_flax, d_p_flax, d_x_flax))
 
 
-class Terms:
+class Terms(Task):
     """A task of three terms, one of which counts nothing."""
 
     def init(self, key):
         return jnp.array([1.0, 2.0])
 
-    def losses(self, params, frozen, batch, key):
+    def losses(self, params, frozen, carry, batch, key):
         x, y = params
-        return {
+        terms = {
             "a": (0.3, (6 * x, jnp.array(3.0))),
             "b": (0.7, (x * y, jnp.array(4.0))),
             "c": (9.0, (0 * y, jnp.array(0.0))),
         }
+        return terms, carry
 
 
 def test_equation_7_weighs_the_mean_of_each_term_and_follows_its_gradient():

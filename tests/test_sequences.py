@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from rmjax import config as configs
-from rmjax import evaluate, explain, memoria, probe, tasks, train
+from rmjax import evaluate, explain, memoria, probe, schedules, tasks, train
 from rmjax.data import make_source
 from rmjax.data.pipeline import batches
 from rmjax.data.tokenizers import make_tokenizer
@@ -87,7 +87,7 @@ def test_a_memory_of_working_engrams_alone_is_trained():
     source = make_source(config.data, 0)
     task = tasks.make_task(config, source)
     batch = next(batches(source, "train", seed=0, batch_size=2, segment_length=24, negatives=1, num_steps=1))
-    loss = lambda params: task.losses(params, (), batch, jax.random.key(1))["reason"][1][0]  # noqa: E731
+    loss = lambda params: task.losses(params, (), (), batch, jax.random.key(1))[0]["reason"][1][0]  # noqa: E731
     gradient = jax.jit(jax.grad(loss))(jax.jit(task.init)(jax.random.key(0)))
     chex.assert_tree_all_finite(gradient)
     assert optax.tree.norm(gradient["abstractor"]) > 0
@@ -187,7 +187,7 @@ def test_perplexities_by_hand():
 
 
 def test_the_rate_rises_and_falls_linearly():
-    optimizer, params, sizes = make_optimizer(0.1, 0, 10, "linear", 0.2), jnp.zeros(1), []
+    optimizer, params, sizes = make_optimizer(0.1, 0, schedules.build("linear", 8), 2), jnp.zeros(1), []
     state = optimizer.init(params)
     for _ in range(11):
         updates, state = optimizer.update(jnp.ones(1), state, params)

@@ -18,6 +18,7 @@ from rmjax.machines import make
 from rmjax.optim import make_optimizer
 from rmjax.tasks.answers import Answers
 from rmjax.train_step import init_state, make_train_step
+from rmjax.types import Task
 from tests.small import DIM, ITEMS, SLOTS, batch, noise, recommendation, rehearsal, teacher
 
 SENTENCES = Questions(query="words", answer="choice")
@@ -70,7 +71,7 @@ def test_a_loss_looks_at_no_other_rows_than_it_says(kind):
     params, key = noise(its.init), jax.random.key(3)
 
     def loss(params):
-        return sum(total for _, (total, _) in its.losses(params, frozen, data, key).values())
+        return sum(total for _, (total, _) in its.losses(params, frozen, (), data, key)[0].values())
 
     grads = jax.jit(jax.grad(loss))(params)
     table = functools.reduce(lambda tree, name: tree[name], its.table, grads)
@@ -114,7 +115,7 @@ def tables(state) -> list[np.ndarray]:
 
 
 def test_a_task_without_items_is_refused():
-    class Terms:
+    class Terms(Task):
         def init(self, key):
             return {}
 

@@ -22,7 +22,9 @@ def jitted(sampler: str = "teacher", **settings):
     """-> losses(batch, key) without the weights, scores(batch)."""
     task = recommendation(small("gru").machine, rehearsal(sampler=sampler, **settings))
     params, frozen = noise(task.init), teacher()[1]["sampler"]
-    losses = jax.jit(lambda data, key: {name: term[1] for name, term in task.losses(params, frozen, data, key).items()})
+    losses = jax.jit(
+        lambda data, key: {name: term[1] for name, term in task.losses(params, frozen, (), data, key)[0].items()}
+    )
     return losses, jax.jit(lambda data: task.scores(params, data))
 
 
@@ -35,7 +37,7 @@ def test_each_term_has_its_weight_and_none_is_computed_in_vain():
     weights = {}
 
     def losses(task, params):
-        terms = task.losses(params, teacher()[1]["sampler"], batch(), jax.random.key(0))
+        terms, _ = task.losses(params, teacher()[1]["sampler"], (), batch(), jax.random.key(0))
         weights.update({name: weight for name, (weight, _) in terms.items()})
         return [term[1] for term in terms.values()]
 
@@ -165,7 +167,7 @@ def test_what_the_teacher_attends_to_most_is_rehearsed():
     frozen |= {"embed": frozen["embed"].at[1].set(1.0), "fragment": jnp.eye(8), "score": jnp.ones(8)}
     decoder = Spy(task.rehearsal.decoder)
     task = recommendation(small("gru").machine, rehearsal(decoder, fragments=2))
-    x = jax.jit(lambda: (task.losses(params, frozen, data, jax.random.key(0)), decoder.seen["x"])[1])()
+    x = jax.jit(lambda: (task.losses(params, frozen, (), data, jax.random.key(0)), decoder.seen["x"])[1])()
     chex.assert_trees_all_equal(
         x[:, :2], jnp.broadcast_to(task.machine.embed(params["machine"], jnp.array(1)), (4, 2, 4, 8))
     )
@@ -202,8 +204,8 @@ def test_a_loss_of_the_machine_itself_counts_with_its_weight():
     plain = rehearsal(recollection=0.0, familiarity=0.0)
     task = recommendation(machine, plain, machine_loss=0.25)
     params, data = noise(task.init), batch()
-    terms = task.losses(params, (), data, jax.random.key(0))
+    terms, _ = task.losses(params, (), (), data, jax.random.key(0))
     weight, (total, count) = terms["machine"]
     segments = np.asarray(data.item_mask).any(-1).sum(1)
     assert weight == 0.25 and count == segments.sum() and total == (segments * (segments + 1) / 2).sum()
-    assert "machine" not in recommendation(base, plain).losses(params, (), data, jax.random.key(0))
+    assert "machine" not in recommendation(base, plain).losses(params, (), (), data, jax.random.key(0))[0]

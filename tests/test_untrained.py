@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rmjax import machines
+from rmjax import machines, schedules
 from rmjax.layers import recurrent
 from rmjax.layers.attention import MultiHeadAttention, additive_scores
 from rmjax.layers.transformer import Block
@@ -109,7 +109,7 @@ def test_a_memory_tells_what_was_read_from_what_was_not():
 
 
 def test_the_rate_falls_to_zero_by_half_a_cosine():
-    optimizer = make_optimizer(0.1, 5.0, 10, "cosine")
+    optimizer = make_optimizer(0.1, 5.0, schedules.build("cosine", 10))
     params, sizes = jnp.zeros(1), []
     state = optimizer.init(params)
     for _ in range(11):

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
-import optax
 
-from rmjax import machines
+from rmjax import machines, schedules
 from rmjax.config import is_sequence
 from rmjax.data import describe
 from rmjax.data.source import Description, Source
@@ -18,7 +17,7 @@ from rmjax.tasks.answers import Answers
 from rmjax.tasks.reasoning import Reasoning, Teacher
 from rmjax.tasks.rehearsing import Rehearsal
 from rmjax.tasks.sequences import make_documents, make_language_model, make_sorting
-from rmjax.types import Context, StreamTask, Task
+from rmjax.types import Context, Task
 
 if TYPE_CHECKING:
     from rmjax.data.texts import Texts
@@ -42,7 +41,7 @@ def name_of(config: Any) -> str:
     return config.model.kind if is_sequence(config) else config.machine.kind
 
 
-def make_task(config: Any, data: Description | Source | Texts) -> Task | StreamTask:
+def make_task(config: Any, data: Description | Source | Texts) -> Task:
     """What config.data's streams are trained on.
 
     Args:
@@ -65,11 +64,6 @@ def make_reasoning(config: Any, data: Description) -> Reasoning:
     m, r = config.machine, config.rehearsal
     decoder = Decoder(Transformer(r.layers, m.heads, m.dropout, jnp.dtype(config.train.compute_dtype)))
     item_dim = m.item_dim or m.dim if m.kind == "continual" else m.dim
-    schedules = {
-        "constant": None,
-        "falling": optax.linear_schedule(1.0, 0.0, config.train.steps),
-        "rising": optax.linear_schedule(0.0, 1.0, config.train.steps),
-    }
     return Reasoning(
         machine=make_machine(config, data),
         answers=Answers(data.questions, m.dim, item_dim, m.dim if config.reason.head == "mlp" else 0),
@@ -86,7 +80,7 @@ def make_reasoning(config: Any, data: Description) -> Reasoning:
             detach_items=r.detach_items,
             sum_pairs=r.sum_pairs,
             span=r.span,
-            schedule=schedules[r.schedule],
+            schedule=schedules.build(r.schedule, config.train.steps, config),
         ),
         segment_length=config.data.segment_length,
         reason=config.reason.weight,

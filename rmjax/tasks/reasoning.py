@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,12 @@ from rmjax.rehearsal import sampler
 from rmjax.tasks import rehearsing
 from rmjax.tasks.answers import Answers, questions_only
 from rmjax.tasks.rehearsing import Rehearsal
-from rmjax.types import Array, Batch, Key, Memory, MemoryMachine, Params, Sum, Weight, at, example_keys, replace_at
+from rmjax.types import Array, Batch, Key, Memory, MemoryMachine, Params, Task, Terms, at, example_keys, replace_at
 
 
 @dataclasses.dataclass(frozen=True)
-class Reasoning:
-    """A machine, its answers and the rehearsal, trained on one loss. Implements `Task`."""
+class Reasoning(Task):
+    """A machine, its answers and the rehearsal, trained on one loss."""
 
     machine: MemoryMachine
     answers: Answers
@@ -38,6 +38,10 @@ class Reasoning:
     def table(self) -> tuple[str, ...] | None:
         """Where the item table is in the parameters; None: the machine has none."""
         return None if self.machine.table is None else ("machine", *self.machine.table)
+
+    @property
+    def rehearses(self) -> bool:
+        return self.rehearsal.active
 
     def item_ids(self, batch: Batch, key: Key, num_items: int) -> Array:
         ids = [ids for ids in (batch.items, batch.negative_items) if jnp.issubdtype(ids.dtype, jnp.integer)]
@@ -106,14 +110,14 @@ class Reasoning:
         memorized = self.memorize(params, batch)
         return self._answer(params, memorized.memory, memorized.asked, batch)
 
-    def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[Weight, Sum]]:
+    def losses(self, params: Params, frozen: Params, carry: Any, batch: Batch, key: Key) -> tuple[Terms, Any]:
         if self.items_fixed:
             assert self.table is not None
             params = replace_at(params, self.table, jax.lax.stop_gradient(at(params, self.table)))
         keys = jax.vmap(lambda k: jax.random.split(k, 3))(example_keys(key, batch.example_id))
         memorized = self.memorize(params, batch, keys[:, 0])
         logits = self._answer(params, memorized.memory, memorized.asked, batch)
-        terms: dict[str, tuple[Weight, Sum]] = {"reason": (self.reason, self.answers.loss(logits, batch))}
+        terms: Terms = {"reason": (self.reason, self.answers.loss(logits, batch))}
         if self.machine.has_loss:
             terms["machine"] = (self.machine_loss, memorized.aux)
         if self.rehearsal.active:
@@ -125,7 +129,7 @@ class Reasoning:
             segments = rehearsing.choose_segments(self.rehearsal, drawn.key, frozen, query, batch, drawn.valid)
             memory = drawn.memory
             terms |= rehearsing.losses(self.rehearsal, self.machine, params, batch, memory, segments, keys[:, 2], key)
-        return terms
+        return terms, carry
 
     def rehearsals(self, params: Params, batch: Batch, other: Batch) -> dict[str, Array]:
         """The rehearsal losses of each stream with its own memory and with that of another, without dropout.
@@ -191,13 +195,16 @@ def one_question(batch: Batch, which: Array) -> Batch:
 
 
 @dataclasses.dataclass(frozen=True)
-class Teacher:
-    """The history sampler as a task of its own (RM section 3.3.2): answers from the raw segments. Implements `Task`."""
+class Teacher(Task):
+    """The history sampler as a task of its own (RM section 3.3.2): answers from the raw segments."""
 
     num_items: int
     answers: Answers
     width: int = 0  # see `embeddings.init_items`
-    table: tuple[str, ...] = dataclasses.field(default=("sampler", "embed"), init=False)
+
+    @property
+    def table(self) -> tuple[str, ...]:
+        return "sampler", "embed"
 
     def item_ids(self, batch: Batch, key: Key, num_items: int) -> Array:
         ids = [batch.items] if jnp.issubdtype(batch.items.dtype, jnp.integer) else []
@@ -210,9 +217,6 @@ class Teacher:
             "sampler": sampler.init(a, self.num_items, dim, self.width) | {"encoder": self.answers.init_encoder(c)},
             "head": self.answers.init_head(b),
         } | ({} if self._head_sees_query else {"merge": lecun_normal()(d, (2 * dim, dim))})
-
-    def memory(self, params: Params, batch_size: int) -> tuple:
-        return ()  # it looks at the stream itself
 
     @property
     def _head_sees_query(self) -> bool:
@@ -231,5 +235,5 @@ class Teacher:
             found = jnp.concatenate([found, query], -1) @ params["merge"]
         return self.answers.logits(eyes["encoder"], params["head"], embed_items, found, query, batch)
 
-    def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[Weight, Sum]]:
-        return {"reason": (1.0, self.answers.loss(self.scores(params, batch), batch))}
+    def losses(self, params: Params, frozen: Params, carry: Any, batch: Batch, key: Key) -> tuple[Terms, Any]:
+        return {"reason": (1.0, self.answers.loss(self.scores(params, batch), batch))}, carry

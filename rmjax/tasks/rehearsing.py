@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,7 +11,8 @@ import jax.numpy as jnp
 from rmjax.layers.embeddings import num_items
 from rmjax.rehearsal import fragments, objectives, sampler
 from rmjax.rehearsal.decoder import Decoder
-from rmjax.types import Array, Batch, Key, Memory, MemoryMachine, Params, Sum, Weight, at
+from rmjax.schedules import Schedule
+from rmjax.types import Array, Batch, Key, Memory, MemoryMachine, Params, Terms, Weight, at
 
 POOL = 4  # negatives='near' chooses among so many times the items that it takes
 
@@ -33,7 +33,7 @@ class Rehearsal:
     detach_items: bool = False  # recollection leaves the features that it compares with as they are
     sum_pairs: bool = False  # familiarity is summed over a stream's pairs (CM Eq. 5), not their mean
     span: int = 1  # masked items lie in runs of so many
-    schedule: Callable[[Array], Array] | None = None  # step -> what both weights are multiplied with
+    schedule: Schedule | None = None  # of both weights; None: they stay as they are
 
     def weight(self, name: str) -> Weight:
         """Of the loss 'recollection' or 'familiarity'."""
@@ -150,7 +150,7 @@ def losses(
     found: tuple[Array, Array],
     keys: Key,
     shared: Key,
-) -> dict[str, tuple[Weight, Sum]]:
+) -> Terms:
     """The rehearsal losses of memories [B] on the chosen segments; keys [B], and one that all rows share."""
     fragment_key, decoder_key = jax.vmap(jax.random.split, out_axes=1)(keys)
     cut = cut_fragments(r, fragment_key, batch, found)

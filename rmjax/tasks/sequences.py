@@ -16,12 +16,12 @@ from rmjax.models import bert, huggingface, roberta, unroll
 from rmjax.models.memoria_gpt2 import Engrams
 from rmjax.reason.heads import cross_entropy
 from rmjax.registry import CLASSIFIERS, LANGUAGE_MODELS, Registry
-from rmjax.types import Array, Batch, Key, ModelContext, Params, SequenceModel, Sum, Weight, example_keys
+from rmjax.types import Array, Batch, Key, ModelContext, Params, SequenceModel, Sum, Task, Terms, example_keys
 
 
 @dataclasses.dataclass(frozen=True)
-class LastTokens:
-    """Each of a stream's last Q tokens asks for what comes after it: sorting. Implements `Task`.
+class LastTokens(Task):
+    """Each of a stream's last Q tokens asks for what comes after it: sorting.
 
     silent: first segments, in which nothing is asked in any stream, that run without gradients.
     gradient_segments: see `unroll`.
@@ -38,9 +38,9 @@ class LastTokens:
         """What is carried from segment to segment."""
         return self.model.init_state(params, batch_size)
 
-    def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[Weight, Sum]]:
+    def losses(self, params: Params, frozen: Params, carry: Any, batch: Batch, key: Key) -> tuple[Terms, Any]:
         logits, aux = self._logits(params, batch, example_keys(key, batch.example_id))
-        return {"reason": (1.0, cross_entropy(logits, batch.target, batch.query_mask)), "model": (1.0, aux)}
+        return {"reason": (1.0, cross_entropy(logits, batch.target, batch.query_mask)), "model": (1.0, aux)}, carry
 
     def scores(self, params: Params, batch: Batch) -> Array:
         return self._logits(params, batch, None)[0]
@@ -67,11 +67,15 @@ class LastTokens:
 
 
 @dataclasses.dataclass(frozen=True)
-class LanguageModel:
-    """Every token asks for the next one; what is remembered is carried from batch to batch. Implements `StreamTask`."""
+class LanguageModel(Task):
+    """Every token asks for the next one; what is remembered is carried from batch to batch."""
 
     model: SequenceModel
     gradient_segments: int = 1
+
+    @property
+    def carries(self) -> bool:
+        return True
 
     def init(self, key: Key) -> Params:
         return self.model.init(key)
@@ -80,9 +84,7 @@ class LanguageModel:
         """What is carried from segment to segment."""
         return self.model.init_state(params, batch_size)
 
-    def stream_losses(
-        self, params: Params, carry: Any, batch: Batch, key: Key
-    ) -> tuple[dict[str, tuple[Weight, Sum]], Any]:
+    def losses(self, params: Params, frozen: Params, carry: Any, batch: Batch, key: Key) -> tuple[Terms, Any]:
         carry, (total, count), aux = self._read(params, carry, batch, example_keys(key, batch.example_id))
         return {"next": (1.0, (total.sum(), count.sum())), "model": (1.0, aux)}, jax.lax.stop_gradient(carry)
 
@@ -106,8 +108,8 @@ class LanguageModel:
 
 
 @dataclasses.dataclass(frozen=True)
-class Documents:
-    """Which class a document is of, said after each of its segments; the last one counts. Implements `Task`.
+class Documents(Task):
+    """Which class a document is of, said after each of its segments; the last one counts.
 
     The loss is a document's mean over its segments, each of which has the document's label.
     """
@@ -122,12 +124,12 @@ class Documents:
         """What is carried from segment to segment."""
         return self.model.init_state(params, batch_size)
 
-    def losses(self, params: Params, frozen: Params, batch: Batch, key: Key) -> dict[str, tuple[Weight, Sum]]:
+    def losses(self, params: Params, frozen: Params, carry: Any, batch: Batch, key: Key) -> tuple[Terms, Any]:
         logits, aux = self._logits(params, batch, example_keys(key, batch.example_id))
         there = batch.item_mask.any(-1) & batch.query_mask
         nats = jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, batch.target[..., None], -1)[..., 0]
         mean = jnp.where(there, nats, 0.0).sum(1) / jnp.maximum(there.sum(1), 1)
-        return {"reason": (1.0, (mean.sum(), there.any(1).sum().astype(jnp.float32))), "model": (1.0, aux)}
+        return {"reason": (1.0, (mean.sum(), there.any(1).sum().astype(jnp.float32))), "model": (1.0, aux)}, carry
 
     def scores(self, params: Params, batch: Batch) -> Array:
         logits, _ = self._logits(params, batch, None)

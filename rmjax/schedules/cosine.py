@@ -1,0 +1,12 @@
+"""From 1 to 0 by half a cosine."""
+
+from __future__ import annotations
+
+import optax
+
+from rmjax.registry import NoSettings as Settings
+
+
+def make(settings: Settings, steps: int) -> optax.Schedule:
+    """A factor over so many steps."""
+    return optax.cosine_decay_schedule(1.0, steps)
