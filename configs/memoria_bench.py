@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from rmjax import config as configs
 from rmjax.memoria import MemoriaConfig
-from rmjax.memoria.bench import FIELDS
+from rmjax.tools.memoria_bench import FIELDS
 
 DEFAULTS = {name: getattr(MemoriaConfig(), name) for name in FIELDS if getattr(MemoriaConfig(), name) is not None}
 SORTING = {

@@ -6,9 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rmjax.data.segments import segment
     from rmjax.data.source import Description, Questions, Source
     from rmjax.machines import current_memory, feed, make, memorize, open_stream
-    from rmjax.model import Model, open_model
     from rmjax.registry import (
         at_least,
         register_logger,
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
         register_source,
         setting,
     )
-    from rmjax.segments import segment
-    from rmjax.train import fit
+    from rmjax.run.train import fit
+    from rmjax.serve.model import Model, open_model
     from rmjax.types import Batch, Context, Logger, LoggerContext, MemoryMachine, SegmentEncoder, Task
 
 __version__ = "0.1.0"
@@ -32,7 +32,7 @@ _PUBLIC = {
     "Logger": "rmjax.types",
     "LoggerContext": "rmjax.types",
     "MemoryMachine": "rmjax.types",
-    "Model": "rmjax.model",
+    "Model": "rmjax.serve.model",
     "Questions": "rmjax.data.source",
     "SegmentEncoder": "rmjax.types",
     "Source": "rmjax.data.source",
@@ -40,17 +40,17 @@ _PUBLIC = {
     "at_least": "rmjax.registry",
     "current_memory": "rmjax.machines",
     "feed": "rmjax.machines",
-    "fit": "rmjax.train",
+    "fit": "rmjax.run.train",
     "make": "rmjax.machines",
     "memorize": "rmjax.machines",
-    "open_model": "rmjax.model",
+    "open_model": "rmjax.serve.model",
     "open_stream": "rmjax.machines",
     "register_logger": "rmjax.registry",
     "register_machine": "rmjax.registry",
     "register_metric": "rmjax.registry",
     "register_schedule": "rmjax.registry",
     "register_source": "rmjax.registry",
-    "segment": "rmjax.segments",
+    "segment": "rmjax.data.segments",
     "setting": "rmjax.registry",
 }
 __all__ = [

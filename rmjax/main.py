@@ -6,7 +6,7 @@ Any key of rmjax/config.py is a flag too: --config.train.steps=100. --help shows
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports, which take seconds: a signal is answered then too
-    from rmjax.workdir import leave_when_asked
+    from rmjax.run.workdir import leave_when_asked
 
     leave_when_asked()
 
@@ -19,10 +19,11 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from rmjax import config as configs
-from rmjax import environment, explain, probe, processes, train
 from rmjax.io import paths
 from rmjax.io.progress import Stopped
-from rmjax.workdir import EXIT_MISTAKE, EXIT_PREEMPTED
+from rmjax.run import environment, processes, train
+from rmjax.run.workdir import EXIT_MISTAKE, EXIT_PREEMPTED
+from rmjax.tools import explain, probe
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Path of a config file; `configs/xlong.py:local` passes it 'local'."

@@ -315,10 +315,10 @@ SCHEDULES = Registry(
 LOGGERS = Registry(
     "logger",
     {
-        "jsonl": "rmjax.loggers.jsonl",
-        "tensorboard": "rmjax.loggers.tensorboard",
-        "wandb": "rmjax.loggers.wandb",
-        "mlflow": "rmjax.loggers.mlflow",
+        "jsonl": "rmjax.run.loggers.jsonl",
+        "tensorboard": "rmjax.run.loggers.tensorboard",
+        "wandb": "rmjax.run.loggers.wandb",
+        "mlflow": "rmjax.run.loggers.mlflow",
     },
 )
 

@@ -211,7 +211,7 @@ class SequenceModel(NamedTuple):
     """A model of token streams as a bundle of pure functions; what it remembers of earlier segments is `state`, a
     pytree with leading axis B. V is the vocabulary, D the width.
 
-    A wholly padded segment returns the state bit for bit. `rmjax.models.unroll` scans `step` over segments.
+    A wholly padded segment returns the state bit for bit. `rmjax.models.scan` scans `step` over segments.
     """
 
     init: Callable[[Key], Params]

@@ -14,8 +14,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from rmjax import config as configs
-from rmjax import train
-from rmjax.checkpoint import Checkpoints
+from rmjax.io.checkpoint import Checkpoints
+from rmjax.run import train
 from rmjax.tasks.reasoning import Reasoning, Teacher
 
 

@@ -8,15 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rmjax import explain, probe, tasks, train
+from rmjax import tasks
 from rmjax.config import SCHEMA, Recorder
 from rmjax.data import make_source
 from rmjax.registry import LANGUAGE_MODELS, LOGGERS
-from rmjax.workdir import Preemption
-from tests.data.test_hyperpartisan import write as articles
+from rmjax.run import train
+from rmjax.run.workdir import Preemption
+from rmjax.tools import explain, probe
+from tests import FIXTURES
+from tests.data.texts.test_hyperpartisan import write as articles
 from tests.runs import PLAIN, compilations_kept, tiny
 
-FIXTURES = Path(__file__).parent / "fixtures"
 FOLDERS = {"babi": "babi/tasks_1-20_v1-2", "activitynet": "activitynet-qa"}
 
 

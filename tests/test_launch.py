@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-LAUNCH = Path(__file__).parents[1] / "launch"
+from tests import ROOT
+
+LAUNCH = ROOT / "launch"
 AGAIN = (75, 134, 137)  # asked to stop, or a process was lost; killed by JAX, by the system
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="launches with bash")
 

@@ -6,20 +6,20 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from signal import SIGINT, SIGTERM
 
 import pytest
 
-from rmjax.workdir import EXIT_PREEMPTED, lock
+from rmjax.run.workdir import EXIT_PREEMPTED, lock
+from tests import ROOT
 from tests.runs import lines
 
-ROOT = Path(__file__).parents[1]
 # The run sends the signal to itself: no test waits for a moment that a busy machine may miss.
 CARD = """
 import os, signal
 from tests import runs
 from rmjax import config as configs
+from tests import ROOT
 
 def get_config(arg=""):
     moment, _, name = os.environ.get("SIGNAL_BEFORE", "").partition(":")

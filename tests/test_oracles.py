@@ -15,10 +15,10 @@ from rmjax.layers.attention import additive_scores, masked_softmax
 from rmjax.layers.dense import Dense
 from rmjax.layers.embeddings import embed
 from rmjax.layers.transformer import Transformer
-from rmjax.reason import encoders, heads, multihop
+from rmjax.reason import encoders, heads, hops
 from rmjax.rehearsal import objectives, sampler
 from rmjax.rehearsal.decoder import Decoder
-from rmjax.train_step import init_state, make_train_step
+from rmjax.run.step import init_state, make_train_step
 from rmjax.types import Task
 from tests.oracles import rehearsal as oracle
 from tests.small import ITEMS, noise, small, stream
@@ -156,10 +156,10 @@ def test_equation_5():
 
 
 def test_multihop_attention():
-    params = noise(lambda key: multihop.init(key, 6, 8, 2))
+    params = noise(lambda key: hops.init(key, 6, 8, 2))
     query, slots, mask = normal(3, 2, 8), normal(3, 5, 6), RNG.random((3, 5)) < 0.6
     mask[2] = False
-    answers, weights = multihop.multihop(params, query, slots, mask)
+    answers, weights = hops.multihop(params, query, slots, mask)
     for b, q in np.ndindex(3, 2):
         expected = oracle.multihop(f64(params), f64(query[b, q]), f64(slots[b]), mask[b])
         close(answers[b, q], expected[0])

@@ -18,12 +18,10 @@ import rmjax
 from rmjax import config as configs
 from rmjax import machines
 from rmjax.data import make_source
-from rmjax.data.sorting import Sorting
+from rmjax.data.texts.sorting import Sorting
 from rmjax.registry import MACHINES, SOURCES, Registry, fields_of
-from tests import decayed
+from tests import ROOT, decayed
 from tests.runs import tiny
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("name", MACHINES)

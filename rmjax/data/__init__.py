@@ -48,7 +48,7 @@ def describe(config: Any, data: Any) -> Description:
         return data
     if not config.vectors:
         return data.describe()
-    from rmjax.data.vectors import word_vectors
+    from rmjax.data.stories.vectors import word_vectors
 
     vectors, _ = word_vectors(config, data)
     return dataclasses.replace(data.describe(), vector_width=vectors.shape[1])

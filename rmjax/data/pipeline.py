@@ -11,10 +11,10 @@ import grain
 import numpy as np
 from absl import flags
 
+from rmjax.data.segments import position_in_segments, segment
 from rmjax.data.source import Examples, Source, Wrapper, hash64
-from rmjax.data.text import bucket_boundaries
-from rmjax.data.texts import Texts
-from rmjax.segments import position_in_segments, segment
+from rmjax.data.stories.text import bucket_boundaries
+from rmjax.data.texts.streams import Texts
 from rmjax.types import Batch
 
 

@@ -37,8 +37,8 @@ class Description:
       numbering: what item ids stand for, see `Source`; ids from outside are a tuple.
       max_segments: of the longest stream, where streams come in segments.
       vector_width: of the word vectors that item features begin with; 0: there are none.
-      endless: these are texts, whose rows are read on and on (`rmjax.data.texts`).
-      tokenizer: what makes the texts' tokenizer, see `rmjax.data.tokenizers.unpacked`.
+      endless: these are texts, whose rows are read on and on (`rmjax.data.texts.streams`).
+      tokenizer: what makes the texts' tokenizer, see `rmjax.data.texts.tokenizers.unpacked`.
     """
 
     num_items: int

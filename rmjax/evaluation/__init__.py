@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rmjax import metrics
+from rmjax.evaluation import metrics
 from rmjax.registry import METRICS
 
 __all__ = ["METRICS", "Asked", "Metric", "best_rank", "chosen", "group_means", "known", "mean_metric", "rank"]

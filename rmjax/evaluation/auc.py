@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rmjax import metrics
-from rmjax.evaluation import Asked, Metric
+from rmjax.evaluation import Asked, Metric, metrics
 from rmjax.registry import NoSettings as Settings
 
 

@@ -8,7 +8,7 @@ from flax.linen.initializers import normal
 
 from rmjax.layers.attention import attend
 from rmjax.layers.dense import Dense
-from rmjax.layers.dropout import dropout
+from rmjax.layers.keys import dropout
 from rmjax.types import Array, Key
 
 

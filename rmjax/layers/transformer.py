@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from rmjax.layers.attention import MultiHeadAttention
 from rmjax.layers.dense import Dense
-from rmjax.layers.dropout import dropout, fold
+from rmjax.layers.keys import dropout, fold
 from rmjax.types import Array, Key
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from rmjax.layers.embeddings import embed, init_items
 from rmjax.machines import ring
 from rmjax.machines.ring import BufferMemory
-from rmjax.reason import multihop
+from rmjax.reason import hops
 from rmjax.registry import at_least, setting
 from rmjax.types import Array, Context, Key, MemoryMachine, Params
 
@@ -41,7 +41,7 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
 
     def init(key: Key) -> Params:
         a, b = jax.random.split(key)
-        return init_items(a, num_items, dim, context.width) | {"reader": multihop.init(b, dim, dim, context.hops)}
+        return init_items(a, num_items, dim, context.width) | {"reader": hops.init(b, dim, dim, context.hops)}
 
     def slots(params: Params, memory: BufferMemory) -> tuple[Array, Array]:
         features, masks = [], []
@@ -56,6 +56,6 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
         return jnp.concatenate(features, 1), jnp.concatenate(masks, 1)
 
     def read(params: Params, memory: BufferMemory, query: Array, query_mask: Array, key: Key | None = None) -> Array:
-        return multihop.multihop(params["reader"], query, *slots(params, memory))[0]
+        return hops.multihop(params["reader"], query, *slots(params, memory))[0]
 
     return ring.make(num_items, context, length, init, slots, read)

@@ -12,7 +12,7 @@ from rmjax.layers import recurrent
 from rmjax.layers.embeddings import embed, init_items
 from rmjax.machines import ring
 from rmjax.machines.ring import BufferMemory
-from rmjax.reason import multihop
+from rmjax.reason import hops
 from rmjax.registry import at_least, setting
 from rmjax.types import Array, Context, Key, MemoryMachine, Params
 
@@ -35,13 +35,13 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
         a, b = jax.random.split(key)
         b, c = jax.random.split(b)
         params = init_items(a, num_items, dim, context.width) | {"encoder": recurrent.init_bigru(c, dim, dim)}
-        return params | {"reader": multihop.init(b, dim, dim, context.hops)}
+        return params | {"reader": hops.init(b, dim, dim, context.hops)}
 
     def slots(params: Params, memory: BufferMemory) -> tuple[Array, Array]:
         ids, mask = ring.last(memory, length)
         return recurrent.bigru(params["encoder"], embed(params, ids), mask)[0], mask
 
     def read(params: Params, memory: BufferMemory, query: Array, query_mask: Array, key: Key | None = None) -> Array:
-        return multihop.multihop(params["reader"], query, *slots(params, memory))[0]
+        return hops.multihop(params["reader"], query, *slots(params, memory))[0]
 
     return ring.make(num_items, context, length, init, slots, read)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rmjax.layers.dropout import fold
+from rmjax.layers.keys import fold
 from rmjax.types import Array, Key, Memory, MemoryMachine, Params, Sum
 
 
@@ -66,7 +66,9 @@ def memorize(
         other streams.
     """
     if not hasattr(items, "dtype") or not hasattr(mask, "dtype"):
-        raise ValueError("memorize wants items and mask as arrays [B, T, N]; `rmjax.segments.segment` cuts streams so")
+        raise ValueError(
+            "memorize wants items and mask as arrays [B, T, N]; `rmjax.data.segments.segment` cuts streams so"
+        )
     if items.shape[:3] != mask.shape or mask.ndim != 3:
         raise ValueError(f"memorize wants items and mask of one shape [B, T, N], got {items.shape} and {mask.shape}")
     if items.ndim == 3 and not jnp.issubdtype(items.dtype, jnp.integer):

@@ -17,7 +17,7 @@ from flax.linen.initializers import lecun_normal, normal
 from rmjax.layers import segments
 from rmjax.layers.attention import additive_scores, masked_softmax
 from rmjax.layers.embeddings import embed, init_items
-from rmjax.reason import multihop
+from rmjax.reason import hops
 from rmjax.registry import above, at_least, below, one_of, setting
 from rmjax.types import Array, Context, Key, MemoryMachine, Params, SegmentEncoder
 
@@ -115,7 +115,7 @@ class _Slots:
             "bias": jnp.zeros(dim),
             "score": 4.0 * dense(keys[5], (dim, 1))[:, 0],  # sharp enough that slots differ in what they take in
         }
-        reader = multihop.init(keys[7], slot_dim, dim, self.context.hops)
+        reader = hops.init(keys[7], slot_dim, dim, self.context.hops)
         # Untrained, a question reads the slots that an item like it is written to.
         find = {"query": attention["item"]} if item_dim == dim else {}
         find |= {"slot": attention["slot"], "score": attention["score"]}
@@ -156,7 +156,7 @@ def read_slots(params: Params, memory: SlotMemory) -> tuple[Array, Array]:
 
 
 def read(params: Params, memory: SlotMemory, query: Array, query_mask: Array, key: Key | None = None) -> Array:
-    return multihop.multihop(params["reader"], query, *read_slots(params, memory))[0]
+    return hops.multihop(params["reader"], query, *read_slots(params, memory))[0]
 
 
 def slot_attention(params: Params, slots: Array, projected: Array, mask: Array, normalize: str = "slots") -> Array:

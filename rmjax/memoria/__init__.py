@@ -4,11 +4,11 @@
 `rmjax.memoria.plots` draws what happened.
 """
 
-from rmjax.memoria.exploit import contribution, exploit
-from rmjax.memoria.history import Record, autocorrelation, edges_above, mean_age, nobody, record
-from rmjax.memoria.memorize import memorize_and_forget
-from rmjax.memoria.remind import Engrams, Reminded, remind
-from rmjax.memoria.state import (
+from rmjax.memoria._exploit import contribution, exploit
+from rmjax.memoria._history import Record, autocorrelation, edges_above, mean_age, nobody, record
+from rmjax.memoria._memorize import memorize_and_forget
+from rmjax.memoria._remind import Engrams, Reminded, remind
+from rmjax.memoria._state import (
     EMPTY,
     LONG_TERM,
     SHORT_TERM,
@@ -23,7 +23,7 @@ from rmjax.memoria.state import (
     reset,
     save,
 )
-from rmjax.memoria.step import step
+from rmjax.memoria._step import step
 
 __all__ = [
     "EMPTY",

@@ -12,8 +12,8 @@ import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from rmjax.memoria.history import edges_above
-from rmjax.memoria.state import LONG_TERM, SHORT_TERM, WORKING, MemoriaConfig, State
+from rmjax.memoria._history import edges_above
+from rmjax.memoria._state import LONG_TERM, SHORT_TERM, WORKING, MemoriaConfig, State
 
 KINDS = {
     WORKING: ("working", "tab:green"),

@@ -18,8 +18,8 @@ from flax.linen.initializers import normal
 
 from rmjax.layers.attention import attend
 from rmjax.layers.dense import Dense
-from rmjax.layers.dropout import dropout, fold
 from rmjax.layers.embeddings import look_up
+from rmjax.layers.keys import dropout, fold
 from rmjax.models import gpt2
 from rmjax.models.gpt2 import Nothing, dense, kept, split_heads
 from rmjax.types import Array, Key, ModelContext, Params, SequenceModel

@@ -16,8 +16,8 @@ from flax.linen.initializers import normal
 
 from rmjax.layers.attention import attend
 from rmjax.layers.dense import Dense
-from rmjax.layers.dropout import dropout, fold
 from rmjax.layers.embeddings import look_up
+from rmjax.layers.keys import dropout, fold
 from rmjax.registry import above, at_least, below, setting
 from rmjax.types import Array, Key, ModelContext, Params, SequenceModel
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen.initializers import normal
 
-from rmjax.layers.dropout import dropout, fold
+from rmjax.layers.keys import dropout, fold
 from rmjax.models import gpt2, transformer_xl
 from rmjax.models.gpt2 import (
     GPT2,

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from rmjax import memoria
-from rmjax.layers.dropout import fold
+from rmjax.layers.keys import fold
 from rmjax.models import bert, gpt2
 from rmjax.models.bert import Attention, Embeddings, Head, Layer, Sizes, head_logits
 from rmjax.models.gpt2 import kept

@@ -16,7 +16,7 @@ from flax.linen.initializers import normal
 from rmjax import memoria
 from rmjax.layers.attention import attend, masked_softmax
 from rmjax.layers.dense import Dense
-from rmjax.layers.dropout import dropout, fold
+from rmjax.layers.keys import dropout, fold
 from rmjax.models import gpt2
 from rmjax.models.gpt2 import (
     GPT2,

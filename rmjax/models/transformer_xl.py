@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax.linen.initializers import normal
 
 from rmjax.layers import queue
-from rmjax.layers.dropout import dropout, fold
 from rmjax.layers.embeddings import look_up
+from rmjax.layers.keys import dropout, fold
 from rmjax.layers.queue import Queue
 from rmjax.layers.relative import RelativeAttention
 from rmjax.models import gpt2

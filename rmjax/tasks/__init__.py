@@ -20,7 +20,7 @@ from rmjax.tasks.sequences import make_documents, make_language_model, make_sort
 from rmjax.types import Context, Task
 
 if TYPE_CHECKING:
-    from rmjax.data.texts import Texts
+    from rmjax.data.texts.streams import Texts
 
 
 def make_machine(config: Any, data: Description) -> machines.MemoryMachine:

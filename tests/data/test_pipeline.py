@@ -4,7 +4,6 @@ import pickle
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import ml_collections
@@ -12,11 +11,11 @@ import numpy as np
 import pytest
 
 from rmjax.data import cached, make_source
-from rmjax.data.movielens import movielens
+from rmjax.data.clicks.movielens import movielens
 from rmjax.data.pipeline import batches, epoch_order, eval_batches, partner_drawer, steps_per_epoch
 from rmjax.data.source import Source
+from tests import FIXTURES
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
 ARGS = dict(seed=3, batch_size=8, segment_length=4, negatives=5)
 
 
@@ -101,6 +100,7 @@ def test_workers_change_nothing(real):
 
 WORKERS = """
 import contextlib
+from tests import FIXTURES
 
 def read():
     from rmjax.data.pipeline import batches

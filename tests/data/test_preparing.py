@@ -7,21 +7,20 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from rmjax import train
-from rmjax.data import records, tokenizers
-from rmjax.data.documents import documents
-from rmjax.data.hyperpartisan import hyperpartisan
-from rmjax.data.text import Story, TextBuilder
+from rmjax.data import records
+from rmjax.data.stories.text import Story, TextBuilder
+from rmjax.data.texts import tokenizers
+from rmjax.data.texts.documents import documents
+from rmjax.data.texts.hyperpartisan import hyperpartisan
 from rmjax.io import progress, text
-from rmjax.workdir import EXIT_PREEMPTED, Preemption
-from tests.data.test_hyperpartisan import write as write_hyperpartisan
-
-ROOT = Path(__file__).parents[2]
+from rmjax.run import train
+from rmjax.run.workdir import EXIT_PREEMPTED, Preemption
+from tests import ROOT
+from tests.data.texts.test_hyperpartisan import write as write_hyperpartisan
 
 
 @pytest.fixture

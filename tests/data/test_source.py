@@ -8,10 +8,10 @@ import pickle
 import numpy as np
 import pytest
 
+from rmjax.data.clicks.simulated import ClicksConfig, SimulatedClicks
 from rmjax.data.pipeline import Subset
-from rmjax.data.simulated_clicks import ClicksConfig, SimulatedClicks
-from rmjax.data.sorting import Sorting
 from rmjax.data.source import Description, Questions, Source, cached
+from rmjax.data.texts.sorting import Sorting
 
 
 class Plain(Source):

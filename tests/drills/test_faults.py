@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests import ROOT
+from tests.run.test_processes import agree
 from tests.runs import PLAIN, lines, saved
-from tests.test_processes import agree
 
-ROOT = Path(__file__).parents[2]
 CARD = """
 from tests import runs
+from tests import ROOT
 
 def get_config(arg=""):
     return runs.tiny(**{changes!r})

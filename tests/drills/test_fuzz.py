@@ -47,15 +47,18 @@ import pytest
 import tokenizers
 from safetensors.numpy import save_file
 
-from rmjax import config, kept, memoria
-from rmjax.data import activitynet, babi, documents, hyperpartisan, movielens, narrativeqa, tvqa, vectors, xlong
-from rmjax.data import tokenizers as our_tokenizers
+from rmjax import config, memoria
+from rmjax.data.clicks import movielens, xlong
+from rmjax.data.stories import activitynet, babi, narrativeqa, tvqa, vectors
+from rmjax.data.texts import documents, hyperpartisan
+from rmjax.data.texts import tokenizers as our_tokenizers
 from rmjax.models import gpt2, huggingface
-from tests.data.test_hyperpartisan import write as write_hyperpartisan
+from rmjax.run import kept
+from tests import FIXTURES
+from tests.data.texts.test_hyperpartisan import write as write_hyperpartisan
 from tests.memoria.runs import small
-from tests.test_streams import streams
+from tests.serve.test_streams import streams
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
 SPLITS = ("train", "valid", "test")
 SECONDS, BYTES = 20, 3 << 30  # that a case may take, and that it may ask of the system
 NAMED = (ValueError, OSError, ImportError)

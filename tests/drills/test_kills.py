@@ -13,10 +13,12 @@ from pathlib import Path
 import chex
 import pytest
 
+from tests import ROOT
 from tests.runs import lines, saved
 
 CARD = """
 from tests import runs
+from tests import ROOT
 
 def get_config(arg=""):
     changes = {"train.steps": 600, "train.eval_every": 50, "train.save_every": 7, "teacher.steps": 200}
@@ -27,7 +29,7 @@ def get_config(arg=""):
 def command(tmp_path: Path, workdir: Path) -> tuple[list[str], dict]:
     (tmp_path / "card.py").write_text(CARD)
     environment = os.environ | {
-        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -14,11 +14,11 @@ from pathlib import Path
 import chex
 import pytest
 
-from rmjax import train
-from rmjax.workdir import EXIT_MISTAKE, lock
+from rmjax.run import train
+from rmjax.run.workdir import EXIT_MISTAKE, lock
+from tests.run.test_devices import fifty_steps
+from tests.run.test_processes import ROOT, agree, start
 from tests.runs import PLAIN, tiny
-from tests.test_devices import fifty_steps
-from tests.test_processes import ROOT, agree, start
 
 pytestmark = pytest.mark.slow
 
@@ -111,7 +111,7 @@ import pickle, sys
 import jax
 from rmjax import processes
 processes.join(None, None, None)
-from tests.test_devices import fifty_steps  # looks for devices, so only now
+from tests.run.test_devices import fifty_steps  # looks for devices, so only now
 found = fifty_steps(*sys.argv[2:3], *map(int, sys.argv[3:5]), sparse_items=sys.argv[5] == "sparse")
 pickle.dump(found, open(f"{sys.argv[1]}/{jax.process_index()}", "wb"))
 """

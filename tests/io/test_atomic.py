@@ -6,13 +6,11 @@ import errno
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from rmjax.io import atomic
-
-ROOT = Path(__file__).parents[2]
+from tests import ROOT
 
 
 def test_write_replaces(tmp_path):
@@ -70,6 +68,7 @@ HOLDS = """
 import sys
 from pathlib import Path
 from rmjax.io import atomic
+from tests import ROOT
 with atomic.folder(Path(sys.argv[1])) as scratch:
     (scratch / "file").write_text("content")
     print("ready", flush=True)

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from rmjax.io import progress
-from rmjax.workdir import Preemption
+from rmjax.run.workdir import Preemption
 
 
 def test_a_line_every_ten_seconds(monkeypatch, caplog):

@@ -7,15 +7,15 @@ long-term memory, and a null engram found when a search runs dry.) One file a sc
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rmjax import memoria
+from tests import ROOT
 from tests.memoria.runs import alive, at, by_serial, run
 
-FILES = sorted((Path(__file__).parents[1] / "golden").glob("memoria_*.npz"))
+FILES = sorted((ROOT / "tests" / "golden").glob("memoria_*.npz"))
 VARIANTS = {
     "clean": {"ties": "oldest", "order": "released"},
     "clean_hash": {"ties": "hash", "order": "released"},

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rmjax import cost, memoria
+from rmjax import memoria
+from rmjax.io import cost
 from tests.memoria.runs import alive, at, given, run, serials, small, stream
 
 same = chex.assert_trees_all_equal
@@ -273,7 +274,7 @@ def test_how_many_walks_step_together_does_not_matter(monkeypatch):
     config = small(search_seeds="all_short_term", remind_short_term=4, short_term_capacity=15, lifespan_extend=6.0)
     xs, found = stream(config, 40, grid=None), []
     for rows_at_once in (1, 3, 16):
-        monkeypatch.setattr(sys.modules["rmjax.memoria.remind"], "SEARCH_ROWS", rows_at_once)
+        monkeypatch.setattr(sys.modules["rmjax.memoria._remind"], "SEARCH_ROWS", rows_at_once)
         jax.clear_caches()
         found.append(run(config, xs))
     assert found[0].reminded.found.sum(-1).max() > 16

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rmjax.models.unroll import unroll
+from rmjax.models.scan import unroll
 from tests.models.small import MODELS, SIZES, N, models, noisy, streams
 
 B, T = 3, 5

@@ -10,7 +10,7 @@ import pytest
 
 from rmjax import memoria
 from rmjax.models import bert, memoria_bert
-from rmjax.models.unroll import unroll
+from rmjax.models.scan import unroll
 from tests.models.small import ENGRAMS, N, compiled, noisy, streams
 
 B, T = 3, 6

@@ -15,7 +15,7 @@ from rmjax.layers.relative import RelativeAttention, shift, sinusoids
 from rmjax.models import compressive as compressive_transformer
 from rmjax.models import gpt2, infinity, transformer_xl
 from rmjax.models.memoria_gpt2 import Abstractor
-from rmjax.models.unroll import unroll
+from rmjax.models.scan import unroll
 from tests.models.small import ENGRAMS, MODELS, SIZES, N, compiled, noisy, streams
 
 KEY = jax.random.key(0)

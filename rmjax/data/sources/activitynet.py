@@ -1,4 +1,4 @@
-"""ActivityNet-QA, see `rmjax.data.activitynet`."""
+"""ActivityNet-QA, see `rmjax.data.stories.activitynet`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Settings:
 
 
 def make(settings: Settings, common: Any, seed: int) -> Source:
-    from rmjax.data.activitynet import activitynet
+    from rmjax.data.stories.activitynet import activitynet
 
     options = dict(segment_length=common.segment_length, ram_bytes=common.ram_bytes)
     return activitynet(common.dir, cache_dir=common.cache_dir, **options, **vars(settings))

@@ -1,4 +1,4 @@
-"""bAbI, see `rmjax.data.babi`."""
+"""bAbI, see `rmjax.data.stories.babi`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Settings:
 
 
 def make(settings: Settings, common: Any, seed: int) -> Source:
-    from rmjax.data.babi import babi
+    from rmjax.data.stories.babi import babi
 
     options = dict(segment_length=common.segment_length, buckets=common.buckets)
     return babi(common.dir, common.cache_dir, **options, **vars(settings))

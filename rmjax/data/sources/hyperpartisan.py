@@ -1,4 +1,4 @@
-"""Hyperpartisan news, see `rmjax.data.hyperpartisan`."""
+"""Hyperpartisan news, see `rmjax.data.texts.hyperpartisan`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Settings:
 
 
 def make(settings: Settings, common: Any, seed: int) -> Source:
-    from rmjax.data.hyperpartisan import hyperpartisan
+    from rmjax.data.texts.hyperpartisan import hyperpartisan
 
     options = dict(segment_length=common.segment_length, min_count=common.min_count, buckets=common.buckets)
     return hyperpartisan(common.dir, common.cache_dir, **options, **vars(settings))

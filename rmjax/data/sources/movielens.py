@@ -1,4 +1,4 @@
-"""MovieLens, see `rmjax.data.movielens`."""
+"""MovieLens, see `rmjax.data.clicks.movielens`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ class Settings:
 
 
 def make(settings: Settings, common: Any, seed: int) -> Source:
-    from rmjax.data.movielens import movielens
+    from rmjax.data.clicks.movielens import movielens
 
     return cached(movielens(common.dir, common.cache_dir, seed, **vars(settings)), common.ram_bytes)

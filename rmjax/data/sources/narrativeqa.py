@@ -1,4 +1,4 @@
-"""NarrativeQA, see `rmjax.data.narrativeqa`."""
+"""NarrativeQA, see `rmjax.data.stories.narrativeqa`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Settings:
 
 
 def make(settings: Settings, common: Any, seed: int) -> Source:
-    from rmjax.data.narrativeqa import narrativeqa
+    from rmjax.data.stories.narrativeqa import narrativeqa
 
     options = dict(segment_length=common.segment_length, min_count=common.min_count, buckets=common.buckets)
     return narrativeqa(common.dir, common.cache_dir, **options, **vars(settings))

@@ -1,4 +1,4 @@
-"""Simulated clicks, see `rmjax.data.simulated_clicks`."""
+"""Simulated clicks, see `rmjax.data.clicks.simulated`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Settings:
 
 
 def make(settings: Settings, common: Any, seed: int) -> Source:
-    from rmjax.data.simulated_clicks import SPLITS, ClicksConfig, SimulatedClicks
+    from rmjax.data.clicks.simulated import SPLITS, ClicksConfig, SimulatedClicks
 
     world = dict(vars(settings))
     users = {split: world.pop(split) for split in SPLITS}

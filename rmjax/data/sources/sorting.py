@@ -1,4 +1,4 @@
-"""Sorting, see `rmjax.data.sorting`."""
+"""Sorting, see `rmjax.data.texts.sorting`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Settings:
 
 
 def make(settings: Settings, common: Any, seed: int) -> Source:
-    from rmjax.data.sorting import Sorting, fitting
+    from rmjax.data.texts.sorting import Sorting, fitting
 
     options = dict(vars(settings))
     segments = options.pop("segments")

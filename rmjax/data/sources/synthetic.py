@@ -1,4 +1,4 @@
-"""CM's synthetic evidence, see `rmjax.data.synthetic`."""
+"""CM's synthetic evidence, see `rmjax.data.stories.evidence`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Settings:
 
 
 def make(settings: Settings, common: Any, seed: int) -> Source:
-    from rmjax.data.synthetic import SPLITS, Synthetic, SyntheticConfig
+    from rmjax.data.stories.evidence import SPLITS, Synthetic, SyntheticConfig
 
     world = dict(vars(settings))
     samples = {split: world.pop(split) for split in SPLITS}

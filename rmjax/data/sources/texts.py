@@ -1,4 +1,4 @@
-"""WikiText, PG-19, enwik8 and any books, see `rmjax.data.documents` and `rmjax.data.texts`."""
+"""WikiText, PG-19, enwik8 and any books, see `rmjax.data.texts.documents` and `rmjax.data.texts.streams`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from rmjax.registry import a_path, at_least, between, inside, setting
 
 if TYPE_CHECKING:
-    from rmjax.data.texts import Texts
+    from rmjax.data.texts.streams import Texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Settings:
 
 
 def make(settings: Settings, common: Any, seed: int) -> Texts:
-    from rmjax.data.documents import documents
-    from rmjax.data.texts import Texts
+    from rmjax.data.texts.documents import documents
+    from rmjax.data.texts.streams import Texts
 
     options = dict(vars(settings))
     shares = {name: options.pop(name) for name in ("train_share", "held_out")}

@@ -1,4 +1,4 @@
-"""TVQA, see `rmjax.data.tvqa`."""
+"""TVQA, see `rmjax.data.stories.tvqa`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Settings:
 
 
 def make(settings: Settings, common: Any, seed: int) -> Source:
-    from rmjax.data.tvqa import tvqa
+    from rmjax.data.stories.tvqa import tvqa
 
     options = dict(segment_length=common.segment_length, min_count=common.min_count, buckets=common.buckets)
     return tvqa(common.dir, common.cache_dir, seed, **options, **vars(settings))

@@ -1,4 +1,4 @@
-"""XLong, see `rmjax.data.xlong`; without its files simulated clicks."""
+"""XLong, see `rmjax.data.clicks.xlong`; without its files simulated clicks."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ def make(settings: Settings, common: Any, seed: int) -> Source:
         logging.info("config.data.dir is empty: simulated clicks in place of XLong.")
         made = SOURCES.settings("simulated_clicks", common.simulated, "config.data.simulated.")
         return SOURCES["simulated_clicks"].make(made, common, seed)
-    from rmjax.data.xlong import xlong
+    from rmjax.data.clicks.xlong import xlong
 
     return cached(xlong(common.dir, common.cache_dir, seed), common.ram_bytes)

@@ -1,0 +1,409 @@
+import io
+import re
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rmjax.data.pipeline import eval_batches
+from rmjax.data.stories import babi as module
+from rmjax.data.stories.babi import ADVICE, babi, parse
+from tests import FIXTURES
+
+FIXTURE = FIXTURES / "babi"
+RELEASE = FIXTURE / "tasks_1-20_v1-2"
+TASKS = "1,3,8"
+SPLITS = ("train", "valid", "test")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def source(cache):
+    return babi(str(FIXTURE), cache, tasks=TASKS)
+
+
+@pytest.fixture(scope="module")
+def alone(cache):
+    return babi(str(FIXTURE), cache, tasks=TASKS, per_question=True)
+
+
+def raw(name):
+    """The stories of a file: (statements before it, question, answer) of every question, read in another way."""
+    stories = []
+    for line in (RELEASE / name).read_text().split("\n")[:-1]:
+        number, text = line.split(" ", 1)
+        if number == "1":
+            stories.append(([], []))
+        statements, asked = stories[-1]
+        if "\t" in text:
+            question, answer, _ = text.split("\t")
+            asked.append(([words(s) for s in statements], words(question), answer))
+        else:
+            statements.append(text)
+    return [asked for _, asked in stories]
+
+
+def words(text):
+    return "".join(c for c in text.lower() if c.isalnum() or c in "' ").split()
+
+
+@pytest.fixture(scope="module")
+def stories():
+    three, eight = raw("en-10k/qa3_three-supporting-facts_train.PARTIAL-3.txt"), raw("en-10k/qa8_lists-sets_train.txt")
+    return {
+        "train": raw("en-valid-10k/qa1_train.txt") + three[:-1] + eight[:-1],
+        "valid": raw("en-valid-10k/qa1_valid.txt") + three[-1:] + eight[-1:],
+        "test": raw("en-valid-10k/qa1_test.txt")
+        + raw("en-10k/qa3_three-supporting-facts_test.txt")
+        + raw("en-10k/qa8_lists-sets_test.txt"),
+    }
+
+
+def text_of(source, items, mask):
+    """The words of each segment that has any."""
+    return [[source.vocabulary[i] for i in row[there]] for row, there in zip(items, mask, strict=True) if there.any()]
+
+
+def joined(segments):
+    return [word for segment in segments for word in segment]
+
+
+def every(source, split):
+    return source.fetch(split, np.arange(source.size(split)))
+
+
+def test_one_story_word_for_word(source):
+    story = source.fetch("train", np.array([1]))
+    segments = text_of(source, story["items"][0], story["item_mask"][0])
+    assert [" ".join(segment) for segment in segments] == [
+        "bo walked to the barn",
+        "cy moved to the attic",
+        "ann's hat isn't on the hook in the attic where cy who is 12 put",
+        "it down",
+    ]
+    assert text_of(source, story["query"][0], story["word_mask"][0]) == [["where", "is", who] for who in ("bo", "cy")]
+    assert story["position"][0].tolist() == [1, 4, 0] and story["query_mask"][0].tolist() == [True, True, False]
+    assert [source.classes[c] for c in story["target"][0, :2]] == ["barn", "attic"] and story["target"][0, 2] == 0
+    assert not story["items"][~story["item_mask"]].any() and not story["query"][~story["word_mask"]].any()
+
+
+@pytest.mark.parametrize("segment_length", [1, 3, 5, 15])
+def test_every_question_follows_what_the_file_has_before_it(cache, stories, segment_length):
+    source = babi(str(FIXTURE), cache, tasks=TASKS, segment_length=segment_length)
+    assert [source.size(split) for split in SPLITS] == [5, 3, 4] == [len(stories[split]) for split in SPLITS]
+    for split in SPLITS:
+        examples = every(source, split)
+        assert examples["example_id"].tolist() == list(range(source.size(split)))
+        for row, asked in enumerate(stories[split]):
+            assert examples["query_mask"][row].sum() == len(asked)
+            for q, (statements, question, answer) in enumerate(asked):
+                position = examples["position"][row, q]
+                assert position == sum(-(-len(statement) // segment_length) for statement in statements)
+                written = examples["items"][row, :position], examples["item_mask"][row, :position]
+                assert joined(text_of(source, *written)) == joined(statements)
+                assert text_of(source, *(examples[k][row, q : q + 1] for k in ("query", "word_mask"))) == [question]
+                assert source.classes[examples["target"][row, q]] == answer
+
+
+def test_a_question_alone_has_the_story_up_to_it(source, alone):
+    assert alone.positions_at_end and not source.positions_at_end and alone.num_queries == 1
+    for split in SPLITS:
+        whole, single, row = every(source, split), every(alone, split), 0
+        assert "position" not in single
+        for story in range(source.size(split)):
+            for q in np.flatnonzero(whole["query_mask"][story]):
+                before = np.arange(whole["items"].shape[1]) < whole["position"][story, q]
+                assert alone.stream_id(split)[row] == story
+                np.testing.assert_array_equal(single["items"][row], whole["items"][story] * before[:, None])
+                np.testing.assert_array_equal(single["item_mask"][row], whole["item_mask"][story] & before[:, None])
+                for name in ("query", "word_mask", "query_mask", "target"):
+                    np.testing.assert_array_equal(single[name][row, 0], whole[name][story, q])
+                row += 1
+        assert row == alone.size(split)
+
+
+def test_words_classes_groups_and_where_splits_come_from(source, alone):
+    assert source.vocabulary[0] == "<unk>" and source.num_items == len(set(source.vocabulary))
+    assert " ".join(source.classes) == "shed mill barn attic loft lamp,map nothing lamp map map,lamp"
+    assert source.questions == ("words", 0, 0, "class", len(source.classes), "error", False)
+    assert source.metadata["splits"]["qa1"] == "en-valid-10k" and "last tenth" in source.metadata["splits"]["qa8"]
+    assert source.metadata["partial"] == {"qa3": 3}
+    assert source.num_queries == 3 and source.max_items == 28 and not source.positions_at_end
+    sizes = {split: {name: int(mask.sum()) for name, mask in source.groups(split).items()} for split in SPLITS}
+    assert sizes["train"] == {"qa1": 6, "qa3": 2, "qa8": 2}
+    assert sizes["valid"] == {"qa1": 1, "qa3": 1, "qa8": 1}
+    assert sizes["test"] == {"qa1": 3, "qa3": 1, "qa8": 2}
+    for split in SPLITS:
+        assert (sum(source.groups(split).values()) == every(source, split)["query_mask"]).all()
+        assert {name: int(mask.sum()) for name, mask in alone.groups(split).items()} == sizes[split]
+
+
+def test_the_archive_is_the_folder(tmp_path, source, cache):
+    archives = [tmp_path / f"babi.tar{end}" for end in ("", ".gz", ".xz")]
+    for path, mode in zip(archives, ("w", "w:gz", "w:xz"), strict=True):
+        with tarfile.open(path, mode) as archive:
+            archive.add(RELEASE, RELEASE.name)
+    for path in (*archives, RELEASE):
+        other = babi(str(path), str(tmp_path), tasks=TASKS)
+        assert other.vocabulary == source.vocabulary and other.classes == source.classes
+        for split in SPLITS:
+            for name, values in every(source, split).items():
+                np.testing.assert_array_equal(every(other, split)[name], values)
+
+
+def test_last_sentences(source, stories, cache):
+    short = babi(str(FIXTURE), cache, tasks="3", max_sentences=2)
+    examples = every(short, "train")
+    ((first, second),) = stories["train"][3:4]
+    assert examples["items"].shape[1] == 2
+    assert text_of(short, examples["items"][0], examples["item_mask"][0]) == second[0][-2:]
+    assert examples["position"][0].tolist() == [0, 2] and len(first[0]) == 3  # of six, the last two
+    alone = every(babi(str(FIXTURE), cache, tasks="3", max_sentences=2, per_question=True), "train")
+    for row, asked in enumerate((first, second)):
+        assert text_of(short, alone["items"][row], alone["item_mask"][row]) == asked[0][-2:]
+    longest = max(len(asked[-1][0]) for asked in stories["train"])
+    same = babi(str(FIXTURE), cache, tasks=TASKS, max_sentences=longest)
+    for name in ("items", "position"):
+        np.testing.assert_array_equal(every(same, "train")[name], every(source, "train")[name])
+
+
+def test_batches_are_cut_to_their_bucket(source):
+    bucket, segments = source.buckets("train")
+    batches = list(eval_batches(source, "train", seed=0, batch_size=2, segment_length=15, negatives=4))
+    assert {batch.items.shape[1] for batch in batches} == {segments[b] for b in bucket}
+    seen = np.concatenate([batch.example_id for batch in batches])
+    assert sorted(seen[seen < source.size("train")]) == list(range(source.size("train")))
+    assert sum(int(batch.item_mask.sum()) for batch in batches) == every(source, "train")["item_mask"].sum()
+
+
+WRONG = [  # (lines, the line and field named, what was expected, what was found)
+    ("1 A b.\n2 Where is A?\n", "line 2, field answer: expected a tab and an answer after the question", "Where is A?"),
+    ("1 A b.\n2 Where is A? \t\t1\n", "line 2, field answer: expected an answer after the tab", r"Where is A? \t\t1"),
+    ("1 A b.\n3 B c.\n", "line 2, field ID: expected 1 or 2", "3"),
+    ("1 A b.\n2 C?\tb\t1\n2 D?\tb\t1\n", "line 3, field ID: expected 1 or 3", "2"),
+    ("2 A b.\n", "line 1, field ID: expected 1", "2"),
+    ("1 A b.\nx B c.\n", "line 2, field ID: expected a number, a space and a sentence", "x B c."),
+    ("1 A b.\n\n2 C?\tb\t1\n", "line 2, field ID: expected a number, a space and a sentence", ""),
+    ("1 A b.\n\n", "line 1, field story: expected a question before its end", "none"),
+    ("1 A b.\n2 C?\tb\n", "line 2, field supporting facts: expected one more tab and numbers from 1 to 1", ""),
+    ("1 A b.\n2 C?\tb\t\n", "line 2, field supporting facts: expected one more tab and numbers from 1 to 1", ""),
+    ("1 A b.\n2 C?\tb\t2\n", "line 2, field supporting facts: expected one more tab and numbers from 1 to 1", "2"),
+    ("1 A b.\n2 C?\tb\tx\n", "line 2, field supporting facts: expected one more tab and numbers from 1 to 1", "x"),
+    ("1 A b.\n2 C?\tb c\t1\n", "line 2, field answer: expected a word, or several with commas between", "b c"),
+    ("1 A b.\n2 C?\t,\t1\n", "line 2, field answer: expected a word, or several with commas between", ","),
+    ("9" * 5000 + " A b.\n", "line 1, field ID: expected a number, a space and a sentence", "9" * 60 + "..."),
+    (
+        "1 A b.\n2 C?\tb\t1\n3 D e.\n",
+        "line 3, field story: expected a question at its end (fetch a file that was cut short again)",
+        "3 D e.",
+    ),
+    ("1 A b.\n2 .\n", "line 2, field sentence: expected words", "."),
+    ("1 A b.\n2 \tc\t1\n", "line 2, field sentence: expected words", ""),
+    ("1 A b.\n2 C?\tb\t1\n1 A b.\n2 C d.\n", "line 3, field story: expected a question before its end", "none"),
+    ("1 A b.\n1 C d.\n2 C?\td\t1\n", "line 1, field story: expected a question before its end", "none"),
+    ("", "line 1, field ID: expected a line", "an empty file"),
+]
+
+
+@pytest.mark.parametrize("text, where, found", WRONG)
+def test_a_malformed_line_is_named(text, where, found):
+    with pytest.raises(ValueError) as error:
+        parse(Path("en/qa1.txt"), text, 0, {})
+    assert str(error.value) == f"en/qa1.txt, {where}, found '{found}'"
+
+
+def release(folder, change=lambda content: content):
+    """A folder with en-10k's task 8, one file of it changed."""
+    shutil.copytree(RELEASE / "en-10k", folder / "en-10k", ignore=lambda *_: ["qa1_", "qa3_"])
+    path = folder / "en-10k" / "qa8_lists-sets_train.txt"
+    path.write_bytes(change(path.read_bytes()))
+    return path
+
+
+def test_a_file_cut_anywhere_is_refused_or_warned_of(tmp_path, caplog):
+    for path in sorted((RELEASE / "en-10k").glob("qa8_*.txt")):
+        content, end = path.read_bytes(), 0
+        for cut in range(len(content)):
+            caplog.clear()
+            short = tmp_path / path.name
+            short.write_bytes(content[:cut])
+            try:
+                parse(*module.read_files((short,), ())[f"{tmp_path.name}/{path.name}"], 0, {})
+            except ValueError as error:
+                assert str(error).startswith(f"{short}, line ")
+                continue
+            lines = content[:cut].split(b"\n")
+            if lines[-1]:
+                assert f"{short}: line {len(lines)}, the last, has no end" in caplog.text
+            else:  # nothing shows that lines are missing
+                assert b"\t" in lines[-2]
+                end += 1
+        assert end < content.count(b"\n")
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda content: b"\xef\xbb\xbf" + content, ""),
+        (lambda content: content + b"\n \r\n", ""),
+        (lambda content: content.replace(b"\n", b"\r\n"), ""),
+        (lambda content: content.decode().encode("utf-16"), ""),
+        (lambda content: content.rstrip(), "has no end"),
+        (lambda content: content.replace(b".", b".\xe9"), "bytes are not UTF-8"),
+    ],
+)
+def test_text_files_as_people_have_them(tmp_path, caplog, change, said):
+    read = {}
+    for name, how in (("a", lambda content: content), ("b", change)):
+        (tmp_path / name).mkdir()
+        path = release(tmp_path / name, how)
+        (path.parent / f"._{path.name}").write_bytes(b"\0\5\x16\7")
+        read[name] = babi(str(tmp_path / name), str(tmp_path / "cache"), tasks="8")
+    assert said in caplog.text and bool(said) == ("qa8_lists-sets_train" in caplog.text)
+    assert read["a"].vocabulary == read["b"].vocabulary and read["a"].classes == read["b"].classes
+    for name, values in every(read["a"], "train").items():
+        np.testing.assert_array_equal(every(read["b"], "train")[name], values)
+
+
+def archived(path, name, content, **attributes):
+    with tarfile.open(path, "w:gz", format=tarfile.GNU_FORMAT) as archive:
+        member = tarfile.TarInfo(name)
+        for attribute, value in ({"size": len(content)} | attributes).items():
+            setattr(member, attribute, value)
+        archive.addfile(member, io.BytesIO(content))
+    return str(path)
+
+
+def test_members_of_an_archive_are_files_of_a_size_that_tasks_have(tmp_path, monkeypatch):
+    path, cache, name = tmp_path / "x.tar.gz", str(tmp_path / "cache"), "en-10k/qa1_a_train.txt"
+    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
+        archived(path, name, b"", type=kind, linkname="/etc/hostname")
+        with pytest.raises(ValueError, match=re.escape(f"{path / name}: a link or a device")):
+            babi(str(path), cache)
+    monkeypatch.setattr(module, "MOST_BYTES", 100)
+    archived(path, name, b" " * 101)
+    with pytest.raises(ValueError, match=re.escape(f"{path / name}: 101 bytes, but no file of a task has over 100")):
+        babi(str(path), cache)
+    archived(path, "x", b" " * (1 << 21), type=tarfile.GNUTYPE_LONGNAME)
+    with pytest.raises(ValueError, match=re.escape(f"{path}: the archive is damaged")):
+        babi(str(path), cache)
+
+
+def test_a_malformed_file_leaves_nothing(tmp_path):
+    shutil.copytree(RELEASE, tmp_path / "release")
+    path = tmp_path / "release" / "en-valid-10k" / "qa1_valid.txt"
+    path.write_text(path.read_text().replace("\t", " "))
+    with pytest.raises(ValueError, match=re.escape(f"{path}, line 2, field answer")):
+        babi(str(tmp_path / "release"), str(tmp_path / "cache"), tasks="1")
+    assert not [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
+    shutil.copy(RELEASE / "en-valid-10k" / "qa1_valid.txt", path)
+    one = tmp_path / "release" / "en-10k" / "qa8_lists-sets_train.txt"
+    one.write_text("".join(one.read_text().splitlines(True)[:6]))
+    with pytest.raises(ValueError, match=re.escape(f"{one}, line 1, field story: expected two stories or more")):
+        babi(str(tmp_path / "release"), str(tmp_path / "cache"), tasks="8")
+
+
+def test_a_task_without_all_three_official_splits_has_the_last_tenth(tmp_path):
+    shutil.copytree(RELEASE, tmp_path / "release")
+    (tmp_path / "release" / "en-valid-10k" / "qa1_valid.txt").unlink()
+    source = babi(str(tmp_path / "release"), str(tmp_path / "cache"), tasks="1")
+    assert source.metadata["splits"]["qa1"] == "en-10k, the last tenth of its training stories as valid"
+    assert [source.size(split) for split in SPLITS] == [3, 1, 2]
+
+
+def test_some_tasks_keep_the_words_and_answers_of_all(source, cache):
+    eight = babi(str(FIXTURE), cache, tasks="8")
+    assert eight.vocabulary == source.vocabulary and eight.classes == source.classes
+    for split in SPLITS:
+        assert list(eight.groups(split)) == ["qa8"]
+        theirs = np.flatnonzero(source.groups(split)["qa8"].any(1))
+        assert 0 < len(theirs) < source.size(split) and len(theirs) == eight.size(split)
+        mine = eight.fetch(split, np.arange(eight.size(split)))
+        every = source.fetch(split, theirs)
+        for values, masks in (
+            ("items", "item_mask"),
+            ("query", "word_mask"),
+            ("target", "query_mask"),
+            ("position", "query_mask"),
+        ):
+            for row in range(len(theirs)):
+                np.testing.assert_array_equal(
+                    mine[values][row][mine[masks][row]], every[values][row][every[masks][row]]
+                )
+
+
+@pytest.mark.parametrize("end, mode", [(".gz", "w:gz"), (".xz", "w:xz"), ("", "w")])
+def test_a_damaged_archive_is_named(tmp_path, end, mode):
+    path = tmp_path / f"babi.tar{end}"
+    (tmp_path / "text").write_text("".join(f"{i} went to the {i * i}.\n" for i in range(5000)))
+    with tarfile.open(path, mode) as archive:
+        archive.add(tmp_path / "text", "en-10k/qa9_text.txt")
+    whole = path.read_bytes()
+    damaged = [whole[: len(whole) // 2], b"nothing of the kind"]
+    if end:  # a plain one has no checksum
+        noise = np.random.default_rng(0).bytes(64)
+        places = [int(share * len(whole)) for share in np.linspace(0.1, 0.9, 20)]
+        damaged += [whole[:at] + noise + whole[at + 64 :] for at in places]
+        damaged += [whole[:-6] + bytes([whole[-6] ^ 1]) + whole[-5:]]
+    for content in damaged:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="damaged or cut short") as error:
+            babi(str(path), str(tmp_path / "cache"))
+        assert str(path) in str(error.value) and ADVICE in str(error.value)
+
+
+def test_missing_files_say_where_they_come_from(tmp_path):
+    (tmp_path / "en-10k").mkdir()
+    with tarfile.open(tmp_path / "other.tar", "w") as archive:
+        archive.add(tmp_path / "en-10k", "en-10k")
+    for directory in ("", str(tmp_path), str(tmp_path / "none"), str(tmp_path / "other.tar")):
+        with pytest.raises(FileNotFoundError) as error:
+            babi(directory, str(tmp_path / "cache"))
+        assert "en-10k/qa1_..._train.txt" in str(error.value) and ADVICE in str(error.value)
+        assert (directory or "data.dir, which is empty") in str(error.value)
+    for tasks, name in (("", "qa2_..._train.txt"), ("1,20", "qa20_..._train.txt")):
+        with pytest.raises(FileNotFoundError, match=re.escape(f"en-10k/{name} not found in {RELEASE}")):
+            babi(str(FIXTURE), str(tmp_path / "cache"), tasks=tasks)
+    with pytest.raises(FileNotFoundError, match="en/qa1_"):
+        babi(str(FIXTURE), str(tmp_path / "cache"), subset="en", tasks="1")
+    moved = shutil.copytree(RELEASE, tmp_path / "elsewhere", copy_function=shutil.copy2)
+    with pytest.raises(FileNotFoundError, match=re.escape(f"qa2_..._train.txt not found in {moved};")):
+        babi(str(moved), str(tmp_path / "cache"), tasks="2")  # prepared before, from another folder
+    half = tmp_path / "half" / "en-10k"
+    half.mkdir(parents=True)
+    shutil.copy(RELEASE / "en-10k" / "qa8_lists-sets_train.txt", half)
+    with pytest.raises(FileNotFoundError, match=re.escape(f"en-10k/qa1_..._train.txt not found in {half.parent},")):
+        babi(str(half.parent), str(tmp_path / "cache"), tasks="8")
+    assert "tasks_1-20_v1-2.tar.gz" in ADVICE
+
+
+@pytest.mark.parametrize("tasks", ["9" * 5000, "0", "21", "1,,2", "one", "1;2", "-1", "1.5", ","])
+def test_tasks_are_numbers(tasks, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(f"tasks={tasks!r}: expected numbers from 1 to 20")):
+        babi(str(FIXTURE), str(tmp_path), tasks=tasks)
+
+
+def test_a_part_of_a_task_is_said_each_time(cache, caplog):
+    for _ in range(2):
+        caplog.clear()
+        babi(str(FIXTURE), cache, tasks=TASKS)
+        assert "qa3: only a part of its training file is there, 3 questions" in caplog.text
+
+
+@pytest.mark.parametrize("size", ["9" * 30, "9" * 5000])
+def test_a_number_in_an_archives_header_that_cannot_be_is_named(tmp_path, size):
+    path = tmp_path / "babi.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        note = tarfile.TarInfo("note")
+        note.type, content = tarfile.XHDTYPE, f"{size} path=en-10k/qa1_a_train.txt\n".encode()
+        note.size = len(content)
+        archive.addfile(note, io.BytesIO(content))
+        archive.addfile(tarfile.TarInfo("x"))
+    with pytest.raises(ValueError, match=re.escape(f"{path}: the archive is damaged or cut short")):
+        babi(str(path), str(tmp_path / "cache"))

@@ -1,0 +1,262 @@
+"""AUC against counting pairs; files that a kill leaves whole; rates that leave out what is not training."""
+
+import errno
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl import logging
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tensorboardX.proto.event_pb2 import Event
+
+from rmjax import config as configs
+from rmjax.evaluation.metrics import Progress, auc, bootstrap, macro_f1, open_loggers, table
+
+
+def count_pairs(scores, labels):
+    won = [(p > n) + 0.5 * (p == n) for p in scores[labels == 1] for n in scores[labels == 0]]
+    return sum(won) / len(won) if won else math.nan
+
+
+entries = st.lists(
+    st.tuples(st.sampled_from([-math.inf, -1.0, 0.0, 1e-30, 0.5, 2.0, math.inf]), st.integers(0, 1), st.booleans())
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(entries)
+def test_auc_counts_pairs(rows):
+    scores, labels, mask = (np.array(c) for c in zip(*rows, strict=True)) if rows else (np.zeros(0),) * 3
+    mask = mask.astype(bool)
+    np.testing.assert_equal(auc(scores, labels), count_pairs(scores, labels))
+    np.testing.assert_equal(auc(scores, labels, mask), count_pairs(scores[mask], labels[mask]))
+
+
+def test_auc_keeps_neighbouring_floats_apart():
+    scores = np.float32([1.0, np.nextafter(np.float32(1), np.float32(2))])
+    assert auc(scores, [0, 1]) == 1.0
+    assert auc(-scores, [0, 1]) == 0.0
+
+
+def test_auc_takes_any_shape_and_never_looks_under_the_mask():
+    scores = np.array([[0.1, np.nan], [0.9, 0.2]])
+    mask = np.array([[True, False], [True, True]])
+    assert auc(scores, [[0, 1], [1, 0]], mask) == 1.0
+    assert math.isnan(auc(scores, [[0, 1], [1, 0]]))
+
+
+def test_auc_of_one_class_is_nan():
+    assert math.isnan(auc([0.1, 0.2], [1, 1])) and math.isnan(auc([], []))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1))
+def test_macro_f1_is_the_mean_of_harmonic_means_of_precision_and_recall(pairs):
+    each = []
+    for c in range(3):
+        right = sum(chosen == target == c for chosen, target in pairs)
+        precision = right / max(1, sum(chosen == c for chosen, _ in pairs))
+        recall = right / max(1, sum(target == c for _, target in pairs))
+        each.append(2 * precision * recall / (precision + recall) if right else 0.0)
+    chosen, target = np.array(pairs).T
+    assert macro_f1(chosen, target, 3) == pytest.approx(sum(each) / 3)
+
+
+def test_bootstrap_draws_users_not_entries():
+    rng = np.random.default_rng(1)
+    users = np.repeat(np.arange(40), 6)
+    labels = np.tile([0, 1], 120)
+    scores = rng.normal(size=240).round(1) + 0.8 * labels + np.repeat(rng.normal(size=40), 6)
+    low, high = bootstrap(scores, labels, users, resamples=50, level=0.9, seed=3)
+    draws = np.random.default_rng(3)
+    areas = []
+    for _ in range(50):
+        rows = np.concatenate([np.flatnonzero(users == u) for u in draws.integers(40, size=40)])
+        areas.append(count_pairs(scores[rows], labels[rows]))
+    np.testing.assert_allclose([low, high], np.quantile(areas, [0.05, 0.95]), rtol=1e-12)
+    assert low < auc(scores, labels) < high
+    assert (low, high) == bootstrap(scores, labels, users, resamples=50, level=0.9, seed=3)
+    names = np.array([f"user {u}" for u in range(40)])[users]
+    assert bootstrap(scores, labels, names, seed=3)[0] > 0
+
+
+def test_bootstrap_covers_the_truth_as_often_as_it_says():
+    rng, covered = np.random.default_rng(0), 0
+    for trial in range(100):
+        scores = rng.normal(size=200) + np.tile([0, 1], 100)
+        low, high = bootstrap(scores, np.tile([0, 1], 100), np.repeat(np.arange(100), 2), resamples=200, seed=trial)
+        covered += low <= 0.7602499 <= high  # P(N(1, 2) > 0)
+    assert 88 <= covered <= 100
+
+
+def test_bootstrap_of_one_class_is_nan():
+    assert np.isnan(bootstrap([0.1, 0.2], [1, 1], [0, 1])).all()
+
+
+def opened(workdir, start=0, stage="train"):
+    return open_loggers(configs.base(), workdir, stage, start)
+
+
+def lines(workdir):
+    text = (workdir / "metrics.jsonl").read_text()
+    return [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
+
+
+def test_lines_are_json_at_full_precision(tmp_path, caplog):
+    logging.set_verbosity(logging.INFO)
+    writer = opened(tmp_path)
+    loss = np.float32(0.1)
+    writer.write("train", 3, {"loss": loss, "bad": math.nan, "worse": -math.inf, "count": 7, "third": 1 / 3})
+    writer.write("eval", 3, {"auc": np.array(0.75)}, text="as told")
+    train, evaluation = lines(tmp_path)  # there before it is closed: the process may be killed
+    writer.close()
+    assert train == {"stage": "train", "kind": "train", "step": 3, "loss": float(loss), "bad": "nan",
+                     "worse": "-inf", "count": 7, "third": 1 / 3}  # fmt: skip
+    assert evaluation == {"stage": "train", "kind": "eval", "step": 3, "auc": 0.75}
+    messages = [r.getMessage() for r in caplog.records if r.name == "absl"]
+    assert messages == ["train step 3 | loss 0.1 bad nan worse -inf count 7 third 0.3333", "as told"]
+
+
+def write_steps(workdir, start, stop, stage="train"):
+    writer = opened(workdir, start, stage)
+    for step in range(start + 1, stop + 1):
+        writer.write("train", step, {"loss": step / 2})
+    writer.close()
+
+
+@pytest.mark.parametrize("half", ['{"stage": "train", "kind": "tr', '{"stage": "train", "kind": "eval", "step": 3}'])
+def test_going_on_leaves_the_file_as_if_never_stopped(tmp_path, half):
+    for folder, stops in (("once", [9]), ("killed", [6, 8, 9])):
+        write_steps(tmp_path / folder, 0, 5, "teacher")
+        restored = 0
+        for stop in stops:
+            write_steps(tmp_path / folder, restored, stop)
+            if stop != 9:
+                with (tmp_path / folder / "metrics.jsonl").open("a") as file:
+                    file.write(half)
+            restored = 4
+    assert [entry["step"] for entry in lines(tmp_path / "once")] == [*range(1, 6), *range(1, 10)]
+    assert lines(tmp_path / "killed") == lines(tmp_path / "once")
+
+
+def test_starting_over_takes_step_0_out_too(tmp_path):
+    for _ in range(2):
+        writer = opened(tmp_path)
+        writer.write("eval", 0, {"auc": 0.5})
+        writer.close()
+    assert len(lines(tmp_path)) == 1
+
+
+def events(folder):
+    for file in sorted(folder.iterdir()):
+        data, place = file.read_bytes(), 0
+        while place < len(data):
+            size = int.from_bytes(data[place : place + 8], "little")
+            yield Event.FromString(data[place + 12 : place + 12 + size])
+            place += size + 16
+
+
+def test_tensorboard_is_told_to_forget_later_steps(tmp_path):
+    write_steps(tmp_path, 0, 6)
+    write_steps(tmp_path, 4, 5)
+    seen = list(events(tmp_path / "tensorboard" / "train"))
+    assert [e.step for e in seen if e.session_log.status == 1][-1] == 5
+    scalars = [(e.step, e.summary.value[0].tag, e.summary.value[0].simple_value) for e in seen if e.summary.value]
+    assert (5, "train/loss", 2.5) in scalars and len(scalars) == 7
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_rates_leave_out_compilation_and_pauses():
+    clock = Clock()
+    progress = Progress(2000, 18, clock)
+    clock.now += 50  # compilation
+    progress.tick(31, 496)
+    assert all(math.isnan(rate) for rate in progress.rates().values())
+    assert progress.line(1.0, {}).endswith("ETA ?")
+    for step in range(101):
+        clock.now += 0.1
+        progress.tick(31, 496)
+        if step % 10 == 0:
+            with progress.pause():
+                clock.now += 30
+    rates = progress.rates()
+    assert rates == pytest.approx({"steps_per_second": 10, "streams_per_second": 310, "queries_per_second": 4960})
+    terms = {"recollection": 4.1, "familiarity": 0.69, "reason": np.float32(0.65)}
+    assert progress.line(1.234, terms) == (
+        "step 120/2000 6.0% | 310 streams/s 4960 queries/s"
+        " | loss 1.234 (recollection 4.1 familiarity 0.69 reason 0.65) | ETA 3m08s"
+    )
+
+
+def test_rates_are_of_the_time_since_the_line_before_and_the_eta_of_all():
+    clock = Clock()
+    progress = Progress(4, 0, clock)
+    for seconds in (9, 1):
+        clock.now += seconds
+        progress.tick(10, 10)
+    progress.line(0.0, {})
+    clock.now += 3
+    progress.tick(30, 60)
+    assert list(progress.rates().values()) == pytest.approx([1 / 3, 10, 20])
+    assert progress.line(0.0, {}).endswith("ETA 2s")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0s"), (59.6, "1m00s"), (100, "1m40s"), (7500, "2h05m"), (273600, "3d04h")]
+)
+def test_eta_in_words(seconds, text):
+    clock = Clock()
+    progress = Progress(3, 0, clock)
+    progress.tick(1, 1)
+    clock.now += seconds
+    progress.tick(1, 1)
+    assert progress.line(0.0, {}).endswith(f"ETA {text}")
+
+
+def test_table_is_aligned():
+    rows = [{"memory": "rehearsal", "auc": 0.87654, "bytes": 12345}, {"memory": "gru", "auc": 0.5, "note": "slow"}]
+    assert table(rows) == (
+        "memory        auc  bytes  note\n"
+        "---------  ------  -----  ----\n"
+        "rehearsal  0.8765  12345  -\n"
+        "gru           0.5      -  slow"
+    )
+
+
+def test_a_full_disk_is_named(tmp_path):
+    writer = opened(tmp_path)
+    words = r"metrics.jsonl: \d+ bytes could not be written \(no space is left\): free space .* the same line goes on"
+    with Path("/dev/full").open("ab", buffering=0) as writer.loggers[0]._file, pytest.raises(OSError, match=words):
+        writer.write("train", 1, {"loss": 0.5})
+    writer.close()
+
+
+def test_half_a_line_is_a_full_disk_too(tmp_path):
+    class Nearly:
+        write, close = staticmethod(lambda data: len(data) - 1), staticmethod(lambda: None)
+
+    writer = opened(tmp_path)
+    writer.loggers[0]._file = Nearly()
+    with pytest.raises(OSError, match="no space is left"):
+        writer.write("train", 1, {"loss": 0.5})
+    writer.close()
+
+
+def test_a_full_disk_is_named_where_tensorboard_meets_it(tmp_path, monkeypatch):
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    writer = opened(tmp_path, stage="model")
+    monkeypatch.setattr(writer.loggers[1]._board, "flush", full)
+    with pytest.raises(OSError, match="tensorboard/model: .*no space is left"):
+        writer.write("train", 1, {"loss": 0.5})
+    writer.close()

@@ -1,0 +1,103 @@
+"""Compiled programs are kept, each kind of machine's apart, where nobody else can put any."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from absl import logging
+
+from rmjax.run import environment, train
+from tests import ROOT
+
+
+@pytest.fixture(autouse=True)
+def untouched(monkeypatch, tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_compiled_programs_are_kept(tmp_path):
+    line = environment.keep_compilations()
+    folder = Path(jax.config.jax_compilation_cache_dir)
+    assert f"kept in {folder}" in line and "JAX_COMPILATION_CACHE_DIR= turns it off" in line
+    assert folder.parent == tmp_path / "rmjax" / "compiled" and folder.stat().st_mode & 0o777 == 0o700
+    for name, age in (("new", 1), ("old", environment.KEPT_DAYS + 1)):
+        (folder / name).touch()
+        os.utime(folder / name, times=(0, folder.stat().st_mtime - age * 86_400))
+    environment.keep_compilations()
+    assert [path.name for path in folder.iterdir()] == ["new"]
+
+
+def test_each_kind_of_machine_has_its_folder(monkeypatch):
+    names = set()
+    for flags in ("avx2", "avx2 avx512f", "avx2"):
+        about = f"processor: 0\nmodel name\t: A\nflags\t\t: {flags}\ncpu MHz: 3\n"
+        monkeypatch.setattr(Path, "read_text", lambda self, about=about: about)
+        names.add(environment._machine())
+    assert len(names) == 2
+
+
+def test_the_environment_wins(monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+    before = jax.config.jax_compilation_cache_dir
+    assert environment.keep_compilations() == "compiled programs: JAX_COMPILATION_CACHE_DIR="
+    assert jax.config.jax_compilation_cache_dir == before
+
+
+@pytest.mark.parametrize("why", ["others may write", "a file is in the way", "no home"])
+def test_where_they_cannot_be_kept_the_run_goes_on(monkeypatch, tmp_path, why):
+    if why == "others may write":  # what lies there is run
+        environment.keep_compilations()
+        Path(jax.config.jax_compilation_cache_dir).chmod(0o777)
+        jax.config.update("jax_compilation_cache_dir", None)
+    elif why == "a file is in the way":
+        (tmp_path / "rmjax").touch()
+    else:
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr(Path, "expanduser", lambda self: (_ for _ in ()).throw(RuntimeError("no home")))
+    before = jax.config.jax_compilation_cache_dir
+    line = environment.keep_compilations()
+    assert "not kept" in line and "JAX_COMPILATION_CACHE_DIR=<folder>" in line
+    assert jax.config.jax_compilation_cache_dir == before
+
+
+def test_a_compilation_is_announced_and_timed_once_for_each_shape(caplog):
+    logging.set_verbosity(logging.INFO)
+    step = train.announced(lambda params, batch: caplog.text.count("..."), "model: compiling the train step")
+    batches = [{"items": np.zeros((2, rows))} for rows in (3, 3, 4)]
+    assert [step((), batch) for batch in batches] == [1, 1, 2]  # announced before it begins
+    assert caplog.text.count("model: compiling the train step: done in 0.0 seconds.") == 2
+
+
+@pytest.mark.parametrize("module", ["main", "bench", "load"])
+def test_a_platform_that_is_not_there_is_answered_in_words(module):
+    card = "xlong" if module != "bench" else "memoria_bench"
+    root = ROOT
+    flags = [f"--config=configs/{card}.py", *(["--workdir=unused"] if module == "main" else [])]
+    kept = os.environ | {"JAX_PLATFORMS": "gpus", "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [sys.executable, "-m", f"rmjax.{module}", *flags],
+        capture_output=True,
+        text=True,
+        cwd=root,
+        env=kept,
+        check=False,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "JAX cannot start on JAX_PLATFORMS=gpus: Unable to initialize backend 'gpus'" in done.stderr
+    assert "Set JAX_PLATFORMS=cpu to do without" in done.stderr
+
+
+def test_a_device_without_memory_gets_a_cure():
+    shown = environment.in_words(RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8005 bytes."))
+    assert shown.startswith("RESOURCE_EXHAUSTED: Out of memory") and "config.train.microbatch" in shown
+    assert environment.in_words(ValueError("as it is")) == "as it is"

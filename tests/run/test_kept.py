@@ -1,0 +1,220 @@
+"""What a run's items stand for, and that no other run takes their rows for those of others."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from rmjax import tasks
+from rmjax.data import make_source
+from rmjax.data.source import Description
+from rmjax.registry import MACHINES
+from rmjax.run import kept, train
+from rmjax.run.workdir import Preemption
+from rmjax.tools import probe
+from tests import FIXTURES
+from tests.runs import PLAIN, tiny
+
+FIXTURE = FIXTURES / "movielens"
+
+
+def clicks(folder: Path, **changes):
+    """A tiny run on the ratings in `folder`, with a teacher whose item table it shares."""
+    options = dict(first=5, every=4, max_targets=3, test_fraction=0.3, valid_fraction=0.2)
+    config = tiny(**PLAIN, **{"data.name": "movielens", "data.movielens": options})
+    config.data.dir, config.data.cache_dir = str(folder / "ratings"), str(folder / "cache")
+    config.teacher.share_items = True
+    for name, value in changes.items():
+        section, key = name.split(".")
+        config[section][key] = value
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    shutil.copytree(FIXTURE, folder / "ratings")
+    train.train(clicks(folder), folder / "run")
+    return folder
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    copied = Path(shutil.copytree(finished, tmp_path / "copy"))
+    config = copied / "run" / "config.json"
+    config.write_text(config.read_text().replace(str(finished), str(copied)))
+    return copied
+
+
+def renumber(source, order):
+    """The same ratings, whose item order[i] is now the i-th."""
+    other, number = copy.copy(source._source), np.argsort(order)
+    other.numbering, other.popularity = other.numbering[order], other.popularity[order]
+    fetch = other.fetch
+
+    def renumbered(split, indices):
+        examples = fetch(split, indices)
+        return examples | {name: number[examples[name]].astype(np.int32) for name in ("items", "query")}
+
+    other.fetch = renumbered
+    return other
+
+
+def swap_an_id(folder):
+    """The first item's id becomes a new one, beyond all others: the numbers of all others fall by one."""
+    path = folder / "ratings" / "ratings.csv"
+    rows = [line.split(",") for line in path.read_text().splitlines()]
+    first = min(int(row[1]) for row in rows[1:])
+    new = [[row[0], "999", *row[2:]] if row[1] == str(first) else row for row in rows]
+    path.write_text("".join(",".join(row) + "\n" for row in new))
+    return first
+
+
+def scores(config, workdir, source):
+    """Of the test split, by a model that begins as the config says; and the teacher's table."""
+    run = train.Run(config, workdir, source, Preemption())
+    stage, teacher = train.model_stage(run), train.train_teacher(run)
+    params = train.fresh_state(run, stage, teacher).params
+    mapped = train.map_stage(run, stage)
+    return train.score_split(run, mapped, mapped.put(params), "test")["scores"], params, teacher
+
+
+def test_ids_are_kept_with_the_run(finished):
+    items = [json.loads(line) for line in (finished / "run" / "items.jsonl").read_text().splitlines()]
+    source = make_source(clicks(finished).data, 0)
+    assert [item["index"] for item in items] == list(range(source.num_items))
+    assert [item["id"] for item in items] == source.numbering.tolist()
+    assert [item["count"] for item in items] == source.popularity.tolist()
+
+
+def test_rows_follow_their_ids_into_another_order(finished, tmp_path, caplog):
+    source, run = make_source(clicks(finished).data, 0), str(finished / "run")
+    order = np.random.default_rng(0).permutation(source.num_items)
+    order[[0, 1]] = order[[1, 0]]
+    config = clicks(finished, **{"train.start_from": run, "teacher.dir": run})
+    want, params, teacher = scores(config, tmp_path, source)
+    assert "rows move" not in caplog.text
+    with caplog.at_level(logging.INFO, "absl"):
+        got, moved, moved_teacher = scores(config, tmp_path, renumber(source, order))
+    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(moved["machine"]["embed"], params["machine"]["embed"][order])
+    np.testing.assert_array_equal(moved_teacher["embed"], teacher["embed"][order])
+    count = (order != np.arange(len(order))).sum()
+    for name in ("config.train.start_from", "config.teacher.dir"):
+        assert f"{name} = {run!r}: {count} of {len(order)} rows move" in caplog.text
+    with pytest.raises(ValueError, match="same items in another order: use another --workdir"):
+        kept.check_same_config(clicks(finished), finished / "run", renumber(source, order))
+
+
+def test_other_items_are_refused_in_words(folder):
+    first, run = swap_an_id(folder), str(folder / "run")
+    items = len(make_source(clicks(folder).data, 0).numbering)
+    said = rf"was trained on other items: 1 \(such as {first}\) of its {items} ids are not in config.data, and 1 "
+    said += r"\(such as 999\) ids there are new: use the data it was trained on"
+    config = clicks(folder)
+    for act in (train.train, train.evaluate_only):
+        with pytest.raises(ValueError, match=said):
+            act(config, run)
+    with pytest.raises(ValueError, match=said):
+        probe.probe(clicks(folder, **{"probe.steps": 2}), run)
+    with pytest.raises(ValueError, match=said):
+        train.trained(run)
+    for name in ("train.start_from", "teacher.dir"):
+        with pytest.raises(ValueError, match=f"config.{name} = .*{said}"):
+            train.train(clicks(folder, **{"teacher.dir": run, name: run}), folder / "other")
+    assert not (folder / "other" / "model").exists() and not (folder / "other" / "teacher").exists()
+
+
+def test_runs_that_kept_no_ids_are_taken_up_with_a_warning(folder, caplog):
+    """Those of before; where the number of items is another, they are refused as ever."""
+    path, run = folder / "run" / "config.json", str(folder / "run")
+    (folder / "run" / "items.jsonl").unlink()
+    swap_an_id(folder)
+    with pytest.raises(ValueError, match="items.jsonl is gone or was changed"):
+        train.trained(run)
+    shutil.copy(FIXTURE / "ratings.csv", folder / "ratings" / "ratings.csv")
+    content = json.loads(path.read_text())
+    del content["data"]["found"]["numbering"]
+    path.write_text(json.dumps(content))
+    config, warning = clicks(folder), "kept no item ids: only the number of items could be compared"
+    rows = train.train(config, run)
+    assert rows and warning in caplog.text
+    caplog.clear()
+    source = make_source(config.data, 0)
+    scores(clicks(folder, **{"train.start_from": run, "teacher.dir": run}), folder / "other", source)
+    assert f"config.train.start_from = {run!r} {warning}" in caplog.text
+    assert f"config.teacher.dir = {run!r} {warning}" in caplog.text
+    content["data"]["found"]["items"] += 1
+    path.write_text(json.dumps(content))
+    sizes = f"data of {source.num_items + 1} items, config.data has {source.num_items}"
+    with pytest.raises(ValueError, match=sizes):
+        kept.match_items(folder / "run", source, run)
+
+
+def test_a_world_is_told_from_others(tmp_path):
+    """Of worlds that are made, the sizes may be the same and the items not. Other users are no other world."""
+    made = make_source(tiny().data, 0)
+    kept.check_same_config(tiny(), tmp_path, made)
+    assert not (tmp_path / "items.jsonl").exists()
+    assert kept.match_items(tmp_path, make_source(tiny().data, 1), "a run") is None
+    for changes in ({"world_seed": 1}, {"styles": 3, "items_per_style": 2}):
+        other = make_source(tiny(**{f"data.simulated.{name}": value for name, value in changes.items()}).data, 0)
+        assert other.num_items == made.num_items
+        with pytest.raises(ValueError, match="trained on items of simulated clicks, world 0: .*; config.data has"):
+            kept.match_items(tmp_path, other, "a run")
+    names = []
+    for seed in (0, 1):
+        names.append(make_source(tiny(**{"data.name": "synthetic"}).data, seed).numbering)
+    assert names[0] != names[1]
+
+
+@pytest.mark.parametrize("kind", [*MACHINES, "teacher"])
+def test_a_table_has_the_only_rows_of_items(kind):
+    """`move_rows` moves those alone."""
+    items = 61  # no other size is this
+    source = Description(num_items=items, max_items=40)
+    config = tiny(**{} if kind == "teacher" else {"machine.kind": kind})
+    task = tasks.make_teacher(config, source) if kind == "teacher" else tasks.make_task(config, source)
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    tables = [path for path, leaf in jax.tree_util.tree_leaves_with_path(shapes) if items in leaf.shape]
+    assert [tuple(key.key for key in path) for path in tables] == [task.table]
+
+
+def test_a_number_of_a_config_that_no_float_holds_is_named(tmp_path):
+    values = json.loads(tiny().to_json())
+    values["model"]["dropout"] = 10**400
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"config\.json: int too large"):
+        kept.read_config(tmp_path)
+
+
+def test_a_config_that_is_gone_or_cut_is_answered_with_a_cure(tmp_path):
+    path = tmp_path / "config.json"
+    with pytest.raises(FileNotFoundError, match="is not there: name a workdir that was trained"):
+        kept.read_values(path)
+    (tmp_path / "model" / "000000002").mkdir(parents=True)
+    with pytest.raises(
+        FileNotFoundError, match="config.json is not there, and the checkpoints beside it .*restore it from"
+    ):
+        kept.read_values(path)
+    path.write_text('{"seed"')
+    with pytest.raises(ValueError, match="no whole JSON: line 1, .*; restore it from a copy of the workdir, or use an"):
+        kept.read_values(path)
+
+
+def test_damaged_checkpoints_are_not_taken_for_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(kept, "read_best", lambda *_: None)
+    task = SimpleNamespace(init=lambda key: {})
+    with pytest.raises(FileNotFoundError, match="has no checkpoint of the model: train first, with --mode=train"):
+        kept.read_model(tmp_path, task)
+    (tmp_path / "model" / "000000002").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="has no intact checkpoint of the model, see above: restore it from a"):
+        kept.read_model(tmp_path, task)

@@ -1,0 +1,108 @@
+"""A config.json that is damaged, or was changed, is named and not taken."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rmjax.data import make_source
+from rmjax.run import kept, train
+from tests.runs import PLAIN, tiny
+
+
+@pytest.fixture
+def workdir(tmp_path) -> Path:
+    """As a run leaves it, but for what is in its checkpoint."""
+    config = tiny(**PLAIN)
+    kept.check_same_config(config, tmp_path, make_source(config.data, 0))
+    (tmp_path / "model" / "000000001").mkdir(parents=True)
+    return tmp_path
+
+
+def edit(path: Path, **changes) -> None:
+    values = json.loads(path.read_text())
+    values["data"] |= changes
+    path.write_text(json.dumps(values))
+
+
+def test_a_config_comes_back(workdir):
+    config, found = kept.read_config(workdir)
+    assert config.to_json() == tiny(**PLAIN).to_json() and found["train"] == 64
+
+
+def test_where_data_lie_may_be_changed(workdir):
+    edit(workdir / "config.json", dir="/elsewhere", workers=3)
+    assert kept.read_config(workdir)[0].data.dir == "/elsewhere"
+
+
+def test_runs_from_before_there_was_a_digest_are_read(workdir):
+    values = json.loads((workdir / "config.json").read_text())
+    del values["digest"], values["data"]["prefetch"]
+    (workdir / "config.json").write_text(json.dumps(values))
+    assert kept.read_config(workdir)[0].to_json() == tiny(**PLAIN).to_json()
+
+
+DAMAGE = {
+    "another value": (lambda text: text.replace('"segment_length": 10', '"segment_length": 7'), "was changed after"),
+    "an impossible value": (
+        lambda text: json.dumps(without_digest(text, segment_length=0)),
+        "config.data.segment_length = 0: must be a whole number, at least 1",
+    ),
+    "another type": (lambda text: json.dumps(without_digest(text, segment_length="ten")), "segment_length"),
+    "an unknown key": (lambda text: json.dumps(without_digest(text, segment=3)), "config.data.segment: no such key"),
+    "truncated": (lambda text: text[:300], "no whole JSON: line"),
+    "empty": (lambda text: "", "the file is empty"),
+    "no config": (lambda text: "[1]", "is not the config of a run"),
+    "no data": (lambda text: "{}", "is not the config of a run"),
+}
+
+
+def without_digest(text: str, **changes) -> dict:
+    values = json.loads(text)
+    del values["digest"]
+    values["data"] |= changes
+    return values
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_named(workdir, name):
+    path, (harm, words) = workdir / "config.json", DAMAGE[name]
+    path.write_text(harm(path.read_text()))
+    source = make_source(tiny().data, 0)
+    readers = {
+        "trained": lambda: train.trained(workdir),
+        "start_from": lambda: kept.read_start(workdir, source, {}),
+        "the same line": lambda: kept.check_same_config(tiny(**PLAIN), workdir, source),
+    }
+    for reader, read in readers.items():
+        with pytest.raises(ValueError, match="config") as error:
+            read()
+        if reader != "the same line" or "value" not in name and name not in ("another type", "an unknown key"):
+            assert words in str(error.value) and str(path) in str(error.value), reader
+
+
+def test_checkpoints_without_their_config_are_not_another_config_s(workdir):
+    (workdir / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match="config.json is not there"):
+        kept.check_same_config(tiny(), workdir, make_source(tiny().data, 0))
+
+
+@pytest.mark.parametrize("workdir_", ["gs://b/x", "runs/lr[0.01]"])
+def test_a_workdir_that_cannot_be_is_refused_before_anything_is_made(tmp_path, monkeypatch, workdir_):
+    monkeypatch.chdir(tmp_path)
+    for run in (train.train, train.evaluate_only, lambda _, workdir: train.trained(workdir)):
+        with pytest.raises(ValueError, match="is an address|in its whole path"):
+            run(tiny(), workdir_)
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=str(tmp_path / "x" / "config.json")):
+        train.trained("~/x")
+    with train.opened(tiny(), "~/y"):
+        pass
+    assert (tmp_path / "y" / "config.json").is_file() and not (tmp_path / "~").exists()

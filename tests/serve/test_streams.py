@@ -1,0 +1,259 @@
+"""A store of streams answers what each stream answers alone, however requests were mixed, and keeps what it holds."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rmjax.machines import make, memorize
+from rmjax.serve import load_test
+from rmjax.serve import store as stores
+from rmjax.serve.store import Streams
+from tests.small import ITEMS, SLOTS, N, noise, recommendation
+
+TASK = recommendation(make("rehearsal", ITEMS, **SLOTS))
+PARAMS = noise(TASK.init)
+SHAPES = dict(batches=(1, 4), segments=(1, 3), queries=(1, 3))
+
+
+def streams(**how) -> Streams:
+    return Streams(TASK, PARAMS, **({"capacity": 2} | SHAPES | how))
+
+
+@functools.cache
+def offline():
+    @jax.jit
+    def scores(items, mask, query):
+        memory = memorize(TASK.machine, PARAMS["machine"], items, mask).memory
+        return TASK.answer(PARAMS, memory, query, jnp.ones(query.shape, bool))
+
+    def answer(items, query):
+        """Of one stream, padded to one shape."""
+        held = np.zeros(40 * N, np.int32)
+        held[: len(items)] = items
+        mask = np.arange(len(held)) < len(items)
+        asked = np.zeros(8, np.int32)
+        asked[: len(query)] = query
+        return np.asarray(scores(held.reshape(1, -1, N), mask.reshape(1, -1, N), asked[None]))[0, : len(query)]
+
+    return answer
+
+
+def same(store: Streams, histories: dict, seed: int = 0) -> None:
+    rng = np.random.default_rng(seed)
+    queries = [rng.integers(0, ITEMS, rng.integers(1, 8)) for _ in histories]
+    for user, query, found in zip(histories, queries, store.answer(list(histories), queries), strict=True):
+        np.testing.assert_allclose(found, offline()(histories[user], query), rtol=1e-4, atol=1e-5, err_msg=str(user))
+
+
+@pytest.mark.parametrize("place", ["device", "files"])
+def test_requests_of_many_users_and_lengths_are_answered_as_each_stream_alone(tmp_path, place):
+    """Random writes of nothing up to several parts, users that come twice, more users than there was room for."""
+    store = streams(folder=tmp_path / "rows" if place == "files" else None)
+    rng, histories = np.random.default_rng(0), {}
+    for _ in range(12):
+        users = [int(user) for user in rng.integers(0, 11, rng.integers(1, 8))]
+        items = [list(rng.integers(0, ITEMS, rng.choice([0, 1, 3, N, 2 * N + 1, 3 * N + 2]))) for _ in users]
+        store.write(users, items)
+        for user, more in zip(users, items, strict=True):
+            histories[user] = histories.get(user, []) + more
+        same(store, histories)
+    assert len(store) == len(histories) > 8 and max(map(len, histories.values())) < 40 * N
+    same(store, histories | {"nobody": []})  # who is not known has an empty stream
+    assert "nobody" not in store
+
+
+def test_forgotten_and_copied_streams():
+    store, histories = streams(), {"a": [1, 2, 3, 4, 5], "b": [6, 7]}
+    store.write(list(histories), list(histories.values()))
+    store.fork("a", ["c", "d", "e", "f", "g", "d"])
+    store.write(["c", "a"], [[9], [8, 8, 8]])
+    histories |= {"c": [1, 2, 3, 4, 5, 9], "g": histories["a"], "a": [1, 2, 3, 4, 5, 8, 8, 8]}
+    same(store, histories)
+    store.reset(["a", "c"])
+    assert "a" not in store and len(store) == 5
+    store.write(["a"], [[30]])
+    store.write(["new", "newer"], [[31, 32], [33]])
+    same(store, {"b": [6, 7], "a": [30], "new": [31, 32], "newer": [33]} | dict.fromkeys("defg", [1, 2, 3, 4, 5]))
+    with pytest.raises(ValueError, match="user 'g' has a stream already"):
+        store.fork("b", ["x", "g"])
+    for act in (lambda: store.fork("who", ["x"]), lambda: store.reset(["who"])):
+        with pytest.raises(ValueError, match="user 'who' has no stream here"):
+            act()
+
+
+@pytest.mark.parametrize("place", ["device", "files"])
+def test_rows_that_pad_a_batch_are_nobody_s(tmp_path, place):
+    """Of a full store, whose last slot is somebody's."""
+    store = streams(capacity=3, batches=(4,), folder=tmp_path if place == "files" else None)
+    histories = {"a": [1, 2], "b": [3], "c": [4, 5, 6]}
+    store.write(list(histories), list(histories.values()))
+    store.write(["a"], [[7] * 5])
+    same(store, histories | {"a": [1, 2] + [7] * 5})
+
+
+@pytest.mark.parametrize("place", ["device", "files"])
+def test_what_was_saved_goes_on(tmp_path, place):
+    store, histories = streams(), {"a": list(range(9)), 7: [3], "c": [], "d": [1] * 5, "e": [2] * 6}
+    store.write(list(histories), list(histories.values()))
+    store.save(tmp_path / "saved")
+    other = streams(folder=tmp_path / "rows" if place == "files" else None)
+    other.write(["z", "a"], [[1, 1], [2]])
+    other.load(tmp_path / "saved")
+    assert len(other) == 5 and "z" not in other and 7 in other
+    same(other, histories)
+    other.write(["a"], [[4, 4, 4, 4]])
+    same(other, histories | {"a": [*range(9), 4, 4, 4, 4]})
+    other.load(tmp_path / "saved")
+    same(other, histories)
+
+
+def test_a_folder_is_opened_again(tmp_path):
+    store, histories = streams(folder=tmp_path), {"a": list(range(9)), "b": [3], "c": [4, 5]}
+    store.write(list(histories), list(histories.values()))
+    store.reset(["b"])
+    store.flush()
+    with pytest.raises(RuntimeError, match="is held by pid"):
+        streams(folder=tmp_path)
+    store.reset(["a"])  # and its slot is not given away before the folder says so
+    store.write(["eve"], [[40] * 9])
+    store._held.close()  # a crash
+    again = streams(folder=tmp_path)
+    assert "a" in again and "eve" not in again
+    del histories["b"]
+    again.write(["a", "new"], [[6], [7]])
+    same(again, histories | {"a": [*range(9), 6], "new": [7]})
+    again.reset(["new"])
+    again.close()
+    last = streams(folder=tmp_path)
+    last.write(["newest"], [[8]])
+    same(last, histories | {"a": [*range(9), 6], "newest": [8]})
+    with pytest.raises(ValueError, match="on the device"):
+        streams().flush()
+
+
+def test_without_room_for_more_users_nothing_changes(monkeypatch):
+    """The one who found no room is nobody, and the next to come is not somebody else."""
+    store, histories = streams(), {"ann": [1, 2], "bob": [3]}
+    store.write(list(histories), list(histories.values()))
+    with monkeypatch.context() as patch:
+        patch.setattr(store._store, "grow", lambda capacity: (_ for _ in ()).throw(MemoryError("full")))
+        with pytest.raises(MemoryError):
+            store.write(["eve"], [[9]])
+    store.write(["dan"], [[5, 5]])
+    store.write(["bob"], [[7]])
+    same(store, {"ann": [1, 2], "bob": [3, 7], "dan": [5, 5], "eve": []})
+    assert "eve" not in store
+
+
+def test_files_that_are_short_of_what_the_index_says_are_named(tmp_path):
+    store = streams(folder=tmp_path / "rows")
+    store.write(["ann", "bob"], [[1], [2]])
+    store.close()
+    file = max((tmp_path / "rows").glob("*.bin"), key=lambda path: path.stat().st_size)
+    whole = file.read_bytes()
+    for harm in (lambda: file.write_bytes(whole[:-1]), file.unlink):
+        harm()
+        with pytest.raises(ValueError, match=rf"{file.name} has \d+ of {len(whole)} bytes"):
+            streams(folder=tmp_path / "rows")
+    file.write_bytes(whole)
+    same(streams(folder=tmp_path / "rows"), {"ann": [1], "bob": [2]})
+
+
+def test_a_disk_without_room_for_more_users_is_named(tmp_path, monkeypatch):
+    store, histories = streams(folder=tmp_path / "rows"), {"ann": [1], "bob": [2]}
+    store.write(list(histories), list(histories.values()))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(OSError, match="4 streams need .* bytes in .*rows .No space left on device.: free space"):
+            store.write(["eve"], [[9]])
+    store.write(["dan"], [[5]])
+    same(store, histories | {"dan": [5]})
+
+
+def test_what_cannot_be_is_named_and_nothing_is_written(tmp_path):
+    store = streams()
+    store.write(["a"], [[1, 2]])
+    with pytest.raises(ValueError, match=f"user 'b': item {ITEMS} is none of the model's 0 .. {ITEMS - 1}"):
+        store.write(["a", "b"], [[3], [1, ITEMS]])
+    same(store, {"a": [1, 2]})
+    assert "b" not in store
+    with pytest.raises(ValueError, match="user 'a': query -1 is none"):
+        store.answer(["a"], [[-1]])
+    store.save(tmp_path / "saved")
+    other = Streams(TASK, jax.tree.map(lambda x: x + 1, PARAMS), **SHAPES)
+    with pytest.raises(ValueError, match="holds streams of another model .machine '"):
+        other.load(tmp_path / "saved")
+    assert len(json.loads((tmp_path / "saved" / "manifest.json").read_text())["streams"]["users"]) == 1
+
+
+def test_none_of_them_are_saved_too_and_numbers_of_numpy_are_numbers(tmp_path):
+    store = streams()
+    store.save(tmp_path / "none")
+    store.write(np.array([3, 4]), [[1], [2]])
+    store.save(tmp_path / "two")
+    store.load(tmp_path / "none")
+    assert not len(store)
+    store.load(tmp_path / "two")
+    same(store, {3: [1], 4: [2]})
+    with pytest.raises(ValueError, match="user 3: each item must be a whole number, got float64"):
+        store.write([3], [[1.5]])
+    with pytest.raises(ValueError, match="has no stream"):
+        store.reset([3, 5])
+    assert 3 in store
+    with pytest.raises(ValueError, match="capacity must be at least 1"):
+        streams(capacity=0)
+    with pytest.raises(ValueError, match="this model reads something else"):
+        Streams(object(), PARAMS)
+
+
+def test_every_shape_is_compiled_once():
+    store = streams(capacity=32)
+    store.compile()
+    programs = (store._feed.func, store._answer.func, stores._take, stores._put, stores._or_blank)
+    sizes = [program._cache_size() for program in programs]
+    assert sizes[:2] == [4, 4]
+    for users in (1, 3, 9):
+        store.write(list(range(users)), [[1] * (user + 1) for user in range(users)])
+        store.answer(list(range(users)), [[1] * (user % 4) for user in range(users)])
+    assert [program._cache_size() for program in programs] == sizes
+
+
+def test_under_load_every_request_is_served_in_its_user_s_order():
+    """All at once, few users: writes and questions of one user alternate within what is served together."""
+    wanted = load_test.requests(rate=1e6, seconds=2e-4, users=5, items=ITEMS)
+    assert len(wanted) == 200 and 60 < sum(request.writes for request in wanted) < 140
+    seconds, answers = load_test.serve(streams(), wanted, most=32)
+    assert (seconds > 0).all() and seconds.max() < 60
+    histories: dict = {}
+    for request, answer in zip(wanted, answers, strict=True):
+        if request.writes:
+            histories[request.user] = [*histories.get(request.user, []), *request.ids]
+            assert answer is None
+        elif len(histories.get(request.user, [])) < 40 * N:
+            query = request.ids[:8]
+            expected = offline()(histories.get(request.user, []), query)
+            np.testing.assert_allclose(answer[:8], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_load_test_asks_about_kinds_where_there_are_some():
+    asked = [request for request in load_test.requests(1e4, 0.05, users=3, items=50, kinds=4) if not request.writes]
+    assert {int(each) for request in asked for each in request.ids} == {0, 1, 2, 3}
+
+
+def test_a_load_test_says_how_far_it_was_from_offline():
+    wanted = load_test.requests(rate=1e4, seconds=0.01, users=20, items=ITEMS)
+    told = load_test.load_test(TASK, PARAMS, 30, wanted, 20, batches=(8,), queries=(16,))
+    assert told["users"] == 20 and told["requests"] == 100 and told["largest_difference"] < 1e-4
+    assert 0 < told["all_ms"]["p50"] <= told["all_ms"]["p99"] <= told["all_ms"]["p100"]

@@ -1,0 +1,137 @@
+"""What masked items are told from, and which items are masked: the options of the rehearsal."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rmjax import config as configs
+from rmjax import tasks
+from rmjax.data import make_source
+from rmjax.data.pipeline import batches
+from rmjax.rehearsal import fragments
+from rmjax.run import kept, step
+from rmjax.tasks import rehearsing
+from tests.runs import tiny
+from tests.small import DIM, batch, keys, noise, recommendation, rehearsal, small
+
+J = 6
+
+
+@functools.cache
+def drawn(negatives: str, **how):
+    """-> task, parameters, batch, fragments, and what their items are told from."""
+    task = recommendation(
+        small("gru").machine, rehearsal(negatives=negatives, sampled_items=J, sampler="uniform", **how)
+    )
+    params, data, r = noise(task.init), batch(), task.rehearsal
+
+    @jax.jit
+    def alternatives():
+        segments = rehearsing.choose_segments(r, keys(4), None, None, data, data.item_mask.any(-1))
+        cut = rehearsing.cut_fragments(r, keys(4, 1), data, segments)
+        return cut, rehearsing.alternatives(r, task.machine, params, cut, data, (jax.random.key(2), keys(4, 2)))
+
+    return task, params, data, *alternatives()
+
+
+def ids_of(params, rows: np.ndarray) -> np.ndarray:
+    """Which items have these features."""
+    table = np.asarray(small("gru").machine.embed(params["machine"], None)) * DIM**-0.5
+    distance = np.abs(np.asarray(rows)[..., None, :] - table).max(-1)
+    assert (distance.min(-1) < 1e-6).all()
+    return distance.argmin(-1)
+
+
+@pytest.mark.parametrize("negatives", ["stream", "partner"])
+def test_each_stream_has_its_own(negatives):
+    _, params, data, cut, (_, others, same) = drawn(negatives)
+    ids, truth = ids_of(params, others)[:, 0], np.take_along_axis(*map(np.asarray, (cut.items, cut.hidden_at)), 2)
+    outside = np.zeros(same.shape, bool)
+    for row in range(4):
+        own = np.asarray(data.items[row][np.asarray(data.item_mask[row])])
+        partner = np.asarray(data.negative_items[row])
+        if negatives == "stream":
+            assert set(ids[row]) <= set(own) and (len(own) < 5 or len(set(ids[row])) > 1)
+        else:
+            assert (ids[row] == partner).all()
+            outside[row] = ~np.asarray(data.negative_mask[row])
+    np.testing.assert_array_equal(same, (ids[:, None, None] == truth[..., None]) | outside)
+
+
+def test_near_ones_are_the_nearest_of_those_drawn():
+    task, params, _, cut, (target, others, same) = drawn("near")
+    assert others.shape[0] == task.rehearsal.pool == 4 * J
+    truth = np.take_along_axis(*map(np.asarray, (cut.items, cut.hidden_at)), 2)
+    ids, similar = ids_of(params, others), np.einsum("...d,jd->...j", target, others)
+    for place in np.ndindex(truth.shape):
+        rivals = ids != truth[place]
+        kept_ones = ~np.asarray(same)[place]
+        assert not kept_ones[~rivals].any() and J <= kept_ones.sum() <= rivals.sum()
+        assert similar[place][kept_ones].min() >= similar[place][rivals & ~kept_ones].max()
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_detached_features_are_not_trained_by_what_they_are_compared_with(detach):
+    task, params, data, cut, _ = drawn("uniform", detach_items=detach)
+
+    def compared(params):
+        target, others, _ = rehearsing.alternatives(
+            task.rehearsal, task.machine, params, cut, data, (jax.random.key(2), keys(4, 2))
+        )
+        return jnp.sin(target).sum() + jnp.sin(others).sum()
+
+    slope = jax.jit(jax.grad(compared))(params)["machine"]["embed"]
+    assert bool(jnp.any(slope)) != detach
+
+
+@pytest.mark.parametrize("span", [1, 2, 5])
+def test_masked_items_lie_in_runs(span):
+    among = np.ones((300, 10), bool)
+    picked = np.asarray(fragments._pick(jax.random.key(0), among, np.full(300, 4), span))
+    assert (picked.sum(1) == 4).all()
+    broken = [sum(0 < run.sum() < span for run in np.split(row, 10 // span)) for row in picked]
+    assert max(broken) <= 1 and (span != 2 or np.mean(broken) == 0)  # 4 is two whole runs of two
+    assert 90 < picked[:, 0].sum() < 150  # every place alike: 120
+
+
+def test_a_run_begun_before_eq_5_was_a_sum_goes_on_as_a_mean(tmp_path):
+    then = json.loads(configs.base().to_json())
+    now = json.loads(configs.base().to_json()) | {"rehearsal": then["rehearsal"] | {"sum_pairs": True}}
+    del then["rehearsal"]["sum_pairs"]
+    with pytest.raises(ValueError, match=r"config\.rehearsal\.sum_pairs was False, now True"):
+        kept.refuse_other(tmp_path, then, now)
+
+
+@pytest.mark.parametrize("schedule, factors", [("falling", (1.0, 0.5, 0.0)), ("rising", (0.0, 0.5, 1.0))])
+def test_weights_change_over_the_steps(schedule, factors):
+    config = tiny(**{"rehearsal.schedule": schedule, "train.steps": 4, "rehearsal.sampler": "uniform"})
+    source = make_source(config.data, 0)
+    task, optimizer = tasks.make_task(config, source), optax.sgd(0.0)
+    stepped = jax.jit(step.make_train_step(task, optimizer, 0))
+    state = step.init_state(task, optimizer, jax.random.key(0))
+    settings = dict(seed=0, batch_size=8, segment_length=10, num_steps=1)
+    (data,) = batches(source, **settings)
+    for factor, number in zip(factors, (0, 2, 4), strict=True):
+        found = stepped(state.replace(step=jnp.asarray(number)), (), (), data)[2]
+        rehearsed = config.rehearsal.recollection * found["recollection"]
+        rehearsed += config.rehearsal.familiarity * found["familiarity"]
+        assert found["loss"] == pytest.approx(float(found["reason"] + factor * rehearsed), rel=1e-5)
+
+
+def test_pairs_are_summed_where_that_is_asked():
+    """CM Eq. 5 sums over a stream's pairs; RM takes the mean over all."""
+    terms = {}
+    for summed in (False, True):
+        task, params, data, _, _ = drawn("uniform", sum_pairs=summed)
+        found = jax.jit(
+            lambda task=task, params=params, data=data: task.losses(params, (), (), data, jax.random.key(0))
+        )()[0]
+        terms[summed] = found["familiarity"][1]
+    assert terms[True][0] == terms[False][0] and 0 < terms[True][1] <= 4 < terms[False][1]

@@ -1,0 +1,260 @@
+"""Tables of the papers by one command: what is run, what is not run again, and what is printed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from rmjax import config
+from rmjax.run.workdir import EXIT_PREEMPTED, Preemption
+from rmjax.tools import ablate
+from rmjax.tools.tables import NO_REHEARSAL, TABLES, Row, Table
+from tests import ROOT
+from tests.runs import set_key, tiny
+
+SMALL = Table(
+    "a table",
+    {"one": Row({}, {"x": {"early": 0.5}}), "Two (L_a)": Row({"machine.slots": 3})},
+    {"x": {"data.segment_length": 5}, "y": {"data.segment_length": 7}},
+)
+
+
+CARD = """
+from tests.runs import PLAIN, tiny
+from tests import ROOT
+
+def get_config():
+    return tiny(**PLAIN | {"train.steps": 1, "train.eval_every": 1})
+"""
+
+
+def changed(card, *changes):
+    for each in changes:
+        for key, value in each.items():
+            set_key(card, key, value)
+    return card
+
+
+def get_card(name, arg=""):
+    return runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"](arg)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_rows_are_changes_that_a_config_takes(name):
+    for common in TABLES[name].settings.values():
+        for row in TABLES[name].rows.values():
+            config.validate(changed(config.base(), common, row.changes))
+
+
+@pytest.mark.parametrize("card", ["", "local"])
+@pytest.mark.parametrize("row", ["BERT", "RoBERTa"])
+def test_a_plain_bert_reads_what_it_is_given_at_once(card, row):
+    """It has no memory: what it says after a document's last segment is of that segment alone."""
+    data = changed(get_card("hyperpartisan", card), TABLES["mem3"].rows[row].changes).data
+    assert data.hyperpartisan.max_segments == 1
+
+
+@pytest.mark.parametrize(
+    "name, arg",
+    [("books", ""), ("sorting", ""), ("sorting", "local"), ("wikitext103", "50")]
+    + [(name, arg) for name in ("wikitext103", "pg19", "enwik8") for arg in ("", "local")],
+)
+def test_all_memories_are_as_long_as_a_segment(name, arg):
+    """Memoria section 4.2, so that rows of a table compare: the others' memories are, where `model.memory` is 0."""
+    card = get_card(name, arg)
+    engrams = card.memoria.working + card.memoria.remind_short_term + card.memoria.remind_long_term
+    assert card.model.memory == 0 and card.data.segment_length - 3 < engrams <= card.data.segment_length
+
+
+def test_the_numbers_of_the_papers_are_what_they_print():
+    full = TABLES["cm1"].rows["CM (Full)"].paper
+    assert full["consecutive"] == pytest.approx({"early": 0.2842, "later": 0.3171, "test_accuracy": 0.3007})
+    for row in TABLES["cm1"].rows.values():
+        for numbers in row.paper.values():  # All is the mean of the halves, but for one slip of the paper
+            whole = (numbers["early"] + numbers["later"]) / 2
+            slip = numbers["early"] == pytest.approx(0.3216)
+            assert numbers["test_accuracy"] == pytest.approx(whole, abs=5e-4) or slip
+    for row, working in zip(list(TABLES["mem6"].rows.values())[1:], (43.50, 46.47, 46.08), strict=True):
+        gain = (
+            row.paper["4 segments"]["test_accuracy"]
+            - TABLES["mem6"].rows["Transformer"].paper["4 segments"]["test_accuracy"]
+        )
+        assert gain == pytest.approx(working / 100)  # as the paper's own gains add up
+    assert TABLES["rm5"].rows["w/o. rehearsal"].paper["xlong"] == {"test_auc": 0.8745}
+    assert TABLES["rm5"].rows["only L_rec"].changes == {"rehearsal.familiarity": NO_REHEARSAL["rehearsal.familiarity"]}
+
+
+def test_every_seed_is_whole_before_the_next(tmp_path):
+    jobs = ablate.jobs(SMALL, tmp_path, 2)
+    assert [(job.seed, job.setting, job.row) for job in jobs] == [
+        (seed, setting, row) for seed in (0, 1) for setting in "xy" for row in SMALL.rows
+    ]
+    assert jobs[3].workdir == tmp_path / "seed0" / "y" / "two-l-a" and len({job.workdir for job in jobs}) == 8
+    assert jobs[3].flags == ["--config.data.segment_length=7", "--config.machine.slots=3", "--config.seed=0"]
+
+
+def test_rows_share_the_teacher_of_the_first_one_of_their_seed(tmp_path):
+    jobs = ablate.jobs(SMALL._replace(share_teacher=True), tmp_path, 2)
+    taken = [flag for job in jobs for flag in job.flags if "teacher.dir" in flag]
+    assert taken == [f"--config.teacher.dir={jobs[i].workdir}" for i in (0, 2, 4, 6)]
+
+
+class Said(list):
+    """The lines that were run."""
+
+    code = 1
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """In place of a run: a process that writes the results that its flags say, or fails with `Said.code`."""
+    said = Said()
+    code = """
+import json, pathlib, sys
+workdir = pathlib.Path([a for a in sys.argv if a.startswith('--workdir=')][0][10:])
+seed = int([a for a in sys.argv if 'config.seed' in a][0].split('=')[1])
+if 'two' in str(workdir) and seed == 1: sys.exit(CODE)
+early = 0.5 + seed / 10
+rows = [{'memory': 'm', 'test_accuracy': early + 0.1, 'low': 0, 'high': 1, 'early': early}]
+rows.append({'memory': 'oracle', 'test_accuracy': 1.0, 'early': 1.0})
+(workdir / 'results.json').write_text(json.dumps(rows))
+"""
+    original = ablate.subprocess.Popen
+
+    def started(command, **how):
+        said.append(command[3:])
+        return original([sys.executable, "-c", code.replace("CODE", str(said.code)), *command[3:]], **how)
+
+    monkeypatch.setattr(ablate.subprocess, "Popen", started)
+    return said
+
+
+def run_all(tmp_path):
+    with Preemption() as stop:
+        return ablate.run_all(SMALL, ablate.jobs(SMALL, tmp_path, 2), ["--config=card.py"], tmp_path, "synthetic", stop)
+
+
+def test_what_failed_is_left_out_and_run_again_and_what_is_finished_is_not(tmp_path, runs, capsys):
+    assert run_all(tmp_path) == 1 and len(runs) == 8
+    lines = json.loads((tmp_path / "table.json").read_text())
+    assert [(line["setting"], line["row"], line["seeds"]) for line in lines] == [
+        *(("x", "one", 2), ("x", "Two (L_a)", 1), ("x", "oracle", 0)),
+        *(("y", "one", 2), ("y", "Two (L_a)", 1), ("y", "oracle", 0)),
+    ]
+    assert lines[0]["accuracy"] == "0.6500 +- 0.0707" and lines[0]["early"] == "0.5500 +- 0.0707"
+    assert lines[0]["early, paper"] == "0.5000" and "early, paper" not in lines[3]
+    assert lines[1]["accuracy"] == "0.6000" and lines[2]["accuracy"] == "1.0000"
+    assert "0.6500 +- 0.0707" in capsys.readouterr().out
+    assert run_all(tmp_path) == 1 and len(runs) == 10
+    assert (
+        runs[0][:2] == ["--unread=warn", "--config=card.py"]
+        and runs[0][-1] == f"--workdir={tmp_path / 'seed0' / 'x' / 'one'}"
+    )
+
+
+def test_rows_are_compared_with_the_baseline_seed_by_seed():
+    table = SMALL._replace(baseline="one")
+    results = {
+        (setting, row, seed): [{"memory": "m", "test_auc": 0.6 + seed / 10 + (0.03 + seed / 100) * (row != "one")}]
+        for setting in "xy"
+        for row in table.rows
+        for seed in range(3)
+    }
+    del results["y", "one", 0]
+    first, second = ablate.compare(table, results)
+    assert (first["setting"], first["row"], first["against"], first["seeds"]) == ("x", "Two (L_a)", "one", 3)
+    assert first["auc, difference"] == pytest.approx(0.04)  # 0.03, 0.04, 0.05, though seeds are 0.1 apart
+    assert 0.03 <= first["95% from"] < 0.04 < first["to"] <= 0.05 + 1e-9
+    assert second["seeds"] == 2 and second["auc, difference"] == pytest.approx(0.045)
+    assert ablate.compare(SMALL, results) == []
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_baseline_is_a_row(name):
+    assert not TABLES[name].baseline or TABLES[name].baseline in TABLES[name].rows
+
+
+def test_a_run_that_was_stopped_stops_the_table_with_its_code(tmp_path, runs):
+    runs.code = EXIT_PREEMPTED
+    with pytest.raises(SystemExit) as stopped:
+        run_all(tmp_path)
+    assert stopped.value.code == EXIT_PREEMPTED and len(runs) == 6
+    assert json.loads((tmp_path / "table.json").read_text())[0]["seeds"] == 2
+
+
+def test_a_signal_reaches_the_run_and_nothing_more_is_started(tmp_path, monkeypatch):
+    """Even one that comes before the run can save: it is not taken for a failure."""
+    original, started = subprocess.Popen, []
+
+    def slow(command, **how):
+        started.append(command)
+        process = original([sys.executable, "-c", "import time; time.sleep(60)"], **how)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return process
+
+    monkeypatch.setattr(ablate.subprocess, "Popen", slow)
+    with pytest.raises(SystemExit) as stopped:
+        run_all(tmp_path)
+    assert stopped.value.code == EXIT_PREEMPTED and len(started) == 1
+
+
+def test_rows_are_chosen_by_name_and_keep_the_one_whose_teacher_they_take():
+    assert list(ablate.choose(SMALL, ["Two (L_a)"]).rows) == ["Two (L_a)"] and ablate.choose(SMALL, []) == SMALL
+    with pytest.raises(ValueError, match="no row 'three'; there are one, Two"):
+        ablate.choose(SMALL, ["three"])
+    assert list(ablate.choose(SMALL, [], ["y"]).settings) == ["y"]
+    with pytest.raises(ValueError, match="--settings: there is no setting 'z'; there are x, y"):
+        ablate.choose(SMALL, [], ["z"])
+    with pytest.raises(ValueError, match="add 'Full', whose teacher"):
+        ablate.choose(TABLES["rm5"], ["only L_rec"])
+
+
+def test_a_table_goes_on_with_its_own_config_only(tmp_path):
+    ablate.check_same_config(tiny(), tmp_path)
+    ablate.check_same_config(tiny(**{"train.log_every": 7, "probe.steps": 3}), tmp_path)
+    with pytest.raises(ValueError, match="config.train.steps was 12, now 13"):
+        ablate.check_same_config(tiny(**{"train.steps": 13}), tmp_path)
+
+
+def test_the_command_runs_what_it_was_given(tmp_path):
+    """For real, with flags in both forms: one row of a sweep, one step."""
+    card = tmp_path / "card.py"
+    card.write_text(CARD)
+    line = ["--config", str(card), "--table=cm_slots", "--rows=K = 10", "--seeds=1", "--workdir=out"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "rmjax.ablate", *line, "--config.train.learning_rate=0.5"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[2].split()[:4] == ["K", "=", "10", "1"]
+    kept = json.loads((tmp_path / "out" / "seed0" / "k-10" / "config.json").read_text())
+    assert kept["train"]["learning_rate"] == 0.5 and kept["machine"]["slots"] == 10
+
+
+@pytest.mark.parametrize(
+    ("card", "table", "words"),
+    [
+        ("xlong", "mem1", "Memoria Table 1 changes config.model.kind, which config.data.name = 'xlong' does not read"),
+        ("xlong", "cm_long", "data.synthetic.facts, which config.data.name = 'xlong' does not read. Take"),
+        ("sorting", "rm5", "config.rehearsal.recollection, which config.data.name = 'sorting' does not read"),
+    ],
+)  # fmt: skip
+def test_a_table_of_other_data_is_refused(card, table, words):
+    base = config.base()
+    base.data.name = card
+    with pytest.raises(ValueError, match=re.escape(words)):
+        ablate.check_fits(TABLES[table], base)
+
+
+def test_tables_fit_their_own_data():
+    for card, names in {"xlong": ("rm5", "rm6"), "synthetic": ("cm1", "cm_long"), "sorting": ("mem4", "mem6")}.items():
+        base = config.base()
+        base.data.name = card
+        for name in names:
+            ablate.check_fits(TABLES[name], base)
