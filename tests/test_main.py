@@ -172,7 +172,7 @@ def test_a_process_without_an_accelerator_is_set_up_and_says_so(platform, tunabl
     """It begins again, under the same id; what the user has set stays."""
     program = """if True:
         import os
-        from rmjax import environment
+        from rmjax.run import environment
         print(os.getpid(), os.environ.get("GLIBC_TUNABLES"), environment.prepare(), sep=chr(10))
         import jax
         print(jax.config.read("jax_cpu_enable_async_dispatch"))"""

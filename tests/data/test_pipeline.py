@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rmjax.data import cached, make_source
-from rmjax.data.clicks.movielens import movielens
+from rmjax.data.clicks.movielens import open_movielens
 from rmjax.data.pipeline import batches, epoch_order, eval_batches, partner_drawer, steps_per_epoch
 from rmjax.data.source import Source
 from tests import FIXTURES
@@ -65,7 +65,7 @@ def assert_same(ours, theirs):
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
     options = dict(first=5, every=4, max_targets=3)
-    return movielens(str(FIXTURES / "movielens"), str(tmp_path_factory.mktemp("cache")), 0, **options)
+    return open_movielens(str(FIXTURES / "movielens"), str(tmp_path_factory.mktemp("cache")), 0, **options)
 
 
 @pytest.mark.parametrize("start", [0, 1, 7, 12])

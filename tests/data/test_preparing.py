@@ -14,12 +14,12 @@ import pytest
 from rmjax.data import records
 from rmjax.data.stories.text import Story, TextBuilder
 from rmjax.data.texts import tokenizers
-from rmjax.data.texts.documents import documents
-from rmjax.data.texts.hyperpartisan import hyperpartisan
+from rmjax.data.texts.hyperpartisan import open_hyperpartisan
 from rmjax.io import progress, text
 from rmjax.run import train
 from rmjax.run.workdir import EXIT_PREEMPTED, Preemption
 from tests import ROOT
+from tests.data.texts.opening import documents
 from tests.data.texts.test_hyperpartisan import write as write_hyperpartisan
 
 
@@ -110,13 +110,13 @@ def test_hyperpartisan_is_left_at_the_next_article(tmp_path, monkeypatch, where,
     directory = write_hyperpartisan(tmp_path / "data")
     calls = asks(monkeypatch, where, name, signal.SIGTERM, 2)
     with pytest.raises(progress.Stopped), Preemption():
-        hyperpartisan(directory, str(tmp_path / "cache"))
+        open_hyperpartisan(directory, str(tmp_path / "cache"))
     assert len(calls) <= 3 and not files(tmp_path / "cache")
 
 
 COMMAND = """
 import os, signal, sys
-from rmjax.data import tokenizers
+from rmjax.data.texts import tokenizers
 encode, calls = tokenizers.Bytes.encode, []
 def asking(self, string):
     calls.append(1)

@@ -50,11 +50,12 @@ from safetensors.numpy import save_file
 from rmjax import config, memoria
 from rmjax.data.clicks import movielens, xlong
 from rmjax.data.stories import activitynet, babi, narrativeqa, tvqa, vectors
-from rmjax.data.texts import documents, hyperpartisan
+from rmjax.data.texts import hyperpartisan
 from rmjax.data.texts import tokenizers as our_tokenizers
 from rmjax.models import gpt2, huggingface
 from rmjax.run import kept
 from tests import FIXTURES
+from tests.data.texts.opening import documents
 from tests.data.texts.test_hyperpartisan import write as write_hyperpartisan
 from tests.memoria.runs import small
 from tests.serve.test_streams import streams
@@ -215,7 +216,7 @@ def read_movielens(root: Path) -> Any:
 
 
 def load_movielens(root: Path, cache: str) -> Any:
-    source = movielens.movielens(str(root), cache, 0, first=5, every=4, test_fraction=0.3, valid_fraction=0.2)
+    source = movielens.open_movielens(str(root), cache, 0, first=5, every=4, test_fraction=0.3, valid_fraction=0.2)
     asked = [source.fetch(split, np.arange(source.size(split)))["target"].sum() for split in SPLITS]
     return source.metadata["users"], source.numbering.tolist(), sum(asked)
 
@@ -237,7 +238,7 @@ def read_xlong(root: Path) -> Any:
 
 
 def load_xlong(root: Path, cache: str) -> Any:
-    source = xlong.xlong(str(root), cache, 0)
+    source = xlong.open_xlong(str(root), cache, 0)
 
     def parts(*splits: str) -> list:
         examples = [source.fetch(split, np.arange(source.size(split))) for split in splits]
@@ -282,7 +283,7 @@ def read_babi_archive(root: Path) -> Any:
 
 def load_babi(root: Path, cache: str) -> Any:
     archives = [path for path in root.iterdir() if path.is_file()]
-    source = babi.babi(str(*archives or [root]), cache, tasks="1,3,8")
+    source = babi.open_babi(str(*archives or [root]), cache, tasks="1,3,8")
     examples = [source.fetch(split, np.arange(source.size(split))) for split in SPLITS]
     asked = sum(int(e["query_mask"].sum()) for e in examples)
     return sum(map(source.size, SPLITS)), asked, len(source.classes)
@@ -336,7 +337,7 @@ def read_tvqa(root: Path) -> Any:
 
 
 def load_tvqa(root: Path, cache: str) -> Any:
-    source = tvqa.tvqa(str(root), cache, 3)
+    source = tvqa.open_tvqa(str(root), cache, 3)
     rows = [[*sizes, source.metadata["without_subtitles"][split]] for split, sizes in sizes_of(source).items()]
     return [[a + b for a, b in zip(*rows[:2], strict=True)], rows[2]]
 
@@ -403,7 +404,7 @@ def read_features(root: Path) -> Any:
 def load_features(root: Path, cache: str) -> Any:
     """The questions are prepared once: it is not they that change."""
     features = next(root.iterdir()) if (root / "all.hdf5").exists() else root
-    source = activitynet.activitynet(
+    source = activitynet.open_activitynet(
         str(FIXTURES / "activitynet-qa"), str(features), str(root.parent / "questions"), segment_length=4, frames=64
     )
     example = source.fetch("test", np.array([0]))
@@ -427,7 +428,7 @@ def read_hyperpartisan(root: Path) -> Any:
 
 
 def load_hyperpartisan(root: Path, cache: str) -> Any:
-    source = hyperpartisan.hyperpartisan(str(root), cache, segment_length=9)
+    source = hyperpartisan.open_hyperpartisan(str(root), cache, segment_length=9)
     targets = {split: source.fetch(split, np.arange(source.size(split)))["target"][:, 0] for split in SPLITS}
     return {split: [(i, bool(t)) for i, t in zip(source.ids[split], targets[split], strict=True)] for split in SPLITS}
 
@@ -469,7 +470,7 @@ def read_pg19(root: Path) -> Any:
 
 def load_documents(kind: str, tokenizer: str = "bytes") -> Callable[[Path, str], Any]:
     def load(root: Path, cache: str) -> Any:
-        parts = documents.documents(kind, str(root), cache, tokenizer, train_share=1.0)
+        parts = documents(kind, str(root), cache, tokenizer, **({"train_share": 1.0} if kind == "pg19" else {}))
         if kind == "enwik8":
             return [len(parts[split].tokens) for split in SPLITS]
         if kind == "books":
@@ -727,7 +728,7 @@ LOADERS = {
     "babi .tar": Loader(make_babi("babi.tar"), load_babi, read_babi_archive),
     "narrativeqa": Loader(
         copied("narrativeqa"),
-        lambda root, cache: sizes_of(narrativeqa.narrativeqa(str(root), cache)),
+        lambda root, cache: sizes_of(narrativeqa.open_narrativeqa(str(root), cache)),
         read_narrativeqa,
     ),
     "tvqa": Loader(copied("tvqa"), load_tvqa, read_tvqa),

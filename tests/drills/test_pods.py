@@ -109,7 +109,7 @@ def together(processes: int, line: list, devices: int = 1) -> list[int]:
 STEPS = """
 import pickle, sys
 import jax
-from rmjax import processes
+from rmjax.run import processes
 processes.join(None, None, None)
 from tests.run.test_devices import fifty_steps  # looks for devices, so only now
 found = fifty_steps(*sys.argv[2:3], *map(int, sys.argv[3:5]), sparse_items=sys.argv[5] == "sparse")
@@ -138,9 +138,9 @@ def test_fifty_steps_agree_in_double_precision(tmp_path, processes, devices, lay
 SAVES = """
 import time, sys
 import numpy as np
-from rmjax import processes
+from rmjax.run import processes
 processes.join(None, None, None)
-from rmjax.checkpoint import Checkpoints
+from rmjax.io.checkpoint import Checkpoints
 checkpoints, commit = Checkpoints(sys.argv[1], keep_last=2), Checkpoints._commit
 Checkpoints._commit = lambda *given: (time.sleep(2), commit(*given))
 for step, score in ((1, 0.1), (2, 0.9)):

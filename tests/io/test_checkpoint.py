@@ -255,7 +255,7 @@ import sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec as P
-from rmjax.checkpoint import Checkpoints
+from rmjax.io.checkpoint import Checkpoints
 
 address, directory, process = *sys.argv[1:3], int(sys.argv[3])
 jax.distributed.initialize(address, 2, process)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Iterator
@@ -13,8 +14,9 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from rmjax.data import records
-from rmjax.data.source import hash64
+from rmjax.data.source import Source, cached, hash64
 from rmjax.io import paths, text
+from rmjax.registry import at_least, between, setting
 
 FIELDS = ("userId", "movieId", "rating", "timestamp")
 FORMATS = {"ratings.csv": (",", True), "ratings.dat": ("::", False), "u.data": ("\t", False)}  # separator, header
@@ -26,6 +28,21 @@ WINDOW = 25  # ranks of popularity to either side a negative comes from
 _ID = r"\d{1,18}"  # always fits in an i64
 _RATING = r"[0-5](?:\.\d+)?"
 _LINES = 4096  # checked and converted at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """When questions are asked, and which are the test."""
+
+    test_fraction: float = setting(0.2, between(0, 1), "share of targets, the latest, for the test")
+    valid_fraction: float = setting(0.1, between(0, 1), "share of the targets before those, for validation")
+    every: int = setting(10, at_least(1), "clicks from one question to the next")
+    first: int = setting(20, at_least(1), "clicks before the first question")
+    max_targets: int = setting(32, at_least(1), "most targets of an example; a user with more has several")
+
+
+def make(settings: Settings, common: Any, seed: int) -> Source:
+    return cached(open_movielens(common.dir, common.cache_dir, seed, **vars(settings)), common.ram_bytes)
 
 
 class MovieLens(records.Records):
@@ -56,7 +73,7 @@ class MovieLens(records.Records):
         }
 
 
-def movielens(
+def open_movielens(
     directory: str,
     cache_dir: str,
     seed: int,

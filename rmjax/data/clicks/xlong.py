@@ -6,16 +6,19 @@ are not used.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from rmjax.data import records
-from rmjax.data.source import hash64
+from rmjax.data.source import Source, cached, hash64
 from rmjax.io import text
+from rmjax.registry import SOURCES
 
 NUM_ITEMS, NUM_USERS, HISTORY, SIDE = 3_269_017, 20_000, 1000, 184
 FIELDS = ("index", "uid", "history", "pos item", "neg item", "pos item side", "neg item side")
@@ -28,7 +31,20 @@ ADVICE = (
 )
 
 
-def xlong(directory: str, cache_dir: str, seed: int, valid_fraction: float = 0.1) -> XLong:
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """None."""
+
+
+def make(settings: Settings, common: Any, seed: int) -> Source:
+    if not common.dir:
+        logging.info("config.data.dir is empty: simulated clicks in place of XLong.")
+        made = SOURCES.settings("simulated_clicks", common.simulated, "config.data.simulated.")
+        return SOURCES["simulated_clicks"].make(made, common, seed)
+    return cached(open_xlong(common.dir, common.cache_dir, seed), common.ram_bytes)
+
+
+def open_xlong(directory: str, cache_dir: str, seed: int, valid_fraction: float = 0.1) -> XLong:
     """The source. 'valid' is `valid_fraction` of the training users, by a hash of (seed, uid).
 
     Raises:

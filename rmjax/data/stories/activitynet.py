@@ -7,6 +7,7 @@ own are one file (sub_activitynet_v1-3.c3d.hdf5), with a group v_<video_name> of
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import zipfile
@@ -19,10 +20,11 @@ import numpy as np
 from absl import logging
 
 from rmjax.data import records
-from rmjax.data.source import Examples
+from rmjax.data.source import Examples, Source
 from rmjax.data.stories import text
 from rmjax.io import paths
 from rmjax.io import text as text_files
+from rmjax.registry import a_path, at_least, setting
 
 SPLITS = {"train": "train", "valid": "val", "test": "test"}  # {ours: theirs}
 TYPES = ("motion", "spatial", "temporal", "yes-no", "color", "object", "location", "number", "other")  # by number
@@ -37,6 +39,20 @@ NAMES = ("features", "c3d_features")
 MOST_BYTES = 1 << 30  # of a video's array
 
 
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The videos' frames and the classes."""
+
+    features: str = setting("", a_path, "frame features: a folder, or one .h5 file")
+    frames: int = setting(200, at_least(1), "frames taken of a video")
+    answers: int = setting(1000, at_least(1), "classes: the most frequent answers")
+
+
+def make(settings: Settings, common: Any, seed: int) -> Source:
+    options = dict(segment_length=common.segment_length, ram_bytes=common.ram_bytes)
+    return open_activitynet(common.dir, cache_dir=common.cache_dir, **options, **vars(settings))
+
+
 def question_only(directory: str, cache_dir: str, *, answers: int = 1000) -> Asked:
     """The questions without their videos: a source of streams without an item.
 
@@ -47,7 +63,7 @@ def question_only(directory: str, cache_dir: str, *, answers: int = 1000) -> Ask
     return Asked(_prepare(directory, cache_dir, answers), segment_length=1)
 
 
-def activitynet(
+def open_activitynet(
     directory: str,
     features: str,
     cache_dir: str,

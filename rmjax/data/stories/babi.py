@@ -8,17 +8,21 @@ others.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from absl import logging
 
 from rmjax.data import records
+from rmjax.data.source import Source
 from rmjax.data.stories.text import Story, TextBuilder, TextRecords, tokenize
 from rmjax.io import paths, text
+from rmjax.registry import at_least, one_of, setting
 
 TASKS = 20
 MOST_BYTES = 1 << 26  # of a task's file; the largest of the release has 2.5 MB
@@ -28,7 +32,22 @@ ADVICE = (
 )
 
 
-def babi(
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Which tasks, and how their stories are written."""
+
+    subset: str = setting("en-10k", one_of("en", "en-10k"), "1,000 or 10,000 questions a task")
+    tasks: str = setting("", doc="numbers of the tasks, such as '1,2,15'; empty: all 20")
+    per_question: bool = setting(False, doc="writes a story anew for each of its questions")
+    max_sentences: int = setting(0, at_least(0), "latest sentences kept of a story; 0: all")
+
+
+def make(settings: Settings, common: Any, seed: int) -> Source:
+    options = dict(segment_length=common.segment_length, buckets=common.buckets)
+    return open_babi(common.dir, common.cache_dir, **options, **vars(settings))
+
+
+def open_babi(
     directory: str,
     cache_dir: str,
     *,

@@ -6,13 +6,17 @@ Candidates are the first answers to all questions of the story. Its second answe
 from __future__ import annotations
 
 import csv
+import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rmjax.data import records
+from rmjax.data.source import Source
 from rmjax.data.stories.text import Story, TextBuilder, TextRecords, tokenize
 from rmjax.io import text as text_files
+from rmjax.registry import at_least, setting
 
 SETS = ("train", "valid", "test")
 NAMES = ("documents.csv", "qaps.csv", "third_party/wikipedia/summaries.csv")
@@ -22,7 +26,19 @@ ADVICE = (
 )
 
 
-def narrativeqa(
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is read of a summary."""
+
+    max_segments: int = setting(64, at_least(1), "segments kept of a summary")
+
+
+def make(settings: Settings, common: Any, seed: int) -> Source:
+    options = dict(segment_length=common.segment_length, min_count=common.min_count, buckets=common.buckets)
+    return open_narrativeqa(common.dir, common.cache_dir, **options, **vars(settings))
+
+
+def open_narrativeqa(
     directory: str,
     cache_dir: str,
     *,

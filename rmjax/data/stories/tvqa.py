@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,10 @@ import numpy as np
 from absl import logging
 
 from rmjax.data import records
-from rmjax.data.source import hash64
+from rmjax.data.source import Source, hash64
 from rmjax.data.stories.text import Story, TextBuilder, TextRecords, tokenize
 from rmjax.io import text as text_files
+from rmjax.registry import at_least, below, setting
 
 ANSWERS = ("a0", "a1", "a2", "a3", "a4")
 NAMES = ("tvqa_train.jsonl", "tvqa_val.jsonl", "tvqa_preprocessed_subtitles.jsonl")
@@ -23,7 +25,20 @@ ADVICE = (
 )
 
 
-def tvqa(
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is read of a clip, and which clips validate."""
+
+    max_words: int = setting(300, at_least(1), "words kept of a clip's subtitles")
+    valid_fraction: float = setting(0.1, below(0, 1), "share of the training clips for validation")
+
+
+def make(settings: Settings, common: Any, seed: int) -> Source:
+    options = dict(segment_length=common.segment_length, min_count=common.min_count, buckets=common.buckets)
+    return open_tvqa(common.dir, common.cache_dir, seed, **options, **vars(settings))
+
+
+def open_tvqa(
     directory: str,
     cache_dir: str,
     seed: int,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import re
 import zipfile
 import zlib
@@ -12,29 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
-import numpy as np
-from absl import logging
-
-from rmjax.data import records
-from rmjax.data.source import hash64
 from rmjax.io import paths
-from rmjax.io.text import as_utf8, read_text
+from rmjax.io.text import as_utf8
 
 SPLITS = ("train", "valid", "test")
-ADVICE = {
-    "wikitext": "WikiText-2 and -103, raw or not, are zips (wikitext-103-raw-v1.zip and others) at "
-    "https://wikitext.smerity.com. https://huggingface.co/datasets/Salesforce/wikitext has them as "
-    "rows: write the rows of a split to a file as they are, since they have their line ends. Set "
-    "data.dir to a folder of wiki.train.raw, wiki.valid.raw and wiki.test.raw, or of these names "
-    "with .tokens.",
-    "pg19": "PG-19 is described at https://github.com/google-deepmind/pg19. Its files are in the "
-    "bucket gs://deepmind-gutenberg and at https://huggingface.co/datasets/deepmind/pg19. Set "
-    "data.dir to the folder with train, validation, test and metadata.csv.",
-    "enwik8": "enwik8.zip is at http://mattmahoney.net/dc/enwik8.zip, and the same text is at "
-    "https://huggingface.co/datasets/LTCB/enwik8. Set data.dir to its folder, or to any one file.",
-    "books": "Set data.dir to a .txt file, to a folder with a .txt of each book, or to a folder with "
-    "folders train, valid and test of them.",
-}
 PIECE = 1 << 16  # about as many bytes are read, and made tokens, at once
 LONGEST = 1 << 20  # bytes without white space, after which a piece ends between any two characters
 _CUT = re.compile(rb".+(?:(?= \S)|(?<=\S)(?=\r?\n\S))", re.DOTALL)
@@ -77,146 +56,23 @@ class Corpus(NamedTuple):
         return size
 
 
-def wikitext(root: Path) -> Corpus:
-    """wiki.{train,valid,test}.raw or, where they are not, .tokens; an end of line counts as a word, <eos>."""
-    ends = {end: tuple(f"wiki.{split}.{end}" for split in SPLITS) for end in ("raw", "tokens")}
-    try:
-        files = records.find_files(str(root), ends["raw"], (".",), "")
-    except FileNotFoundError:
-        advice = f"Nor are all of those that end in .raw. {ADVICE['wikitext']}"
-        files = records.find_files(str(root), ends["tokens"], (".",), advice)
-    by_split = {split: [file] for split, file in zip(SPLITS, files, strict=True)}
-    words = lambda text: len(text.split()) + text.count("\n")  # noqa: E731
-    return Corpus(by_split, lambda _, file: _articles(file), words, titled=True)
-
-
-def pg19(root: Path, train_share: float) -> Corpus:
-    """Folders train, validation and test of <id>.txt, and metadata.csv for the titles."""
-    files = _folders(root, dict(train=["train"], valid=["validation"], test=["test"]), ADVICE["pg19"])
-    files["train"] = files["train"][: max(1, round(train_share * len(files["train"])))]
-    titles = _titles(root / "metadata.csv")
-    return Corpus(files, lambda _, file: _book(file, titles.get(file.stem, file.stem)))
-
-
-def enwik8(root: Path, verbatim: bool) -> Corpus:
-    """The file or its .zip; the splits have 18, 1 and 1 of 20 of its bytes. A character is a byte.
-
-    With `verbatim` every byte is read as it stands, and cuts are exact. Without it the file is text:
-    its byte order mark is dropped, and cuts are at the next white space.
-    """
-    path = next((path for path in (root, root / "enwik8", root / "enwik8.zip") if path.is_file()), None)
-    if path is None:
-        found = "has neither enwik8 nor enwik8.zip" if root.is_dir() else "no such file"
-        raise FileNotFoundError(f"{root}: {found}. {ADVICE['enwik8']}")
-    parts = (18, 19, 20)
-    return Corpus(
-        {split: [path] for split in SPLITS},
-        lambda split, file: _parted(split, file, parts, verbatim),
-        characters=lambda text: len(text.encode("utf-8", "surrogateescape")),
-        parts=parts,
-        verbatim=verbatim,
-    )
-
-
-def books(root: Path, held_out: float) -> Corpus:
-    """Folders of .txt for each split; or one folder, whose held-out books a hash of names chooses.
-
-    One file, or a folder of one or two, is cut by position instead.
-    """
-    if not root.exists():
-        raise FileNotFoundError(f"{root}: no such folder or file. {ADVICE['books']}")
-    if (root / "train").is_dir():
-        files = _folders(root, dict(train=["train"], valid=["valid", "validation"], test=["test"]), ADVICE["books"])
-        return Corpus(files, lambda _, file: _book(file, file.stem))
-    every = [root] if root.is_file() else _texts(root)
-    if not every:
-        raise FileNotFoundError(f"{root}: expected one .txt file or more, found none. {ADVICE['books']}")
-    if len(every) < 3:
-        million = 10**6
-        parts = (round((1 - 2 * held_out) * million), round((1 - held_out) * million), million)
-        logging.info(
-            "%s: %s too few to hold out whole books. The last %.3g%% of each file is the test split, "
-            "and as much before it is the validation split. Cuts are at white space.",
-            root,
-            "one file is" if len(every) == 1 else "two files are",
-            100 * held_out,
-        )
-        return Corpus(dict.fromkeys(SPLITS, every), lambda split, file: _parted(split, file, parts, False), parts=parts)
-    order = np.argsort(hash64("books", np.array([zlib.crc32(file.name.encode()) for file in every])), kind="stable")
-    count = min(max(1, round(held_out * len(every))), (len(every) - 1) // 2)
-    chosen = dict(train=order[2 * count :], valid=order[:count], test=order[count : 2 * count])
-    files = {split: [every[i] for i in np.sort(places)] for split, places in chosen.items()}
-    return Corpus(files, lambda _, file: _book(file, file.stem))
-
-
-def _articles(path: Path) -> Pieces:
-    """An article begins at a title between blank lines; those before the first are the first's."""
-    name: str | None = path.name  # of text before any title
-    held: list[str] = []
-    size, some = 0, False  # of what is held; whether it is to be yielded, though it be short
-    with path.open("rb") as file:
-        stream, begin, _ = as_utf8(file, path.stat().st_size, str(path))
-        stream.seek(begin)
-        with io.TextIOWrapper(stream, "utf-8", "surrogateescape", newline="\n") as lines:
-            line = lines.readline(LONGEST)
-            begins, blank = True, True  # whether `line` begins a line; whether the line before is blank
-            while line or not held:
-                after = lines.readline(LONGEST)
-                alone = begins and blank and not after.strip()
-                title = re.fullmatch(r" = ([^=]|[^=].*[^=]) = \r?\n?", line) if alone else None
-                full = size > LONGEST or (size > PIECE and re.match(r" \S", line))
-                if some and (title or full):
-                    yield name, "".join(held)
-                    name, held, size = None, [], 0
-                if title:
-                    name = title[1]
-                some = some or name is None or bool(line.strip())
-                held.append(line)
-                size += len(line)
-                blank = not line.strip() and (begins or blank)
-                begins, line = line.endswith("\n"), after
-    yield name, "".join(held)
-
-
-def _titles(path: Path) -> dict[str, str]:
-    """{book id: title}, of no books where there is no such file."""
-    titles: dict[str, str] = {}
-    if not path.is_file():
-        return titles
-    text = read_text(path)
-    rows = csv.reader(io.StringIO(text, newline=""))
-    row: list[str] = []
-    try:
-        for row in rows:
-            if len(row) != 4 and any(map(str.strip, row)):
-                expected, row_text = "book id, title, date and address", ",".join(row)
-                raise records.malformed(path, rows.line_num, "short_book_title", expected, row_text)
-            if len(row) == 4:
-                titles[row[0]] = row[1]
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {rows.line_num}: {error}; fetch it again") from error
-    if len(row) == 4 and not text.endswith("\n") and not row[3].strip().endswith(row[0]):
-        cure = "the file is cut short, fetch it again"
-        expected = f"a whole line, whose address ends in {row[0]}: {cure}"
-        raise records.malformed(path, rows.line_num, "url", expected, row[3])
-    return titles
-
-
-def _folders(root: Path, names: dict[str, list[str]], advice: str) -> dict[str, list[Path]]:
-    files = {split: [file for folder in folders for file in _texts(root / folder)] for split, folders in names.items()}
+def folders(root: Path, names: dict[str, list[str]], advice: str) -> dict[str, list[Path]]:
+    files = {
+        split: [file for folder in folders for file in text_files(root / folder)] for split, folders in names.items()
+    }
     for split, found in files.items():
         if not found:
             raise FileNotFoundError(f"no .txt file in {root / names[split][0]}. {advice}")
     return files
 
 
-def _texts(folder: Path) -> list[Path]:
+def text_files(folder: Path) -> list[Path]:
     """Numbers by their value, then names."""
     files = [file for file in paths.visible(folder, "*.txt") if file.is_file()]
     return sorted(files, key=lambda file: (int(file.stem) if file.stem.isdecimal() else float("inf"), file.name))
 
 
-def _book(path: Path, name: str) -> Pieces:
+def book(path: Path, name: str) -> Pieces:
     with path.open("rb") as file:
         stream, begin, end = as_utf8(file, path.stat().st_size, str(path))
         with stream:
@@ -228,7 +84,7 @@ def _part(split: str, parts: tuple[int, int, int]) -> tuple[int, int]:
     return dict(train=(0, parts[0]), valid=parts[:2], test=parts[1:])[split]
 
 
-def _parted(split: str, path: Path, parts: tuple[int, int, int], verbatim: bool) -> Pieces:
+def parted(split: str, path: Path, parts: tuple[int, int, int], verbatim: bool) -> Pieces:
     with _opened(path) as (file, size):
         stream, begin, end = (file, 0, size) if verbatim else as_utf8(file, size, str(path))
 
@@ -262,7 +118,9 @@ def _opened(path: Path) -> Iterator[tuple[IO[bytes], int]]:
 
 
 def _no_archive(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path}: no whole archive of a file enwik8 ({error}). {ADVICE['enwik8']}")
+    return ValueError(
+        f"{path}: no whole archive of a file enwik8 ({error}). Fetch enwik8.zip again, from http://mattmahoney.net/dc/enwik8.zip"
+    )
 
 
 def _between_words(stream: IO[bytes], place: int) -> int:

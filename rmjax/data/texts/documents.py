@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,60 +41,51 @@ class Documents:
 
 
 def documents(
-    kind: str,
+    name: str,
+    corpus: Callable[[Path], corpora.Corpus],
+    advice: str,
     directory: str,
     cache_dir: str,
     tokenizer: str = "bytes",
-    *,
-    train_share: float = 0.07,
-    held_out: float = 0.1,
 ) -> dict[str, Documents]:
-    """{'train', 'valid', 'test': the documents} of `directory`, by a tokenizer that `make_tokenizer` takes.
+    """The documents of each split, as tokens.
 
-    'wikitext': wiki.{train,valid,test}.raw, or .tokens; a document is an article with its title.
-    'pg19': folders train, validation and test of <id>.txt, and metadata.csv for the titles. Of the training books,
-      sorted by number, the first `train_share` are taken: 0.07 is what Memoria was trained on, 2,002 books; 1 is all.
-    'enwik8': the file or its .zip, or any other file; the first 90% of its bytes, 5% and 5% are a document each.
-    'books': folders train, valid (or validation) and test of .txt files; or one folder of them, of which `held_out` of
-      the books, at least one, are 'valid' and as many 'test', chosen by a hash of their names. One or two
-      .txt files are cut instead: the last `held_out` of each file is 'test', and as much before it
-      is 'valid'.
+    Text is read in pieces, cut between words, so that no corpus need fit in RAM. Its tokens are kept in `cache_dir`,
+    written whole or not at all.
 
-    Text is read in pieces, cut between words, so that no corpus need fit in RAM, and its tokens are kept in `cache_dir`
-    ('' is `paths.cache`), written whole or not at all.
+    Files are UTF-8, or UTF-16 and UTF-32 with a byte order mark. No tokenizer sees the mark. A warning counts bytes of
+    other encodings: 'bytes' keeps them, other tokenizers see U+FFFD.
 
-    Files are UTF-8, or UTF-16 and UTF-32 with a byte order mark. No tokenizer sees the mark. A
-    warning counts bytes of other encodings: 'bytes' keeps them, other tokenizers see U+FFFD. With
-    'bytes', the tokens of 'enwik8' are all bytes of the file, a mark included.
+    Args:
+      name: of the corpus; prepared files go by it.
+      corpus: the folder or file of the user -> which files each split has.
+      advice: where the corpus is to be had, for errors.
+      directory: the folder or file of the user.
+      cache_dir: where tokens go; '' is `paths.cache`.
+      tokenizer: as `make_tokenizer` takes it.
+
+    Returns:
+      'train', 'valid' and 'test'.
 
     Raises:
       FileNotFoundError: `directory` has not the files, or there is no such tokenizer.
-      ValueError: no such kind; a share out of range; a file without text, or with NUL characters
-        where tokens are not bytes; a malformed metadata.csv; a damaged .zip; no tokenizer.json.
+      ValueError: a file without text, or with NUL characters where tokens are not bytes; a malformed metadata.csv; a
+        damaged .zip; no tokenizer.json.
       OSError: nothing can be written in `cache_dir`.
       Stopped: the run was asked to stop.
     """
-    if kind not in corpora.ADVICE:
-        raise ValueError(f"kind={kind!r}: no such kind of documents; there are {', '.join(corpora.ADVICE)}")
-    if not 0 < train_share <= 1 or not 0 < held_out < 0.5:
-        raise ValueError(f"train_share={train_share}, held_out={held_out}: expected in (0, 1] and in (0, 0.5)")
     if not directory:
-        raise FileNotFoundError(f"{kind}: data.dir is empty. {corpora.ADVICE[kind]}")
-    options: dict[str, dict[str, Any]] = dict(
-        pg19=dict(train_share=train_share),
-        books=dict(held_out=held_out),
-        enwik8=dict(verbatim=tokenizer == "bytes"),
-    )
-    corpus = getattr(corpora, kind)(paths.resolve(directory, "config.data.dir"), **options.get(kind, {}))
-    names = {split: [file.name for file in files] for split, files in corpus.files.items()}
-    parameters = dict(version=_VERSION, kind=kind, files=names, tokenizer=tokenizers.identity(tokenizer))
-    parameters |= dict(parts=corpus.parts)
-    files = tuple(file for split in corpora.SPLITS for file in corpus.files[split])
+        raise FileNotFoundError(f"{name}: data.dir is empty. {advice}")
+    read = corpus(paths.resolve(directory, "config.data.dir"))
+    names = {split: [file.name for file in files] for split, files in read.files.items()}
+    parameters = dict(version=_VERSION, kind=name, files=names, tokenizer=tokenizers.identity(tokenizer))
+    parameters |= dict(parts=read.parts)
+    files = tuple(file for split in corpora.SPLITS for file in read.files[split])
     digest = records.StreamConfig(name="", files=files, parameters=parameters).name
-    prepared = paths.cache(cache_dir) / "documents" / f"{kind}-{digest}"
+    prepared = paths.cache(cache_dir) / "documents" / f"{name}-{digest}"
     if not prepared.exists():
         logging.info("Preparing documents, once, from %s in %s", directory, prepared)
-        _prepare(prepared, corpus, tokenizer)
+        _prepare(prepared, read, tokenizer)
     return _open(prepared, tokenizer)
 
 

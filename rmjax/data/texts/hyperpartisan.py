@@ -6,23 +6,25 @@ Of the split in wide use (Longformer, Beltagy et al. 2020) 51 of the 65 test art
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from xml.etree import ElementTree
 
 import numpy as np
 from absl import logging
 
 from rmjax.data import records
-from rmjax.data.source import Examples
+from rmjax.data.source import Examples, Source
 from rmjax.data.stories.text import Story, TextBuilder, TextRecords
 from rmjax.data.texts import tokenizers
 from rmjax.io import paths
 from rmjax.io.progress import watch
 from rmjax.io.text import read_json
+from rmjax.registry import a_path, at_least, one_of, setting
 
 CLASSES = ("false", "true")  # is it hyperpartisan
 _DIGITS = 18  # of an id: more do not fit 64 bits
@@ -38,7 +40,24 @@ ADVICE = {
 }
 
 
-def hyperpartisan(
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Which articles are the test, and what is read of one."""
+
+    task: ClassVar[str] = "documents"
+
+    split: str = setting("unseen", one_of("unseen", "published"), "which articles are the test")
+    tokenizer: str = setting("words", a_path, "'words', or the path of a tokenizer.json")
+    title: bool = setting(True, doc="an article's title is its first sentence")
+    max_segments: int = setting(0, at_least(0), "first segments kept of an article; 0: all")
+
+
+def make(settings: Settings, common: Any, seed: int) -> Source:
+    options = dict(segment_length=common.segment_length, min_count=common.min_count, buckets=common.buckets)
+    return open_hyperpartisan(common.dir, common.cache_dir, **options, **vars(settings))
+
+
+def open_hyperpartisan(
     directory: str,
     cache_dir: str,
     *,

@@ -7,15 +7,33 @@ from step to step, so the order is that of the text, not a drawn one.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from rmjax.data.source import Description
-from rmjax.data.texts.documents import Documents
+from rmjax.data.texts.corpora import Corpus
+from rmjax.data.texts.documents import Documents, documents
 from rmjax.data.texts.tokenizers import packed
+from rmjax.registry import a_path, at_least, setting
 from rmjax.types import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSettings:
+    """Keys of every corpus: how texts become tokens, and where memories begin anew."""
+
+    section: ClassVar[str] = "text"
+    task: ClassVar[str] = "every token"
+
+    tokenizer: str = setting("bytes", a_path, "texts: bytes, characters, words, or a tokenizer.json")
+    aligned: bool = setting(True, doc="documents are cut to whole segments; the rest of each is dropped")
+    reset_documents: bool = setting(False, doc="memories begin anew with every document; needs aligned")
+    reset_segments: int = setting(0, at_least(0), "training: memories begin anew after so many segments; 0: never")
+    reset_evaluation: bool = setting(False, doc="and in evaluation too")
+    skip_first: bool = setting(False, doc="the first token of a segment is not predicted")
 
 
 class Parts(NamedTuple):
@@ -159,3 +177,22 @@ class Texts:
         every = self.reset_segments if self.reset_evaluation else 0
         for step in range(self.parts(split, batch_size).steps):
             yield self.batch(split, step, batch_size, rows, reset_segments=every)
+
+
+def open_texts(name: str, corpus: Callable[[Path], Corpus], advice: str, settings: TextSettings, common: Any) -> Texts:
+    """The streams of a corpus.
+
+    Args:
+      name: of the corpus; prepared files go by it.
+      corpus: the folder or file of the user -> which files each split has.
+      advice: where the corpus is to be had, for errors.
+      settings: of the corpus.
+      common: the section `data` of the config.
+
+    Raises:
+      FileNotFoundError, ValueError, OSError, Stopped: as `documents`.
+    """
+    splits = documents(name, corpus, advice, common.dir, common.cache_dir, settings.tokenizer)
+    options = {field.name: getattr(settings, field.name) for field in dataclasses.fields(TextSettings)}
+    del options["tokenizer"]
+    return Texts(splits, common.segment_length, common.segments, **options)

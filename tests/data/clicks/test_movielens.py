@@ -4,7 +4,7 @@ import logging
 import numpy as np
 import pytest
 
-from rmjax.data.clicks.movielens import ADVICE, match_popularity, movielens, read_ratings
+from rmjax.data.clicks.movielens import ADVICE, match_popularity, open_movielens, read_ratings
 from rmjax.data.source import hash64
 from tests import FIXTURES
 
@@ -15,7 +15,7 @@ SPLITS = ("train", "valid", "test")
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    return movielens(str(FIXTURE), str(tmp_path_factory.mktemp("cache")), seed=0, **OPTIONS)
+    return open_movielens(str(FIXTURE), str(tmp_path_factory.mktemp("cache")), seed=0, **OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_negatives_when_few_are_left():
 @pytest.mark.parametrize("changed", [dict(seed=1), dict(every=5), dict(max_targets=2)])
 def test_other_parameters_are_other_data(source, tmp_path, changed):
     args = dict(seed=0, **OPTIONS)
-    same, other = (movielens(str(FIXTURE), str(tmp_path), **(args | extra)) for extra in ({}, changed))
+    same, other = (open_movielens(str(FIXTURE), str(tmp_path), **(args | extra)) for extra in ({}, changed))
     first, second, third = (s.fetch("train", np.arange(s.size("train")))["query"] for s in (source, same, other))
     np.testing.assert_array_equal(first, second)
     assert first.shape != third.shape or (first != third).any()
@@ -153,7 +153,7 @@ def test_a_malformed_line_is_named_and_leaves_nothing(tmp_path, number, text, fi
     lines[number - 1] = text
     (tmp_path / "ratings.csv").write_text("\n".join(lines))
     with pytest.raises(ValueError) as error:
-        movielens(str(tmp_path), str(tmp_path / "cache"), 0, **OPTIONS)
+        open_movielens(str(tmp_path), str(tmp_path / "cache"), 0, **OPTIONS)
     start = f"{tmp_path / 'ratings.csv'}, line {number}, field {field}: expected "
     assert str(error.value).startswith(start) and expected.replace("'", "") in str(error.value).replace("'", "")
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
@@ -208,7 +208,7 @@ def test_the_order_of_lines_tells_nothing(source, tmp_path):
         folder = tmp_path / str(number)
         folder.mkdir()
         (folder / "ratings.csv").write_text("\n".join([header, *order]) + "\n")
-        other = movielens(str(folder), str(tmp_path / "cache"), seed=0, **OPTIONS)
+        other = open_movielens(str(folder), str(tmp_path / "cache"), seed=0, **OPTIONS)
         for split in SPLITS:
             want, got = (s.fetch(split, np.arange(source.size(split))) for s in (source, other))
             for name, values in want.items():
@@ -227,7 +227,7 @@ def test_equal_times_are_in_no_order_of_ids(tmp_path):
         folder = tmp_path / str(seed)
         folder.mkdir()
         (folder / "ratings.csv").write_text((tmp_path / "ratings.csv").read_text() + extra)
-        made = movielens(str(folder), str(tmp_path / "cache"), seed, **options)
+        made = open_movielens(str(folder), str(tmp_path / "cache"), seed, **options)
         streams.append(made.fetch("train", np.arange(made.size("train")))["items"])
     assert (np.diff(streams[0]) > 0).mean() == pytest.approx(0.5, abs=0.1)
     assert (streams[0] != streams[1]).mean() > 0.8 and (streams[0][1:] != streams[0][:-1]).mean() > 0.8
@@ -255,24 +255,24 @@ def test_users_who_are_not_asked_are_counted(tmp_path, caplog, logs):
     for _ in range(2):  # prepared or not
         caplog.clear()
         with caplog.at_level(logging.INFO, "absl"):
-            movielens(str(FIXTURE), str(tmp_path), 0, **OPTIONS | dict(first=first, every=1))
+            open_movielens(str(FIXTURE), str(tmp_path), 0, **OPTIONS | dict(first=first, every=1))
         assert f"{len(logs) - few} of {len(logs)} users are asked" in caplog.text
         assert f"{few} users have fewer than {first + 1} ratings, so none of theirs is asked" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.INFO, "absl"):
-        movielens(str(FIXTURE), str(tmp_path), 0, **OPTIONS)
+        open_movielens(str(FIXTURE), str(tmp_path), 0, **OPTIONS)
     assert "fewer" not in caplog.text
 
 
 def test_no_target_in_a_split(tmp_path):
     with pytest.raises(ValueError, match="expected targets in every split, found none of 0 in 'train'"):
-        movielens(str(FIXTURE), str(tmp_path), 0, first=1000)
+        open_movielens(str(FIXTURE), str(tmp_path), 0, first=1000)
 
 
 def test_missing_files_say_where_they_come_from(tmp_path):
     for directory in ("", str(tmp_path)):
         with pytest.raises(FileNotFoundError, match="grouplens.org/datasets/movielens") as error:
-            movielens(directory, str(tmp_path), 0)
+            open_movielens(directory, str(tmp_path), 0)
         assert "ratings.csv" in str(error.value) and ADVICE in str(error.value)
 
 
@@ -289,7 +289,7 @@ def test_a_user_who_rated_every_film_is_named_with_the_file(tmp_path):
     rows = [f"{user},{movie},3.0,{1000 + user + movie}" for user in (1, 2) for movie in range(1, 9)]
     (tmp_path / "ratings.csv").write_text("\n".join(["userId,movieId,rating,timestamp", *rows, ""]))
     with pytest.raises(ValueError, match=r"ratings\.csv: user \d rated every item: no negative is left"):
-        movielens(str(tmp_path), str(tmp_path / "cache"), 0, first=2, every=1)
+        open_movielens(str(tmp_path), str(tmp_path / "cache"), 0, first=2, every=1)
 
 
 def test_a_table_of_another_kind_is_answered_with_a_cure(tmp_path):

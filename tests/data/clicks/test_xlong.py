@@ -8,7 +8,7 @@ import pytest
 from tensorflow_datasets.core import shuffle
 
 from rmjax.data import records
-from rmjax.data.clicks.xlong import ADVICE, FIELDS, NUM_ITEMS, XLongBuilder, parse_line, xlong
+from rmjax.data.clicks.xlong import ADVICE, FIELDS, NUM_ITEMS, XLongBuilder, open_xlong, parse_line
 from tests import FIXTURES
 
 FIXTURE = FIXTURES / "xlong"
@@ -25,7 +25,7 @@ def write(directory, train, test=None):
 
 
 def test_every_line_is_an_example_of_two_questions(tmp_path):
-    source = xlong(str(FIXTURE), str(tmp_path), seed=0)
+    source = open_xlong(str(FIXTURE), str(tmp_path), seed=0)
     assert (source.num_items, source.max_items, source.num_queries) == (NUM_ITEMS, 1000, 2)
     assert source.positions_at_end
     lines = fields_of(TEST)
@@ -44,19 +44,19 @@ def test_valid_has_a_tenth_of_the_users_and_train_the_others(tmp_path, seed):
     template = fields_of(TRAIN)[0]
     users = [uid for uid in range(40) for _ in range(1 + uid % 3)]
     write(tmp_path, [[str(i), str(uid), *template[2:]] for i, uid in enumerate(users)])
-    source = xlong(str(tmp_path), str(tmp_path / "cache"), seed)
+    source = open_xlong(str(tmp_path), str(tmp_path / "cache"), seed)
     train, valid = set(source.stream_id("train")), set(source.stream_id("valid"))
     assert len(valid) == 4 and not train & valid and train | valid == set(range(40))
     assert source.size("train") + source.size("valid") == len(users)
-    again = xlong(str(tmp_path), str(tmp_path / "cache"), seed)
+    again = open_xlong(str(tmp_path), str(tmp_path / "cache"), seed)
     np.testing.assert_array_equal(source.stream_id("valid"), again.stream_id("valid"))
-    assert valid != set(xlong(str(tmp_path), str(tmp_path / "cache"), seed + 1).stream_id("valid"))
+    assert valid != set(open_xlong(str(tmp_path), str(tmp_path / "cache"), seed + 1).stream_id("valid"))
 
 
 def test_the_folder_above_data_will_do(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "xlong").symlink_to(FIXTURE)
-    assert xlong(str(tmp_path), str(tmp_path / "cache"), 0).size("test") == len(fields_of(TEST))
+    assert open_xlong(str(tmp_path), str(tmp_path / "cache"), 0).size("test") == len(fields_of(TEST))
 
 
 LONG = ",".join(["1"] * 1000)
@@ -100,27 +100,27 @@ def test_a_malformed_line_leaves_nothing_and_repair_is_noticed(tmp_path):
     write(tmp_path, [*lines, ["nonsense"]])
     for _ in range(2):
         with pytest.raises(ValueError, match=f"{TRAIN}, line {len(lines) + 1}, field {FIELDS[1]}: expected 7"):
-            xlong(str(tmp_path), str(tmp_path / "cache"), 0)
+            open_xlong(str(tmp_path), str(tmp_path / "cache"), 0)
         assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     write(tmp_path, lines)
-    source = xlong(str(tmp_path), str(tmp_path / "cache"), 0)
+    source = open_xlong(str(tmp_path), str(tmp_path / "cache"), 0)
     assert source.size("train") + source.size("valid") == len(lines)
     write(tmp_path, lines[:-1])  # other data under the same name is not taken for this
-    source = xlong(str(tmp_path), str(tmp_path / "cache"), 0)
+    source = open_xlong(str(tmp_path), str(tmp_path / "cache"), 0)
     assert source.size("train") + source.size("valid") == len(lines) - 1
 
 
 def test_marks_and_ends_of_lines_do_no_harm(tmp_path, caplog):
     lines, test = fields_of(TRAIN), (FIXTURE / TEST).read_bytes()
     variants = (codecs.BOM_UTF8 + test, test.replace(b"\n", b"\r\n"), test + b"\n\r\n \n", test.rstrip(b"\n"))
-    want = xlong(str(FIXTURE), str(tmp_path / "cache"), 0).fetch("test", np.arange(2))
+    want = open_xlong(str(FIXTURE), str(tmp_path / "cache"), 0).fetch("test", np.arange(2))
     for number, data in enumerate(variants):
         assert "has no end" not in caplog.text
         folder = tmp_path / str(number)
         folder.mkdir()
         write(folder, lines)
         (folder / TEST).write_bytes(data)
-        source = xlong(str(folder), str(tmp_path / "cache"), 0)
+        source = open_xlong(str(folder), str(tmp_path / "cache"), 0)
         assert source.size("test") == len(fields_of(TEST))
         for name, values in source.fetch("test", np.arange(2)).items():
             np.testing.assert_array_equal(values, want[name])
@@ -130,17 +130,17 @@ def test_marks_and_ends_of_lines_do_no_harm(tmp_path, caplog):
 def test_too_little_data(tmp_path):
     write(tmp_path, fields_of(TRAIN)[:1])
     with pytest.raises(ValueError, match="expected two users or more"):
-        xlong(str(tmp_path), str(tmp_path / "cache"), 0)
+        open_xlong(str(tmp_path), str(tmp_path / "cache"), 0)
     (tmp_path / TEST).write_text("")
     with pytest.raises(ValueError, match=f"{TEST}, line 1, field index: expected a line, found 'an empty file'"):
-        xlong(str(tmp_path), str(tmp_path / "cache2"), 0)
+        open_xlong(str(tmp_path), str(tmp_path / "cache2"), 0)
 
 
 def test_missing_files_say_where_they_come_from(tmp_path):
     (tmp_path / TRAIN).write_text("")
     for directory in ("", str(tmp_path), str(tmp_path / "none")):
         with pytest.raises(FileNotFoundError) as error:
-            xlong(directory, str(tmp_path), 0)
+            open_xlong(directory, str(tmp_path), 0)
         assert TEST in str(error.value) and directory in str(error.value) and ADVICE in str(error.value)
     assert "Tianchi" in ADVICE and "--config=configs/xlong.py" in ADVICE
 
@@ -156,14 +156,14 @@ def test_of_two_that_prepare_at_once_the_second_takes_what_the_first_left(tmp_pa
             yield key, example
 
     monkeypatch.setattr(XLongBuilder, "_generate_examples", during)
-    source = xlong(str(FIXTURE), str(tmp_path), 0)
+    source = open_xlong(str(FIXTURE), str(tmp_path), 0)
     assert nested[1].is_dir() and source.size("test") == len(fields_of(TEST))
     assert [path for path in nested[1].parent.iterdir()] == [nested[1]]
 
 
 def test_large_splits_do_not_spill_through_tensorflow(tmp_path, monkeypatch):
     monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 1)
-    assert xlong(str(FIXTURE), str(tmp_path), 0).size("test") == len(fields_of(TEST))
+    assert open_xlong(str(FIXTURE), str(tmp_path), 0).size("test") == len(fields_of(TEST))
     assert shuffle.MAX_MEM_BUFFER_SIZE == 1  # as it was
 
 
@@ -173,9 +173,9 @@ import sys
 from absl import logging
 logging.set_verbosity(logging.INFO)
 import numpy as np
-from rmjax.data.xlong import xlong
+from rmjax.data.clicks.xlong import open_xlong
 for _ in range(2):
-    xlong({str(FIXTURE)!r}, {str(tmp_path)!r}, 0).fetch("train", np.arange(2))
+    open_xlong({str(FIXTURE)!r}, {str(tmp_path)!r}, 0).fetch("train", np.arange(2))
 assert not [name for name in sys.modules if name.split(".")[0] in ("tensorflow", "jax")]
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -11,7 +11,7 @@ from absl import logging
 
 from rmjax.data.pipeline import batches, eval_batches
 from rmjax.data.stories import activitynet as module
-from rmjax.data.stories.activitynet import ADVICE, TYPES, activitynet, question_only, sample_frames
+from rmjax.data.stories.activitynet import ADVICE, TYPES, open_activitynet, question_only, sample_frames
 from rmjax.data.stories.text import tokenize
 from tests import FIXTURES
 
@@ -72,12 +72,14 @@ def made(tmp_path):
     """(source of 9 frames in segments of 4, its frames by video)"""
     videos = features_of(tmp_path / "features")
     options = dict(segment_length=4, frames=9, answers=4)
-    return activitynet(write(tmp_path / "qa"), str(tmp_path / "features"), str(tmp_path / "cache"), **options), videos
+    return open_activitynet(
+        write(tmp_path / "qa"), str(tmp_path / "features"), str(tmp_path / "cache"), **options
+    ), videos
 
 
 def test_the_fixture(tmp_path):
     np.savez(tmp_path / "v_abcdefghijk.npz", np.ones((30, 8), np.float32))
-    source = activitynet(str(FIXTURE), str(tmp_path), str(tmp_path / "cache"))
+    source = open_activitynet(str(FIXTURE), str(tmp_path), str(tmp_path / "cache"))
     assert source.questions == ("words", 0, len(source.vocabulary), "class", 2, "accuracy", False)
     assert source.classes == ["black", "yes"] and source.videos == dict.fromkeys(
         ("train", "valid", "test"), ["abcdefghijk"]
@@ -156,7 +158,7 @@ def test_frames_are_spread_evenly(count, frames):
 def test_frames_are_read_once_while_there_is_room_for_them(tmp_path, room):
     features_of(tmp_path / "features")
     where = write(tmp_path / "qa"), str(tmp_path / "features"), str(tmp_path / "cache")
-    source = activitynet(*where, segment_length=4, frames=9, ram_bytes=room * 9 * 4 * 4)
+    source = open_activitynet(*where, segment_length=4, frames=9, ram_bytes=room * 9 * 4 * 4)
     first = source.fetch("test", np.arange(2))["items"]
     other_process = pickle.loads(pickle.dumps(source))
     np.testing.assert_array_equal(other_process.fetch("test", np.arange(2))["items"], first)
@@ -177,11 +179,11 @@ def test_h5(tmp_path):
         path.unlink()
     with h5py.File(tmp_path / "features" / "v_f.h5", "w") as file:
         file["anything"] = frames
-    source = activitynet(write(tmp_path / "qa"), str(tmp_path / "features"), str(tmp_path / "cache"))
+    source = open_activitynet(write(tmp_path / "qa"), str(tmp_path / "features"), str(tmp_path / "cache"))
     examples = source.fetch("test", np.array([1]))
     np.testing.assert_array_equal(examples["items"][examples["item_mask"]], frames)
     (tmp_path / "features" / "v_f.h5").write_bytes(b"nothing")
-    source = activitynet(write(tmp_path / "qa"), str(tmp_path / "features"), str(tmp_path / "cache"))
+    source = open_activitynet(write(tmp_path / "qa"), str(tmp_path / "features"), str(tmp_path / "cache"))
     with pytest.raises(ValueError, match="v_f.h5: not to be read as .h5"):
         source.fetch("test", np.array([1]))
 
@@ -202,12 +204,12 @@ def test_a_file_of_any_kind_for_each_video(tmp_path, suffix):
         with h5py.File(path.with_suffix(suffix), "w") as file:
             file.create_dataset("features", data=array, chunks=True, compression="gzip")
             file["times"] = np.arange(3)
-    examples = activitynet(*where).fetch("test", np.array([1]))
+    examples = open_activitynet(*where).fetch("test", np.array([1]))
     np.testing.assert_array_equal(examples["items"][examples["item_mask"]], videos["f"])
     np.save(tmp_path / "features" / "x.npy", np.zeros((2, 4)))
     np.savez(tmp_path / "features" / "x.npz", np.zeros((2, 4)))
     with pytest.raises(ValueError, match="x.npz and x.npy are of one video: remove one of them"):
-        activitynet(*where)
+        open_activitynet(*where)
 
 
 @pytest.mark.parametrize("grouped", [True, False])
@@ -221,7 +223,7 @@ def test_one_h5_file_of_all_videos(tmp_path, grouped):
             file[f"{name}/c3d_features" if grouped else name] = array
             if grouped and number % 2:
                 file[f"{name}/times"] = np.arange(len(array))
-    source = activitynet(*where)
+    source = open_activitynet(*where)
     for split, names in source.videos.items():
         examples = pickle.loads(pickle.dumps(source)).fetch(split, np.arange(len(names)))
         for row, video in enumerate(names):
@@ -229,10 +231,10 @@ def test_one_h5_file_of_all_videos(tmp_path, grouped):
     with h5py.File(path, "a") as file:
         del file["v_f"]
     with pytest.raises(FileNotFoundError, match=f"{path.name}: 1 of 6 videos have no features: f; expected a folder"):
-        activitynet(*where)
+        open_activitynet(*where)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match=f"{path.name}: not to be read as .hdf5"):
-        activitynet(*where)
+        open_activitynet(*where)
 
 
 def test_h5_files_lead_to_no_other_file(tmp_path):
@@ -259,7 +261,7 @@ def test_h5_files_lead_to_no_other_file(tmp_path):
     ):
         with h5py.File(path, "w") as file:
             store(file)
-        source = activitynet(*where)
+        source = open_activitynet(*where)
         with pytest.raises(ValueError, match=f"f.h5: not to be read as .h5 .*{said}"):
             source.fetch("test", np.array([1]))
 
@@ -315,7 +317,7 @@ def test_h5_without_h5py(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     (tmp_path / "abcdefghijk.h5").write_bytes(b"")
     with pytest.raises(ModuleNotFoundError, match=r"abcdefghijk.h5: h5py, .* pip install 'rmjax\[video\]'"):
-        activitynet(str(FIXTURE), str(tmp_path), str(tmp_path / "cache"))
+        open_activitynet(str(FIXTURE), str(tmp_path), str(tmp_path / "cache"))
 
 
 def test_the_question_only_reference_is_a_plain_count(tmp_path):
@@ -413,15 +415,15 @@ def test_features_that_are_not_there(tmp_path):
     for features, cause in (("", "it is empty"), (str(tmp_path / "none"), "no such folder")):
         words = f"config.data.activitynet.features={features}: {cause}; expected a folder .*<video_name>.npz or"
         with pytest.raises(FileNotFoundError, match=words):
-            activitynet(qa, features, cache)
+            open_activitynet(qa, features, cache)
     features_of(tmp_path / "features", {"aa": 3, "f": 2})
     with pytest.raises(
         FileNotFoundError, match="features: 4 of 6 videos have no features: -b, v_c, d, e; expected a f"
     ):
-        activitynet(qa, str(tmp_path / "features"), cache)
+        open_activitynet(qa, str(tmp_path / "features"), cache)
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="6 of 6 videos have no features: aa, -b, v_c, d, e, ...; expected a f"):
-        activitynet(qa, str(tmp_path / "empty"), cache)
+        open_activitynet(qa, str(tmp_path / "empty"), cache)
 
 
 NAN = np.ones((40, 4), np.float32)
@@ -456,4 +458,4 @@ def test_sizes_below_one(tmp_path):
     features_of(tmp_path / "features")
     for option in ("segment_length", "frames", "answers"):
         with pytest.raises(ValueError, match=f"{option}=0.* expected 1 or more"):
-            activitynet(write(tmp_path / "qa"), str(tmp_path / "features"), str(tmp_path / "cache"), **{option: 0})
+            open_activitynet(write(tmp_path / "qa"), str(tmp_path / "features"), str(tmp_path / "cache"), **{option: 0})

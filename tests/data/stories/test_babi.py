@@ -9,7 +9,7 @@ import pytest
 
 from rmjax.data.pipeline import eval_batches
 from rmjax.data.stories import babi as module
-from rmjax.data.stories.babi import ADVICE, babi, parse
+from rmjax.data.stories.babi import ADVICE, open_babi, parse
 from tests import FIXTURES
 
 FIXTURE = FIXTURES / "babi"
@@ -25,12 +25,12 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def source(cache):
-    return babi(str(FIXTURE), cache, tasks=TASKS)
+    return open_babi(str(FIXTURE), cache, tasks=TASKS)
 
 
 @pytest.fixture(scope="module")
 def alone(cache):
-    return babi(str(FIXTURE), cache, tasks=TASKS, per_question=True)
+    return open_babi(str(FIXTURE), cache, tasks=TASKS, per_question=True)
 
 
 def raw(name):
@@ -95,7 +95,7 @@ def test_one_story_word_for_word(source):
 
 @pytest.mark.parametrize("segment_length", [1, 3, 5, 15])
 def test_every_question_follows_what_the_file_has_before_it(cache, stories, segment_length):
-    source = babi(str(FIXTURE), cache, tasks=TASKS, segment_length=segment_length)
+    source = open_babi(str(FIXTURE), cache, tasks=TASKS, segment_length=segment_length)
     assert [source.size(split) for split in SPLITS] == [5, 3, 4] == [len(stories[split]) for split in SPLITS]
     for split in SPLITS:
         examples = every(source, split)
@@ -150,7 +150,7 @@ def test_the_archive_is_the_folder(tmp_path, source, cache):
         with tarfile.open(path, mode) as archive:
             archive.add(RELEASE, RELEASE.name)
     for path in (*archives, RELEASE):
-        other = babi(str(path), str(tmp_path), tasks=TASKS)
+        other = open_babi(str(path), str(tmp_path), tasks=TASKS)
         assert other.vocabulary == source.vocabulary and other.classes == source.classes
         for split in SPLITS:
             for name, values in every(source, split).items():
@@ -158,17 +158,17 @@ def test_the_archive_is_the_folder(tmp_path, source, cache):
 
 
 def test_last_sentences(source, stories, cache):
-    short = babi(str(FIXTURE), cache, tasks="3", max_sentences=2)
+    short = open_babi(str(FIXTURE), cache, tasks="3", max_sentences=2)
     examples = every(short, "train")
     ((first, second),) = stories["train"][3:4]
     assert examples["items"].shape[1] == 2
     assert text_of(short, examples["items"][0], examples["item_mask"][0]) == second[0][-2:]
     assert examples["position"][0].tolist() == [0, 2] and len(first[0]) == 3  # of six, the last two
-    alone = every(babi(str(FIXTURE), cache, tasks="3", max_sentences=2, per_question=True), "train")
+    alone = every(open_babi(str(FIXTURE), cache, tasks="3", max_sentences=2, per_question=True), "train")
     for row, asked in enumerate((first, second)):
         assert text_of(short, alone["items"][row], alone["item_mask"][row]) == asked[0][-2:]
     longest = max(len(asked[-1][0]) for asked in stories["train"])
-    same = babi(str(FIXTURE), cache, tasks=TASKS, max_sentences=longest)
+    same = open_babi(str(FIXTURE), cache, tasks=TASKS, max_sentences=longest)
     for name in ("items", "position"):
         np.testing.assert_array_equal(every(same, "train")[name], every(source, "train")[name])
 
@@ -264,7 +264,7 @@ def test_text_files_as_people_have_them(tmp_path, caplog, change, said):
         (tmp_path / name).mkdir()
         path = release(tmp_path / name, how)
         (path.parent / f"._{path.name}").write_bytes(b"\0\5\x16\7")
-        read[name] = babi(str(tmp_path / name), str(tmp_path / "cache"), tasks="8")
+        read[name] = open_babi(str(tmp_path / name), str(tmp_path / "cache"), tasks="8")
     assert said in caplog.text and bool(said) == ("qa8_lists-sets_train" in caplog.text)
     assert read["a"].vocabulary == read["b"].vocabulary and read["a"].classes == read["b"].classes
     for name, values in every(read["a"], "train").items():
@@ -285,14 +285,14 @@ def test_members_of_an_archive_are_files_of_a_size_that_tasks_have(tmp_path, mon
     for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
         archived(path, name, b"", type=kind, linkname="/etc/hostname")
         with pytest.raises(ValueError, match=re.escape(f"{path / name}: a link or a device")):
-            babi(str(path), cache)
+            open_babi(str(path), cache)
     monkeypatch.setattr(module, "MOST_BYTES", 100)
     archived(path, name, b" " * 101)
     with pytest.raises(ValueError, match=re.escape(f"{path / name}: 101 bytes, but no file of a task has over 100")):
-        babi(str(path), cache)
+        open_babi(str(path), cache)
     archived(path, "x", b" " * (1 << 21), type=tarfile.GNUTYPE_LONGNAME)
     with pytest.raises(ValueError, match=re.escape(f"{path}: the archive is damaged")):
-        babi(str(path), cache)
+        open_babi(str(path), cache)
 
 
 def test_a_malformed_file_leaves_nothing(tmp_path):
@@ -300,25 +300,25 @@ def test_a_malformed_file_leaves_nothing(tmp_path):
     path = tmp_path / "release" / "en-valid-10k" / "qa1_valid.txt"
     path.write_text(path.read_text().replace("\t", " "))
     with pytest.raises(ValueError, match=re.escape(f"{path}, line 2, field answer")):
-        babi(str(tmp_path / "release"), str(tmp_path / "cache"), tasks="1")
+        open_babi(str(tmp_path / "release"), str(tmp_path / "cache"), tasks="1")
     assert not [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
     shutil.copy(RELEASE / "en-valid-10k" / "qa1_valid.txt", path)
     one = tmp_path / "release" / "en-10k" / "qa8_lists-sets_train.txt"
     one.write_text("".join(one.read_text().splitlines(True)[:6]))
     with pytest.raises(ValueError, match=re.escape(f"{one}, line 1, field story: expected two stories or more")):
-        babi(str(tmp_path / "release"), str(tmp_path / "cache"), tasks="8")
+        open_babi(str(tmp_path / "release"), str(tmp_path / "cache"), tasks="8")
 
 
 def test_a_task_without_all_three_official_splits_has_the_last_tenth(tmp_path):
     shutil.copytree(RELEASE, tmp_path / "release")
     (tmp_path / "release" / "en-valid-10k" / "qa1_valid.txt").unlink()
-    source = babi(str(tmp_path / "release"), str(tmp_path / "cache"), tasks="1")
+    source = open_babi(str(tmp_path / "release"), str(tmp_path / "cache"), tasks="1")
     assert source.metadata["splits"]["qa1"] == "en-10k, the last tenth of its training stories as valid"
     assert [source.size(split) for split in SPLITS] == [3, 1, 2]
 
 
 def test_some_tasks_keep_the_words_and_answers_of_all(source, cache):
-    eight = babi(str(FIXTURE), cache, tasks="8")
+    eight = open_babi(str(FIXTURE), cache, tasks="8")
     assert eight.vocabulary == source.vocabulary and eight.classes == source.classes
     for split in SPLITS:
         assert list(eight.groups(split)) == ["qa8"]
@@ -354,7 +354,7 @@ def test_a_damaged_archive_is_named(tmp_path, end, mode):
     for content in damaged:
         path.write_bytes(content)
         with pytest.raises(ValueError, match="damaged or cut short") as error:
-            babi(str(path), str(tmp_path / "cache"))
+            open_babi(str(path), str(tmp_path / "cache"))
         assert str(path) in str(error.value) and ADVICE in str(error.value)
 
 
@@ -364,35 +364,35 @@ def test_missing_files_say_where_they_come_from(tmp_path):
         archive.add(tmp_path / "en-10k", "en-10k")
     for directory in ("", str(tmp_path), str(tmp_path / "none"), str(tmp_path / "other.tar")):
         with pytest.raises(FileNotFoundError) as error:
-            babi(directory, str(tmp_path / "cache"))
+            open_babi(directory, str(tmp_path / "cache"))
         assert "en-10k/qa1_..._train.txt" in str(error.value) and ADVICE in str(error.value)
         assert (directory or "data.dir, which is empty") in str(error.value)
     for tasks, name in (("", "qa2_..._train.txt"), ("1,20", "qa20_..._train.txt")):
         with pytest.raises(FileNotFoundError, match=re.escape(f"en-10k/{name} not found in {RELEASE}")):
-            babi(str(FIXTURE), str(tmp_path / "cache"), tasks=tasks)
+            open_babi(str(FIXTURE), str(tmp_path / "cache"), tasks=tasks)
     with pytest.raises(FileNotFoundError, match="en/qa1_"):
-        babi(str(FIXTURE), str(tmp_path / "cache"), subset="en", tasks="1")
+        open_babi(str(FIXTURE), str(tmp_path / "cache"), subset="en", tasks="1")
     moved = shutil.copytree(RELEASE, tmp_path / "elsewhere", copy_function=shutil.copy2)
     with pytest.raises(FileNotFoundError, match=re.escape(f"qa2_..._train.txt not found in {moved};")):
-        babi(str(moved), str(tmp_path / "cache"), tasks="2")  # prepared before, from another folder
+        open_babi(str(moved), str(tmp_path / "cache"), tasks="2")  # prepared before, from another folder
     half = tmp_path / "half" / "en-10k"
     half.mkdir(parents=True)
     shutil.copy(RELEASE / "en-10k" / "qa8_lists-sets_train.txt", half)
     with pytest.raises(FileNotFoundError, match=re.escape(f"en-10k/qa1_..._train.txt not found in {half.parent},")):
-        babi(str(half.parent), str(tmp_path / "cache"), tasks="8")
+        open_babi(str(half.parent), str(tmp_path / "cache"), tasks="8")
     assert "tasks_1-20_v1-2.tar.gz" in ADVICE
 
 
 @pytest.mark.parametrize("tasks", ["9" * 5000, "0", "21", "1,,2", "one", "1;2", "-1", "1.5", ","])
 def test_tasks_are_numbers(tasks, tmp_path):
     with pytest.raises(ValueError, match=re.escape(f"tasks={tasks!r}: expected numbers from 1 to 20")):
-        babi(str(FIXTURE), str(tmp_path), tasks=tasks)
+        open_babi(str(FIXTURE), str(tmp_path), tasks=tasks)
 
 
 def test_a_part_of_a_task_is_said_each_time(cache, caplog):
     for _ in range(2):
         caplog.clear()
-        babi(str(FIXTURE), cache, tasks=TASKS)
+        open_babi(str(FIXTURE), cache, tasks=TASKS)
         assert "qa3: only a part of its training file is there, 3 questions" in caplog.text
 
 
@@ -406,4 +406,4 @@ def test_a_number_in_an_archives_header_that_cannot_be_is_named(tmp_path, size):
         archive.addfile(note, io.BytesIO(content))
         archive.addfile(tarfile.TarInfo("x"))
     with pytest.raises(ValueError, match=re.escape(f"{path}: the archive is damaged or cut short")):
-        babi(str(path), str(tmp_path / "cache"))
+        open_babi(str(path), str(tmp_path / "cache"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rmjax.data.stories.narrativeqa import ADVICE, NAMES, narrativeqa, read_rows, split_sentences
+from rmjax.data.stories.narrativeqa import ADVICE, NAMES, open_narrativeqa, read_rows, split_sentences
 from tests import FIXTURES
 
 FIXTURE = FIXTURES / "narrativeqa"
@@ -22,7 +22,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def source(cache):
-    return narrativeqa(str(FIXTURE), cache, min_count=1)
+    return open_narrativeqa(str(FIXTURE), cache, min_count=1)
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_sizes_words_and_kinds(source, cache):
             counts.update(source.vocabulary[i] for i in e[name][e[mask]])
     del counts["<unk>"]
     assert source.vocabulary == ["<unk>", *sorted(counts, key=lambda word: (-counts[word], word))]
-    often = narrativeqa(str(FIXTURE), cache).vocabulary
+    often = open_narrativeqa(str(FIXTURE), cache).vocabulary
     assert often == [word for word in source.vocabulary if counts[word] >= 2 or word == "<unk>"]
     groups = source.groups("train")
     assert groups["gutenberg"].tolist() == [[True] * 2 + [False] * 3, [False] * 5]
@@ -113,7 +113,7 @@ def test_sizes_words_and_kinds(source, cache):
 
 @pytest.mark.parametrize("length, most", [(20, 3), (7, 64), (5, 2)])
 def test_long_sentences_are_cut_and_long_summaries_end(source, cache, length, most):
-    other = narrativeqa(str(FIXTURE), cache, min_count=1, segment_length=length, max_segments=most)
+    other = open_narrativeqa(str(FIXTURE), cache, min_count=1, segment_length=length, max_segments=most)
     whole, cut = (s.fetch("train", np.array([1])) for s in (source, other))
     sentences = [31, 4, 3, 1]
     lengths = [n for words in sentences for n in [length] * (words // length) + [words % length] * (words % length > 0)]
@@ -148,7 +148,7 @@ def test_a_malformed_row_is_named(copy, name, old, new, line, field, expected):
     edit(copy / name, old, new)
     wrong = copy / (QAPS if "documents.csv" in expected or "summaries.csv" in expected else name)
     with pytest.raises(ValueError) as error:
-        narrativeqa(str(copy), str(copy / "cache"))
+        open_narrativeqa(str(copy), str(copy / "cache"))
     assert str(error.value).startswith(f"{wrong}, line {line}, field {field}: expected {expected}")
     assert not [path for path in (copy / "cache").rglob("*") if path.is_file()]
 
@@ -158,13 +158,13 @@ def test_a_quote_without_end_is_named(copy):
     with pytest.raises(
         ValueError, match=r"qaps.csv, line 13, field document_id: expected a row of CSV, found 'field l"
     ):
-        narrativeqa(str(copy), str(copy / "cache"))
+        open_narrativeqa(str(copy), str(copy / "cache"))
 
 
 def test_a_short_quote_without_end_is_named(copy):
     (copy / QAPS).write_text((copy / QAPS).read_text() + 'a,train,"b,c,d,e,f,g\n')
     with pytest.raises(ValueError, match="qaps.csv, line 13, field document_id: .* found 'unexpected end of data"):
-        narrativeqa(str(copy), str(copy / "cache"))
+        open_narrativeqa(str(copy), str(copy / "cache"))
 
 
 def test_a_file_that_is_cut_is_refused_or_warned_of(tmp_path, caplog):
@@ -195,7 +195,7 @@ def test_a_file_that_is_cut_is_refused_or_warned_of(tmp_path, caplog):
 def test_files_as_people_have_them(copy, source, change, caplog):
     for name in NAMES:
         (copy / name).write_bytes(change((copy / name).read_bytes()))
-    other = narrativeqa(str(copy), str(copy / "cache"), min_count=1)
+    other = open_narrativeqa(str(copy), str(copy / "cache"), min_count=1)
     assert other.vocabulary == source.vocabulary
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     for split in SPLITS:
@@ -206,7 +206,7 @@ def test_files_as_people_have_them(copy, source, change, caplog):
 def test_letters_of_another_encoding_are_counted(copy, caplog):
     edit(copy / QAPS, "Who lights", "Who l\u00efghts")
     (copy / QAPS).write_bytes((copy / QAPS).read_text("utf-8").encode("latin-1"))
-    narrativeqa(str(copy), str(copy / "cache"))
+    open_narrativeqa(str(copy), str(copy / "cache"))
     assert f"{copy / QAPS}: 1 bytes are not UTF-8" in caplog.text
 
 
@@ -214,13 +214,13 @@ def test_a_set_without_questions(copy):
     text = (copy / QAPS).read_text()
     (copy / QAPS).write_text("".join(line for line in text.splitlines(True) if ",valid," not in line))
     with pytest.raises(ValueError, match=r"qaps.csv: expected questions in every set, found none in 'valid'"):
-        narrativeqa(str(copy), str(copy / "cache"))
+        open_narrativeqa(str(copy), str(copy / "cache"))
 
 
 def test_missing_files_say_where_they_come_from(copy):
     (copy / SUMMARIES).unlink()
     for directory in ("", str(copy), str(copy / "none")):
         with pytest.raises(FileNotFoundError) as error:
-            narrativeqa(directory, str(copy / "cache"))
+            open_narrativeqa(directory, str(copy / "cache"))
         assert SUMMARIES in str(error.value) and directory in str(error.value) and ADVICE in str(error.value)
     assert "https://github.com/google-deepmind/narrativeqa" in ADVICE

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from rmjax.data.stories import evidence
+from rmjax.data.stories import evidence as source_of_evidence
 from rmjax.data.stories.evidence import Synthetic, SyntheticConfig, draw, generate, make_world
 from tests.oracles import synthetic as plain
 
@@ -95,7 +95,7 @@ def test_evidence_is_found_as_a_plain_search_finds_it(span):
     items = rng.integers(0, 5, (60, 41)).astype(np.int32)
     for length in (1, 2, 4):
         evidence = rng.integers(0, 5, (60, 7, length)).astype(np.int32)
-        found = jax.vmap(functools.partial(evidence._occurs, span=span))(items, evidence)
+        found = jax.vmap(functools.partial(source_of_evidence._occurs, span=span))(items, evidence)
         expected = [
             [plain.occurs(x, e, span) for e in of_query]
             for x, of_query in zip(items.tolist(), evidence.tolist(), strict=True)
@@ -171,7 +171,7 @@ def test_a_stream_is_the_same_in_any_batch():
 
 
 def test_a_fetch_in_several_parts_is_one_fetch(monkeypatch):
-    monkeypatch.setattr(evidence, "_ITEMS_AT_ONCE", 7 * TINY.length)
+    monkeypatch.setattr(source_of_evidence, "_ITEMS_AT_ONCE", 7 * TINY.length)
     for name, value in Synthetic(TINY).fetch("test", np.arange(20)).items():
         np.testing.assert_array_equal(value, drawn(TINY)[1][name][:20])
     assert Synthetic(TINY).fetch("test", np.arange(0))["items"].shape == (0, TINY.length)
@@ -219,7 +219,7 @@ def test_a_source_survives_the_way_to_another_process():
 
 
 def test_readers_answer_as_plain_python_does(monkeypatch):
-    monkeypatch.setattr(evidence, "_ITEMS_AT_ONCE", 30 * DISCRETE.length)  # in two parts
+    monkeypatch.setattr(source_of_evidence, "_ITEMS_AT_ONCE", 30 * DISCRETE.length)  # in two parts
     source, streams = Synthetic(DISCRETE, test=2), drawn(DISCRETE)[1]
     answers = source.references("test")
     for i, (stream, (query,)) in enumerate(zip(streams["items"][:48].tolist(), streams["query"])):  # noqa: B905
@@ -233,7 +233,7 @@ def test_the_most_facts_in_a_window_are_those_of_the_best_window(width):
     world, streams, _, _ = drawn(DISCRETE)
     items = streams["items"][:12].copy()
     items[0] = 3  # a stream of one fact; the other groups have none
-    most = evidence.most_in_window(DISCRETE, world, items, width)
+    most = source_of_evidence.most_in_window(DISCRETE, world, items, width)
     expected = [[[plain.most(x, e, width) for e in of_query] for of_query in world.tolist()] for x in items.tolist()]
     np.testing.assert_array_equal(most, expected)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rmjax.data.stories.tvqa import ADVICE, ANSWERS, NAMES, tvqa
+from rmjax.data.stories.tvqa import ADVICE, ANSWERS, NAMES, open_tvqa
 from tests import FIXTURES
 
 FIXTURE = FIXTURES / "tvqa"
@@ -21,7 +21,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def source(cache):
-    return tvqa(str(FIXTURE), cache, SEED, min_count=1)
+    return open_tvqa(str(FIXTURE), cache, SEED, min_count=1)
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def known(source, text):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_every_clip_is_in_one_split_with_all_that_is_said_and_asked(cache, seed):
-    source = tvqa(str(FIXTURE), cache, seed, min_count=1, segment_length=6)
+    source = open_tvqa(str(FIXTURE), cache, seed, min_count=1, segment_length=6)
     assert [source.size(split) for split in SPLITS] == [3, 1, 2] and source.positions_at_end
     said = {row["vid_name"]: " ".join(line["text"] for line in row["sub"]) for row in rows(SUBTITLES)}
     found = {split: clips(source, split) for split in SPLITS}
@@ -100,7 +100,7 @@ def test_one_clip_word_for_word(source):
 
 
 def test_a_clip_without_subtitles_is_an_empty_stream(source, cache, caplog):
-    tvqa(str(FIXTURE), cache, SEED, min_count=1)
+    open_tvqa(str(FIXTURE), cache, SEED, min_count=1)
     found = {clip: e for split in SPLITS for clip, (e, _) in clips(source, split).items()}
     empty = {clip for clip, e in found.items() if not e["item_mask"].any()}
     assert empty == {"s02e03_seg02_clip_07", "s02e03_seg02_clip_08"}  # not in the file, and without a line there
@@ -111,7 +111,7 @@ def test_a_clip_without_subtitles_is_an_empty_stream(source, cache, caplog):
 
 
 def test_the_first_words(cache):
-    source = tvqa(str(FIXTURE), cache, SEED, min_count=1, max_words=4)
+    source = open_tvqa(str(FIXTURE), cache, SEED, min_count=1, max_words=4)
     e, _ = clips(source, "test")["castle_s01e02_seg01_clip_00"]
     assert lines(source, e["items"], e["item_mask"]) == ["<unk> <unk> <unk> the"] and source.max_items == 4
 
@@ -127,7 +127,7 @@ def test_valid_is_a_part_of_the_clips_that_the_seed_draws(copy, fraction, held_o
     many(copy, 40)
     trained = {}
     for seed in (0, 1):
-        source = tvqa(str(copy), str(copy / "cache"), seed, min_count=1, valid_fraction=fraction)
+        source = open_tvqa(str(copy), str(copy / "cache"), seed, min_count=1, valid_fraction=fraction)
         assert (source.size("valid"), source.size("train")) == (held_out, 40 - held_out)
         e = source.fetch("train", np.arange(40 - held_out))
         assert (e["query_mask"].sum(1) == 2).all()
@@ -157,7 +157,7 @@ def test_a_malformed_line_is_named(copy, name, old, new, line, key, expected, fo
     assert old in text
     (copy / name).write_text(text.replace(old, new, 1))
     with pytest.raises(ValueError) as error:
-        tvqa(str(copy), str(copy / "cache"), 0)
+        open_tvqa(str(copy), str(copy / "cache"), 0)
     assert str(error.value).startswith(f"{copy / name}, line {line}, field {key}: expected {expected}, found ")
     assert found.strip("'") in str(error.value)
     assert not [path for path in (copy / "cache").rglob("*") if path.is_file()]
@@ -167,7 +167,7 @@ def test_a_malformed_line_is_named(copy, name, old, new, line, key, expected, fo
 def test_json_that_cannot_be_read_is_named(copy, content, cause):
     (copy / VAL).write_text((copy / VAL).read_text().rstrip() + "\n" + content)
     with pytest.raises(ValueError, match=rf"{VAL}, line 3, field line: expected JSON \(.*{cause}"):
-        tvqa(str(copy), str(copy / "cache"), 0)
+        open_tvqa(str(copy), str(copy / "cache"), 0)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_json_that_cannot_be_read_is_named(copy, content, cause):
 )
 def test_files_as_people_have_them(copy, source, change, said, caplog):
     (copy / VAL).write_bytes(change((copy / VAL).read_bytes()))
-    other = tvqa(str(copy), str(copy / "cache"), SEED, min_count=1)
+    other = open_tvqa(str(copy), str(copy / "cache"), SEED, min_count=1)
     assert (f"{copy / VAL}: {said}" in caplog.text) == bool(said)
     for name, values in source.fetch("test", np.arange(2)).items():
         np.testing.assert_array_equal(other.fetch("test", np.arange(2))[name], values)
@@ -190,16 +190,16 @@ def test_files_as_people_have_them(copy, source, change, said, caplog):
 def test_too_little_data(copy):
     many(copy, 1)
     with pytest.raises(ValueError, match="expected two clips or more, to hold one out for 'valid', found 1"):
-        tvqa(str(copy), str(copy / "cache"), 0)
+        open_tvqa(str(copy), str(copy / "cache"), 0)
     (copy / VAL).write_text("")
     with pytest.raises(ValueError, match=f"{VAL}, line 1, field q: expected a question, found 'an empty file'"):
-        tvqa(str(copy), str(copy / "cache"), 0)
+        open_tvqa(str(copy), str(copy / "cache"), 0)
 
 
 def test_missing_files_say_where_they_come_from(copy):
     (copy / SUBTITLES).unlink()
     for directory in ("", str(copy), str(copy / "none")):
         with pytest.raises(FileNotFoundError) as error:
-            tvqa(directory, str(copy / "cache"), 0)
+            open_tvqa(directory, str(copy / "cache"), 0)
         assert SUBTITLES in str(error.value) and directory in str(error.value) and ADVICE in str(error.value)
     assert "tvqa.cs.unc.edu" in ADVICE

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer, Tokenizer, models
 
-from rmjax.data.texts import corpora, tokenizers
-from rmjax.data.texts.documents import documents
+from rmjax.data.texts import corpora, pg19, tokenizers, wikitext
 from rmjax.data.texts.tokenizers import make_tokenizer
 from tests import FIXTURES
+from tests.data.texts.opening import KINDS, advice, documents
 
 SPLITS = ("train", "valid", "test")
 TEXT = "One  lamp,\n\n two \u00e9t\u00e9s\u2014three.\tFour \U0001f4a1\n  don't; 3.5\n"
@@ -293,10 +293,9 @@ PG19 = {"train/1.txt": "x", "validation/2.txt": "x", "test/3.txt": "x"}
 METADATA = {"metadata.csv": '1,"A, b",1,u\n2,A, b,1,u\n'}
 BAD_JSON, BAD = {"tokenizer": "{root}/t.json"}, {"tokenizer": "chars"}
 WRONG = [  # (kind, files, options, error, what it says)
-    ("wiki", {}, {}, ValueError, "kind='wiki': no such kind of documents; there are wikitext, pg19, enwik8, books"),
-    ("books", BOOKS, {"held_out": 0.5}, ValueError, "held_out=0.5: expected in (0, 1] and in (0, 0.5)"),
-    ("pg19", PG19, {"train_share": 0}, ValueError, "train_share=0, "),
-    ("pg19", PG19, {"train_share": 1.1}, ValueError, "train_share=1.1, "),
+    ("books", BOOKS, {"held_out": 0.5}, ValueError, "config.data.text.held_out = 0.5: must be "),
+    ("pg19", PG19, {"train_share": 0}, ValueError, "config.data.text.train_share = 0: must be "),
+    ("pg19", PG19, {"train_share": 1.1}, ValueError, "config.data.text.train_share = 1.1: must be "),
     ("wikitext", {"wiki.train.tokens": "x"}, {}, FileNotFoundError, "wiki.train.tokens and wiki.valid.tokens and wiki"),
     ("pg19", {"train/1.txt": "x", "test/3.txt": "x"}, {}, FileNotFoundError, "no .txt file in {root}/validation. PG"),
     (
@@ -329,8 +328,8 @@ def test_what_is_wrong_is_named(tmp_path, kind, files, options, error, says):
 
 
 def test_no_directory_says_where_the_data_comes_from(tmp_path):
-    for kind, advice in corpora.ADVICE.items():
-        with pytest.raises(FileNotFoundError, match=re.escape(f"{kind}: data.dir is empty. {advice}")):
+    for kind in KINDS:
+        with pytest.raises(FileNotFoundError, match=re.escape(f"{kind}: data.dir is empty. {advice(kind)}")):
             documents(kind, "", str(tmp_path))
 
 
@@ -375,7 +374,7 @@ def folders(kind, content):
 
 
 @pytest.mark.parametrize("encoding", ENCODED)
-@pytest.mark.parametrize("kind", corpora.ADVICE)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_byte_order_mark_is_obeyed_and_no_token(tmp_path, kind, encoding):
     directory = write(tmp_path / "data", folders(kind, ENCODED[encoding]))
     for tokenizer in ("characters", "words", *(["bytes"] if kind != "enwik8" else [])):
@@ -396,7 +395,7 @@ def test_enwik8_as_bytes_is_every_byte(tmp_path):
         assert b"".join(bytes(splits[split].tokens) for split in SPLITS) == content
 
 
-@pytest.mark.parametrize("kind", corpora.ADVICE)
+@pytest.mark.parametrize("kind", KINDS)
 def test_bytes_of_another_encoding_are_counted(tmp_path, kind, caplog):
     latin = "déjà vu, là-bas\n".encode("latin-1") * 40
     files = folders(kind, latin)
@@ -415,7 +414,7 @@ def test_bytes_of_another_encoding_are_counted(tmp_path, kind, caplog):
             assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-@pytest.mark.parametrize("kind", corpora.ADVICE)
+@pytest.mark.parametrize("kind", KINDS)
 def test_utf_16_without_its_mark_is_refused(tmp_path, kind, bpe):
     files = folders(kind, SAMPLE.encode("utf-16-le"))
     directory = write(tmp_path / "data", files)
@@ -495,7 +494,7 @@ def test_pieces_are_linear_in_the_text(tmp_path, monkeypatch, text):
             return cut.match(data, place)
 
     monkeypatch.setattr(corpora, "_CUT", Counted())
-    pieces = list(corpora._book(tmp_path / "book.txt", "book"))
+    pieces = list(corpora.book(tmp_path / "book.txt", "book"))
     assert "".join(piece for _, piece in pieces).encode() == whole and [name for name, _ in pieces[:2]] == [
         "book",
         None,
@@ -510,7 +509,7 @@ def test_pieces_are_linear_in_the_text(tmp_path, monkeypatch, text):
 def test_articles_are_linear_and_in_pieces(tmp_path, monkeypatch, text):
     monkeypatch.setattr(corpora, "LONGEST", 1 << 14)
     (tmp_path / "wiki.raw").write_text(text)
-    pieces = list(corpora._articles(tmp_path / "wiki.raw"))
+    pieces = list(wikitext._articles(tmp_path / "wiki.raw"))
     assert "".join(piece for _, piece in pieces) == text
     assert text.isspace() or max(len(piece) for _, piece in pieces) <= 1 << 15
 
@@ -536,7 +535,7 @@ def test_metadata_cut_in_the_middle_of_a_line(tmp_path):
     for length in range(len(lines) + 1):
         (tmp_path / "pg19" / "metadata.csv").write_text(lines[:length])
         try:
-            corpora._titles(Path(directory) / "metadata.csv")
+            pg19._titles(Path(directory) / "metadata.csv")
             accepted.append(length)
         except ValueError as error:
             assert "metadata.csv, line" in str(error) and "field" in str(error)

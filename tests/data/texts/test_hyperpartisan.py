@@ -9,7 +9,7 @@ from tokenizers import ByteLevelBPETokenizer, Tokenizer
 
 from rmjax.data.pipeline import eval_batches
 from rmjax.data.stories.text import tokenize
-from rmjax.data.texts.hyperpartisan import ADVICE, _articles, hyperpartisan, read_articles, read_labels
+from rmjax.data.texts.hyperpartisan import ADVICE, _articles, open_hyperpartisan, read_articles, read_labels
 from rmjax.evaluation import scoring
 from rmjax.tools.tables import TABLES
 from tests import FIXTURES
@@ -101,7 +101,7 @@ def test_articles_are_read_one_at_a_time(tmp_path):
 def test_splits(tmp_path, directory, caplog, split, test):
     for _ in range(2):  # made, and read back
         caplog.clear()
-        source = hyperpartisan(directory, str(tmp_path), split=split)
+        source = open_hyperpartisan(directory, str(tmp_path), split=split)
         warning = "of its 4 test articles 2 are in train and 1 in dev"
         assert (warning in caplog.text) == (split == "published")
     assert source.ids == {"train": [3, 0, 1, 2], "valid": [5, 4], "test": test}
@@ -119,7 +119,7 @@ def test_splits(tmp_path, directory, caplog, split, test):
 @pytest.mark.parametrize("segment_length", [3, 7, 512])
 def test_segments_are_between_their_marks(tmp_path, directory, segment_length, max_segments, title):
     options = dict(segment_length=segment_length, max_segments=max_segments, title=title, min_count=1)
-    source = hyperpartisan(directory, str(tmp_path), **options)
+    source = open_hyperpartisan(directory, str(tmp_path), **options)
     for split, ids in source.ids.items():
         examples = whole(source, split)
         assert examples["items"].shape[2] == segment_length and not examples["items"][~examples["item_mask"]].any()
@@ -137,7 +137,7 @@ def test_segments_are_between_their_marks(tmp_path, directory, segment_length, m
 
 
 def test_batches_are_cut_to_their_bucket(tmp_path, directory):
-    source = hyperpartisan(directory, str(tmp_path), segment_length=7, buckets=3)
+    source = open_hyperpartisan(directory, str(tmp_path), segment_length=7, buckets=3)
     settings = dict(seed=0, batch_size=2, segment_length=7, negatives=4)
     for split, ids in source.ids.items():
         batches = list(eval_batches(source, split, **settings))
@@ -148,7 +148,7 @@ def test_batches_are_cut_to_their_bucket(tmp_path, directory):
 
 
 def test_words_are_those_of_the_training_articles(tmp_path, directory):
-    source = hyperpartisan(directory, str(tmp_path))
+    source = open_hyperpartisan(directory, str(tmp_path))
     counts = {}
     for number in PUBLISHED["train"]:
         for word in tokenize(f"{TITLES[number]} {BODIES[number]}"):
@@ -163,7 +163,7 @@ def test_a_tokenizer_json_keeps_its_ids(tmp_path, directory, marks):
     model, path = ByteLevelBPETokenizer(), tmp_path / "tokenizer.json"
     model.train_from_iterator(BODIES, vocab_size=280, special_tokens=marks)
     model.save(str(path))
-    source = hyperpartisan(directory, str(tmp_path), tokenizer=str(path), segment_length=9)
+    source = open_hyperpartisan(directory, str(tmp_path), tokenizer=str(path), segment_length=9)
     read = Tokenizer.from_file(str(path))
     size = read.get_vocab_size()
     first, last = (read.token_to_id(mark) for mark in marks) if marks else (size, size + 1)
@@ -178,10 +178,10 @@ def test_a_tokenizer_json_keeps_its_ids(tmp_path, directory, marks):
 
 def test_made_once_for_each_setting(tmp_path, directory, monkeypatch):
     cache = tmp_path / "cache"
-    hyperpartisan(directory, str(cache))
+    open_hyperpartisan(directory, str(cache))
     with monkeypatch.context() as patch:
         patch.setattr("rmjax.data.texts.hyperpartisan.read_articles", None)
-        hyperpartisan(directory, str(cache))
+        open_hyperpartisan(directory, str(cache))
     others = (
         dict(split="published"),
         dict(title=False),
@@ -190,14 +190,14 @@ def test_made_once_for_each_setting(tmp_path, directory, monkeypatch):
         dict(min_count=1),
     )
     for number, options in enumerate((*others, dict(tokenizer="characters")), 2):
-        hyperpartisan(directory, str(cache), **options)
+        open_hyperpartisan(directory, str(cache), **options)
         assert len(list((cache / "hyperpartisan").iterdir())) == number
 
 
 def fails(tmp_path, says, error=ValueError, **options):
     cache = tmp_path / "cache"
     with pytest.raises(error) as raised:
-        hyperpartisan(str(tmp_path / "data"), str(cache), **options)
+        open_hyperpartisan(str(tmp_path / "data"), str(cache), **options)
     assert says in str(raised.value) and not [path for path in cache.rglob("*") if path.is_file()]
 
 
@@ -241,7 +241,7 @@ def test_labels_and_splits_that_do_not_fit(tmp_path, directory):
 
 def test_results_have_what_the_paper_measures(tmp_path, directory):
     """Unseen: articles 6, 7 and 8, of which 6 is one of three; said here of 6 and 7."""
-    source = hyperpartisan(directory, str(tmp_path))
+    source = open_hyperpartisan(directory, str(tmp_path))
     assert source.ids["test"] == [6, 7, 8] and source.classes == ["false", "true"]
     scored = {"scores": np.eye(2)[[[1], [1], [0]]], "target": whole(source, "test")["target"]}
     scored |= {"query_mask": np.ones((3, 1), bool), "example_id": np.arange(3)}
@@ -264,7 +264,7 @@ def test_a_missing_file_says_where_it_comes_from(tmp_path, directory, name, patt
     (tmp_path / "data" / name).unlink()
     fails(tmp_path, f"{pattern} not found in {directory}. {ADVICE[pattern]}", FileNotFoundError)
     with pytest.raises(FileNotFoundError, match="not found in data.dir, which is empty"):
-        hyperpartisan("", str(tmp_path))
+        open_hyperpartisan("", str(tmp_path))
 
 
 @pytest.mark.parametrize("encoding", ["gb2312", "nonsense", "utf-7"])
@@ -272,7 +272,7 @@ def test_xml_of_an_encoding_that_is_not_read(tmp_path, directory, encoding):
     path = tmp_path / "data" / NAMES[0]
     path.write_text(path.read_text().replace('encoding="UTF-8"', f'encoding="{encoding}"'))
     with pytest.raises(ValueError, match=re.escape(f"{path}")) as error:
-        hyperpartisan(directory, str(tmp_path / "cache"))
+        open_hyperpartisan(directory, str(tmp_path / "cache"))
     assert "save it as UTF-8" in str(error.value) or "line 1: cut short, or not XML" in str(error.value)
 
 
@@ -286,7 +286,7 @@ def test_xml_in_utf_16_and_splits_with_a_byte_order_mark(tmp_path, directory):
     splits.write_text("\ufeff" + splits.read_text() + "\n\n")
     (tmp_path / "data" / f"._{NAMES[2]}").write_text("Mac OS X")
     (tmp_path / "data" / f"._z{NAMES[2]}").write_text("Mac OS X")
-    assert hyperpartisan(directory, str(tmp_path / "cache")).ids["train"] == PUBLISHED["train"]
+    assert open_hyperpartisan(directory, str(tmp_path / "cache")).ids["train"] == PUBLISHED["train"]
 
 
 @pytest.mark.parametrize(

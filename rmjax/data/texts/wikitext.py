@@ -1,0 +1,70 @@
+"""WikiText-2 and WikiText-103 (Merity et al. 2016). A document is an article with its title."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+from rmjax.data import records
+from rmjax.data.texts import corpora
+from rmjax.data.texts.corpora import Corpus, Pieces
+from rmjax.data.texts.streams import Texts, TextSettings, open_texts
+from rmjax.io.text import as_utf8
+
+ADVICE = (
+    "WikiText-2 and -103, raw or not, are zips (wikitext-103-raw-v1.zip and others) at "
+    "https://wikitext.smerity.com. https://huggingface.co/datasets/Salesforce/wikitext has them as "
+    "rows: write the rows of a split to a file as they are, since they have their line ends. Set "
+    "data.dir to a folder of wiki.train.raw, wiki.valid.raw and wiki.test.raw, or of these names "
+    "with .tokens."
+)
+
+Settings = TextSettings
+
+
+def make(settings: Any, common: Any, seed: int) -> Texts:
+    return open_texts("wikitext", corpus, ADVICE, settings, common)
+
+
+def corpus(root: Path) -> Corpus:
+    """wiki.{train,valid,test}.raw or, where they are not, .tokens; an end of line counts as a word, <eos>."""
+    ends = {end: tuple(f"wiki.{split}.{end}" for split in corpora.SPLITS) for end in ("raw", "tokens")}
+    try:
+        files = records.find_files(str(root), ends["raw"], (".",), "")
+    except FileNotFoundError:
+        advice = f"Nor are all of those that end in .raw. {ADVICE}"
+        files = records.find_files(str(root), ends["tokens"], (".",), advice)
+    by_split = {split: [file] for split, file in zip(corpora.SPLITS, files, strict=True)}
+    words = lambda text: len(text.split()) + text.count("\n")  # noqa: E731
+    return Corpus(by_split, lambda _, file: _articles(file), words, titled=True)
+
+
+def _articles(path: Path) -> Pieces:
+    """An article begins at a title between blank lines; those before the first are the first's."""
+    name: str | None = path.name  # of text before any title
+    held: list[str] = []
+    size, some = 0, False  # of what is held; whether it is to be yielded, though it be short
+    with path.open("rb") as file:
+        stream, begin, _ = as_utf8(file, path.stat().st_size, str(path))
+        stream.seek(begin)
+        with io.TextIOWrapper(stream, "utf-8", "surrogateescape", newline="\n") as lines:
+            line = lines.readline(corpora.LONGEST)
+            begins, blank = True, True  # whether `line` begins a line; whether the line before is blank
+            while line or not held:
+                after = lines.readline(corpora.LONGEST)
+                alone = begins and blank and not after.strip()
+                title = re.fullmatch(r" = ([^=]|[^=].*[^=]) = \r?\n?", line) if alone else None
+                full = size > corpora.LONGEST or (size > corpora.PIECE and re.match(r" \S", line))
+                if some and (title or full):
+                    yield name, "".join(held)
+                    name, held, size = None, [], 0
+                if title:
+                    name = title[1]
+                some = some or name is None or bool(line.strip())
+                held.append(line)
+                size += len(line)
+                blank = not line.strip() and (begins or blank)
+                begins, line = line.endswith("\n"), after
+    yield name, "".join(held)
