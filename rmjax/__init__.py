@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         register_source,
         setting,
     )
-    from rmjax.run.train import fit
+    from rmjax.run.training import fit
     from rmjax.serve.model import Model, open_model
     from rmjax.types import Batch, Context, Logger, LoggerContext, MemoryMachine, SegmentEncoder, Task
 

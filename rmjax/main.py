@@ -21,7 +21,7 @@ from ml_collections import config_flags
 from rmjax import config as configs
 from rmjax.io import paths
 from rmjax.io.progress import Stopped
-from rmjax.run import environment, processes, train
+from rmjax.run import environment, evaluate, processes, training
 from rmjax.run.workdir import EXIT_MISTAKE, EXIT_PREEMPTED
 from rmjax.tools import explain, probe
 
@@ -68,10 +68,10 @@ def main(argv: Sequence[str]) -> int:
         if _MODE.value == "probe":
             print(probe.show(probe.probe(config, workdir)))
             return 0
-        run = train.train if _MODE.value == "train" else train.evaluate_only
+        run = training.train if _MODE.value == "train" else training.evaluate_only
         rows = run(config, workdir)
         if jax.process_index() == 0:
-            print(train.show(rows))
+            print(evaluate.show(rows))
     except Stopped as stopped:
         logging.warning("Stopped: %s.", stopped)
         return EXIT_PREEMPTED
@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def run() -> None:
+def cli() -> None:
     """The command `python -m rmjax.main`."""
     configs.check_flags(sys.argv)
     app.run(main, flags_parser=configs.parse_flags)
@@ -96,4 +96,4 @@ def run() -> None:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    run()
+    cli()

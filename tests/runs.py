@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from rmjax import config as configs
 from rmjax.io.checkpoint import Checkpoints
-from rmjax.run import train
+from rmjax.run import loop, train
 from rmjax.tasks.reasoning import Reasoning, Teacher
 
 
@@ -92,7 +92,7 @@ def before(moment: str, act: Callable[[], None], setattr: Callable = builtins.se
     hook(train, "loop", entered)
     hook(train, "validate", lambda run, task, mapped, params, writer, step: f"{stage} validation {step}")
     hook(train, "test", lambda *_: "test")
-    hook(train.Losses, "add", lambda self, step, *_: f"{stage} step {step}")
+    hook(loop.Losses, "add", lambda self, step, *_: f"{stage} step {step}")
     hook(Reasoning, "losses", lambda *_: "model compilation")
     hook(Teacher, "losses", lambda *_: "teacher compilation")
 

@@ -12,7 +12,7 @@ from rmjax import tasks
 from rmjax.config import SCHEMA, Recorder
 from rmjax.data import make_source
 from rmjax.registry import LANGUAGE_MODELS, LOGGERS
-from rmjax.run import train
+from rmjax.run import stages, training
 from rmjax.run.workdir import Preemption
 from rmjax.tools import explain, probe
 from tests import FIXTURES
@@ -41,7 +41,7 @@ def test_every_key_is_read(tmp_path):
     read = set()
     fast = {"machine.kind": "gru", "teacher.steps": 1, "train.steps": 2, "train.save_every": 1}
     run = Recorder(tiny(**fast))
-    train.train(run, tmp_path / "run")
+    training.train(run, tmp_path / "run")
     read |= run.read
     of_other_machines = {"machine.slots", "machine.encoder", "machine.buffer_length"}
     of_other_data = {"data.dir", "data.cache_dir", "data.movielens.every"}
@@ -76,12 +76,12 @@ def test_every_key_is_read(tmp_path):
         read |= config.read
     config = Recorder(tiny(**at | {"data.name": "sorting"}, **model, **short | {"model.kind": "transformer"}))
     explain.explain(config)
-    run = train.Run(config, tmp_path, make_source(config.data, 0), Preemption())
-    train.fresh_state(run, train.model_stage(run))
+    run = stages.Run(config, tmp_path, make_source(config.data, 0), Preemption())
+    stages.fresh_state(run, stages.model_stage(run))
     read |= config.read
     workdir = tmp_path / "probed"
     config = Recorder(tiny(**fast | {"train.steps": 1}))
-    train.train(config, workdir)
+    training.train(config, workdir)
     probe.probe(config, workdir)
     LOGGERS.settings("wandb", config.logger)
     read |= config.read

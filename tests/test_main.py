@@ -137,7 +137,7 @@ def test_a_signal_during_the_imports_asks_for_the_same_line_again(tmp_path, numb
 
 
 def test_histories_that_are_none_are_named(start):
-    code, out, err = finish(start("load", "--histories=100,many"))
+    code, out, err = finish(start("load_test", "--histories=100,many"))
     assert code == 1 and not out and "--histories=['100', 'many']: must be whole numbers" in err
 
 
@@ -241,7 +241,7 @@ def test_bench_names_what_cannot_be_a_row_of_memoria(start, override, told):
     assert code == 1 and told in err and not out
 
 
-@pytest.mark.parametrize(("module", "more"), [("bench", []), ("load", []), ("ablate", ["--table=rm5"])])
+@pytest.mark.parametrize(("module", "more"), [("bench", []), ("load_test", []), ("ablate", ["--table=rm5"])])
 def test_a_signal_ends_every_program_at_once(start, card, module, more):
     stopping = card.with_name("stopping.py")
     stopping.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")

@@ -12,11 +12,6 @@
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports, which take seconds: a signal is answered then too
-    from rmjax.run.workdir import leave_when_asked
-
-    leave_when_asked()
-
 import importlib.util
 import shutil
 import sys
@@ -163,7 +158,8 @@ def define_flags() -> None:
     flags.DEFINE_integer("items", 0, "Items of a write, at most; 0: a segment's.", lower_bound=0)
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The command `python -m rmjax.export`."""
     define_flags()
     configs.import_modules(sys.argv)
     configs.answer_help(sys.argv)

@@ -8,11 +8,6 @@ answers are from those of offline evaluation. With --workdir of a trained model;
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports, which take seconds: a signal is answered then too
-    from rmjax.run.workdir import leave_when_asked
-
-    leave_when_asked()
-
 import json
 import sys
 import time
@@ -196,7 +191,8 @@ def define_flags() -> None:
     flags.DEFINE_string("folder", None, "Keeps the streams in files there, rather than on the device.")
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The command `python -m rmjax.load_test`."""
     define_flags()
     configs.check_flags(sys.argv)
     app.run(main, flags_parser=configs.parse_flags)

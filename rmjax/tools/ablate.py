@@ -6,11 +6,6 @@ is not run again, so the same line goes on where it stopped. `--config.<key>=<va
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports, which take seconds: a signal is answered then too
-    from rmjax.run.workdir import leave_when_asked
-
-    leave_when_asked()
-
 import contextlib
 import itertools
 import json
@@ -29,7 +24,7 @@ from ml_collections import config_flags
 from rmjax import config as configs
 from rmjax.evaluation import metrics
 from rmjax.io import atomic, paths, text
-from rmjax.run import kept
+from rmjax.run import kept, reporting
 from rmjax.run.workdir import EXIT_PREEMPTED, Preemption, lock
 from rmjax.tasks import is_sequence
 from rmjax.tools.tables import TABLES, Table
@@ -248,16 +243,17 @@ def run_all(table: Table, todo: list[Job], given: Sequence[str], workdir: Path, 
         results[job.setting, job.row, job.seed] = found
         lines = summary(table, results, data)
         atomic.write(workdir / "table.json", json.dumps(lines, indent=1))
-        logging.info("%s\n%s", table.source, metrics.table(lines))
-    print(metrics.table(summary(table, results, data)))
+        logging.info("%s\n%s", table.source, reporting.table(lines))
+    print(reporting.table(summary(table, results, data)))
     differences = compare(table, results)
     if differences:
         (workdir / "differences.json").write_text(json.dumps(differences, indent=1))
-        print(f"\n{metrics.table(differences)}")
+        print(f"\n{reporting.table(differences)}")
     return int(failed)
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The command `python -m rmjax.ablate`."""
     flags.mark_flags_as_required(["config", "table"])
     configs.check_flags(sys.argv)
     app.run(main, flags_parser=configs.parse_flags)

@@ -6,11 +6,6 @@ configs/memoria_bench.py it is steps of Memoria that are timed.
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports, which take seconds: a signal is answered then too
-    from rmjax.run.workdir import leave_when_asked
-
-    leave_when_asked()
-
 import contextlib
 import dataclasses
 import json
@@ -37,7 +32,7 @@ from rmjax.data.source import Source
 from rmjax.io import cost
 from rmjax.io.progress import Stopped
 from rmjax.machines import memorize
-from rmjax.run import environment, train
+from rmjax.run import environment, loop, stages
 from rmjax.run.workdir import EXIT_PREEMPTED, Preemption
 from rmjax.tools import explain
 from rmjax.tools import memoria_bench as memoria_bench
@@ -56,7 +51,7 @@ def bench(config: Any, repeats: int, histories: Sequence[int], said: str = "") -
     """Everything the module promises, as one dict; milliseconds, bytes and rates a second. said: what was set."""
     with Preemption() as stop:  # no longer: what is timed has nothing to save
         source = make_source(config.data, config.data.seed)
-    run = train.Run(config, Path(), source, stop)
+    run = stages.Run(config, Path(), source, stop)
     result: dict[str, Any] = {"environment": said, "device": jax.devices()[0].device_kind}
     result |= bench_step(run, repeats)
     if histories and not tasks.is_sequence(config):
@@ -72,13 +67,13 @@ class Shape(NamedTuple):
     counts: dict[str, int]
 
 
-def bench_step(run: train.Run, repeats: int) -> dict[str, Any]:
+def bench_step(run: stages.Run, repeats: int) -> dict[str, Any]:
     """The train step on one batch of the config's data. Where batches come in several shapes, each has its share of
     the repeats (three at least) and of the means, which are those of an epoch.
 
     `items_behind_questions`: those written before each question, counted for each anew.
     """
-    stage, mapped, state, frozen, batch = train.first_step(run)
+    stage, mapped, state, frozen, batch = stages.first_step(run)
     bucketed = isinstance(run.source, Source) and run.source.buckets("train") is not None
     shapes = epoch_shapes(run, stage) if bucketed else [Shape(batch, 1, counts_of(batch))]
     repeats = max(repeats // len(shapes), min(repeats, 3))
@@ -92,7 +87,7 @@ def bench_step(run: train.Run, repeats: int) -> dict[str, Any]:
     begin = time.perf_counter()
     compiled = [mapped.compiled(plain, state.carry, frozen, shape.batch) for shape in shapes]
     compile_seconds = time.perf_counter() - begin
-    (state, carry), frozen = train.put_state(mapped, state), mapped.put(frozen)
+    (state, carry), frozen = loop.put_state(mapped, state), mapped.put(frozen)
     seconds, fastest = 0.0, 0.0
     for shape in shapes:
         times = []
@@ -120,10 +115,10 @@ def bench_step(run: train.Run, repeats: int) -> dict[str, Any]:
     }
 
 
-def epoch_shapes(run: train.Run, stage: train.Stage) -> list[Shape]:
+def epoch_shapes(run: stages.Run, stage: stages.Stage) -> list[Shape]:
     """The shapes of the first epoch's batches, in order of appearance; every batch is made once."""
     steps = steps_per_epoch(run.source, stage.batch_size)
-    data = batches(run.source, **train.data_settings(run), batch_size=stage.batch_size, num_steps=steps)
+    data = batches(run.source, **stages.data_settings(run), batch_size=stage.batch_size, num_steps=steps)
     found: dict[tuple, Shape] = {}
     with contextlib.closing(data):
         for batch in data:
@@ -162,9 +157,9 @@ def matmul_rate(count: int = 0, size: int = 4096, dtype: Any = jnp.float32) -> f
     return len(devices) * 2 * size**3 / seconds
 
 
-def bench_streaming(run: train.Run, histories: Sequence[int]) -> dict[str, Any]:
+def bench_streaming(run: stages.Run, histories: Sequence[int]) -> dict[str, Any]:
     """Milliseconds to write one segment and to answer one query per stream, after histories of several lengths."""
-    task = train.model_stage(run).task
+    task = stages.model_stage(run).task
     machine, length = task.machine, run.config.data.segment_length  # type: ignore[attr-defined,union-attr]
     params = jax.jit(machine.init)(jax.random.key(run.config.seed))
     # A server keeps one set of parameters: bound, they are not handed over with every call.
@@ -189,7 +184,7 @@ def bench_streaming(run: train.Run, histories: Sequence[int]) -> dict[str, Any]:
     return result
 
 
-def some_items(run: train.Run, rng: np.random.Generator, *shape: int) -> np.ndarray:
+def some_items(run: stages.Run, rng: np.random.Generator, *shape: int) -> np.ndarray:
     """Any items of the source: ids, or features."""
     if not run.source.num_items:
         return rng.normal(size=(*shape, run.source.feature_width)).astype(np.float32)  # type: ignore[attr-defined,union-attr]
@@ -251,7 +246,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The command `python -m rmjax.bench`."""
     flags.mark_flag_as_required("config")
     configs.check_flags(sys.argv, also=memoria_bench.KEYS)
     app.run(main, flags_parser=configs.parse_flags)

@@ -14,7 +14,7 @@ from rmjax import tasks
 from rmjax.data import make_source
 from rmjax.data.pipeline import batches
 from rmjax.io import cost
-from rmjax.run import train
+from rmjax.run import stages
 from rmjax.run.step import TrainState, make_train_step
 from rmjax.run.workdir import Preemption
 from rmjax.types import Batch, Params
@@ -28,11 +28,11 @@ def explain(config: Any) -> dict[str, Any]:
     Several CPU devices stand for accelerators: each holds all its streams at once, unless `train.microbatch` is set.
     """
     with Preemption() as stop:
-        run = train.Run(config, Path(), make_source(config.data, config.data.seed), stop)
-        stage, teacher = train.model_stage(run), tasks.make_teacher(config, run.source)
-        mapped, state = train.map_stage(run, stage, cut=jax.device_count() == 1), train.blank_state(run, stage)
+        run = stages.Run(config, Path(), make_source(config.data, config.data.seed), stop)
+        stage, teacher = stages.model_stage(run), tasks.make_teacher(config, run.source)
+        mapped, state = stages.map_stage(run, stage, cut=jax.device_count() == 1), stages.blank_state(run, stage)
         frozen = () if teacher is None else jax.eval_shape(teacher.init, jax.random.key(0))["sampler"]
-        data = batches(run.source, **train.data_settings(run), batch_size=stage.batch_size, num_steps=1)
+        data = batches(run.source, **stages.data_settings(run), batch_size=stage.batch_size, num_steps=1)
         with contextlib.closing(data):
             batch = next(data)
         plain, carry = dataclasses.replace(state, carry=()), state.carry
@@ -65,11 +65,11 @@ def summed(collectives: list[tuple[str, int]]) -> dict[str, dict[str, int]]:
     }
 
 
-def step_costs(run: train.Run, stage: train.Stage, state: TrainState, frozen: Params, batch: Batch) -> dict[str, int]:
+def step_costs(run: stages.Run, stage: stages.Stage, state: TrainState, frozen: Params, batch: Batch) -> dict[str, int]:
     """Counts, not timings, of the model's train step."""
     task = stage.task
     memory = jax.eval_shape(lambda params: task.memory(params, 1), state.params)
-    optimizer, sparse = train.stage_optimizer(run, stage), run.config.train.sparse_items
+    optimizer, sparse = stages.stage_optimizer(run, stage), run.config.train.sparse_items
     step = make_train_step(task, optimizer, run.config.seed, sparse_items=sparse)
     work = cost.breakdown(step, dataclasses.replace(state, carry=()), state.carry, frozen, batch)
     return {

@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from rmjax import memoria, tasks
 from rmjax.data.pipeline import Subset, batches, eval_batches
 from rmjax.evaluation import metrics, scoring
-from rmjax.run import kept, train
+from rmjax.run import evaluate, kept, reporting, stages, training
 from rmjax.tasks import rehearsing
 from rmjax.tasks.reasoning import Reasoning
 from rmjax.types import Array, Batch, Key, Params, SequenceModel, Task, Terms, example_keys
@@ -69,9 +69,9 @@ def probe(config: Any, workdir: str | Path) -> dict[str, Any]:
             "this model was trained without rehearsal, so it has no decoder to probe its memory with: "
             "--config.probe.steps=500 trains one, its memory being left as it is"
         )
-    with train.opened(config, workdir, reading=True) as run:
-        stage = train.model_stage(run)
-        mapped = train.map_stage(run, stage)
+    with training.opened(config, workdir, reading=True) as run:
+        stage = stages.model_stage(run)
+        mapped = stages.map_stage(run, stage)
         params = kept.read_model(run.workdir, stage.task)
         model: Any = stage.task
         trained = {"recollection": bool(r.recollection), "familiarity": bool(r.familiarity)}
@@ -79,7 +79,7 @@ def probe(config: Any, workdir: str | Path) -> dict[str, Any]:
             model, params = train_probe(run, model, params)
             trained = dict.fromkeys(trained, True)
         recalled = recall_split(run, model, params, "test")
-        scored = train.score_split(run, mapped, mapped.put(train_part(stage.task, params)), "test")
+        scored = evaluate.score_split(run, mapped, mapped.put(train_part(stage.task, params)), "test")
         found = {
             "machine": config.machine.kind,
             "decoder": f"trained for {p.steps} steps on the frozen memory" if p.steps else "the model's own",
@@ -94,8 +94,8 @@ def probe_engrams(config: Any, workdir: str | Path) -> dict[str, Any]:
     """See `probe`."""
     if "memoria" not in config.model.kind:
         raise ValueError(f"config.model.kind = {config.model.kind!r} has no engrams to probe: those with memoria have")
-    with train.opened(config, workdir, reading=True) as run:
-        stage = train.model_stage(run)
+    with training.opened(config, workdir, reading=True) as run:
+        stage = stages.model_stage(run)
         params = kept.read_model(run.workdir, stage.task)
         histories = list(streams_of_engrams(run, stage.task, jax.device_put(params)))
         lags = max(1, min(LAGS, max(len(history.serial) for history in histories) - 1))
@@ -121,7 +121,7 @@ def keep(found: dict[str, Any], workdir: Path, draw: Callable[[], None]) -> None
         logging.warning("probe.json and its figures are not kept: %s", error)
 
 
-def streams_of_engrams(run: train.Run, task: Any, params: Params) -> Iterator[memoria.Record]:
+def streams_of_engrams(run: stages.Run, task: Any, params: Params) -> Iterator[memoria.Record]:
     """Of each stream of the test split its history [T, C], segment by segment: of texts, of all rows that are evaluated
     together; else of config.probe.streams at most."""
     rows = run.config.train.eval_batch_size
@@ -131,11 +131,11 @@ def streams_of_engrams(run: train.Run, task: Any, params: Params) -> Iterator[me
         data: Any = run.source.evaluation("test", rows)
     else:
         some = Subset(run.source, "test", run.config.probe.streams, run.config.seed)
-        data = eval_batches(some, "test", **train.data_settings(run), batch_size=rows)
+        data = eval_batches(some, "test", **stages.data_settings(run), batch_size=rows)
     with contextlib.closing(data):
         for batch in data:
             if run.stopping():
-                raise train.Preempted("asked to stop while probing; run the same line again")
+                raise stages.Preempted("asked to stop while probing; run the same line again")
             if carry is None or not task.carries:
                 carry = task.memory(params, len(batch.items))
             carry, records = watch(params, carry, batch)
@@ -201,20 +201,20 @@ def train_part(task: Any, params: Params) -> Params:
     return {name: params[name] for name in jax.eval_shape(task.init, jax.random.key(0))}
 
 
-def train_probe(run: train.Run, model: Reasoning, params: Params) -> tuple[Reasoning, Params]:
+def train_probe(run: stages.Run, model: Reasoning, params: Params) -> tuple[Reasoning, Params]:
     """A decoder for memories that stay what they are: both rehearsal losses, uniformly drawn fragments. It is not
     saved: stopped, it starts anew."""
     r = dataclasses.replace(model.rehearsal, sampler="uniform", recollection=1.0, familiarity=1.0)
     model = dataclasses.replace(model, rehearsal=r)
     t, steps = run.config.train, run.config.probe.steps
-    stage = train.Stage("probe", Probe(model), steps, t.batch_size, t.learning_rate)
-    mapped = train.map_stage(run, stage)
-    state, frozen = mapped.put(train.fresh_state(run, stage)), mapped.put(params)
-    data = batches(run.source, **train.data_settings(run), batch_size=stage.batch_size, num_steps=steps)
+    stage = stages.Stage("probe", Probe(model), steps, t.batch_size, t.learning_rate)
+    mapped = stages.map_stage(run, stage)
+    state, frozen = mapped.put(stages.fresh_state(run, stage)), mapped.put(params)
+    data = batches(run.source, **stages.data_settings(run), batch_size=stage.batch_size, num_steps=steps)
     with contextlib.closing(data):
         for step, batch in enumerate(data, 1):
             if run.stopping(step):
-                raise train.Preempted("asked to stop while training a probe; run the same line again")
+                raise stages.Preempted("asked to stop while training a probe; run the same line again")
             state, _, values = mapped.train_step(state, (), frozen, batch)
             if step % t.log_every == 0 or step == steps:
                 shown = {name: round(float(value), 4) for name, value in mapped.get(values).items()}
@@ -222,16 +222,16 @@ def train_probe(run: train.Run, model: Reasoning, params: Params) -> tuple[Reaso
     return model, params | mapped.get(state.params)
 
 
-def recall_split(run: train.Run, model: Reasoning, params: Params, split: str) -> dict[str, np.ndarray]:
+def recall_split(run: stages.Run, model: Reasoning, params: Params, split: str) -> dict[str, np.ndarray]:
     """Of fragments of config.probe.streams streams, drawn from the whole split: their age [n, F] in segments, which
     there are; right and asked [n, F, M] of their masked items; logits [n, F] that they and their negatives are
     familiar, and which of these pairs differ."""
     r = dataclasses.replace(model.rehearsal, fragments=run.config.probe.fragments, sampler="uniform")
     recall_batch = jax.jit(partial(recall, dataclasses.replace(model, rehearsal=r), jax.device_put(params)))
     parts = []
-    for batch, other in train.paired_batches(run, split, run.config.probe.streams):
+    for batch, other in evaluate.paired_batches(run, split, run.config.probe.streams):
         if run.stopping():
-            raise train.Preempted("asked to stop while probing; run the same line again")
+            raise stages.Preempted("asked to stop while probing; run the same line again")
         parts.append(jax.device_get(recall_batch(batch, other, jax.random.key(run.config.seed))))
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if jax.process_count() > 1:
@@ -331,7 +331,7 @@ def show(found: dict[str, Any]) -> str:
     if "mean_age" in found:
         return show_engrams(found)
     measures = " ".join(f"{name} {value:.4f}" for name, value in found["measures"].items())
-    return f"{found['machine']}, decoder: {found['decoder']} | {measures}\n{metrics.table(found['by_age'])}"
+    return f"{found['machine']}, decoder: {found['decoder']} | {measures}\n{reporting.table(found['by_age'])}"
 
 
 def show_engrams(found: dict[str, Any]) -> str:
@@ -343,9 +343,9 @@ def show_engrams(found: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"{found['model']}, {found['streams']} streams: mean age of reminded long-term engrams, in segments",
-            metrics.table([{"segment": step, "mean age": round(age, 2)} for step, age in some]),
+            reporting.table([{"segment": step, "mean age": round(age, 2)} for step, age in some]),
             "autocorrelation of being reminded",
-            metrics.table(
+            reporting.table(
                 [{"lag": lag, "short-term": short, "long-term": long} for lag, (short, long) in enumerate(both, 1)]
             ),
         ]

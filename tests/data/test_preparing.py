@@ -16,7 +16,7 @@ from rmjax.data.stories.text import Story, TextBuilder
 from rmjax.data.texts import tokenizers
 from rmjax.data.texts.hyperpartisan import open_hyperpartisan
 from rmjax.io import progress, text
-from rmjax.run import train
+from rmjax.run import stages
 from rmjax.run.workdir import EXIT_PREEMPTED, Preemption
 from tests import ROOT
 from tests.data.texts.opening import documents
@@ -136,4 +136,4 @@ def test_a_run_that_prepares_exits_as_one_that_trains(tmp_path, books):
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == EXIT_PREEMPTED, done.stderr
     assert "Stopped: asked to stop while making tokens; run the same line again" in done.stderr
-    assert not files(tmp_path / "cache") and issubclass(train.Preempted, progress.Stopped)
+    assert not files(tmp_path / "cache") and issubclass(stages.Preempted, progress.Stopped)

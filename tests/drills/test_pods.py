@@ -14,7 +14,7 @@ from pathlib import Path
 import chex
 import pytest
 
-from rmjax.run import train
+from rmjax.run import training
 from rmjax.run.workdir import EXIT_MISTAKE, lock
 from tests.run.test_devices import fifty_steps
 from tests.run.test_processes import ROOT, agree, start
@@ -35,7 +35,7 @@ LONG = PLAIN | {"train.steps": 120, "train.eval_every": 40, "train.save_every": 
 
 def test_stopped_on_four_processes_it_goes_on_with_two_and_with_one(tmp_path):
     """SIGTERM, then the loss of a process, then to the end: the order of the data is one order."""
-    train.train(tiny(**LONG), tmp_path / "one")
+    training.train(tiny(**LONG), tmp_path / "one")
     four = start(tmp_path, tmp_path / "run", 4, LONG)
     until(tmp_path / "run", 20)
     four.send_signal(signal.SIGTERM)
@@ -55,7 +55,7 @@ def test_stopped_on_four_processes_it_goes_on_with_two_and_with_one(tmp_path):
 @pytest.mark.parametrize("which", [0, 2])
 def test_one_of_four_is_killed_and_the_job_goes_on_by_itself(tmp_path, which):
     """The others end within 60 seconds, and with RMJAX_RETRY=1 all are started again."""
-    train.train(tiny(**LONG), tmp_path / "one")
+    training.train(tiny(**LONG), tmp_path / "one")
     four = start(tmp_path, tmp_path / "run", 4, LONG, RMJAX_RETRY="1")
     until(tmp_path / "run", 30)
     before = killed(four, which)
@@ -80,7 +80,7 @@ def test_a_table_split_over_the_devices_of_each_of_two_processes(tmp_path):
     """With steps that touch a batch's rows alone; evaluated, saved, and gone on with by one process."""
     mesh = {"train.mapping": "mesh", "train.model_devices": 2, "train.sparse_items": True, "train.split_layers": True}
     changes = LONG | mesh | {"train.steps": 60, "machine.kind": "rehearsal"}
-    train.train(tiny(**changes | {"train.devices": 2}), tmp_path / "one")
+    training.train(tiny(**changes | {"train.devices": 2}), tmp_path / "one")
     two = start(tmp_path, tmp_path / "run", 2, changes, JAX_NUM_CPU_DEVICES="2")
     until(tmp_path / "run", 20)
     two.send_signal(signal.SIGTERM)

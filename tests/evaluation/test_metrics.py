@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tensorboardX.proto.event_pb2 import Event
 
 from rmjax import config as configs
-from rmjax.evaluation.metrics import Progress, auc, bootstrap, macro_f1, open_loggers, table
+from rmjax.evaluation.metrics import auc, bootstrap, macro_f1
+from rmjax.run.reporting import Progress, open_loggers, table
 
 
 def count_pairs(scores, labels):

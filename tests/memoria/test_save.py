@@ -67,7 +67,7 @@ def test_what_somebody_else_put_there_is_left_alone(tmp_path, what):
 
 def test_a_field_that_a_saved_state_does_not_know_has_its_default(tmp_path, monkeypatch):
     known = {name: value for name, value in dataclasses.asdict(CONFIG).items() if name != "follow_zero_edges"}
-    monkeypatch.setattr("rmjax.memoria._state.dataclasses.asdict", lambda config: known)
+    monkeypatch.setattr("rmjax.memoria.saving.dataclasses.asdict", lambda config: known)
     memoria.save(CONFIG, memoria.init(CONFIG), tmp_path / "old")
     monkeypatch.undo()
     same(memoria.load(CONFIG, tmp_path / "old"), memoria.init(CONFIG))
@@ -89,7 +89,7 @@ def test_a_damaged_state_is_named(tmp_path, file):
 
 
 def test_a_state_of_another_version_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("rmjax.memoria._state.VERSION", 0)
+    monkeypatch.setattr("rmjax.memoria.saving.VERSION", 0)
     memoria.save(CONFIG, memoria.init(CONFIG), tmp_path / "old")
     monkeypatch.undo()
     with pytest.raises(ValueError, match="of version 0; this code reads Memoria states of version 1"):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from absl import logging
 
-from rmjax.run import environment, train
+from rmjax.run import environment, stages
 from tests import ROOT
 
 
@@ -72,13 +72,13 @@ def test_where_they_cannot_be_kept_the_run_goes_on(monkeypatch, tmp_path, why):
 
 def test_a_compilation_is_announced_and_timed_once_for_each_shape(caplog):
     logging.set_verbosity(logging.INFO)
-    step = train.announced(lambda params, batch: caplog.text.count("..."), "model: compiling the train step")
+    step = stages.announced(lambda params, batch: caplog.text.count("..."), "model: compiling the train step")
     batches = [{"items": np.zeros((2, rows))} for rows in (3, 3, 4)]
     assert [step((), batch) for batch in batches] == [1, 1, 2]  # announced before it begins
     assert caplog.text.count("model: compiling the train step: done in 0.0 seconds.") == 2
 
 
-@pytest.mark.parametrize("module", ["main", "bench", "load"])
+@pytest.mark.parametrize("module", ["main", "bench", "load_test"])
 def test_a_platform_that_is_not_there_is_answered_in_words(module):
     card = "xlong" if module != "bench" else "memoria_bench"
     root = ROOT

@@ -17,7 +17,7 @@ from rmjax import tasks
 from rmjax.data import make_source
 from rmjax.data.source import Description
 from rmjax.registry import MACHINES
-from rmjax.run import kept, train
+from rmjax.run import evaluate, kept, stages, training
 from rmjax.run.workdir import Preemption
 from rmjax.tools import probe
 from tests import FIXTURES
@@ -42,7 +42,7 @@ def clicks(folder: Path, **changes):
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
     shutil.copytree(FIXTURE, folder / "ratings")
-    train.train(clicks(folder), folder / "run")
+    training.train(clicks(folder), folder / "run")
     return folder
 
 
@@ -80,11 +80,11 @@ def swap_an_id(folder):
 
 def scores(config, workdir, source):
     """Of the test split, by a model that begins as the config says; and the teacher's table."""
-    run = train.Run(config, workdir, source, Preemption())
-    stage, teacher = train.model_stage(run), train.train_teacher(run)
-    params = train.fresh_state(run, stage, teacher).params
-    mapped = train.map_stage(run, stage)
-    return train.score_split(run, mapped, mapped.put(params), "test")["scores"], params, teacher
+    run = stages.Run(config, workdir, source, Preemption())
+    stage, teacher = stages.model_stage(run), training.train_teacher(run)
+    params = stages.fresh_state(run, stage, teacher).params
+    mapped = stages.map_stage(run, stage)
+    return evaluate.score_split(run, mapped, mapped.put(params), "test")["scores"], params, teacher
 
 
 def test_ids_are_kept_with_the_run(finished):
@@ -120,16 +120,16 @@ def test_other_items_are_refused_in_words(folder):
     said = rf"was trained on other items: 1 \(such as {first}\) of its {items} ids are not in config.data, and 1 "
     said += r"\(such as 999\) ids there are new: use the data it was trained on"
     config = clicks(folder)
-    for act in (train.train, train.evaluate_only):
+    for act in (training.train, training.evaluate_only):
         with pytest.raises(ValueError, match=said):
             act(config, run)
     with pytest.raises(ValueError, match=said):
         probe.probe(clicks(folder, **{"probe.steps": 2}), run)
     with pytest.raises(ValueError, match=said):
-        train.trained(run)
+        training.trained(run)
     for name in ("train.start_from", "teacher.dir"):
         with pytest.raises(ValueError, match=f"config.{name} = .*{said}"):
-            train.train(clicks(folder, **{"teacher.dir": run, name: run}), folder / "other")
+            training.train(clicks(folder, **{"teacher.dir": run, name: run}), folder / "other")
     assert not (folder / "other" / "model").exists() and not (folder / "other" / "teacher").exists()
 
 
@@ -139,13 +139,13 @@ def test_runs_that_kept_no_ids_are_taken_up_with_a_warning(folder, caplog):
     (folder / "run" / "items.jsonl").unlink()
     swap_an_id(folder)
     with pytest.raises(ValueError, match="items.jsonl is gone or was changed"):
-        train.trained(run)
+        training.trained(run)
     shutil.copy(FIXTURE / "ratings.csv", folder / "ratings" / "ratings.csv")
     content = json.loads(path.read_text())
     del content["data"]["found"]["numbering"]
     path.write_text(json.dumps(content))
     config, warning = clicks(folder), "kept no item ids: only the number of items could be compared"
-    rows = train.train(config, run)
+    rows = training.train(config, run)
     assert rows and warning in caplog.text
     caplog.clear()
     source = make_source(config.data, 0)

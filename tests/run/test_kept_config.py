@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rmjax.data import make_source
-from rmjax.run import kept, train
+from rmjax.run import kept, training
 from tests.runs import PLAIN, tiny
 
 
@@ -72,7 +72,7 @@ def test_damage_is_named(workdir, name):
     path.write_text(harm(path.read_text()))
     source = make_source(tiny().data, 0)
     readers = {
-        "trained": lambda: train.trained(workdir),
+        "trained": lambda: training.trained(workdir),
         "start_from": lambda: kept.read_start(workdir, source, {}),
         "the same line": lambda: kept.check_same_config(tiny(**PLAIN), workdir, source),
     }
@@ -92,7 +92,7 @@ def test_checkpoints_without_their_config_are_not_another_config_s(workdir):
 @pytest.mark.parametrize("workdir_", ["gs://b/x", "runs/lr[0.01]"])
 def test_a_workdir_that_cannot_be_is_refused_before_anything_is_made(tmp_path, monkeypatch, workdir_):
     monkeypatch.chdir(tmp_path)
-    for run in (train.train, train.evaluate_only, lambda _, workdir: train.trained(workdir)):
+    for run in (training.train, training.evaluate_only, lambda _, workdir: training.trained(workdir)):
         with pytest.raises(ValueError, match="is an address|in its whole path"):
             run(tiny(), workdir_)
     assert not any(tmp_path.iterdir())
@@ -102,7 +102,7 @@ def test_the_home_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=str(tmp_path / "x" / "config.json")):
-        train.trained("~/x")
-    with train.opened(tiny(), "~/y"):
+        training.trained("~/x")
+    with training.opened(tiny(), "~/y"):
         pass
     assert (tmp_path / "y" / "config.json").is_file() and not (tmp_path / "~").exists()

@@ -13,9 +13,8 @@ from absl import logging
 
 import rmjax
 from rmjax import config as configs
-from rmjax.evaluation import metrics
 from rmjax.registry import LOGGERS
-from rmjax.run import train
+from rmjax.run import reporting, training
 from tests.runs import PLAIN, tiny
 
 
@@ -92,7 +91,7 @@ def mlflow(monkeypatch):
 
 def write(workdir, loggers, start, stop, stage="model", more=()):
     config = tiny(**{"train.loggers": loggers})
-    writer = metrics.open_loggers(config, workdir, stage, start, more=more)
+    writer = reporting.open_loggers(config, workdir, stage, start, more=more)
     for step in range(start + 1, stop + 1):
         writer.write("train", step, {"loss": step / 2})
     if stop == 4:
@@ -152,7 +151,7 @@ def test_a_server_that_fails_does_not_end_the_run(tmp_path, mlflow, caplog):
 
 
 def test_mlflow_takes_names_with_strange_marks(tmp_path, mlflow):
-    writer = metrics.open_loggers(tiny(**{"train.loggers": "mlflow"}), tmp_path)
+    writer = reporting.open_loggers(tiny(**{"train.loggers": "mlflow"}), tmp_path)
     writer.write("valid", 1, {"under_5%": 1, "answer 1 alone": math.nan})
     assert [metric.key for metric in mlflow.runs["0"].metrics] == ["valid/under_5_", "valid/answer 1 alone"]
 
@@ -195,12 +194,12 @@ def test_a_logger_from_outside_trains_by_its_name_and_may_change_later(tmp_path,
     monkeypatch.setattr(LOGGERS, "_registered", {})
     rmjax.register_logger("mine", Settings)(lambda settings, context: made.setdefault(context.stage, Recorder()))
     config = tiny(**PLAIN, **{"train.loggers": "mine", "train.steps": 2, "train.eval_every": 2, "train.save_every": 1})
-    train.train(config, tmp_path)
+    training.train(config, tmp_path)
     assert [row[:2] for row in made["model"].rows] == [("train", 1), ("train", 2), ("valid", 2)]
     assert made["model"].closed == 1 and not (tmp_path / "metrics.jsonl").exists()
     (tmp_path / "results.json").unlink()
     config.train.loggers = "jsonl"
-    train.train(config, tmp_path)
+    training.train(config, tmp_path)
     assert json.loads((tmp_path / "results.json").read_text())
 
 

@@ -11,7 +11,7 @@ import chex
 import numpy as np
 import pytest
 
-from rmjax.run import processes, train
+from rmjax.run import processes, training
 from tests import ROOT
 from tests.runs import PLAIN, lines, saved, tiny
 
@@ -55,7 +55,7 @@ def agree(workdir: Path, expected: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="launches with bash")
 def test_two_processes_are_one_run(tmp_path):
     process = start(tmp_path, tmp_path / "two", 2, PLAIN)
-    train.train(tiny(**PLAIN), tmp_path / "one")
+    training.train(tiny(**PLAIN), tmp_path / "one")
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert out.count("oracle, full history") == 1  # one of them speaks

@@ -29,7 +29,7 @@ from rmjax.io import atomic
 from rmjax.io.checkpoint import Checkpoints
 from rmjax.io.cost import peak_bytes
 from rmjax.reason import heads
-from rmjax.run import kept, train
+from rmjax.run import evaluate, kept, stages, train, training
 from rmjax.run.mapping import make_mapped
 from rmjax.run.optimizer import make_optimizer
 from rmjax.run.step import init_state, make_train_step
@@ -51,7 +51,7 @@ def compiled(tmp_path_factory):
 def finished(tmp_path_factory):
     """-> workdir and table of a run that nothing stopped."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
-    return workdir, train.train(tiny(), workdir)
+    return workdir, training.train(tiny(), workdir)
 
 
 def stopped(config, workdir: Path, moment: str) -> str:
@@ -60,8 +60,8 @@ def stopped(config, workdir: Path, moment: str) -> str:
         stop = Preemption()
         patch.setattr(train, "Preemption", lambda: stop)
         before(moment, lambda: setattr(stop, "requested", True), patch.setattr)
-        with pytest.raises(train.Preempted) as told:
-            train.train(config, workdir)
+        with pytest.raises(stages.Preempted) as told:
+            training.train(config, workdir)
         return str(told.value)
 
 
@@ -88,7 +88,7 @@ def test_the_table_has_the_machine_and_the_references(finished):
     assert [row["memory"] for row in rows] == ["rehearsal", "oracle, full history", "oracle, last 20 clicks"]
     for row in rows:
         assert 0 <= row["low"] <= row["test_auc"] <= row["high"] <= 1
-    text = train.show(rows)
+    text = evaluate.show(rows)
     assert text.splitlines()[0].split() == COLUMNS
     assert all(f"{row['test_auc']:.4g}" in text for row in rows)
 
@@ -112,8 +112,8 @@ def test_every_step_and_evaluation_is_written_once(finished):
 def test_a_finished_run_is_not_trained_again(finished, monkeypatch):
     workdir, rows = finished
     written = (workdir / "metrics.jsonl").read_bytes()
-    monkeypatch.setattr(train, "train_stage", None)
-    assert train.train(tiny(), workdir) == rows
+    monkeypatch.setattr(training, "train_stage", None)
+    assert training.train(tiny(), workdir) == rows
     assert (workdir / "metrics.jsonl").read_bytes() == written
 
 
@@ -126,7 +126,7 @@ def test_what_is_finished_can_be_read_where_nothing_can_be_written(finished, mon
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     for owner, name in ((atomic, "write"), (os, "ftruncate"), (os, "pwrite"), (Path, "mkdir"), (Path, "write_text")):
         monkeypatch.setattr(owner, name, refuse)
-    assert train.train(tiny(), folder) == train.evaluate_only(tiny(), folder) == rows
+    assert training.train(tiny(), folder) == training.evaluate_only(tiny(), folder) == rows
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
@@ -135,10 +135,10 @@ def test_the_best_parameters_are_tested(finished):
     entries = [entry for entry in lines(finished[0]) if (entry["stage"], entry["kind"]) == ("model", "valid")]
     best = max(entries, key=lambda entry: entry["auc"])["step"]
     config = tiny()
-    with train.opened(config, finished[0]) as run:
-        stage = train.model_stage(run)
-        like = train.fresh_state(run, stage)
-        with contextlib.closing(train.open_checkpoints(run, stage)) as checkpoints:
+    with training.opened(config, finished[0]) as run:
+        stage = stages.model_stage(run)
+        like = stages.fresh_state(run, stage)
+        with contextlib.closing(stages.open_checkpoints(run, stage)) as checkpoints:
             found = kept.restore_best(checkpoints, like.params)
             chex.assert_trees_all_equal(found, checkpoints.restore(like, best)[1].params)
 
@@ -152,8 +152,8 @@ def test_where_the_best_checkpoint_and_all_before_it_are_damaged_the_newest_is_r
     for step in steps:
         if step <= best:
             (folder / f"{step:09d}" / "SHA256SUMS").write_text("damaged")
-    with train.opened(tiny(), finished[0]) as run:
-        like = train.fresh_state(run, train.model_stage(run)).params
+    with training.opened(tiny(), finished[0]) as run:
+        like = stages.fresh_state(run, stages.model_stage(run)).params
     found = kept.read_best(folder, like)
     with contextlib.closing(train.Checkpoints(folder, read_only=True)) as checkpoints:
         chex.assert_trees_all_equal(found, checkpoints.restore({"params": like}, steps[-1], part=True)[1]["params"])
@@ -187,13 +187,13 @@ def test_stopped_at_every_kind_of_moment_it_goes_on_as_if_it_had_not(finished, t
             continue
         assert f"in stage {stage!r} at step {step};" in told, moment
         assert max(int(path.name) for path in (tmp_path / stage).iterdir()) == step, moment  # nothing is lost
-    assert train.train(tiny(), tmp_path) == finished[1]
+    assert training.train(tiny(), tmp_path) == finished[1]
     assert_same_run(tmp_path, finished[0])
 
 
 def test_a_validation_is_left_between_two_batches(tmp_path):
     stop = Preemption()
-    run = train.Run(tiny(), tmp_path, make_source(tiny().data, 0), stop)
+    run = stages.Run(tiny(), tmp_path, make_source(tiny().data, 0), stop)
     calls = []
 
     class Mapped:
@@ -202,8 +202,8 @@ def test_a_validation_is_left_between_two_batches(tmp_path):
             stop.requested = True
             return np.zeros(batch.query.shape)
 
-    with pytest.raises(train.Preempted, match="evaluating on 'valid'"):
-        train.score_split(run, Mapped(), None, "valid")
+    with pytest.raises(stages.Preempted, match="evaluating on 'valid'"):
+        evaluate.score_split(run, Mapped(), None, "valid")
     assert len(calls) == 1
 
 
@@ -213,7 +213,7 @@ def test_from_a_damaged_checkpoint_it_goes_back_one(finished, halfway, tmp_path,
     largest = max((workdir / "model" / "000000007").rglob("*"), key=lambda path: path.stat().st_size)
     harm(largest, damage)
     with caplog.at_level(logging.INFO, "absl"):
-        assert train.train(tiny(), workdir) == finished[1]
+        assert training.train(tiny(), workdir) == finished[1]
     assert f"{workdir}/model/000000007 is damaged: " in caplog.text and largest.name in caplog.text
     assert "model: going on from step 6 of 12" in caplog.text
     assert_same_run(workdir, finished[0])
@@ -241,10 +241,10 @@ def test_damage_to_any_file_of_a_checkpoint_is_seen(halfway, tmp_path):
 def test_it_goes_on_with_other_devices_and_mappings(tmp_path):
     """And the same losses: what is drawn depends on neither."""
     config = tiny(**PLAIN)
-    train.train(config, tmp_path / "whole")
+    training.train(config, tmp_path / "whole")
     stopped(config, tmp_path / "moved", "model step 5")
     mesh = {"train.mapping": "mesh", "train.devices": 4, "train.model_devices": 2}
-    train.train(tiny(**PLAIN, **mesh), tmp_path / "moved")
+    training.train(tiny(**PLAIN, **mesh), tmp_path / "moved")
     one, two = (lines(tmp_path / name) for name in ("whole", "moved"))
     assert [(e["kind"], e["step"]) for e in one] == [(e["kind"], e["step"]) for e in two]
     for a, b in zip(one, two, strict=True):
@@ -260,7 +260,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, save_every):
     config = tiny(**PLAIN, **{"train.learning_rate": 1e30, "train.save_every": save_every, "train.eval_every": 100})
     for _ in range(2):
         with pytest.raises(FloatingPointError) as error:
-            train.train(config, tmp_path)
+            training.train(config, tmp_path)
         assert "stage 'model', step 2: a loss is not finite" in str(error.value)
         assert "reason " in str(error.value) and "Lower config.train.learning_rate" in str(error.value)
         assert [entry["step"] for entry in lines(tmp_path)] == [1]
@@ -284,8 +284,8 @@ def test_another_config_is_refused(finished):
                 kept.check_same_config(config, workdir, source)
     assert set(kept.MAY_CHANGE) <= set(configs.SCHEMA)
     with pytest.raises(ValueError, match="config.machine.slots was 4, now 5"):
-        train.train(tiny(**{"machine.slots": 5}), workdir)
-    assert train.train(tiny(**{"train.keep_last": 5, "train.log_every": 3}), workdir) == finished[1]
+        training.train(tiny(**{"machine.slots": 5}), workdir)
+    assert training.train(tiny(**{"train.keep_last": 5, "train.log_every": 3}), workdir) == finished[1]
 
 
 def other(value):
@@ -296,41 +296,41 @@ def other(value):
 def test_a_config_binds_only_once_something_is_saved(tmp_path):
     """A run refused at its start may be started again with the cause put right."""
     with pytest.raises(ValueError, match="clicks_min=45"):
-        train.train(tiny(**{"data.simulated.clicks_min": 45, "data.simulated.clicks_max": 45}), tmp_path)
+        training.train(tiny(**{"data.simulated.clicks_min": 45, "data.simulated.clicks_max": 45}), tmp_path)
     stopped(tiny(**PLAIN), tmp_path, "model step 0")
     with pytest.raises(ValueError, match="config.machine.kind was 'gru', now 'rehearsal'"):
-        train.train(tiny(), tmp_path)
+        training.train(tiny(), tmp_path)
 
 
 def test_batches_that_do_not_divide_among_the_devices_are_refused(tmp_path):
     with pytest.raises(ValueError, match="config.teacher.batch_size = 9 does not divide among 8 devices"):
-        train.train(tiny(**{"teacher.batch_size": 9, "train.devices": 0}), tmp_path)
+        training.train(tiny(**{"teacher.batch_size": 9, "train.devices": 0}), tmp_path)
     with pytest.raises(ValueError, match="config.train.batch_size = 9 does not divide among 8 devices"):
-        train.train(tiny(**{"train.batch_size": 9, "train.devices": 0}), tmp_path)
+        training.train(tiny(**{"train.batch_size": 9, "train.devices": 0}), tmp_path)
     assert not (tmp_path / "teacher").exists()  # nothing was trained in vain
     with pytest.raises(ValueError, match="config.train.devices = 16, but there are 8"):
-        train.train(tiny(**{"train.batch_size": 16, "train.eval_batch_size": 16, "train.devices": 16}), tmp_path)
+        training.train(tiny(**{"train.batch_size": 16, "train.eval_batch_size": 16, "train.devices": 16}), tmp_path)
 
 
 def test_microbatches_save_memory(tmp_path):
     """They divide the streams of a device; on a CPU they are chosen where nothing is asked for, for the model alone."""
     config = tiny(**{"train.batch_size": 8, "train.microbatch": 2})
-    run = train.Run(config, tmp_path, make_source(config.data, 0), Preemption())
-    assert train.microbatch(run, 8)(8, 40) == 2
+    run = stages.Run(config, tmp_path, make_source(config.data, 0), Preemption())
+    assert stages.microbatch(run, 8)(8, 40) == 2
     with pytest.raises(ValueError, match="config.train.microbatch = 2 does not divide the 7 streams of a device"):
-        train.microbatch(run, 7)
+        stages.microbatch(run, 7)
     peaks = {}
     for mapping, rows in (("mesh", 4), ("pmap", 2)):
         config.train.mapping, config.train.devices, config.train.microbatch = mapping, 2, rows
-        _, mapped, state, frozen, batch = train.first_step(run)
+        _, mapped, state, frozen, batch = stages.first_step(run)
         peaks[mapping, rows] = peak_bytes(mapped.compiled(state, (), frozen, batch))
     assert peaks["pmap", 2] < 0.8 * peaks["mesh", 4]
     config.train.microbatch = 0
     # the divisor nearest in ratio to what fits, or to four; streams have 40 items
     for items, streams, rows in ((0, 6, 3), (0, 32, 4), (320, 32, 8), (10**9, 32, 32), (320, 11, 11), (400, 25, 5)):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train, "CPU_ITEMS", items)
-            assert train.microbatch(run, streams)(streams, 40) == rows
+            patch.setattr(stages, "CPU_ITEMS", items)
+            assert stages.microbatch(run, streams)(streams, 40) == rows
 
 
 def test_a_config_without_a_teacher_trains_none(tmp_path):
@@ -342,7 +342,7 @@ def test_a_config_without_a_teacher_trains_none(tmp_path):
 def test_a_teacher_from_another_run(finished, tmp_path):
     """It is not trained again, and its item table stays as it is at every step, while the rest learns."""
     config = tiny(**PLAIN, **{"teacher.share_items": True, "teacher.dir": str(finished[0])})
-    train.train(config, tmp_path / "run")
+    training.train(config, tmp_path / "run")
     assert not (tmp_path / "run" / "teacher").exists()
     scores = {e["step"]: e["auc"] for e in lines(finished[0]) if (e["stage"], e["kind"]) == ("teacher", "valid")}
     teacher = saved(finished[0], "teacher", max(scores, key=scores.get))[1]
@@ -354,7 +354,7 @@ def test_a_teacher_from_another_run(finished, tmp_path):
     for name in ("nowhere", "halfway"):  # the second run was stopped before its model's stage
         config.teacher.dir = str(tmp_path / name)
         with pytest.raises(FileNotFoundError, match=f"{name}' holds no whole teacher: name a workdir with one"):
-            train.train(config, tmp_path / "other")
+            training.train(config, tmp_path / "other")
     assert not (tmp_path / "nowhere").exists()
 
 
@@ -362,7 +362,7 @@ def test_a_run_begins_with_the_best_parameters_of_another(finished, tmp_path):
     """With a rate of next to nothing it keeps them; a run of its own, it begins at step 0."""
     others = {"train.learning_rate": 1e-12, "train.steps": 2, "train.eval_every": 2}
     config = tiny(**others, **{"train.start_from": str(finished[0]), "teacher.dir": str(finished[0])})
-    train.train(config, tmp_path / "run")
+    training.train(config, tmp_path / "run")
     scores = {e["step"]: e["auc"] for e in lines(finished[0]) if (e["stage"], e["kind"]) == ("model", "valid")}
     best, begun = saved(finished[0], step=max(scores, key=scores.get))[1], saved(tmp_path / "run")[1]
     params = [name for name in best if name.startswith("params/")]
@@ -381,9 +381,9 @@ def test_a_run_begins_with_the_best_parameters_of_another(finished, tmp_path):
     ):
         config.train.start_from = str(tmp_path / name)
         with pytest.raises(error, match=said):
-            train.train(config, tmp_path / "other")
+            training.train(config, tmp_path / "other")
     with pytest.raises(ValueError, match="start_from.*other parameters.*the same machine.*params/machine"):
-        train.train(
+        training.train(
             tiny(**others, **{"machine.dim": 4, "train.start_from": str(finished[0]), "rehearsal.sampler": "uniform"}),
             tmp_path / "other",
         )
@@ -395,13 +395,13 @@ def test_once_begun_a_run_needs_the_other_no_more(finished, tmp_path):
     """And where the other is not to be had, that is said before the teacher is trained."""
     other = shutil.copytree(finished[0], tmp_path / "other")
     config = tiny(**{"train.start_from": str(other)})
-    train.train(config, tmp_path / "whole")
+    training.train(config, tmp_path / "whole")
     stopped(config, tmp_path / "run", "model step 7")
     shutil.rmtree(other)
-    train.train(config, tmp_path / "run")
+    training.train(config, tmp_path / "run")
     assert_same_run(tmp_path / "run", tmp_path / "whole")
     with pytest.raises(FileNotFoundError, match="start_from.*no checkpoint"):
-        train.train(config, tmp_path / "late")
+        training.train(config, tmp_path / "late")
     assert not (tmp_path / "late" / "teacher").exists()
     stopped(tiny(), tmp_path / "late", "teacher step 5")  # of the model nothing is saved
     config.train.start_from = str(finished[0])
@@ -413,8 +413,8 @@ def test_the_schedule_is_the_config_s(tmp_path):
     """Adam's step on a constant gradient is the rate: after 9 of 12 steps (1 + cos 3/4 pi) / 2 of it is left."""
     for schedule, share in (("cosine", 0.5 * (1 + math.cos(0.75 * math.pi))), ("constant", 1.0)):
         config = tiny(**PLAIN, **{"train.schedule": schedule})
-        run = train.Run(config, tmp_path, make_source(config.data, 0), Preemption())
-        optimizer = train.stage_optimizer(run, train.model_stage(run))
+        run = stages.Run(config, tmp_path, make_source(config.data, 0), Preemption())
+        optimizer = stages.stage_optimizer(run, stages.model_stage(run))
         state = optimizer.init(np.zeros(1, np.float32))
         for _ in range(10):
             updates, state = optimizer.update(np.ones(1, np.float32), state)
@@ -424,12 +424,12 @@ def test_the_schedule_is_the_config_s(tmp_path):
 def test_other_data_is_not_answered_for(finished, tmp_path):
     """The folder may have another name, what is in it may not."""
     workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
-    assert train.train(tiny(**{"data.dir": "elsewhere"}), workdir) == finished[1]
+    assert training.train(tiny(**{"data.dir": "elsewhere"}), workdir) == finished[1]
     told = json.loads((workdir / "config.json").read_text())
     told["data"]["found"]["test"] += 1
     (workdir / "config.json").write_text(json.dumps(told))
     with pytest.raises(ValueError, match="config.data.found.test was 16, now 15"):
-        train.train(tiny(), workdir)
+        training.train(tiny(), workdir)
 
 
 def test_an_evaluation_that_was_written_but_not_saved_is_not_written_twice(finished, tmp_path):
@@ -438,8 +438,8 @@ def test_an_evaluation_that_was_written_but_not_saved_is_not_written_twice(finis
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Checkpoints, "save", lambda *_: sys.exit("killed"))
         with pytest.raises(SystemExit, match="killed"):
-            train.train(tiny(), tmp_path)
-    train.train(tiny(), tmp_path)
+            training.train(tiny(), tmp_path)
+    training.train(tiny(), tmp_path)
     assert_same_run(tmp_path, finished[0])
 
 
@@ -448,12 +448,12 @@ def test_an_evaluation_that_was_written_but_not_saved_is_not_written_twice(finis
 
 def test_nothing_trained_cannot_be_tested(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"run has no checkpoint of the model: train first, with --mode=train"):
-        train.evaluate_only(tiny(), tmp_path / "run")
+        training.evaluate_only(tiny(), tmp_path / "run")
 
 
 def test_testing_gives_the_numbers_of_the_run(finished):
     written = (finished[0] / "metrics.jsonl").read_bytes()
-    assert train.evaluate_only(tiny(), finished[0]) == finished[1]
+    assert training.evaluate_only(tiny(), finished[0]) == finished[1]
     assert (finished[0] / "metrics.jsonl").read_bytes() == written
 
 
@@ -462,7 +462,7 @@ def test_what_was_trained_can_be_asked(finished, tmp_path):
     workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
     (workdir / "model" / "000000099.tmp").mkdir()
     before = sorted(workdir.rglob("*"))
-    task, params, source = train.trained(workdir)
+    task, params, source = training.trained(workdir)
     users = source.fetch("test", np.arange(15))
     items, mask = segment(users["items"], users["length"], 10)
     memory = machines.memorize(task.machine, params["machine"], items, mask).memory
@@ -473,20 +473,20 @@ def test_what_was_trained_can_be_asked(finished, tmp_path):
     np.testing.assert_array_equal(logits, heads.click(params["head"], read, query))
     assert sorted(workdir.rglob("*")) == before
     with pytest.raises(FileNotFoundError, match=r"nowhere/config.json is not there: name a workdir that was trained"):
-        train.trained(tmp_path / "nowhere")
+        training.trained(tmp_path / "nowhere")
 
 
 def test_every_mapping_scores_alike_and_leaves_padding_out(tmp_path):
     config = tiny()
-    run = train.Run(config, tmp_path, make_source(config.data, 0), Preemption())
-    stage = train.model_stage(run)
-    params, scored = train.fresh_state(run, stage).params, []
+    run = stages.Run(config, tmp_path, make_source(config.data, 0), Preemption())
+    stage = stages.model_stage(run)
+    params, scored = stages.fresh_state(run, stage).params, []
     for mapping, devices, model_devices in (("pmap", 1, 1), ("pmap", 2, 1), ("mesh", 2, 1), ("mesh", 4, 2)):
         how = dict(mapping=mapping, devices=devices, model_devices=model_devices)
         mapped = make_mapped(stage.task, make_optimizer(1e-3, 5.0), 0, **how)
         assert mapped.devices == devices // model_devices
         chex.assert_trees_all_equal(mapped.get(mapped.put(params)), params)
-        scored.append(train.score_split(run, mapped, mapped.put(params), "test"))
+        scored.append(evaluate.score_split(run, mapped, mapped.put(params), "test"))
     first = scored[0]
     assert first["scores"].shape == (15, 4) and (first["example_id"] == np.arange(15)).all()
     assert np.std(first["scores"]) > 1e-3
@@ -522,7 +522,7 @@ def test_explain_counts_what_one_counts_by_hand(monkeypatch):
         "tokens": 2 * d,
         "familiar": dense(d, 1),
     }
-    monkeypatch.setattr(train, "microbatch", None)  # eight CPU devices stand for accelerators, which hold all rows
+    monkeypatch.setattr(stages, "microbatch", None)  # eight CPU devices stand for accelerators, which hold all rows
     told = explain.explain(tiny())
     assert told["parameters"] == sum(parameters.values())
     assert told["memory_bytes_per_stream"] == 4 * slots * d + 4
@@ -538,7 +538,7 @@ def test_work_grows_linearly_with_the_stream_and_memory_not_at_all():
         config = tiny(**stream, **{"machine.block": 2})  # a loop over blocks: its body is there once
         run, task, state, frozen, batch = shapes(config)
         assert batch.items.shape == (8, clicks // 10, 10)
-        costs.append(explain.step_costs(run, train.model_stage(run), state, frozen, batch))
+        costs.append(explain.step_costs(run, stages.model_stage(run), state, frozen, batch))
     assert len({cost["memory_bytes_per_stream"] for cost in costs}) == len({cost["parameters"] for cost in costs}) == 1
     for name in ("flops_per_step", "matmul_flops_per_step"):
         one, two, three = (cost[name] for cost in costs)
@@ -595,12 +595,12 @@ def source_of(settings: str):
 def shapes(config):
     """-> run, task, state, frozen (shapes alone) and the first batch."""
     source = source_of(config.data.simulated.to_json()) or make_source(config.data, 0)
-    run = train.Run(config, Path(), source, Preemption())
-    stage, teacher = train.model_stage(run), tasks.make_teacher(config, source)
-    optimizer = train.stage_optimizer(run, stage)
+    run = stages.Run(config, Path(), source, Preemption())
+    stage, teacher = stages.model_stage(run), tasks.make_teacher(config, source)
+    optimizer = stages.stage_optimizer(run, stage)
     state = jax.eval_shape(lambda: init_state(stage.task, optimizer, jax.random.key(0)))
     frozen = () if teacher is None else jax.eval_shape(teacher.init, jax.random.key(0))["sampler"]
-    data = train.batches(source, **train.data_settings(run), batch_size=stage.batch_size, num_steps=1)
+    data = train.batches(source, **stages.data_settings(run), batch_size=stage.batch_size, num_steps=1)
     with contextlib.closing(data):
         return run, stage.task, state, frozen, next(data)
 
@@ -609,7 +609,7 @@ def shapes(config):
 def traced(name: str):
     """-> the train step as text; shapes of the state before and after, and of the metrics."""
     run, task, state, frozen, batch = shapes(tiny(**VARIANTS[name][0]))
-    step = make_train_step(task, train.stage_optimizer(run, train.model_stage(run)), 0)
+    step = make_train_step(task, stages.stage_optimizer(run, stages.model_stage(run)), 0)
     program, (after, _, metrics) = jax.make_jaxpr(step, return_shape=True)(state, (), frozen, batch)
     assert jax.eval_shape(task.scores, state.params, batch).shape == batch.query.shape
     return re.sub("0x[0-9a-f]+", "", str(program)), state, after, metrics
@@ -634,9 +634,9 @@ def test_every_variant_is_another_program():
 @pytest.mark.parametrize("name", STEPPED)
 def test_a_step_of_a_variant_is_finite(name):
     run, task, *_ = shapes(tiny(**STEPPED[name]))
-    stage, _, state, frozen, batch = train.first_step(run)
+    stage, _, state, frozen, batch = stages.first_step(run)
     state = state.replace(params=noise(task.init))  # where everything has a gradient
-    step = jax.jit(make_train_step(task, train.stage_optimizer(run, stage), 0))
+    step = jax.jit(make_train_step(task, stages.stage_optimizer(run, stage), 0))
     after, _, metrics = step(state, (), frozen, batch)
     chex.assert_tree_all_finite((after, metrics))
     assert metrics["grad_norm"] > 0

@@ -12,7 +12,7 @@ import rmjax
 from rmjax import tasks
 from rmjax.data import describe
 from rmjax.data.pipeline import eval_batches
-from rmjax.run import train
+from rmjax.run import training
 from rmjax.serve import export
 from rmjax.tasks.sequences import LanguageModel
 from tests import FIXTURES
@@ -66,8 +66,8 @@ def test_a_model_answers_from_another_folder_when_its_data_are_gone(make, tmp_pa
     monkeypatch.chdir(home)
     config = make(home)
     config.data.dir, config.data.cache_dir = "data", "cache"
-    train.train(config, "run")
-    task, params, source = train.trained("run")
+    training.train(config, "run")
+    task, params, source = training.trained("run")
     if make is texts:
         batch = next(iter(source.evaluation("test", 2)))
     else:
@@ -95,19 +95,19 @@ def test_a_model_answers_from_another_folder_when_its_data_are_gone(make, tmp_pa
 def test_an_older_workdir_needs_its_data_once(tmp_path):
     config, run = clicks(tmp_path), tmp_path / "run"
     config.data.dir, config.data.cache_dir = str(tmp_path / "data"), str(tmp_path / "cache")
-    train.train(config, run)
+    training.train(config, run)
     path = run / "data.json"
     kept = path.read_text()
     path.unlink()
     rmjax.open_model(run)
     assert path.read_text() == kept
     path.unlink()
-    train.evaluate_only(config, run)
+    training.evaluate_only(config, run)
     assert path.read_text() == kept
     with (tmp_path / "data" / "ratings.csv").open("a") as ratings:  # a film that nobody had rated
         ratings.write("1,999999,5.0,2000000000\n")
     with pytest.raises(ValueError, match="trained on other items"):
-        train.trained(run)
+        training.trained(run)
     assert len(rmjax.open_model(run).ids) == rmjax.open_model(run).description.num_items
     path.unlink()
     (tmp_path / "data").rename(tmp_path / "elsewhere")
@@ -156,7 +156,7 @@ def test_fit_takes_data_and_loggers_of_the_users_own(tmp_path):
     assert [row["memory"] for row in rows] == ["gru", "knows"] and rows[1]["test_auc"] == 1.0
     assert {(kind, step) for kind, step, _ in lines} == {("model/train", 1), ("model/valid", 1)}
     assert rmjax.fit(config, tmp_path / "run", source=Last()) == rows
-    assert train.evaluate_only(config, tmp_path / "run", Last()) == rows
+    assert training.evaluate_only(config, tmp_path / "run", Last()) == rows
     model = rmjax.open_model(tmp_path / "run")
     assert model.ids.tolist() == Last.numbering and model.description == Last().describe()
     with pytest.raises(TypeError, match="dict: make it a subclass of rmjax.Source"):

@@ -15,7 +15,7 @@ from rmjax.data.source import Questions
 from rmjax.evaluation import scoring
 from rmjax.layers.transformer import Transformer
 from rmjax.rehearsal.decoder import Decoder
-from rmjax.run import train
+from rmjax.run import training
 from rmjax.tasks.answers import Answers
 from rmjax.tasks.reasoning import Reasoning
 from rmjax.tasks.rehearsing import Rehearsal
@@ -34,7 +34,7 @@ def test_a_memory_that_is_never_written_gains_nothing(tmp_path, monkeypatch, cap
         return machine._replace(write=lambda params, memory, features, mask, key=None: (memory, nothing))
 
     monkeypatch.setattr(tasks, "make_machine", ignored)
-    rows = train.train(tiny(**FEW), tmp_path)
+    rows = training.train(tiny(**FEW), tmp_path)
     valid = [line for line in lines(tmp_path) if line["kind"] == "valid"]
     for line in (*valid, rows[0]):
         assert line["memory_gain_recollection"] == line["memory_gain_familiarity"] == line["memory_spread"] == 0
@@ -42,7 +42,7 @@ def test_a_memory_that_is_never_written_gains_nothing(tmp_path, monkeypatch, cap
 
 
 def test_a_run_without_rehearsal_has_no_gain(tmp_path):
-    rows = train.train(tiny(**FEW | {"rehearsal.recollection": 0.0, "rehearsal.familiarity": 0.0}), tmp_path)
+    rows = training.train(tiny(**FEW | {"rehearsal.recollection": 0.0, "rehearsal.familiarity": 0.0}), tmp_path)
     assert not any("memory" in name for line in lines(tmp_path) for name in line)
     assert not any("gain" in name for name in rows[0])
 

@@ -17,7 +17,7 @@ from rmjax.data.texts.tokenizers import make_tokenizer
 from rmjax.evaluation import scoring
 from rmjax.models import bert, gpt2, huggingface, roberta, unroll
 from rmjax.registry import CLASSIFIERS, LANGUAGE_MODELS
-from rmjax.run import train
+from rmjax.run import stages, train, training
 from rmjax.run.mapping import make_mapped
 from rmjax.run.optimizer import make_optimizer
 from rmjax.tools import explain, probe
@@ -60,7 +60,7 @@ def whole(tmp_path_factory):
     """A run over books from its beginning to its end: its config, the folder above its workdir `whole`, its table."""
     folder = tmp_path_factory.mktemp("texts")
     config = books(folder)
-    return config, folder, train.train(config, folder / "whole")
+    return config, folder, training.train(config, folder / "whole")
 
 
 @pytest.mark.parametrize("kind", [pytest.param("transformer", marks=pytest.mark.slow), "memoria"])
@@ -107,7 +107,7 @@ def test_gradients_reach_further_back_when_asked():
 
 
 def test_a_sorting_run_ends_in_a_table_beside_the_oracles(tmp_path):
-    rows = train.train(tiny(**SORTING, **{"model.kind": "transformer_xl"}), tmp_path)
+    rows = training.train(tiny(**SORTING, **{"model.kind": "transformer_xl"}), tmp_path)
     assert [row["memory"] for row in rows] == [
         "transformer_xl",
         "oracle, no counts",
@@ -122,7 +122,7 @@ def test_a_run_over_texts_stopped_within_one_goes_on_bit_for_bit(whole):
     config, folder, table = whole
     for moment in ("model step 3", "model step 7", "model validation 8"):
         stopped(config, folder / "parts", moment)
-    rows = train.train(config, folder / "parts")
+    rows = training.train(config, folder / "parts")
     assert lines(folder / "parts") == lines(folder / "whole")
     one, other = (saved(folder / name)[1] for name in ("parts", "whole"))
     assert any("carry" in name for name in one)
@@ -204,7 +204,7 @@ def test_probing_tells_how_old_reminded_engrams_are(whole, tmp_path):
     found = probe.probe(config, workdir)
     assert json.loads((workdir / "probe.json").read_text()) == found
     assert (workdir / "mean_age.png").stat().st_size > 1000 and "mean age" in probe.show(found)
-    task, params, source = train.trained(workdir)
+    task, params, source = training.trained(workdir)
     rows = config.train.eval_batch_size
     state, step, ages = task.memory(params, rows), jax.jit(task.model.step), []
     for batch in source.evaluation("test", rows):
@@ -231,16 +231,16 @@ def test_a_model_begins_with_a_released_checkpoint(tmp_path):
     says |= dict(resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1)
     (tmp_path / "gpt2" / "config.json").write_text(json.dumps(says))
     config = books(tmp_path, **{"model.pretrained": str(tmp_path / "gpt2")})
-    with train.opened(config, tmp_path / "run") as run:
-        params = train.fresh_state(run, train.model_stage(run)).params
+    with training.opened(config, tmp_path / "run") as run:
+        params = stages.fresh_state(run, stages.model_stage(run)).params
     np.testing.assert_array_equal(params["wte"], body["wte"])
     np.testing.assert_array_equal(params["wpe"], body["wpe"][:16])  # segments of 16
     np.testing.assert_array_equal(params["h_0"]["mlp"]["c_fc"]["kernel"], body["h_0"]["mlp"]["c_fc"]["kernel"])
     assert "abstractor" in params and "abstractor" not in body
     other = books(tmp_path, **{"model.pretrained": str(tmp_path / "gpt2"), "model.heads": 4})
     says_two = pytest.raises(ValueError, match="config.model.heads = 4, but .*gpt2 has 2")
-    with train.opened(other, tmp_path / "other") as run, says_two:
-        train.fresh_state(run, train.model_stage(run))
+    with training.opened(other, tmp_path / "other") as run, says_two:
+        stages.fresh_state(run, stages.model_stage(run))
 
 
 @pytest.mark.parametrize("rows, fits", [(320, True), (300, True), (299, False)])

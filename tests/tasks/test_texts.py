@@ -13,7 +13,7 @@ import pytest
 from rmjax import tasks
 from rmjax.data import make_source
 from rmjax.data.pipeline import eval_batches
-from rmjax.run import train
+from rmjax.run import evaluate, stages, training
 from tests.runs import PLAIN, tiny
 from tests.small import noise
 from tests.test_config_read import FIXTURES, FOLDERS, frames
@@ -52,13 +52,13 @@ def test_a_run_goes_from_the_files_to_the_table(card, tmp_path, name, measure, o
     rehearsed = {"rehearsal.recollection": 1.0, "rehearsal.familiarity": 1.0, "teacher.steps": 1}
     changes = rehearsed if name == "activitynet" else {}
     config = card(name, **{"reason.head": "mlp", "data.min_count": 1} | changes)
-    rows = train.train(config, tmp_path / "run")
+    rows = training.train(config, tmp_path / "run")
     assert rows[0]["memory"] == "gru" and 0 <= rows[0][measure] <= 1 and others <= rows[0].keys()
     if name == "babi":
-        assert train.evaluate_only(config, tmp_path / "run") == rows
-    assert measure.replace("test_", "test ").replace("mrr", "MRR") in train.show(rows)
+        assert training.evaluate_only(config, tmp_path / "run") == rows
+    assert measure.replace("test_", "test ").replace("mrr", "MRR") in evaluate.show(rows)
     words = json.loads((tmp_path / "run" / "vocabulary.json").read_text())
-    task, params, source = train.trained(tmp_path / "run")
+    task, params, source = training.trained(tmp_path / "run")
     assert list(source.vocabulary) == words and words[0] == "<unk>"
     if name == "activitynet":
         assert [row["memory"] for row in rows] == ["gru", "question only"]
@@ -70,13 +70,13 @@ def test_a_run_goes_from_the_files_to_the_table(card, tmp_path, name, measure, o
 
 def test_another_vocabulary_is_refused(card, tmp_path):
     files = Path(shutil.copytree(FIXTURES / "babi", tmp_path / "babi")) / "tasks_1-20_v1-2"
-    train.train(card("babi", **{"data.dir": str(files)}), tmp_path / "run")
+    training.train(card("babi", **{"data.dir": str(files)}), tmp_path / "run")
     for path in files.rglob("qa1_*"):
         path.write_text(path.read_text().replace("mill", "pantry"))
     with pytest.raises(ValueError, match="other words or answers than .*run was trained on"):
-        train.train(card("babi", **{"data.dir": str(files)}), tmp_path / "run")
+        training.train(card("babi", **{"data.dir": str(files)}), tmp_path / "run")
     with pytest.raises(ValueError, match="other words or answers than .*run was trained on"):
-        train.trained(tmp_path / "run")
+        training.trained(tmp_path / "run")
 
 
 def test_words_begin_as_the_vectors_of_a_file(card, tmp_path):
@@ -84,8 +84,8 @@ def test_words_begin_as_the_vectors_of_a_file(card, tmp_path):
     path = tmp_path / "vectors.txt"
     path.write_text("".join(f"{word} {' '.join(map(str, row))}\n" for word, row in {**known, "xyz": [1, 1, 1]}.items()))
     config = card("babi", **{"data.vectors": str(path)})
-    with train.opened(config, tmp_path / "run") as run:
-        state = train.fresh_state(run, train.model_stage(run))
+    with training.opened(config, tmp_path / "run") as run:
+        state = stages.fresh_state(run, stages.model_stage(run))
     table, words = state.params["machine"]["embed"], list(run.source.vocabulary)
     assert table.shape == (len(words), 3) and state.params["machine"]["project"].shape == (3, 8)
     for word, row in known.items():  # of unit length on average

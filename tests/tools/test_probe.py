@@ -12,7 +12,7 @@ import pytest
 from rmjax.data.pipeline import Subset
 from rmjax.data.source import Source
 from rmjax.evaluation.metrics import auc
-from rmjax.run import train
+from rmjax.run import training
 from rmjax.tools import probe
 from tests.runs import PLAIN, tiny
 from tests.small import batch, noise, recommendation, rehearsal, small
@@ -33,7 +33,7 @@ FEW = {
 )
 def test_a_probe_leaves_its_numbers_and_a_picture(tmp_path, changes):
     config = tiny(**FEW | changes | {"probe.fragments": 3, "probe.streams": 11})
-    rows = train.train(config, tmp_path)
+    rows = training.train(config, tmp_path)
     found = probe.probe(config, tmp_path)
     assert found == json.loads((tmp_path / "probe.json").read_text()) and (tmp_path / "probe.png").stat().st_size > 5000
     assert found["measures"]["auc"] == pytest.approx(rows[0]["test_auc"], abs=1e-6)

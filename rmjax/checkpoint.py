@@ -1,0 +1,5 @@
+"""Moved to `rmjax.io.checkpoint`."""
+
+from rmjax._moved import forward
+
+__getattr__ = forward(__name__, {"*": "rmjax.io.checkpoint"})

@@ -1,0 +1,10 @@
+"""The command `python -m rmjax.export`, see `rmjax.serve.export`."""
+
+if __name__ == "__main__":
+    from rmjax.run.workdir import leave_when_asked
+
+    leave_when_asked()  # before the imports, which take seconds: a signal is answered then too
+
+    from rmjax.serve.export import cli
+
+    cli()

@@ -1,0 +1,5 @@
+"""Moved to `rmjax.data.segments`."""
+
+from rmjax._moved import forward
+
+__getattr__ = forward(__name__, {"*": "rmjax.data.segments"})

@@ -1,0 +1,5 @@
+"""Moved to `rmjax.serve.store`."""
+
+from rmjax._moved import forward
+
+__getattr__ = forward(__name__, {"*": "rmjax.serve.store"})
