@@ -4,6 +4,9 @@
 `rmjax.memoria.plots` draws what happened.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from rmjax.memoria._exploit import contribution, exploit
 from rmjax.memoria._history import Record, autocorrelation, edges_above, mean_age, nobody, record
 from rmjax.memoria._memorize import memorize_and_forget
@@ -19,11 +22,12 @@ from rmjax.memoria._state import (
     edge_weights,
     fork,
     init,
-    load,
     reset,
-    save,
 )
 from rmjax.memoria._step import step
+
+if TYPE_CHECKING:
+    from rmjax.memoria.saving import load, save
 
 __all__ = [
     "EMPTY",
@@ -53,3 +57,9 @@ __all__ = [
     "save",
     "step",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("load", "save"):  # on use: Orbax, which they need, takes long to import
+        return getattr(importlib.import_module("rmjax.memoria.saving"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
