@@ -40,7 +40,7 @@ _PUBLIC = {
     "at_least": "rmjax.registry",
     "current_memory": "rmjax.machines",
     "feed": "rmjax.machines",
-    "fit": "rmjax.run.train",
+    "fit": "rmjax.run.training",
     "make": "rmjax.machines",
     "memorize": "rmjax.machines",
     "open_model": "rmjax.serve.model",

@@ -1,0 +1,1 @@
+"""Sources of clicks: streams of items of one user each, asked about items."""

@@ -1,0 +1,1 @@
+"""Training: stages, the loop, the step over devices, and what a workdir keeps."""

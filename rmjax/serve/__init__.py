@@ -1,0 +1,6 @@
+"""A trained model in service: live streams of many users, exports and a load test."""
+
+from rmjax.serve.model import Model, open_model
+from rmjax.serve.store import Streams
+
+__all__ = ["Model", "Streams", "open_model"]

@@ -1,0 +1,1 @@
+"""Commands beside training: benchmarks, tables of the papers, probes, what a run costs."""
