@@ -25,7 +25,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.reason.hops = 2
     config.teacher.dim, config.teacher.batch_size, config.teacher.steps = 256, 32, 2000
     config.train.batch_size, config.train.eval_batch_size = 32, 32
-    config.train.steps, config.train.eval_every, config.train.save_every = 5000, 200, 200  # 50 epochs of 3,200 videos
+    config.train.steps, config.train.eval_every, config.train.save_every = (
+        5000,
+        200,
+        200,
+    )  # 50 epochs of 3,200 videos
     if "continual" in chosen:
         config.machine.kind = "continual"
         config.rehearsal.sum_pairs = True  # CM Eq. 5

@@ -36,7 +36,11 @@ def get_config(arg: str = "") -> ConfigDict:
         machine.item_scale = 3.0
         config.rehearsal.recollection = config.rehearsal.familiarity = 0.0
         config.train.learning_rate, config.train.schedule = 3e-3, "cosine"
-        config.train.steps, config.train.eval_every, config.train.save_every = 20_000, 1000, 500  # 23 epochs
+        config.train.steps, config.train.eval_every, config.train.save_every = (
+            20_000,
+            1000,
+            500,
+        )  # 23 epochs
     if "first" in chosen:
         config.data.babi.tasks = "1"
         config.train.steps, config.train.eval_every = 300, 100

@@ -15,7 +15,11 @@ from rmjax import config as configs
 def get_config(arg: str = "") -> ConfigDict:
     chosen = configs.options(arg, ["local"])
     config = configs.base()
-    config.data.name, config.data.segment_length, config.data.text.reset_segments = "enwik8", 512, 1500
+    config.data.name, config.data.segment_length, config.data.text.reset_segments = (
+        "enwik8",
+        512,
+        1500,
+    )
     config.model.dim, config.model.layers, config.model.heads = 768, 12, 12
     engrams = config.memoria
     engrams.working, engrams.short_term_capacity = 170, 1360
@@ -25,7 +29,12 @@ def get_config(arg: str = "") -> ConfigDict:
     train.learning_rate, train.schedule, train.warmup = 2e-4, "linear", 0.06
     train.steps, train.eval_every, train.save_every = 439_000, 20_000, 1000  # 20 epochs
     if "local" in chosen:
-        config.model.dim, config.model.layers, config.model.heads, config.model.dropout = 64, 2, 4, 0.0
+        config.model.dim, config.model.layers, config.model.heads, config.model.dropout = (
+            64,
+            2,
+            4,
+            0.0,
+        )
         config.model.initial = 0.07  # see books.py
         train.learning_rate, train.steps, train.eval_every, train.save_every = 1e-3, 2000, 500, 200
     return config

@@ -28,7 +28,11 @@ def get_config(arg: str = "") -> ConfigDict:
     engrams.short_term_capacity, engrams.initial_lifespan, engrams.layer = 128, 12.0, 9
     train.batch_size, train.eval_batch_size, train.clip = 16, 16, 1.0
     train.learning_rate, train.schedule, train.warmup = 5e-5, "linear", 0.1
-    train.steps, train.eval_every, train.save_every = 660, 33, 33  # 20 epochs; of whole articles, in buckets, 19
+    train.steps, train.eval_every, train.save_every = (
+        660,
+        33,
+        33,
+    )  # 20 epochs; of whole articles, in buckets, 19
     if "local" in chosen:
         config.data.segment_length = 128
         model.dim, model.layers, model.heads, model.dropout, model.initial = 64, 3, 4, 0.2, 0.07

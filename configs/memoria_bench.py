@@ -15,7 +15,11 @@ from rmjax import config as configs
 from rmjax.memoria import MemoriaConfig
 from rmjax.tools.memoria_bench import FIELDS
 
-DEFAULTS = {name: getattr(MemoriaConfig(), name) for name in FIELDS if getattr(MemoriaConfig(), name) is not None}
+DEFAULTS = {
+    name: getattr(MemoriaConfig(), name)
+    for name in FIELDS
+    if getattr(MemoriaConfig(), name) is not None
+}
 SORTING = {
     "steps": 32,
     "first": 16,
@@ -42,11 +46,19 @@ ROWS = {
         "dim": 64,
         "released_ms": 3.6,
     },
-    "huge": {"batch": 1, "steps": 60, "first": 40, "long_term_capacity": 99_550, "counts_dtype": "int8"},
+    "huge": {
+        "batch": 1,
+        "steps": 60,
+        "first": 40,
+        "long_term_capacity": 99_550,
+        "counts_dtype": "int8",
+    },
 }
 
 
 def get_config(arg: str = "") -> ConfigDict:
     chosen = configs.options(arg, list(ROWS))
     chosen = chosen or ROWS.keys() - {"huge"}
-    return ConfigDict({"memoria": {name: DEFAULTS | row for name, row in ROWS.items() if name in chosen}})
+    return ConfigDict(
+        {"memoria": {name: DEFAULTS | row for name, row in ROWS.items() if name in chosen}}
+    )

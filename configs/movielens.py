@@ -19,7 +19,12 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.name = "movielens"
     config.data.segment_length = 10
     if "local" in chosen:
-        config.machine.dim, config.machine.layers, config.machine.heads, config.rehearsal.layers = 32, 1, 2, 1
+        config.machine.dim, config.machine.layers, config.machine.heads, config.rehearsal.layers = (
+            32,
+            1,
+            2,
+            1,
+        )
         config.machine.slots = 10
         config.reason.head = "mlp"
         config.teacher.dim, config.teacher.share_items = 32, True

@@ -24,7 +24,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.reason.hops, config.reason.head = 2, "mlp"
     config.teacher.dim, config.teacher.batch_size, config.teacher.steps = 256, 16, 2000
     config.train.batch_size, config.train.eval_batch_size = 16, 16
-    config.train.steps, config.train.eval_every, config.train.save_every = 7000, 350, 175  # 100 epochs of 1,102 stories
+    config.train.steps, config.train.eval_every, config.train.save_every = (
+        7000,
+        350,
+        175,
+    )  # 100 epochs of 1,102 stories
     if "continual" in chosen:
         config.machine.kind = "continual"
         config.rehearsal.sum_pairs = True  # CM Eq. 5

@@ -24,9 +24,18 @@ def get_config(arg: str = "") -> ConfigDict:
     train = config.train
     train.batch_size, train.eval_batch_size, train.clip = 8, 8, 1.0
     train.learning_rate, train.schedule, train.warmup = 2e-4, "linear", 0.06
-    train.steps, train.eval_every, train.save_every = 450_000, 10_000, 1000  # about three epochs of GPT-2's tokens
+    train.steps, train.eval_every, train.save_every = (
+        450_000,
+        10_000,
+        1000,
+    )  # about three epochs of GPT-2's tokens
     if "local" in chosen:
-        config.model.dim, config.model.layers, config.model.heads, config.model.dropout = 64, 2, 4, 0.0
+        config.model.dim, config.model.layers, config.model.heads, config.model.dropout = (
+            64,
+            2,
+            4,
+            0.0,
+        )
         config.model.initial = 0.07  # see books.py
         train.learning_rate, train.steps, train.eval_every, train.save_every = 1e-3, 2000, 500, 200
     return config

@@ -25,7 +25,11 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.model.remat = True  # one segment alone has gradients
     engrams = config.memoria
-    engrams.working, engrams.remind_short_term, engrams.remind_long_term = n // 8, n // 4, 5 * n // 8
+    engrams.working, engrams.remind_short_term, engrams.remind_long_term = (
+        n // 8,
+        n // 4,
+        5 * n // 8,
+    )
     engrams.short_term_capacity, engrams.initial_lifespan = n // 2, 5.0
     if "short" in chosen or "working" in chosen:
         engrams.remind_long_term = 0
@@ -36,8 +40,16 @@ def get_config(arg: str = "") -> ConfigDict:
     train.learning_rate, train.schedule, train.warmup = 2e-4, "linear", 0.06
     train.steps, train.eval_every, train.save_every = 12_500, 2500, 500  # five epochs
     if "local" in chosen:
-        config.model.remat, config.model.initial = False, 0.05  # so narrow a model begins to learn late with 0.02
-        config.model.dim, config.model.layers, config.model.heads, config.model.dropout = 64, 2, 4, 0.0
+        config.model.remat, config.model.initial = (
+            False,
+            0.05,
+        )  # so narrow a model begins to learn late with 0.02
+        config.model.dim, config.model.layers, config.model.heads, config.model.dropout = (
+            64,
+            2,
+            4,
+            0.0,
+        )
         train.learning_rate, train.steps, train.eval_every = 1e-3, 1500, 500
         config.data.sorting.segments, config.data.sorting.valid = 16, 400
     return config

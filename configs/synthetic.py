@@ -22,11 +22,19 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.synthetic.placing = "discrete" if "discrete" in chosen else "consecutive"
     machine = config.machine
     machine.kind, machine.dim, machine.slots, machine.timescale = "continual", 128, 20, 20
-    config.rehearsal.fragments, config.rehearsal.sampled_items, config.rehearsal.sampler = 5, 0, "uniform"
+    config.rehearsal.fragments, config.rehearsal.sampled_items, config.rehearsal.sampler = (
+        5,
+        0,
+        "uniform",
+    )
     config.rehearsal.sum_pairs = True  # CM Eq. 5
     config.reason.hops = 2
     config.train.batch_size, config.train.eval_batch_size = 256, 512
-    config.train.steps, config.train.eval_every, config.train.save_every = 18_750, 1875, 500  # ten epochs
+    config.train.steps, config.train.eval_every, config.train.save_every = (
+        18_750,
+        1875,
+        500,
+    )  # ten epochs
     world = config.data.synthetic
     if "long" in chosen:
         world.facts, world.length, world.evidence, world.parts = 2000, 1000, 10, 4
@@ -37,7 +45,11 @@ def get_config(arg: str = "") -> ConfigDict:
         config.data.segment_length, machine.timescale = 10, 6
         machine.dim, machine.layers, machine.heads, machine.slots = 64, 1, 2, 10
         config.rehearsal.layers = 1
-        config.train.batch_size, config.train.learning_rate, config.train.schedule = 128, 2e-3, "cosine"
+        config.train.batch_size, config.train.learning_rate, config.train.schedule = (
+            128,
+            2e-3,
+            "cosine",
+        )
         config.train.steps, config.train.eval_every, config.train.save_every = 300, 100, 100
         config.teacher.steps, config.teacher.batch_size, config.teacher.dim = 300, 128, 64
     return config

@@ -23,8 +23,16 @@ def get_config(arg: str = "") -> ConfigDict:
     config.rehearsal.sum_pairs = True  # CM Eq. 5
     config.machine.dim, config.machine.slots, config.machine.timescale = 256, 20, 15
     config.machine.dropout = 0.1
-    config.rehearsal.fragments, config.rehearsal.sampled_items, config.rehearsal.sampler = 5, 0, "uniform"
+    config.rehearsal.fragments, config.rehearsal.sampled_items, config.rehearsal.sampler = (
+        5,
+        0,
+        "uniform",
+    )
     config.reason.hops, config.reason.head = 2, "mlp"
     config.train.batch_size, config.train.eval_batch_size = 64, 64
-    config.train.steps, config.train.eval_every, config.train.save_every = 8000, 300, 300  # 30 epochs of 17,000 clips
+    config.train.steps, config.train.eval_every, config.train.save_every = (
+        8000,
+        300,
+        300,
+    )  # 30 epochs of 17,000 clips
     return config

@@ -21,7 +21,11 @@ from rmjax import config as configs
 def get_config(arg: str = "") -> ConfigDict:
     chosen = configs.options(arg, ["50", "local"])
     config = configs.base()
-    config.data.name, config.data.segment_length, config.data.text.reset_segments = "wikitext", 150, 500
+    config.data.name, config.data.segment_length, config.data.text.reset_segments = (
+        "wikitext",
+        150,
+        500,
+    )
     config.model.dim, config.model.layers, config.model.heads = 768, 12, 12
     engrams = config.memoria
     engrams.working, engrams.short_term_capacity = 50, 400
@@ -29,14 +33,23 @@ def get_config(arg: str = "") -> ConfigDict:
     train = config.train
     train.batch_size, train.eval_batch_size, train.clip = 8, 8, 1.0
     train.learning_rate, train.schedule, train.warmup = 2e-4, "linear", 0.06
-    train.steps, train.eval_every, train.save_every = 290_000, 10_000, 1000  # about three epochs of GPT-2's tokens
+    train.steps, train.eval_every, train.save_every = (
+        290_000,
+        10_000,
+        1000,
+    )  # about three epochs of GPT-2's tokens
     if "50" in chosen:
         config.data.segment_length = 50
         engrams.working, engrams.short_term_capacity = 16, 128
         engrams.remind_short_term, engrams.remind_long_term = 16, 16
         train.learning_rate, train.steps = 1e-4, 880_000
     if "local" in chosen:
-        config.model.dim, config.model.layers, config.model.heads, config.model.dropout = 64, 2, 4, 0.0
+        config.model.dim, config.model.layers, config.model.heads, config.model.dropout = (
+            64,
+            2,
+            4,
+            0.0,
+        )
         config.model.initial = 0.07  # see books.py
         train.learning_rate, train.steps, train.eval_every, train.save_every = 1e-3, 2000, 500, 200
     return config

@@ -22,14 +22,37 @@ def get_config(arg: str = "") -> ConfigDict:
     config.teacher.steps = 4_000
     config.teacher.batch_size = 128
     simulated = config.data.simulated
-    simulated.clusters, simulated.styles, simulated.items_per_style, simulated.staples = 200, 5, 100, 1000
+    simulated.clusters, simulated.styles, simulated.items_per_style, simulated.staples = (
+        200,
+        5,
+        100,
+        1000,
+    )
     if "local" in chosen:
-        simulated.clusters, simulated.styles, simulated.items_per_style, simulated.staples = 32, 3, 20, 80
-        config.machine.dim, config.machine.layers, config.machine.heads, config.rehearsal.layers = 32, 1, 2, 1
+        simulated.clusters, simulated.styles, simulated.items_per_style, simulated.staples = (
+            32,
+            3,
+            20,
+            80,
+        )
+        config.machine.dim, config.machine.layers, config.machine.heads, config.rehearsal.layers = (
+            32,
+            1,
+            2,
+            1,
+        )
         config.reason.head = "mlp"
         config.teacher.dim, config.teacher.share_items = 32, True
-        config.teacher.batch_size, config.teacher.steps, config.teacher.learning_rate = 64, 1000, 1e-2
+        config.teacher.batch_size, config.teacher.steps, config.teacher.learning_rate = (
+            64,
+            1000,
+            1e-2,
+        )
         config.train.batch_size, config.train.steps, config.train.learning_rate = 64, 470, 1e-2
         config.train.schedule = "cosine"
-        config.train.eval_every, config.train.save_every, config.train.eval_batch_size = 200, 100, 200
+        config.train.eval_every, config.train.save_every, config.train.eval_batch_size = (
+            200,
+            100,
+            200,
+        )
     return config

@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     )
     from rmjax.run.training import fit
     from rmjax.serve.model import Model, open_model
-    from rmjax.types import Batch, Context, Logger, LoggerContext, MemoryMachine, SegmentEncoder, Task
+    from rmjax.types import (
+        Batch,
+        Context,
+        Logger,
+        LoggerContext,
+        MemoryMachine,
+        SegmentEncoder,
+        Task,
+    )
 
 __version__ = "0.1.0"
 

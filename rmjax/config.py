@@ -42,8 +42,12 @@ from rmjax.registry import (
     wrong,
 )
 
-IMPORT = flags.DEFINE_list("import", [], "Modules that register kinds of their own, such as my_package.memories.")
-flags.DEFINE_string("list", None, "Prints all kinds; --list=machine.rehearsal prints the keys of one.")
+IMPORT = flags.DEFINE_list(
+    "import", [], "Modules that register kinds of their own, such as my_package.memories."
+)
+flags.DEFINE_string(
+    "list", None, "Prints all kinds; --list=machine.rehearsal prints the keys of one."
+)
 
 _FIELDS: dict[str, Field] = {
     "seed": Field(0, a_seed, "every random draw is a function of it"),
@@ -161,7 +165,10 @@ class Schema(Mapping[str, Field]):
             sources = Field("simulated_clicks", one_of(*SOURCES), "where streams come from")
             sections = {
                 "data": {"name": sources, **SOURCES.fields()},
-                "machine": {"kind": Field("rehearsal", one_of(*MACHINES), "the memory"), **MACHINES.fields()},
+                "machine": {
+                    "kind": Field("rehearsal", one_of(*MACHINES), "the memory"),
+                    **MACHINES.fields(),
+                },
                 "model": {"kind": Field("memoria", model_kinds, "the sequence model"), **models},
                 "schedule": SCHEDULES.fields(),
                 "logger": LOGGERS.fields(),
@@ -169,7 +176,10 @@ class Schema(Mapping[str, Field]):
             self._kinds, self._fields = kinds, {}
             for name, field in _FIELDS.items():
                 section = name.partition(".")[0]
-                self._fields |= {f"{section}.{key}": of_kind for key, of_kind in sections.pop(section, {}).items()}
+                self._fields |= {
+                    f"{section}.{key}": of_kind
+                    for key, of_kind in sections.pop(section, {}).items()
+                }
                 self._fields[name] = field
             for section, fields in sections.items():  # that have no keys but those of kinds
                 self._fields |= {f"{section}.{key}": of_kind for key, of_kind in fields.items()}
@@ -250,7 +260,9 @@ def check_flags(argv: Sequence[str], also: str = "$^") -> None:
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """The `flags_parser` of `app.run`: what is wrong ends the process with one line that says why."""
-    cards = [value for name, value, _ in _given(argv) if name == "config" and "config" in flags.FLAGS]
+    cards = [
+        value for name, value, _ in _given(argv) if name == "config" and "config" in flags.FLAGS
+    ]
     for card in cards:
         _check_card(card)
     try:
@@ -259,12 +271,16 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         raise SystemExit(_unknown_flag(error.flagname)) from None
     except flags.Error as error:
         if "parsing config file" in str(error):
-            original = error.__context__ and error.__context__.__context__  # absl and ml_collections wrapped it
+            original = (
+                error.__context__ and error.__context__.__context__
+            )  # absl and ml_collections wrapped it
             raise SystemExit(_broken(cards[-1], original or error)) from None
         missing = re.search(r"Flag --(\w+) must have a value other than None", str(error))
         if missing:
             raise SystemExit(f"--{missing[1]} is missing: {flags.FLAGS[missing[1]].help}") from None
-        shown = re.sub(r"invalid literal for int.*", "must be a whole number", str(error).rstrip("."))
+        shown = re.sub(
+            r"invalid literal for int.*", "must be a whole number", str(error).rstrip(".")
+        )
         shown = re.sub(r"could not convert string to float.*", "must be a number", shown)
         raise SystemExit(f"{shown}; --help shows all flags") from None
     except Exception as error:  # a card may raise anything
@@ -293,13 +309,16 @@ def reads(config: Any, name: str) -> bool:
     if section in ("machine", "rehearsal", "reason", "teacher"):
         of_kinds = MACHINES.fields() if section == "machine" else {}
         return not sequence and (
-            inner[0] not in of_kinds or inner[0] in fields_of(MACHINES[config.machine.kind].settings)
+            inner[0] not in of_kinds
+            or inner[0] in fields_of(MACHINES[config.machine.kind].settings)
         )
     if section == "schedule":
         chosen = (config.train.schedule, *(() if sequence else (config.rehearsal.schedule,)))
         return any(inner[0] in fields_of(SCHEDULES[kind].settings) for kind in chosen)
     if section == "logger":
-        return any(inner[0] in fields_of(LOGGERS[kind].settings) for kind in names_in(config.train.loggers))
+        return any(
+            inner[0] in fields_of(LOGGERS[kind].settings) for kind in names_in(config.train.loggers)
+        )
     return True
 
 
@@ -334,11 +353,15 @@ def import_modules(argv: Sequence[str]) -> None:
     for argument in argv:
         if named := re.fullmatch(r"--?import=(.*)", argument):
             for module in filter(None, named[1].split(",")):
-                sys.path[:0] = [] if "" in sys.path or str(Path.cwd()) in sys.path else [str(Path.cwd())]
+                sys.path[:0] = (
+                    [] if "" in sys.path or str(Path.cwd()) in sys.path else [str(Path.cwd())]
+                )
                 try:
                     importlib.import_module(module)
                 except Exception as error:
-                    raise SystemExit(f"--import={module}: {type(error).__name__}: {error}") from error
+                    raise SystemExit(
+                        f"--import={module}: {type(error).__name__}: {error}"
+                    ) from error
 
 
 def answer_list(argv: Sequence[str]) -> None:
@@ -355,20 +378,28 @@ def answer_list(argv: Sequence[str]) -> None:
 
 def _listed(name: str) -> str:
     registries = (MACHINES, LANGUAGE_MODELS, CLASSIFIERS, SOURCES, SCHEDULES, LOGGERS, METRICS)
-    kinds = {f"{registry.section}.{kind}": (registry, kind) for registry in registries for kind in registry}
+    kinds = {
+        f"{registry.section}.{kind}": (registry, kind)
+        for registry in registries
+        for kind in registry
+    }
     if not name:
         rows = [f"{registry.section}: {', '.join(registry)}" for registry in registries]
         return "\n".join([*rows, "", "--list=machine.rehearsal prints the keys of one."])
     if name not in kinds:
         near = difflib.get_close_matches(name, kinds, n=1)
-        raise SystemExit(f"--list={name}: no such kind; " + (f"did you mean {near[0]}?" if near else ", ".join(kinds)))
+        raise SystemExit(
+            f"--list={name}: no such kind; "
+            + (f"did you mean {near[0]}?" if near else ", ".join(kinds))
+        )
     registry, kind = kinds[name]
     section = f"data.{SOURCES.section_of(kind)}" if registry is SOURCES else registry.section
     fields = fields_of(registry[kind].settings)
     if not fields:
         return f"{name} has no keys of its own."
     return "\n".join(
-        f"--config.{section}.{field}={f.default!r}  {f.doc}" + ("" if f.check is anything else f" ({f.check.text})")
+        f"--config.{section}.{field}={f.default!r}  {f.doc}"
+        + ("" if f.check is anything else f" ({f.check.text})")
         for field, f in fields.items()
     )
 
@@ -384,8 +415,13 @@ def answer_help(argv: Sequence[str], more: str = "") -> None:
 
 def describe() -> str:
     """Every key as a flag: what it means, what it may be, its default."""
-    lines = (f"  --config.{name}: {f.doc} ({expected(f)}; default {f.default!r})" for name, f in SCHEMA.items())
-    return "\n".join(["keys of a config (a config file sets them, and a flag changes one):", *lines])
+    lines = (
+        f"  --config.{name}: {f.doc} ({expected(f)}; default {f.default!r})"
+        for name, f in SCHEMA.items()
+    )
+    return "\n".join(
+        ["keys of a config (a config file sets them, and a flag changes one):", *lines]
+    )
 
 
 def options(arg: str | None, allowed: Sequence[str]) -> frozenset[str]:
@@ -394,7 +430,9 @@ def options(arg: str | None, allowed: Sequence[str]) -> frozenset[str]:
     unknown = sorted(chosen - set(allowed))
     if unknown:  # no ValueError: config_flags would wrap it in a traceback
         there_are = f"there are {', '.join(allowed)}" if allowed else "this card has none"
-        raise flags.IllegalFlagValueError(f"config option {unknown[0]!r}: no such option; {there_are}")
+        raise flags.IllegalFlagValueError(
+            f"config option {unknown[0]!r}: no such option; {there_are}"
+        )
     return chosen
 
 
@@ -444,20 +482,36 @@ def _check_card(value: str) -> None:
     near = [str(path.with_name(name)) for name in names]
     cure = "cards are in the folder configs of a clone of rmjax: go there, or give the path"
     if cards:
-        cure = f"did you mean {near[0]}?" if near and not path.exists() else f"there are {', '.join(cards)}"
-    state = "a folder" if path.is_dir() else "no card, which is a .py file" if path.exists() else "no such file"
+        cure = (
+            f"did you mean {near[0]}?"
+            if near and not path.exists()
+            else f"there are {', '.join(cards)}"
+        )
+    state = (
+        "a folder"
+        if path.is_dir()
+        else "no card, which is a .py file"
+        if path.exists()
+        else "no such file"
+    )
     raise SystemExit(f"--config={value}: {state}; {cure}")
 
 
 def _broken(card: str, error: BaseException) -> str:
     """What to say of an error that a card raised, with the card's line."""
     path = card.partition(":")[0]
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == path
+    ]
     cause = str(error)
     if isinstance(error, SyntaxError):
         lines, cause = [error.lineno], error.msg
     place = f"{path}, line {lines[-1]}" if lines else path
-    cure = "mend it; a card defines get_config(arg), which returns a config, as configs/xlong.py does"
+    cure = (
+        "mend it; a card defines get_config(arg), which returns a config, as configs/xlong.py does"
+    )
     return f"--config={card}: {place}: {type(error).__name__}: {cause}: {cure}"
 
 
@@ -466,13 +520,22 @@ def _unknown_flag(name: str) -> str:
     near = [f"--config.{key}" for key in sorted(SCHEMA) if f".{key}".endswith(f".{name}")]
     names = [flag for flag in flags.FLAGS if not flag.startswith("config.")]
     near = near or [f"--{flag}" for flag in difflib.get_close_matches(name, names, n=1)]
-    return f"--{name}: no such flag; " + (f"did you mean {' or '.join(near)}?" if near else "--help shows all flags")
+    return f"--{name}: no such flag; " + (
+        f"did you mean {' or '.join(near)}?" if near else "--help shows all flags"
+    )
 
 
 def _check_text(name: str, text: str, alone: bool) -> None:
     """Ends the process if the text of a flag is no value of the key."""
     kind = type(SCHEMA[name].default)
-    truth = ("true", "t", "1", "false", "f", "0")  # as absl reads them; `--config.key` alone is true
+    truth = (
+        "true",
+        "t",
+        "1",
+        "false",
+        "f",
+        "0",
+    )  # as absl reads them; `--config.key` alone is true
     try:
         if kind in (int, float):
             kind(text)
@@ -493,7 +556,9 @@ def _flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _unknown(name: str) -> str:
     near = difflib.get_close_matches(name, SCHEMA, n=1)
-    return f"config.{name}: no such key" + (f"; did you mean config.{near[0]}?" if near else _neighbours(name))
+    return f"config.{name}: no such key" + (
+        f"; did you mean config.{near[0]}?" if near else _neighbours(name)
+    )
 
 
 def _neighbours(name: str) -> str:
@@ -506,7 +571,12 @@ def _neighbours(name: str) -> str:
 
 def _conflicts(config: ConfigDict) -> Iterator[str]:
     """What values that are right one by one cannot be together."""
-    machine, train, simulated, movielens = config.machine, config.train, config.data.simulated, config.data.movielens
+    machine, train, simulated, movielens = (
+        config.machine,
+        config.train,
+        config.data.simulated,
+        config.data.movielens,
+    )
     width = "item_dim" if machine.item_dim and machine.kind == "continual" else "dim"
     if simulated.clicks_min > simulated.clicks_max:
         least, most = simulated.clicks_min, simulated.clicks_max
@@ -543,7 +613,9 @@ def models_of(config: Any) -> Registry:
         return CLASSIFIERS if kind in CLASSIFIERS else LANGUAGE_MODELS  # none is made
     registry = CLASSIFIERS if classifies else LANGUAGE_MODELS
     if kind not in registry:
-        raise ValueError(f"config.model.kind = {kind!r}: for {config.data.name} there are {', '.join(registry)}")
+        raise ValueError(
+            f"config.model.kind = {kind!r}: for {config.data.name} there are {', '.join(registry)}"
+        )
     return registry
 
 

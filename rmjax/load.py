@@ -10,7 +10,9 @@ if __name__ == "__main__":
     from rmjax.run.workdir import leave_when_asked
 
     leave_when_asked()
-    warnings.warn("python -m rmjax.load is now python -m rmjax.load_test", DeprecationWarning, stacklevel=1)
+    warnings.warn(
+        "python -m rmjax.load is now python -m rmjax.load_test", DeprecationWarning, stacklevel=1
+    )
 
     from rmjax.serve.load_test import cli
 

@@ -31,10 +31,14 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where checkpoints and logs go; the same line goes on where a run stopped."
 )
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "Of several processes: host:port of process 0.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "Of several processes: host:port of process 0."
+)
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many there are.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.")
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Finds them by itself, on a TPU pod or in Kubernetes.")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Finds them by itself, on a TPU pod or in Kubernetes."
+)
 _UNREAD = flags.DEFINE_enum(
     "unread", "refuse", ["refuse", "warn"], "What is done with a flag that this run does not read."
 )
@@ -57,7 +61,12 @@ def main(argv: Sequence[str]) -> int:
             raise ValueError("--workdir is missing: name a directory for checkpoints and logs")
         workdir = paths.resolve_checkpoint(_WORKDIR.value or "", "--workdir")
         logging.info("%s", environment.prepare())
-        logging.info("%s", processes.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value))
+        logging.info(
+            "%s",
+            processes.join(
+                _COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value
+            ),
+        )
         if _MODE.value == "explain":
             environment.simulate(config.train.devices)
         environment.find_devices()
@@ -78,12 +87,18 @@ def main(argv: Sequence[str]) -> int:
     except Exception as error:
         gone = processes.lost(error)
         if gone is not None:
-            logging.error("%s. What was saved is whole: run the same line again, on all of them.", gone)
+            logging.error(
+                "%s. What was saved is whole: run the same line again, on all of them.", gone
+            )
             processes.leave(EXIT_PREEMPTED)
-        known = isinstance(error, (ValueError, OSError, RuntimeError, FloatingPointError, ImportError))
+        known = isinstance(
+            error, (ValueError, OSError, RuntimeError, FloatingPointError, ImportError)
+        )
         logging.error("%s", environment.in_words(error), exc_info=None if known else error)
         if processes.several():
-            processes.leave(EXIT_MISTAKE)  # an orderly end would wait for the others, and they for this one
+            processes.leave(
+                EXIT_MISTAKE
+            )  # an orderly end would wait for the others, and they for this one
         return 1
     return 0
 

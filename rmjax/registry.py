@@ -84,7 +84,9 @@ def one_of(*choices: str) -> Check:
     return Check(lambda value: value in choices, f"one of {', '.join(choices)}")
 
 
-a_path = Check(lambda value: True, "the path of a file or folder")  # `config.validate` refuses addresses
+a_path = Check(
+    lambda value: True, "the path of a file or folder"
+)  # `config.validate` refuses addresses
 a_workdir = Check(lambda value: True, "the path of a workdir")
 a_seed = between(0, 2**32 - 1)  # JAX takes 32 bits of a seed: beyond, two seeds would be one
 
@@ -126,7 +128,9 @@ def wrong(field: Field, value: Any) -> str | None:
 
 def expected(field: Field) -> str:
     """What a value is to be, in words."""
-    kind = {int: "a whole number", float: "a number", str: "a string", bool: "True or False"}[type(field.default)]
+    kind = {int: "a whole number", float: "a number", str: "a string", bool: "True or False"}[
+        type(field.default)
+    ]
     return kind if field.check is anything else f"{kind}, {field.check.text}"
 
 
@@ -149,7 +153,10 @@ class Registry(Mapping[str, Kind]):
 
     def __init__(self, section: str, rows: Mapping[str, str], maker: str = "make"):
         self.section, self._maker = section, maker
-        self._modules = {**rows, **{point.name: point.value for point in entry_points(group=f"rmjax.{section}")}}
+        self._modules = {
+            **rows,
+            **{point.name: point.value for point in entry_points(group=f"rmjax.{section}")},
+        }
         self._registered: dict[str, Kind] = {}
 
     def register(self, name: str, settings: type) -> Callable[[T], T]:
@@ -160,9 +167,13 @@ class Registry(Mapping[str, Kind]):
         """
         if name in self:
             raise ValueError(f"there is a {self.section} {name!r} already: take another name")
-        bare = [field.name for field in dataclasses.fields(settings) if "field" not in field.metadata]
+        bare = [
+            field.name for field in dataclasses.fields(settings) if "field" not in field.metadata
+        ]
         if bare:
-            raise ValueError(f"{settings.__name__}.{bare[0]}: give it a default with rmjax.registry.setting(...)")
+            raise ValueError(
+                f"{settings.__name__}.{bare[0]}: give it a default with rmjax.registry.setting(...)"
+            )
         known = self.fields()
         for field, mine in fields_of(settings).items():
             if field in known and known[field].default != mine.default:
@@ -177,9 +188,15 @@ class Registry(Mapping[str, Kind]):
 
     def fields(self) -> dict[str, Field]:
         """The fields of all kinds; those of one name are one key."""
-        return {name: field for kind in self.values() for name, field in fields_of(kind.settings).items()}
+        return {
+            name: field
+            for kind in self.values()
+            for name, field in fields_of(kind.settings).items()
+        }
 
-    def settings(self, name: str, values: Mapping[str, Any], prefix: str = "", config: Any = None) -> Any:
+    def settings(
+        self, name: str, values: Mapping[str, Any], prefix: str = "", config: Any = None
+    ) -> Any:
         """The settings of a kind, from values among which there may be others.
 
         A dataclass of settings may have a method `conflicts(config)`, which yields what is wrong with values that are
@@ -199,7 +216,11 @@ class Registry(Mapping[str, Kind]):
                 raise ValueError(f"{prefix}{field} = {value!r}: must be {must}")
         made = settings(**chosen)
         for message in made.conflicts(config) if hasattr(made, "conflicts") else ():
-            raise ValueError(message.format(**{field: f"{prefix}{field} = {getattr(made, field)}" for field in fields}))
+            raise ValueError(
+                message.format(
+                    **{field: f"{prefix}{field} = {getattr(made, field)}" for field in fields}
+                )
+            )
         return made
 
     def __getitem__(self, name: str) -> Kind:
@@ -208,7 +229,9 @@ class Registry(Mapping[str, Kind]):
         if name not in self._modules:
             near = difflib.get_close_matches(name, [*self], n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(self)}"
-            raise ValueError(f"unknown {self.section} {name!r}; {hint} (one from outside: import its module, --import)")
+            raise ValueError(
+                f"unknown {self.section} {name!r}; {hint} (one from outside: import its module, --import)"
+            )
         module = importlib.import_module(self._modules[name])
         return Kind(module.Settings, getattr(module, self._maker))
 

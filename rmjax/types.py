@@ -41,9 +41,13 @@ class Batch:
     query: Array  # i32 [B, Q] asked item ids or kinds of question, or [B, Q, W] words
     query_mask: Array  # bool [B, Q]
     target: Array  # i32 [B, Q] the answers (clicks: 1 clicked, 0 not; else which class, or which of the choices)
-    negative_items: Array  # i32 [B, P] or f32 [B, P, F] items of another stream, for negative fragments
+    negative_items: (
+        Array  # i32 [B, P] or f32 [B, P, F] items of another stream, for negative fragments
+    )
     negative_mask: Array  # bool [B, P]
-    example_id: Array  # i32 [B] names the example in its split: what is drawn for it is drawn from this
+    example_id: (
+        Array  # i32 [B] names the example in its split: what is drawn for it is drawn from this
+    )
     position: Array | None = None  # i32 [B, Q]
     word_mask: Array | None = None  # bool [B, Q, W] words of the questions
     candidates: Array | None = None  # i32 [B, A, V] candidate answers of an example, as words
@@ -88,7 +92,9 @@ class Context:
 
     segment_length: int = 20  # N
     max_items: int = 1000  # L, of the longest stream
-    width: int = 0  # of items that are features, or of word vectors; 0: the table is as wide as the machine
+    width: int = (
+        0  # of items that are features, or of word vectors; 0: the table is as wide as the machine
+    )
     hops: int = 1  # of attention over the slots, in reading
     dtype: Any = jnp.float32  # of the encoder's products
     segment_encoder: SegmentEncoder | None = None  # in the place of the one that the settings name
@@ -269,7 +275,9 @@ class SequenceModel(NamedTuple):
     """
 
 
-Terms = dict[str, tuple[Weight, Sum]]  # {term: (weight, (sum, count))}; the loss adds up weight * sum / count
+Terms = dict[
+    str, tuple[Weight, Sum]
+]  # {term: (weight, (sum, count))}; the loss adds up weight * sum / count
 
 
 class Task(Protocol):
@@ -318,7 +326,9 @@ class Task(Protocol):
         return ()
 
     @abc.abstractmethod
-    def losses(self, params: Params, frozen: Params, carry: Any, batch: Batch, key: Key) -> tuple[Terms, Any]:
+    def losses(
+        self, params: Params, frozen: Params, carry: Any, batch: Batch, key: Key
+    ) -> tuple[Terms, Any]:
         """The terms of the loss.
 
         Args:

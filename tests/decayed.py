@@ -20,7 +20,9 @@ from rmjax.registry import inside
 @dataclasses.dataclass(frozen=True)
 class Settings:
     dim: int = rmjax.setting(64, rmjax.at_least(1), "item width, d")
-    decay: float = rmjax.setting(0.99, inside(0, 1), "decayed: what an item later is left of an item, g")
+    decay: float = rmjax.setting(
+        0.99, inside(0, 1), "decayed: what an item later is left of an item, g"
+    )
 
 
 @flax.struct.dataclass
@@ -35,7 +37,9 @@ def make(num_items: int, settings: Settings, context: rmjax.Context) -> rmjax.Me
 
     def init(key):
         a, *keys = jax.random.split(key, 5)
-        kernels = {name: lecun_normal()(k, (dim, dim)) for name, k in zip("qkvo", keys, strict=True)}
+        kernels = {
+            name: lecun_normal()(k, (dim, dim)) for name, k in zip("qkvo", keys, strict=True)
+        }
         return init_items(a, num_items, dim, context.width) | kernels
 
     def init_memory(params, batch_size):
@@ -47,7 +51,9 @@ def make(num_items: int, settings: Settings, context: rmjax.Context) -> rmjax.Me
 
     def write(params, memory, features, mask, key=None):
         keys, values = features
-        after = mask.sum(1, keepdims=True) - jnp.cumsum(mask, 1)  # valid items that come later in the segment
+        after = mask.sum(1, keepdims=True) - jnp.cumsum(
+            mask, 1
+        )  # valid items that come later in the segment
         weight = jnp.where(mask, decay**after, 0.0)
         news = jnp.einsum("bn,bnk,bnv->bkv", weight, keys, values)
         matrix = decay ** mask.sum(1)[:, None, None] * memory.matrix + news
@@ -61,5 +67,14 @@ def make(num_items: int, settings: Settings, context: rmjax.Context) -> rmjax.Me
 
     table = ("embed",) if num_items else None
     return rmjax.MemoryMachine(
-        init, init_memory, encode, write, slots, read, embed, constant_size=True, gradient_range=None, table=table
+        init,
+        init_memory,
+        encode,
+        write,
+        slots,
+        read,
+        embed,
+        constant_size=True,
+        gradient_range=None,
+        table=table,
     )

@@ -26,11 +26,21 @@ def tiny(**changes) -> ConfigDict:
     values = {
         "data.segment_length": 10,
         "data.negatives": 8,
-        "data.simulated": dict(clusters=9, styles=2, items_per_style=3, staples=4, clicks_min=40, clicks_max=40),
+        "data.simulated": dict(
+            clusters=9, styles=2, items_per_style=3, staples=4, clicks_min=40, clicks_max=40
+        ),
         "machine": dict(dim=8, slots=4, layers=1, heads=2, recent=5),
         "rehearsal": dict(fragments=2, sampled_items=8, layers=1),
         "teacher": dict(steps=6, batch_size=8, dim=8),
-        "train": dict(steps=12, batch_size=8, eval_batch_size=8, devices=1, log_every=1, eval_every=4, save_every=3),
+        "train": dict(
+            steps=12,
+            batch_size=8,
+            eval_batch_size=8,
+            devices=1,
+            log_every=1,
+            eval_every=4,
+            save_every=3,
+        ),
         "train.schedule": "cosine",
     }
     values["data.simulated"] |= dict(visit=10, targets=2, train=64, valid=16, test=15)
@@ -90,7 +100,11 @@ def before(moment: str, act: Callable[[], None], setattr: Callable = builtins.se
         setattr(owner, name, hooked)
 
     hook(train, "loop", entered)
-    hook(train, "validate", lambda run, task, mapped, params, writer, step: f"{stage} validation {step}")
+    hook(
+        train,
+        "validate",
+        lambda run, task, mapped, params, writer, step: f"{stage} validation {step}",
+    )
     hook(train, "test", lambda *_: "test")
     hook(loop.Losses, "add", lambda self, step, *_: f"{stage} step {step}")
     hook(Reasoning, "losses", lambda *_: "model compilation")
@@ -103,10 +117,14 @@ def lines(workdir: Path) -> list[dict]:
     return [{k: v for k, v in entry.items() if not k.endswith("_per_second")} for entry in entries]
 
 
-def saved(workdir: Path, stage: str = "model", step: int | None = None) -> tuple[int, dict[str, np.ndarray]] | None:
+def saved(
+    workdir: Path, stage: str = "model", step: int | None = None
+) -> tuple[int, dict[str, np.ndarray]] | None:
     """A checkpoint's step and its leaves by name: the newest intact one not after `step`."""
     folder = workdir / stage
     leaves = json.loads(min(folder.glob("*/manifest.json")).read_text())["leaves"]
-    like = {name: jax.ShapeDtypeStruct(tuple(shape), dtype) for name, (dtype, shape) in leaves.items()}
+    like = {
+        name: jax.ShapeDtypeStruct(tuple(shape), dtype) for name, (dtype, shape) in leaves.items()
+    }
     with contextlib.closing(Checkpoints(folder, keep_last=2, keep_best=1)) as checkpoints:
         return checkpoints.restore(like, step)

@@ -24,12 +24,18 @@ ITEMS, N, DIM = 50, 4, 8
 SLOTS = {"dim": DIM, "slots": 4, "layers": 1, "heads": 2, "segment_length": N, "dropout": 0.5}
 MACHINES = {  # name -> kind, settings
     "rehearsal": ("rehearsal", SLOTS),
-    "rehearsal-bigru": ("rehearsal", SLOTS | {"encoder": "bigru", "normalize": "items", "slot_identity": True}),
+    "rehearsal-bigru": (
+        "rehearsal",
+        SLOTS | {"encoder": "bigru", "normalize": "items", "slot_identity": True},
+    ),
     "continual": ("continual", SLOTS | {"subspaces": 2, "slot_dim": 6}),
     "gru": ("gru", {"dim": DIM}),
     "buffer": ("buffer", {"dim": DIM, "buffer_length": 3 * N, "recent": 5}),
     "directly_reason": ("directly_reason", {"dim": DIM, "buffer_length": 4 * N}),
-    "decayed": ("decayed", {"dim": DIM, "decay": 0.9}),  # registered by the import below, from outside the package
+    "decayed": (
+        "decayed",
+        {"dim": DIM, "decay": 0.9},
+    ),  # registered by the import below, from outside the package
     "multihop_reason": ("multihop_reason", {"dim": DIM, "buffer_length": 3 * N, "hops": 2}),
 }
 
@@ -58,16 +64,21 @@ def small(name: str, **how) -> Small:
     """The machine of this row; `how` = block, remat."""
     kind, settings = MACHINES[name]
     machine = machines.make(kind, ITEMS, **settings)
-    loss = lambda params, *data: jnp.sin(answers(machine, params, *data, **how)).sum()  # noqa: E731
+    loss = lambda params, *data: jnp.sin(answers(machine, params, *data, **how)).sum()
     run = functools.partial(machines.memorize, machine, **how)
     exact = jax.jit(run, compiler_options={"xla_backend_optimization_level": 3})
-    return Small(machine, noise(machine.init), jax.jit(run), exact, jax.jit(jax.value_and_grad(loss)))
+    return Small(
+        machine, noise(machine.init), jax.jit(run), exact, jax.jit(jax.value_and_grad(loss))
+    )
 
 
 def stream(seed: int = 0, batch: int = 3, segments: int = 4) -> tuple[np.ndarray, np.ndarray]:
     """Items and mask [B, T, N] with holes; row 0 has an empty segment inside."""
     rng = np.random.default_rng(seed)
-    items, mask = rng.integers(0, ITEMS, (batch, segments, N)), rng.random((batch, segments, N)) < 0.8
+    items, mask = (
+        rng.integers(0, ITEMS, (batch, segments, N)),
+        rng.random((batch, segments, N)) < 0.8,
+    )
     mask[0, segments // 2] = False
     return items.astype(np.int32), mask
 
@@ -76,7 +87,9 @@ def keys(batch: int, seed: int = 0) -> jax.Array:
     return jax.random.split(jax.random.key(seed), batch)
 
 
-def batch(seed: int = 0, batch: int = 4, segments: int = 8, queries: int = 2, position: bool = False) -> Batch:
+def batch(
+    seed: int = 0, batch: int = 4, segments: int = 8, queries: int = 2, position: bool = False
+) -> Batch:
     """Row 1 is a short stream, row 2 has one query less; the items of row b, and its negatives, never meet."""
     rng = np.random.default_rng(seed)
     items, mask = stream(seed, batch, segments)
@@ -104,7 +117,13 @@ class Spy:
         self.decoder, self.init, self.seen = decoder, decoder.init, {}
 
     def __call__(self, params, x, mask, hidden, slots, slot_mask, key=None):
-        self.seen = {"x": x, "mask": mask, "hidden": hidden, "slots": slots, "key": jax.random.key_data(key)}
+        self.seen = {
+            "x": x,
+            "mask": mask,
+            "hidden": hidden,
+            "slots": slots,
+            "key": jax.random.key_data(key),
+        }
         return self.decoder(params, x, mask, hidden, slots, slot_mask, key)
 
 
@@ -113,7 +132,9 @@ def rehearsal(decoder=None, **settings) -> Rehearsal:
     return Rehearsal(decoder, **({"fragments": 4, "sampled_items": 6} | settings))
 
 
-def recommendation(machine: MemoryMachine, losses: Rehearsal | None = None, **settings) -> Reasoning:
+def recommendation(
+    machine: MemoryMachine, losses: Rehearsal | None = None, **settings
+) -> Reasoning:
     return Reasoning(machine, Answers(Questions(), DIM, DIM), losses or rehearsal(), N, **settings)
 
 

@@ -64,14 +64,27 @@ def test_an_unknown_key_is_told_the_right_one(wrong, right):
 
 
 def test_an_unknown_key_like_no_other_is_told_its_neighbours():
-    with pytest.raises(SystemExit, match="no such key; there are config.reason.weight, config.reason.hops,"):
+    with pytest.raises(
+        SystemExit, match="no such key; there are config.reason.weight, config.reason.hops,"
+    ):
         check_flags(["--config.reason.zzzzzzzzzzzzzzzzz=1"])
 
 
 def test_right_flags_pass():
-    check_flags(["main.py", "--config=configs/x.py:local", "--workdir=config.foo", "--config.train.batch_size", "3"])
+    check_flags(
+        [
+            "main.py",
+            "--config=configs/x.py:local",
+            "--workdir=config.foo",
+            "--config.train.batch_size",
+            "3",
+        ]
+    )
     check_flags(["bench.py", "--nostreaming", "--nodistributed", "--config=configs/x.py"])
-    check_flags([f"--config.{name}=1" for name in SCHEMA] + ["--config.train={}", "--noconfig.machine.remat"])
+    check_flags(
+        [f"--config.{name}=1" for name in SCHEMA]
+        + ["--config.train={}", "--noconfig.machine.remat"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -134,7 +147,9 @@ def test_an_int_will_do_for_a_float():
 def test_options_combine():
     assert options(None, ["long", "local"]) == options("", ["long", "local"]) == frozenset()
     assert options("long,local", ["long", "local"]) == {"long", "local"}
-    with pytest.raises(flags.Error, match="config option 'lcal': no such option; there are long, local"):
+    with pytest.raises(
+        flags.Error, match="config option 'lcal': no such option; there are long, local"
+    ):
         options("long,lcal", ["long", "local"])
 
 
@@ -166,19 +181,40 @@ def get_config(arg=None):
     ("arguments", "words"),
     [
         (["--config={card}:local", "--config.train.batch_size=3"], "3 7"),
-        (["--config={card}", "--config.train.bach_size=3"], "did you mean config.train.batch_size?"),
+        (
+            ["--config={card}", "--config.train.bach_size=3"],
+            "did you mean config.train.batch_size?",
+        ),
         (["--config={card}:lcal"], "config option 'lcal': no such option; there are local"),
         (
             ["--config={card}", "--config.train.batch_size=many"],
             "config.train.batch_size = 'many': must be a whole number",
         ),
-        (["--config={card}", "--config.train.steps=1e3"], "config.train.steps = '1e3': must be a whole number, at"),
-        (["--config={card}", "--config.train.clip", "=", "5"], "config.train.clip = '=': must be a number, above 0"),
-        (["--config={card}", "--config.machine.remat=maybe"], "config.machine.remat = 'maybe': must be True or False"),
-        (["--config={card}", "--steps=3"], "--steps: no such flag; did you mean --config.probe.steps or --config."),
-        (["--config={card}", "--count=x"], "flag --count=x: must be a whole number; --help shows all flags"),
+        (
+            ["--config={card}", "--config.train.steps=1e3"],
+            "config.train.steps = '1e3': must be a whole number, at",
+        ),
+        (
+            ["--config={card}", "--config.train.clip", "=", "5"],
+            "config.train.clip = '=': must be a number, above 0",
+        ),
+        (
+            ["--config={card}", "--config.machine.remat=maybe"],
+            "config.machine.remat = 'maybe': must be True or False",
+        ),
+        (
+            ["--config={card}", "--steps=3"],
+            "--steps: no such flag; did you mean --config.probe.steps or --config.",
+        ),
+        (
+            ["--config={card}", "--count=x"],
+            "flag --count=x: must be a whole number; --help shows all flags",
+        ),
         (["--config={card}", "--confg=3"], "--confg: no such flag; did you mean --config?"),
-        (["--config={card}", "train"], "unexpected arguments: train; options are flags, such as --mode=eval"),
+        (
+            ["--config={card}", "train"],
+            "unexpected arguments: train; options are flags, such as --mode=eval",
+        ),
         ([], "--config is missing: The card."),
     ],
 )
@@ -188,7 +224,9 @@ def test_the_command_line_answers_in_words(tmp_path, arguments, words):
     arguments = [argument.format(card=tmp_path / "card.py") for argument in arguments]
     root = config_lib.__file__.rsplit("/rmjax/", 1)[0]
     command = [sys.executable, str(tmp_path / "main.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": root}, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={"PYTHONPATH": root}, check=False
+    )
     assert words in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
 
@@ -222,13 +260,16 @@ def test_a_path_that_is_no_card_is_answered_with_the_cards(tmp_path):
     (tmp_path / "xlong.py").touch()
     (tmp_path / "config.json").touch()
     assert (
-        parsed(tmp_path / "xlng.py") == f"--config={tmp_path}/xlng.py: no such file; did you mean {tmp_path}/xlong.py?"
+        parsed(tmp_path / "xlng.py")
+        == f"--config={tmp_path}/xlng.py: no such file; did you mean {tmp_path}/xlong.py?"
     )
     (tmp_path / "synthetic.py").touch()
     assert f"did you mean {tmp_path}/xlong.py?" in parsed(tmp_path / "xlongg.py")
     (tmp_path / "synthetic.py").unlink()
     assert parsed(tmp_path) == f"--config={tmp_path}: a folder; there are {tmp_path}/xlong.py"
-    assert parsed(tmp_path / "config.json").endswith(f"no card, which is a .py file; there are {tmp_path}/xlong.py")
+    assert parsed(tmp_path / "config.json").endswith(
+        f"no card, which is a .py file; there are {tmp_path}/xlong.py"
+    )
     assert parsed(tmp_path / "no" / "xlong.py").endswith(
         "no such file; cards are in the folder configs of a clone of rmjax: go there, or give the path"
     )
@@ -272,4 +313,7 @@ def test_help_shows_every_key_and_is_no_mistake(flag, capsys):
     shown = capsys.readouterr().out
     assert not end.value.code
     assert all(f"--config.{name}: " in shown for name in SCHEMA)
-    assert "--config.train.clip: largest norm of the gradient (a number, above 0; default 5.0)" in shown
+    assert (
+        "--config.train.clip: largest norm of the gradient (a number, above 0; default 5.0)"
+        in shown
+    )

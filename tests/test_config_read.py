@@ -27,7 +27,10 @@ def frames(folder: Path) -> str:
     folder.mkdir()
     for path in (FIXTURES / "activitynet-qa").glob("*_q.json"):
         for asked in json.loads(path.read_text()):
-            np.savez(folder / f"{asked['video_name']}.npz", np.random.default_rng(0).normal(size=(7, 3)).astype("f4"))
+            np.savez(
+                folder / f"{asked['video_name']}.npz",
+                np.random.default_rng(0).normal(size=(7, 3)).astype("f4"),
+            )
     return str(folder)
 
 
@@ -51,30 +54,51 @@ def test_every_key_is_read(tmp_path):
         tasks.make_task(config, make_source(config.data, 0))
         read |= config.read
     for name in ("movielens", "xlong"):
-        at = {"data.name": name, "data.dir": str(FIXTURES / name), "data.cache_dir": str(tmp_path / "cache")}
+        at = {
+            "data.name": name,
+            "data.dir": str(FIXTURES / name),
+            "data.cache_dir": str(tmp_path / "cache"),
+        }
         config = Recorder(tiny(**at, **{"data.movielens.first": 3, "data.movielens.every": 2}))
         assert make_source(config.data, config.data.seed).size("train") > 0
         read |= config.read
         assert ("data.movielens.max_targets" in config.read) == (name == "movielens")
     videos = frames(tmp_path / "frames")
     for name in ("synthetic", "babi", "narrativeqa", "tvqa", "activitynet"):
-        at = {"data.name": name, "data.dir": str(FIXTURES / FOLDERS.get(name, name)), "data.babi.tasks": "1"}
+        at = {
+            "data.name": name,
+            "data.dir": str(FIXTURES / FOLDERS.get(name, name)),
+            "data.babi.tasks": "1",
+        }
         at |= {"data.cache_dir": str(tmp_path / "cache"), "data.activitynet.features": videos}
         world = dict(facts=20, length=40, queries=2, answers=2, groups=1)
-        config = Recorder(tiny(**at, **{"data.synthetic": world, "reason.head": "mlp", "data.segment_length": 20}))
+        config = Recorder(
+            tiny(**at, **{"data.synthetic": world, "reason.head": "mlp", "data.segment_length": 20})
+        )
         source = make_source(config.data, config.data.seed)
         assert tasks.make_task(config, source).answers.questions == source.questions
         read |= config.read
-    model = {"model": dict(dim=8, layers=2, heads=2), "memoria": dict(working=2, short_term_capacity=4)}
+    model = {
+        "model": dict(dim=8, layers=2, heads=2),
+        "memoria": dict(working=2, short_term_capacity=4),
+    }
     sequences = [("sorting", kind) for kind in LANGUAGE_MODELS]
     for name, kind in [*sequences, ("wikitext", "transformer"), ("hyperpartisan", "memoria_bert")]:
-        folder = articles(tmp_path / "articles") if name == "hyperpartisan" else str(FIXTURES / name)
+        folder = (
+            articles(tmp_path / "articles") if name == "hyperpartisan" else str(FIXTURES / name)
+        )
         at = {"data.name": name, "data.dir": folder, "data.cache_dir": str(tmp_path / "cache")}
-        short = {"data.sorting": dict(length=20, train=8), "data.segment_length": 8, "model.kind": kind}
+        short = {
+            "data.sorting": dict(length=20, train=8),
+            "data.segment_length": 8,
+            "model.kind": kind,
+        }
         config = Recorder(tiny(**at, **model, **short))
         tasks.make_task(config, make_source(config.data, 0))
         read |= config.read
-    config = Recorder(tiny(**at | {"data.name": "sorting"}, **model, **short | {"model.kind": "transformer"}))
+    config = Recorder(
+        tiny(**at | {"data.name": "sorting"}, **model, **short | {"model.kind": "transformer"})
+    )
     explain.explain(config)
     run = stages.Run(config, tmp_path, make_source(config.data, 0), Preemption())
     stages.fresh_state(run, stages.model_stage(run))
@@ -85,7 +109,9 @@ def test_every_key_is_read(tmp_path):
     probe.probe(config, workdir)
     LOGGERS.settings("wandb", config.logger)
     read |= config.read
-    assert read == set(SCHEMA) - {"machine.decay"}  # of a machine from outside, if another test imports it
+    assert read == set(SCHEMA) - {
+        "machine.decay"
+    }  # of a machine from outside, if another test imports it
 
 
 def test_taking_a_section_whole_reads_its_keys_and_writing_it_out_reads_none():
@@ -94,5 +120,9 @@ def test_taking_a_section_whole_reads_its_keys_and_writing_it_out_reads_none():
     options = dict(config.data.movielens)
     assert options == tiny().data.movielens.to_dict()
     assert config.read == {f"data.movielens.{key}" for key in options}
-    assert dict(**config.teacher) == tiny().teacher.to_dict() and list(config.teacher) == list(tiny().teacher)
-    assert config.read == {name for name in SCHEMA if name.startswith(("data.movielens.", "teacher."))}
+    assert dict(**config.teacher) == tiny().teacher.to_dict() and list(config.teacher) == list(
+        tiny().teacher
+    )
+    assert config.read == {
+        name for name in SCHEMA if name.startswith(("data.movielens.", "teacher."))
+    }

@@ -25,7 +25,10 @@ TIERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(TIERS) for name in names}
 CORE = ("layers", "machines", "memoria", "rehearsal", "reason", "models")
-APART = {"rmjax.memoria.saving", "rmjax.models.huggingface"}  # of the core, what reads and writes files
+APART = {
+    "rmjax.memoria.saving",
+    "rmjax.models.huggingface",
+}  # of the core, what reads and writes files
 MOVED = {  # modules that forward to where their names are now
     "rmjax.train", "rmjax.streams", "rmjax.segments", "rmjax.checkpoint", "rmjax.data.simulated_clicks",
 }  # fmt: skip
@@ -72,7 +75,9 @@ def test_every_module_has_its_room():
 
 @pytest.mark.parametrize("module", FILES.keys() - {"rmjax", *MOVED})
 def test_imports_point_one_way(module):
-    wrong = {name for name in imports(module) - {"rmjax._moved"} if not allowed(part(module), part(name))}
+    wrong = {
+        name for name in imports(module) - {"rmjax._moved"} if not allowed(part(module), part(name))
+    }
     assert not wrong, f"{module} must not import {', '.join(sorted(wrong))}"
 
 
@@ -84,7 +89,11 @@ def test_modules_that_moved_only_forward(module):
 def modules_after(code: str) -> set[str]:
     """What Python has imported after a program, by the first part of the name."""
     line = f"{code}; import sys; print(*{{name.split('.')[0] for name in sys.modules}})"
-    return set(subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True).stdout.split())
+    return set(
+        subprocess.run(
+            [sys.executable, "-c", line], capture_output=True, text=True, check=True
+        ).stdout.split()
+    )
 
 
 @pytest.mark.parametrize("module", [m for m in FILES if part(m) in CORE and m not in APART])
@@ -96,14 +105,18 @@ def test_the_pure_core_writes_and_reads_nothing(module):
 
 def test_imports_bring_no_more_than_they_need():
     core = [m for m in FILES if part(m) in CORE and m not in APART | {"rmjax.memoria.plots"}]
-    assert not {"orbax", "grain", "tensorflow_datasets"} & modules_after(f"import {', '.join(core)}")
+    assert not {"orbax", "grain", "tensorflow_datasets"} & modules_after(
+        f"import {', '.join(core)}"
+    )
     assert not {"jax", "orbax", "grain", "tensorflow_datasets"} & modules_after("import rmjax")
     serving = "import rmjax.serve; rmjax.serve.open_model, rmjax.serve.Streams"
     assert not {"optax", "grain", "tensorflow_datasets"} & modules_after(serving)
 
 
 def test_no_module_needs_itself():
-    assert list(graphlib.TopologicalSorter({module: imports(module) for module in FILES}).static_order())
+    assert list(
+        graphlib.TopologicalSorter({module: imports(module) for module in FILES}).static_order()
+    )
 
 
 def test_data_never_needs_machines():

@@ -16,13 +16,17 @@ AGAIN = (75, 134, 137)  # asked to stop, or a process was lost; killed by JAX, b
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="launches with bash")
 
 
-def launch(tmp_path: Path, commands: dict[str, str], *line: str, **more: str) -> tuple[int, list[str]]:
+def launch(
+    tmp_path: Path, commands: dict[str, str], *line: str, **more: str
+) -> tuple[int, list[str]]:
     """-> exit code, lines printed, with those commands (name -> bash) first in the path."""
     for name, text in commands.items():
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"} | more
-    found = subprocess.run(["bash", *line], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    found = subprocess.run(
+        ["bash", *line], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
     return found.returncode, found.stdout.splitlines()
 
 
@@ -30,7 +34,9 @@ def launch(tmp_path: Path, commands: dict[str, str], *line: str, **more: str) ->
 def test_slurm_queues_a_job_again_unless_it_ended_or_is_a_mistake(tmp_path, code):
     commands = {"srun": f'echo "$@"; exit {code}', "scontrol": 'echo "$@"'}
     job = dict(SLURM_SUBMIT_DIR=str(tmp_path), SLURM_CPUS_PER_TASK="7", SLURM_JOB_ID="12")
-    ended, (step, *queued) = launch(tmp_path, commands, str(LAUNCH / "slurm.sbatch"), "--config=c", **job)
+    ended, (step, *queued) = launch(
+        tmp_path, commands, str(LAUNCH / "slurm.sbatch"), "--config=c", **job
+    )
     assert ended == code and step == "--cpus-per-task=7 .venv/bin/python -m rmjax.main --config=c"
     assert queued == (["requeue 12"] if code in AGAIN else [])
     often = job | {"SLURM_RESTART_COUNT": "100"}

@@ -29,7 +29,19 @@ def get_config(arg=""):
     return runs.tiny(**(runs.PLAIN if arg == "gru" else {}))
 """
 
-COLUMNS = ["memory", "test", "AUC", "95%", "from", "to", "gain,", "familiarity", "gain,", "recollection", "spread"]
+COLUMNS = [
+    "memory",
+    "test",
+    "AUC",
+    "95%",
+    "from",
+    "to",
+    "gain,",
+    "familiarity",
+    "gain,",
+    "recollection",
+    "spread",
+]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +65,9 @@ def start(card):
         }
         command = [sys.executable, "-m", f"rmjax.{module}", *arguments]
         pipe = subprocess.PIPE
-        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, cwd=card.parent)
+        return subprocess.Popen(
+            command, stdout=pipe, stderr=pipe, text=True, env=environment, cwd=card.parent
+        )
 
     return start
 
@@ -75,13 +89,19 @@ def test_a_signal_ends_it_in_order_and_the_same_line_goes_on(start, card, tmp_pa
     line = ["main", f"--config={card}", f"--workdir={tmp_path}"]
     for signal in SIGNALS:
         code, out, err = finish(start(*line, signal=signal))
-        assert (code, out) == (EXIT_PREEMPTED, "") and "run the same line again to go on" in err, signal
+        assert (code, out) == (EXIT_PREEMPTED, "") and "run the same line again to go on" in err, (
+            signal
+        )
     code, out, _ = finish(start(*line))
     steps = [entry["step"] for entry in lines(tmp_path) if entry["kind"] == "train"]
     assert code == 0 and steps == [*range(1, 7), *range(1, 13)]
     head, rule, *rows = out.splitlines()
     assert head.split() == COLUMNS and set(rule) == {"-", " "}
-    assert [row.split("  ")[0] for row in rows] == ["rehearsal", "oracle, full history", "oracle, last 20 clicks"]
+    assert [row.split("  ")[0] for row in rows] == [
+        "rehearsal",
+        "oracle, full history",
+        "oracle, last 20 clicks",
+    ]
     assert finish(start(*line))[:2] == (0, out)
     assert finish(start(*line, "--mode=eval"))[:2] == (0, out)
 
@@ -114,11 +134,15 @@ MISTAKES = {  # what is wrong -> arguments, the cause, the cure
 ALIKE = ("value", "type", "option", "argument", "devices", "workdir", "pattern")  # end as others do
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in ALIKE else ()) for n in MISTAKES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in ALIKE else ()) for n in MISTAKES]
+)
 def test_a_mistake_is_answered_in_a_line_that_says_what_to_do(start, card, tmp_path, name):
     arguments, cause, cure = MISTAKES[name]
     arguments = [argument.format(card=card) for argument in arguments]
-    code, out, err = finish(start("main", f"--config={card}:gru", f"--workdir={tmp_path / 'run'}", *arguments))
+    code, out, err = finish(
+        start("main", f"--config={card}:gru", f"--workdir={tmp_path / 'run'}", *arguments)
+    )
     told = [text for text in err.splitlines() if cause in text]
     assert code != 0 and told, (code, err)
     assert cure in (err if name in ("file", "argument", "mode") else told[0]), err
@@ -128,10 +152,14 @@ def test_a_mistake_is_answered_in_a_line_that_says_what_to_do(start, card, tmp_p
 @pytest.mark.parametrize("number", [SIGTERM, SIGINT])
 def test_a_signal_during_the_imports_asks_for_the_same_line_again(tmp_path, number):
     """The first import that takes long sends it."""
-    (tmp_path / "jax.py").write_text(f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(60)\n")
+    (tmp_path / "jax.py").write_text(
+        f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(60)\n"
+    )
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
     line = [sys.executable, "-m", "rmjax.main", "--config=none.py", "--workdir=none"]
-    done = subprocess.run(line, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+    done = subprocess.run(
+        line, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False
+    )
     assert done.returncode == EXIT_PREEMPTED and "run the same line again" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -149,7 +177,13 @@ def test_explain_prints_what_a_run_would_cost(start, card):
     told = json.loads(out)
     assert told["memory_bytes_per_stream"] == 132 and told["devices"] == 4
     assert told.keys() == {
-        *("parameters", "memory_bytes_per_stream", "flops_per_step", "matmul_flops_per_step", "collectives"),
+        *(
+            "parameters",
+            "memory_bytes_per_stream",
+            "flops_per_step",
+            "matmul_flops_per_step",
+            "collectives",
+        ),
         *("bytes_per_device", "peak_bytes_per_device", "compile_seconds", "devices", "batch_size"),
     }
     held = told["bytes_per_device"]
@@ -164,7 +198,11 @@ def test_explain_prints_what_a_run_would_cost(start, card):
     ("platform", "tunables", "told"),
     [
         ("cpu", None, "GLIBC_TUNABLES=glibc.malloc.hugetlb=1, jax_cpu_enable_async_dispatch=False"),
-        ("cpu", "glibc.malloc.perturb=0", "GLIBC_TUNABLES=glibc.malloc.perturb=0, jax_cpu_enable_async_dispatch=False"),
+        (
+            "cpu",
+            "glibc.malloc.perturb=0",
+            "GLIBC_TUNABLES=glibc.malloc.perturb=0, jax_cpu_enable_async_dispatch=False",
+        ),
         ("cuda", None, "nothing set"),
     ],
 )
@@ -177,8 +215,12 @@ def test_a_process_without_an_accelerator_is_set_up_and_says_so(platform, tunabl
         import jax
         print(jax.config.read("jax_cpu_enable_async_dispatch"))"""
     env = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
-    env |= {"JAX_PLATFORMS": platform, "PYTHONPATH": str(ROOT)} | ({"GLIBC_TUNABLES": tunables} if tunables else {})
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=env)
+    env |= {"JAX_PLATFORMS": platform, "PYTHONPATH": str(ROOT)} | (
+        {"GLIBC_TUNABLES": tunables} if tunables else {}
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=env
+    )
     pid, now, said, asynchronous = process.communicate(timeout=120)[0].splitlines()
     assert int(pid) == process.pid and said == f"environment: {told}"
     assert now == str(tunables or ("glibc.malloc.hugetlb=1" if platform == "cpu" else None))
@@ -193,19 +235,41 @@ def test_bench_prints_every_number_it_promises(start, card):
     streaming = told.pop("streaming")
     assert isinstance(told.pop("environment"), str) and told.pop("device") == "cpu"
     assert told.keys() == {
-        *("parameters", "memory_bytes_per_stream", "flops_per_step", "matmul_flops_per_step", "devices", "batch_size"),
-        *("compile_seconds", "step_ms", "step_ms_fastest", "streams_per_second", "items_per_second"),
+        *(
+            "parameters",
+            "memory_bytes_per_stream",
+            "flops_per_step",
+            "matmul_flops_per_step",
+            "devices",
+            "batch_size",
+        ),
+        *(
+            "compile_seconds",
+            "step_ms",
+            "step_ms_fastest",
+            "streams_per_second",
+            "items_per_second",
+        ),
         *("queries_per_second", "items_behind_questions_per_second", "shapes"),
-        *("peak_bytes_compiled_per_device", "peak_bytes_process", "matmul_flops_per_second", "share_of_matmul_rate"),
+        *(
+            "peak_bytes_compiled_per_device",
+            "peak_bytes_process",
+            "matmul_flops_per_second",
+            "share_of_matmul_rate",
+        ),
     }
     assert all(value > 0 for value in told.values()), told
     assert told["step_ms_fastest"] <= told["step_ms"]
     assert told["items_per_second"] == pytest.approx(40 * told["streams_per_second"])
-    assert told["queries_per_second"] == pytest.approx(4 * told["streams_per_second"])  # all at the end
+    assert told["queries_per_second"] == pytest.approx(
+        4 * told["streams_per_second"]
+    )  # all at the end
     assert told["items_behind_questions_per_second"] == pytest.approx(4 * told["items_per_second"])
     assert told["streams_per_second"] == pytest.approx(8e3 / told["step_ms"])
     assert told["share_of_matmul_rate"] < 1
-    assert streaming.keys() == {f"batch_{batch}_after_{history}" for batch in (1, 256) for history in (12, 1000)}
+    assert streaming.keys() == {
+        f"batch_{batch}_after_{history}" for batch in (1, 256) for history in (12, 1000)
+    }
     for timing in streaming.values():
         assert timing.pop("memory_bytes_per_stream") == 72
         assert timing.keys() == {"write_segment_ms", "answer_query_ms"} and min(timing.values()) > 0
@@ -215,33 +279,53 @@ def test_bench_prints_every_number_it_promises(start, card):
 def test_bench_times_steps_of_memoria(start):
     arguments = [f"--config={ROOT}/configs/memoria_bench.py:tiny"]
     sizes = {"steps": 4, "first": 2, "batch": 2, "working": 2, "remind_short_term": 2, "dim": 4}
-    code, out, _ = finish(start("bench", *arguments, *(f"--config.memoria.tiny.{k}={v}" for k, v in sizes.items())))
+    code, out, _ = finish(
+        start("bench", *arguments, *(f"--config.memoria.tiny.{k}={v}" for k, v in sizes.items()))
+    )
     told = json.loads(out)
     assert code == 0 and told.keys() == {"environment", "tiny"}
-    assert told["tiny"].keys() == {"reminded", "all_short_term", "exp, reminded", "exp, all_short_term"}
+    assert told["tiny"].keys() == {
+        "reminded",
+        "all_short_term",
+        "exp, reminded",
+        "exp, all_short_term",
+    }
     for timing in told["tiny"].values():
         assert 0 < timing["step_ms_fastest"] <= timing["step_ms"]
         assert timing["capacity"] == 2 + 64 + 102 and timing["last_step"]["reminded"] == 2
-    ratios = {name: timing["times_as_fast_as_released"] for name, timing in told["tiny"].items() if len(timing) == 8}
-    assert ratios == {"all_short_term": pytest.approx(3.6 / told["tiny"]["all_short_term"]["step_ms"])}
+    ratios = {
+        name: timing["times_as_fast_as_released"]
+        for name, timing in told["tiny"].items()
+        if len(timing) == 8
+    }
+    assert ratios == {
+        "all_short_term": pytest.approx(3.6 / told["tiny"]["all_short_term"]["step_ms"])
+    }
 
 
 @pytest.mark.parametrize(
     "override, told",
     [
         ("memoria.tiny.dim=0", "MemoriaConfig.dim=0: must be a whole number, at least 1"),
-        ("memoria.tiny.first=600", "config.memoria.tiny: needs batch >= 1 and 0 <= first < steps, got (1, 600, 600)"),
+        (
+            "memoria.tiny.first=600",
+            "config.memoria.tiny: needs batch >= 1 and 0 <= first < steps, got (1, 600, 600)",
+        ),
         ("memory.tiny.dim=3", "config.memory.tiny.dim: no such key"),
         ("memoria.tiny.dmi=3", "config.memoria.tiny.dmi: no such key"),
     ],
 )
 def test_bench_names_what_cannot_be_a_row_of_memoria(start, override, told):
-    process = start("bench", f"--config={ROOT}/configs/memoria_bench.py:tiny", f"--config.{override}")
+    process = start(
+        "bench", f"--config={ROOT}/configs/memoria_bench.py:tiny", f"--config.{override}"
+    )
     code, out, err = finish(process)
     assert code == 1 and told in err and not out
 
 
-@pytest.mark.parametrize(("module", "more"), [("bench", []), ("load_test", []), ("ablate", ["--table=rm5"])])
+@pytest.mark.parametrize(
+    ("module", "more"), [("bench", []), ("load_test", []), ("ablate", ["--table=rm5"])]
+)
 def test_a_signal_ends_every_program_at_once(start, card, module, more):
     stopping = card.with_name("stopping.py")
     stopping.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")

@@ -61,7 +61,11 @@ def test_directly_reason_is_a_gru_over_the_whole_stream():
         h = np.zeros(8)
         for x in oracle.embed(params, items[row][mask[row]]):
             h = oracle.gru(params["encoder"], h, x)
-        close(answers[row, 1], np.concatenate([h, np.zeros(8)]) @ params["reader"]["kernel"] + params["reader"]["bias"])
+        close(
+            answers[row, 1],
+            np.concatenate([h, np.zeros(8)]) @ params["reader"]["kernel"]
+            + params["reader"]["bias"],
+        )
 
 
 def test_multihop_reason_attends_to_a_bidirectional_gru_over_what_is_kept():
@@ -71,9 +75,14 @@ def test_multihop_reason_attends_to_a_bidirectional_gru_over_what_is_kept():
     answers = case.machine.read(case.params, memory, query, np.ones((3, 2), bool))
     for row in range(3):
         kept = items[row][mask[row]][-12:]  # the buffer's length
-        states = oracle.bigru(params["encoder"], oracle.embed(params, kept), np.ones(len(kept), bool))
+        states = oracle.bigru(
+            params["encoder"], oracle.embed(params, kept), np.ones(len(kept), bool)
+        )
         close(
-            answers[row, 0], oracle.multihop(params["reader"], f64(query[row, 0]), states, np.ones(len(kept), bool))[0]
+            answers[row, 0],
+            oracle.multihop(params["reader"], f64(query[row, 0]), states, np.ones(len(kept), bool))[
+                0
+            ],
         )
 
 
@@ -81,7 +90,9 @@ def test_the_gru_machine_is_a_gru_and_a_mean():
     case, (items, mask) = small("gru"), stream()
     params, memory = f64(case.params), case.run(case.params, items, mask).memory
     query = np.array([[1, 2]] * 3)
-    answers = case.machine.read(case.params, memory, case.machine.embed(case.params, query), np.ones((3, 2), bool))
+    answers = case.machine.read(
+        case.params, memory, case.machine.embed(case.params, query), np.ones((3, 2), bool)
+    )
     for row in range(3):
         h, x = np.zeros(8), oracle.embed(params, items[row][mask[row]])
         for item in x:
@@ -98,10 +109,14 @@ def test_the_decoder():
     params = noise(lambda key: decoder.init(key, 8, 6, 4))
     x, slots = normal(2, 3, 4, 8), normal(2, 5, 6)
     mask, hidden = RNG.random((2, 3, 4)) < 0.7, RNG.random((2, 3, 4)) < 0.5
-    out = jax.jit(lambda *x: decoder(*x))(params, x, mask, hidden & mask, slots, np.ones((2, 5), bool))
+    out = jax.jit(lambda *x: decoder(*x))(
+        params, x, mask, hidden & mask, slots, np.ones((2, 5), bool)
+    )
     for b, f in np.ndindex(2, 3):
         there = np.array([True, *mask[b, f]])
-        expected = oracle.decode(f64(params), x[b, f], mask[b, f], (hidden & mask)[b, f], f64(slots[b]), 2)
+        expected = oracle.decode(
+            f64(params), x[b, f], mask[b, f], (hidden & mask)[b, f], f64(slots[b]), 2
+        )
         close(out[b, f][there], expected[there])
 
 
@@ -121,7 +136,10 @@ def test_equation_3(sampled):
     there = np.argwhere(mask.any(-1))
     fragments = [
         oracle.recollection(
-            f64(recalled[b, f] / 100)[mask[b, f]], truth[b, f][mask[b, f]], f64(table), sampled or range(20)
+            f64(recalled[b, f] / 100)[mask[b, f]],
+            truth[b, f][mask[b, f]],
+            f64(table),
+            sampled or range(20),
         )
         for b, f in there
     ]
@@ -133,12 +151,22 @@ def test_equation_4_falls_with_what_is_recognised_and_with_what_is_not():
     positive, negative, pair = normal(2, 3) * 3, normal(2, 3) * 3, RNG.random((2, 3)) < 0.7
     each = objectives.familiarity(positive, negative, pair)
     total, count = objectives.over_fragments(*each)
-    close(total, sum(oracle.familiarity(*x) for x in zip(f64(positive[pair]), f64(negative[pair]), strict=True)))
+    close(
+        total,
+        sum(
+            oracle.familiarity(*x)
+            for x in zip(f64(positive[pair]), f64(negative[pair]), strict=True)
+        ),
+    )
     assert count == pair.sum()
     summed, streams = objectives.over_streams(*each)
     assert summed == total and streams == pair.any(1).sum()  # CM Eq. 5
-    slopes = jax.grad(lambda *x: objectives.familiarity(*x, pair)[0].sum(), (0, 1))(positive, negative)
-    assert (slopes[0][pair] < 0).all() and (slopes[1][pair] > 0).all() and not slopes[0][~pair].any()
+    slopes = jax.grad(lambda *x: objectives.familiarity(*x, pair)[0].sum(), (0, 1))(
+        positive, negative
+    )
+    assert (
+        (slopes[0][pair] < 0).all() and (slopes[1][pair] > 0).all() and not slopes[0][~pair].any()
+    )
 
 
 def test_equation_5():
@@ -168,13 +196,25 @@ def test_multihop_attention():
 
 @pytest.mark.parametrize("hidden", [0, 5])
 def test_the_click_head_and_its_loss(hidden):
-    params, x, query = noise(lambda key: heads.init_click(key, 8, 8, hidden)), normal(3, 2, 8), normal(3, 2, 8)
+    params, x, query = (
+        noise(lambda key: heads.init_click(key, 8, 8, hidden)),
+        normal(3, 2, 8),
+        normal(3, 2, 8),
+    )
     target, mask = RNG.integers(0, 2, (3, 2)), RNG.random((3, 2)) < 0.7
     logits = heads.click(params, x, query)
-    expected = np.array([[oracle.click(f64(params), f64(x[i, j]), f64(query[i, j])) for j in (0, 1)] for i in range(3)])
+    expected = np.array(
+        [
+            [oracle.click(f64(params), f64(x[i, j]), f64(query[i, j])) for j in (0, 1)]
+            for i in range(3)
+        ]
+    )
     close(logits, expected)
     total, count = heads.click_loss(logits, target, mask)
-    close(total, sum(oracle.click_loss(*pair) for pair in zip(expected[mask], target[mask], strict=True)))
+    close(
+        total,
+        sum(oracle.click_loss(*pair) for pair in zip(expected[mask], target[mask], strict=True)),
+    )
     assert count == mask.sum()
 
 
@@ -184,7 +224,10 @@ def test_classes_and_their_loss(hidden):
     params, x = noise(lambda key: heads.init_classes(key, 8, 6, hidden)), normal(3, 2, 8)
     logits = heads.classify(params, x)
     target, mask = np.array([[0, 5], [3, 6], [2, 2]]), np.array([[1, 1], [0, 1], [1, 1]], bool)
-    shares = [[np.log(oracle.softmax(oracle.classes(f64(params), f64(x[i, j])))) for j in (0, 1)] for i in range(3)]
+    shares = [
+        [np.log(oracle.softmax(oracle.classes(f64(params), f64(x[i, j])))) for j in (0, 1)]
+        for i in range(3)
+    ]
     counted = [(0, 0), (0, 1), (2, 0), (2, 1)]
     total, count = heads.cross_entropy(logits, target, mask)
     close(total, -sum(shares[i][j][target[i, j]] for i, j in counted))
@@ -199,13 +242,17 @@ def test_choices_are_told_apart_by_the_question():
     logits = heads.choose(params, x, candidates, mask)
     asked, losses = mask.any(-1), []
     for i, j in np.argwhere(asked):
-        each = np.array([oracle.click(f64(params), f64(x[i, j]), f64(c)) for c in candidates[i, j][mask[i, j]]])
+        each = np.array(
+            [oracle.click(f64(params), f64(x[i, j]), f64(c)) for c in candidates[i, j][mask[i, j]]]
+        )
         close(logits[i, j][mask[i, j]], each)
         losses.append(-np.log(oracle.softmax(each)[0]))
     total, count = heads.cross_entropy(logits, target, asked)
     close(total, sum(losses))
     assert count == asked.sum()
-    slope = jax.grad(lambda p: heads.cross_entropy(heads.choose(p, x, candidates, mask), target, asked)[0])(params)
+    slope = jax.grad(
+        lambda p: heads.cross_entropy(heads.choose(p, x, candidates, mask), target, asked)[0]
+    )(params)
     chex.assert_tree_all_finite(slope)  # a question without choices included
 
 
@@ -219,7 +266,12 @@ def test_a_question_of_words():
 
 def test_the_gradient_of_a_gru():
     """Against that of the same equation, by finite differences in float64."""
-    params, h, gates, g = noise(lambda key: recurrent.init_gru(key, 5, 5)), normal(3, 5), normal(3, 15), normal(3, 5)
+    params, h, gates, g = (
+        noise(lambda key: recurrent.init_gru(key, 5, 5)),
+        normal(3, 5),
+        normal(3, 15),
+        normal(3, 5),
+    )
     back = jax.vjp(recurrent.gru, params, h, gates)[1](g)
     inputs = params | {"h": h, "gates": gates}
 
@@ -244,20 +296,28 @@ def test_additive_scores_and_their_gradient(scale):
     t = np.tanh(f64(a)[:, :, None] + f64(b)[:, None])  # [2, 3, 5, 8]
     slope = f64(g)[..., None] * w * (1 - t**2)
     close(got, t @ f64(w))
-    for x, y in zip(back(g), (slope.sum(2), slope.sum(1), np.einsum("bkn,bknm->m", f64(g), t)), strict=True):
+    for x, y in zip(
+        back(g), (slope.sum(2), slope.sum(1), np.einsum("bkn,bknm->m", f64(g), t)), strict=True
+    ):
         close(x, y)
 
 
-@pytest.mark.parametrize(("a", "b"), [(30.0, -25.0), (-25.0, 40.0), (300.0, -300.0), (300.0, 300.0), (21.0, -22.0)])
+@pytest.mark.parametrize(
+    ("a", "b"), [(30.0, -25.0), (-25.0, 40.0), (300.0, -300.0), (300.0, 300.0), (21.0, -22.0)]
+)
 def test_additive_scores_of_large_sums_and_differences(a, b):
-    close(additive_scores(jnp.full((1, 1), a), jnp.full((1, 1), b), jnp.ones(1))[0, 0], np.tanh(a + b))
+    close(
+        additive_scores(jnp.full((1, 1), a), jnp.full((1, 1), b), jnp.ones(1))[0, 0], np.tanh(a + b)
+    )
 
 
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, -np.inf, 1e30])
 def test_masked_softmax_sees_nothing_that_is_masked(garbage):
     x, mask = normal(3, 6), RNG.random((3, 6)) < 0.6
     mask[2] = False
-    got, back = jax.vjp(lambda x: masked_softmax(x, mask), np.where(mask, x, garbage).astype(np.float32))
+    got, back = jax.vjp(
+        lambda x: masked_softmax(x, mask), np.where(mask, x, garbage).astype(np.float32)
+    )
     expected = np.zeros((3, 6))
     for row in range(2):
         expected[row, mask[row]] = oracle.softmax(f64(x[row, mask[row]]))
@@ -266,7 +326,9 @@ def test_masked_softmax_sees_nothing_that_is_masked(garbage):
     close(back(g)[0], expected * (g - (expected * g).sum(-1, keepdims=True)))
 
 
-@pytest.mark.parametrize(("shape", "axis"), [((2, 3, 5), -1), ((5,), 2), ((2, 1, 5), 2), ((2, 3, 1), 1), (None, -1)])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((2, 3, 5), -1), ((5,), 2), ((2, 1, 5), 2), ((2, 3, 1), 1), (None, -1)]
+)
 def test_masked_softmax_over_any_axis_and_its_derivatives(shape, axis):
     x, mask = normal(2, 3, 5), None if shape is None else RNG.random(shape) < 0.7
 
@@ -274,12 +336,12 @@ def test_masked_softmax_over_any_axis_and_its_derivatives(shape, axis):
         e = jnp.exp(x) if mask is None else jnp.exp(x) * mask
         return e / (e.sum(axis, keepdims=True) + 1e-30)
 
-    softmax = lambda x: masked_softmax(x, mask, axis)  # noqa: E731
+    softmax = lambda x: masked_softmax(x, mask, axis)
     close(softmax(x), plain(x))
     weights = normal(2, 3, 5)
-    first = lambda f: jax.grad(lambda x: (weights * f(x)).sum())  # noqa: E731
+    first = lambda f: jax.grad(lambda x: (weights * f(x)).sum())
     close(first(softmax)(x), first(plain)(x))
-    second = lambda f: jax.grad(lambda x: (weights * first(f)(x)).sum())(x)  # noqa: E731
+    second = lambda f: jax.grad(lambda x: (weights * first(f)(x)).sum())(x)
     close(second(softmax), second(plain))
 
 
@@ -289,12 +351,16 @@ def test_a_dense_layer_is_flax_s_with_its_kernel_transposed(dtype, use_bias):
     x, key = normal(2, 3, 5), jax.random.key(3)
     ours, flaxs = (layer(7, use_bias=use_bias, dtype=dtype) for layer in (Dense, nn.Dense))
     params, expected = ours.init(key, x)["params"], flaxs.init(key, x)["params"]
-    turned = lambda p: p | {"kernel": p["kernel"].T}  # noqa: E731
+    turned = lambda p: p | {"kernel": p["kernel"].T}
     chex.assert_trees_all_equal(turned(params), expected)
-    run = lambda layer: jax.value_and_grad(lambda p, x: (layer.apply({"params": p}, x) ** 2).sum(), (0, 1))  # noqa: E731
+    run = lambda layer: jax.value_and_grad(
+        lambda p, x: (layer.apply({"params": p}, x) ** 2).sum(), (0, 1)
+    )
     (y, (d_p, d_x)), (y_flax, (d_p_flax, d_x_flax)) = run(ours)(params, x), run(flaxs)(expected, x)
     tolerance = 1e-5 if dtype == jnp.float32 else 3e-2
-    chex.assert_trees_all_close((y, turned(d_p), d_x), (y_flax, d_p_flax, d_x_flax), rtol=tolerance, atol=tolerance)
+    chex.assert_trees_all_close(
+        (y, turned(d_p), d_x), (y_flax, d_p_flax, d_x_flax), rtol=tolerance, atol=tolerance
+    )
     chex.assert_trees_all_equal_dtypes((y, turned(d_p), d_x), (y_flax, d_p_flax, d_x_flax))
 
 
@@ -317,6 +383,8 @@ class Terms(Task):
 def test_equation_7_weighs_the_mean_of_each_term_and_follows_its_gradient():
     state = init_state(Terms(), optax.sgd(1.0), jax.random.key(0))
     after, _, metrics = make_train_step(Terms(), optax.sgd(1.0), seed=0)(state, (), None, None)
-    close([metrics[name] for name in ("a", "b", "c", "loss")], [2.0, 0.5, 0.0, 0.3 * 2.0 + 0.7 * 0.5])
+    close(
+        [metrics[name] for name in ("a", "b", "c", "loss")], [2.0, 0.5, 0.0, 0.3 * 2.0 + 0.7 * 0.5]
+    )
     close(state.params - after.params, [0.3 * 2 + 0.7 * 2 / 4, 0.7 * 1 / 4])
     assert after.step == 1

@@ -44,7 +44,9 @@ def test_a_registered_kind_has_keys_of_its_own():
     assert "decayed" in configs.SCHEMA["machine.kind"].check.text
     config = tiny(**{"machine.kind": "decayed", "machine.decay": 0.5})
     assert MACHINES.settings("decayed", config.machine) == decayed.Settings(8, 0.5)
-    with pytest.raises(ValueError, match=r"config\.machine\.decay = 1\.5: must be a number, above 0 and below 1"):
+    with pytest.raises(
+        ValueError, match=r"config\.machine\.decay = 1\.5: must be a number, above 0 and below 1"
+    ):
         tiny(**{"machine.kind": "decayed", "machine.decay": 1.5})
 
 
@@ -62,9 +64,17 @@ def test_a_registered_source_has_a_section_of_its_own(monkeypatch, capsys):
 
     config = tiny(**{"data.name": "mine", "data.mine.streams": 7})
     source = make_source(config.data, 3)
-    assert (source.size("train"), source.length, source.seed) == (7, 10, 3) and not configs.is_sequence(config)
-    assert configs.reads(config, "data.mine.streams") and not configs.reads(config, "data.babi.tasks")
-    with pytest.raises(ValueError, match=r"config\.data\.mine\.streams = 0: must be a whole number, at least 1"):
+    assert (source.size("train"), source.length, source.seed) == (
+        7,
+        10,
+        3,
+    ) and not configs.is_sequence(config)
+    assert configs.reads(config, "data.mine.streams") and not configs.reads(
+        config, "data.babi.tasks"
+    )
+    with pytest.raises(
+        ValueError, match=r"config\.data\.mine\.streams = 0: must be a whole number, at least 1"
+    ):
         tiny(**{"data.name": "mine", "data.mine.streams": 0})
     with pytest.raises(SystemExit):
         configs.answer_list(["main", "--list=data.mine"])
@@ -91,18 +101,26 @@ def test_what_cannot_be_registered():
 
     with pytest.raises(ValueError, match="there is a thing 'gru' already"):
         registry.register("gru", Other)
-    with pytest.raises(ValueError, match=r"Bare\.dim: give it a default with rmjax\.registry\.setting"):
+    with pytest.raises(
+        ValueError, match=r"Bare\.dim: give it a default with rmjax\.registry\.setting"
+    ):
         registry.register("bare", Bare)
-    with pytest.raises(ValueError, match=r"Other\.dim: config\.thing\.dim has the default 64 in another kind"):
+    with pytest.raises(
+        ValueError, match=r"Other\.dim: config\.thing\.dim has the default 64 in another kind"
+    ):
         registry.register("other", Other)
     with pytest.raises(ValueError, match="unknown thing 'gur'; did you mean 'gru'"):
         registry["gur"]
 
 
 def test_options_of_make_are_checked():
-    with pytest.raises(ValueError, match="machine 'gru' has no option 'slots'; there are dim, history_sum"):
+    with pytest.raises(
+        ValueError, match="machine 'gru' has no option 'slots'; there are dim, history_sum"
+    ):
         machines.make("gru", 10, slots=3)
-    with pytest.raises(ValueError, match="normalize = 'both': must be a string, one of slots, items"):
+    with pytest.raises(
+        ValueError, match="normalize = 'both': must be a string, one of slots, items"
+    ):
         machines.make("rehearsal", 10, normalize="both")
 
 
@@ -130,7 +148,10 @@ def test_which_keys_a_run_reads(changes, name, read):
 def test_keys_that_are_not_read_are_refused_from_flags_and_a_warning_from_cards(tmp_path, caplog):
     config = tiny(**{"machine.kind": "gru", "machine.slots": 3})
     configs.refuse_unread(config, ["main.py"])
-    assert "config.machine.slots = 3: this run does not read it" in caplog.text and "'gru' remembers" in caplog.text
+    assert (
+        "config.machine.slots = 3: this run does not read it" in caplog.text
+        and "'gru' remembers" in caplog.text
+    )
     with pytest.raises(ValueError, match=r"config\.machine\.slots = 3.*leave the flag out"):
         configs.refuse_unread(config, ["main.py", "--config.machine.slots=3"])
     configs.refuse_unread(config, ["main.py", "--config.machine.slots=3"], warn=True)
@@ -143,12 +164,18 @@ def test_keys_that_are_not_read_are_refused_from_flags_and_a_warning_from_cards(
 def main(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     environment = os.environ | {"PYTHONPATH": f"{ROOT}", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "rmjax.main", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=cwd, check=False
+    )
 
 
 def test_kinds_are_listed():
     done = main("--import=tests.decayed", "--list")
-    assert done.returncode == 0 and "machine: rehearsal, continual, gru" in done.stdout and "decayed" in done.stdout
+    assert (
+        done.returncode == 0
+        and "machine: rehearsal, continual, gru" in done.stdout
+        and "decayed" in done.stdout
+    )
     done = main("--import=tests.decayed", "--list=machine.decayed")
     assert done.returncode == 0 and "--config.machine.decay=0.99  decayed: what" in done.stdout
     done = main("--list=machine.rehersal")
@@ -166,8 +193,19 @@ def test_a_machine_of_somebody_else_trains_by_the_command_line(tmp_path):
         "--config.machine.decay=0.9",
     ]
     card = f"--config={ROOT / 'configs' / 'synthetic.py'}:local"
-    kind = ["--import=tests.decayed", "--config.machine.kind=decayed", f"--workdir={tmp_path / 'run'}"]
-    done = main(card, *kind, *world, *sizes, "--config.rehearsal.layers=1", "--config.train.eval_batch_size=8")
+    kind = [
+        "--import=tests.decayed",
+        "--config.machine.kind=decayed",
+        f"--workdir={tmp_path / 'run'}",
+    ]
+    done = main(
+        card,
+        *kind,
+        *world,
+        *sizes,
+        "--config.rehearsal.layers=1",
+        "--config.train.eval_batch_size=8",
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "results.json").read_text())[0]["memory"] == "decayed"
 
@@ -175,7 +213,9 @@ def test_a_machine_of_somebody_else_trains_by_the_command_line(tmp_path):
 def test_importing_the_package_imports_nothing():
     heavy = ("jax", "orbax", "grain", "tensorflow_datasets", "optax", "numpy")
     code = f"import sys, rmjax; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert done.stdout.strip() == "[]"
 
 

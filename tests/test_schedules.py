@@ -27,7 +27,9 @@ def test_a_schedule_is_a_factor_that_runs_over_the_steps(name):
 def test_every_name_is_taken_by_both_keys(key):
     for name in ENDS:
         assert tiny(**{key: name})
-    with pytest.raises(ValueError, match=rf"config\.{key} = 'cosin': must be a string, one of constant, cosine, "):
+    with pytest.raises(
+        ValueError, match=rf"config\.{key} = 'cosin': must be a string, one of constant, cosine, "
+    ):
         tiny(**{key: "cosin"})
 
 
@@ -37,10 +39,14 @@ def test_a_schedule_from_outside_has_a_name_and_keys(monkeypatch):
         every: int = rmjax.setting(5, rmjax.at_least(1), "steps after which the factor is halved")
 
     monkeypatch.setattr(SCHEDULES, "_registered", {})
-    rmjax.register_schedule("halving", Settings)(lambda settings, steps: lambda step: 0.5 ** (step // settings.every))
+    rmjax.register_schedule("halving", Settings)(
+        lambda settings, steps: lambda step: 0.5 ** (step // settings.every)
+    )
     config = tiny(**{"train.schedule": "halving", "schedule.every": 3})
     assert schedules.build(config.train.schedule, 10, config)(7) == 0.25
     assert configs.reads(config, "schedule.every") and not configs.reads(tiny(), "schedule.every")
-    with pytest.raises(ValueError, match=r"config\.schedule\.every = 0: must be a whole number, at least 1"):
+    with pytest.raises(
+        ValueError, match=r"config\.schedule\.every = 0: must be a whole number, at least 1"
+    ):
         tiny(**{"train.schedule": "halving", "schedule.every": 0})
     assert schedules.build("halving", 10, types.SimpleNamespace(schedule={}))(5) == 0.5

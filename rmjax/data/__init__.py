@@ -27,7 +27,9 @@ def make_source(config: Any, seed: int) -> Any:
       FileNotFoundError: config.dir does not hold the data; says where they come from.
     """
     if config.name not in SOURCES:
-        raise ValueError(f"config.data.name={config.name!r}: no such source; there are {', '.join(SOURCES)}")
+        raise ValueError(
+            f"config.data.name={config.name!r}: no such source; there are {', '.join(SOURCES)}"
+        )
     kind, section = SOURCES[config.name], SOURCES.section_of(config.name)
     own = {key: config[section][key] for key in fields_of(kind.settings) if key in config[section]}
     return kind.make(SOURCES.settings(config.name, own, f"config.data.{section}."), config, seed)

@@ -130,7 +130,9 @@ class Subset(Wrapper):
         buckets, streams = self.buckets(split), self.stream_id(split)
         bucket = np.zeros_like(places) if buckets is None else buckets[0]
         for inside in (np.flatnonzero(bucket == b) for b in np.unique(bucket)):
-            drawn = partner_drawer(streams[inside])(np.arange(len(inside)), hash64("other", seed, self._rows[inside]))
+            drawn = partner_drawer(streams[inside])(
+                np.arange(len(inside)), hash64("other", seed, self._rows[inside])
+            )
             partner[inside] = np.where(drawn < 0, -1, inside[drawn])
         return partner
 
@@ -148,7 +150,9 @@ class Subset(Wrapper):
         return {name: inside[self._rows] for name, inside in self._source.groups(split).items()}
 
     def references(self, split: str) -> dict[str, np.ndarray]:
-        return {name: answers[self._rows] for name, answers in self._source.references(split).items()}
+        return {
+            name: answers[self._rows] for name, answers in self._source.references(split).items()
+        }
 
     def also(self, split: str) -> np.ndarray | None:
         also = self._source.also(split)
@@ -174,7 +178,8 @@ def _buckets(
 ) -> list[tuple[np.ndarray, int, int | None]]:
     """Of each batch of an epoch: its bucket's examples i64 [n], its first place among them, its segments T (None: all
     that the source gives). joined: small buckets go to larger ones where whole batches then are fewer cells, lest one
-    long document fill a batch by itself. Not in evaluation, whose splits are to have the same few shapes."""
+    long document fill a batch by itself. Not in evaluation, whose splits are to have the same few shapes.
+    """
     buckets = source.buckets(split)
     if buckets is None:
         every = np.arange(source.size(split))
@@ -185,7 +190,11 @@ def _buckets(
         segments = bucket_boundaries(sizes, segments[-1], len(segments), batch_size)
         bucket = np.searchsorted(segments, sizes)
     members = [np.flatnonzero(bucket == b) for b in range(len(segments))]
-    return [(m, first, T) for m, T in zip(members, segments, strict=True) for first in range(0, len(m), batch_size)]
+    return [
+        (m, first, T)
+        for m, T in zip(members, segments, strict=True)
+        for first in range(0, len(m), batch_size)
+    ]
 
 
 @functools.lru_cache(maxsize=64)  # of each bucket its own
@@ -206,13 +215,17 @@ def partner_drawer(stream: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.
         own = last[index] - first[index]
         others = len(stream) - own
         place = (draw % np.maximum(others, 1).astype(np.uint64)).astype(np.int64)
-        place += np.where(place >= first[index], own, 0)  # the examples of the own stream lie together in `order`
+        place += np.where(
+            place >= first[index], own, 0
+        )  # the examples of the own stream lie together in `order`
         return np.where(others > 0, order[np.minimum(place, len(stream) - 1)], -1)
 
     return partners
 
 
-def _batch_maker(source: Source, split: str, seed: int, segment_length: int, negatives: int) -> Callable:
+def _batch_maker(
+    source: Source, split: str, seed: int, segment_length: int, negatives: int
+) -> Callable:
     """(index [B], epoch [B], segments T: None for all there are) -> Batch."""
     partners = partner_drawer(source.stream_id(split))
 
@@ -220,7 +233,9 @@ def _batch_maker(source: Source, split: str, seed: int, segment_length: int, neg
         partner = partners(index, hash64("partner", seed, epoch, index))
         both = np.arange(2 * len(index))
         fetched = source.fetch(split, np.concatenate([index, np.maximum(partner, 0)]))
-        own, other = ({name: values[half] for name, values in fetched.items()} for half in np.split(both, 2))
+        own, other = (
+            {name: values[half] for name, values in fetched.items()} for half in np.split(both, 2)
+        )
         cut = "item_mask" in own
         others = other["items"]
         if cut:
@@ -235,7 +250,9 @@ def _batch_maker(source: Source, split: str, seed: int, segment_length: int, neg
             place = np.take_along_axis(front, place, 1)
             own |= {name: own[name][:, :segments] for name in ("items", "item_mask")}
         else:
-            own["items"], own["item_mask"] = segment(own["items"], own.pop("length"), segment_length)
+            own["items"], own["item_mask"] = segment(
+                own["items"], own.pop("length"), segment_length
+            )
             if not source.positions_at_end:
                 own["position"] = position_in_segments(own["position"], segment_length)
         leaves: dict[str, Any] = own | dict(
@@ -250,14 +267,18 @@ def _batch_maker(source: Source, split: str, seed: int, segment_length: int, neg
 def _rows(batch_size: int, process_index: int, process_count: int) -> np.ndarray:
     """Places in the global batch that are this process's."""
     if batch_size < 1 or batch_size % process_count:
-        raise ValueError(f"batch_size {batch_size} does not divide among {process_count} processes: change one")
+        raise ValueError(
+            f"batch_size {batch_size} does not divide among {process_count} processes: change one"
+        )
     return np.arange(batch_size).reshape(process_count, -1)[process_index]
 
 
 def _iterate(
     at_step: Callable[[int], Batch], start: int, stop: int, prefetch: int, workers: int
 ) -> grain.DatasetIterator[Batch]:
-    threads = grain.ReadOptions(num_threads=min(prefetch, 4) if not workers else 0, prefetch_buffer_size=prefetch)
+    threads = grain.ReadOptions(
+        num_threads=min(prefetch, 4) if not workers else 0, prefetch_buffer_size=prefetch
+    )
     dataset = grain.MapDataset.range(start, stop).map(at_step).to_iter_dataset(threads)
     if workers:
         if not flags.FLAGS.is_parsed():  # a notebook; grain's workers have flags

@@ -34,7 +34,9 @@ class StreamConfig(tfds.core.BuilderConfig):
     parameters: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        sources = [(file.name, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in self.files]
+        sources = [
+            (file.name, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in self.files
+        ]
         whole = json.dumps([sources, self.parameters], sort_keys=True)
         self.name = hashlib.sha256(whole.encode()).hexdigest()[:16]
 
@@ -73,7 +75,9 @@ class Records(Source):
         self.max_items: int = metadata["max_items"]
         self.num_queries: int = metadata["num_queries"]
         self.positions_at_end = positions_at_end
-        self._streams = {split: np.asarray(ids, np.int64) for split, ids in metadata["streams"].items()}
+        self._streams = {
+            split: np.asarray(ids, np.int64) for split, ids in metadata["streams"].items()
+        }
         self.rows = {split: (split, np.arange(len(ids))) for split, ids in self._streams.items()}
 
     def size(self, split: str) -> int:
@@ -121,7 +125,9 @@ def prepare(builder_class: type[StreamBuilder], cache_dir: str, **config: Any) -
     if (cache / place).exists():
         return cache / place
     name = builder_class.name
-    logging.info("Preparing %s, once, from %s in %s", name, described.files[0].parent, cache / place)
+    logging.info(
+        "Preparing %s, once, from %s in %s", name, described.files[0].parent, cache / place
+    )
     with atomic.folder(cache / name) as scratch:
         with _quiet():
             builder = builder_class(data_dir=scratch, config=described, file_format="array_record")
@@ -129,7 +135,10 @@ def prepare(builder_class: type[StreamBuilder], cache_dir: str, **config: Any) -
 
             def watched(dl_manager):
                 splits = made(dl_manager)
-                return {split: watch(of, f"writing {split} of {name}", "records") for split, of in splits.items()}
+                return {
+                    split: watch(of, f"writing {split} of {name}", "records")
+                    for split, of in splits.items()
+                }
 
             builder._split_generators = watched  # type: ignore[method-assign]
             builder.download_and_prepare()
@@ -145,25 +154,38 @@ def prepare(builder_class: type[StreamBuilder], cache_dir: str, **config: Any) -
 def open_records(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The metadata, and the records of each split by index, of what `prepare` left in a directory.
 
-    Raises FileNotFoundError naming a file that is gone since."""
+    Raises FileNotFoundError naming a file that is gone since.
+    """
     with _quiet():
         wanted = [directory / "dataset_info.json", directory / "features.json"]
         if all(path.is_file() for path in wanted):
             builder = tfds.builder_from_directory(directory)
-            wanted = [Path(path) for split in builder.info.splits.values() for path in split.filepaths]
+            wanted = [
+                Path(path) for split in builder.info.splits.values() for path in split.filepaths
+            ]
         for path in wanted:
             if not path.is_file():
-                raise FileNotFoundError(f"{path} is gone: remove {directory}, and it is prepared anew")
-        return dict(builder.info.metadata), {split: builder.as_data_source(split) for split in builder.info.splits}
+                raise FileNotFoundError(
+                    f"{path} is gone: remove {directory}, and it is prepared anew"
+                )
+        return dict(builder.info.metadata), {
+            split: builder.as_data_source(split) for split in builder.info.splits
+        }
 
 
-def find_files(directory: str, names: tuple[str, ...], folders: tuple[str, ...], advice: str) -> tuple[Path, ...]:
+def find_files(
+    directory: str, names: tuple[str, ...], folders: tuple[str, ...], advice: str
+) -> tuple[Path, ...]:
     """Paths of `names` in the first of `directory`/`folders` that has all; FileNotFoundError with `advice` if none."""
     for folder in folders if directory else ():
-        of_folder = tuple(paths.resolve(directory, "config.data.dir") / folder / name for name in names)
+        of_folder = tuple(
+            paths.resolve(directory, "config.data.dir") / folder / name for name in names
+        )
         if all(path.is_file() for path in of_folder):
             return of_folder
-    raise FileNotFoundError(f"{' and '.join(names)} not found in {paths.lacks(directory, names[0])}. {advice}")
+    raise FileNotFoundError(
+        f"{' and '.join(names)} not found in {paths.lacks(directory, names[0])}. {advice}"
+    )
 
 
 def malformed(path: Path, line: int, field: str, expected: str, found: str) -> ValueError:
@@ -172,7 +194,9 @@ def malformed(path: Path, line: int, field: str, expected: str, found: str) -> V
     return ValueError(f"{path}, line {line}, field {field}: expected {expected}, found {found!r}")
 
 
-def _stack(records: list[dict[str, np.ndarray]], name: str, width: int) -> tuple[np.ndarray, np.ndarray]:
+def _stack(
+    records: list[dict[str, np.ndarray]], name: str, width: int
+) -> tuple[np.ndarray, np.ndarray]:
     """i32 [B, width], padded with 0, and length i32 [B]."""
     stacked = np.zeros((len(records), width), np.int32)
     length = np.array([len(record[name]) for record in records], np.int32)

@@ -21,9 +21,13 @@ def segment(
         num_segments = -(-longest // segment_length) if segment_length > 0 else 0
     total = num_segments * segment_length
     if segment_length < 1 or num_segments < 1:
-        raise ValueError(f"segments must be at least 1 of at least 1 item, not {num_segments} of {segment_length}")
+        raise ValueError(
+            f"segments must be at least 1 of at least 1 item, not {num_segments} of {segment_length}"
+        )
     if batch and length.max() > total:
-        raise ValueError(f"a stream of {length.max()} items does not fit {num_segments} segments of {segment_length}")
+        raise ValueError(
+            f"a stream of {length.max()} items does not fit {num_segments} segments of {segment_length}"
+        )
     mask = np.arange(total) < np.asarray(length)[:, None]
     padded = np.zeros((batch, total), items.dtype)
     padded[:, :longest] = items[:, :total]

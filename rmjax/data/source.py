@@ -174,7 +174,9 @@ class Source(abc.ABC):
             feature_width=int(self.feature_width),
             vocabulary=tuple(self.vocabulary),
             classes=tuple(self.classes),
-            numbering=ids if ids is None or isinstance(ids, str) else tuple(np.asarray(ids).tolist()),
+            numbering=ids
+            if ids is None or isinstance(ids, str)
+            else tuple(np.asarray(ids).tolist()),
             max_segments=None if buckets is None else int(buckets[1][-1]),
         )
 
@@ -231,7 +233,9 @@ def hash64(*parts: Any) -> np.ndarray:
         for part in parts:
             value = zlib.crc32(part.encode()) if isinstance(part, str) else part
             value = np.asarray(value, np.int64).astype(np.uint64)
-            state = mix(state + np.uint64(0x9E3779B97F4A7C15) ^ mix(value + np.uint64(0x9E3779B97F4A7C15)))
+            state = mix(
+                state + np.uint64(0x9E3779B97F4A7C15) ^ mix(value + np.uint64(0x9E3779B97F4A7C15))
+            )
     return np.asarray(state)
 
 
@@ -265,7 +269,9 @@ class _Cached(Wrapper):
         part = self._source.fetch(split, np.arange(block))
         if size * sum(values[:1].nbytes for values in part.values()) > self._ram_bytes:
             return None
-        whole = {name: np.empty((size, *values.shape[1:]), values.dtype) for name, values in part.items()}
+        whole = {
+            name: np.empty((size, *values.shape[1:]), values.dtype) for name, values in part.items()
+        }
         for start in range(0, size, block):
             if start:
                 part = self._source.fetch(split, np.arange(start, start + block) % size)

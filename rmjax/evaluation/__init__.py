@@ -10,13 +10,25 @@ import numpy as np
 from rmjax.evaluation import metrics
 from rmjax.registry import METRICS
 
-__all__ = ["METRICS", "Asked", "Metric", "best_rank", "chosen", "group_means", "known", "mean_metric", "rank"]
+__all__ = [
+    "METRICS",
+    "Asked",
+    "Metric",
+    "best_rank",
+    "chosen",
+    "group_means",
+    "known",
+    "mean_metric",
+    "rank",
+]
 
 
 class Asked(NamedTuple):
     """The questions of n examples, and what was answered."""
 
-    scores: np.ndarray  # f [n, Q] of clicks, [n, Q, C] of classes or choices; or i [n, Q], which one was chosen
+    scores: (
+        np.ndarray
+    )  # f [n, Q] of clicks, [n, Q, C] of classes or choices; or i [n, Q], which one was chosen
     target: np.ndarray  # i [n, Q]
     mask: np.ndarray  # bool [n, Q], which questions are asked
     also: np.ndarray | None = None  # i [n, Q], a second right choice, -1 where there is none
@@ -61,11 +73,13 @@ def known(asked: Asked, values: Callable[[Asked], np.ndarray]) -> np.ndarray:
 
 def group_means(asked: Asked, values: np.ndarray) -> dict[str, float]:
     """The mean of each group that is asked anything."""
-    return {name: float(values[inside].mean()) for name, inside in asked.groups.items() if inside.any()}
+    return {
+        name: float(values[inside].mean()) for name, inside in asked.groups.items() if inside.any()
+    }
 
 
 def chosen(asked: Asked) -> np.ndarray:
-    """i [n, Q], which class or choice was answered."""
+    """I [n, Q], which class or choice was answered."""
     return asked.scores if asked.scores.ndim == asked.target.ndim else asked.scores.argmax(-1)
 
 
@@ -81,4 +95,6 @@ def best_rank(asked: Asked) -> np.ndarray:
     ranks = rank(asked.scores, asked.target)
     if asked.also is None:
         return ranks
-    return np.where(asked.also < 0, ranks, np.minimum(ranks, rank(asked.scores, np.maximum(asked.also, 0))))
+    return np.where(
+        asked.also < 0, ranks, np.minimum(ranks, rank(asked.scores, np.maximum(asked.also, 0)))
+    )

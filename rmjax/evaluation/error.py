@@ -19,12 +19,16 @@ def make(settings: Settings) -> Metric:
         return float(np.mean(list(each.values()) if each else values(asked)[asked.mask])), each
 
     def interval(asked: Asked, users: np.ndarray, seed: int) -> tuple[float, float]:
-        group = np.stack(list(asked.groups.values()))[:, asked.mask].argmax(0) if asked.groups else None
+        group = (
+            np.stack(list(asked.groups.values()))[:, asked.mask].argmax(0) if asked.groups else None
+        )
         return metrics.bootstrap_mean(values(asked)[asked.mask], users, group, seed=seed)
 
     return Metric(
         measure,
         interval,
         less_is_better=True,
-        summary=lambda each: {"under_5%": sum(error < 0.05 for error in each.values())} if each else {},
+        summary=lambda each: (
+            {"under_5%": sum(error < 0.05 for error in each.values())} if each else {}
+        ),
     )

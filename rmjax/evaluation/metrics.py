@@ -27,7 +27,13 @@ def auc(scores: Any, labels: Any, mask: Any = None) -> float:
 
 
 def bootstrap(
-    scores: Any, labels: Any, users: Any, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
+    scores: Any,
+    labels: Any,
+    users: Any,
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """The percentile interval of `auc` over users: whole users are drawn with replacement.
 
@@ -46,8 +52,12 @@ def bootstrap(
         return math.nan, math.nan
     value, positive, user = _distinct(scores), np.asarray(labels) == 1, _distinct(users)
     rng, count = np.random.default_rng(seed), user.max() + 1
-    draws = (np.bincount(rng.integers(count, size=count), minlength=count) for _ in range(resamples))
-    areas = [_area(value, positive, draw[user]) for draw in draws]  # NaN where a draw lacks a class: left out
+    draws = (
+        np.bincount(rng.integers(count, size=count), minlength=count) for _ in range(resamples)
+    )
+    areas = [
+        _area(value, positive, draw[user]) for draw in draws
+    ]  # NaN where a draw lacks a class: left out
     low, high = np.nanquantile(areas, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -60,10 +70,17 @@ def macro_f1(chosen: np.ndarray, target: np.ndarray, classes: int) -> float:
 
 
 def bootstrap_mean(
-    values: Any, users: Any, groups: Any = None, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
+    values: Any,
+    users: Any,
+    groups: Any = None,
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """The percentile interval over users of the mean of values [n]; of the mean over groups of their means, where
-    groups i64 [n] are given."""
+    groups i64 [n] are given.
+    """
     value, user, rng = np.asarray(values, np.float64), _distinct(users), np.random.default_rng(seed)
     group = np.zeros(len(value), np.int64) if groups is None else _distinct(groups)
     count, means = user.max() + 1, []
@@ -96,7 +113,10 @@ def _distinct(values: Any) -> np.ndarray:
 
 
 def _area(value: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> float:
-    positives, negatives = np.bincount(value, weight * positive), np.bincount(value, weight * ~positive)
+    positives, negatives = (
+        np.bincount(value, weight * positive),
+        np.bincount(value, weight * ~positive),
+    )
     pairs = positives.sum() * negatives.sum()
     won = positives @ (np.cumsum(negatives) - negatives / 2)
     return float(won / pairs) if pairs else math.nan

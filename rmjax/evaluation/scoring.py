@@ -12,7 +12,9 @@ from rmjax.data.texts.documents import Documents
 from rmjax.evaluation import Asked, Metric, metrics
 from rmjax.registry import METRICS, NoSettings
 
-Scored = dict[str, np.ndarray]  # scores [n, Q] or [n, Q, C], target [n, Q], query_mask [n, Q], example_id [n]
+Scored = dict[
+    str, np.ndarray
+]  # scores [n, Q] or [n, Q, C], target [n, Q], query_mask [n, Q], example_id [n]
 
 
 def metric_of(source: Source) -> Metric:
@@ -48,7 +50,9 @@ def better(source: Source, found: dict[str, float]) -> float:
     return -value if metric_of(source).less_is_better else value
 
 
-def rows(source: Source, split: str, name: str, scored: Scored, streams: np.ndarray, seed: int) -> list[dict[str, Any]]:
+def rows(
+    source: Source, split: str, name: str, scored: Scored, streams: np.ndarray, seed: int
+) -> list[dict[str, Any]]:
     """The final table: the machine `name`, then what the source's references answer to the same questions.
 
     streams [n]: whose stream each example is; the 95% interval is over these.
@@ -70,7 +74,9 @@ def rows(source: Source, split: str, name: str, scored: Scored, streams: np.ndar
 def groups_of(source: Source, split: str, scored: Scored) -> dict[str, np.ndarray]:
     """{name: bool [n, Q]} of the source's groups, asked questions only."""
     groups = source.groups(split)
-    return {name: inside[scored["example_id"]] & scored["query_mask"] for name, inside in groups.items()}
+    return {
+        name: inside[scored["example_id"]] & scored["query_mask"] for name, inside in groups.items()
+    }
 
 
 def perplexities(documents: Documents, nats: np.ndarray, tokens: np.ndarray) -> dict[str, float]:
@@ -83,7 +89,10 @@ def perplexities(documents: Documents, nats: np.ndarray, tokens: np.ndarray) -> 
     """
     nats, tokens = np.asarray(nats, np.float64), np.asarray(tokens, np.float64)
     mean, size, read = nats.sum() / tokens.sum(), len(documents.tokens), tokens > 0
-    found = {"perplexity": float(np.exp(mean)), "segment_perplexity": float(np.exp(nats[read] / tokens[read]).mean())}
+    found = {
+        "perplexity": float(np.exp(mean)),
+        "segment_perplexity": float(np.exp(nats[read] / tokens[read]).mean()),
+    }
     if not documents.tokenizer.lossless:
         return found
     return found | {

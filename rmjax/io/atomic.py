@@ -11,7 +11,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-_FULL = {errno.ENOSPC: "no space is left", errno.EDQUOT: "the quota is used up", errno.EFBIG: "the file is too large"}
+_FULL = {
+    errno.ENOSPC: "no space is left",
+    errno.EDQUOT: "the quota is used up",
+    errno.EFBIG: "the file is too large",
+}
 
 
 def write(path: Path, content: str | bytes) -> None:
@@ -76,7 +80,9 @@ def explained(error: OSError, path: Path, size: int) -> OSError:
     """`error`, of writing `size` bytes to `path`, in words that say what to do."""
     cause = _FULL.get(error.errno or 0)
     cure = "free space there, and do it again" if cause else "check that this user may write there"
-    return OSError(f"{path}: {size:,} bytes could not be written ({cause or error.strerror}): {cure}")
+    return OSError(
+        f"{path}: {size:,} bytes could not be written ({cause or error.strerror}): {cure}"
+    )
 
 
 def sync(path: Path) -> None:

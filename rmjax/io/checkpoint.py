@@ -49,7 +49,14 @@ class Checkpoints:
       read_only: for a directory of somebody else: nothing is made, cleaned or saved there.
     """
 
-    def __init__(self, directory: str | Path, *, keep_last: int = 1, keep_best: int = 0, read_only: bool = False):
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        keep_last: int = 1,
+        keep_best: int = 0,
+        read_only: bool = False,
+    ):
         if keep_last < 1 or keep_best < 0:
             raise ValueError(f"{keep_last=}, {keep_best=}: need keep_last >= 1 and keep_best >= 0")
         self._directory = resolve_checkpoint(directory, "directory").absolute()
@@ -118,9 +125,13 @@ class Checkpoints:
         """
         self.wait()
         found = self._intact(step, best) if jax.process_index() == 0 else None
-        if jax.process_count() > 1:  # what process 0 sees: the others may look before it has written
+        if (
+            jax.process_count() > 1
+        ):  # what process 0 sees: the others may look before it has written
             said = [-1 if found is None else found, *sorted(self._damaged)][:64]
-            known = multihost_utils.broadcast_one_to_all(np.array(said + [-1] * (64 - len(said)), np.int32))
+            known = multihost_utils.broadcast_one_to_all(
+                np.array(said + [-1] * (64 - len(said)), np.int32)
+            )
             found, *damaged = (None if number < 0 else int(number) for number in known)
             self._damaged = {number for number in damaged if number is not None}
         return None if found is None else (found, _read(self._path(found), like, part))
@@ -142,7 +153,11 @@ class Checkpoints:
             if damage is None:
                 return candidate
             self._damaged.add(candidate)
-            logging.error("Checkpoint %s is damaged: %s. Trying the one before it.", self._path(candidate), damage)
+            logging.error(
+                "Checkpoint %s is damaged: %s. Trying the one before it.",
+                self._path(candidate),
+                damage,
+            )
         return None
 
     def _path(self, step: int) -> Path:
@@ -158,7 +173,11 @@ class Checkpoints:
             if not _is_full(error):
                 raise
             _clean(self._directory)
-            kept = f"the newest one kept is of step {self.steps()[-1]}" if self.steps() else "there is none before it"
+            kept = (
+                f"the newest one kept is of step {self.steps()[-1]}"
+                if self.steps()
+                else "there is none before it"
+            )
             raise OSError(
                 f"the checkpoint of step {step} did not fit into {self._directory} ({str(error).rpartition(': ')[2]}); "
                 f"{kept}. Free space, and run the same line again"
@@ -194,7 +213,9 @@ def save_tree(path: str | Path, tree: Any, about: dict[str, Any]) -> None:
     leaves = {name: _to_host(leaf) for name, leaf in _named_leaves(tree).items()}
     if jax.process_index() == 0:
         if path.exists() and not (path / "manifest.json").is_file():
-            raise FileExistsError(f"{path} is there, and was not saved by this library: take another name or move it")
+            raise FileExistsError(
+                f"{path} is there, and was not saved by this library: take another name or move it"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary, old = _beside(path)
         try:
@@ -227,7 +248,9 @@ def load_tree(path: str | Path, like: Callable[[dict[str, Any]], Any]) -> Any:
     if not path.exists() and _beside(path)[1].exists():
         path = _beside(path)[1]  # a save was killed between its two renames
     if not (path / "manifest.json").is_file():
-        raise FileNotFoundError(f"{path}: no manifest.json there, so nothing was saved under this name")
+        raise FileNotFoundError(
+            f"{path}: no manifest.json there, so nothing was saved under this name"
+        )
     damage = _damage(path)
     if damage:
         raise ValueError(f"{path} is damaged: {damage}")
@@ -246,7 +269,9 @@ def _behind_links(path: str | Path) -> Path:
 
 
 def _is_full(error: Exception) -> bool:
-    return any(cause in str(error) for cause in ("No space left", "quota exceeded", "File too large"))
+    return any(
+        cause in str(error) for cause in ("No space left", "quota exceeded", "File too large")
+    )
 
 
 def _is_spec(spec: Any) -> bool:
@@ -257,7 +282,9 @@ def _is_spec(spec: Any) -> bool:
 
 
 def _is_not_orbax_chatter(record: LogRecord) -> bool:
-    again = "raised an exception" in str(record.msg)  # with a traceback, of an error that it raises besides
+    again = "raised an exception" in str(
+        record.msg
+    )  # with a traceback, of an error that it raises besides
     return "/orbax/" not in record.pathname or record.levelno >= WARNING and not again
 
 
@@ -292,7 +319,9 @@ def _spec(leaf: Any) -> list:
 def _checkpointer() -> ocp.Checkpointer:
     """Of this process alone: Orbax's barriers would wait for processes that write nothing."""
     me = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(me, active_processes={me}, barrier_sync_key_prefix=f"process{me}")
+    alone = ocp.options.MultiprocessingOptions(
+        me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+    )
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
@@ -302,7 +331,9 @@ def _beside(path: Path) -> tuple[Path, Path]:
     return path.with_name(f".{path.name}.rmjax-new"), path.with_name(f".{path.name}.rmjax-old")
 
 
-def _replace(path: Path, temporary: Path, old: Path, leaves: dict[str, np.ndarray], about: dict[str, Any]) -> None:
+def _replace(
+    path: Path, temporary: Path, old: Path, leaves: dict[str, np.ndarray], about: dict[str, Any]
+) -> None:
     _write(temporary, leaves, about)
     if path.exists():
         shutil.rmtree(old, ignore_errors=True)
@@ -314,7 +345,9 @@ def _replace(path: Path, temporary: Path, old: Path, leaves: dict[str, np.ndarra
 def _write(path: Path, leaves: dict[str, np.ndarray], about: dict[str, Any]) -> None:
     shutil.rmtree(path, ignore_errors=True)  # of a write that failed
     path.mkdir()
-    arrays = {name: leaf for name, leaf in leaves.items() if leaf.size}  # Orbax refuses arrays of size 0
+    arrays = {
+        name: leaf for name, leaf in leaves.items() if leaf.size
+    }  # Orbax refuses arrays of size 0
     if arrays:
         _checkpointer().save(path / "arrays", ocp.args.PyTreeSave(arrays))
     specs = {name: _spec(leaf) for name, leaf in leaves.items()}
@@ -327,25 +360,44 @@ def _write(path: Path, leaves: dict[str, np.ndarray], about: dict[str, Any]) -> 
 def _read(path: Path, like: Any, part: bool) -> Any:
     found = json.loads((path / "manifest.json").read_text())["leaves"]
     wanted = {name: _spec(leaf) for name, leaf in _named_leaves(like).items()}
-    _check_fit(path, {name: spec for name, spec in found.items() if name in wanted or not part}, wanted)
-    full = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name, (_, shape) in found.items() if 0 not in shape}
-    arrays = _checkpointer().restore(path / "arrays", ocp.args.PyTreeRestore(restore_args=full)) if full else {}
+    _check_fit(
+        path, {name: spec for name, spec in found.items() if name in wanted or not part}, wanted
+    )
+    full = {
+        name: ocp.RestoreArgs(restore_type=np.ndarray)
+        for name, (_, shape) in found.items()
+        if 0 not in shape
+    }
+    arrays = (
+        _checkpointer().restore(path / "arrays", ocp.args.PyTreeRestore(restore_args=full))
+        if full
+        else {}
+    )
 
     def leaf(name: str, like_leaf: Any) -> Any:
         array = arrays[name] if name in full else np.zeros(found[name][1], _dtype(like_leaf))
         if _spec(array) != found[name]:
-            raise ValueError(f"{path}: {name} is {_spec(array)} in arrays, but {found[name]} in manifest.json")
+            raise ValueError(
+                f"{path}: {name} is {_spec(array)} in arrays, but {found[name]} in manifest.json"
+            )
         return array if hasattr(like_leaf, "dtype") else array.item()
 
-    return jax.tree.unflatten(jax.tree.structure(like), [leaf(*pair) for pair in _named_leaves(like).items()])
+    return jax.tree.unflatten(
+        jax.tree.structure(like), [leaf(*pair) for pair in _named_leaves(like).items()]
+    )
 
 
 def _check_fit(path: Path, found: dict[str, list], wanted: dict[str, list]) -> None:
     def show(spec: list | None) -> str:
         return "nothing" if spec is None else f"{spec[0]}{spec[1]}"
 
-    names = [name for name in [*wanted, *(found.keys() - wanted)] if found.get(name) != wanted.get(name)]
-    wrong = [f"{name}: found {show(found.get(name))}, expected {show(wanted.get(name))}" for name in names]
+    names = [
+        name for name in [*wanted, *(found.keys() - wanted)] if found.get(name) != wanted.get(name)
+    ]
+    wrong = [
+        f"{name}: found {show(found.get(name))}, expected {show(wanted.get(name))}"
+        for name in names
+    ]
     if wrong:
         more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ValueError(f"Checkpoint {path} does not fit: {'; '.join(wrong[:5])}{more}")
@@ -374,5 +426,11 @@ def _damage(path: Path) -> str | None:
     for line in actual.splitlines():
         if digests.pop(line[66:], None) not in (None, line[:64]):
             return f"{line[66:]}: its SHA-256 is not the one in {_SUMS} (truncated or changed)"
-    missing = [name[:60] for name in digests if name and name != _SUMS]  # any text, where that file is damaged
-    return f"{missing[0]}: missing, though {_SUMS} lists it" if missing else f"{_SUMS}: does not list the files here"
+    missing = [
+        name[:60] for name in digests if name and name != _SUMS
+    ]  # any text, where that file is damaged
+    return (
+        f"{missing[0]}: missing, though {_SUMS} lists it"
+        if missing
+        else f"{_SUMS}: does not list the files here"
+    )

@@ -24,8 +24,25 @@ _COLLECTIVE = re.compile(
     r"= (.*?) (all-gather|all-reduce|all-to-all|collective-broadcast|collective-permute|reduce-scatter)(?:-start)?\("
 )
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s64": 8, "u64": 8, "f64": 8}  # else 4
-_READS_ALL = ("reduce", "arg", "cum", "scatter", "select_and_scatter")  # prefixes: one operation per element read
+_BYTES = {
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+    "s16": 2,
+    "u16": 2,
+    "bf16": 2,
+    "f16": 2,
+    "s64": 8,
+    "u64": 8,
+    "f64": 8,
+}  # else 4
+_READS_ALL = (
+    "reduce",
+    "arg",
+    "cum",
+    "scatter",
+    "select_and_scatter",
+)  # prefixes: one operation per element read
 
 
 def flops(fn: Callable, *args: Any) -> int:
@@ -46,17 +63,23 @@ def breakdown(fn: Callable, *args: Any) -> dict[str, int]:
 def peak_bytes(compiled: Any) -> int:
     """Bytes one device needs to run `jax.jit(fn).lower(...).compile()`: arguments, outputs and temporaries."""
     memory = compiled.memory_analysis()
-    inputs_and_outputs = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    inputs_and_outputs = (
+        memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    )
     return inputs_and_outputs + memory.temp_size_in_bytes
 
 
 def collectives(compiled: Any) -> list[tuple[str, int]]:
     """(operation between devices, bytes of its result on one of them), as often as each is in the compiled program: one
-    in a loop once. Several arrays that travel together are one."""
+    in a loop once. Several arrays that travel together are one.
+    """
     return [
         (
             name,
-            sum(math.prod(map(int, filter(None, shape.split(",")))) * _BYTES.get(dtype, 4) for dtype, shape in found),
+            sum(
+                math.prod(map(int, filter(None, shape.split(",")))) * _BYTES.get(dtype, 4)
+                for dtype, shape in found
+            ),
         )
         for result, name in _COLLECTIVE.findall(compiled.as_text())
         if (found := _ARRAY.findall(result))
@@ -82,14 +105,21 @@ def _count_equation(equation: Any) -> Counter:
     written = sum(_size(v) for v in equation.outvars)
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
-        return Counter(matmul=2 * written * math.prod(equation.invars[0].aval.shape[d] for d in contracted))
+        return Counter(
+            matmul=2 * written * math.prod(equation.invars[0].aval.shape[d] for d in contracted)
+        )
     if name == "conv_general_dilated":
-        kernel, out_features = equation.invars[1].aval.shape, params["dimension_numbers"].rhs_spec[0]
+        kernel, out_features = (
+            equation.invars[1].aval.shape,
+            params["dimension_numbers"].rhs_spec[0],
+        )
         return Counter(matmul=2 * written * math.prod(kernel) // kernel[out_features])
     if name in _MOVES_DATA:
         return Counter()
     if name.startswith(_READS_ALL):
-        return Counter(other=max(_size(v) for v in equation.invars[-1 if name.startswith("scatter") else 0 :]))
+        return Counter(
+            other=max(_size(v) for v in equation.invars[-1 if name.startswith("scatter") else 0 :])
+        )
     bodies = [_count(body) for body in _bodies(params)]
     if not bodies:
         return Counter(other=written)

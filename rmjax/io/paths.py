@@ -32,7 +32,9 @@ def resolve(path: str | Path, name: str) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
-        raise ValueError(f"{name}={text}: no home directory is known ({error}): write the whole path") from error
+        raise ValueError(
+            f"{name}={text}: no home directory is known ({error}): write the whole path"
+        ) from error
 
 
 def resolve_checkpoint(path: str | Path, name: str) -> Path:

@@ -63,7 +63,9 @@ class Progress:
             rate = self._done / self._size / (moment - self._begin)
             some = f"{min(done, self._total or done) / self._size:,.1f}"
             of = f" of {self._total / self._size:,.1f}" if self._total else ""
-            logging.info("%s: %s%s %s, %.1f %s/s", self._doing, some, of, self._unit, rate, self._unit)
+            logging.info(
+                "%s: %s%s %s, %.1f %s/s", self._doing, some, of, self._unit, rate, self._unit
+            )
 
 
 def watch(entries: Iterable[T], doing: str, unit: str) -> Iterator[T]:

@@ -45,9 +45,13 @@ def decode(data: bytes, path: Path) -> str:
     """As `read_text`, of bytes read before, such as those of an archive's member. `path` is what messages call them."""
     encoding = encoding_of(data[:4])
     try:
-        text = data.decode(encoding, "surrogateescape" if encoding.startswith("utf-8") else "strict")
+        text = data.decode(
+            encoding, "surrogateescape" if encoding.startswith("utf-8") else "strict"
+        )
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: begins as {encoding.upper()}, but {error.reason} at byte {error.start}") from error
+        raise ValueError(
+            f"{path}: begins as {encoding.upper()}, but {error.reason} at byte {error.start}"
+        ) from error
     text, wrong = replaced(text)
     _warn(path, wrong)
     return text
@@ -78,7 +82,10 @@ def as_utf8(stream: IO[bytes], size: int, place: str) -> tuple[IO[bytes], int, i
     if encoding.startswith("utf-8"):
         return stream, len(codecs.BOM_UTF8) * (encoding == "utf-8-sig"), size
     converted = tempfile.TemporaryFile()  # noqa: SIM115
-    decoder, progress = codecs.getincrementaldecoder(encoding)(), Progress(f"converting {place}", size)
+    decoder, progress = (
+        codecs.getincrementaldecoder(encoding)(),
+        Progress(f"converting {place}", size),
+    )
     try:
         while block := stream.read(1 << 16):
             progress.step(len(block))
@@ -135,7 +142,9 @@ def read_lines(path: Path, ended: bool = True) -> Iterator[tuple[int, str]]:
                 blank = 0
                 yield number, text
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path}, after line {number}: not {encoding.upper()} ({error.reason})") from error
+            raise ValueError(
+                f"{path}, after line {number}: not {encoding.upper()} ({error.reason})"
+            ) from error
     _warn(path, wrong)
     if ended and line.strip() and not line.endswith("\n"):
         _warn_of_end(path, number)
@@ -163,15 +172,26 @@ def parse_json(text: str, place: str, cure: str = "mend it, or fetch the file ag
         where = f"line {error.lineno}, column {error.colno}"
         cause = "the file is empty" if not text.strip() else f"{where}: {error.msg}"
         raise ValueError(f"{place}: no whole JSON: {cause}; {cure}") from error
-    except (ValueError, RecursionError) as error:  # an integer of over 4,300 digits; lists in lists in lists
-        cause = "nested too deep" if isinstance(error, RecursionError) else str(error).partition(";")[0]
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # an integer of over 4,300 digits; lists in lists in lists
+        cause = (
+            "nested too deep" if isinstance(error, RecursionError) else str(error).partition(";")[0]
+        )
         raise ValueError(f"{place}: JSON that cannot be read: {cause}; {cure}") from error
 
 
 def _warn_of_end(path: Path, number: int) -> None:
-    logging.warning("%s: line %d, the last, has no end: if the file was cut short, fetch it again.", path, number)
+    logging.warning(
+        "%s: line %d, the last, has no end: if the file was cut short, fetch it again.",
+        path,
+        number,
+    )
 
 
 def _warn(path: Path, wrong: int) -> None:
     if wrong:
-        logging.warning("%s: %d bytes are not UTF-8, and were replaced: save the file as UTF-8.", path, wrong)
+        logging.warning(
+            "%s: %d bytes are not UTF-8, and were replaced: save the file as UTF-8.", path, wrong
+        )

@@ -21,14 +21,17 @@ def masked_softmax(x: Array, mask: Array | None, axis: int = -1) -> Array:
     if mask is None:
         return jax.nn.softmax(x, axis)
     e = jnp.where(mask, x, jnp.finfo(x.dtype).min)
-    e = jnp.where(mask, jnp.exp(e - e.max(axis, keepdims=True, initial=jnp.finfo(x.dtype).min)), 0.0)
+    e = jnp.where(
+        mask, jnp.exp(e - e.max(axis, keepdims=True, initial=jnp.finfo(x.dtype).min)), 0.0
+    )
     return e / jnp.maximum(e.sum(axis, keepdims=True), jnp.finfo(x.dtype).tiny)
 
 
 @masked_softmax.defjvp
 def _masked_softmax_jvp(axis, primals, tangents):
-    """dy = y (dx - sum of y dx), of the weights y alone: they are zero where nothing is seen, so dx need only be finite
-    there. Half the passes over memory that the function's own steps would take."""
+    """Dy = y (dx - sum of y dx), of the weights y alone: they are zero where nothing is seen, so dx need only be finite
+    there. Half the passes over memory that the function's own steps would take.
+    """
     weights, change = masked_softmax(*primals, axis), tangents[0]
     return weights, weights * (change - (weights * change).sum(axis, keepdims=True))
 
@@ -67,7 +70,11 @@ additive_scores.defvjp(_additive_forward, _additive_backward)
 
 def identity(key: Array, shape: tuple[int, int], dtype: jnp.dtype = jnp.float32) -> Array:
     """Initial kernel: the identity where it is square."""
-    return jnp.eye(shape[0], dtype=dtype) if shape[0] == shape[1] else lecun_normal()(key, shape, dtype)
+    return (
+        jnp.eye(shape[0], dtype=dtype)
+        if shape[0] == shape[1]
+        else lecun_normal()(key, shape, dtype)
+    )
 
 
 def attend(

@@ -28,8 +28,12 @@ class Compressed:
         return jnp.concatenate([self.old.mask, self.recent.mask], 1)
 
 
-def empty(batch_size: int, recent: int, old: int, dim: int, dtype: jnp.dtype = jnp.float32) -> Compressed:
-    return Compressed(queue.empty(batch_size, recent, dim, dtype), queue.empty(batch_size, old, dim, dtype))
+def empty(
+    batch_size: int, recent: int, old: int, dim: int, dtype: jnp.dtype = jnp.float32
+) -> Compressed:
+    return Compressed(
+        queue.empty(batch_size, recent, dim, dtype), queue.empty(batch_size, old, dim, dtype)
+    )
 
 
 def reset(memory: Compressed, where: Array) -> Compressed:
@@ -43,13 +47,16 @@ def init_compression(key: Array, dim: int, rate: int) -> Params:
 
 
 def compress(params: Params, rows: Array, mask: Array) -> tuple[Array, Array]:
-    """rows [B, N, D], the valid ones at the end -> [B, ceil(N / rate), D] and their mask. Groups are counted from the
-    end; one that is not full counts its missing rows as zeros."""
+    """Rows [B, N, D], the valid ones at the end -> [B, ceil(N / rate), D] and their mask. Groups are counted from the
+    end; one that is not full counts its missing rows as zeros.
+    """
     batch, n, dim = rows.shape
     rate = params["kernel"].shape[0] // dim
     groups = -(-n // rate)
     missing = [(0, 0), (groups * rate - n, 0)]
-    rows = jnp.pad(jnp.where(mask[..., None], rows, 0.0), [*missing, (0, 0)]).reshape(batch, groups, rate * dim)
+    rows = jnp.pad(jnp.where(mask[..., None], rows, 0.0), [*missing, (0, 0)]).reshape(
+        batch, groups, rate * dim
+    )
     kernel, bias = (params[name].astype(rows.dtype) for name in ("kernel", "bias"))
     return rows @ kernel + bias, jnp.pad(mask, missing).reshape(batch, groups, rate).any(-1)
 
@@ -58,7 +65,8 @@ def push(
     params: Params, memory: Compressed, rows: Array, mask: Array
 ) -> tuple[Compressed, tuple[Array, Array], tuple[Array, Array]]:
     """-> the memory with rows [B, N, D] in it; what fell out of `recent`, and what it was compressed to, each with its
-    mask: between these two the reconstruction loss compares."""
+    mask: between these two the reconstruction loss compares.
+    """
     recent, fallen, fallen_mask = queue.push(memory.recent, rows, mask)
     short, short_mask = compress(params, fallen, fallen_mask)
     old, _, _ = queue.push(memory.old, short, short_mask)

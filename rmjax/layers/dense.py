@@ -26,7 +26,9 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", lambda key: self.kernel_init(key, (x.shape[-1], self.features), jnp.float32).T)
+        kernel = self.param(
+            "kernel", lambda key: self.kernel_init(key, (x.shape[-1], self.features), jnp.float32).T
+        )
         bias = self.param("bias", zeros, (self.features,), jnp.float32) if self.use_bias else None
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         y = jnp.einsum("...i,oi->...o", x, kernel)

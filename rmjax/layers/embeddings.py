@@ -17,7 +17,8 @@ def init_embed(key: Key, num_items: int, dim: int) -> Array:
 
 def init_items(key: Key, num_items: int, dim: int, width: int = 0) -> Params:
     """What `embed` reads: a table of `num_items` rows; with `width` one of rows so wide (word vectors from elsewhere)
-    and its projection to `dim`. num_items = 0: the projection of features of that width alone."""
+    and its projection to `dim`. num_items = 0: the projection of features of that width alone.
+    """
     if not width:
         return {"embed": init_embed(key, num_items, dim)}
     table, project = jax.random.split(key)
@@ -26,7 +27,7 @@ def init_items(key: Key, num_items: int, dim: int, width: int = 0) -> Params:
 
 
 def embed(params: Params, items: Array | None) -> Array:
-    """items i32 [...], features f32 [..., F], or None, all items there are, -> f32 [..., d], entries of unit variance.
+    """Items i32 [...], features f32 [..., F], or None, all items there are, -> f32 [..., d], entries of unit variance.
 
     That is sqrt(width) times the rows of params['embed'], so that the targets of inner products have unit length
     (Vaswani et al. 2017, 3.4); features are scaled to a mean square of 1. Both then go through params['project'] where

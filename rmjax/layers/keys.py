@@ -23,7 +23,7 @@ def dropout(x: Array, rate: float, key: Key | None) -> Array:
     if key is None or rate == 0.0:
         return x
     rest = x.shape[key.ndim :]
-    draw = lambda k: jax.random.bernoulli(k, 1.0 - rate, rest)  # noqa: E731
+    draw = lambda k: jax.random.bernoulli(k, 1.0 - rate, rest)
     for _ in range(key.ndim):
         draw = jax.vmap(draw)
     return jnp.where(draw(key), x / (1.0 - rate), 0.0)

@@ -15,7 +15,7 @@ class Queue:
 
     @property
     def mask(self) -> Array:
-        """bool [B, M]"""
+        """Bool [B, M]"""
         size = self.rows.shape[1]
         return jnp.arange(size) >= size - self.length[:, None]
 
@@ -32,7 +32,7 @@ def push(queue: Queue, rows: Array, mask: Array) -> tuple[Queue, Array, Array]:
     every = jnp.concatenate([queue.rows, rows.astype(queue.rows.dtype)], 1)
     valid = jnp.concatenate([queue.mask, mask], 1)
     order = jnp.argsort(valid, 1, stable=True)  # what is not there comes first, then the oldest
-    sort = lambda x: jnp.take_along_axis(x, order.reshape(*order.shape, *[1] * (x.ndim - 2)), 1)  # noqa: E731
+    sort = lambda x: jnp.take_along_axis(x, order.reshape(*order.shape, *[1] * (x.ndim - 2)), 1)
     every, valid = sort(every), sort(valid)
     fallen = rows.shape[1]
     length = jnp.minimum(valid.sum(1, dtype=jnp.int32), queue.rows.shape[1])

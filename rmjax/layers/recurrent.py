@@ -21,11 +21,15 @@ def init_gru(key: Key, inputs: int, hidden: int, timescale: int = 0) -> Params:
     """
     a, b = jax.random.split(key)
     kernel = nn.initializers.lecun_normal()(a, (inputs, 3 * hidden))
-    recurrent = jnp.concatenate([nn.initializers.orthogonal()(k, (hidden, hidden)) for k in jax.random.split(b, 3)], 1)
+    recurrent = jnp.concatenate(
+        [nn.initializers.orthogonal()(k, (hidden, hidden)) for k in jax.random.split(b, 3)], 1
+    )
     keep = 0.0
     if timescale:
         if inputs != hidden:
-            raise ValueError(f"timescale wants inputs as wide as the state, got {inputs} and {hidden}")
+            raise ValueError(
+                f"timescale wants inputs as wide as the state, got {inputs} and {hidden}"
+            )
         gates = slice(2 * hidden)
         kernel = (0.1 * kernel).at[:, 2 * hidden :].set(jnp.eye(hidden))
         recurrent = jnp.zeros_like(recurrent).at[:, gates].set(0.1 * recurrent[:, gates])
@@ -39,7 +43,7 @@ def init_gru(key: Key, inputs: int, hidden: int, timescale: int = 0) -> Params:
 
 
 def gru_input(params: Params, x: Array) -> Array:
-    """x [..., inputs] -> the input's part of the three gates [..., 3h]; knows nothing of the state."""
+    """X [..., inputs] -> the input's part of the three gates [..., 3h]; knows nothing of the state."""
     return x @ params["input"] + params["bias"]
 
 
@@ -75,8 +79,10 @@ def _gated_backward(saved, g):
 _gated.defvjp(_gated_forward, _gated_backward)
 
 
-def gru_scan(params: Params, h: Array, gates: Array, mask: Array, reverse: bool = False) -> tuple[Array, Array]:
-    """h [B, h] through gates [B, N, 3h]; masked items keep h. -> last h [B, h], all h [B, N, h]."""
+def gru_scan(
+    params: Params, h: Array, gates: Array, mask: Array, reverse: bool = False
+) -> tuple[Array, Array]:
+    """H [B, h] through gates [B, N, 3h]; masked items keep h. -> last h [B, h], all h [B, N, h]."""
 
     def step(h, x):
         g, m = x
@@ -96,7 +102,7 @@ def init_bigru(key: Key, inputs: int, width: int) -> Params:
 
 
 def bigru(params: Params, x: Array, mask: Array) -> tuple[Array, Array]:
-    """x [R, N, d], mask [R, N] -> outputs [R, N, width], last states of both directions [R, width]."""
+    """X [R, N, d], mask [R, N] -> outputs [R, N, width], last states of both directions [R, width]."""
     runs = []
     for name in ("forward", "backward"):
         p = params[name]

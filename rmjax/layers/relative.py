@@ -20,8 +20,9 @@ def sinusoids(distance: Array, dim: int) -> Array:
 
 
 def shift(scores: Array) -> Array:
-    """scores [..., N, M+N] by distance, the largest (M+N-1) first -> by key, [..., N, M+N]: entry i, j is that of
-    distance M + i - j. What lies ahead of a query (j > M + i) is anything."""
+    """Scores [..., N, M+N] by distance, the largest (M+N-1) first -> by key, [..., N, M+N]: entry i, j is that of
+    distance M + i - j. What lies ahead of a query (j > M + i) is anything.
+    """
     *lead, queries, keys = scores.shape
     padded = jnp.pad(scores, [(0, 0)] * (len(lead) + 1) + [(1, 0)])
     return padded.reshape(*lead, keys + 1, queries)[..., 1:, :].reshape(scores.shape)
@@ -44,14 +45,18 @@ class RelativeAttention(nn.Module):
     initial: float = 0.02
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array, memory: Array, memory_mask: Array, key: Key | None = None) -> Array:
+    def __call__(
+        self, x: Array, mask: Array, memory: Array, memory_mask: Array, key: Key | None = None
+    ) -> Array:
         dim, n, m = x.shape[-1], x.shape[1], memory.shape[1]
         if dim % self.heads:
             raise ValueError(f"width {dim} is not a multiple of heads {self.heads}")
         both = jnp.concatenate([memory.astype(x.dtype), x], 1)
 
         def project(name: str, y: Array) -> Array:
-            y = Dense(dim, use_bias=False, dtype=self.dtype, kernel_init=normal(self.initial), name=name)(y)
+            y = Dense(
+                dim, use_bias=False, dtype=self.dtype, kernel_init=normal(self.initial), name=name
+            )(y)
             return y.reshape(*y.shape[:-1], self.heads, -1)
 
         distance = jnp.arange(m + n - 1, -1, -1, dtype=jnp.float32)
@@ -59,13 +64,24 @@ class RelativeAttention(nn.Module):
             distance = jnp.minimum(distance, self.clamp)
         query, keys, value = project("query", x), project("key", both), project("value", both)
         relative = project("relative", sinusoids(distance, dim))
-        bias = lambda name: self.param(name, normal(self.initial), (self.heads, dim // self.heads)).astype(self.dtype)  # noqa: E731
+        bias = lambda name: self.param(
+            name, normal(self.initial), (self.heads, dim // self.heads)
+        ).astype(self.dtype)
         u, v = bias("content_bias"), bias("position_bias")
-        by_distance = jnp.einsum("bnhe,jhe->bhnj", query + v, relative) * (dim // self.heads) ** -0.5
+        by_distance = (
+            jnp.einsum("bnhe,jhe->bhnj", query + v, relative) * (dim // self.heads) ** -0.5
+        )
         i, j = jnp.arange(n)[:, None], jnp.arange(m + n)
         seen = (j <= m + i) & ((j > i) | (not self.same_length))
         seen = seen & jnp.concatenate([memory_mask, mask], 1)[:, None, None, :]
-        out, _ = attend(query + u, keys, value, seen, lambda w: dropout(w, self.dropout, key), shift(by_distance))
-        return Dense(dim, use_bias=False, dtype=self.dtype, kernel_init=normal(self.initial), name="out")(
-            out.reshape(x.shape)
+        out, _ = attend(
+            query + u,
+            keys,
+            value,
+            seen,
+            lambda w: dropout(w, self.dropout, key),
+            shift(by_distance),
         )
+        return Dense(
+            dim, use_bias=False, dtype=self.dtype, kernel_init=normal(self.initial), name="out"
+        )(out.reshape(x.shape))

@@ -11,7 +11,9 @@ from rmjax.layers.transformer import Transformer
 from rmjax.types import Array, Key, Params, SegmentEncoder
 
 
-def transformer(layers: int, heads: int, dropout: float = 0.0, dtype: Any = jnp.float32) -> SegmentEncoder:
+def transformer(
+    layers: int, heads: int, dropout: float = 0.0, dtype: Any = jnp.float32
+) -> SegmentEncoder:
     """RM's segment encoder (section 3.2). Shorter segments use the first of its positions."""
     model = Transformer(layers, heads, dropout, dtype)
 
@@ -32,7 +34,9 @@ def bigru() -> SegmentEncoder:
         return recurrent.init_bigru(key, dim, dim)
 
     def apply(params: Params, items: Array, x: Array, mask: Array, key: Key | None = None) -> Array:
-        rows = recurrent.bigru(params, x.reshape(-1, *x.shape[-2:]), mask.reshape(-1, mask.shape[-1]))
+        rows = recurrent.bigru(
+            params, x.reshape(-1, *x.shape[-2:]), mask.reshape(-1, mask.shape[-1])
+        )
         return rows[0].reshape(x.shape)
 
     return SegmentEncoder(init, apply)

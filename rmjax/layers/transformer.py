@@ -23,19 +23,28 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, mask: Array, slots: Array | None = None, slot_mask: Array | None = None, key: Key | None = None
+        self,
+        x: Array,
+        mask: Array,
+        slots: Array | None = None,
+        slot_mask: Array | None = None,
+        key: Key | None = None,
     ) -> Array:
         dim = x.shape[-1]
-        norm = lambda name: nn.LayerNorm(dtype=self.dtype, name=name)  # noqa: E731
-        drop = lambda y, i: dropout(y, self.dropout, fold(key, i))  # noqa: E731
+        norm = lambda name: nn.LayerNorm(dtype=self.dtype, name=name)
+        drop = lambda y, i: dropout(y, self.dropout, fold(key, i))
         y = norm("self_norm")(x)
         x = x + drop(MultiHeadAttention(self.heads, self.dtype, name="self")(y, y, mask), 0)
         if slots is not None:
-            y = norm("slot_norm")(x).reshape(x.shape[0], -1, dim)  # the rows of an example share its slots
+            y = norm("slot_norm")(x).reshape(
+                x.shape[0], -1, dim
+            )  # the rows of an example share its slots
             y = MultiHeadAttention(self.heads, self.dtype, name="slots")(y, slots, slot_mask)
             x = x + drop(y.reshape(x.shape), 1)
         y = nn.relu(Dense(4 * dim, dtype=self.dtype, name="wide")(norm("wide_norm")(x)))
-        return x + drop(Dense(dim, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="narrow")(y), 2)
+        return x + drop(
+            Dense(dim, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="narrow")(y), 2
+        )
 
 
 class Transformer(nn.Module):
@@ -55,7 +64,12 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, mask: Array, slots: Array | None = None, slot_mask: Array | None = None, key: Key | None = None
+        self,
+        x: Array,
+        mask: Array,
+        slots: Array | None = None,
+        slot_mask: Array | None = None,
+        key: Key | None = None,
     ) -> Array:
         length, dim = x.shape[-2:]
         made = self.has_variable("params", "positions")

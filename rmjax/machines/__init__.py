@@ -41,8 +41,12 @@ def make(kind: str, num_items: int, **options: Any) -> MemoryMachine:
     settings = MACHINES.settings(kind, options)
     unknown = [name for name in options if not hasattr(settings, name)]
     if unknown:
-        options_are = [field.name for kind in (settings, context) for field in dataclasses.fields(kind)]
-        raise ValueError(f"machine {kind!r} has no option {unknown[0]!r}; there are {', '.join(options_are)}")
+        options_are = [
+            field.name for kind in (settings, context) for field in dataclasses.fields(kind)
+        ]
+        raise ValueError(
+            f"machine {kind!r} has no option {unknown[0]!r}; there are {', '.join(options_are)}"
+        )
     return build(kind, num_items, settings, context)
 
 

@@ -37,11 +37,15 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
     """Slots are the features of the `recent` last items, oldest first, and, if `pooled`, the mean feature of all."""
     dim, recent, length = settings.dim, settings.recent, settings.buffer_length or context.max_items
     if recent > length:
-        raise ValueError(f"recent = {recent} must be at most the {length} items of the longest stream")
+        raise ValueError(
+            f"recent = {recent} must be at most the {length} items of the longest stream"
+        )
 
     def init(key: Key) -> Params:
         a, b = jax.random.split(key)
-        return init_items(a, num_items, dim, context.width) | {"reader": hops.init(b, dim, dim, context.hops)}
+        return init_items(a, num_items, dim, context.width) | {
+            "reader": hops.init(b, dim, dim, context.hops)
+        }
 
     def slots(params: Params, memory: BufferMemory) -> tuple[Array, Array]:
         features, masks = [], []
@@ -55,7 +59,13 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
             features, masks = [*features, mean[:, None]], [*masks, memory.count[:, None] > 0]
         return jnp.concatenate(features, 1), jnp.concatenate(masks, 1)
 
-    def read(params: Params, memory: BufferMemory, query: Array, query_mask: Array, key: Key | None = None) -> Array:
+    def read(
+        params: Params,
+        memory: BufferMemory,
+        query: Array,
+        query_mask: Array,
+        key: Key | None = None,
+    ) -> Array:
         return hops.multihop(params["reader"], query, *slots(params, memory))[0]
 
     return ring.make(num_items, context, length, init, slots, read)

@@ -19,7 +19,9 @@ from rmjax.types import Array, Context, Key, MemoryMachine, Params
 class Settings:
     dim: int = setting(64, at_least(1), "item width, d")
     buffer_length: int = setting(0, at_least(0), "items a buffer holds; 0: the longest stream")
-    timescale: int = setting(50, at_least(0), "segments that an untrained memory reaches back; 0: about two")
+    timescale: int = setting(
+        50, at_least(0), "segments that an untrained memory reaches back; 0: about two"
+    )
 
 
 def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
@@ -42,7 +44,13 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
         h = recurrent.gru_scan(p, jnp.zeros(x[:, 0].shape), recurrent.gru_input(p, x), mask)[0]
         return h[:, None], jnp.ones((len(h), 1), bool)
 
-    def read(params: Params, memory: BufferMemory, query: Array, query_mask: Array, key: Key | None = None) -> Array:
+    def read(
+        params: Params,
+        memory: BufferMemory,
+        query: Array,
+        query_mask: Array,
+        key: Key | None = None,
+    ) -> Array:
         state, _ = slots(params, memory)
         both = jnp.concatenate([jnp.broadcast_to(state, query.shape), query], -1)
         return both @ params["reader"]["kernel"] + params["reader"]["bias"]

@@ -28,7 +28,9 @@ class Settings:
 
     dim: int = setting(64, at_least(1), "item width, d")
     history_sum: bool = setting(True, doc="gru: reads the mean of all items besides its state")
-    timescale: int = setting(50, at_least(0), "segments that an untrained memory reaches back; 0: about two")
+    timescale: int = setting(
+        50, at_least(0), "segments that an untrained memory reaches back; 0: about two"
+    )
 
 
 def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
@@ -43,7 +45,9 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
     def init(key: Key) -> Params:
         a, b = jax.random.split(key)
         # Untrained, what is read is the state (and the mean), in the items' space, where the head can hold the query.
-        reader = jnp.concatenate([jnp.eye(dim)] * (2 if history_sum else 1) + [jnp.zeros((dim, dim))])
+        reader = jnp.concatenate(
+            [jnp.eye(dim)] * (2 if history_sum else 1) + [jnp.zeros((dim, dim))]
+        )
         return init_items(a, num_items, dim, context.width) | {
             "gru": recurrent.init_gru(b, dim, dim, timescale),
             "reader": {"kernel": reader, "bias": jnp.zeros(dim)},
@@ -53,12 +57,20 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
         zeros = jnp.zeros((batch_size, dim))
         return GRUMemory(zeros, zeros, jnp.zeros(batch_size), jnp.zeros(batch_size, jnp.int32))
 
-    def encode(params: Params, items: Array, mask: Array, key: Key | None = None) -> tuple[Array, Array]:
+    def encode(
+        params: Params, items: Array, mask: Array, key: Key | None = None
+    ) -> tuple[Array, Array]:
         """-> item features and their part of the GRU's gates, hoisted out of the scan."""
         x = embed(params, items)
         return x, recurrent.gru_input(params["gru"], x)
 
-    def write(params: Params, memory: GRUMemory, features: tuple[Array, Array], mask: Array, key: Key | None = None):
+    def write(
+        params: Params,
+        memory: GRUMemory,
+        features: tuple[Array, Array],
+        mask: Array,
+        key: Key | None = None,
+    ):
         x, gates = features
         hidden, _ = recurrent.gru_scan(params["gru"], memory.hidden, gates, mask)
         history, items = memory.history, memory.items
@@ -71,10 +83,15 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
     def slots(params: Params, memory: GRUMemory) -> tuple[Array, Array]:
         return memory.hidden[:, None], jnp.ones((len(memory.hidden), 1), bool)
 
-    def read(params: Params, memory: GRUMemory, query: Array, query_mask: Array, key: Key | None = None) -> Array:
+    def read(
+        params: Params, memory: GRUMemory, query: Array, query_mask: Array, key: Key | None = None
+    ) -> Array:
         state = [memory.hidden, memory.history] if history_sum else [memory.hidden]
         state = [jnp.broadcast_to(s[:, None], query.shape) for s in state]
-        return jnp.concatenate([*state, query], -1) @ params["reader"]["kernel"] + params["reader"]["bias"]
+        return (
+            jnp.concatenate([*state, query], -1) @ params["reader"]["kernel"]
+            + params["reader"]["bias"]
+        )
 
     return MemoryMachine(
         init,

@@ -17,19 +17,29 @@ class LiveStream:
     tail_len: Array  # i32 [B] how many of them are there, < N
 
 
-def open_stream(machine: MemoryMachine, params: Params, batch_size: int, segment_length: int) -> LiveStream:
+def open_stream(
+    machine: MemoryMachine, params: Params, batch_size: int, segment_length: int
+) -> LiveStream:
     """An empty stream for each of `batch_size` rows."""
     empty = jnp.zeros((batch_size, segment_length), jnp.int32)
-    return LiveStream(machine.init_memory(params, batch_size), empty, jnp.zeros(batch_size, jnp.int32))
+    return LiveStream(
+        machine.init_memory(params, batch_size), empty, jnp.zeros(batch_size, jnp.int32)
+    )
 
 
 def feed(
-    machine: MemoryMachine, params: Params, stream: LiveStream, items: Array, mask: Array | None = None
+    machine: MemoryMachine,
+    params: Params,
+    stream: LiveStream,
+    items: Array,
+    mask: Array | None = None,
 ) -> LiveStream:
     """Appends items i32 [B, n] (mask bool [B, n], default all) and commits the segments that are now full."""
     batch, length = stream.tail.shape
     if items.ndim != 2 or items.shape[0] != batch:
-        raise ValueError(f"feed wants items [B, n] with B = {batch} rows as the stream was opened, got {items.shape}")
+        raise ValueError(
+            f"feed wants items [B, n] with B = {batch} rows as the stream was opened, got {items.shape}"
+        )
     if mask is None:
         mask = jnp.ones(items.shape, bool)
     count = items.shape[1]
@@ -41,16 +51,22 @@ def feed(
     total = stream.tail_len + mask.sum(1)
     full = total // length
     segments = held.reshape(batch, -1, length)
-    whole = jnp.broadcast_to((jnp.arange(segments.shape[1]) < full[:, None])[..., None], segments.shape)
+    whole = jnp.broadcast_to(
+        (jnp.arange(segments.shape[1]) < full[:, None])[..., None], segments.shape
+    )
     most = (length - 1 + count) // length  # segments that can have filled up
     memory = stream.memory
     if most:
         memory = memorize(machine, params, segments[:, :most], whole[:, :most], memory).memory
-    tail = jnp.take_along_axis(segments, jnp.minimum(full, segments.shape[1] - 1)[:, None, None], 1)[:, 0]
+    tail = jnp.take_along_axis(
+        segments, jnp.minimum(full, segments.shape[1] - 1)[:, None, None], 1
+    )[:, 0]
     return LiveStream(memory, tail, total - full * length)
 
 
 def current_memory(machine: MemoryMachine, params: Params, stream: LiveStream) -> Memory:
     """The memory of every item so far, to read from: the tail is written, but not committed."""
     mask = jnp.arange(stream.tail.shape[1]) < stream.tail_len[:, None]
-    return memorize(machine, params, stream.tail[:, None], mask[:, None], memory=stream.memory).memory
+    return memorize(
+        machine, params, stream.tail[:, None], mask[:, None], memory=stream.memory
+    ).memory

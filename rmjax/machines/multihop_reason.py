@@ -34,14 +34,22 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
     def init(key: Key) -> Params:
         a, b = jax.random.split(key)
         b, c = jax.random.split(b)
-        params = init_items(a, num_items, dim, context.width) | {"encoder": recurrent.init_bigru(c, dim, dim)}
+        params = init_items(a, num_items, dim, context.width) | {
+            "encoder": recurrent.init_bigru(c, dim, dim)
+        }
         return params | {"reader": hops.init(b, dim, dim, context.hops)}
 
     def slots(params: Params, memory: BufferMemory) -> tuple[Array, Array]:
         ids, mask = ring.last(memory, length)
         return recurrent.bigru(params["encoder"], embed(params, ids), mask)[0], mask
 
-    def read(params: Params, memory: BufferMemory, query: Array, query_mask: Array, key: Key | None = None) -> Array:
+    def read(
+        params: Params,
+        memory: BufferMemory,
+        query: Array,
+        query_mask: Array,
+        key: Key | None = None,
+    ) -> Array:
         return hops.multihop(params["reader"], query, *slots(params, memory))[0]
 
     return ring.make(num_items, context, length, init, slots, read)

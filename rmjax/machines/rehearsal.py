@@ -20,4 +20,6 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
     def apply(params: Params, slots: Array, aligned: Array) -> Array:
         return recurrent.gru(params, slots, recurrent.gru_input(params, aligned))  # Eq. 2
 
-    return slots.make(num_items, settings, context, slots.Widths(dim, dim, dim), slots.Update(init, apply))
+    return slots.make(
+        num_items, settings, context, slots.Widths(dim, dim, dim), slots.Update(init, apply)
+    )

@@ -47,12 +47,18 @@ def make(
     def encode(params: Params, items: Array, mask: Array, key: Key | None = None) -> Array:
         return items
 
-    def write(params: Params, memory: BufferMemory, features: Array, mask: Array, key: Key | None = None):
+    def write(
+        params: Params, memory: BufferMemory, features: Array, mask: Array, key: Key | None = None
+    ):
         index = memory.count[:, None] + jnp.cumsum(mask, 1) - 1
         count = memory.count + mask.sum(1)
-        stays = mask & (index >= count[:, None] - length)  # of a segment longer than the buffer, the last items
+        stays = mask & (
+            index >= count[:, None] - length
+        )  # of a segment longer than the buffer, the last items
         place = jnp.where(stays, index % length, length)
-        items = jax.vmap(lambda kept, p, x: kept.at[p].set(x, mode="drop"))(memory.items, place, features)
+        items = jax.vmap(lambda kept, p, x: kept.at[p].set(x, mode="drop"))(
+            memory.items, place, features
+        )
         dropped = jnp.maximum(count - length, 0)
         return BufferMemory(items, count, dropped, memory.segments), (jnp.zeros(()), jnp.zeros(()))
 

@@ -70,9 +70,13 @@ def memorize(
             "memorize wants items and mask as arrays [B, T, N]; `rmjax.data.segments.segment` cuts streams so"
         )
     if items.shape[:3] != mask.shape or mask.ndim != 3:
-        raise ValueError(f"memorize wants items and mask of one shape [B, T, N], got {items.shape} and {mask.shape}")
+        raise ValueError(
+            f"memorize wants items and mask of one shape [B, T, N], got {items.shape} and {mask.shape}"
+        )
     if items.ndim == 3 and not jnp.issubdtype(items.dtype, jnp.integer):
-        raise ValueError(f"items of shape [B, T, N] are ids and must be whole numbers, got {items.dtype}")
+        raise ValueError(
+            f"items of shape [B, T, N] are ids and must be whole numbers, got {items.dtype}"
+        )
     batch, segments, _ = mask.shape
     if memory is None:
         memory = machine.init_memory(params, batch)
@@ -80,19 +84,27 @@ def memorize(
         streams = memory.segments.shape[0]
         raise ValueError(f"memory has {streams} streams, items have {batch}: give the same streams")
     if not segments:
-        asked = None if positions is None else jax.tree.map(lambda m: _at(m, m[None][:0], positions), memory)
+        asked = (
+            None
+            if positions is None
+            else jax.tree.map(lambda m: _at(m, m[None][:0], positions), memory)
+        )
         return Memorized(memory, asked, (jnp.zeros(()), jnp.zeros(())))
     if remat and not block:
         # What a segment keeps for the backward pass is some 40 memories, whatever the batch.
         block = max(1, 4096 // mask[:, 0].size, math.isqrt(segments // 40))
     block = min(block or segments, segments)
     blocks = -(-segments // block)
-    time_first = lambda x: _pad(x.swapaxes(0, 1), blocks * block).reshape(blocks, block, batch, *x.shape[2:])  # noqa: E731
+    time_first = lambda x: _pad(x.swapaxes(0, 1), blocks * block).reshape(
+        blocks, block, batch, *x.shape[2:]
+    )
     keys = None if key is None else time_first(_segment_keys(key, memory, mask))
     cut = None
     if gradient_segments:
         alive = mask.any(-1)
-        left = alive[:, ::-1].cumsum(1)[:, ::-1]  # segments of a stream from here to its own last one
+        left = alive[:, ::-1].cumsum(1)[
+            :, ::-1
+        ]  # segments of a stream from here to its own last one
         cut = time_first(alive & (left < left[:, :1]) & (left % gradient_segments == 0))
 
     def write_block(memory: Memory, block):
@@ -116,12 +128,16 @@ def memorize(
     else:
         last, (aux, each) = jax.lax.scan(write_block, memory, blocked)
         each = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), each)
-    asked = None if positions is None else jax.tree.map(lambda m, ms: _at(m, ms, positions), memory, each)
+    asked = (
+        None
+        if positions is None
+        else jax.tree.map(lambda m, ms: _at(m, ms, positions), memory, each)
+    )
     return Memorized(last, asked, jax.tree.map(jnp.sum, aux))
 
 
 def _cut(where: Array, x: Array) -> Array:
-    """x [B, ...] without gradients where [B]."""
+    """X [B, ...] without gradients where [B]."""
     return jnp.where(where.reshape(-1, *[1] * (x.ndim - 1)), jax.lax.stop_gradient(x), x)
 
 
@@ -143,6 +159,6 @@ def _segment_keys(key: Key, memory: Memory, mask: Array) -> Key:
 
 
 def _at(before: Array, each: Array, positions: Array) -> Array:
-    """before [B, ...], each [T, B, ...] -> [B, Q, ...]: entry p of [before, each_1, ..., each_T]."""
+    """Before [B, ...], each [T, B, ...] -> [B, Q, ...]: entry p of [before, each_1, ..., each_T]."""
     every = jnp.concatenate([before[None], each])
     return every[jnp.clip(positions, 0, len(each)), jnp.arange(len(before))[:, None]]

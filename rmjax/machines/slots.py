@@ -47,9 +47,15 @@ class Settings:
     encoder: str = setting("transformer", one_of("transformer", "bigru"), "the segment encoder")
     dropout: float = setting(0.0, below(0, 1), "dropout rate of the Transformer layers")
     normalize: str = setting("slots", one_of("slots", "items"), "what Eq. 1 normalises over")
-    item_scale: float = setting(1.0, above(0), "untrained kernel of the items in Eq. 1, times the usual")
-    slot_identity: bool = setting(False, doc="Eq. 1 sees what each slot was at first beside what it is")
-    timescale: int = setting(50, at_least(0), "segments that an untrained memory reaches back; 0: about two")
+    item_scale: float = setting(
+        1.0, above(0), "untrained kernel of the items in Eq. 1, times the usual"
+    )
+    slot_identity: bool = setting(
+        False, doc="Eq. 1 sees what each slot was at first beside what it is"
+    )
+    timescale: int = setting(
+        50, at_least(0), "segments that an untrained memory reaches back; 0: about two"
+    )
 
     def conflicts(self, config: Any = None) -> Iterator[str]:
         if self.dim % self.heads:
@@ -75,7 +81,9 @@ class Widths(NamedTuple):
     slots: int
 
 
-def make(num_items: int, settings: Settings, context: Context, widths: Widths, update: Update) -> MemoryMachine:
+def make(
+    num_items: int, settings: Settings, context: Context, widths: Widths, update: Update
+) -> MemoryMachine:
     """A machine of slots over `num_items` item ids, or over features."""
     encoder = context.segment_encoder or (
         segments.bigru()
@@ -113,7 +121,8 @@ class _Slots:
             "slot": dense(keys[3], (slot_dim, dim)),
             "item": s.item_scale * dense(keys[4], (item_dim, dim)),
             "bias": jnp.zeros(dim),
-            "score": 4.0 * dense(keys[5], (dim, 1))[:, 0],  # sharp enough that slots differ in what they take in
+            "score": 4.0
+            * dense(keys[5], (dim, 1))[:, 0],  # sharp enough that slots differ in what they take in
         }
         reader = hops.init(keys[7], slot_dim, dim, self.context.hops)
         # Untrained, a question reads the slots that an item like it is written to.
@@ -130,22 +139,33 @@ class _Slots:
         }
 
     def init_memory(self, params: Params, batch_size: int) -> SlotMemory:
-        first = jnp.broadcast_to(params["slots"], (batch_size, self.settings.slots, self.widths.slots))
+        first = jnp.broadcast_to(
+            params["slots"], (batch_size, self.settings.slots, self.widths.slots)
+        )
         return SlotMemory(first, jnp.zeros(batch_size, jnp.int32))
 
-    def encode(self, params: Params, items: Array, mask: Array, key: Key | None = None) -> tuple[Array, Array]:
+    def encode(
+        self, params: Params, items: Array, mask: Array, key: Key | None = None
+    ) -> tuple[Array, Array]:
         """-> features f, and W2 f + b of Eq. 1, which needs no memory and so is kept out of the scan."""
         f = self.encoder.apply(params["encoder"], items, embed(params, items), mask, key=key)
         return f, f @ params["attention"]["item"] + params["attention"]["bias"]
 
     def write(
-        self, params: Params, memory: SlotMemory, features: tuple[Array, Array], mask: Array, key: Key | None = None
+        self,
+        params: Params,
+        memory: SlotMemory,
+        features: tuple[Array, Array],
+        mask: Array,
+        key: Key | None = None,
     ):
         del key  # nothing is drawn in the scan
         f, projected = features
         m = memory.slots
         scored = m + params["slots"] if self.settings.slot_identity else m
-        weights = slot_attention(params["attention"], scored, projected, mask, self.settings.normalize)
+        weights = slot_attention(
+            params["attention"], scored, projected, mask, self.settings.normalize
+        )
         aligned = weights @ jnp.where(mask[..., None], f, 0.0)  # Eq. 1: l_k
         new = self.update.apply(params["update"], m, aligned)
         return SlotMemory(new, memory.segments), (jnp.zeros(()), jnp.zeros(()))
@@ -155,11 +175,15 @@ def read_slots(params: Params, memory: SlotMemory) -> tuple[Array, Array]:
     return memory.slots, jnp.ones(memory.slots.shape[:2], bool)
 
 
-def read(params: Params, memory: SlotMemory, query: Array, query_mask: Array, key: Key | None = None) -> Array:
+def read(
+    params: Params, memory: SlotMemory, query: Array, query_mask: Array, key: Key | None = None
+) -> Array:
     return hops.multihop(params["reader"], query, *read_slots(params, memory))[0]
 
 
-def slot_attention(params: Params, slots: Array, projected: Array, mask: Array, normalize: str = "slots") -> Array:
+def slot_attention(
+    params: Params, slots: Array, projected: Array, mask: Array, normalize: str = "slots"
+) -> Array:
     """Eq. 1's weights, the share of each item that each slot takes in.
 
     Args:

@@ -38,7 +38,9 @@ def record(state: State, reminded: Reminded) -> Record:
 
 def nobody(state: State) -> Record:
     """The record of a step before which this state had nobody."""
-    return Record(jnp.full_like(state.serial, -1), state.kind, state.age, jnp.zeros(state.kind.shape, bool))
+    return Record(
+        jnp.full_like(state.serial, -1), state.kind, state.age, jnp.zeros(state.kind.shape, bool)
+    )
 
 
 def mean_age(history: Record) -> np.ndarray:
@@ -82,7 +84,9 @@ def autocorrelation(history: Record, lags: int, kind: int = LONG_TERM) -> np.nda
 def edges_above(state: State, weight: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Edges between different engrams with E_ij of at least `weight`: serials i, serials j, weights (Figs. 9, 10)."""
     if state.kind.ndim != 1:
-        raise ValueError(f"edges_above: one stream's state, please; this one holds streams {state.kind.shape[:-1]}")
+        raise ValueError(
+            f"edges_above: one stream's state, please; this one holds streams {state.kind.shape[:-1]}"
+        )
     weights, serial = np.array(edge_weights(state)), np.asarray(state.serial)
     np.fill_diagonal(weights, 0.0)
     sources, targets = np.nonzero((weights >= weight) & (weights > 0))
@@ -97,5 +101,7 @@ def _one_stream(history: Record) -> Record:
             "as in jax.tree.map(lambda x: x[:, 0], history)"
         )
     if (history.reminded & (history.serial < 0)).any():
-        raise ValueError("the history was recorded of states after memorize_and_forget: record(*remind(...)) is meant")
+        raise ValueError(
+            "the history was recorded of states after memorize_and_forget: record(*remind(...)) is meant"
+        )
     return history

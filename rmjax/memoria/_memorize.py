@@ -27,7 +27,11 @@ from rmjax.types import Array
 
 @functools.partial(jax.jit, static_argnames="config")
 def memorize_and_forget(
-    config: MemoriaConfig, state: State, reminded: Reminded, weights: Array, active: Array | bool = True
+    config: MemoriaConfig,
+    state: State,
+    reminded: Reminded,
+    weights: Array,
+    active: Array | bool = True,
 ) -> State:
     """Ends the step that `remind` began.
 
@@ -49,7 +53,9 @@ def memorize_and_forget(
     slots = jnp.concatenate([reminded.short_term.slots, reminded.long_term.slots])
     serials = jnp.concatenate([reminded.short_term.serials, reminded.long_term.serials])
     remembered = jnp.where(state.kind == WORKING, -1, state.serial)  # who can have been reminded
-    valid = reminded.valid & active & (remembered.at[slots].get(mode="fill", fill_value=-1) == serials)
+    valid = (
+        reminded.valid & active & (remembered.at[slots].get(mode="fill", fill_value=-1) == serials)
+    )
     slots = jnp.where(valid, slots, capacity)
     weights = jax.lax.stop_gradient(weights.astype(jnp.float32))
     if config.checked:
@@ -60,7 +66,8 @@ def memorize_and_forget(
     lived = state.lifespan.at[slots].add(gain, mode="drop") - 1.0
     fate = _age(config, state, lived)
     return dataclasses.replace(
-        state, **{name: jnp.where(active, value, getattr(state, name)) for name, value in fate.items()}
+        state,
+        **{name: jnp.where(active, value, getattr(state, name)) for name, value in fate.items()},
     )
 
 
@@ -80,16 +87,27 @@ def _check_weights(config: MemoriaConfig, reminded: Reminded, weights: Array) ->
 
 
 def _check_values(
-    config: MemoriaConfig, state: State, reminded: Reminded, valid: Array, weights: Array, active: Array
+    config: MemoriaConfig,
+    state: State,
+    reminded: Reminded,
+    valid: Array,
+    weights: Array,
+    active: Array,
 ) -> None:
     begun = (state.kind == WORKING).any()
-    checkify.check(begun | ~active, "state: it has no working engrams, so no step has begun: call remind first")
+    checkify.check(
+        begun | ~active, "state: it has no working engrams, so no step has begun: call remind first"
+    )
     strange = reminded.valid & active & ~valid
     message = "reminded: entry {i} is not in the state: it was reminded from another one"
     checkify.check(~strange.any(), message, i=strange.argmax())
-    wrong = valid & ~(jnp.isfinite(weights) & ((weights >= 0) | (config.lifespan_increment == "given")))
+    wrong = valid & ~(
+        jnp.isfinite(weights) & ((weights >= 0) | (config.lifespan_increment == "given"))
+    )
     i = wrong.argmax()
-    checkify.check(~wrong.any(), "weights: entry {i} is {w}, not a finite number from 0 up", i=i, w=weights[i])
+    checkify.check(
+        ~wrong.any(), "weights: entry {i} is {w}, not a finite number from 0 up", i=i, w=weights[i]
+    )
 
 
 def _fire(config: MemoriaConfig, state: State, slots: Array, active: Array) -> State:
@@ -136,11 +154,17 @@ def _age(config: MemoriaConfig, state: State, lived: Array) -> dict[str, Array]:
     # By birth: long-term, short-term, working. The newest short_term_capacity are not yet pushed out.
     counted = counted[state.by_birth]
     place = jnp.cumsum(counted, dtype=jnp.int32)
-    pushed_out = jnp.zeros(capacity, bool).at[state.by_birth].set(place <= place[-1] - config.short_term_capacity)
+    pushed_out = (
+        jnp.zeros(capacity, bool)
+        .at[state.by_birth]
+        .set(place <= place[-1] - config.short_term_capacity)
+    )
     kind = jnp.where((state.kind == LONG_TERM) | pushed_out, LONG_TERM, SHORT_TERM)
     kind = jnp.where(lives, kind, EMPTY).astype(state.kind.dtype)
 
-    excess = jnp.maximum((kind == LONG_TERM).sum(dtype=jnp.int32) - config.long_term, 0)  # at most `working`
+    excess = jnp.maximum(
+        (kind == LONG_TERM).sum(dtype=jnp.int32) - config.long_term, 0
+    )  # at most `working`
     weakest_first = jnp.where(kind == LONG_TERM, -lived, -jnp.inf)[state.by_birth]
     _, places = jax.lax.top_k(weakest_first, config.working)
     evicted = jnp.where(jnp.arange(config.working) < excess, state.by_birth[places], capacity)
@@ -149,7 +173,9 @@ def _age(config: MemoriaConfig, state: State, lived: Array) -> dict[str, Array]:
     lives = kind != EMPTY
     living = lives[state.by_birth]
     before = jnp.cumsum(living, dtype=jnp.int32)
-    place = jnp.where(living, before - 1, before[-1] + jnp.arange(capacity, dtype=jnp.int32) - before)
+    place = jnp.where(
+        living, before - 1, before[-1] + jnp.arange(capacity, dtype=jnp.int32) - before
+    )
     return {
         "kind": kind,
         "lifespan": jnp.where(lives, lived, 0.0),

@@ -57,13 +57,17 @@ class Reminded:
 
     @property
     def valid(self) -> Array:
-        """bool [k_short + k_long]."""
+        """Bool [k_short + k_long]."""
         return jnp.concatenate([self.short_term.valid, self.long_term.valid], -1)
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def remind(
-    config: MemoriaConfig, state: State, working: Array, key: Key | None = None, active: Array | bool = True
+    config: MemoriaConfig,
+    state: State,
+    working: Array,
+    key: Key | None = None,
+    active: Array | bool = True,
 ) -> tuple[State, Reminded]:
     """Puts new engrams into working memory and reminds those near them. Nothing has fired or aged yet.
 
@@ -88,11 +92,15 @@ def remind(
     working = jax.lax.stop_gradient(working.astype(jnp.float32))
     if config.checked:
         wrong = active & ~jnp.isfinite(working).all(-1)
-        checkify.check(~wrong.any(), "working: engram {i} holds a NaN or an infinity", i=wrong.argmax())
+        checkify.check(
+            ~wrong.any(), "working: engram {i} holds a NaN or an infinity", i=wrong.argmax()
+        )
     state = _numbered_anew(config, jax.lax.stop_gradient(state), active)
     state = _add_working(config, state, working, active)
     score = correlation(config, state, working)
-    short_term = _nearest(state, score, (state.kind == SHORT_TERM) & active, config.remind_short_term)
+    short_term = _nearest(
+        state, score, (state.kind == SHORT_TERM) & active, config.remind_short_term
+    )
     if config.remind_long_term:
         seeds, found = _search(config, state, short_term, key, active)
     else:
@@ -126,7 +134,9 @@ def _numbered_anew(config: MemoriaConfig, state: State, active: Array) -> State:
         carry = jax.lax.cond(full(carry), anew, lambda carry: carry, carry)
     else:  # of several streams a loop computes nothing where none is full; a cond would
         carry = jax.lax.while_loop(full, anew, carry)
-    return dataclasses.replace(state, **dict(zip(("serial", "fired", "next_serial"), carry, strict=True)))
+    return dataclasses.replace(
+        state, **dict(zip(("serial", "fired", "next_serial"), carry, strict=True))
+    )
 
 
 def _add_working(config: MemoriaConfig, state: State, working: Array, active: Array) -> State:
@@ -142,7 +152,9 @@ def _add_working(config: MemoriaConfig, state: State, working: Array, active: Ar
         "age": 0,
         "fired": 0,
     }
-    new = {name: getattr(state, name).at[slots].set(value, mode="drop") for name, value in born.items()}
+    new = {
+        name: getattr(state, name).at[slots].set(value, mode="drop") for name, value in born.items()
+    }
     after = jnp.where(active, first + config.working, state.next_serial)
     return dataclasses.replace(state, **new, next_serial=after)
 
@@ -160,9 +172,12 @@ def correlation(config: MemoriaConfig, state: State, working: Array) -> Array:
         center = working.mean(0)
         spread = working - center
         products = (
-            jnp.dot(spread, state.engrams.T, precision=highest) - jnp.dot(spread, center, precision=highest)[:, None]
+            jnp.dot(spread, state.engrams.T, precision=highest)
+            - jnp.dot(spread, center, precision=highest)[:, None]
         )
-        score = score / n**2 + jax.nn.logsumexp(2.0 * products - (spread**2).sum(-1, keepdims=True), 0)
+        score = score / n**2 + jax.nn.logsumexp(
+            2.0 * products - (spread**2).sum(-1, keepdims=True), 0
+        )
     return jnp.where(jnp.isnan(score), jnp.finfo(jnp.float32).min, score)
 
 
@@ -192,7 +207,9 @@ def _search(
     if config.search_seeds == "full":
         return long_term, long_term
     capacity = config.capacity
-    rank = jnp.zeros(capacity, jnp.int32).at[state.by_birth].set(jnp.arange(capacity, dtype=jnp.int32))
+    rank = (
+        jnp.zeros(capacity, jnp.int32).at[state.by_birth].set(jnp.arange(capacity, dtype=jnp.int32))
+    )
     salt = _salt(config, state, key)
     seeds = jnp.zeros(capacity, bool)
     if config.remind_short_term:
@@ -200,7 +217,9 @@ def _search(
         if config.ties in ("random", "hash"):
             prefer = jnp.maximum(_hash(salt, short_term.serials[:, None], state.serial), 1)
         elif config.ties == "newest":
-            prefer = jnp.broadcast_to(rank.astype(jnp.uint32) + 1, (config.remind_short_term, capacity))
+            prefer = jnp.broadcast_to(
+                rank.astype(jnp.uint32) + 1, (config.remind_short_term, capacity)
+            )
         to, count = _strongest(state, rank, short_term.slots, long_term, prefer)
         go = short_term.valid & (count >= (0 if config.follow_zero_edges else 1))
         seeds = seeds.at[jnp.where(go, to, capacity)].set(True, mode="drop")
@@ -219,12 +238,18 @@ def _salt(config: MemoriaConfig, state: State, key: Key | None) -> Array:
 def _hash(salt: Array, source: Array, candidate: Array) -> Array:
     """u32 of the broadcast shape, as good as drawn anew for each salt: one hash costs less than one random number."""
     source, candidate = source.astype(jnp.uint32), candidate.astype(jnp.uint32)
-    h = (candidate * jnp.uint32(0x9E3779B1)) ^ (source * jnp.uint32(0x85EBCA77)) ^ (salt * jnp.uint32(0xC2B2AE3D))
+    h = (
+        (candidate * jnp.uint32(0x9E3779B1))
+        ^ (source * jnp.uint32(0x85EBCA77))
+        ^ (salt * jnp.uint32(0xC2B2AE3D))
+    )
     h = (h ^ (h >> 15)) * jnp.uint32(0x2C1B3C6D)
     return h ^ (h >> 12)
 
 
-def _strongest(state: State, rank: Array, slots: Array, to: Array, prefer: Array | None = None) -> tuple[Array, Array]:
+def _strongest(
+    state: State, rank: Array, slots: Array, to: Array, prefer: Array | None = None
+) -> tuple[Array, Array]:
     """Where the strongest edge of each of slots [R] leads, among slots `to` [C]: (slot [R], count [R], -1 for none).
 
     Edges of one engram are compared by their counts: what they are divided by is the same. Of equal ones the one with
@@ -238,7 +263,9 @@ def _strongest(state: State, rank: Array, slots: Array, to: Array, prefer: Array
         return jnp.where((rows == most[:, None]) & to, prefer, 0).argmax(-1), most
     bits = (capacity - 1).bit_length()
     older = capacity - 1 - rank
-    if jnp.iinfo(rows.dtype).bits - 1 + bits <= 31:  # count and age in one number: one pass over the rows, not two
+    if (
+        jnp.iinfo(rows.dtype).bits - 1 + bits <= 31
+    ):  # count and age in one number: one pass over the rows, not two
         best = jnp.where(to, (rows.astype(jnp.int32) << bits) | older, -1).max(-1)
         most, oldest = best >> bits, best & (2**bits - 1)
     else:
@@ -249,7 +276,12 @@ def _strongest(state: State, rank: Array, slots: Array, to: Array, prefer: Array
 
 
 def _draw(
-    config: MemoriaConfig, state: State, short_term: Engrams, long_term: Array, salt: Array, seeds: Array
+    config: MemoriaConfig,
+    state: State,
+    short_term: Engrams,
+    long_term: Array,
+    salt: Array,
+    seeds: Array,
 ) -> Array:
     """Adds to seeds [C] one long-term engram for each short-term engram that is not reminded.
 
@@ -257,13 +289,17 @@ def _draw(
     do, by the rule for ties.
     """
     capacity = config.capacity
-    number = long_term.sum(dtype=jnp.int32)  # the first ones by birth; then come the short-term engrams
+    number = long_term.sum(
+        dtype=jnp.int32
+    )  # the first ones by birth; then come the short-term engrams
     places = number + jnp.arange(config.short_term_capacity, dtype=jnp.int32)
     sources = state.by_birth.at[places].get(mode="clip")
     reminded = jnp.zeros(capacity, bool).at[short_term.slots].set(True, mode="drop")
     draws = (state.kind[sources] == SHORT_TERM) & ~reminded[sources] & (places < capacity)
     if config.ties in ("random", "hash"):
-        share = (_hash(salt, state.serial[sources], jnp.uint32(0)) >> 8).astype(jnp.float32) / 2**24  # of [0, 1)
+        share = (_hash(salt, state.serial[sources], jnp.uint32(0)) >> 8).astype(
+            jnp.float32
+        ) / 2**24  # of [0, 1)
         drawn = jnp.minimum((share * number).astype(jnp.int32), number - 1)
     else:
         drawn = jnp.full(places.shape, 0 if config.ties == "oldest" else number - 1)
@@ -271,7 +307,9 @@ def _draw(
     return seeds.at[to].set(True, mode="drop")
 
 
-def _walk(config: MemoriaConfig, state: State, seeds: Array, long_term: Array, rank: Array) -> Array:
+def _walk(
+    config: MemoriaConfig, state: State, seeds: Array, long_term: Array, rank: Array
+) -> Array:
     """Step 5: all that walks from the seeds meet, [C].
 
     A walk goes along its strongest edge to what no walk has met at an earlier level; walks that meet are one from there
@@ -300,6 +338,8 @@ def _walk(config: MemoriaConfig, state: State, seeds: Array, long_term: Array, r
         )
 
     carry = (jnp.int32(0), seeds, jnp.zeros(capacity, bool), seeds)
-    if config.checked:  # checkify has no rule for a while_loop of several streams; a level at a time needs none
+    if (
+        config.checked
+    ):  # checkify has no rule for a while_loop of several streams; a level at a time needs none
         return jax.lax.fori_loop(0, config.search_depth, lambda _, carry: go(carry), carry)[-1]
     return jax.lax.while_loop(more, go, carry)[-1]

@@ -17,7 +17,9 @@ import numpy as np
 from rmjax.types import Array
 
 EMPTY, WORKING, SHORT_TERM, LONG_TERM = range(4)  # State.kind
-HEAD_ROOM = 1.25  # of the default long-term capacity over the size that Appendix E says it settles at
+HEAD_ROOM = (
+    1.25  # of the default long-term capacity over the size that Appendix E says it settles at
+)
 
 _CHOICES = {
     "correlation": ("exp", "negative_square"),
@@ -87,11 +89,16 @@ class MemoriaConfig:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.type == "str":
-                fits, must = bool(value in _CHOICES[field.name]), f"one of {', '.join(_CHOICES[field.name])}"
+                fits, must = (
+                    bool(value in _CHOICES[field.name]),
+                    f"one of {', '.join(_CHOICES[field.name])}",
+                )
             elif field.type == "bool":
                 fits, must = isinstance(value, bool), "True or False"
             elif field.type == "float":
-                number = isinstance(value, int | float | np.floating) and not isinstance(value, bool)
+                number = isinstance(value, int | float | np.floating) and not isinstance(
+                    value, bool
+                )
                 fits = number and bool(0 <= value < math.inf)
                 must = "a number, at least 0"
             else:
@@ -136,7 +143,9 @@ class State:
     next_serial: Array  # i32 [] serial of the next engram; before it would pass 2^31, `remind` numbers all anew
     evicted: Array  # i32 [] long-term engrams that went because their capacity was full
     fired: Array  # i32 [C] next_serial as it was when the engram last fired; 0: it has not
-    by_birth: Array  # i32 [C] slots, that of the oldest engram first; after the engrams the empty ones
+    by_birth: (
+        Array  # i32 [C] slots, that of the oldest engram first; after the engrams the empty ones
+    )
 
 
 def init(config: MemoriaConfig) -> State:
@@ -163,7 +172,9 @@ def reset(state: State, mask: Array) -> State:
     """
     mask = jnp.asarray(mask, bool)
     if mask.shape != state.evicted.shape:
-        raise ValueError(f"reset: mask has shape {mask.shape}, but the state has streams {state.evicted.shape}")
+        raise ValueError(
+            f"reset: mask has shape {mask.shape}, but the state has streams {state.evicted.shape}"
+        )
     slots = jnp.arange(state.kind.shape[-1], dtype=jnp.int32)
     empty = {"serial": -1, "by_birth": slots}
     names = ("kind", "lifespan", "serial", "age", "next_serial", "evicted", "fired", "by_birth")
@@ -192,7 +203,11 @@ def counts_of(state: State, slots: Array) -> Array:
 def cofire_counts(state: State) -> Array:
     """How often engrams i and j fired together, i32 [..., C, C]; 0 where a slot is empty (Count_ij of section 3.1)."""
     alive = state.kind != EMPTY
-    known = alive[..., :, None] & alive[..., None, :] & (state.serial[..., None, :] < state.fired[..., :, None])
+    known = (
+        alive[..., :, None]
+        & alive[..., None, :]
+        & (state.serial[..., None, :] < state.fired[..., :, None])
+    )
     return jnp.where(known, state.counts, 0).astype(jnp.int32)
 
 
@@ -217,7 +232,11 @@ def check_state(config: MemoriaConfig, state: State) -> None:
         found, wanted = getattr(state, field.name), getattr(expected, field.name)
         if found.shape == wanted.shape and found.dtype == wanted.dtype:
             continue
-        cure = "for several streams use jax.vmap" if found.ndim > wanted.ndim else "make it with memoria.init(config)"
+        cure = (
+            "for several streams use jax.vmap"
+            if found.ndim > wanted.ndim
+            else "make it with memoria.init(config)"
+        )
         raise ValueError(
             f"state.{field.name} is {found.dtype}{list(found.shape)}, but this config's is "
             f"{wanted.dtype}{list(wanted.shape)} (capacity {config.capacity}, dim {config.dim}): {cure}"
@@ -227,4 +246,6 @@ def check_state(config: MemoriaConfig, state: State) -> None:
 def check_active(active: Array | bool) -> None:
     """Raises ValueError where `active` is not of one stream."""
     if jnp.shape(active):
-        raise ValueError(f"active has shape {jnp.shape(active)}, expected one bool: for several streams use jax.vmap")
+        raise ValueError(
+            f"active has shape {jnp.shape(active)}, expected one bool: for several streams use jax.vmap"
+        )

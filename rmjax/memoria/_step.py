@@ -29,4 +29,8 @@ def step(
     """
     state, reminded = remind(config, state, working, key, active)
     result, weights = exploit(reminded)
-    return memorize_and_forget(config, state, reminded, weights, active), result, record(state, reminded)
+    return (
+        memorize_and_forget(config, state, reminded, weights, active),
+        result,
+        record(state, reminded),
+    )

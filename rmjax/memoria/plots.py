@@ -41,7 +41,10 @@ def autocorrelation(
 
 
 def engrams(
-    config: MemoriaConfig, states: Mapping[str, State], weight: float, path: str | Path | None = None
+    config: MemoriaConfig,
+    states: Mapping[str, State],
+    weight: float,
+    path: str | Path | None = None,
 ) -> Figure:
     """Figure 9: engrams, the later born the further right, and their edges of at least `weight`; one panel a state.
 
@@ -59,13 +62,16 @@ def engrams(
 
 
 def seen_twice(
-    config: MemoriaConfig, states: Mapping[str, State], weight: float, period: int, path: str | Path | None = None
+    config: MemoriaConfig,
+    states: Mapping[str, State],
+    weight: float,
+    period: int,
+    path: str | Path | None = None,
 ) -> Figure:
     """Figure 10: the same `period` steps of data seen twice: engrams of the first time below, of the second above.
 
     What stands in one column was made of the same data. Where the data come more often, later times go further up.
     """
-
     if period < 1:
         raise ValueError(f"seen_twice: {period=}, must be at least 1: the steps that the data take")
 
@@ -87,7 +93,9 @@ def _births(config: MemoriaConfig, serials: np.ndarray) -> tuple[np.ndarray, np.
     return serials // config.working, (serials % config.working) / max(1, config.working - 1)
 
 
-def _graphs(states: Mapping[str, State], weight: float, places: Callable) -> tuple[Figure, np.ndarray]:
+def _graphs(
+    states: Mapping[str, State], weight: float, places: Callable
+) -> tuple[Figure, np.ndarray]:
     """One panel a state: engrams where `places` (serials [n] -> [n, 2]) puts them, and the edges above the weight."""
     if not states:
         raise ValueError("nothing to draw: no state was given")
@@ -95,14 +103,22 @@ def _graphs(states: Mapping[str, State], weight: float, places: Callable) -> tup
     for axis, (title, state) in zip(axes, states.items(), strict=True):
         sources, targets, weights = edges_above(state, weight)
         lines = np.stack([places(sources), places(targets)], 1)
-        axis.add_collection(LineCollection(list(lines), colors="0.4", alpha=0.25, linewidths=0.6 * weights, zorder=1))
+        axis.add_collection(
+            LineCollection(
+                list(lines), colors="0.4", alpha=0.25, linewidths=0.6 * weights, zorder=1
+            )
+        )
         serial, kind = np.asarray(state.serial), np.asarray(state.kind)
         for number, (name, colour) in KINDS.items():
             if not (kind == number).any():
                 continue
             axis.scatter(*places(serial[kind == number]).T, s=8, color=colour, label=name, zorder=2)
         axis.set_title(title)
-    handles = {label: dot for axis in axes for dot, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    handles = {
+        label: dot
+        for axis in axes
+        for dot, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=3)
     return figure, axes
 

@@ -27,7 +27,9 @@ def save(config: MemoriaConfig, state: State, path: str | Path) -> None:
       FileExistsError: something is there that `save` did not write.
       OSError: the disk is full; names the directory, its size and what to do.
     """
-    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[state.evicted.ndim :], x.dtype), state)
+    one = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape[state.evicted.ndim :], x.dtype), state
+    )
     check_state(config, one)
     about = {"memoria": {"version": VERSION, "config": dataclasses.asdict(config)}}
     checkpoint.save_tree(path, state, about)
@@ -48,11 +50,15 @@ def load(config: MemoriaConfig, path: str | Path) -> State:
             raise ValueError(f"{path} is no Memoria state")
         if about.get("version") != VERSION:
             actual = about.get("version")
-            raise ValueError(f"{path} is of version {actual}; this code reads Memoria states of version {VERSION}")
+            raise ValueError(
+                f"{path} is of version {actual}; this code reads Memoria states of version {VERSION}"
+            )
         saved, wanted = {**DEFAULTS, **about["config"]}, dataclasses.asdict(config)
         names = [name for name in saved if name != "checked" and saved[name] != wanted.get(name)]
         if names:
-            differ = "; ".join(f"{name}: saved {saved.get(name)!r}, asked {wanted.get(name)!r}" for name in names)
+            differ = "; ".join(
+                f"{name}: saved {saved.get(name)!r}, asked {wanted.get(name)!r}" for name in names
+            )
             raise ValueError(f"{path} was saved under another config: {differ}")
         streams = tuple(manifest["leaves"].get("evicted", ["", []])[1])
         one = jax.eval_shape(lambda: init(config))
@@ -67,9 +73,10 @@ def load(config: MemoriaConfig, path: str | Path) -> State:
 
 def _unsound(state: State) -> str | None:
     """What no memory can hold, of a state of any number of streams in NumPy arrays; None where all
-    is sound."""
+    is sound.
+    """
     slots = np.arange(state.kind.shape[-1])
-    by_birth = lambda x: np.take_along_axis(x, np.asarray(state.by_birth), -1)  # noqa: E731
+    by_birth = lambda x: np.take_along_axis(x, np.asarray(state.by_birth), -1)
     if (np.sort(state.by_birth, -1) != slots).any():
         return "by_birth is no order of its slots"
     if ((state.kind < EMPTY) | (state.kind > LONG_TERM)).any():
@@ -84,5 +91,7 @@ def _unsound(state: State) -> str | None:
         return "serial must rise by birth, up to next_serial"
     if np.isnan(state.lifespan).any():
         return "lifespan holds nan"
-    low = [name for name in ("counts", "age", "evicted", "fired") if (getattr(state, name) < 0).any()]
+    low = [
+        name for name in ("counts", "age", "evicted", "fired") if (getattr(state, name) < 0).any()
+    ]
     return f"{low[0]} is below 0" if low else None

@@ -49,7 +49,9 @@ class Sizes(gpt2.Sizes):
         if self.types < 1:
             raise ValueError(f"types must be at least 1, got {self.types}")
         if self.longest < 1:
-            raise ValueError(f"positions={self.positions} with padding={self.padding} has room for no token")
+            raise ValueError(
+                f"positions={self.positions} with padding={self.padding} has room for no token"
+            )
 
     @property
     def longest(self) -> int:
@@ -59,12 +61,16 @@ class Sizes(gpt2.Sizes):
 
 def roberta(**sizes: Any) -> Sizes:
     """RoBERTa's where nothing is given: 512 tokens at positions 2 to 513, one type."""
-    given: dict[str, Any] = dict(positions=514, types=1, padding=1, epsilon=1e-5, early_dropout=True)
+    given: dict[str, Any] = dict(
+        positions=514, types=1, padding=1, epsilon=1e-5, early_dropout=True
+    )
     return Sizes(**given | sizes)
 
 
 def norm(sizes: Sizes, name: str | None) -> nn.LayerNorm:
-    return nn.LayerNorm(epsilon=sizes.epsilon, dtype=jnp.promote_types(sizes.dtype, jnp.float32), name=name)
+    return nn.LayerNorm(
+        epsilon=sizes.epsilon, dtype=jnp.promote_types(sizes.dtype, jnp.float32), name=name
+    )
 
 
 class Embeddings(nn.Module):
@@ -73,12 +79,22 @@ class Embeddings(nn.Module):
     sizes: Sizes
 
     @nn.compact
-    def __call__(self, tokens: Array, mask: Array, types: Array | None = None, key: Key | None = None) -> Array:
+    def __call__(
+        self, tokens: Array, mask: Array, types: Array | None = None, key: Key | None = None
+    ) -> Array:
         s, n = self.sizes, tokens.shape[1]
         if n > s.longest:
-            raise ValueError(f"a segment of {n} tokens is longer than the {s.longest} that the model has positions for")
-        table = lambda name, rows: self.param(f"{name}_embeddings", normal(self.sizes.initial), (rows, s.dim))  # noqa: E731
-        words, places, kinds = table("word", s.vocabulary), table("position", s.positions), table("token_type", s.types)
+            raise ValueError(
+                f"a segment of {n} tokens is longer than the {s.longest} that the model has positions for"
+            )
+        table = lambda name, rows: self.param(
+            f"{name}_embeddings", normal(self.sizes.initial), (rows, s.dim)
+        )
+        words, places, kinds = (
+            table("word", s.vocabulary),
+            table("position", s.positions),
+            table("token_type", s.types),
+        )
         x = (
             look_up(words, tokens)
             + places[positions(s, mask)]
@@ -88,7 +104,7 @@ class Embeddings(nn.Module):
 
 
 def positions(sizes: Sizes, mask: Array) -> Array:
-    """mask bool [B, N] -> i32 [N], or [B, N] where padded tokens have a position of their own."""
+    """Mask bool [B, N] -> i32 [N], or [B, N] where padded tokens have a position of their own."""
     if sizes.padding is None:
         return jnp.arange(mask.shape[1])
     return jnp.cumsum(mask, -1) * mask + sizes.padding
@@ -104,11 +120,15 @@ class Attention(nn.Module):
     sizes: Sizes
 
     @nn.compact
-    def __call__(self, x: Array, context: Array, mask: Array, key: Key | None = None) -> tuple[Array, Array]:
+    def __call__(
+        self, x: Array, context: Array, mask: Array, key: Key | None = None
+    ) -> tuple[Array, Array]:
         s = self.sizes
-        project = lambda name, y: split_heads(dense(s, s.dim, name)(y), s.heads)  # noqa: E731
+        project = lambda name, y: split_heads(dense(s, s.dim, name)(y), s.heads)
         query, keys, value = project("query", x), project("key", context), project("value", context)
-        out, weights = attend(query, keys, value, mask[:, None, None], lambda w: dropout(w, s.dropout, fold(key, 0)))
+        out, weights = attend(
+            query, keys, value, mask[:, None, None], lambda w: dropout(w, s.dropout, fold(key, 0))
+        )
         out = dense(s, s.dim, "output")(out.reshape(x.shape))
         return norm(s, "LayerNorm")(x + dropout(out, s.dropout, fold(key, 1))), weights
 
@@ -140,7 +160,9 @@ class Bert(nn.Module):
         self.embeddings = Embeddings(self.sizes)
         self.layer = [kept(self.sizes, Layer)(self.sizes) for _ in range(self.sizes.layers)]
 
-    def __call__(self, tokens: Array, mask: Array, types: Array | None = None, key: Key | None = None) -> Array:
+    def __call__(
+        self, tokens: Array, mask: Array, types: Array | None = None, key: Key | None = None
+    ) -> Array:
         x = self.embeddings(tokens, mask, types, fold(key, self.sizes.layers))
         for i, layer in enumerate(self.layer):
             x = layer(x, mask, fold(key, i))
@@ -159,7 +181,9 @@ class Head(nn.Module):
         if s.early_dropout:
             x = dropout(x, s.dropout, fold(key, 0))
         x = dropout(jnp.tanh(dense(s, s.dim, "pooler")(x)), s.dropout, fold(key, 1))
-        return Dense(self.classes, kernel_init=normal(self.sizes.initial), name="classifier")(x.astype(jnp.float32))
+        return Dense(self.classes, kernel_init=normal(self.sizes.initial), name="classifier")(
+            x.astype(jnp.float32)
+        )
 
 
 class Classifier(NamedTuple):
@@ -182,7 +206,13 @@ def make_classifier(sizes: Sizes, classes: int) -> Classifier:
         hidden, params = encoder.init_with_output(keys[0], tokens, tokens == 0)
         return params["params"] | head.init(keys[1], hidden)["params"]
 
-    def logits(params: Params, tokens: Array, mask: Array, key: Key | None = None, types: Array | None = None):
+    def logits(
+        params: Params,
+        tokens: Array,
+        mask: Array,
+        key: Key | None = None,
+        types: Array | None = None,
+    ):
         hidden = encoder.apply({"params": params}, tokens, mask, types, fold(key, 0))
         return head.apply({"params": params}, hidden, fold(key, 1))
 

@@ -26,7 +26,9 @@ class Remembered:
     segments: Array  # i32 [B] read so far
 
 
-def make(sizes: Sizes, *, memory: int, compressed: int, rate: int = 4, reconstruction: float = 1.0) -> SequenceModel:
+def make(
+    sizes: Sizes, *, memory: int, compressed: int, rate: int = 4, reconstruction: float = 1.0
+) -> SequenceModel:
     """memory, compressed: rows of each kind that a layer remembers. rate: inputs in one compressed row.
 
     reconstruction: weight of the attention-reconstruction loss (Rae et al. 2020, Algorithm 2), its mean over layers.
@@ -40,9 +42,13 @@ def make(sizes: Sizes, *, memory: int, compressed: int, rate: int = 4, reconstru
     def init(key: Key) -> Params:
         model, compression = jax.random.split(key)
         tokens = jnp.zeros((1, 1), jnp.int32)
-        params = module.init(model, tokens, tokens == 0, memories(init_state(None, 1).layers))["params"]
+        params = module.init(model, tokens, tokens == 0, memories(init_state(None, 1).layers))[
+            "params"
+        ]
         keys = jax.random.split(compression, sizes.layers)
-        each = {f"h_{i}": compressive.init_compression(k, sizes.dim, rate) for i, k in enumerate(keys)}
+        each = {
+            f"h_{i}": compressive.init_compression(k, sizes.dim, rate) for i, k in enumerate(keys)
+        }
         return params | {"compression": each}
 
     def init_state(params: Params, batch_size: int) -> Remembered:
@@ -72,24 +78,31 @@ def make(sizes: Sizes, *, memory: int, compressed: int, rate: int = 4, reconstru
     return SequenceModel(init, init_state, reset, step, tied_logits(sizes))
 
 
-def reconstruction_loss(block: Params, compression: Params, sizes: Sizes, layer: Any, x: Array, mask: Array) -> Sum:
+def reconstruction_loss(
+    block: Params, compression: Params, sizes: Sizes, layer: Any, x: Array, mask: Array
+) -> Sum:
     """How far attention of x [B, N, D] to what falls out of the memory is from that to what it is compressed to:
-    (sum of squares over the width, count of the queries that have something to look back at)."""
+    (sum of squares over the width, count of the queries that have something to look back at).
+    """
     block, layer, x = jax.lax.stop_gradient((block, layer, x))
     _, (old, old_mask), (new, new_mask) = compressive.push(compression, layer, x, mask)
-    project = lambda name, y: split_heads(  # noqa: E731
+    project = lambda name, y: split_heads(
         y @ block["attention"][name]["kernel"].T.astype(y.dtype), sizes.heads
     )
-    norm = lambda y: layer_norm(block["attention_norm"], y)  # noqa: E731
+    norm = lambda y: layer_norm(block["attention_norm"], y)
 
     def attended(rows: Array, rows_mask: Array) -> Array:
         rows = norm(rows)
         seen = rows_mask[:, None, None, :]
-        return attend(project("query", norm(x)), project("key", rows), project("value", rows), seen)[0]
+        return attend(
+            project("query", norm(x)), project("key", rows), project("value", rows), seen
+        )[0]
 
     error = (attended(old, old_mask) - attended(new, new_mask)).astype(jnp.float32)
     counted = mask & old_mask.any(-1, keepdims=True)
-    return jnp.where(counted[..., None, None], error**2, 0.0).sum() / sizes.dim, counted.sum().astype(jnp.float32)
+    return jnp.where(
+        counted[..., None, None], error**2, 0.0
+    ).sum() / sizes.dim, counted.sum().astype(jnp.float32)
 
 
 def layer_norm(params: Params, x: Array) -> Array:
@@ -101,8 +114,12 @@ def layer_norm(params: Params, x: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Settings(transformer_xl.Settings):
-    compression: int = setting(4, at_least(1), "compressive: inputs in one row; half of the rows are compressed")
-    reconstruction: float = setting(1.0, at_least(0), "compressive: weight of the attention-reconstruction loss")
+    compression: int = setting(
+        4, at_least(1), "compressive: inputs in one row; half of the rows are compressed"
+    )
+    reconstruction: float = setting(
+        1.0, at_least(0), "compressive: weight of the attention-reconstruction loss"
+    )
 
     def conflicts(self, config: Any = None) -> Iterator[str]:
         yield from super().conflicts(config)

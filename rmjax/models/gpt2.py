@@ -63,7 +63,9 @@ class Settings:
     heads: int = setting(4, at_least(1), "attention heads; divides model.dim")
     dropout: float = setting(0.1, below(0, 1), "dropout rate")
     initial: float = setting(0.02, above(0), "standard deviation of untrained kernels and tables")
-    remat: bool = setting(False, doc="computes a layer again in the backward pass rather than keep it")
+    remat: bool = setting(
+        False, doc="computes a layer again in the backward pass rather than keep it"
+    )
 
     def conflicts(self, config: Any = None) -> Iterator[str]:
         if self.dim % self.heads:
@@ -72,9 +74,13 @@ class Settings:
 
 def size_fields(settings: Settings, context: ModelContext) -> dict[str, Any]:
     """Fields of `Sizes`, with a position for each token of a segment."""
-    of_settings = {field.name: getattr(settings, field.name) for field in dataclasses.fields(Settings)}
+    of_settings = {
+        field.name: getattr(settings, field.name) for field in dataclasses.fields(Settings)
+    }
     return of_settings | dict(
-        vocabulary=context.vocabulary, positions=context.segment_length, dtype=jnp.dtype(context.dtype)
+        vocabulary=context.vocabulary,
+        positions=context.segment_length,
+        dtype=jnp.dtype(context.dtype),
     )
 
 
@@ -110,7 +116,9 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Array, mask: Array, key: Key | None) -> tuple[Array, Array]:
         s, n = self.sizes, x.shape[1]
-        query, keys, value = (split_heads(y, s.heads) for y in jnp.split(dense(s, 3 * s.dim, "c_attn")(x), 3, -1))
+        query, keys, value = (
+            split_heads(y, s.heads) for y in jnp.split(dense(s, 3 * s.dim, "c_attn")(x), 3, -1)
+        )
         seen = jnp.tril(jnp.ones((n, n), bool)) & mask[:, None, None, :]
         out, _ = attend(query, keys, value, seen, lambda w: dropout(w, s.dropout, fold(key, 0)))
         return out.reshape(x.shape), query
@@ -137,11 +145,17 @@ class Block(nn.Module):
     sizes: Sizes
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array, remembered: Any, key: Key | None) -> tuple[Array, Any]:
+    def __call__(
+        self, x: Array, mask: Array, remembered: Any, key: Key | None
+    ) -> tuple[Array, Any]:
         s = self.sizes
         attended, _ = SelfAttention(s, name="attn")(norm(s, "ln_1")(x), mask, fold(key, 0))
-        x = x + dropout(dense(s, s.dim, "attn_c_proj", residual_scale(s))(attended), s.dropout, fold(key, 1))
-        return x + dropout(Feedforward(s, name="mlp")(norm(s, "ln_2")(x)), s.dropout, fold(key, 2)), ()
+        x = x + dropout(
+            dense(s, s.dim, "attn_c_proj", residual_scale(s))(attended), s.dropout, fold(key, 1)
+        )
+        return x + dropout(
+            Feedforward(s, name="mlp")(norm(s, "ln_2")(x)), s.dropout, fold(key, 2)
+        ), ()
 
 
 class GPT2(nn.Module):

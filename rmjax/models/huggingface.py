@@ -134,7 +134,13 @@ KINDS = {
         ignored=r"h\.\d+\.attn\.(masked_)?bias",
         stored_by_inputs=True,
         make=gpt2.Sizes,
-        sizes=dict(vocabulary="vocab_size", positions="n_positions", dim="n_embd", layers="n_layer", heads="n_head")
+        sizes=dict(
+            vocabulary="vocab_size",
+            positions="n_positions",
+            dim="n_embd",
+            layers="n_layer",
+            heads="n_head",
+        )
         | {"dropout": "resid_pdrop"},
         dropouts=("resid_pdrop", "embd_pdrop", "attn_pdrop"),
         defaults=dict(
@@ -231,14 +237,28 @@ def read(path: str | Path, like: Params, kind: str, fresh: Iterable[str] = ()) -
     used = {*plain.values()}
     if stored.keys() >= {*tied} and np.array_equal(tensor(tied[0]), tensor(tied[1])):
         used.add(tied[0])
-    if extra := [stored[name] for name in stored if name not in used and not re.fullmatch(how.ignored, name)]:
+    if extra := [
+        stored[name] for name in stored if name not in used and not re.fullmatch(how.ignored, name)
+    ]:
         depth = 1 + max(
-            (int(layer[1]) for ours in values if (layer := re.match(r"(?:h|layer)_(\d+)/", ours))), default=-1
+            (int(layer[1]) for ours in values if (layer := re.match(r"(?:h|layer)_(\d+)/", ours))),
+            default=-1,
         )
-        numbered = ((int(layer[1]), name) for name in extra if (layer := re.search(r"\b(?:h|layer)\.(\d+)\.", name)))
+        numbered = (
+            (int(layer[1]), name)
+            for name in extra
+            if (layer := re.search(r"\b(?:h|layer)\.(\d+)\.", name))
+        )
         if deeper := [name for number, name in numbered if number >= depth]:
-            raise ValueError(f"{path} has more than the {depth} layers of the model: {', '.join(sorted(deeper)[:3])}")
-        logging.warning("%s: %d tensors have no place in the model: %s", path, len(extra), ", ".join(sorted(extra)))
+            raise ValueError(
+                f"{path} has more than the {depth} layers of the model: {', '.join(sorted(deeper)[:3])}"
+            )
+        logging.warning(
+            "%s: %d tensors have no place in the model: %s",
+            path,
+            len(extra),
+            ", ".join(sorted(extra)),
+        )
     for ours, name in plain.items():
         value, shape, file = tensor(name), values[ours].shape, files[stored[name]][0]
         needed = shape[::-1] if _flipped(ours, how) else shape
@@ -289,12 +309,18 @@ def write(path: str | Path, params: Params, kind: str) -> Path:
     how, path = _kind(kind), paths.resolve(path, "path")
     values = {_path(where): leaf for where, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
     if unknown := [ours for ours in values if not _theirs(ours, how)]:
-        some = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
-        raise ValueError(f"checkpoints of {kind!r} have no names for {some}; leave them out of params")
+        some = ", ".join(unknown[:5]) + (
+            f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        )
+        raise ValueError(
+            f"checkpoints of {kind!r} have no names for {some}; leave them out of params"
+        )
     tensors = {}
     for ours, value in values.items():
         value = np.asarray(value, np.float32)
-        tensors[_theirs(ours, how)] = np.ascontiguousarray(value.T if _flipped(ours, how) else value)
+        tensors[_theirs(ours, how)] = np.ascontiguousarray(
+            value.T if _flipped(ours, how) else value
+        )
     file = path if path.suffix == ".safetensors" else path / WHOLE
     file.parent.mkdir(parents=True, exist_ok=True)
     atomic.write(file, save(tensors, metadata={"format": "pt"}))
@@ -335,15 +361,21 @@ def sizes_from_config(path: str | Path, kind: str) -> gpt2.Sizes:
     try:
         sizes = how.make(**{ours: config[theirs] for ours, theirs in how.sizes.items()})
     except ValueError as error:
-        wrong = [theirs for ours, theirs in how.sizes.items() if re.search(rf"\b{ours}\b", str(error))]
+        wrong = [
+            theirs for ours, theirs in how.sizes.items() if re.search(rf"\b{ours}\b", str(error))
+        ]
         raise ValueError(f"{file}: {error} (field {', '.join(wrong)})") from error
     for field, allowed in how.only(sizes).items():
         if config[field] not in allowed:
-            raise refused(field, f"our {kind!r} is made for {' or '.join(map(repr, allowed))} alone")
+            raise refused(
+                field, f"our {kind!r} is made for {' or '.join(map(repr, allowed))} alone"
+            )
     dropouts = {field: config[field] for field in how.dropouts if config[field] is not None}
     if len({*dropouts.values()}) > 1:
         some = ", ".join(f"{field} = {value}" for field, value in dropouts.items())
-        logging.warning("%s: %s, but our layers share one dropout: %s in training.", file, some, sizes.dropout)
+        logging.warning(
+            "%s: %s, but our layers share one dropout: %s in training.", file, some, sizes.dropout
+        )
     return sizes
 
 
@@ -385,7 +417,9 @@ def _flipped(ours: str, how: Kind) -> bool:
 
 def _plain(theirs: str, how: Kind) -> str:
     """Without prefix; gamma and beta are what a norm's leaves are called in early files."""
-    return re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", theirs.removeprefix(how.prefix)))
+    return re.sub(
+        r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", theirs.removeprefix(how.prefix))
+    )
 
 
 def _file(path: Path) -> Path:
@@ -415,7 +449,9 @@ def _open(path: Path) -> dict[str, tuple[Path, Any]]:
     shards = {shard: _shard(_inside(path, shard), asked) for shard in sorted({*shard_of.values()})}
     for name, shard in shard_of.items():
         if name not in shards[shard][0]:
-            raise ValueError(f"{path}: {shard} has no tensor {name}, as the index says; fetch both again")
+            raise ValueError(
+                f"{path}: {shard} has no tensor {name}, as the index says; fetch both again"
+            )
     return {name: (path.parent / shard, shards[shard][1]) for name, shard in shard_of.items()}
 
 
@@ -442,10 +478,15 @@ def _inside(index: Path, shard: str) -> Path:
     may go there too.
     """
     folder = index.parent.resolve()
-    allowed = [folder, *([folder.parents[1] / "blobs"] if folder.parent.name == "snapshots" else [])]
+    allowed = [
+        folder,
+        *([folder.parents[1] / "blobs"] if folder.parent.name == "snapshots" else []),
+    ]
     file = index.parent / shard
     if Path(shard).is_absolute() or ".." in Path(shard).parts:
-        raise ValueError(f"{index}: the file {shard!r} is outside the folder {folder}: an index names files beside it")
+        raise ValueError(
+            f"{index}: the file {shard!r} is outside the folder {folder}: an index names files beside it"
+        )
     if not any(file.resolve().is_relative_to(place) for place in allowed):
         raise ValueError(
             f"{file} is a link to {file.resolve()}, outside the folder of its index: put the file itself there"
@@ -458,5 +499,7 @@ def _json(file: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{file} not found; a checkpoint's folder has it")
     content = text_files.read_json(file)
     if not isinstance(content, dict):
-        raise ValueError(f"{file}: expected a JSON object, found {str(content)[:60]!r}; fetch it again")
+        raise ValueError(
+            f"{file}: expected a JSON object, found {str(content)[:60]!r}; fetch it again"
+        )
     return content

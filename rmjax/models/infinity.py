@@ -82,7 +82,8 @@ class Signal:
 
     def fit(self, times: np.ndarray) -> np.ndarray:
         """Kernel f32 [basis, n] that takes rows seen at `times` f64 [n] to coefficients. As far again on either side
-        the signal is held to be zero; without that the ends of [0, 1] are fitted badly."""
+        the signal is held to be zero; without that the ends of [0, 1] are fitted badly.
+        """
         n = len(times)
         around = -0.5 + (np.arange(2 * n) + 0.5) / n  # of [-1/2, 3/2]
         every = np.concatenate([around[around < 0], times, around[around > 1]])
@@ -125,18 +126,24 @@ class LongTermMemory(nn.Module):
     signal: Signal
 
     @nn.compact
-    def __call__(self, query: Array, mask: Array, past: Past, key: Key | None) -> tuple[Array, Past, Sum]:
+    def __call__(
+        self, query: Array, mask: Array, past: Past, key: Key | None
+    ) -> tuple[Array, Past, Sum]:
         s, signal = self.sizes, self.signal
         coefficients = self.write(past, key)
         keys = split_heads(dense(s, s.dim, "key")(coefficients), s.heads)
         values = split_heads(dense(s, s.dim, "value")(coefficients), s.heads)
         logits = jnp.einsum("bnhe,bjhe->bhnj", query, keys) * query.shape[-1] ** -0.5
-        weight = lambda name: self.param(name, normal(s.initial), (signal.basis,))  # noqa: E731
+        weight = lambda name: self.param(name, normal(s.initial), (signal.basis,))
         mean = jax.nn.sigmoid(logits @ weight("mean"))
         variance = jnp.maximum(jax.nn.softplus(logits @ weight("variance")), LEAST_VARIANCE)
         spread = jnp.sqrt(variance[..., None] + signal.widths**2)
-        seen = jnp.exp(-0.5 * ((mean[..., None] - signal.centres) / spread) ** 2) / (spread * np.sqrt(2 * np.pi))
-        out = jnp.einsum("bhnj,bjhe->bnhe", seen.astype(values.dtype), values).reshape(*mask.shape, -1)
+        seen = jnp.exp(-0.5 * ((mean[..., None] - signal.centres) / spread) ** 2) / (
+            spread * np.sqrt(2 * np.pi)
+        )
+        out = jnp.einsum("bhnj,bjhe->bnhe", seen.astype(values.dtype), values).reshape(
+            *mask.shape, -1
+        )
         out = dense(s, s.dim, "out", residual_scale(s))(out)
         there = past.rows_seen > 0
         counted = (mask & there[:, None])[:, None]
@@ -146,7 +153,11 @@ class LongTermMemory(nn.Module):
         below = jax.scipy.stats.norm.cdf((edges - mean[..., None]) * variance[..., None] ** -0.5)
         density = jnp.where(counted[..., None], jnp.diff(below), 0.0).sum((1, 2))
         after = past.replace(coefficients=coefficients, density=jax.lax.stop_gradient(density))  # type: ignore[attr-defined]
-        return jnp.where(there[:, None, None], out, 0.0), after, (kl, counted.sum() * jnp.float32(s.heads))
+        return (
+            jnp.where(there[:, None, None], out, 0.0),
+            after,
+            (kl, counted.sum() * jnp.float32(s.heads)),
+        )
 
     def write(self, past: Past, key: Key | None) -> Array:
         """The coefficients with the last segment in them."""
@@ -184,11 +195,15 @@ class Block(nn.Module):
         s = self.sizes
         attended, query = SelfAttention(s, name="attn")(norm(s, "ln_1")(x), mask, fold(key, 0))
         attended = dense(s, s.dim, "attn_c_proj", residual_scale(s))(attended)
-        recalled, past, kl = LongTermMemory(s, self.signal, name="long_term")(query, mask, past, fold(key, 3))
+        recalled, past, kl = LongTermMemory(s, self.signal, name="long_term")(
+            query, mask, past, fold(key, 3)
+        )
         missing = [(0, 0), (0, self.signal.segment_length - x.shape[1]), (0, 0)]
         after = past.replace(rows=jnp.pad(jnp.where(mask[..., None], x, 0.0), missing))  # type: ignore[attr-defined]
         x = x + dropout(attended + recalled, s.dropout, fold(key, 1))
-        return x + dropout(Feedforward(s, name="mlp")(norm(s, "ln_2")(x)), s.dropout, fold(key, 2)), (after, kl)
+        return x + dropout(
+            Feedforward(s, name="mlp")(norm(s, "ln_2")(x)), s.dropout, fold(key, 2)
+        ), (after, kl)
 
 
 @flax.struct.dataclass
@@ -206,7 +221,7 @@ def make(sizes: Sizes, signal: Signal) -> SequenceModel:
         return module.init(key, tokens, tokens == 0, init_state(None, 1).layers)["params"]
 
     def init_state(params: Params, batch_size: int) -> Remembered:
-        zeros = lambda *shape, dtype=jnp.float32: jnp.zeros((batch_size, *shape), dtype)  # noqa: E731
+        zeros = lambda *shape, dtype=jnp.float32: jnp.zeros((batch_size, *shape), dtype)
         none = jnp.zeros(batch_size, jnp.int32)
         rows = zeros(signal.segment_length, sizes.dim, dtype=sizes.dtype)
         past = Past(rows, zeros(signal.basis, sizes.dim), zeros(BINS), none)
@@ -214,21 +229,32 @@ def make(sizes: Sizes, signal: Signal) -> SequenceModel:
 
     def reset(state: Remembered, where: Array) -> Remembered:
         layers = tuple(
-            p.replace(rows_seen=jnp.where(where, 0, p.rows_seen), density=jnp.where(where[:, None], 0.0, p.density))  # type: ignore[attr-defined]
+            p.replace(
+                rows_seen=jnp.where(where, 0, p.rows_seen),
+                density=jnp.where(where[:, None], 0.0, p.density),
+            )  # type: ignore[attr-defined]
             for p in state.layers
         )
         return Remembered(layers, jnp.where(where, 0, state.segments))
 
     def step(params: Params, state: Remembered, tokens: Array, mask: Array, key: Key | None = None):
-        hidden, told = cast(tuple, module.apply({"params": params}, tokens, mask, state.layers, key))
+        hidden, told = cast(
+            tuple, module.apply({"params": params}, tokens, mask, state.layers, key)
+        )
         alive = mask.any(-1)
         layers = []
         for old, (new, _) in zip(state.layers, told, strict=True):
             new = new.replace(rows_seen=old.rows_seen + 1)
-            keep = lambda n, o: jnp.where(alive.reshape(-1, *[1] * (n.ndim - 1)), n, o)  # noqa: E731
+            keep = lambda n, o: jnp.where(alive.reshape(-1, *[1] * (n.ndim - 1)), n, o)
             layers.append(jax.tree.map(keep, new, old))
-        total, count = (sum(part) / sizes.layers for part in zip(*(kl for _, kl in told), strict=True))
-        return hidden, Remembered(tuple(layers), state.segments + alive), (signal.weight * total, count)
+        total, count = (
+            sum(part) / sizes.layers for part in zip(*(kl for _, kl in told), strict=True)
+        )
+        return (
+            hidden,
+            Remembered(tuple(layers), state.segments + alive),
+            (signal.weight * total, count),
+        )
 
     return SequenceModel(init, init_state, reset, step, tied_logits(sizes))
 

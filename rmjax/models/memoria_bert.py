@@ -1,5 +1,6 @@
 """Memoria BERT and RoBERTa (Memoria section 4.3, Figure 8): one layer's output makes working engrams of the segment
-itself, and the layers above it look at them and at those that they remind of."""
+itself, and the layers above it look at them and at those that they remind of.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +76,9 @@ class MemoriaBert(nn.Module):
             told.append(looked)
         return x, sum(told) / len(told)
 
-    def __call__(self, tokens: Array, mask: Array, reminded: Array, valid: Array) -> tuple[Array, Array]:
+    def __call__(
+        self, tokens: Array, mask: Array, reminded: Array, valid: Array
+    ) -> tuple[Array, Array]:
         x, working = self.below(tokens, mask, None)
         return self.above(x, mask, working, reminded, valid, None)
 
@@ -88,16 +91,29 @@ class Remembered:
 
 
 def make(
-    sizes: Sizes, classes: int, config: memoria.MemoriaConfig, *, memory_layer: int = 9, activation: str = "relu"
+    sizes: Sizes,
+    classes: int,
+    config: memoria.MemoriaConfig,
+    *,
+    memory_layer: int = 9,
+    activation: str = "relu",
 ) -> SequenceModel:
     """config: of the engrams; its `dim` must be the model's. memory_layer: whose output for the segment itself the
-    abstractor sees, with gradients; what is stored has none. logits [B, classes] of hidden [B, N, D]."""
+    abstractor sees, with gradients; what is stored has none. logits [B, classes] of hidden [B, N, D].
+    """
     if config.dim != sizes.dim:
-        raise ValueError(f"engrams of width {config.dim} do not go into a model of width {sizes.dim}")
+        raise ValueError(
+            f"engrams of width {config.dim} do not go into a model of width {sizes.dim}"
+        )
     if not 0 <= memory_layer < sizes.layers - 1:
-        raise ValueError(f"memory_layer must be one of 0 .. {sizes.layers - 2}, below the last, got {memory_layer}")
+        raise ValueError(
+            f"memory_layer must be one of 0 .. {sizes.layers - 2}, below the last, got {memory_layer}"
+        )
     check_ties(config)
-    module, head = MemoriaBert(sizes, config.working, memory_layer, activation), Head(sizes, classes)
+    module, head = (
+        MemoriaBert(sizes, config.working, memory_layer, activation),
+        Head(sizes, classes),
+    )
     recalls = config.remind_short_term + config.remind_long_term
 
     def init(key: Key) -> Params:
@@ -119,13 +135,19 @@ def make(
         alive, run = mask.any(-1), functools.partial(module.apply, {"params": params})
         x, working = cast(tuple, run(tokens, mask, key, method="below"))
         remind = functools.partial(memoria.remind, config)
-        engrams, reminded = jax.vmap(remind)(state.engrams, working, fold(key, sizes.layers + 1), alive)
+        engrams, reminded = jax.vmap(remind)(
+            state.engrams, working, fold(key, sizes.layers + 1), alive
+        )
         record = latest(state.record, jax.vmap(memoria.record)(engrams, reminded), alive)
         recalled = reminded.engrams.astype(sizes.dtype), reminded.valid
         hidden, weights = cast(tuple, run(x, mask, working, *recalled, key, method="above"))
         finish = functools.partial(memoria.memorize_and_forget, config)
         engrams = jax.vmap(finish)(engrams, reminded, weights, alive)
-        return hidden, Remembered(engrams, state.segments + alive, record), (jnp.zeros(()), jnp.zeros(()))
+        return (
+            hidden,
+            Remembered(engrams, state.segments + alive, record),
+            (jnp.zeros(()), jnp.zeros(())),
+        )
 
     return SequenceModel(init, init_state, reset, step, functools.partial(head_logits, head))
 

@@ -55,8 +55,12 @@ class Abstractor(nn.Module):
     def __call__(self, hidden: Array, mask: Array) -> Array:
         dim = hidden.shape[-1]
         query = self.param("query", normal(self.initial), (self.engrams, dim)).astype(self.dtype)
-        layer = lambda features, name: Dense(features, dtype=self.dtype, kernel_init=normal(self.initial), name=name)  # noqa: E731
-        scores = jnp.einsum("kd,bnd->bkn", query, layer(dim, "key")(hidden), preferred_element_type=jnp.float32)
+        layer = lambda features, name: Dense(
+            features, dtype=self.dtype, kernel_init=normal(self.initial), name=name
+        )
+        scores = jnp.einsum(
+            "kd,bnd->bkn", query, layer(dim, "key")(hidden), preferred_element_type=jnp.float32
+        )
         weights = masked_softmax(scores, mask[:, None]).astype(self.dtype)
         wide = layer(4 * dim, "wide")(weights @ layer(dim, "value")(hidden))
         return layer(dim, "narrow")(nn.relu(wide) if self.activation == "relu" else wide)
@@ -74,23 +78,34 @@ class Recalled:
 
 class MemoryAttention(nn.Module):
     """One cross-attention, for working and for reminded engrams: x [B, N, D], engrams [B, k, D], mask bool [B, k]
-    -> [B, N, D], weights [B, H, N, k]. Nothing to look at adds nothing."""
+    -> [B, N, D], weights [B, H, N, k]. Nothing to look at adds nothing.
+    """
 
     sizes: Sizes
 
     @nn.compact
-    def __call__(self, x: Array, engrams: Array, mask: Array, key: Key | None) -> tuple[Array, Array]:
+    def __call__(
+        self, x: Array, engrams: Array, mask: Array, key: Key | None
+    ) -> tuple[Array, Array]:
         s = self.sizes
         query = split_heads(dense(s, s.dim, "q_attn")(x), s.heads)
-        keys, value = (split_heads(y, s.heads) for y in jnp.split(dense(s, 2 * s.dim, "c_attn")(engrams), 2, -1))
-        out, weights = attend(query, keys, value, mask[:, None, None], lambda w: dropout(w, s.dropout, fold(key, 0)))
+        keys, value = (
+            split_heads(y, s.heads)
+            for y in jnp.split(dense(s, 2 * s.dim, "c_attn")(engrams), 2, -1)
+        )
+        out, weights = attend(
+            query, keys, value, mask[:, None, None], lambda w: dropout(w, s.dropout, fold(key, 0))
+        )
         out = dense(s, s.dim, "c_proj", residual_scale(s))(out.reshape(x.shape))
-        return jnp.where(mask.any(-1)[:, None, None], dropout(out, s.dropout, fold(key, 1)), 0.0), weights
+        return jnp.where(
+            mask.any(-1)[:, None, None], dropout(out, s.dropout, fold(key, 1)), 0.0
+        ), weights
 
 
 class Block(nn.Module):
     """GPT-2's, with the memory's cross-attention between self-attention and feed-forward; tells how much its heads and
-    queries looked at each reminded engram, f32 [B, k], and its output."""
+    queries looked at each reminded engram, f32 [B, k], and its output.
+    """
 
     sizes: Sizes
 
@@ -101,13 +116,21 @@ class Block(nn.Module):
         self.ln_working_memory_attn, self.ln_memory_attn = norm(s, None), norm(s, None)
         self.attn_c_proj = dense(s, s.dim, None, residual_scale(s))
 
-    def __call__(self, x: Array, mask: Array, recalled: Recalled, key: Key | None) -> tuple[Array, Any]:
+    def __call__(
+        self, x: Array, mask: Array, recalled: Recalled, key: Key | None
+    ) -> tuple[Array, Any]:
         rate = self.sizes.dropout
-        x = x + dropout(self.attn_c_proj(self.attn(self.ln_1(x), mask, fold(key, 0))[0]), rate, fold(key, 1))
+        x = x + dropout(
+            self.attn_c_proj(self.attn(self.ln_1(x), mask, fold(key, 0))[0]), rate, fold(key, 1)
+        )
         there = jnp.broadcast_to(recalled.there[:, None], recalled.working.shape[:2])
-        seen, _ = self.memory_attn(self.ln_working_memory_attn(x), recalled.working, there, fold(key, 2))
+        seen, _ = self.memory_attn(
+            self.ln_working_memory_attn(x), recalled.working, there, fold(key, 2)
+        )
         x = x + seen
-        seen, weights = self.memory_attn(self.ln_memory_attn(x), recalled.reminded, recalled.valid, fold(key, 3))
+        seen, weights = self.memory_attn(
+            self.ln_memory_attn(x), recalled.reminded, recalled.valid, fold(key, 3)
+        )
         x = x + seen
         x = x + dropout(self.mlp(self.ln_2(x)), rate, fold(key, 4))
         return x, (jax.vmap(memoria.contribution)(weights, mask), x)
@@ -152,11 +175,18 @@ def make(
             f"engrams of width {config.dim} do not go into a model of width {sizes.dim}: set one to the other"
         )
     if memory_layer is not None and not 0 <= memory_layer < sizes.layers:
-        raise ValueError(f"memory_layer must be one of 0 .. {sizes.layers - 1} or None, got {memory_layer}")
+        raise ValueError(
+            f"memory_layer must be one of 0 .. {sizes.layers - 1} or None, got {memory_layer}"
+        )
     if segment_length > sizes.positions:
-        raise ValueError(f"segment_length={segment_length} is more than the model's positions {sizes.positions}")
+        raise ValueError(
+            f"segment_length={segment_length} is more than the model's positions {sizes.positions}"
+        )
     check_ties(config)
-    module, abstractor = GPT2(sizes, Block), Abstractor(config.working, activation, sizes.dtype, sizes.initial)
+    module, abstractor = (
+        GPT2(sizes, Block),
+        Abstractor(config.working, activation, sizes.dtype, sizes.initial),
+    )
     recalls = config.remind_short_term + config.remind_long_term
 
     def init(key: Key) -> Params:
@@ -188,9 +218,13 @@ def make(
 
     def step(params: Params, state: Remembered, tokens: Array, mask: Array, key: Key | None = None):
         there, alive = state.mask.any(-1), mask.any(-1)
-        working = cast(Array, abstractor.apply({"params": params["abstractor"]}, state.hidden, state.mask))
+        working = cast(
+            Array, abstractor.apply({"params": params["abstractor"]}, state.hidden, state.mask)
+        )
         remind = functools.partial(memoria.remind, config)
-        engrams, reminded = jax.vmap(remind)(state.engrams, working, fold(key, sizes.layers + 1), there & alive)
+        engrams, reminded = jax.vmap(remind)(
+            state.engrams, working, fold(key, sizes.layers + 1), there & alive
+        )
         told_of = latest(state.record, jax.vmap(memoria.record)(engrams, reminded), there & alive)
         recalled = Recalled(working, reminded.engrams.astype(sizes.dtype), reminded.valid, there)
         layers = (recalled,) * sizes.layers
@@ -201,7 +235,11 @@ def make(
         kept = hidden if memory_layer is None else told[memory_layer][1]
         missing = [(0, 0), (0, segment_length - tokens.shape[1])]
         after = Remembered(
-            jnp.where(alive[:, None, None], jnp.pad(kept, [*missing, (0, 0)]).astype(sizes.dtype), state.hidden),
+            jnp.where(
+                alive[:, None, None],
+                jnp.pad(kept, [*missing, (0, 0)]).astype(sizes.dtype),
+                state.hidden,
+            ),
             jnp.where(alive[:, None], jnp.pad(mask, missing), state.mask),
             engrams,
             state.segments + alive,
@@ -228,5 +266,7 @@ def build(settings: Settings, context: ModelContext) -> SequenceModel:
     rules = dataclasses.replace(engrams.rules, dim=settings.dim, max_segments=context.max_segments)
     layer = None if engrams.layer < 0 else engrams.layer
     sizes = Sizes(**gpt2.size_fields(settings, context))
-    options = dict(segment_length=context.segment_length, memory_layer=layer, activation=engrams.activation)
+    options = dict(
+        segment_length=context.segment_length, memory_layer=layer, activation=engrams.activation
+    )
     return make(sizes, rules, **options)

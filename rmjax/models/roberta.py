@@ -11,7 +11,9 @@ Settings = gpt2.Settings
 
 def sizes_of(settings: Settings, context: ModelContext) -> bert.Sizes:
     """RoBERTa's, with a position for each token of a segment; they begin with the third."""
-    return bert.roberta(**gpt2.size_fields(settings, context) | dict(positions=context.segment_length + 2))
+    return bert.roberta(
+        **gpt2.size_fields(settings, context) | dict(positions=context.segment_length + 2)
+    )
 
 
 def build(settings: Settings, context: ModelContext) -> SequenceModel:

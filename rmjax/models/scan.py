@@ -43,14 +43,20 @@ def unroll(
         entries), and the aux is that of the others.
     """
     if tokens.shape != mask.shape or tokens.ndim != 3:
-        raise ValueError(f"unroll wants tokens and mask of one shape [B, T, N], got {tokens.shape} and {mask.shape}")
+        raise ValueError(
+            f"unroll wants tokens and mask of one shape [B, T, N], got {tokens.shape} and {mask.shape}"
+        )
     segments = tokens.shape[1]
     if not 0 <= silent < segments:
         raise ValueError(f"silent must be one of 0 .. {segments - 1}, got {silent}")
     number = jnp.arange(segments)
     keys = None if key is None else jax.vmap(lambda t: fold(key, t))(number)
-    time_first = lambda tree: jax.tree.map(lambda x: x.swapaxes(0, 1), tree)  # noqa: E731
-    cut = (segments - number) % gradient_segments == 0 if gradient_segments else jnp.zeros(segments, bool)
+    time_first = lambda tree: jax.tree.map(lambda x: x.swapaxes(0, 1), tree)
+    cut = (
+        (segments - number) % gradient_segments == 0
+        if gradient_segments
+        else jnp.zeros(segments, bool)
+    )
     everything = (time_first((tokens, mask, given, reset)), keys, cut)
 
     def read(carry: tuple, segment: tuple) -> tuple:
@@ -68,11 +74,18 @@ def unroll(
 
     def aloud(carry, segment):
         carry, hidden, given = read(carry, segment)
-        return carry, (jax.checkpoint(each, prevent_cse=False) if segments - silent > 1 else each)(hidden, given)
+        return carry, (jax.checkpoint(each, prevent_cse=False) if segments - silent > 1 else each)(
+            hidden, given
+        )
 
     carry = (state, (jnp.zeros(()), jnp.zeros(())))
     if silent:
         carry, _ = jax.lax.scan(quietly, carry, jax.tree.map(lambda x: x[:silent], everything))
-        carry = jax.lax.stop_gradient(carry[0]), (jnp.zeros(()), jnp.zeros(()))  # nor have their losses any
-    (state, aux), results = jax.lax.scan(aloud, carry, jax.tree.map(lambda x: x[silent:], everything))
+        carry = (
+            jax.lax.stop_gradient(carry[0]),
+            (jnp.zeros(()), jnp.zeros(())),
+        )  # nor have their losses any
+    (state, aux), results = jax.lax.scan(
+        aloud, carry, jax.tree.map(lambda x: x[silent:], everything)
+    )
     return state, results, aux

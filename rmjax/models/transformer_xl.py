@@ -24,7 +24,8 @@ from rmjax.types import Array, Key, ModelContext, Params, SequenceModel
 
 class RelativeBlock(nn.Module):
     """x [B, N, D], mask [B, N], memory [B, M, D] with its mask -> x. Norms come after the sums (Dai et al. 2019), or
-    with `prenorm` before the layers."""
+    with `prenorm` before the layers.
+    """
 
     sizes: Sizes
     same_length: bool = False
@@ -33,17 +34,28 @@ class RelativeBlock(nn.Module):
 
     def setup(self):
         s = self.sizes
-        self.attention = RelativeAttention(s.heads, 0.0, self.same_length, self.clamp, s.dtype, s.initial)
+        self.attention = RelativeAttention(
+            s.heads, 0.0, self.same_length, self.clamp, s.dtype, s.initial
+        )
         self.attention_norm, self.wide_norm = (norm(s, None) for _ in range(2))
         self.wide, self.narrow = dense(s, 4 * s.dim, None), dense(s, s.dim, None)
 
-    def __call__(self, x: Array, mask: Array, memory: Array, memory_mask: Array, key: Key | None) -> Array:
+    def __call__(
+        self, x: Array, mask: Array, memory: Array, memory_mask: Array, key: Key | None
+    ) -> Array:
         rate, before, after = self.sizes.dropout, self.attention_norm, self.wide_norm
         if self.prenorm:
             seen = before(memory)
-            x = x + dropout(self.attention(before(x), mask, seen, memory_mask, fold(key, 0)), rate, fold(key, 1))
+            x = x + dropout(
+                self.attention(before(x), mask, seen, memory_mask, fold(key, 0)), rate, fold(key, 1)
+            )
             return x + dropout(self.feedforward(after(x), fold(key, 2)), rate, fold(key, 3))
-        x = before(x + dropout(self.attention(x, mask, memory, memory_mask, fold(key, 0)), rate, fold(key, 1)))
+        x = before(
+            x
+            + dropout(
+                self.attention(x, mask, memory, memory_mask, fold(key, 0)), rate, fold(key, 1)
+            )
+        )
         return after(x + dropout(self.feedforward(x, fold(key, 2)), rate, fold(key, 3)))
 
     def feedforward(self, x: Array, key: Key | None) -> Array:
@@ -52,7 +64,8 @@ class RelativeBlock(nn.Module):
 
 class TransformerXL(nn.Module):
     """tokens i32 [B, N], mask [B, N], per layer (memory [B, M, D], mask [B, M]) -> hidden [B, N, D], what went into
-    each layer."""
+    each layer.
+    """
 
     sizes: Sizes
     same_length: bool = False
@@ -61,14 +74,22 @@ class TransformerXL(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Array, mask: Array, memories: tuple[tuple[Array, Array], ...], key: Key | None = None
+        self,
+        tokens: Array,
+        mask: Array,
+        memories: tuple[tuple[Array, Array], ...],
+        key: Key | None = None,
     ) -> tuple[Array, tuple[Array, ...]]:
         s, inputs = self.sizes, []
         words = self.param("wte", normal(s.initial), (s.vocabulary, s.dim))
-        x = dropout(look_up(words, tokens).astype(s.dtype) * s.dim**0.5, s.dropout, fold(key, s.layers))
+        x = dropout(
+            look_up(words, tokens).astype(s.dtype) * s.dim**0.5, s.dropout, fold(key, s.layers)
+        )
         for i, (memory, memory_mask) in enumerate(memories):
             inputs.append(x)
-            block = kept(s, RelativeBlock)(s, self.same_length, self.clamp, self.prenorm, name=f"h_{i}")
+            block = kept(s, RelativeBlock)(
+                s, self.same_length, self.clamp, self.prenorm, name=f"h_{i}"
+            )
             x = block(x, mask, memory, memory_mask, fold(key, i))
         if self.prenorm:
             x = norm(s, "ln_f")(x)
@@ -81,11 +102,16 @@ class Remembered:
     segments: Array  # i32 [B] read so far
 
 
-def make(sizes: Sizes, *, memory: int, same_length: bool = True, clamp: int = 1000) -> SequenceModel:
+def make(
+    sizes: Sizes, *, memory: int, same_length: bool = True, clamp: int = 1000
+) -> SequenceModel:
     """memory: M, tokens that every layer remembers. same_length, clamp: see `RelativeAttention`; the defaults are those
-    of Memoria's experiments."""
+    of Memoria's experiments.
+    """
     if memory < 1:
-        raise ValueError(f"memory must be at least 1 row, got {memory}; without any there is the plain Transformer")
+        raise ValueError(
+            f"memory must be at least 1 row, got {memory}; without any there is the plain Transformer"
+        )
     module = TransformerXL(sizes, same_length, clamp)
 
     def memories(state: Any) -> tuple:
@@ -96,7 +122,9 @@ def make(sizes: Sizes, *, memory: int, same_length: bool = True, clamp: int = 10
         return module.init(key, tokens, tokens == 0, memories(init_state(None, 1)))["params"]
 
     def init_state(params: Params, batch_size: int) -> Remembered:
-        layers = tuple(queue.empty(batch_size, memory, sizes.dim, sizes.dtype) for _ in range(sizes.layers))
+        layers = tuple(
+            queue.empty(batch_size, memory, sizes.dim, sizes.dtype) for _ in range(sizes.layers)
+        )
         return Remembered(layers, jnp.zeros(batch_size, jnp.int32))
 
     def reset(state: Remembered, where: Array) -> Remembered:
@@ -106,7 +134,11 @@ def make(sizes: Sizes, *, memory: int, same_length: bool = True, clamp: int = 10
     def step(params: Params, state: Remembered, tokens: Array, mask: Array, key: Key | None = None):
         hidden, inputs = module.apply({"params": params}, tokens, mask, memories(state), key)
         layers = tuple(queue.push(q, x, mask)[0] for q, x in zip(state.layers, inputs, strict=True))
-        return hidden, Remembered(layers, state.segments + mask.any(-1)), (jnp.zeros(()), jnp.zeros(()))
+        return (
+            hidden,
+            Remembered(layers, state.segments + mask.any(-1)),
+            (jnp.zeros(()), jnp.zeros(())),
+        )
 
     return SequenceModel(init, init_state, reset, step, tied_logits(sizes))
 
@@ -114,7 +146,9 @@ def make(sizes: Sizes, *, memory: int, same_length: bool = True, clamp: int = 10
 @dataclasses.dataclass(frozen=True)
 class Settings(gpt2.Settings):
     released = False  # no attribute of a run: whether GPT-2's checkpoints fit
-    memory: int = setting(0, at_least(0), "transformer_xl, compressive, infinity: rows remembered; 0: a segment's")
+    memory: int = setting(
+        0, at_least(0), "transformer_xl, compressive, infinity: rows remembered; 0: a segment's"
+    )
 
     def rows(self, config: Any = None) -> int:
         """That are remembered; 2 where the segment's length is not known."""

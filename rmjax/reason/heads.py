@@ -10,7 +10,7 @@ from rmjax.types import Array, Key, Params
 
 
 def init_click(key: Key, width: int, query_width: int, hidden: int) -> Params:
-    """hidden = 0: the single linear layer that RM prints; otherwise one tanh layer of that width before it, which
+    """Hidden = 0: the single linear layer that RM prints; otherwise one tanh layer of that width before it, which
     also sees the product of features and query (`width` == `query_width`).
 
     Untrained, the tanh layer's units answer by the inner product of features and query, half of them each way round:
@@ -41,10 +41,14 @@ def click(params: Params, features: Array, query: Array) -> Array:
 
 
 def init_classes(key: Key, width: int, classes: int, hidden: int) -> Params:
-    """hidden = 0: a linear layer to the classes (CM Appendix A.1); otherwise one tanh layer of that width before it."""
+    """Hidden = 0: a linear layer to the classes (CM Appendix A.1); otherwise one tanh layer of that width before it."""
     a, b = jax.random.split(key)
     out = {"out": lecun_normal()(b, (hidden or width, classes)), "bias": jnp.zeros(classes)}
-    return out | ({"hidden": lecun_normal()(a, (width, hidden)), "hidden_bias": jnp.zeros(hidden)} if hidden else {})
+    return out | (
+        {"hidden": lecun_normal()(a, (width, hidden)), "hidden_bias": jnp.zeros(hidden)}
+        if hidden
+        else {}
+    )
 
 
 def classify(params: Params, features: Array) -> Array:
@@ -66,7 +70,8 @@ def choose(params: Params, features: Array, candidates: Array, mask: Array) -> A
 
 def cross_entropy(logits: Array, target: Array, mask: Array) -> tuple[Array, Array]:
     """Cross-entropy (sum, count) of logits [B, Q, C], target i32 [B, Q], over the asked questions with a right answer
-    among the C (0 <= target < C)."""
+    among the C (0 <= target < C).
+    """
     mask = mask & (target >= 0) & (target < logits.shape[-1])
     logits = jnp.where(mask[..., None], logits, 0.0)  # a row without choices is all -inf
     picked = jnp.take_along_axis(logits, jnp.where(mask, target, 0)[..., None], -1)[..., 0]

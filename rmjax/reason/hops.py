@@ -37,7 +37,9 @@ def multihop(params: Params, query: Array, slots: Array, slot_mask: Array) -> tu
     """
     weights = jnp.zeros((*query.shape[:-1], slots.shape[-2]))
     for hop in params["hops"]:
-        scores = additive_scores(query @ hop["query"], slots @ hop["slot"] + hop["bias"], hop["score"])
+        scores = additive_scores(
+            query @ hop["query"], slots @ hop["slot"] + hop["bias"], hop["score"]
+        )
         weights = masked_softmax(scores, slot_mask[:, None])
         found = jnp.concatenate([weights @ slots, query], -1)
         query = found @ params["merge"]["kernel"] + params["merge"]["bias"]

@@ -22,7 +22,9 @@ class Fragments:
     hidden: Array  # bool [B, B', N] the masked items, in positive and negative fragments alike
     hidden_at: Array  # i32 [B, B', M] where they are
     hidden_mask: Array  # bool [B, B', M] which of these M there are
-    negative: Array  # i32 [B, B', N] (f32 [B, B', N, F]) items with some of the unmasked ones replaced
+    negative: (
+        Array  # i32 [B, B', N] (f32 [B, B', N, F]) items with some of the unmasked ones replaced
+    )
     pair: Array  # bool [B, B'] whether the negative fragment differs from the positive one
 
 
@@ -34,11 +36,21 @@ def select(scores: Array, valid: Array, count: int, halves: bool = True) -> tupl
     """
     rank = jnp.cumsum(valid, 1) - 1
     first = 2 * rank < valid.sum(1, keepdims=True)
-    pools = [(valid & first, count - count // 2), (valid & ~first, count // 2)] if halves else [(valid, count)]
-    best = [jax.lax.top_k(jnp.where(pool, scores, -jnp.inf), min(k, scores.shape[1])) for pool, k in pools if k]
+    pools = (
+        [(valid & first, count - count // 2), (valid & ~first, count // 2)]
+        if halves
+        else [(valid, count)]
+    )
+    best = [
+        jax.lax.top_k(jnp.where(pool, scores, -jnp.inf), min(k, scores.shape[1]))
+        for pool, k in pools
+        if k
+    ]
     values, indices = (jnp.concatenate(x, 1) for x in zip(*best, strict=True))
     missing = count - indices.shape[1]  # a stream of fewer segments than fragments asked for
-    return jnp.pad(indices, ((0, 0), (0, missing))), jnp.pad(jnp.isfinite(values), ((0, 0), (0, missing)))
+    return jnp.pad(indices, ((0, 0), (0, missing))), jnp.pad(
+        jnp.isfinite(values), ((0, 0), (0, missing))
+    )
 
 
 def _pick(key: Key, among: Array, count: Array, span: int = 1) -> Array:
@@ -50,7 +62,9 @@ def _pick(key: Key, among: Array, count: Array, span: int = 1) -> Array:
     if span > 1:
         place = jnp.arange(among.shape[-1])
         within = jax.random.uniform(jax.random.fold_in(key, 1), among.shape)
-        drawn = drawn[..., place - place % span] + 1e-5 * within  # one draw for a run, and an order inside it
+        drawn = (
+            drawn[..., place - place % span] + 1e-5 * within
+        )  # one draw for a run, and an order inside it
     draw = jnp.where(among, drawn, jnp.inf)
     return among & (jnp.argsort(jnp.argsort(draw, -1), -1) < count[..., None])
 
@@ -76,11 +90,15 @@ def build(
     def one(key, items, mask, indices, found, others, others_mask):
         hide, swap, draw = jax.random.split(key, 3)
         items, mask = items[indices], mask[indices] & found[:, None]
-        amount = lambda ratio, n: jnp.where(n > 0, jnp.maximum(jnp.round(ratio * n), 1), 0).astype(jnp.int32)  # noqa: E731
+        amount = lambda ratio, n: jnp.where(n > 0, jnp.maximum(jnp.round(ratio * n), 1), 0).astype(
+            jnp.int32
+        )
         hidden = _pick(hide, mask, amount(mask_ratio, mask.sum(-1)), span)
         shown = mask & ~hidden
         swapped = _pick(swap, shown, amount(replace_ratio, shown.sum(-1)))
-        drawn = jax.random.categorical(draw, jnp.where(others_mask, 0.0, -jnp.inf), shape=mask.shape)
+        drawn = jax.random.categorical(
+            draw, jnp.where(others_mask, 0.0, -jnp.inf), shape=mask.shape
+        )
         each = (..., *[None] * (items.ndim - mask.ndim))
         negative = jnp.where((swapped & others_mask.any())[each], others[drawn], items)
         differs = (negative != items).reshape(*mask.shape, -1).any(-1)

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 from rmjax.types import Array, Sum
 
 
-def recollection(recalled: Array, target: Array, others: Array, same: Array | None, mask: Array) -> tuple[Array, Array]:
+def recollection(
+    recalled: Array, target: Array, others: Array, same: Array | None, mask: Array
+) -> tuple[Array, Array]:
     """The contrastive loss of a fragment's masked items against others, their mean (RM Eqs. 3, 6).
 
     Args:

@@ -25,7 +25,8 @@ def init(key: Key, num_items: int, dim: int, width: int = 0) -> Params:
 
 def fragment_features(params: Params, items: Array, mask: Array) -> Array:
     """Mean item feature of every segment: items [B, T, N] or [B, T, N, F], mask bool [B, T, N] -> [B, T, d]; zeros for
-    an empty one."""
+    an empty one.
+    """
 
     def mean(segment: tuple[Array, Array]) -> Array:
         items, mask = segment
@@ -33,7 +34,9 @@ def fragment_features(params: Params, items: Array, mask: Array) -> Array:
         return x.sum(1) / jnp.maximum(mask.sum(1), 1)[:, None]
 
     # Some segments at a time, so that the items' features of a long stream are never all held.
-    return jax.lax.map(mean, (items.swapaxes(0, 1), mask.swapaxes(0, 1)), batch_size=50).swapaxes(0, 1)
+    return jax.lax.map(mean, (items.swapaxes(0, 1), mask.swapaxes(0, 1)), batch_size=50).swapaxes(
+        0, 1
+    )
 
 
 def attend(params: Params, query: Array, features: Array, valid: Array) -> tuple[Array, Array]:
@@ -41,7 +44,9 @@ def attend(params: Params, query: Array, features: Array, valid: Array) -> tuple
 
     -> scores beta [B, Q, T] before the softmax; e [B, Q, d], of the reasoning feature a = [e; q].
     """
-    scores = additive_scores(query @ params["query"], features @ params["fragment"] + params["bias"], params["score"])
+    scores = additive_scores(
+        query @ params["query"], features @ params["fragment"] + params["bias"], params["score"]
+    )
     return scores, masked_softmax(scores, valid) @ features
 
 

@@ -29,9 +29,13 @@ def prepare() -> str:
     and nothing begins again. In a notebook, a test or a Python that was given no program nothing is set.
     From here on a jitted call on one CPU device returns when its result is there, not before.
     """
-    getLogger("jax._src.xla_bridge").setLevel(WARNING)  # it tells of every platform that is not here
+    getLogger("jax._src.xla_bridge").setLevel(
+        WARNING
+    )  # it tells of every platform that is not here
     program = any(arg in ("-c", "-m") or not arg.startswith("-") for arg in sys.orig_argv[1:])
-    hosted = "ipykernel" in sys.modules or "pytest" in sys.modules or hasattr(sys, "ps1") or not program
+    hosted = (
+        "ipykernel" in sys.modules or "pytest" in sys.modules or hasattr(sys, "ps1") or not program
+    )
     if sys.platform != "linux" or hosted or _accelerated():
         return "environment: nothing set"
     if "GLIBC_TUNABLES" not in os.environ:
@@ -59,7 +63,11 @@ def keep_compilations() -> str:
     try:
         folder = paths.cache("") / "compiled" / _machine()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022 or not os.access(folder, os.W_OK):
+        if (
+            folder.stat().st_uid != os.getuid()
+            or folder.stat().st_mode & 0o022
+            or not os.access(folder, os.W_OK)
+        ):
             raise OSError(f"{folder} is not this user's alone")  # what lies there is run
         for file in folder.iterdir():
             if file.stat().st_mtime < time.time() - KEPT_DAYS * 86_400:
@@ -78,9 +86,14 @@ def find_devices() -> None:
     """
     try:
         jax.devices()
-    except (RuntimeError, AssertionError) as error:  # jax without its CUDA or TPU packages asserts, and says nothing
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # jax without its CUDA or TPU packages asserts, and says nothing
         asked = os.environ.get("JAX_PLATFORMS", "")
-        cause = (str(error).partition("(set JAX_PLATFORMS")[0].strip() or "it knows no such device").rstrip(".")
+        cause = (
+            str(error).partition("(set JAX_PLATFORMS")[0].strip() or "it knows no such device"
+        ).rstrip(".")
         raise RuntimeError(
             f"JAX cannot start{asked and f' on JAX_PLATFORMS={asked}'}: {cause}. Set JAX_PLATFORMS=cpu to do without "
             "an accelerator, or install what it needs: pip install 'rmjax[cuda]' or 'rmjax[tpu]'"
@@ -89,7 +102,9 @@ def find_devices() -> None:
 
 def in_words(error: BaseException) -> str:
     """What to say of an error: one of memory gets its cure."""
-    if not {"RESOURCE_EXHAUSTED", "memory"} <= {*re.findall(r"\w+", str(error))}:  # full disks have the first
+    if not {"RESOURCE_EXHAUSTED", "memory"} <= {
+        *re.findall(r"\w+", str(error))
+    }:  # full disks have the first
         return str(error)
     return (
         f"{error} Set config.train.microbatch, or lower config.train.batch_size, config.data.segment_length or the "
@@ -99,12 +114,17 @@ def in_words(error: BaseException) -> str:
 
 def _machine() -> str:
     """A name for the kind of CPU. Machines that share a home directory may differ, and programs compiled
-    for one may be wrong for another."""
+    for one may be wrong for another.
+    """
     try:
-        about = re.findall(r"(?m)^(?:model name|flags|Features)\s*:.*$", Path("/proc/cpuinfo").read_text())
+        about = re.findall(
+            r"(?m)^(?:model name|flags|Features)\s*:.*$", Path("/proc/cpuinfo").read_text()
+        )
     except OSError:
         about = [platform.processor()]
-    return f"{platform.machine()}-{hashlib.sha256(repr(sorted(set(about))).encode()).hexdigest()[:8]}"
+    return (
+        f"{platform.machine()}-{hashlib.sha256(repr(sorted(set(about))).encode()).hexdigest()[:8]}"
+    )
 
 
 def simulate(devices: int) -> None:
@@ -118,4 +138,6 @@ def _accelerated() -> bool:
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if platforms:
         return platforms != "cpu"
-    return any(any(Path("/dev").glob(name)) for name in ("nvidia[0-9]*", "kfd", "accel*", "vfio/[0-9]*"))
+    return any(
+        any(Path("/dev").glob(name)) for name in ("nvidia[0-9]*", "kfd", "accel*", "vfio/[0-9]*")
+    )

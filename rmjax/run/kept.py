@@ -72,7 +72,9 @@ def read_values(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path} is not there: name a workdir that was trained")
     values = text.read_json(path, cure)
     if not isinstance(values, dict) or not isinstance(values.get("data"), dict):
-        raise ValueError(f"{path} is not the config of a run: restore it from a copy of the workdir")
+        raise ValueError(
+            f"{path} is not the config of a run: restore it from a copy of the workdir"
+        )
     digest = values.pop("digest", None)  # older runs have none
     if digest not in (None, values_digest(values)):
         raise ValueError(
@@ -84,8 +86,9 @@ def read_values(path: Path) -> dict[str, Any]:
 
 def values_digest(values: dict[str, Any]) -> str:
     """The digest of what a run computes: all values but those that may change. What the data were
-    found to be is left out, since it is compared with the data."""
-    free = lambda name: name in MAY_CHANGE or name.startswith("data.found.")  # noqa: E731
+    found to be is left out, since it is compared with the data.
+    """
+    free = lambda name: name in MAY_CHANGE or name.startswith("data.found.")
     computed = {name: value for name, value in flat(values).items() if not free(name)}
     return hashlib.sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -104,7 +107,12 @@ def check_same_config(config: Any, workdir: Path, source: Source) -> None:
     """
     path, now = workdir / "config.json", json.loads(config.to_json())
     sizes = {split: source.size(split) for split in ("train", "valid", "test")}
-    data = {"source": type(source).__name__, "items": source.num_items, **sizes, **words_digest(source)}
+    data = {
+        "source": type(source).__name__,
+        "items": source.num_items,
+        **sizes,
+        **words_digest(source),
+    }
     if not any(workdir.glob("*/[0-9]*")):
         now["data"]["found"] = data | numbering_digest(source)
         if source.vocabulary:  # what the checkpoints' rows stand for
@@ -183,11 +191,17 @@ def description_of(config: Any, workdir: Path) -> Description:
 def refuse_other(workdir: Path, then: dict, now: dict) -> None:
     """Raises ValueError, naming the fields, if the config `then` is not one to go on with as `now`."""
     then, now = flat(then), flat(now)
-    then = {name: field.default for name, field in configs.SCHEMA.items()} | then  # a key that came after that run
+    then = {
+        name: field.default for name, field in configs.SCHEMA.items()
+    } | then  # a key that came after that run
     differing = [k for k in sorted({*then, *now} - set(MAY_CHANGE)) if then.get(k) != now.get(k)]
     if differing:
-        shown = "; ".join(f"config.{k} was {then.get(k)!r}, now {now.get(k)!r}" for k in differing[:5])
-        raise ValueError(f"{workdir} holds a run of another config ({shown}): use another --workdir, or set them back")
+        shown = "; ".join(
+            f"config.{k} was {then.get(k)!r}, now {now.get(k)!r}" for k in differing[:5]
+        )
+        raise ValueError(
+            f"{workdir} holds a run of another config ({shown}): use another --workdir, or set them back"
+        )
 
 
 def words_digest(source: Source) -> dict[str, str]:
@@ -235,7 +249,9 @@ def read_ids(workdir: Path, digest: str) -> np.ndarray:
     """
     path = workdir / "items.jsonl"
     try:
-        ids = np.array([text.parse_json(line, f"{path}, line {n}")["id"] for n, line in text.read_lines(path)])
+        ids = np.array(
+            [text.parse_json(line, f"{path}, line {n}")["id"] for n, line in text.read_lines(path)]
+        )
     except (FileNotFoundError, KeyError, TypeError):
         ids = np.array([])
     if _digest(ids) != digest:
@@ -258,7 +274,9 @@ def match_items(workdir: Path, source: Source, name: str) -> np.ndarray | None:
     trained_on = read_config(workdir)[1]
     cure = "use the data it was trained on"
     if words_digest(source).get("words") != trained_on.get("words"):
-        raise ValueError(f"config.data has other words or answers than {name} was trained on: {cure}")
+        raise ValueError(
+            f"config.data has other words or answers than {name} was trained on: {cure}"
+        )
     before, digest = trained_on.get("numbering"), numbering_digest(source).get("numbering")
     if before and before == digest:
         return None
@@ -276,7 +294,9 @@ def match_items(workdir: Path, source: Source, name: str) -> np.ndarray | None:
         sizes = f"data of {trained_on['items']} items, config.data has {source.num_items}"
         raise ValueError(f"{name} was trained on {sizes}: {cure}")
     if before and digest:
-        raise ValueError(f"{name} was trained on items of {before}; config.data has {digest}: {cure}")
+        raise ValueError(
+            f"{name} was trained on items of {before}; config.data has {digest}: {cure}"
+        )
     if digest:
         logging.warning("%s kept no item ids: only the number of items could be compared.", name)
     return None
@@ -305,7 +325,9 @@ def flat(tree: dict, prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}."""
     items = ((f"{prefix}{k}", v) for k, v in tree.items())
     return {
-        name: value for k, v in items for name, value in (flat(v, f"{k}.") if isinstance(v, dict) else {k: v}).items()
+        name: value
+        for k, v in items
+        for name, value in (flat(v, f"{k}.") if isinstance(v, dict) else {k: v}).items()
     }
 
 
@@ -321,8 +343,12 @@ def read_model(workdir: str | Path, task: Task) -> Params:
     if params is None:
         if any((Path(workdir) / "model").glob("[0-9]*")):
             cure = "restore it from a copy, or train in another --workdir"
-            raise FileNotFoundError(f"{workdir} has no intact checkpoint of the model, see above: {cure}")
-        raise FileNotFoundError(f"{workdir} has no checkpoint of the model: train first, with --mode=train")
+            raise FileNotFoundError(
+                f"{workdir} has no intact checkpoint of the model, see above: {cure}"
+            )
+        raise FileNotFoundError(
+            f"{workdir} has no checkpoint of the model: train first, with --mode=train"
+        )
     return params
 
 
@@ -356,9 +382,13 @@ def read_start(workdir: Path, source: Source, task: Task) -> Params:
         params = read_best(workdir / "model", jax.eval_shape(task.init, jax.random.key(0)))
     except ValueError as error:
         cure = "give both runs the same machine, reason and rehearsal"
-        raise ValueError(f"{name} has other parameters than this config's: {cure} ({error})") from error
+        raise ValueError(
+            f"{name} has other parameters than this config's: {cure} ({error})"
+        ) from error
     if params is None:
-        raise FileNotFoundError(f"{name} has no checkpoint of the model: name a workdir that was trained")
+        raise FileNotFoundError(
+            f"{name} has no checkpoint of the model: name a workdir that was trained"
+        )
     return _moved(params, task, rows, name)
 
 

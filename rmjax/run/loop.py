@@ -26,8 +26,10 @@ IN_FLIGHT = {"cpu": 0}
 
 def put_state(mapped: Mapped, state: TrainState) -> tuple[TrainState, Any]:
     """-> the state and, apart from it, what its streams carry, on the devices; a process has its own streams alone."""
-    mine = lambda x: x.reshape(jax.process_count(), -1, *x.shape[1:])[jax.process_index()]  # noqa: E731
-    return mapped.put(dataclasses.replace(state, carry=())), mapped.put_carry(jax.tree.map(mine, state.carry))
+    mine = lambda x: x.reshape(jax.process_count(), -1, *x.shape[1:])[jax.process_index()]
+    return mapped.put(dataclasses.replace(state, carry=())), mapped.put_carry(
+        jax.tree.map(mine, state.carry)
+    )
 
 
 def whole_state(mapped: Mapped, state: TrainState, carry: Any) -> TrainState:
@@ -54,15 +56,23 @@ def loop(training: Training, start: int, state: TrainState, frozen: Params) -> N
     run, stage, mapped, checkpoints, _ = training
     t, frozen = run.config.train, mapped.put(frozen)
     state, carry = put_state(mapped, state)
-    whole = lambda: whole_state(mapped, state, carry)  # noqa: E731
+    whole = lambda: whole_state(mapped, state, carry)
     progress = reporting.Progress(stage.steps, start)
     losses = Losses(training, progress)
     data = batches(
-        run.source, **data_settings(run), batch_size=stage.batch_size, start_step=start, num_steps=stage.steps
+        run.source,
+        **data_settings(run),
+        batch_size=stage.batch_size,
+        start_step=start,
+        num_steps=stage.steps,
     )
     with contextlib.closing(data):
         for step in range(start, stage.steps + 1):
-            if step and (step % t.eval_every == 0 or step == stage.steps) and checkpoints.score(step) is None:
+            if (
+                step
+                and (step % t.eval_every == 0 or step == stage.steps)
+                and checkpoints.score(step) is None
+            ):
                 losses.flush()
                 try:
                     with progress.pause():
@@ -88,7 +98,9 @@ def leave(training: Training, step: int, state: TrainState) -> None:
     if step not in training.checkpoints.steps():
         training.checkpoints.save(step, state)
     training.checkpoints.wait()
-    raise Preempted(f"asked to stop in stage {training.stage.name!r} at step {step}; run the same line again to go on")
+    raise Preempted(
+        f"asked to stop in stage {training.stage.name!r} at step {step}; run the same line again to go on"
+    )
 
 
 class Losses:
@@ -101,7 +113,9 @@ class Losses:
 
     def add(self, step: int, values: dict, batch: Batch) -> None:
         rows = batch.query_mask.any(-1).sum() * jax.process_count()
-        self._pending.append((step, values, int(rows), int(batch.query_mask.sum()) * jax.process_count()))
+        self._pending.append(
+            (step, values, int(rows), int(batch.query_mask.sum()) * jax.process_count())
+        )
         while len(self._pending) > IN_FLIGHT.get(jax.default_backend(), 2):
             self._look(*self._pending.popleft())
 
@@ -122,6 +136,8 @@ class Losses:
             )
         self._progress.tick(streams, queries)
         if step % self._run.config.train.log_every == 0 or step == self._stage.steps:
-            rates = {name: rate for name, rate in self._progress.rates().items() if np.isfinite(rate)}
+            rates = {
+                name: rate for name, rate in self._progress.rates().items() if np.isfinite(rate)
+            }
             line = self._progress.line(values["loss"], parts)
             self._writer.write("train", step, values | rates, f"{self._stage.name} {line}")

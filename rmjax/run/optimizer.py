@@ -20,9 +20,11 @@ def make_optimizer(
     """
     rate: optax.ScalarOrSchedule = learning_rate
     if schedule is not None:
-        rate = lambda step: learning_rate * schedule(step)  # noqa: E731
+        rate = lambda step: learning_rate * schedule(step)
     if warmup:
         after = rate if callable(rate) else optax.constant_schedule(rate)
-        rate = optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup), after], [warmup])
+        rate = optax.join_schedules(
+            [optax.linear_schedule(0.0, learning_rate, warmup), after], [warmup]
+        )
     clipped = [optax.clip_by_global_norm(clip)] if clip else []
     return optax.chain(*clipped, optax.adam(rate))

@@ -23,7 +23,9 @@ _LOST = re.compile(
 )
 
 
-def join(coordinator: str | None, count: int | None, index: int | None, search: bool = False) -> str:
+def join(
+    coordinator: str | None, count: int | None, index: int | None, search: bool = False
+) -> str:
     """Joins the other processes of this run, if it has any; -> one line about it. Before JAX computes anything.
 
     They are found by the arguments, by the environment variables above, as tasks of a SLURM step, or with `search`
@@ -33,10 +35,14 @@ def join(coordinator: str | None, count: int | None, index: int | None, search: 
       ValueError: some of the three are given and others not, or they cannot be.
     """
     given = {name: os.environ.get(name) for name in FLAGS}
-    given |= {n: str(v) for n, v in zip(FLAGS, (coordinator, count, index), strict=True) if v is not None}
+    given |= {
+        n: str(v) for n, v in zip(FLAGS, (coordinator, count, index), strict=True) if v is not None
+    }
     if any(given.values()):
         address, processes, place = check(given)
-        how: dict[str, Any] = dict(coordinator_address=address, num_processes=processes, process_id=place)
+        how: dict[str, Any] = dict(
+            coordinator_address=address, num_processes=processes, process_id=place
+        )
         how["cluster_detection_method"] = "deactivate"  # within a SLURM step it would take one GPU
         if processes == 1:
             return "processes: this one alone"

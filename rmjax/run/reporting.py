@@ -29,7 +29,9 @@ class MetricWriter:
     def __init__(self, loggers: Sequence[Logger] = (), silent: bool = False):
         self.loggers, self._silent = tuple(loggers), silent
 
-    def write(self, kind: str, step: int, values: Mapping[str, Any], text: str | None = None) -> None:
+    def write(
+        self, kind: str, step: int, values: Mapping[str, Any], text: str | None = None
+    ) -> None:
         """Writes numbers of one step.
 
         Args:
@@ -44,7 +46,11 @@ class MetricWriter:
         if self._silent:
             return
         numbers = {name: _number(value) for name, value in values.items()}
-        logging.info("%s", text or f"{kind} step {step} | " + " ".join(f"{k} {_short(v)}" for k, v in numbers.items()))
+        logging.info(
+            "%s",
+            text
+            or f"{kind} step {step} | " + " ".join(f"{k} {_short(v)}" for k, v in numbers.items()),
+        )
         for logger in self.loggers:
             logger.write(kind, step, numbers)
 
@@ -78,11 +84,15 @@ def open_loggers(
     """
     if jax.process_index():
         return MetricWriter(silent=True)
-    context = LoggerContext(Path(workdir), json.loads(config.to_json()), stage, start_step, evaluated)
+    context = LoggerContext(
+        Path(workdir), json.loads(config.to_json()), stage, start_step, evaluated
+    )
     with contextlib.ExitStack() as stack:
         opened: list[Logger] = []
         for name in names_in(config.train.loggers):
-            settings = LOGGERS.settings(name, getattr(config, "logger", {}), "config.logger.", config)
+            settings = LOGGERS.settings(
+                name, getattr(config, "logger", {}), "config.logger.", config
+            )
             opened.append(LOGGERS[name].make(settings, context))
             stack.callback(opened[-1].close)
         stack.pop_all()  # all are open: the writer closes them
@@ -115,7 +125,9 @@ class Progress:
       clock: seconds.
     """
 
-    def __init__(self, total_steps: int, start_step: int = 0, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self, total_steps: int, start_step: int = 0, clock: Callable[[], float] = time.monotonic
+    ):
         self._total, self._step, self._clock = total_steps, start_step, clock
         self._last: float | None = None
         self._run = np.zeros(4)  # seconds, steps, streams, queries since the first step
@@ -141,7 +153,10 @@ class Progress:
         """Steps, streams and queries a second since the line before; NaN before the second step."""
         seconds, *done = self._run - self._window
         names = ("steps_per_second", "streams_per_second", "queries_per_second")
-        return {name: float(n / seconds) if seconds > 0 else math.nan for name, n in zip(names, done, strict=True)}
+        return {
+            name: float(n / seconds) if seconds > 0 else math.nan
+            for name, n in zip(names, done, strict=True)
+        }
 
     def line(self, loss: float, terms: Mapping[str, float]) -> str:
         """One line of where the run stands; the next one's rates begin here."""
@@ -180,7 +195,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     left = [any(isinstance(row.get(name), str) for row in rows) for name in names]
 
     def show(line: Sequence[str]) -> str:
-        padded = (c.ljust(w) if to_left else c.rjust(w) for c, w, to_left in zip(line, widths, left, strict=True))
+        padded = (
+            c.ljust(w) if to_left else c.rjust(w)
+            for c, w, to_left in zip(line, widths, left, strict=True)
+        )
         return "  ".join(padded).rstrip()
 
     return "\n".join(map(show, [cells[0], ["-" * w for w in widths], *cells[1:]]))

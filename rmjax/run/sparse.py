@@ -19,7 +19,8 @@ Path = tuple[str, ...]
 
 def touched(ids: Array, num_items: int, axis: str | None = None) -> Array:
     """The different ones of ids i32 [M], on all devices of a mapped `axis`: i32 [min(M, num_items)], rising. Behind
-    them come numbers from num_items on, which are rows of nothing."""
+    them come numbers from num_items on, which are rows of nothing.
+    """
     ids = jnp.clip(ids, 0, num_items - 1)
     if axis:
         ids = jax.lax.all_gather(ids, axis, tiled=True)
@@ -29,8 +30,10 @@ def touched(ids: Array, num_items: int, axis: str | None = None) -> Array:
 
 def take(tree: Any, table: Path, ids: Array) -> Any:
     """A tree of parameters, or of an optimizer's state: of every leaf at `table` its rows `ids`, the rest as it is."""
-    rows = lambda x: x.at[ids].get(mode="clip", indices_are_sorted=True)  # noqa: E731
-    return jax.tree_util.tree_map_with_path(lambda path, x: rows(x) if ends(path, table) else x, tree)
+    rows = lambda x: x.at[ids].get(mode="clip", indices_are_sorted=True)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: rows(x) if ends(path, table) else x, tree
+    )
 
 
 def put(tree: Any, rows: Any, table: Path, ids: Array) -> Any:
@@ -47,7 +50,11 @@ def put(tree: Any, rows: Any, table: Path, ids: Array) -> Any:
 def as_table(params: Params, table: Path, ids: Array, num_items: int) -> Params:
     """Parameters with those rows for a table, in which the layers look up ids."""
     name, *rest = table
-    inner = as_table(params[name], tuple(rest), ids, num_items) if rest else Rows(ids, params[name], num_items)
+    inner = (
+        as_table(params[name], tuple(rest), ids, num_items)
+        if rest
+        else Rows(ids, params[name], num_items)
+    )
     return params | {name: inner}
 
 

@@ -63,16 +63,21 @@ class Run:
 
     def stopping(self, step: int = 0) -> bool:
         """Whether to save and leave. All processes must leave at one step, so several of them ask each other, every
-        `train.log_every` steps, or ten seconds where those take longer: it holds up the devices."""
+        `train.log_every` steps, or ten seconds where those take longer: it holds up the devices.
+        """
         if jax.process_count() == 1:
             return self.stop.requested
         last, now = self.asked, time.monotonic()
         if last.step < step < last.again:
             return False
         pace = (now - last.time) / max(1, step - last.step)
-        requested, pace = np.max(multihost_utils.process_allgather(np.array([self.stop.requested, pace])), 0)
+        requested, pace = np.max(
+            multihost_utils.process_allgather(np.array([self.stop.requested, pace])), 0
+        )
         last.step, last.time = step, now
-        last.again = step + int(np.clip(10 / max(pace, 1e-6), 1, self.config.train.log_every))  # of all the same
+        last.again = step + int(
+            np.clip(10 / max(pace, 1e-6), 1, self.config.train.log_every)
+        )  # of all the same
         return bool(requested)
 
 
@@ -110,11 +115,15 @@ def stage_optimizer(run: Run, stage: Stage) -> optax.GradientTransformation:
 
 def map_stage(run: Run, stage: Stage, cut: bool = True) -> Mapped:
     """The stage's steps over the devices; raises ValueError if its batches do not divide among them. cut=False: CPUs
-    hold all rows at once too, unless `train.microbatch` says how many."""
+    hold all rows at once too, unless `train.microbatch` says how many.
+    """
     t, optimizer = run.config.train, stage_optimizer(run, stage)
     devices = max(1, (t.devices or jax.device_count()) // t.model_devices)
     section = "teacher" if stage.name == "teacher" else "train"
-    for name, size in ((f"{section}.batch_size", stage.batch_size), ("train.eval_batch_size", t.eval_batch_size)):
+    for name, size in (
+        (f"{section}.batch_size", stage.batch_size),
+        ("train.eval_batch_size", t.eval_batch_size),
+    ):
         if size % devices:
             raise ValueError(
                 f"config.{name} = {size} does not divide among {devices} devices: change it, or config.train.devices"
@@ -142,7 +151,8 @@ def map_stage(run: Run, stage: Stage, cut: bool = True) -> Mapped:
 
 def announced(step: Callable, doing: str) -> Callable:
     """`step`, which logs its compilation and the seconds it took whenever a batch, its last argument,
-    has new shapes."""
+    has new shapes.
+    """
     seen: set[tuple] = set()
 
     def call(*given: Any) -> Any:
@@ -176,19 +186,28 @@ def microbatch(run: Run, rows: int) -> Pieces | None:
         return None
 
     def pieces(rows: int, items: int) -> int:
-        best = max(4, CPU_ITEMS / items)  # fewer are slow however long: the scan's products become thin
-        return min((m for m in range(1, rows + 1) if rows % m == 0), key=lambda m: abs(math.log(m / best)))
+        best = max(
+            4, CPU_ITEMS / items
+        )  # fewer are slow however long: the scan's products become thin
+        return min(
+            (m for m in range(1, rows + 1) if rows % m == 0), key=lambda m: abs(math.log(m / best))
+        )
 
     return pieces
 
 
 def fresh_state(run: Run, stage: Stage, frozen: Params = ()) -> TrainState:
     """The state at step 0, on the host; a function of the seed, and of what the config takes from elsewhere: another
-    run's parameters, a released checkpoint's, the teacher's item table, word vectors."""
+    run's parameters, a released checkpoint's, the teacher's item table, word vectors.
+    """
     optimizer = stage_optimizer(run, stage)
-    state = jax.device_get(jax.jit(lambda key: init_state(stage.task, optimizer, key))(jax.random.key(run.config.seed)))
+    state = jax.device_get(
+        jax.jit(lambda key: init_state(stage.task, optimizer, key))(jax.random.key(run.config.seed))
+    )
     if stage.task.carries:
-        state = dataclasses.replace(state, carry=fresh_carry(stage.task, state.params, stage.batch_size))
+        state = dataclasses.replace(
+            state, carry=fresh_carry(stage.task, state.params, stage.batch_size)
+        )
     start = stage.name == "model" and run.config.train.start_from
     if start:
         state = dataclasses.replace(state, params=read_start(run, stage))
@@ -201,14 +220,18 @@ def fresh_state(run: Run, stage: Stage, frozen: Params = ()) -> TrainState:
         vectors, there = word_vectors(run.config.data, run.source)
         rows = np.where(there[:, None], vectors, at(state.params, item_table(stage.task)))
     if rows is not None:
-        state = dataclasses.replace(state, params=replace_at(state.params, item_table(stage.task), rows))
+        state = dataclasses.replace(
+            state, params=replace_at(state.params, item_table(stage.task), rows)
+        )
     return state
 
 
 def item_table(task: Task) -> tuple[str, ...]:
     """Where a task's item table is; raises ValueError if it has none."""
     if not task.table:
-        raise ValueError("this model has no item table: leave config.teacher.share_items and config.data.vectors out")
+        raise ValueError(
+            "this model has no item table: leave config.teacher.share_items and config.data.vectors out"
+        )
     return task.table
 
 
@@ -261,7 +284,11 @@ def data_settings(run: Run) -> dict[str, Any]:
 def first_step(run: Run) -> tuple[Stage, Mapped, TrainState, Params, Batch]:
     """What the model's first step takes, on the host; the teacher, if there is one, as it is before its training."""
     stage, teacher = model_stage(run), tasks.make_teacher(run.config, run.source)
-    frozen = () if teacher is None else jax.device_get(teacher.init(jax.random.key(run.config.seed))["sampler"])
+    frozen = (
+        ()
+        if teacher is None
+        else jax.device_get(teacher.init(jax.random.key(run.config.seed))["sampler"])
+    )
     data = batches(run.source, **data_settings(run), batch_size=stage.batch_size, num_steps=1)
     with contextlib.closing(data):
         return stage, map_stage(run, stage), fresh_state(run, stage), frozen, next(data)

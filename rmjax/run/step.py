@@ -60,10 +60,19 @@ def make_train_step(
         items = len(at(state.params, task.table))
         ids = sparse.touched(task.item_ids(batch, key, items), items, axis)
         here = functools.partial(sparse.as_table, table=task.table, ids=ids, num_items=items)
-        new, carry, metrics = step(sparse.take(state, task.table, ids), carry, frozen, batch, key, here)
+        new, carry, metrics = step(
+            sparse.take(state, task.table, ids), carry, frozen, batch, key, here
+        )
         return sparse.put(state, new, task.table, ids), carry, metrics
 
-    def step(state: TrainState, carry: Any, frozen: Params, batch: Batch, key: Key, here: Callable[[Params], Params]):
+    def step(
+        state: TrainState,
+        carry: Any,
+        frozen: Params,
+        batch: Batch,
+        key: Key,
+        here: Callable[[Params], Params],
+    ):
         def counts(terms: Terms) -> dict[str, Array]:
             return {name: count for name, (_, (_, count)) in terms.items()}
 
@@ -75,7 +84,10 @@ def make_train_step(
             if divisors is None:
                 divisors = at_least_1(total(counts(terms)))
             parts = {name: s / divisors[name] for name, (_, (s, _)) in terms.items()}
-            weights = {name: weight(state.step) if callable(weight) else weight for name, (weight, _) in terms.items()}
+            weights = {
+                name: weight(state.step) if callable(weight) else weight
+                for name, (weight, _) in terms.items()
+            }
             return sum(weights[name] * part for name, part in parts.items()), (parts, after)
 
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
@@ -88,18 +100,32 @@ def make_train_step(
             def add(so_far, rows):
                 return jax.tree.map(jnp.add, so_far, gradient(params, rows, divisors)), None
 
-            shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], pieces), divisors)
-            return jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), pieces)[0]
+            shapes = jax.eval_shape(
+                gradient, params, jax.tree.map(lambda x: x[0], pieces), divisors
+            )
+            return jax.lax.scan(
+                add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), pieces
+            )[0]
 
         pieces = None
         if microbatch and not task.carries:
-            pieces = split(batch, microbatch(len(batch.example_id), math.prod(batch.item_mask.shape[1:])))
-        both = gradient(state.params, batch) if pieces is None else gradient_by_pieces(state.params, pieces)
+            pieces = split(
+                batch, microbatch(len(batch.example_id), math.prod(batch.item_mask.shape[1:]))
+            )
+        both = (
+            gradient(state.params, batch)
+            if pieces is None
+            else gradient_by_pieces(state.params, pieces)
+        )
         (loss, (metrics, after)), grads = both
         grads, metrics = total((grads, metrics | {"loss": loss}))
         metrics["grad_norm"] = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), after, metrics
+        return (
+            TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state),
+            after,
+            metrics,
+        )
 
     return train_step
 

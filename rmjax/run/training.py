@@ -97,7 +97,9 @@ def train(
             logging.info("%s is finished; these are its results.", run.workdir)
             return text.read_json(results, "remove it, and the same line makes it anew")
         stage = model_stage(run)
-        mapped = map_stage(run, stage)  # before the teacher's training: what is wrong with it is said at once
+        mapped = map_stage(
+            run, stage
+        )  # before the teacher's training: what is wrong with it is said at once
         check_start(run, stage)
         frozen = train_teacher(run)
         params = train_stage(run, stage, mapped, frozen)
@@ -131,7 +133,9 @@ def trained(workdir: str | Path) -> tuple[Any, Params, Source]:
 
 
 @contextlib.contextmanager
-def opened(config: Any, workdir: str | Path, source: Source | None = None, *, reading: bool = False) -> Iterator[Run]:
+def opened(
+    config: Any, workdir: str | Path, source: Source | None = None, *, reading: bool = False
+) -> Iterator[Run]:
     """Locks the workdir, compares the config with the one that began there, and opens the data.
 
     Args:
@@ -139,7 +143,9 @@ def opened(config: Any, workdir: str | Path, source: Source | None = None, *, re
       reading: the run has a model already. The folder may be read-only; what is written is data.json, if it is missing.
     """
     folder = paths.resolve_checkpoint(workdir, "--workdir")
-    alone = lock(folder, reading=reading) if jax.process_index() == 0 else contextlib.nullcontext()  # speaks for all
+    alone = (
+        lock(folder, reading=reading) if jax.process_index() == 0 else contextlib.nullcontext()
+    )  # speaks for all
     with alone, Preemption() as stop:
         if source is None:
             source = make_source(config.data, config.data.seed)
@@ -163,12 +169,17 @@ def train_teacher(run: Run) -> Params:
 def train_stage(run: Run, stage: Stage, mapped: Mapped, frozen: Params) -> Params:
     """Trains a stage to its last step, from wherever it stands. -> parameters of its best step, on the host."""
     with contextlib.closing(open_checkpoints(run, stage)) as checkpoints:
-        start, state = checkpoints.restore(blank_state(run, stage)) or (0, fresh_state(run, stage, frozen))
+        start, state = checkpoints.restore(blank_state(run, stage)) or (
+            0,
+            fresh_state(run, stage, frozen),
+        )
         if start:
             logging.info("%s: going on from step %d of %d.", stage.name, start, stage.steps)
         if start < stage.steps or checkpoints.score(stage.steps) is None:
             evaluated = checkpoints.score(start) is not None
-            writer = reporting.open_loggers(run.config, run.workdir, stage.name, start, evaluated, run.loggers)
+            writer = reporting.open_loggers(
+                run.config, run.workdir, stage.name, start, evaluated, run.loggers
+            )
             with contextlib.closing(writer):
                 loop(Training(run, stage, mapped, checkpoints, writer), start, state, frozen)
         checkpoints.wait()

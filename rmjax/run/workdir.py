@@ -51,7 +51,9 @@ def lock(workdir: str | Path, *, reading: bool = False) -> Iterator[None]:
             if not reading:
                 cause = "it is a file" if folder.is_file() else error.strerror
                 cure = "name another directory"
-                raise OSError(f"--workdir={workdir} cannot be written to ({cause}): {cure}") from error
+                raise OSError(
+                    f"--workdir={workdir} cannot be written to ({cause}): {cure}"
+                ) from error
         if opened and not any([_take(one, how, path) for one in opened]):
             logging.warning(
                 "%s: this file system has no locks, so nothing keeps a second run out: start one at a time, or name "
@@ -165,7 +167,10 @@ class Preemption:
 
     def __enter__(self) -> Preemption:
         if threading.current_thread() is threading.main_thread():
-            self._old = {number: signal.signal(number, self._request) for number in (signal.SIGTERM, signal.SIGINT)}
+            self._old = {
+                number: signal.signal(number, self._request)
+                for number in (signal.SIGTERM, signal.SIGINT)
+            }
         return self
 
     def __exit__(self, *_) -> None:

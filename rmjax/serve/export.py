@@ -73,7 +73,9 @@ def write_export(task: Task, params: Params, folder: str | Path, items: int = 0)
       OSError: it could not be written; names the file and what to do.
     """
     if importlib.util.find_spec("flatbuffers") is None:
-        raise ImportError("an export is written with flatbuffers, which is not installed: pip install 'rmjax[export]'")
+        raise ImportError(
+            "an export is written with flatbuffers, which is not installed: pip install 'rmjax[export]'"
+        )
     task = of_items(task)
     machine, folder = task.machine, paths.resolve(folder, "--out").resolve()  # a link stays a link
     if folder.exists() and not all((folder / name).is_file() for name in FILES):
@@ -93,12 +95,14 @@ def write_export(task: Task, params: Params, folder: str | Path, items: int = 0)
     shape = jax.ShapeDtypeStruct
     weights = {name: shape(x.shape, x.dtype) for name, x in flat(params).items()}
     state = {name: shape((rows, *x.shape[1:]), x.dtype) for name, x in flat(blank).items()}
-    ids = lambda *size: (shape(size, jnp.int32), shape(size, jnp.bool_))  # noqa: E731
+    ids = lambda *size: (shape(size, jnp.int32), shape(size, jnp.bool_))
     made = {
         "write.bin": export.export(jax.jit(write), platforms=PLATFORMS)(
             weights, state, *ids(rows, items or task.segment_length)
         ),
-        "answer.bin": export.export(jax.jit(answer), platforms=PLATFORMS)(weights, state, *ids(rows, asked)),
+        "answer.bin": export.export(jax.jit(answer), platforms=PLATFORMS)(
+            weights, state, *ids(rows, asked)
+        ),
     }
     temporary = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -139,7 +143,9 @@ def main(argv: Sequence[str]) -> int:
     asked = flags.FLAGS
     try:
         if not asked.workdir or not asked.out:
-            raise ValueError("--workdir of a trained model and --out, a folder to make, are both needed")
+            raise ValueError(
+                "--workdir of a trained model and --out, a folder to make, are both needed"
+            )
         paths.resolve(asked.out, "--out")
         logging.info("%s", environment.prepare())
         environment.find_devices()

@@ -41,7 +41,9 @@ class Request(NamedTuple):
     writes: bool
 
 
-def requests(rate: float, seconds: float, users: int, items: int, kinds: int = 0, seed: int = 0) -> list[Request]:
+def requests(
+    rate: float, seconds: float, users: int, items: int, kinds: int = 0, seed: int = 0
+) -> list[Request]:
     """In order of arrival, which is random: 1 to 20 items are written, 1 to 16 asked about, or so many `kinds`."""
     rng = np.random.default_rng(seed)
     times = np.cumsum(rng.exponential(1 / rate, round(rate * seconds)))
@@ -49,12 +51,16 @@ def requests(rate: float, seconds: float, users: int, items: int, kinds: int = 0
     sizes = np.where(writes, rng.integers(1, 21, len(times)), rng.integers(1, 17, len(times)))
     who = rng.integers(0, users, len(times))
     return [
-        Request(float(at), int(user), rng.integers(0, items if w else kinds or items, size), bool(w))
+        Request(
+            float(at), int(user), rng.integers(0, items if w else kinds or items, size), bool(w)
+        )
         for at, user, size, w in zip(times, who, sizes, writes, strict=True)
     ]
 
 
-def serve(store: Streams, wanted: Sequence[Request], most: int = 64) -> tuple[np.ndarray, list[np.ndarray | None]]:
+def serve(
+    store: Streams, wanted: Sequence[Request], most: int = 64
+) -> tuple[np.ndarray, list[np.ndarray | None]]:
     """-> seconds from each request's arrival to its result f64 [n], and the answers; of writes None.
 
     What has come while others were served is served together, up to `most`; of one user in order.
@@ -73,7 +79,10 @@ def serve(store: Streams, wanted: Sequence[Request], most: int = 64) -> tuple[np
             others = {wanted[k].user for k in due if wanted[k].writes != kind}
             first = [k for k in due if wanted[k].writes == kind]
             # Of users with both kinds only what comes before the first of the other kind.
-            late = {user: min(k for k in due if wanted[k].writes != kind and wanted[k].user == user) for user in others}
+            late = {
+                user: min(k for k in due if wanted[k].writes != kind and wanted[k].user == user)
+                for user in others
+            }
             part = [k for k in first if k < late.get(wanted[k].user, len(wanted))]
             users, ids = [wanted[k].user for k in part], [wanted[k].ids for k in part]
             if kind:
@@ -109,7 +118,9 @@ def load_test(
     store.close()
     ms, writes = 1e3 * seconds, np.array([request.writes for request in wanted])
     told = {
-        name: {f"p{p:g}": round(float(np.percentile(ms[which], p)), 2) for p in (50, 90, 99, 99.9, 100)}
+        name: {
+            f"p{p:g}": round(float(np.percentile(ms[which], p)), 2) for p in (50, 90, 99, 99.9, 100)
+        }
         for name, which in (("write_ms", writes), ("answer_ms", ~writes), ("all_ms", writes | True))
     }
     return told | {
@@ -122,7 +133,9 @@ def load_test(
     }
 
 
-def largest_difference(task: Reasoning, params: Params, bases: np.ndarray, wanted: list, answers: list) -> float:
+def largest_difference(
+    task: Reasoning, params: Params, bases: np.ndarray, wanted: list, answers: list
+) -> float:
     """Between the last answers of some users and those of a stream that is written in one go."""
     n = task.segment_length
     last = {request.user: k for k, request in enumerate(wanted) if not request.writes}
@@ -143,7 +156,9 @@ def largest_difference(task: Reasoning, params: Params, bases: np.ndarray, wante
         held = np.pad(stream, (0, longest - len(stream))).astype(np.int32)
         mask, query = np.arange(longest) < len(stream), np.full(16, -1, np.int32)
         query[: len(wanted[k].ids)] = wanted[k].ids
-        expected = np.asarray(offline(held.reshape(1, -1, n), mask.reshape(1, -1, n), query[None]))[0]
+        expected = np.asarray(offline(held.reshape(1, -1, n), mask.reshape(1, -1, n), query[None]))[
+            0
+        ]
         worst = max(worst, float(np.abs(expected[: len(answers[k])] - answers[k]).max()))
     return worst
 
@@ -161,7 +176,9 @@ def main(argv: Sequence[str]) -> int:
             task, params, data = model.task, model.params, model.description
         elif asked.config is not None:
             configs.validate(asked.config)
-            data = describe(asked.config.data, make_source(asked.config.data, asked.config.data.seed))
+            data = describe(
+                asked.config.data, make_source(asked.config.data, asked.config.data.seed)
+            )
             task = tasks.make_task(asked.config, data)
             params = jax.jit(task.init)(jax.random.key(asked.config.seed))
         else:
@@ -170,7 +187,11 @@ def main(argv: Sequence[str]) -> int:
         kinds = task.answers.questions.kinds or data.num_items
         wanted = requests(asked.rate, asked.seconds, asked.users, data.num_items, kinds)
         for history in map(int, asked.histories):
-            where = dict(folder=paths.resolve(asked.folder, "--folder") / str(history)) if asked.folder else {}
+            where = (
+                dict(folder=paths.resolve(asked.folder, "--folder") / str(history))
+                if asked.folder
+                else {}
+            )
             told = load_test(task, params, history, wanted, asked.users, **where)
             print(json.dumps({"rate": asked.rate} | told), flush=True)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
@@ -180,15 +201,25 @@ def main(argv: Sequence[str]) -> int:
 
 
 def define_flags() -> None:
-    config_flags.DEFINE_config_file("config", None, "Path of a config file, for an untrained model.")
+    config_flags.DEFINE_config_file(
+        "config", None, "Path of a config file, for an untrained model."
+    )
     flags.DEFINE_string("workdir", None, "Of a trained model, in the place of --config.")
     flags.DEFINE_integer("users", 100_000, "Users that have a stream.", lower_bound=1)
-    flags.DEFINE_float("rate", 500.0, "Requests a second; half of them write, half ask.", lower_bound=0.1)
+    flags.DEFINE_float(
+        "rate", 500.0, "Requests a second; half of them write, half ask.", lower_bound=0.1
+    )
     flags.DEFINE_float("seconds", 60.0, "How long they come.", lower_bound=0.1)
-    flags.DEFINE_list("histories", ["100", "1000", "100000"], "Items of a stream before the first request.")
-    whole = lambda histories: all(each.isdecimal() and int(each) for each in histories)  # noqa: E731
-    flags.register_validator("histories", whole, message="must be whole numbers from 1 on, as --histories=100,1000")
-    flags.DEFINE_string("folder", None, "Keeps the streams in files there, rather than on the device.")
+    flags.DEFINE_list(
+        "histories", ["100", "1000", "100000"], "Items of a stream before the first request."
+    )
+    whole = lambda histories: all(each.isdecimal() and int(each) for each in histories)
+    flags.register_validator(
+        "histories", whole, message="must be whole numbers from 1 on, as --histories=100,1000"
+    )
+    flags.DEFINE_string(
+        "folder", None, "Keeps the streams in files there, rather than on the device."
+    )
 
 
 def cli() -> None:

@@ -40,7 +40,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _one_at_a_time(method: Callable[Concatenate[Streams, P], T]) -> Callable[Concatenate[Streams, P], T]:
+def _one_at_a_time(
+    method: Callable[Concatenate[Streams, P], T],
+) -> Callable[Concatenate[Streams, P], T]:
     """A method of an open store, in the process that opened it. Threads wait for each other."""
 
     @functools.wraps(method)
@@ -71,7 +73,7 @@ class OnDevice:
         jax.block_until_ready(self.rows)
 
     def grow(self, capacity: int) -> None:
-        more = lambda x: jnp.concatenate([x, jnp.zeros((capacity - len(x), *x.shape[1:]), x.dtype)])  # noqa: E731
+        more = lambda x: jnp.concatenate([x, jnp.zeros((capacity - len(x), *x.shape[1:]), x.dtype)])
         self.rows = jax.tree.map(more, self.rows)
 
 
@@ -80,14 +82,22 @@ class InFiles:
 
     def __init__(self, blank: LiveStream, capacity: int, folder: Path, expected: int = 0):
         """expected: rows that must be there already; raises ValueError naming the file that is short of them."""
-        self._folder = folder  # on the disk are the rows as the last `flush` left them, or later ones
-        self._blank = {jax.tree_util.keystr(p, simple=True, separator="."): x for p, x in _leaves(blank)}
+        self._folder = (
+            folder  # on the disk are the rows as the last `flush` left them, or later ones
+        )
+        self._blank = {
+            jax.tree_util.keystr(p, simple=True, separator="."): x for p, x in _leaves(blank)
+        }
         self._structure = jax.tree.structure(blank)
-        self._sizes = {name: x.dtype.itemsize * int(np.prod(x.shape[1:])) for name, x in self._blank.items()}
+        self._sizes = {
+            name: x.dtype.itemsize * int(np.prod(x.shape[1:])) for name, x in self._blank.items()
+        }
         for name, size in self._sizes.items():
             actual = self._path(name).stat().st_size if self._path(name).exists() else 0
             if actual < expected * size:
-                raise ValueError(f"{self._path(name)} has {actual} of {expected * size} bytes: {_CURE}")
+                raise ValueError(
+                    f"{self._path(name)} has {actual} of {expected * size} bytes: {_CURE}"
+                )
         self.grow(capacity)
 
     def take(self, slots: np.ndarray) -> LiveStream:
@@ -111,7 +121,9 @@ class InFiles:
                     os.fsync(file.fileno())
             except OSError as error:
                 need = f"{capacity} streams need {capacity * sum(self._sizes.values()):,} bytes in {self._folder}"
-                raise OSError(f"{need} ({error.strerror}): free space, or give another folder") from error
+                raise OSError(
+                    f"{need} ({error.strerror}): free space, or give another folder"
+                ) from error
         atomic.sync(self._folder)
         self._files = [
             np.memmap(self._path(name), x.dtype, "r+", shape=(capacity, *x.shape[1:]))
@@ -170,7 +182,11 @@ class Streams:
         self._num_items = len(at(params, task.table))
         self._asked = task.answers.questions.kinds or self._num_items
         self._params, self._length = jax.device_put(params), task.segment_length
-        self._batches, self._segments, self._queries = sorted(batches), sorted(segments), sorted(queries)
+        self._batches, self._segments, self._queries = (
+            sorted(batches),
+            sorted(segments),
+            sorted(queries),
+        )
         machine = task.machine
         self._blank = open_stream(machine, params["machine"], 1, self._length)
         self._slots: dict[User, int] = {}
@@ -178,7 +194,10 @@ class Streams:
         self._released: list[int] = []  # of streams in files: free once `flush` has said so
         self._used = 0  # slots that were ever given to somebody
         self._lock, self._process, self._closed = threading.RLock(), os.getpid(), False
-        self._capacity, self._folder = capacity, None if folder is None else resolve(folder, "folder")
+        self._capacity, self._folder = (
+            capacity,
+            None if folder is None else resolve(folder, "folder"),
+        )
         self._store: Any
         with contextlib.ExitStack() as held:
             if self._folder is None:
@@ -201,7 +220,9 @@ class Streams:
 
         @jax.jit
         def answer_rows(params: Params, rows: LiveStream, query: Array, mask: Array) -> Array:
-            return task.answer(params, current_memory(machine, params["machine"], rows), query, mask)
+            return task.answer(
+                params, current_memory(machine, params["machine"], rows), query, mask
+            )
 
         self._feed: Callable = functools.partial(feed_rows, self._params)
         self._answer: Callable = functools.partial(answer_rows, self._params)
@@ -229,7 +250,9 @@ class Streams:
         self._open([user for user in parts if user not in self._slots])
         longest = self._segments[-1] * self._length
         while left:
-            for shape, group in self._grouped({user: ids[:longest] for user, ids in left.items()}, self._fills):
+            for shape, group in self._grouped(
+                {user: ids[:longest] for user, ids in left.items()}, self._fills
+            ):
                 slots, ids, mask = self._padded(group, shape * self._length, self._slots)
                 self._store.put(slots, self._feed(self._store.take(slots), ids, mask))
             left = {user: ids[longest:] for user, ids in left.items() if len(ids) > longest}
@@ -237,14 +260,21 @@ class Streams:
     @_one_at_a_time
     def answer(self, users: Sequence[User], queries: Sequence[Ids]) -> list[np.ndarray]:
         """-> of each user's queries the scores f32 [Q], or the logits of every class [Q, C], from all that was written
-        so far. One who has no stream is answered from an empty one."""
+        so far. One who has no stream is answered from an empty one.
+        """
         pairs = _pairs(users, queries, "queries")
         asked = [self._checked(*pair, self._asked, "query") for pair in pairs]
-        places = {place: self._slots.get(user, self._capacity) for place, (user, _) in enumerate(pairs)}
+        places = {
+            place: self._slots.get(user, self._capacity) for place, (user, _) in enumerate(pairs)
+        }
         scores: list[list[np.ndarray]] = [[] for _ in asked]
         longest = self._queries[-1]
         for first in range(0, max(map(len, asked), default=0), longest):
-            now = {k: query[first : first + longest] for k, query in enumerate(asked) if len(query) > first}
+            now = {
+                k: query[first : first + longest]
+                for k, query in enumerate(asked)
+                if len(query) > first
+            }
             for shape, group in self._grouped(now, self._asks):
                 slots, query, mask = self._padded(group, shape, places)
                 found = np.asarray(self._answer(self._opened(slots), query, mask))
@@ -289,7 +319,10 @@ class Streams:
             replaced.
           OSError: it could not be written; names the folder, how much it needs, and what to do.
         """
-        users, slots = list(self._slots), np.fromiter(self._slots.values(), np.int64, len(self._slots))
+        users, slots = (
+            list(self._slots),
+            np.fromiter(self._slots.values(), np.int64, len(self._slots)),
+        )
         parts = [jax.tree.map(np.asarray, self._store.take(part)) for part in _cut(slots, 4096)]
         rows = jax.tree.map(lambda *x: np.concatenate(x), *parts) if parts else {}
         self._check_rows(rows, users, "cannot be saved")
@@ -316,7 +349,11 @@ class Streams:
             users.extend(_listed(about, path))
             many = len(users)
             return (
-                jax.tree.map(lambda x: jax.ShapeDtypeStruct((many, *x.shape[1:]), x.dtype), self._blank) if many else {}
+                jax.tree.map(
+                    lambda x: jax.ShapeDtypeStruct((many, *x.shape[1:]), x.dtype), self._blank
+                )
+                if many
+                else {}
             )
 
         rows = checkpoint.load_tree(path, like)
@@ -346,15 +383,22 @@ class Streams:
         if self._folder is None:
             raise ValueError("these streams are on the device: save(path) writes them")
         self._store.flush()
-        index = {"users": list(self._slots), "slots": list(self._slots.values()), "capacity": self._capacity}
+        index = {
+            "users": list(self._slots),
+            "slots": list(self._slots.values()),
+            "capacity": self._capacity,
+        }
         index |= self._about | {"erase": self._released}
         atomic.write(self._folder / _INDEX, json.dumps(index | {"sha256": _digest(index)}))
-        self._fill(self._released, self._blank)  # an earlier crash is made good when the folder is opened
+        self._fill(
+            self._released, self._blank
+        )  # an earlier crash is made good when the folder is opened
         self._free, self._released = self._free + self._released, []
 
     def close(self) -> None:
         """Of streams in a folder: flushes, and lets another store have it, even where `flush`
-        fails. Afterwards every call but `close` is refused."""
+        fails. Afterwards every call but `close` is refused.
+        """
         self._refuse_forked()
         with self._lock:
             try:
@@ -384,15 +428,23 @@ class Streams:
         try:
             array = np.asarray(ids)
         except ValueError as error:  # lists of other lengths
-            raise ValueError(f"user {user!r}: {names} must be one flat list of whole numbers") from error
+            raise ValueError(
+                f"user {user!r}: {names} must be one flat list of whole numbers"
+            ) from error
         if array.ndim > 1:
-            raise ValueError(f"user {user!r}: {names} must be one flat list, got shape {array.shape}")
+            raise ValueError(
+                f"user {user!r}: {names} must be one flat list, got shape {array.shape}"
+            )
         array = array.reshape(-1)
         if array.size and array.dtype.kind not in "iu":
-            raise ValueError(f"user {user!r}: each {name} must be a whole number, got {array.dtype}")
+            raise ValueError(
+                f"user {user!r}: each {name} must be a whole number, got {array.dtype}"
+            )
         wrong = array[(array < 0) | (array >= below)]
         if wrong.size:
-            raise ValueError(f"user {user!r}: {name} {wrong[0]} is none of the model's 0 .. {below - 1}")
+            raise ValueError(
+                f"user {user!r}: {name} {wrong[0]} is none of the model's 0 .. {below - 1}"
+            )
         return array.astype(np.int32)
 
     def _known(self, user: User) -> User:
@@ -416,7 +468,9 @@ class Streams:
             for part in _cut(each, self._batches[-1]):
                 yield shape, dict(part)
 
-    def _padded(self, group: dict, width: int, slots: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _padded(
+        self, group: dict, width: int, slots: dict
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """-> slots [b], ids [b, width], mask [b, width]; b is the smallest batch that holds the group."""
         batch = next(b for b in self._batches if len(group) <= b)
         place, ids = np.full(batch, self._capacity), np.zeros((batch, width), np.int32)
@@ -486,7 +540,9 @@ class Streams:
         self._check(index, path)
         users, slots, capacity = _listed(index, path), index.get("slots"), index.get("capacity")
         if type(capacity) is not int or capacity < 1:
-            raise ValueError(f"{path}: capacity is {capacity!r}: it must be a whole number from 1 on. {_CURE}")
+            raise ValueError(
+                f"{path}: capacity is {capacity!r}: it must be a whole number from 1 on. {_CURE}"
+            )
         if not isinstance(slots, list) or len(slots) != len(users):
             many = len(slots) if isinstance(slots, list) else "no"
             raise ValueError(f"{path}: {len(users)} users, but {many} slots: {_CURE}")
@@ -513,7 +569,9 @@ class Streams:
                 wrong, least = (leaf < 0) | (leaf >= most), f", outside 0 .. {most - 1}"
             if wrong.any():
                 place = tuple(np.argwhere(wrong)[0])
-                raise ValueError(f"{what}: user {users[place[0]]!r}: {name} holds {leaf[place]}{least}")
+                raise ValueError(
+                    f"{what}: user {users[place[0]]!r}: {name} holds {leaf[place]}{least}"
+                )
 
     @functools.cached_property
     def _about(self) -> dict[str, Any]:
@@ -529,8 +587,12 @@ class Streams:
         wanted = self._about
         other = [name for name, value in wanted.items() if about.get(name) != value]
         if other:
-            shown = "; ".join(f"{name} {about.get(name)!r}, here {wanted[name]!r}" for name in other)
-            raise ValueError(f"{path} holds streams of another model ({shown}): open it with the one that wrote them")
+            shown = "; ".join(
+                f"{name} {about.get(name)!r}, here {wanted[name]!r}" for name in other
+            )
+            raise ValueError(
+                f"{path} holds streams of another model ({shown}): open it with the one that wrote them"
+            )
 
 
 def _repeated(rows: LiveStream, batch: int) -> LiveStream:
@@ -540,7 +602,11 @@ def _repeated(rows: LiveStream, batch: int) -> LiveStream:
 
 def of_items(task: Task) -> Reasoning:
     """The task, if its streams are of item ids and it is asked about items or kinds; ValueError if they are not."""
-    if not isinstance(task, Reasoning) or task.answers.questions.query == "words" or task.table is None:
+    if (
+        not isinstance(task, Reasoning)
+        or task.answers.questions.query == "words"
+        or task.table is None
+    ):
         what = "live streams are of item ids, asked about items or kinds: this model reads something else"
         raise ValueError(f"{what}. Take one of clicks (configs/xlong.py) or of synthetic.py")
     return task
@@ -548,7 +614,8 @@ def of_items(task: Task) -> Reasoning:
 
 def _plain(users: Sequence[User]) -> list[User]:
     """The users, NumPy's numbers as Python's. Raises ValueError where one is neither str nor
-    int."""
+    int.
+    """
     if isinstance(users, str | bytes):
         raise ValueError(f"users={users!r} is one user: give a list, as [{users!r}]")
     plain = [user.item() if isinstance(user, np.generic) else user for user in users]
@@ -560,19 +627,24 @@ def _plain(users: Sequence[User]) -> list[User]:
 def _check_user(user: Any) -> None:
     number = isinstance(user, int) and not isinstance(user, bool) and -(2**63) <= user < 2**63
     if not number and not isinstance(user, str):
-        raise ValueError(f"user {user!r} is a {type(user).__name__}: a user is a str or an int of 64 bits")
+        raise ValueError(
+            f"user {user!r} is a {type(user).__name__}: a user is a str or an int of 64 bits"
+        )
 
 
 def _pairs(users: Sequence[User], lists: Sequence[Ids], name: str) -> list[tuple[User, Ids]]:
     plain = _plain(users)
     if len(plain) != len(lists):
-        raise ValueError(f"{len(plain)} users, but {len(lists)} lists of {name}: give one list for each user")
+        raise ValueError(
+            f"{len(plain)} users, but {len(lists)} lists of {name}: give one list for each user"
+        )
     return list(zip(plain, lists, strict=True))
 
 
 def _listed(about: Any, path: str | Path) -> list[User]:
     """The users that a file lists. Raises ValueError where they cannot be; names the file and the
-    place."""
+    place.
+    """
     users = about.get("users")
     if not isinstance(users, list):
         raise ValueError(f"{path}: users is missing, or no list: {_CURE}")

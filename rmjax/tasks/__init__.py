@@ -33,7 +33,9 @@ def make_machine(config: Any, data: Description) -> machines.MemoryMachine:
         dtype=jnp.dtype(config.train.compute_dtype),
     )
     kind = config.machine.kind
-    return machines.build(kind, data.num_items, MACHINES.settings(kind, config.machine, "config.machine."), context)
+    return machines.build(
+        kind, data.num_items, MACHINES.settings(kind, config.machine, "config.machine."), context
+    )
 
 
 def name_of(config: Any) -> str:
@@ -62,11 +64,15 @@ def make_task(config: Any, data: Description | Source | Texts) -> Task:
 def make_reasoning(config: Any, data: Description) -> Reasoning:
     """The machine with its query encoder, its head and its rehearsal."""
     m, r = config.machine, config.rehearsal
-    decoder = Decoder(Transformer(r.layers, m.heads, m.dropout, jnp.dtype(config.train.compute_dtype)))
+    decoder = Decoder(
+        Transformer(r.layers, m.heads, m.dropout, jnp.dtype(config.train.compute_dtype))
+    )
     item_dim = m.item_dim or m.dim if m.kind == "continual" else m.dim
     return Reasoning(
         machine=make_machine(config, data),
-        answers=Answers(data.questions, m.dim, item_dim, m.dim if config.reason.head == "mlp" else 0),
+        answers=Answers(
+            data.questions, m.dim, item_dim, m.dim if config.reason.head == "mlp" else 0
+        ),
         rehearsal=Rehearsal(
             decoder=decoder,
             fragments=r.fragments,

@@ -41,7 +41,11 @@ class Answers:
         if asked.query == "kind":
             return {"kinds": init_embed(a, asked.kinds, self.dim)}
         if asked.query == "item":
-            return {} if self.item_dim == self.dim else {"project": lecun_normal()(a, (self.item_dim, self.dim))}
+            return (
+                {}
+                if self.item_dim == self.dim
+                else {"project": lecun_normal()(a, (self.item_dim, self.dim))}
+            )
         params = {"question": encoders.init_words(a, self.item_dim, self.dim)}
         if asked.answer == "choice":
             params["candidate"] = encoders.init_words(b, self.item_dim, self.dim)
@@ -74,7 +78,9 @@ class Answers:
             return []
         return [batch.query] + ([batch.candidates] if batch.candidates is not None else [])
 
-    def _words(self, encoder: Params, embed_items: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    def _words(
+        self, encoder: Params, embed_items: Callable[[Array], Array]
+    ) -> Callable[[Array], Array]:
         return functools.partial(embed, encoder["words"]) if "words" in encoder else embed_items
 
     def logits(

@@ -16,7 +16,19 @@ from rmjax.rehearsal import sampler
 from rmjax.tasks import rehearsing
 from rmjax.tasks.answers import Answers, questions_only
 from rmjax.tasks.rehearsing import Rehearsal
-from rmjax.types import Array, Batch, Key, Memory, MemoryMachine, Params, Task, Terms, at, example_keys, replace_at
+from rmjax.types import (
+    Array,
+    Batch,
+    Key,
+    Memory,
+    MemoryMachine,
+    Params,
+    Task,
+    Terms,
+    at,
+    example_keys,
+    replace_at,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +56,11 @@ class Reasoning(Task):
         return self.rehearsal.active
 
     def item_ids(self, batch: Batch, key: Key, num_items: int) -> Array:
-        ids = [ids for ids in (batch.items, batch.negative_items) if jnp.issubdtype(ids.dtype, jnp.integer)]
+        ids = [
+            ids
+            for ids in (batch.items, batch.negative_items)
+            if jnp.issubdtype(ids.dtype, jnp.integer)
+        ]
         if ids and self.rehearsal.recollection and self.rehearsal.sampled_items:
             ids.append(rehearsing.sample_items(self.rehearsal, key, num_items))
         return jnp.concatenate([x.ravel() for x in ids + self.answers.item_ids(batch)])
@@ -65,8 +81,12 @@ class Reasoning(Task):
 
     def init_rehearsal(self, key: Key, machine: Params) -> Params:
         """A decoder for memories of a machine with these parameters."""
-        slots, _ = jax.eval_shape(lambda: self.machine.slots(machine, self.machine.init_memory(machine, 1)))
-        return self.rehearsal.decoder.init(key, self.answers.item_dim, slots.shape[-1], self.segment_length)
+        slots, _ = jax.eval_shape(
+            lambda: self.machine.slots(machine, self.machine.init_memory(machine, 1))
+        )
+        return self.rehearsal.decoder.init(
+            key, self.answers.item_dim, slots.shape[-1], self.segment_length
+        )
 
     def memorize(self, params: Params, batch: Batch, key: Key | None = None):
         return memorize(
@@ -82,7 +102,14 @@ class Reasoning(Task):
         )
 
     def answer(
-        self, params: Params, memory: Memory, query: Array, query_mask: Array, *, each: bool = False, **asked: Array
+        self,
+        params: Params,
+        memory: Memory,
+        query: Array,
+        query_mask: Array,
+        *,
+        each: bool = False,
+        **asked: Array,
     ) -> Array:
         """Logits [B, Q] (of clicks) or [B, Q, C] (of classes or choices) from memories alone: [B], or with `each` one
         for every question, [B, Q], as `Memorized.asked` has them.
@@ -93,9 +120,16 @@ class Reasoning(Task):
         batch = questions_only(query, query_mask, **asked)
         return self._answer(params, None if each else memory, memory if each else None, batch)
 
-    def _answer(self, params: Params, memory: Memory | None, at_query: Memory | None, batch: Batch) -> Array:
+    def _answer(
+        self, params: Params, memory: Memory | None, at_query: Memory | None, batch: Batch
+    ) -> Array:
         """Each answer is read from `at_query` [B, Q], the memory at its query's position, where that is given."""
-        machine, its, encoder, mask = self.machine, params["machine"], params["encoder"], batch.query_mask
+        machine, its, encoder, mask = (
+            self.machine,
+            params["machine"],
+            params["encoder"],
+            batch.query_mask,
+        )
         embed_items = functools.partial(machine.embed, its)
         query = self.answers.encode(encoder, embed_items, batch)
         if at_query is None:
@@ -103,14 +137,18 @@ class Reasoning(Task):
         else:
             rows = mask.size  # one memory per question
             each = jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), at_query)
-            features = machine.read(its, each, query.reshape(rows, 1, -1), mask.reshape(rows, 1)).reshape(query.shape)
+            features = machine.read(
+                its, each, query.reshape(rows, 1, -1), mask.reshape(rows, 1)
+            ).reshape(query.shape)
         return self.answers.logits(encoder, params["head"], embed_items, features, query, batch)
 
     def scores(self, params: Params, batch: Batch) -> Array:
         memorized = self.memorize(params, batch)
         return self._answer(params, memorized.memory, memorized.asked, batch)
 
-    def losses(self, params: Params, frozen: Params, carry: Any, batch: Batch, key: Key) -> tuple[Terms, Any]:
+    def losses(
+        self, params: Params, frozen: Params, carry: Any, batch: Batch, key: Key
+    ) -> tuple[Terms, Any]:
         if self.items_fixed:
             assert self.table is not None
             params = replace_at(params, self.table, jax.lax.stop_gradient(at(params, self.table)))
@@ -125,10 +163,16 @@ class Reasoning(Task):
             query = None
             if self.rehearsal.sampler == "teacher":
                 asked = one_question(batch, drawn.which)
-                query = self.answers.encode(frozen["encoder"], functools.partial(embed, frozen), asked)
-            segments = rehearsing.choose_segments(self.rehearsal, drawn.key, frozen, query, batch, drawn.valid)
+                query = self.answers.encode(
+                    frozen["encoder"], functools.partial(embed, frozen), asked
+                )
+            segments = rehearsing.choose_segments(
+                self.rehearsal, drawn.key, frozen, query, batch, drawn.valid
+            )
             memory = drawn.memory
-            terms |= rehearsing.losses(self.rehearsal, self.machine, params, batch, memory, segments, keys[:, 2], key)
+            terms |= rehearsing.losses(
+                self.rehearsal, self.machine, params, batch, memory, segments, keys[:, 2], key
+            )
         return terms, carry
 
     def rehearsals(self, params: Params, batch: Batch, other: Batch) -> dict[str, Array]:
@@ -151,7 +195,9 @@ class Reasoning(Task):
         asked = draw_query(keys[:, 0], batch, self.memorize(params, batch))
         strange = draw_query(keys[:, 0], other, self.memorize(params, other)).memory
         both = batch.item_mask.any((1, 2)) & other.item_mask.any((1, 2))
-        segments = rehearsing.choose_segments(r, asked.key, None, None, batch, asked.valid & both[:, None])
+        segments = rehearsing.choose_segments(
+            r, asked.key, None, None, batch, asked.valid & both[:, None]
+        )
         cut = rehearsing.cut_fragments(r, keys[:, 1], batch, segments)
         losses = functools.partial(rehearsing.fragment_losses, r, self.machine, params, batch, cut)
         own, others = (losses(memory, keys[:, 2], key) for memory in (asked.memory, strange))
@@ -159,7 +205,9 @@ class Reasoning(Task):
             name: jnp.stack([loss.sum(1), others[name][0].sum(1), counted.sum(1)], 1)
             for name, (loss, counted) in own.items()
         }
-        (x, there), (y, _) = (self.machine.slots(params["machine"], memory) for memory in (asked.memory, strange))
+        (x, there), (y, _) = (
+            self.machine.slots(params["machine"], memory) for memory in (asked.memory, strange)
+        )
         there = jnp.broadcast_to((there & both[:, None])[..., None], x.shape)
         distance = jnp.where(there, jnp.square(x - y) / 2, 0.0).sum((1, 2))
         return sums | {"spread": jnp.stack([distance, there.sum((1, 2))], 1)}
@@ -189,7 +237,7 @@ def draw_query(key: Key, batch: Batch, memorized) -> Drawn:
 
 def one_question(batch: Batch, which: Array) -> Batch:
     """The batch with one question a stream, which [B]."""
-    pick = lambda x: None if x is None else x[jnp.arange(len(which)), which][:, None]  # noqa: E731
+    pick = lambda x: None if x is None else x[jnp.arange(len(which)), which][:, None]
     picked = {name: pick(getattr(batch, name)) for name in ("query", "query_mask", "word_mask")}
     return batch.replace(**picked)  # type: ignore[attr-defined]
 
@@ -214,7 +262,8 @@ class Teacher(Task):
         a, b, c, d = jax.random.split(key, 4)
         dim = self.answers.dim
         return {
-            "sampler": sampler.init(a, self.num_items, dim, self.width) | {"encoder": self.answers.init_encoder(c)},
+            "sampler": sampler.init(a, self.num_items, dim, self.width)
+            | {"encoder": self.answers.init_encoder(c)},
             "head": self.answers.init_head(b),
         } | ({} if self._head_sees_query else {"merge": lecun_normal()(d, (2 * dim, dim))})
 
@@ -223,7 +272,9 @@ class Teacher(Task):
         return self.answers.questions.answer == "click"
 
     def scores(self, params: Params, batch: Batch) -> Array:
-        valid = jnp.broadcast_to(batch.item_mask.any(-1)[:, None], (*batch.query_mask.shape, batch.items.shape[1]))
+        valid = jnp.broadcast_to(
+            batch.item_mask.any(-1)[:, None], (*batch.query_mask.shape, batch.items.shape[1])
+        )
         if batch.position is not None:
             valid &= jnp.arange(valid.shape[-1]) < batch.position[..., None]
         eyes = params["sampler"]
@@ -233,7 +284,11 @@ class Teacher(Task):
         _, found = sampler.attend(eyes, query, features, valid)
         if not self._head_sees_query:  # of the reasoning feature [e; q] it would get e alone
             found = jnp.concatenate([found, query], -1) @ params["merge"]
-        return self.answers.logits(eyes["encoder"], params["head"], embed_items, found, query, batch)
+        return self.answers.logits(
+            eyes["encoder"], params["head"], embed_items, found, query, batch
+        )
 
-    def losses(self, params: Params, frozen: Params, carry: Any, batch: Batch, key: Key) -> tuple[Terms, Any]:
+    def losses(
+        self, params: Params, frozen: Params, carry: Any, batch: Batch, key: Key
+    ) -> tuple[Terms, Any]:
         return {"reason": (1.0, self.answers.loss(self.scores(params, batch), batch))}, carry

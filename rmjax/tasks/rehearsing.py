@@ -31,7 +31,9 @@ class Rehearsal:
     sampler: str = "teacher"  # or "uniform"
     negatives: str = "uniform"  # of item ids; see `alternatives`
     detach_items: bool = False  # recollection leaves the features that it compares with as they are
-    sum_pairs: bool = False  # familiarity is summed over a stream's pairs (CM Eq. 5), not their mean
+    sum_pairs: bool = (
+        False  # familiarity is summed over a stream's pairs (CM Eq. 5), not their mean
+    )
     span: int = 1  # masked items lie in runs of so many
     schedule: Schedule | None = None  # of both weights; None: they stay as they are
 
@@ -50,7 +52,9 @@ class Rehearsal:
         return bool(self.recollection or self.familiarity)
 
 
-def cut_fragments(r: Rehearsal, key: Key, batch: Batch, found: tuple[Array, Array]) -> fragments.Fragments:
+def cut_fragments(
+    r: Rehearsal, key: Key, batch: Batch, found: tuple[Array, Array]
+) -> fragments.Fragments:
     """The chosen segments (`fragments.select`), masked and corrupted; key [B]."""
     return fragments.build(
         key,
@@ -66,24 +70,39 @@ def cut_fragments(r: Rehearsal, key: Key, batch: Batch, found: tuple[Array, Arra
 
 
 def recall(
-    r: Rehearsal, machine: MemoryMachine, params: Params, cut: fragments.Fragments, memory: Memory, key: Key | None
+    r: Rehearsal,
+    machine: MemoryMachine,
+    params: Params,
+    cut: fragments.Fragments,
+    memory: Memory,
+    key: Key | None,
 ) -> tuple[Array, Array, Array]:
     """What the decoder makes of fragments, given a memory: -> logits that a positive and a negative fragment
-    [B, B'] are familiar, features at the positive ones' masked items [B, B', M, d]."""
+    [B, B'] are familiar, features at the positive ones' masked items [B, B', M, d].
+    """
     both = jnp.concatenate([cut.items, cut.negative], 1)
-    twice = lambda x: jnp.concatenate([x, x], 1)  # noqa: E731
+    twice = lambda x: jnp.concatenate([x, x], 1)
     slots = machine.slots(params["machine"], memory)
     x = machine.embed(params["machine"], both)
-    recalled = r.decoder(params["rehearsal"], x, twice(cut.mask), twice(cut.hidden), *slots, key=key)
+    recalled = r.decoder(
+        params["rehearsal"], x, twice(cut.mask), twice(cut.hidden), *slots, key=key
+    )
     weights = params["rehearsal"]["familiar"]
     logits = (recalled[:, :, 0] @ weights["kernel"] + weights["bias"])[..., 0]
     positive, negative = jnp.split(logits, 2, 1)
-    masked = jnp.take_along_axis(recalled[:, : cut.hidden.shape[1], 1:], cut.hidden_at[..., None], 2)
+    masked = jnp.take_along_axis(
+        recalled[:, : cut.hidden.shape[1], 1:], cut.hidden_at[..., None], 2
+    )
     return positive, negative, masked
 
 
 def alternatives(
-    r: Rehearsal, machine: MemoryMachine, params: Params, cut: fragments.Fragments, batch: Batch, keys: tuple[Key, Key]
+    r: Rehearsal,
+    machine: MemoryMachine,
+    params: Params,
+    cut: fragments.Fragments,
+    batch: Batch,
+    keys: tuple[Key, Key],
 ) -> tuple[Array, Array, Array | None]:
     """What masked items are told from, as `objectives.recollection` takes it: target, others, same.
 
@@ -94,7 +113,9 @@ def alternatives(
     Args:
       keys: one for the whole batch, which shares its sampled ids; [B], by which each stream draws its own.
     """
-    machine_params = jax.lax.stop_gradient(params["machine"]) if r.detach_items else params["machine"]
+    machine_params = (
+        jax.lax.stop_gradient(params["machine"]) if r.detach_items else params["machine"]
+    )
 
     def unit(items: Array | None) -> Array:
         """Of about unit length; None: of all items."""
@@ -132,7 +153,9 @@ def alternatives(
 
 def draw_places(r: Rehearsal, key: Key, batch: Batch) -> Array:
     """i32 [B, J], valid items of each stream by their place in it, drawn uniformly; key [B]."""
-    draw = lambda key, valid: jax.random.categorical(key, jnp.where(valid, 0.0, -jnp.inf), shape=(r.sampled_items,))  # noqa: E731
+    draw = lambda key, valid: jax.random.categorical(
+        key, jnp.where(valid, 0.0, -jnp.inf), shape=(r.sampled_items,)
+    )
     return jax.vmap(draw)(key, batch.item_mask.reshape(len(batch.item_mask), -1))
 
 
@@ -154,7 +177,9 @@ def losses(
     """The rehearsal losses of memories [B] on the chosen segments; keys [B], and one that all rows share."""
     fragment_key, decoder_key = jax.vmap(jax.random.split, out_axes=1)(keys)
     cut = cut_fragments(r, fragment_key, batch, found)
-    each = fragment_losses(r, machine, params, batch, cut, memory, fragment_key, shared, decoder_key)
+    each = fragment_losses(
+        r, machine, params, batch, cut, memory, fragment_key, shared, decoder_key
+    )
     combine = {
         "familiarity": objectives.over_streams if r.sum_pairs else objectives.over_fragments,
         "recollection": objectives.over_fragments,
@@ -193,9 +218,12 @@ def fragment_losses(
 
 def choose_segments(r: Rehearsal, key: Key, frozen: Any, query: Any, batch: Batch, valid: Array):
     """Which segments are rehearsed -> indices, found [B, B']: by the teacher's scores, half of them from each half of
-    the `valid` ones [B, T], or uniformly. query [B, 1, d] is the teacher's feature of the question."""
+    the `valid` ones [B, T], or uniformly. query [B, 1, d] is the teacher's feature of the question.
+    """
     if r.sampler == "uniform":
-        return fragments.select(sampler.uniform_scores(key, valid.shape[1:]), valid, r.fragments, halves=False)
+        return fragments.select(
+            sampler.uniform_scores(key, valid.shape[1:]), valid, r.fragments, halves=False
+        )
     features = sampler.fragment_features(frozen, batch.items, batch.item_mask)
     scores = sampler.attend(frozen, query, features, valid[:, None])[0][:, 0]
     return fragments.select(scores, valid, r.fragments)

@@ -16,7 +16,18 @@ from rmjax.models import bert, huggingface, roberta, unroll
 from rmjax.models.memoria_gpt2 import Engrams
 from rmjax.reason.heads import cross_entropy
 from rmjax.registry import CLASSIFIERS, LANGUAGE_MODELS, Registry
-from rmjax.types import Array, Batch, Key, ModelContext, Params, SequenceModel, Sum, Task, Terms, example_keys
+from rmjax.types import (
+    Array,
+    Batch,
+    Key,
+    ModelContext,
+    Params,
+    SequenceModel,
+    Sum,
+    Task,
+    Terms,
+    example_keys,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +49,14 @@ class LastTokens(Task):
         """What is carried from segment to segment."""
         return self.model.init_state(params, batch_size)
 
-    def losses(self, params: Params, frozen: Params, carry: Any, batch: Batch, key: Key) -> tuple[Terms, Any]:
+    def losses(
+        self, params: Params, frozen: Params, carry: Any, batch: Batch, key: Key
+    ) -> tuple[Terms, Any]:
         logits, aux = self._logits(params, batch, example_keys(key, batch.example_id))
-        return {"reason": (1.0, cross_entropy(logits, batch.target, batch.query_mask)), "model": (1.0, aux)}, carry
+        return {
+            "reason": (1.0, cross_entropy(logits, batch.target, batch.query_mask)),
+            "model": (1.0, aux),
+        }, carry
 
     def scores(self, params: Params, batch: Batch) -> Array:
         return self._logits(params, batch, None)[0]
@@ -84,27 +100,44 @@ class LanguageModel(Task):
         """What is carried from segment to segment."""
         return self.model.init_state(params, batch_size)
 
-    def losses(self, params: Params, frozen: Params, carry: Any, batch: Batch, key: Key) -> tuple[Terms, Any]:
-        carry, (total, count), aux = self._read(params, carry, batch, example_keys(key, batch.example_id))
-        return {"next": (1.0, (total.sum(), count.sum())), "model": (1.0, aux)}, jax.lax.stop_gradient(carry)
+    def losses(
+        self, params: Params, frozen: Params, carry: Any, batch: Batch, key: Key
+    ) -> tuple[Terms, Any]:
+        carry, (total, count), aux = self._read(
+            params, carry, batch, example_keys(key, batch.example_id)
+        )
+        return {
+            "next": (1.0, (total.sum(), count.sum())),
+            "model": (1.0, aux),
+        }, jax.lax.stop_gradient(carry)
 
     def measure(self, params: Params, carry: Any, batch: Batch) -> tuple[dict[str, Array], Any]:
         """'nats' and 'tokens': the sum of -log p of the tokens that are predicted, and how many they are."""
         carry, (total, count), _ = self._read(params, carry, batch, None)
         return {"nats": total.T, "tokens": count.T}, carry
 
-    def _read(self, params: Params, carry: Any, batch: Batch, key: Key | None) -> tuple[Any, Sum, Sum]:
+    def _read(
+        self, params: Params, carry: Any, batch: Batch, key: Key | None
+    ) -> tuple[Any, Sum, Sum]:
         """-> carry, (sum, count) [T, B] each of a segment's tokens, the model's aux."""
 
         def each(hidden: Array, given: tuple[Array, Array]) -> Sum:
             target, asked = given
             logits = self.model.logits(params, hidden).astype(jnp.float32)
-            nats = jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, target[..., None], -1)[..., 0]
+            nats = (
+                jax.nn.logsumexp(logits, -1)
+                - jnp.take_along_axis(logits, target[..., None], -1)[..., 0]
+            )
             return jnp.where(asked, nats, 0.0).sum(-1), asked.sum(-1).astype(jnp.float32)
 
-        given = (batch.target.reshape(batch.items.shape), batch.query_mask.reshape(batch.items.shape))
+        given = (
+            batch.target.reshape(batch.items.shape),
+            batch.query_mask.reshape(batch.items.shape),
+        )
         s, stream = self.gradient_segments, (batch.items, batch.item_mask)
-        return unroll(self.model, params, carry, *stream, each, given, batch.reset, key, gradient_segments=s)
+        return unroll(
+            self.model, params, carry, *stream, each, given, batch.reset, key, gradient_segments=s
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,12 +157,20 @@ class Documents(Task):
         """What is carried from segment to segment."""
         return self.model.init_state(params, batch_size)
 
-    def losses(self, params: Params, frozen: Params, carry: Any, batch: Batch, key: Key) -> tuple[Terms, Any]:
+    def losses(
+        self, params: Params, frozen: Params, carry: Any, batch: Batch, key: Key
+    ) -> tuple[Terms, Any]:
         logits, aux = self._logits(params, batch, example_keys(key, batch.example_id))
         there = batch.item_mask.any(-1) & batch.query_mask
-        nats = jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, batch.target[..., None], -1)[..., 0]
+        nats = (
+            jax.nn.logsumexp(logits, -1)
+            - jnp.take_along_axis(logits, batch.target[..., None], -1)[..., 0]
+        )
         mean = jnp.where(there, nats, 0.0).sum(1) / jnp.maximum(there.sum(1), 1)
-        return {"reason": (1.0, (mean.sum(), there.any(1).sum().astype(jnp.float32))), "model": (1.0, aux)}, carry
+        return {
+            "reason": (1.0, (mean.sum(), there.any(1).sum().astype(jnp.float32))),
+            "model": (1.0, aux),
+        }, carry
 
     def scores(self, params: Params, batch: Batch) -> Array:
         logits, _ = self._logits(params, batch, None)
@@ -141,7 +182,9 @@ class Documents(Task):
         rows, segments, _ = batch.items.shape
         keys = None
         if key is not None:  # of the head; the segments' own are folded from 0 on
-            keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(key, segments + jnp.arange(segments))
+            keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(
+                key, segments + jnp.arange(segments)
+            )
         _, logits, aux = unroll(
             self.model,
             params,
@@ -158,12 +201,18 @@ class Documents(Task):
 
 def make_documents(config: Any, data: Description) -> Documents:
     """The classifier that config.model describes, over documents of any length."""
-    model = build_model(CLASSIFIERS, config, data.num_items, data.max_segments, data.questions.classes)
+    model = build_model(
+        CLASSIFIERS, config, data.num_items, data.max_segments, data.questions.classes
+    )
     return Documents(model, config.model.gradient_segments)
 
 
 def build_model(
-    registry: Registry, config: Any, vocabulary: int, max_segments: int | None = None, classes: int = 0
+    registry: Registry,
+    config: Any,
+    vocabulary: int,
+    max_segments: int | None = None,
+    classes: int = 0,
 ) -> SequenceModel:
     """The sequence model that config.model and config.memoria describe.
 
@@ -175,7 +224,9 @@ def build_model(
     return registry[config.model.kind].make(settings, context)
 
 
-def context_of(config: Any, vocabulary: int, max_segments: int | None = None, classes: int = 0) -> ModelContext:
+def context_of(
+    config: Any, vocabulary: int, max_segments: int | None = None, classes: int = 0
+) -> ModelContext:
     engrams = None
     if "memoria" in config.model.kind:
         rules = dict(config.memoria)
@@ -193,7 +244,9 @@ def context_of(config: Any, vocabulary: int, max_segments: int | None = None, cl
 
 def make_language_model(config: Any, data: Description) -> LanguageModel:
     """The model that config.model describes, over the tokens of texts."""
-    return LanguageModel(build_model(LANGUAGE_MODELS, config, data.num_items), config.model.gradient_segments)
+    return LanguageModel(
+        build_model(LANGUAGE_MODELS, config, data.num_items), config.model.gradient_segments
+    )
 
 
 def make_sorting(config: Any, data: Description) -> LastTokens:
@@ -220,7 +273,9 @@ def pretrained(config: Any, like: Params) -> Params:
     m = config.model
     folder = paths.resolve(m.pretrained, "config.model.pretrained")
     if not folder.exists() or folder.name == huggingface.CONFIG:
-        state = "give its folder" if folder.exists() else "no such folder, and nothing is downloaded"
+        state = (
+            "give its folder" if folder.exists() else "no such folder, and nothing is downloaded"
+        )
         raise FileNotFoundError(
             f"config.model.pretrained={m.pretrained}: {state}. It is to hold config.json and model.safetensors"
         )
@@ -230,9 +285,15 @@ def pretrained(config: Any, like: Params) -> Params:
         sizes = huggingface.sizes_from_config(folder, kind)
         for name in ("dim", "layers", "heads"):
             if getattr(sizes, name) != m[name]:
-                raise ValueError(f"config.model.{name} = {m[name]}, but {folder} has {getattr(sizes, name)}")
+                raise ValueError(
+                    f"config.model.{name} = {m[name]}, but {folder} has {getattr(sizes, name)}"
+                )
         if words > sizes.vocabulary:
-            tokenizer = "config.data.text.tokenizer" if kind == "gpt2" else "config.data.hyperpartisan.tokenizer"
+            tokenizer = (
+                "config.data.text.tokenizer"
+                if kind == "gpt2"
+                else "config.data.hyperpartisan.tokenizer"
+            )
             raise ValueError(
                 f"{tokenizer}: has {words} tokens, but {folder} has rows for {sizes.vocabulary}: take its own"
             )
@@ -244,15 +305,27 @@ def pretrained(config: Any, like: Params) -> Params:
             for name, theirs in (("epsilon", "layer_norm_eps"), ("padding", "pad_token_id")):
                 if getattr(sizes, name) != getattr(own, name):
                     found = f"{theirs} = {getattr(sizes, name)}, and our {kind} is made for {getattr(own, name)} alone"
-                    raise ValueError(f"config.model.pretrained: {folder / huggingface.CONFIG} has {found}")
+                    raise ValueError(
+                        f"config.model.pretrained: {folder / huggingface.CONFIG} has {found}"
+                    )
         if config.data.segment_length > longest:
             n = config.data.segment_length
-            raise ValueError(f"config.data.segment_length = {n}: {folder} has positions for {longest} tokens")
+            raise ValueError(
+                f"config.data.segment_length = {n}: {folder} has positions for {longest} tokens"
+            )
     else:
         logging.warning(
-            "%s has no config.json: whether its heads are %d, and its norms ours, cannot be seen.", folder, m.heads
+            "%s has no config.json: whether its heads are %d, and its norms ours, cannot be seen.",
+            folder,
+            m.heads,
         )
-    fresh = ["classifier", "abstractor", "layer_#/memory_attention", "h_#/memory_attn", "h_#/long_term"]
+    fresh = [
+        "classifier",
+        "abstractor",
+        "layer_#/memory_attention",
+        "h_#/memory_attn",
+        "h_#/long_term",
+    ]
     fresh += ["h_#/ln_working_memory_attn", "h_#/ln_memory_attn"]
     if kind == "roberta" or not any("pooler.dense" in name for name in huggingface.names(folder)):
         fresh.append("pooler")

@@ -29,14 +29,20 @@ from rmjax.run.workdir import EXIT_PREEMPTED, Preemption, lock
 from rmjax.tasks import is_sequence
 from rmjax.tools.tables import TABLES, Table
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Path of a config file, what the rows are changes of.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Path of a config file, what the rows are changes of."
+)
 _TABLE = flags.DEFINE_enum("table", None, list(TABLES), "Which table of the papers.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds 0, 1, ... of every row.", lower_bound=1)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs go, and table.json.")
 _ROWS = flags.DEFINE_list("rows", [], "Only these rows, by name; all by default.")
-_SETTINGS = flags.DEFINE_list("settings", [], "Only in these settings of the table; all by default.")
+_SETTINGS = flags.DEFINE_list(
+    "settings", [], "Only in these settings of the table; all by default."
+)
 
-Results = dict[tuple[str, str, int], list[dict[str, Any]]]  # (setting, row, seed) -> rows of the run's final table
+Results = dict[
+    tuple[str, str, int], list[dict[str, Any]]
+]  # (setting, row, seed) -> rows of the run's final table
 
 
 class Job(NamedTuple):
@@ -49,7 +55,8 @@ class Job(NamedTuple):
 
 def jobs(table: Table, workdir: Path, seeds: int) -> list[Job]:
     """Every run, in the order in which they are made: whole seeds, so that a table cut short has every row. Where rows
-    share a teacher it is the first row's."""
+    share a teacher it is the first row's.
+    """
     made = []
     for seed in range(seeds):
         for setting, common in table.settings.items():
@@ -60,7 +67,15 @@ def jobs(table: Table, workdir: Path, seeds: int) -> list[Job]:
                 if table.share_teacher and first:
                     values["teacher.dir"] = str(first)
                 first = first or folder
-                made.append(Job(setting, name, seed, folder, [f"--config.{k}={v}" for k, v in values.items()]))
+                made.append(
+                    Job(
+                        setting,
+                        name,
+                        seed,
+                        folder,
+                        [f"--config.{k}={v}" for k, v in values.items()],
+                    )
+                )
     return made
 
 
@@ -77,7 +92,15 @@ def run(job: Job, given: Sequence[str], stop: Preemption) -> list[dict[str, Any]
     results = job.workdir / "results.json"
     if not results.exists():
         job.workdir.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "rmjax.main", "--unread=warn", *given, *job.flags, f"--workdir={job.workdir}"]
+        command = [
+            sys.executable,
+            "-m",
+            "rmjax.main",
+            "--unread=warn",
+            *given,
+            *job.flags,
+            f"--workdir={job.workdir}",
+        ]
         path = job.workdir / "log.txt"
         with path.open("a") as log:
             code = wait(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT), stop)
@@ -104,7 +127,11 @@ def wait(process: subprocess.Popen, stop: Preemption) -> int:
 def check_fits(table: Table, config: Any) -> None:
     """Raises ValueError if the table changes what the config's data never read: its rows would all be one."""
     name = config.data.name
-    other = ("machine", "rehearsal", "reason", "teacher") if is_sequence(config) else ("model", "memoria")
+    other = (
+        ("machine", "rehearsal", "reason", "teacher")
+        if is_sequence(config)
+        else ("model", "memoria")
+    )
     changes = [*table.settings.values(), *(row.changes for row in table.rows.values())]
     for key in dict.fromkeys(itertools.chain.from_iterable(changes)):
         section, inner = key.split(".")[:2]
@@ -122,7 +149,9 @@ def check_same_config(config: Any, workdir: Path) -> None:
     path, now = workdir / "ablation.json", json.loads(config.to_json())
     if path.exists():
         kept.refuse_other(
-            workdir, text.read_json(path, "use another --workdir, or remove it if --config is the same"), now
+            workdir,
+            text.read_json(path, "use another --workdir, or remove it if --config is the same"),
+            now,
         )
     else:
         atomic.write(path, json.dumps(now, indent=1))
@@ -139,7 +168,10 @@ def summary(table: Table, results: Results, data: str) -> list[dict[str, Any]]:
                     readers.setdefault(name, []).append(found[0])
                     for other in found[1:]:
                         readers.setdefault(other["memory"], []).append(other)
-        ordered = [*(n for n in table.rows if n in readers), *(n for n in readers if n not in table.rows)]
+        ordered = [
+            *(n for n in table.rows if n in readers),
+            *(n for n in readers if n not in table.rows),
+        ]
         for name in ordered:
             line: dict[str, Any] = {"setting": setting} if setting else {}
             line |= {"row": name, "seeds": len(readers[name]) if name in table.rows else 0}
@@ -172,10 +204,19 @@ def compare(table: Table, results: Results) -> list[dict[str, Any]]:
             if name == table.baseline or len(pairs) < 2:
                 continue
             measure = next(key for key in pairs[0][0] if key.startswith("test_"))
-            low, mean, high = metrics.paired(*np.array([[row[measure], base[measure]] for row, base in pairs]).T)
+            low, mean, high = metrics.paired(
+                *np.array([[row[measure], base[measure]] for row, base in pairs]).T
+            )
             line: dict[str, Any] = {"setting": setting} if setting else {}
             line |= {"row": name, "against": table.baseline, "seeds": len(pairs)}
-            lines.append(line | {f"{measure.removeprefix('test_')}, difference": mean, "95% from": low, "to": high})
+            lines.append(
+                line
+                | {
+                    f"{measure.removeprefix('test_')}, difference": mean,
+                    "95% from": low,
+                    "to": high,
+                }
+            )
     return lines
 
 
@@ -195,10 +236,16 @@ def main(argv: Sequence[str]) -> int:
         configs.validate(config)
         check_fits(TABLES[_TABLE.value], config)
         table = choose(TABLES[_TABLE.value], _ROWS.value, _SETTINGS.value)
-        data = "simulated_clicks" if config.data.name == "xlong" and not config.data.dir else config.data.name
+        data = (
+            "simulated_clicks"
+            if config.data.name == "xlong" and not config.data.dir
+            else config.data.name
+        )
         with lock(workdir), Preemption() as stop:
             check_same_config(config, workdir)
-            return run_all(table, jobs(table, workdir, _SEEDS.value), given_flags(), workdir, data, stop)
+            return run_all(
+                table, jobs(table, workdir, _SEEDS.value), given_flags(), workdir, data, stop
+            )
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         logging.error("%s", error)
         return 1
@@ -206,15 +253,20 @@ def main(argv: Sequence[str]) -> int:
 
 def choose(table: Table, rows: Sequence[str], settings: Sequence[str] = ()) -> Table:
     """The table with these rows and settings alone, all of them if none is named. Raises ValueError for one that it has
-    not."""
+    not.
+    """
     for what, named, there in (("row", rows, table.rows), ("setting", settings, table.settings)):
         for name in named:
             if name not in there:
-                raise ValueError(f"--{what}s: there is no {what} {name!r}; there are {', '.join(filter(None, there))}")
+                raise ValueError(
+                    f"--{what}s: there is no {what} {name!r}; there are {', '.join(filter(None, there))}"
+                )
     first = next(iter(table.rows))
     if rows and table.share_teacher and first not in rows:
         raise ValueError(f"--rows: add {first!r}, whose teacher the others take")
-    kept = lambda all_of_them, names: {k: v for k, v in all_of_them.items() if k in names or not names}  # noqa: E731
+    kept = lambda all_of_them, names: {
+        k: v for k, v in all_of_them.items() if k in names or not names
+    }
     return table._replace(rows=kept(table.rows, rows), settings=kept(table.settings, settings))
 
 
@@ -230,7 +282,9 @@ def given_flags() -> list[str]:
     ]
 
 
-def run_all(table: Table, todo: list[Job], given: Sequence[str], workdir: Path, data: str, stop: Preemption) -> int:
+def run_all(
+    table: Table, todo: list[Job], given: Sequence[str], workdir: Path, data: str, stop: Preemption
+) -> int:
     """Runs what is not finished; the table so far is printed, and written, whenever a run ends. -> exit code."""
     results: Results = {}
     failed = False

@@ -41,9 +41,14 @@ from rmjax.types import Batch, Memory, MemoryMachine, Params
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Path of a config file.")
 _REPEATS = flags.DEFINE_integer("repeats", 20, "Timed train steps.", lower_bound=1)
 _HISTORIES = flags.DEFINE_multi_integer(
-    "history", [100, 10_000, 1_000_000], "Items written before a single write and answer are timed.", lower_bound=1
+    "history",
+    [100, 10_000, 1_000_000],
+    "Items written before a single write and answer are timed.",
+    lower_bound=1,
 )
-_STREAMING = flags.DEFINE_bool("streaming", True, "Also time a machine's single writes and answers.")
+_STREAMING = flags.DEFINE_bool(
+    "streaming", True, "Also time a machine's single writes and answers."
+)
 BATCHES = (1, 256)
 
 
@@ -80,7 +85,9 @@ def bench_step(run: stages.Run, repeats: int) -> dict[str, Any]:
     steps = sum(shape.steps for shape in shapes)
     each = [explain.step_costs(run, stage, state, frozen, shape.batch) for shape in shapes]
     costs = each[0] | {
-        name: round(sum(cost[name] * shape.steps for cost, shape in zip(each, shapes, strict=True)) / steps)
+        name: round(
+            sum(cost[name] * shape.steps for cost, shape in zip(each, shapes, strict=True)) / steps
+        )
         for name in ("flops_per_step", "matmul_flops_per_step")
     }
     plain = dataclasses.replace(state, carry=())
@@ -99,7 +106,9 @@ def bench_step(run: stages.Run, repeats: int) -> dict[str, Any]:
         seconds += statistics.median(times[2:]) * shape.steps / steps
         fastest += min(times[2:]) * shape.steps / steps
     rate, work = matmul_rate(run.config.train.devices), costs["flops_per_step"]
-    totals = {name: sum(shape.counts[name] for shape in shapes) / steps for name in shapes[0].counts}
+    totals = {
+        name: sum(shape.counts[name] for shape in shapes) / steps for name in shapes[0].counts
+    }
     return costs | {
         "devices": mapped.devices,
         "batch_size": stage.batch_size,
@@ -118,11 +127,15 @@ def bench_step(run: stages.Run, repeats: int) -> dict[str, Any]:
 def epoch_shapes(run: stages.Run, stage: stages.Stage) -> list[Shape]:
     """The shapes of the first epoch's batches, in order of appearance; every batch is made once."""
     steps = steps_per_epoch(run.source, stage.batch_size)
-    data = batches(run.source, **stages.data_settings(run), batch_size=stage.batch_size, num_steps=steps)
+    data = batches(
+        run.source, **stages.data_settings(run), batch_size=stage.batch_size, num_steps=steps
+    )
     found: dict[tuple, Shape] = {}
     with contextlib.closing(data):
         for batch in data:
-            before = found.get(batch.item_mask.shape, Shape(batch, 0, dict.fromkeys(counts_of(batch), 0)))
+            before = found.get(
+                batch.item_mask.shape, Shape(batch, 0, dict.fromkeys(counts_of(batch), 0))
+            )
             counts = {name: before.counts[name] + count for name, count in counts_of(batch).items()}
             found[batch.item_mask.shape] = Shape(before.batch, before.steps + 1, counts)
     return list(found.values())
@@ -141,7 +154,11 @@ def behind_questions(batch: Batch) -> int:
     """Items written before each asked question, summed: what one pass a question would have to read."""
     items = np.asarray(batch.item_mask).sum(-1)  # [B, T]
     segments = items.shape[1]
-    at = np.full(batch.query_mask.shape, segments) if batch.position is None else np.asarray(batch.position)
+    at = (
+        np.full(batch.query_mask.shape, segments)
+        if batch.position is None
+        else np.asarray(batch.position)
+    )
     before = np.concatenate([np.zeros_like(items[:, :1]), items.cumsum(1)], 1)
     return int(np.where(batch.query_mask, np.take_along_axis(before, at, 1), 0).sum())
 
@@ -163,7 +180,9 @@ def bench_streaming(run: stages.Run, histories: Sequence[int]) -> dict[str, Any]
     machine, length = task.machine, run.config.data.segment_length  # type: ignore[attr-defined,union-attr]
     params = jax.jit(machine.init)(jax.random.key(run.config.seed))
     # A server keeps one set of parameters: bound, they are not handed over with every call.
-    write = jax.jit(lambda memory, items, mask: memorize(machine, params, items, mask, memory).memory)
+    write = jax.jit(
+        lambda memory, items, mask: memorize(machine, params, items, mask, memory).memory
+    )
     answer = jax.jit(lambda memory, query, mask: machine.read(params, memory, query, mask))
     rng = np.random.default_rng(run.config.seed)
     pasts = [history_memory(machine, params, some_items(run, rng, n), length) for n in histories]
@@ -175,7 +194,9 @@ def bench_streaming(run: stages.Run, histories: Sequence[int]) -> dict[str, Any]
         memories = [jax.tree.map(lambda x: jnp.repeat(x, batch, 0), past) for past in pasts]  # noqa: B023
         writes = timed([partial(write, memory, items, every) for memory in memories])
         answers = timed([partial(answer, memory, query, every[:, 0, :1]) for memory in memories])
-        for history, memory, written, answered in zip(histories, memories, writes, answers, strict=True):
+        for history, memory, written, answered in zip(
+            histories, memories, writes, answers, strict=True
+        ):
             result[f"batch_{batch}_after_{history}"] = {
                 "write_segment_ms": 1e3 * written,
                 "answer_query_ms": 1e3 * answered,
@@ -191,17 +212,23 @@ def some_items(run: stages.Run, rng: np.random.Generator, *shape: int) -> np.nda
     return rng.integers(0, run.source.num_items, shape).astype(np.int32)
 
 
-def history_memory(machine: MemoryMachine, params: Params, items: np.ndarray, length: int, chunk: int = 500) -> Memory:
+def history_memory(
+    machine: MemoryMachine, params: Params, items: np.ndarray, length: int, chunk: int = 500
+) -> Memory:
     """The memory, batch 1, of a stream of these items."""
     segments = -(-len(items) // length)
     chunk = min(chunk, segments)
     total = -(-segments // chunk) * chunk * length
     mask = np.arange(total) < len(items)
     padded = np.resize(items, (total, *items.shape[1:]))
-    go_on = jax.jit(lambda memory, items, mask: memorize(machine, params, items, mask, memory).memory)
+    go_on = jax.jit(
+        lambda memory, items, mask: memorize(machine, params, items, mask, memory).memory
+    )
     memory = jax.jit(lambda: machine.init_memory(params, 1))()
     cut = (-1, 1, chunk, length)
-    for part, part_mask in zip(padded.reshape(*cut, *items.shape[1:]), mask.reshape(cut), strict=True):
+    for part, part_mask in zip(
+        padded.reshape(*cut, *items.shape[1:]), mask.reshape(cut), strict=True
+    ):
         memory = go_on(memory, part, part_mask)
     return jax.block_until_ready(memory)
 
@@ -230,7 +257,11 @@ def main(argv: Sequence[str]) -> int:
         if "data" not in _CONFIG.value:  # a card of rows of Memoria
             said = environment.prepare()
             environment.find_devices()
-            print(json.dumps({"environment": said, **memoria_bench.bench(_CONFIG.value.memoria)}, indent=1))
+            print(
+                json.dumps(
+                    {"environment": said, **memoria_bench.bench(_CONFIG.value.memoria)}, indent=1
+                )
+            )
             return 0
         configs.validate(_CONFIG.value)
         said = environment.prepare()

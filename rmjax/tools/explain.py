@@ -30,9 +30,16 @@ def explain(config: Any) -> dict[str, Any]:
     with Preemption() as stop:
         run = stages.Run(config, Path(), make_source(config.data, config.data.seed), stop)
         stage, teacher = stages.model_stage(run), tasks.make_teacher(config, run.source)
-        mapped, state = stages.map_stage(run, stage, cut=jax.device_count() == 1), stages.blank_state(run, stage)
-        frozen = () if teacher is None else jax.eval_shape(teacher.init, jax.random.key(0))["sampler"]
-        data = batches(run.source, **stages.data_settings(run), batch_size=stage.batch_size, num_steps=1)
+        mapped, state = (
+            stages.map_stage(run, stage, cut=jax.device_count() == 1),
+            stages.blank_state(run, stage),
+        )
+        frozen = (
+            () if teacher is None else jax.eval_shape(teacher.init, jax.random.key(0))["sampler"]
+        )
+        data = batches(
+            run.source, **stages.data_settings(run), batch_size=stage.batch_size, num_steps=1
+        )
         with contextlib.closing(data):
             batch = next(data)
         plain, carry = dataclasses.replace(state, carry=()), state.carry
@@ -60,12 +67,17 @@ def explain(config: Any) -> dict[str, Any]:
 def summed(collectives: list[tuple[str, int]]) -> dict[str, dict[str, int]]:
     """{operation: {"calls", "bytes"}}"""
     return {
-        name: {"calls": sum(n == name for n, _ in collectives), "bytes": sum(b for n, b in collectives if n == name)}
+        name: {
+            "calls": sum(n == name for n, _ in collectives),
+            "bytes": sum(b for n, b in collectives if n == name),
+        }
         for name in sorted({name for name, _ in collectives})
     }
 
 
-def step_costs(run: stages.Run, stage: stages.Stage, state: TrainState, frozen: Params, batch: Batch) -> dict[str, int]:
+def step_costs(
+    run: stages.Run, stage: stages.Stage, state: TrainState, frozen: Params, batch: Batch
+) -> dict[str, int]:
     """Counts, not timings, of the model's train step."""
     task = stage.task
     memory = jax.eval_shape(lambda params: task.memory(params, 1), state.params)

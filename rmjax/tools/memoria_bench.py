@@ -31,7 +31,9 @@ VARIANTS = {  # columns: correlation, search_seeds
 TOPICS = 12
 # Of a card, as a pattern: what a row may set. Variants set the correlation and the seeds.
 FIELDS = [
-    field.name for field in dataclasses.fields(MemoriaConfig) if field.name not in ("correlation", "search_seeds")
+    field.name
+    for field in dataclasses.fields(MemoriaConfig)
+    if field.name not in ("correlation", "search_seeds")
 ]
 KEYS = rf"memoria\.\w+\.({'|'.join(['batch', 'steps', 'first', *FIELDS])})"
 
@@ -51,7 +53,10 @@ def bench(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
             chosen = dataclasses.replace(config, correlation=correlation, search_seeds=search_seeds)
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                 measured = pool.submit(measure, chosen, *run).result()
-            if released and (correlation, search_seeds) == ("negative_square", "all_short_term"):  # what it does
+            if released and (correlation, search_seeds) == (
+                "negative_square",
+                "all_short_term",
+            ):  # what it does
                 measured["times_as_fast_as_released"] = released / measured["step_ms"]
             result[name][variant] = measured
     return result
@@ -66,10 +71,14 @@ def _split(name: str, row: Mapping[str, Any]) -> tuple[MemoriaConfig, tuple[int,
     released = row.pop("released_ms", 0.0)
     unknown = sorted(row.keys() - set(FIELDS))
     if unknown:
-        raise ValueError(f"config.memoria.{name}.{unknown[0]}: no such key; there are {', '.join(FIELDS)}")
+        raise ValueError(
+            f"config.memoria.{name}.{unknown[0]}: no such key; there are {', '.join(FIELDS)}"
+        )
     batch, steps, first = run
     if batch < 1 or not 0 <= first < steps:
-        raise ValueError(f"config.memoria.{name}: needs batch >= 1 and 0 <= first < steps, got {run}")
+        raise ValueError(
+            f"config.memoria.{name}: needs batch >= 1 and 0 <= first < steps, got {run}"
+        )
     return MemoriaConfig(**row), run, released
 
 
@@ -103,11 +112,19 @@ def measure(config: MemoriaConfig, batch: int, steps: int, first: int) -> dict[s
     return result
 
 
-def _step(config: MemoriaConfig, state: State, working: Array, keys: Key) -> tuple[State, dict[str, Array]]:
+def _step(
+    config: MemoriaConfig, state: State, working: Array, keys: Key
+) -> tuple[State, dict[str, Array]]:
     state, reminded = jax.vmap(functools.partial(memoria.remind, config))(state, working, keys)
     weights = jnp.ones(reminded.valid.shape)
-    state = jax.vmap(functools.partial(memoria.memorize_and_forget, config))(state, reminded, weights)
-    seen = {"found": reminded.found, "reminded": reminded.valid, "long_term": state.kind == memoria.LONG_TERM}
+    state = jax.vmap(functools.partial(memoria.memorize_and_forget, config))(
+        state, reminded, weights
+    )
+    seen = {
+        "found": reminded.found,
+        "reminded": reminded.valid,
+        "long_term": state.kind == memoria.LONG_TERM,
+    }
     means = {name: value.sum(-1).mean() for name, value in seen.items()}
     return state, means | {"evicted": state.evicted.sum()}
 

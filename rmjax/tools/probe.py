@@ -1,5 +1,6 @@
 """Forgetting, measured: what the rehearsal decoder recalls of a stream from its last memory, by age of the fragment;
-of a model with Memoria, how old the engrams are that it is reminded of, and how steadily it is."""
+of a model with Memoria, how old the engrams are that it is reminded of, and how steadily it is.
+"""
 
 from __future__ import annotations
 
@@ -38,11 +39,15 @@ class Probe(Task):
     def init(self, key: Key) -> Params:
         return {"rehearsal": self.model.init_rehearsal(key, self.model.init(key)["machine"])}
 
-    def losses(self, params: Params, frozen: Params, carry: Any, batch: Batch, key: Key) -> tuple[Terms, Any]:
+    def losses(
+        self, params: Params, frozen: Params, carry: Any, batch: Batch, key: Key
+    ) -> tuple[Terms, Any]:
         r, machine = self.model.rehearsal, self.model.machine
         keys = jax.vmap(lambda k: jax.random.split(k, 3))(example_keys(key, batch.example_id))
         memory = self.model.memorize(frozen, batch).memory  # as it is when asked: without dropout
-        found = rehearsing.choose_segments(r, keys[:, 1], None, None, batch, batch.item_mask.any(-1))
+        found = rehearsing.choose_segments(
+            r, keys[:, 1], None, None, batch, batch.item_mask.any(-1)
+        )
         both = {"machine": frozen["machine"]} | params
         return rehearsing.losses(r, machine, both, batch, memory, found, keys[:, 2], key), carry
 
@@ -79,10 +84,14 @@ def probe(config: Any, workdir: str | Path) -> dict[str, Any]:
             model, params = train_probe(run, model, params)
             trained = dict.fromkeys(trained, True)
         recalled = recall_split(run, model, params, "test")
-        scored = evaluate.score_split(run, mapped, mapped.put(train_part(stage.task, params)), "test")
+        scored = evaluate.score_split(
+            run, mapped, mapped.put(train_part(stage.task, params)), "test"
+        )
         found = {
             "machine": config.machine.kind,
-            "decoder": f"trained for {p.steps} steps on the frozen memory" if p.steps else "the model's own",
+            "decoder": f"trained for {p.steps} steps on the frozen memory"
+            if p.steps
+            else "the model's own",
             "measures": scoring.measures(run.source, "test", scored),
             "by_age": by_age(recalled, trained),
         }
@@ -93,13 +102,15 @@ def probe(config: Any, workdir: str | Path) -> dict[str, Any]:
 def probe_engrams(config: Any, workdir: str | Path) -> dict[str, Any]:
     """See `probe`."""
     if "memoria" not in config.model.kind:
-        raise ValueError(f"config.model.kind = {config.model.kind!r} has no engrams to probe: those with memoria have")
+        raise ValueError(
+            f"config.model.kind = {config.model.kind!r} has no engrams to probe: those with memoria have"
+        )
     with training.opened(config, workdir, reading=True) as run:
         stage = stages.model_stage(run)
         params = kept.read_model(run.workdir, stage.task)
         histories = list(streams_of_engrams(run, stage.task, jax.device_put(params)))
         lags = max(1, min(LAGS, max(len(history.serial) for history in histories) - 1))
-        mean = lambda series: nan_to_none(mean_over_streams(series))  # noqa: E731
+        mean = lambda series: nan_to_none(mean_over_streams(series))
         found = {
             "model": config.model.kind,
             "streams": len(histories),
@@ -123,7 +134,8 @@ def keep(found: dict[str, Any], workdir: Path, draw: Callable[[], None]) -> None
 
 def streams_of_engrams(run: stages.Run, task: Any, params: Params) -> Iterator[memoria.Record]:
     """Of each stream of the test split its history [T, C], segment by segment: of texts, of all rows that are evaluated
-    together; else of config.probe.streams at most."""
+    together; else of config.probe.streams at most.
+    """
     rows = run.config.train.eval_batch_size
     watch = jax.jit(partial(watched, task.model))
     carry, parts, resets = None, [], []
@@ -151,7 +163,9 @@ def streams_of_engrams(run: stages.Run, task: Any, params: Params) -> Iterator[m
         yield from each_stream(whole, np.ones_like(reset), reset)
 
 
-def watched(model: SequenceModel, params: Params, state: Any, batch: Batch) -> tuple[Any, memoria.Record]:
+def watched(
+    model: SequenceModel, params: Params, state: Any, batch: Batch
+) -> tuple[Any, memoria.Record]:
     """-> the state after the batch, and the records [T, B, C] of its segments."""
     reset = jnp.zeros(batch.items.shape[:2], bool) if batch.reset is None else batch.reset
 
@@ -160,10 +174,14 @@ def watched(model: SequenceModel, params: Params, state: Any, batch: Batch) -> t
         state = model.step(params, model.reset(state, reset), tokens, mask)[1]
         return state, state.record
 
-    return jax.lax.scan(read, state, jax.tree.map(lambda x: x.swapaxes(0, 1), (batch.items, batch.item_mask, reset)))
+    return jax.lax.scan(
+        read, state, jax.tree.map(lambda x: x.swapaxes(0, 1), (batch.items, batch.item_mask, reset))
+    )
 
 
-def each_stream(records: memoria.Record, there: np.ndarray, reset: np.ndarray) -> Iterator[memoria.Record]:
+def each_stream(
+    records: memoria.Record, there: np.ndarray, reset: np.ndarray
+) -> Iterator[memoria.Record]:
     """Records [T, B, C] by row, from one reset bool [T, B] to the next; without what is not `there`, bool [T, B]."""
     for row in range(there.shape[1]):
         for moments in np.split(np.arange(len(there)), np.flatnonzero(reset[:, row])):
@@ -177,7 +195,9 @@ def mean_over_streams(series: list[np.ndarray]) -> np.ndarray:
     longest = max(map(len, series))
     whole = np.stack([np.pad(x, (0, longest - len(x)), constant_values=np.nan) for x in series])
     there = np.isfinite(whole)
-    return np.where(there.any(0), np.where(there, whole, 0).sum(0) / np.maximum(there.sum(0), 1), np.nan)
+    return np.where(
+        there.any(0), np.where(there, whole, 0).sum(0) / np.maximum(there.sum(0), 1), np.nan
+    )
 
 
 def nan_to_none(values: np.ndarray) -> list[float | None]:
@@ -189,7 +209,9 @@ def plot_engrams(found: dict[str, Any], workdir: Path) -> None:
     try:
         from rmjax.memoria import plots
     except ImportError:
-        logging.info("no figures in %s: matplotlib is not installed (pip install 'rmjax[plots]')", workdir)
+        logging.info(
+            "no figures in %s: matplotlib is not installed (pip install 'rmjax[plots]')", workdir
+        )
         return
     numbers = {name: np.array(found[name], float) for name in ("mean_age", "long_term")}
     plots.mean_age(numbers["mean_age"], workdir / "mean_age.png")
@@ -203,18 +225,23 @@ def train_part(task: Any, params: Params) -> Params:
 
 def train_probe(run: stages.Run, model: Reasoning, params: Params) -> tuple[Reasoning, Params]:
     """A decoder for memories that stay what they are: both rehearsal losses, uniformly drawn fragments. It is not
-    saved: stopped, it starts anew."""
+    saved: stopped, it starts anew.
+    """
     r = dataclasses.replace(model.rehearsal, sampler="uniform", recollection=1.0, familiarity=1.0)
     model = dataclasses.replace(model, rehearsal=r)
     t, steps = run.config.train, run.config.probe.steps
     stage = stages.Stage("probe", Probe(model), steps, t.batch_size, t.learning_rate)
     mapped = stages.map_stage(run, stage)
     state, frozen = mapped.put(stages.fresh_state(run, stage)), mapped.put(params)
-    data = batches(run.source, **stages.data_settings(run), batch_size=stage.batch_size, num_steps=steps)
+    data = batches(
+        run.source, **stages.data_settings(run), batch_size=stage.batch_size, num_steps=steps
+    )
     with contextlib.closing(data):
         for step, batch in enumerate(data, 1):
             if run.stopping(step):
-                raise stages.Preempted("asked to stop while training a probe; run the same line again")
+                raise stages.Preempted(
+                    "asked to stop while training a probe; run the same line again"
+                )
             state, _, values = mapped.train_step(state, (), frozen, batch)
             if step % t.log_every == 0 or step == steps:
                 shown = {name: round(float(value), 4) for name, value in mapped.get(values).items()}
@@ -222,12 +249,19 @@ def train_probe(run: stages.Run, model: Reasoning, params: Params) -> tuple[Reas
     return model, params | mapped.get(state.params)
 
 
-def recall_split(run: stages.Run, model: Reasoning, params: Params, split: str) -> dict[str, np.ndarray]:
+def recall_split(
+    run: stages.Run, model: Reasoning, params: Params, split: str
+) -> dict[str, np.ndarray]:
     """Of fragments of config.probe.streams streams, drawn from the whole split: their age [n, F] in segments, which
     there are; right and asked [n, F, M] of their masked items; logits [n, F] that they and their negatives are
-    familiar, and which of these pairs differ."""
-    r = dataclasses.replace(model.rehearsal, fragments=run.config.probe.fragments, sampler="uniform")
-    recall_batch = jax.jit(partial(recall, dataclasses.replace(model, rehearsal=r), jax.device_put(params)))
+    familiar, and which of these pairs differ.
+    """
+    r = dataclasses.replace(
+        model.rehearsal, fragments=run.config.probe.fragments, sampler="uniform"
+    )
+    recall_batch = jax.jit(
+        partial(recall, dataclasses.replace(model, rehearsal=r), jax.device_put(params))
+    )
     parts = []
     for batch, other in evaluate.paired_batches(run, split, run.config.probe.streams):
         if run.stopping():
@@ -235,11 +269,16 @@ def recall_split(run: stages.Run, model: Reasoning, params: Params, split: str) 
         parts.append(jax.device_get(recall_batch(batch, other, jax.random.key(run.config.seed))))
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if jax.process_count() > 1:
-        whole = {name: multihost_utils.process_allgather(value, tiled=True) for name, value in whole.items()}
+        whole = {
+            name: multihost_utils.process_allgather(value, tiled=True)
+            for name, value in whole.items()
+        }
     return whole
 
 
-def recall(model: Reasoning, params: Params, batch: Batch, other: Batch, key: Key) -> dict[str, Array]:
+def recall(
+    model: Reasoning, params: Params, batch: Batch, other: Batch, key: Key
+) -> dict[str, Array]:
     r, machine = model.rehearsal, model.machine
     keys = jax.vmap(lambda k: jax.random.split(k, 3))(example_keys(key, batch.example_id))
     valid = batch.item_mask.any(-1)
@@ -247,7 +286,9 @@ def recall(model: Reasoning, params: Params, batch: Batch, other: Batch, key: Ke
     cut = rehearsing.cut_fragments(r, keys[:, 1], batch, found)
     memory = model.memorize(params, batch).memory
     positive, negative, recalled = rehearsing.recall(r, machine, params, cut, memory, None)
-    target, others, same = rehearsing.alternatives(r, machine, params, cut, batch, (key, keys[:, 2]))
+    target, others, same = rehearsing.alternatives(
+        r, machine, params, cut, batch, (key, keys[:, 2])
+    )
     truth = jnp.einsum("...d,...d->...", recalled, target)
     logits = recalled @ others.swapaxes(-1, -2)
     if same is None:  # the truth is among them, and nothing is above it
@@ -275,7 +316,8 @@ def recall(model: Reasoning, params: Params, batch: Batch, other: Batch, key: Ke
 
 def by_age(recalled: dict[str, np.ndarray], trained: dict[str, bool]) -> list[dict[str, Any]]:
     """One line an age (0: the latest segment), or a range of ages: {from, to, fragments, recollection, familiarity},
-    None for what the decoder was not trained for, and the memory gain of what it was."""
+    None for what the decoder was not trained for, and the memory gain of what it was.
+    """
     age, there = recalled["age"], recalled["there"]
     if not there.any():
         return []
@@ -316,11 +358,18 @@ def plot(found: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.subplots()
     ages = [(line["from"] + line["to"]) / 2 for line in found["by_age"]]
-    for name, label in (("recollection", "recollection, accuracy"), ("familiarity", "familiarity, AUC")):
+    for name, label in (
+        ("recollection", "recollection, accuracy"),
+        ("familiarity", "familiarity, AUC"),
+    ):
         values = [line[name] for line in found["by_age"]]
         if any(value is not None for value in values):
             axes.plot(ages, [np.nan if v is None else v for v in values], marker="o", label=label)
-    axes.set(xlabel="age of the fragment, in segments (0: the latest)", ylim=(0, 1.02), title=found["machine"])
+    axes.set(
+        xlabel="age of the fragment, in segments (0: the latest)",
+        ylim=(0, 1.02),
+        title=found["machine"],
+    )
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
@@ -346,7 +395,10 @@ def show_engrams(found: dict[str, Any]) -> str:
             reporting.table([{"segment": step, "mean age": round(age, 2)} for step, age in some]),
             "autocorrelation of being reminded",
             reporting.table(
-                [{"lag": lag, "short-term": short, "long-term": long} for lag, (short, long) in enumerate(both, 1)]
+                [
+                    {"lag": lag, "short-term": short, "long-term": long}
+                    for lag, (short, long) in enumerate(both, 1)
+                ]
             ),
         ]
     )

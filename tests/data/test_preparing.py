@@ -58,7 +58,9 @@ def files(folder):
         ("characters", tokenizers.Characters, "encode", 3),
     ],
 )
-def test_documents_are_left_at_the_next_piece(tmp_path, monkeypatch, books, tokenizer, where, name, call):
+def test_documents_are_left_at_the_next_piece(
+    tmp_path, monkeypatch, books, tokenizer, where, name, call
+):
     calls = asks(monkeypatch, where, name, signal.SIGTERM, call)
     with pytest.raises(progress.Stopped), Preemption():
         documents("books", str(books), str(tmp_path / "cache"), tokenizer)
@@ -105,7 +107,9 @@ def test_lines_are_left_within_a_thousand(tmp_path):
         list(text.read_lines(tmp_path / "lines"))
 
 
-@pytest.mark.parametrize("where, name", [(tokenizers.text, "tokenize"), (tokenizers.Words, "encode")])
+@pytest.mark.parametrize(
+    "where, name", [(tokenizers.text, "tokenize"), (tokenizers.Words, "encode")]
+)
 def test_hyperpartisan_is_left_at_the_next_article(tmp_path, monkeypatch, where, name):
     directory = write_hyperpartisan(tmp_path / "data")
     calls = asks(monkeypatch, where, name, signal.SIGTERM, 2)
@@ -130,9 +134,19 @@ main.run()
 
 
 def test_a_run_that_prepares_exits_as_one_that_trains(tmp_path, books):
-    options = [f"--config={ROOT}/configs/books.py", f"--config.data.dir={books}", f"--workdir={tmp_path / 'run'}"]
+    options = [
+        f"--config={ROOT}/configs/books.py",
+        f"--config.data.dir={books}",
+        f"--workdir={tmp_path / 'run'}",
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-    command = [sys.executable, "-c", COMMAND, *options, f"--config.data.cache_dir={tmp_path / 'cache'}"]
+    command = [
+        sys.executable,
+        "-c",
+        COMMAND,
+        *options,
+        f"--config.data.cache_dir={tmp_path / 'cache'}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == EXIT_PREEMPTED, done.stderr
     assert "Stopped: asked to stop while making tokens; run the same line again" in done.stderr

@@ -4,7 +4,9 @@ import pytest
 from rmjax.data.segments import position_in_segments, segment
 
 
-@pytest.mark.parametrize("segment_length, num_segments", [(1, None), (3, None), (7, None), (20, None), (3, 9)])
+@pytest.mark.parametrize(
+    "segment_length, num_segments", [(1, None), (3, None), (7, None), (20, None), (3, 9)]
+)
 def test_valid_items_in_order_and_nothing_else(segment_length, num_segments):
     rng = np.random.default_rng(0)
     items, length = rng.integers(1, 99, (5, 14)).astype(np.int32), np.array([14, 0, 1, 6, 13])

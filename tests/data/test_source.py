@@ -51,9 +51,13 @@ class Full(Plain):
 
 def test_a_source_has_a_default_for_all_that_it_need_not_say():
     source = Plain()
-    assert source.questions == Questions() and source.numbering is None and source.popularity is None
+    assert (
+        source.questions == Questions() and source.numbering is None and source.popularity is None
+    )
     assert source.stream_id("train").tolist() == [0, 1, 2, 3] and source.buckets("train") is None
-    assert source.groups("train") == source.references("train") == {} and source.also("train") is None
+    assert (
+        source.groups("train") == source.references("train") == {} and source.also("train") is None
+    )
     assert source.describe() == Description(num_items=5, max_items=3, num_queries=1)
     with pytest.raises(TypeError, match="fetch"):
         type("Half", (Source,), {"size": Plain.size})()
@@ -74,7 +78,12 @@ def test_a_description_is_the_same_after_json():
 def test_a_source_in_memory_says_what_the_source_says():
     source, kept = Full(), cached(Full(), 2**20)
     assert kept.describe() == source.describe() and kept.stream_id("test").tolist() == [0, 0, 1, 1]
-    assert kept.groups("test")["first"].sum() == 1 and kept.also("test").tolist() == [[-1], [0], [1], [2]]
+    assert kept.groups("test")["first"].sum() == 1 and kept.also("test").tolist() == [
+        [-1],
+        [0],
+        [1],
+        [2],
+    ]
     assert kept.fetch("test", np.array([1, 1]))["items"].shape == (2, 3)
     assert pickle.loads(pickle.dumps(kept)).describe() == source.describe()
 
@@ -86,5 +95,6 @@ def test_a_part_of_a_split_says_what_the_source_says_of_that_part():
     assert some.also("test")[:, 0].tolist() == (rows - 1).tolist()
     assert some.groups("test")["first"][:, 0].tolist() == (rows == 0).tolist()
     assert (
-        some.buckets("test")[0].tolist() == (rows // 2).tolist() and Subset(Plain(), "test", 2, 0).also("test") is None
+        some.buckets("test")[0].tolist() == (rows // 2).tolist()
+        and Subset(Plain(), "test", 2, 0).also("test") is None
     )

@@ -32,8 +32,17 @@ pytestmark = pytest.mark.slow
 def start(tmp_path: Path, workdir: Path, *flags: str, changes: dict = LONG) -> subprocess.Popen:
     (tmp_path / "card.py").write_text(CARD.format(changes=changes))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    line = [sys.executable, "-m", "rmjax.main", f"--config={tmp_path / 'card.py'}", f"--workdir={workdir}", *flags]
-    return subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    line = [
+        sys.executable,
+        "-m",
+        "rmjax.main",
+        f"--config={tmp_path / 'card.py'}",
+        f"--workdir={workdir}",
+        *flags,
+    ]
+    return subprocess.Popen(
+        line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def ended(process: subprocess.Popen, code: int, *told: str) -> None:
@@ -60,7 +69,9 @@ def same(run: Path, whole: Path) -> None:
 def test_a_full_disk(tmp_path, whole):
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], capture_output=True
+    ).returncode:
         pytest.skip("mounting is not allowed here")
     try:
         ended(
@@ -110,12 +121,21 @@ def test_a_checkpoint_that_is_not_whole(tmp_path, whole, harm):
 
 def test_a_shard_of_the_data_is_gone(tmp_path):
     shutil.copytree(ROOT / "tests" / "fixtures" / "movielens", tmp_path / "raw")
-    data = {"data.name": "movielens", "data.dir": str(tmp_path / "raw"), "data.cache_dir": str(tmp_path / "cache")}
+    data = {
+        "data.name": "movielens",
+        "data.dir": str(tmp_path / "raw"),
+        "data.cache_dir": str(tmp_path / "cache"),
+    }
     data |= PLAIN | {"data.movielens.first": 2, "data.movielens.every": 1}
     ended(start(tmp_path, tmp_path / "run", changes=data), 0)
     shard = next((tmp_path / "cache").rglob("*.array_record*"))
     shard.unlink()
-    ended(start(tmp_path, tmp_path / "other", changes=data), 1, f"{shard.name} is gone", "remove .* prepared anew")
+    ended(
+        start(tmp_path, tmp_path / "other", changes=data),
+        1,
+        f"{shard.name} is gone",
+        "remove .* prepared anew",
+    )
     shutil.rmtree(shard.parent)
     ended(start(tmp_path, tmp_path / "other", changes=data), 0)
 
@@ -138,27 +158,45 @@ def test_two_runs_in_one_workdir(tmp_path):
     first = start(tmp_path, tmp_path / "run")
     while not (tmp_path / "run" / "metrics.jsonl").exists():
         time.sleep(0.05)
-    ended(start(tmp_path, tmp_path / "run"), 1, f"is held by pid {first.pid} on", "use another workdir")
+    ended(
+        start(tmp_path, tmp_path / "run"),
+        1,
+        f"is held by pid {first.pid} on",
+        "use another workdir",
+    )
     ended(first, 0)
 
 
 def test_a_checkpoint_of_another_config(tmp_path, whole):
     other = start(tmp_path, whole, "--config.machine.dim=16", "--config.train.steps=7")
-    ended(other, 1, "config.machine.dim was 8, now 16", "config.train.steps was 300, now 7", "use another --workdir")
+    ended(
+        other,
+        1,
+        "config.machine.dim was 8, now 16",
+        "config.train.steps was 300, now 7",
+        "use another --workdir",
+    )
 
 
 @pytest.mark.parametrize("devices", ["4 pmap", "8 mesh"])
 def test_more_and_fewer_devices(tmp_path, whole, devices):
     count, mapping = devices.split()
     process = start(tmp_path, tmp_path / "run")
-    while not (tmp_path / "run" / "model").is_dir() or not list((tmp_path / "run" / "model").glob("[0-9]*[0-9]")):
+    while not (tmp_path / "run" / "model").is_dir() or not list(
+        (tmp_path / "run" / "model").glob("[0-9]*[0-9]")
+    ):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     ended(process, 75, "run the same line again to go on")
     environment = {"JAX_NUM_CPU_DEVICES": count}
     os.environ |= environment
     try:
-        more = start(tmp_path, tmp_path / "run", f"--config.train.devices={count}", f"--config.train.mapping={mapping}")
+        more = start(
+            tmp_path,
+            tmp_path / "run",
+            f"--config.train.devices={count}",
+            f"--config.train.mapping={mapping}",
+        )
         ended(more, 0, "going on from step")
     finally:
         del os.environ["JAX_NUM_CPU_DEVICES"]

@@ -85,7 +85,9 @@ _NUMBER = re.compile(rb"-?\d+(?:\.\d+)?")
 _NUMBERS = (b"-1", b"2147483648", b"9223372036854775808", b"1" + b"0" * 400, b"nan", b"1e400")
 
 
-def _lines(change: Callable[[random.Random, list[bytes]], Any]) -> Callable[[random.Random, bytes], bytes]:
+def _lines(
+    change: Callable[[random.Random, list[bytes]], Any],
+) -> Callable[[random.Random, bytes], bytes]:
     def changed(rng: random.Random, data: bytes) -> bytes:
         lines = data.splitlines(keepends=True) or [b""]
         change(rng, lines)
@@ -145,7 +147,9 @@ MUTATIONS: dict[str, Callable[[random.Random, bytes], bytes]] = {
     "two bytes swapped": _swap_bytes,
     "two lines swapped": _lines(_swap),
     "a line less": _lines(lambda rng, lines: lines.pop(rng.randrange(len(lines)))),
-    "a line twice": _lines(lambda rng, lines: lines.insert(rng.randrange(len(lines)), rng.choice(lines))),
+    "a line twice": _lines(
+        lambda rng, lines: lines.insert(rng.randrange(len(lines)), rng.choice(lines))
+    ),
     "a span less": _without_span,
     "a NUL": lambda rng, data: _insert(rng, data, b"\0"),
     "a byte order mark": lambda rng, data: codecs.BOM_UTF8 + data,
@@ -216,7 +220,9 @@ def read_movielens(root: Path) -> Any:
 
 
 def load_movielens(root: Path, cache: str) -> Any:
-    source = movielens.open_movielens(str(root), cache, 0, first=5, every=4, test_fraction=0.3, valid_fraction=0.2)
+    source = movielens.open_movielens(
+        str(root), cache, 0, first=5, every=4, test_fraction=0.3, valid_fraction=0.2
+    )
     asked = [source.fetch(split, np.arange(source.size(split)))["target"].sum() for split in SPLITS]
     return source.metadata["users"], source.numbering.tolist(), sum(asked)
 
@@ -224,7 +230,9 @@ def load_movielens(root: Path, cache: str) -> Any:
 def make_movielens(name: str, separator: str, header: bool) -> Callable[[Path], Any]:
     def make(root: Path) -> None:
         rows = (FIXTURES / "movielens" / "ratings.csv").read_text().splitlines()
-        (root / name).write_text("".join(f"{row.replace(',', separator)}\n" for row in rows[not header :]))
+        (root / name).write_text(
+            "".join(f"{row.replace(',', separator)}\n" for row in rows[not header :])
+        )
 
     return make
 
@@ -243,7 +251,9 @@ def load_xlong(root: Path, cache: str) -> Any:
     def parts(*splits: str) -> list:
         examples = [source.fetch(split, np.arange(source.size(split))) for split in splits]
         rows = [(e["items"].sum(1, dtype=np.int64), *e["query"].T) for e in examples]
-        return sorted(tuple(map(int, row)) for columns in rows for row in zip(*columns, strict=True))
+        return sorted(
+            tuple(map(int, row)) for columns in rows for row in zip(*columns, strict=True)
+        )
 
     return [parts("train", "valid"), parts("test")]
 
@@ -251,7 +261,10 @@ def load_xlong(root: Path, cache: str) -> Any:
 BABI = "tasks_1-20_v1-2"
 BABI_FILES = (
     *(f"en-valid-10k/qa1_{split}.txt" for split in SPLITS),
-    *("en-10k/qa3_three-supporting-facts_train.PARTIAL-3.txt", "en-10k/qa3_three-supporting-facts_test.txt"),
+    *(
+        "en-10k/qa3_three-supporting-facts_train.PARTIAL-3.txt",
+        "en-10k/qa3_three-supporting-facts_test.txt",
+    ),
     *("en-10k/qa8_lists-sets_train.txt", "en-10k/qa8_lists-sets_test.txt"),
 )
 
@@ -277,7 +290,10 @@ def read_babi_archive(root: Path) -> Any:
     data = gzip.decompress(data) if path.suffix == ".gz" else data
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         members = [member for member in archive if member.isreg()]
-        texts = {member.name.removeprefix(f"{BABI}/"): archive.extractfile(member).read() for member in members}
+        texts = {
+            member.name.removeprefix(f"{BABI}/"): archive.extractfile(member).read()
+            for member in members
+        }
     return _babi(texts)
 
 
@@ -308,7 +324,10 @@ def read_narrativeqa(root: Path) -> Any:
         text = "".join(f"{line}\n" for line in lines_of(root / name))
         return list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
 
-    documents_of, asked = {row["document_id"]: row for row in rows("documents.csv")}, rows("qaps.csv")
+    documents_of, asked = (
+        {row["document_id"]: row for row in rows("documents.csv")},
+        rows("qaps.csv"),
+    )
     known = {row["document_id"] for row in rows("third_party/wikipedia/summaries.csv")}
     sizes = {split: [0, 0] for split in SPLITS}
     for name in {row["document_id"] for row in asked}:
@@ -321,7 +340,9 @@ def read_narrativeqa(root: Path) -> Any:
 
 def sizes_of(source: Any) -> Any:
     """{split: [stories, questions]}."""
-    masks = {split: source.fetch(split, np.arange(source.size(split)))["query_mask"] for split in SPLITS}
+    masks = {
+        split: source.fetch(split, np.arange(source.size(split)))["query_mask"] for split in SPLITS
+    }
     return {split: [len(mask), int(mask.sum())] for split, mask in masks.items()}
 
 
@@ -332,13 +353,23 @@ def read_tvqa(root: Path) -> Any:
     train, test = rows("tvqa_train.jsonl"), rows("tvqa_val.jsonl")
     lines = {row["vid_name"]: row["sub"] for row in rows("tvqa_preprocessed_subtitles.jsonl")}
     assert all(isinstance(line["text"], str) for of_clip in lines.values() for line in of_clip)
-    spoken = {clip for clip, of_clip in lines.items() if words_of(" ".join(line["text"] for line in of_clip))}
-    return [[len(clips := {row["vid_name"] for row in part}), len(part), len(clips - spoken)] for part in (train, test)]
+    spoken = {
+        clip
+        for clip, of_clip in lines.items()
+        if words_of(" ".join(line["text"] for line in of_clip))
+    }
+    return [
+        [len(clips := {row["vid_name"] for row in part}), len(part), len(clips - spoken)]
+        for part in (train, test)
+    ]
 
 
 def load_tvqa(root: Path, cache: str) -> Any:
     source = tvqa.open_tvqa(str(root), cache, 3)
-    rows = [[*sizes, source.metadata["without_subtitles"][split]] for split, sizes in sizes_of(source).items()]
+    rows = [
+        [*sizes, source.metadata["without_subtitles"][split]]
+        for split, sizes in sizes_of(source).items()
+    ]
     return [[a + b for a, b in zip(*rows[:2], strict=True)], rows[2]]
 
 
@@ -354,7 +385,9 @@ def read_activitynet(root: Path) -> Any:
 
 def load_questions(root: Path, cache: str) -> Any:
     counts = activitynet.question_only(str(root), cache).metadata["counts"]
-    return {split: [of_split["videos"], of_split["questions"]] for split, of_split in counts.items()}
+    return {
+        split: [of_split["videos"], of_split["questions"]] for split, of_split in counts.items()
+    }
 
 
 VIDEO = "v_abcdefghijk"  # the one that all questions of the fixture are about
@@ -405,7 +438,11 @@ def load_features(root: Path, cache: str) -> Any:
     """The questions are prepared once: it is not they that change."""
     features = next(root.iterdir()) if (root / "all.hdf5").exists() else root
     source = activitynet.open_activitynet(
-        str(FIXTURES / "activitynet-qa"), str(features), str(root.parent / "questions"), segment_length=4, frames=64
+        str(FIXTURES / "activitynet-qa"),
+        str(features),
+        str(root.parent / "questions"),
+        segment_length=4,
+        frames=64,
     )
     example = source.fetch("test", np.array([0]))
     return example["items"][example["item_mask"]].tolist()
@@ -424,13 +461,21 @@ def read_hyperpartisan(root: Path) -> Any:
     assert all(type(i) is int for name in ("train", "dev", "test") for i in listed[name])
     test = sorted({*ids} - {*listed["train"], *listed["dev"]})
     parts = dict(zip(SPLITS, (listed["train"], listed["dev"], test), strict=True))
-    return {split: [(i, labels[i] == "true") for i in of_split] for split, of_split in parts.items()}
+    return {
+        split: [(i, labels[i] == "true") for i in of_split] for split, of_split in parts.items()
+    }
 
 
 def load_hyperpartisan(root: Path, cache: str) -> Any:
     source = hyperpartisan.open_hyperpartisan(str(root), cache, segment_length=9)
-    targets = {split: source.fetch(split, np.arange(source.size(split)))["target"][:, 0] for split in SPLITS}
-    return {split: [(i, bool(t)) for i, t in zip(source.ids[split], targets[split], strict=True)] for split in SPLITS}
+    targets = {
+        split: source.fetch(split, np.arange(source.size(split)))["target"][:, 0]
+        for split in SPLITS
+    }
+    return {
+        split: [(i, bool(t)) for i, t in zip(source.ids[split], targets[split], strict=True)]
+        for split in SPLITS
+    }
 
 
 def read_wikitext(root: Path) -> Any:
@@ -449,7 +494,11 @@ def read_wikitext(root: Path) -> Any:
         ]
         first = titles[0][0] if titles else len(lines)
         before = [path.name] if not titles or "".join(lines[:first]).strip() else []
-        parts[split] = [*before, *(title for _, title in titles)], tokens_of(data), _words(text) + text.count("\n")
+        parts[split] = (
+            [*before, *(title for _, title in titles)],
+            tokens_of(data),
+            _words(text) + text.count("\n"),
+        )
     return parts
 
 
@@ -470,11 +519,15 @@ def read_pg19(root: Path) -> Any:
 
 def load_documents(kind: str, tokenizer: str = "bytes") -> Callable[[Path, str], Any]:
     def load(root: Path, cache: str) -> Any:
-        parts = documents(kind, str(root), cache, tokenizer, **({"train_share": 1.0} if kind == "pg19" else {}))
+        parts = documents(
+            kind, str(root), cache, tokenizer, **({"train_share": 1.0} if kind == "pg19" else {})
+        )
         if kind == "enwik8":
             return [len(parts[split].tokens) for split in SPLITS]
         if kind == "books":
-            return sum(len(parts[split].tokens) for split in SPLITS), sum(part.words for part in parts.values())
+            return sum(len(parts[split].tokens) for split in SPLITS), sum(
+                part.words for part in parts.values()
+            )
         return {split: (part.names, len(part.tokens), part.words) for split, part in parts.items()}
 
     return load
@@ -493,7 +546,9 @@ def read_enwik8(root: Path) -> Any:
 
 def make_enwik8(archive: bool) -> Callable[[Path], Any]:
     def make(root: Path) -> None:
-        data = b"".join((FIXTURES / "wikitext" / f"wiki.{split}.tokens").read_bytes() for split in SPLITS)
+        data = b"".join(
+            (FIXTURES / "wikitext" / f"wiki.{split}.tokens").read_bytes() for split in SPLITS
+        )
         if not archive:
             (root / "enwik8").write_bytes(data)
             return
@@ -523,7 +578,9 @@ def make_vectors(suffix: str, header: bool) -> Callable[[Path], Any]:
         words = ["the", "lamp", ". . .", "a@b c", "Door", "door", "mill", "barn", "x", "gate"]
         lines = [" ".join([word, *(f"{rng.gauss(0, 1):.4f}" for _ in range(4))]) for word in words]
         data = "\n".join([*([f"{len(words)} 4"] if header else []), *lines, ""]).encode()
-        (root / f"vectors.txt{suffix}").write_bytes(gzip.compress(data, mtime=0) if suffix else data)
+        (root / f"vectors.txt{suffix}").write_bytes(
+            gzip.compress(data, mtime=0) if suffix else data
+        )
 
     return make
 
@@ -541,8 +598,12 @@ def read_vectors(root: Path) -> Any:
         if len(values) != width:
             assert len(values) > width, line
             continue
-        for name in {word.decode("utf-8", "replace"), word.decode("utf-8", "replace").lower()} & {*VOCABULARY}:
-            assert all(re.fullmatch(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", value) for value in values), line
+        for name in {word.decode("utf-8", "replace"), word.decode("utf-8", "replace").lower()} & {
+            *VOCABULARY
+        }:
+            assert all(
+                re.fullmatch(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", value) for value in values
+            ), line
             exact = name.encode() == word
             if name not in vectors_of or exact > vectors_of[name][0]:
                 vectors_of[name] = exact, [float(np.float32(value)) for value in values]
@@ -553,11 +614,17 @@ def read_vectors(root: Path) -> Any:
 def load_vectors(root: Path, cache: str) -> Any:
     (path,) = root.iterdir()
     table, known = vectors.read_vectors(str(path), VOCABULARY)
-    return {name: row.tolist() for name, row, there in zip(VOCABULARY, table, known, strict=True) if there}
+    return {
+        name: row.tolist()
+        for name, row, there in zip(VOCABULARY, table, known, strict=True)
+        if there
+    }
 
 
 def make_tokenizer(root: Path) -> None:
-    model = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "lamp": 1, "door": 2}, unk_token="<unk>"))
+    model = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({"<unk>": 0, "lamp": 1, "door": 2}, unk_token="<unk>")
+    )
     model.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     model.add_special_tokens(["[CLS]"])
     model.save(str(root / "tokenizer.json"))
@@ -571,14 +638,19 @@ def make_bpe(root: Path) -> None:
 
 def read_tokenizer(root: Path) -> Any:
     content = json_of(root / "tokenizer.json")
-    ids = {**content["model"]["vocab"], **{token["content"]: token["id"] for token in content["added_tokens"]}}
+    ids = {
+        **content["model"]["vocab"],
+        **{token["content"]: token["id"] for token in content["added_tokens"]},
+    }
     return sorted(ids.items())
 
 
 def load_tokenizer(root: Path, cache: str) -> Any:
     made = our_tokenizers.make_tokenizer(str(root))
     made.decode(made.encode("a lamp, the door"))
-    return sorted((token, i) for i, token in enumerate(made.vocabulary) if token != f"<no token {i}>")
+    return sorted(
+        (token, i) for i, token in enumerate(made.vocabulary) if token != f"<no token {i}>"
+    )
 
 
 SIZES = dict(vocabulary=11, positions=8, dim=4, layers=1, heads=2, dropout=0.0)
@@ -590,17 +662,23 @@ LIKE = jax.eval_shape(gpt2.make(gpt2.Sizes(**SIZES)).init, jax.random.key(0))
 def make_checkpoint(shards: int) -> Callable[[Path], Any]:
     def make(root: Path) -> None:
         rng = np.random.default_rng(0)
-        huggingface.write(root, jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), LIKE), "gpt2")
+        huggingface.write(
+            root, jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), LIKE), "gpt2"
+        )
         if shards == 1:
             return
         whole, index = _safetensors(root / "model.safetensors"), {}
         for shard in range(shards):
-            part = {name: array for n, (name, array) in enumerate(whole.items()) if n % shards == shard}
+            part = {
+                name: array for n, (name, array) in enumerate(whole.items()) if n % shards == shard
+            }
             name = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
             save_file(part, root / name)
             index |= dict.fromkeys(part, name)
         (root / "model.safetensors").unlink()
-        (root / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}, indent=1))
+        (root / "model.safetensors.index.json").write_text(
+            json.dumps({"metadata": {}, "weight_map": index}, indent=1)
+        )
 
     return make
 
@@ -625,7 +703,10 @@ def read_checkpoint(root: Path) -> Any:
     if not index.exists():
         arrays = _safetensors(root / "model.safetensors")
     else:
-        arrays = {name: _safetensors(root / shard)[name] for name, shard in json_of(index)["weight_map"].items()}
+        arrays = {
+            name: _safetensors(root / shard)[name]
+            for name, shard in json_of(index)["weight_map"].items()
+        }
     assert all(np.isfinite(array).all() for array in arrays.values())
     return sorted(np.concatenate([array.ravel() for array in arrays.values()]).tolist())
 
@@ -635,13 +716,17 @@ def load_checkpoint(root: Path, cache: str) -> Any:
     return sorted(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)]).tolist())
 
 
-FIELDS = dict(vocab_size=50257, n_positions=1024, n_embd=768, n_layer=12, n_head=12, resid_pdrop=0.1)
+FIELDS = dict(
+    vocab_size=50257, n_positions=1024, n_embd=768, n_layer=12, n_head=12, resid_pdrop=0.1
+)
 OTHERS = dict(hidden_size="n_embd", max_position_embeddings="n_positions")
 OTHERS |= dict(num_attention_heads="n_head", num_hidden_layers="n_layer")
 
 
 def read_sizes(root: Path) -> Any:
-    content = {OTHERS.get(name, name): value for name, value in json_of(root / "config.json").items()}
+    content = {
+        OTHERS.get(name, name): value for name, value in json_of(root / "config.json").items()
+    }
     return [content.get(name, default) for name, default in FIELDS.items()]
 
 
@@ -654,9 +739,13 @@ def sums_hold(folder: Path) -> None:
     """Raises AssertionError unless SHA256SUMS is of all files there are."""
     lines = (folder / "SHA256SUMS").read_bytes().decode().split("\n")
     listed = {line[66:]: line[:64] for line in lines[:-1]}
-    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    files = {
+        path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()
+    }
     del files["SHA256SUMS"]
-    assert {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()} == listed
+    assert {
+        name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()
+    } == listed
 
 
 def make_streams(root: Path) -> None:
@@ -751,11 +840,15 @@ LOADERS = {
     "checkpoint": Loader(make_checkpoint(1), load_checkpoint, read_checkpoint),
     "checkpoint in shards": Loader(make_checkpoint(2), load_checkpoint, read_checkpoint),
     "checkpoint's config.json": Loader(
-        lambda root: (root / "config.json").write_text(json.dumps(CONFIG, indent=1)), load_sizes, read_sizes
+        lambda root: (root / "config.json").write_text(json.dumps(CONFIG, indent=1)),
+        load_sizes,
+        read_sizes,
     ),
     "streams": Loader(make_streams, load_streams, read_streams),
     "memoria": Loader(
-        make_memoria, lambda root, cache: list(memoria.load(MEMORIA, root / "saved").evicted.shape), read_memoria
+        make_memoria,
+        lambda root, cache: list(memoria.load(MEMORIA, root / "saved").evicted.shape),
+        read_memoria,
     ),
     "config.json": Loader(make_config, load_config, read_config),
 }
@@ -865,16 +958,22 @@ def table():
 def fuzz(name: str, root: Path, numbers: range) -> None:
     bench = Bench(name, root)
     outcomes = [bench.case(number) for number in numbers]
-    refused, equal = (sum(outcome == kind for outcome, _ in outcomes) for kind in ("refused", "equal"))
+    refused, equal = (
+        sum(outcome == kind for outcome, _ in outcomes) for kind in ("refused", "equal")
+    )
     TABLE.append(f"| {name} | {len(outcomes)} | {refused} | {equal} |")
-    faults = [f"{case}\n  {outcome}" for outcome, case in outcomes if outcome not in ("refused", "equal")]
+    faults = [
+        f"{case}\n  {outcome}" for outcome, case in outcomes if outcome not in ("refused", "equal")
+    ]
     assert not faults, f"{len(faults)} faults\n" + "\n".join(faults)
 
 
 @pytest.mark.parametrize("name", LOADERS)
 def test_a_few_damaged_files_are_read_alike_or_refused_by_name(tmp_path, name):
     begin = list(LOADERS).index(name)
-    fuzz(name, tmp_path, range(begin, begin + 200, 41))  # of mutations that differ from loader to loader
+    fuzz(
+        name, tmp_path, range(begin, begin + 200, 41)
+    )  # of mutations that differ from loader to loader
 
 
 @pytest.mark.slow

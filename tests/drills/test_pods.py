@@ -26,7 +26,9 @@ pytestmark = pytest.mark.slow
 def until(workdir: Path, step: int) -> None:
     """Waits for a line of the model's step in the log."""
     log = workdir / "metrics.jsonl"
-    while not (log.exists() and f'"stage": "model", "kind": "train", "step": {step},' in log.read_text()):
+    while not (
+        log.exists() and f'"stage": "model", "kind": "train", "step": {step},' in log.read_text()
+    ):
         time.sleep(0.1)
 
 
@@ -70,7 +72,9 @@ def test_one_of_four_is_killed_and_the_job_goes_on_by_itself(tmp_path, which):
 
 def killed(launcher: subprocess.Popen, which: int = -1) -> list[int]:
     """Kills one process of a launcher outright. -> the pids of all of them."""
-    found = subprocess.run(["pgrep", "-P", str(launcher.pid), "-f", "rmjax.main"], capture_output=True, text=True)
+    found = subprocess.run(
+        ["pgrep", "-P", str(launcher.pid), "-f", "rmjax.main"], capture_output=True, text=True
+    )
     pids = list(map(int, found.stdout.split()))
     os.kill(pids[which], signal.SIGKILL)
     return pids
@@ -78,7 +82,12 @@ def killed(launcher: subprocess.Popen, which: int = -1) -> list[int]:
 
 def test_a_table_split_over_the_devices_of_each_of_two_processes(tmp_path):
     """With steps that touch a batch's rows alone; evaluated, saved, and gone on with by one process."""
-    mesh = {"train.mapping": "mesh", "train.model_devices": 2, "train.sparse_items": True, "train.split_layers": True}
+    mesh = {
+        "train.mapping": "mesh",
+        "train.model_devices": 2,
+        "train.sparse_items": True,
+        "train.split_layers": True,
+    }
     changes = LONG | mesh | {"train.steps": 60, "machine.kind": "rehearsal"}
     training.train(tiny(**changes | {"train.devices": 2}), tmp_path / "one")
     two = start(tmp_path, tmp_path / "run", 2, changes, JAX_NUM_CPU_DEVICES="2")
@@ -92,17 +101,31 @@ def test_a_table_split_over_the_devices_of_each_of_two_processes(tmp_path):
     agree(tmp_path / "run", tmp_path / "one")
     across = start(tmp_path, tmp_path / "other", 2, changes)  # a device each
     _, err = across.communicate(timeout=300)
-    assert across.returncode == EXIT_MISTAKE and "model_devices = 2 does not divide the 1 of a process" in err, err
+    assert (
+        across.returncode == EXIT_MISTAKE
+        and "model_devices = 2 does not divide the 1 of a process" in err
+    ), err
 
 
 def together(processes: int, line: list, devices: int = 1) -> list[int]:
     """Exit codes of so many processes `python -c *line`, which may join each other."""
     with socket.create_server(("", 0)) as server:
         address = f"localhost:{server.getsockname()[1]}"
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
-    environment |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes), "XLA_FLAGS": ""}
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+    }
+    environment |= {
+        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_NUM_PROCESSES": str(processes),
+        "XLA_FLAGS": "",
+    }
     line = [sys.executable, "-c", *map(str, line)]
-    started = [subprocess.Popen(line, env=environment | {"JAX_PROCESS_ID": str(i)}) for i in range(processes)]
+    started = [
+        subprocess.Popen(line, env=environment | {"JAX_PROCESS_ID": str(i)})
+        for i in range(processes)
+    ]
     return [process.wait(timeout=300) for process in started]
 
 
@@ -159,7 +182,11 @@ def test_an_error_nobody_thought_of_ends_all(tmp_path):
     begin = time.monotonic()
     two = start(tmp_path, tmp_path / "run", 2, LONG, LOSES_A_KEY="1", RMJAX_RETRY="1")
     _, err = two.communicate(timeout=200)
-    assert two.returncode == EXIT_MISTAKE and "KeyError: 'key'" in err and time.monotonic() - begin < 90, err
+    assert (
+        two.returncode == EXIT_MISTAKE
+        and "KeyError: 'key'" in err
+        and time.monotonic() - begin < 90
+    ), err
 
 
 def test_a_mistake_of_one_is_not_tried_again(tmp_path):
@@ -168,7 +195,9 @@ def test_a_mistake_of_one_is_not_tried_again(tmp_path):
         begin = time.monotonic()
         two = start(tmp_path, tmp_path / "run", 2, LONG, RMJAX_RETRY="1")
         _, err = two.communicate(timeout=120)
-    assert two.returncode == EXIT_MISTAKE and "is held by pid" in err and time.monotonic() - begin < 90, err
+    assert (
+        two.returncode == EXIT_MISTAKE and "is held by pid" in err and time.monotonic() - begin < 90
+    ), err
     uneven = start(tmp_path, tmp_path / "run", 2, LONG | {"train.devices": 1})
     _, err = uneven.communicate(timeout=120)
     assert uneven.returncode == EXIT_MISTAKE and "every process must have as many" in err, err

@@ -68,7 +68,9 @@ def test_error_is_the_mean_over_tasks_and_less_of_it_is_better():
     got = scoring.measures(its, "test", found)
     wrong = found["scores"].argmax(-1) != found["target"]
     each = [wrong[found["query_mask"] & (part[found["example_id"]] == i)].mean() for i in range(3)]
-    assert got == pytest.approx({"error": np.mean(each)} | {f"qa{i}": error for i, error in enumerate(each)})
+    assert got == pytest.approx(
+        {"error": np.mean(each)} | {f"qa{i}": error for i, error in enumerate(each)}
+    )
     assert scoring.better(its, got) == -got["error"]
     assert scoring.better(source("accuracy"), {"accuracy": 0.3}) == 0.3
 
@@ -83,7 +85,9 @@ def test_reciprocal_rank_takes_the_better_of_two_right_answers():
     for i, j in np.argwhere(found["query_mask"]):
         right = {found["target"][i, j], also[found["example_id"][i], j]} - {-1}
         logits = found["scores"][i, j]
-        places = [1 + (logits > logits[r]).sum() + ((logits == logits[r]).sum() - 1) / 2 for r in right]
+        places = [
+            1 + (logits > logits[r]).sum() + ((logits == logits[r]).sum() - 1) / 2 for r in right
+        ]
         by_hand.append(1 / min(places))
     assert got["mrr"] == pytest.approx(np.mean(by_hand))
 
@@ -92,17 +96,25 @@ def test_rows_have_the_machine_then_other_readers_with_intervals_that_hold_their
     found, part = scored(n=60), np.arange(60)[:, None] % 3 + np.zeros((60, 3), int)
     answers = np.random.default_rng(1).integers(0, 4, (60, 3))
     tasks = {f"qa{i}": part == i for i in range(3)}
-    its = source("error", groups=lambda split: tasks, references=lambda split: {"guess": answers, "truth": truth})
+    its = source(
+        "error",
+        groups=lambda split: tasks,
+        references=lambda split: {"guess": answers, "truth": truth},
+    )
     truth = np.zeros((60, 3), int)
     truth[found["example_id"]] = found["target"]
     rows = scoring.rows(its, "test", "machine", found, np.arange(60), 0)
     assert [row["memory"] for row in rows] == ["machine", "guess", "truth"]
     assert rows[2]["test_error"] == rows[2]["high"] == 0 and rows[2]["under_5%"] == 3
     guessed = answers[found["example_id"]] != found["target"]
-    assert rows[1]["qa1"] == pytest.approx(guessed[found["query_mask"] & (part[found["example_id"]] == 1)].mean())
+    assert rows[1]["qa1"] == pytest.approx(
+        guessed[found["query_mask"] & (part[found["example_id"]] == 1)].mean()
+    )
     for row in rows[:2]:
         assert row["low"] < row["test_error"] < row["high"] and row["under_5%"] == 0
-    few = scoring.rows(its, "test", "machine", found, np.arange(60) % 3, 0)  # three streams of twenty examples
+    few = scoring.rows(
+        its, "test", "machine", found, np.arange(60) % 3, 0
+    )  # three streams of twenty examples
     assert few[0]["high"] - few[0]["low"] != rows[0]["high"] - rows[0]["low"]
 
 
@@ -135,7 +147,10 @@ def test_a_metric_from_outside_is_one_function_and_one_line(monkeypatch):
     answers, asked = scored(), source("ndcg@2")
     ranks = evaluation.rank(answers["scores"], answers["target"])[answers["query_mask"]]
     got = scoring.rows(asked, "test", "machine", answers, np.arange(12), 0)[0]
-    assert got["test_ndcg@2"] == pytest.approx(gain(ranks).mean()) and got["low"] < got["test_ndcg@2"] < got["high"]
+    assert (
+        got["test_ndcg@2"] == pytest.approx(gain(ranks).mean())
+        and got["low"] < got["test_ndcg@2"] < got["high"]
+    )
     assert scoring.better(asked, {"ndcg@2": 0.3}) == 0.3
     with pytest.raises(ValueError, match="unknown metric 'ndcg@3'; did you mean 'ndcg@2'"):
         scoring.metric_of(source("ndcg@3"))

@@ -23,14 +23,20 @@ def count_pairs(scores, labels):
 
 
 entries = st.lists(
-    st.tuples(st.sampled_from([-math.inf, -1.0, 0.0, 1e-30, 0.5, 2.0, math.inf]), st.integers(0, 1), st.booleans())
+    st.tuples(
+        st.sampled_from([-math.inf, -1.0, 0.0, 1e-30, 0.5, 2.0, math.inf]),
+        st.integers(0, 1),
+        st.booleans(),
+    )
 )
 
 
 @settings(max_examples=200, deadline=None)
 @given(entries)
 def test_auc_counts_pairs(rows):
-    scores, labels, mask = (np.array(c) for c in zip(*rows, strict=True)) if rows else (np.zeros(0),) * 3
+    scores, labels, mask = (
+        (np.array(c) for c in zip(*rows, strict=True)) if rows else (np.zeros(0),) * 3
+    )
     mask = mask.astype(bool)
     np.testing.assert_equal(auc(scores, labels), count_pairs(scores, labels))
     np.testing.assert_equal(auc(scores, labels, mask), count_pairs(scores[mask], labels[mask]))
@@ -88,7 +94,9 @@ def test_bootstrap_covers_the_truth_as_often_as_it_says():
     rng, covered = np.random.default_rng(0), 0
     for trial in range(100):
         scores = rng.normal(size=200) + np.tile([0, 1], 100)
-        low, high = bootstrap(scores, np.tile([0, 1], 100), np.repeat(np.arange(100), 2), resamples=200, seed=trial)
+        low, high = bootstrap(
+            scores, np.tile([0, 1], 100), np.repeat(np.arange(100), 2), resamples=200, seed=trial
+        )
         covered += low <= 0.7602499 <= high  # P(N(1, 2) > 0)
     assert 88 <= covered <= 100
 
@@ -110,7 +118,9 @@ def test_lines_are_json_at_full_precision(tmp_path, caplog):
     logging.set_verbosity(logging.INFO)
     writer = opened(tmp_path)
     loss = np.float32(0.1)
-    writer.write("train", 3, {"loss": loss, "bad": math.nan, "worse": -math.inf, "count": 7, "third": 1 / 3})
+    writer.write(
+        "train", 3, {"loss": loss, "bad": math.nan, "worse": -math.inf, "count": 7, "third": 1 / 3}
+    )
     writer.write("eval", 3, {"auc": np.array(0.75)}, text="as told")
     train, evaluation = lines(tmp_path)  # there before it is closed: the process may be killed
     writer.close()
@@ -118,7 +128,10 @@ def test_lines_are_json_at_full_precision(tmp_path, caplog):
                      "worse": "-inf", "count": 7, "third": 1 / 3}  # fmt: skip
     assert evaluation == {"stage": "train", "kind": "eval", "step": 3, "auc": 0.75}
     messages = [r.getMessage() for r in caplog.records if r.name == "absl"]
-    assert messages == ["train step 3 | loss 0.1 bad nan worse -inf count 7 third 0.3333", "as told"]
+    assert messages == [
+        "train step 3 | loss 0.1 bad nan worse -inf count 7 third 0.3333",
+        "as told",
+    ]
 
 
 def write_steps(workdir, start, stop, stage="train"):
@@ -128,7 +141,9 @@ def write_steps(workdir, start, stop, stage="train"):
     writer.close()
 
 
-@pytest.mark.parametrize("half", ['{"stage": "train", "kind": "tr', '{"stage": "train", "kind": "eval", "step": 3}'])
+@pytest.mark.parametrize(
+    "half", ['{"stage": "train", "kind": "tr', '{"stage": "train", "kind": "eval", "step": 3}']
+)
 def test_going_on_leaves_the_file_as_if_never_stopped(tmp_path, half):
     for folder, stops in (("once", [9]), ("killed", [6, 8, 9])):
         write_steps(tmp_path / folder, 0, 5, "teacher")
@@ -165,7 +180,11 @@ def test_tensorboard_is_told_to_forget_later_steps(tmp_path):
     write_steps(tmp_path, 4, 5)
     seen = list(events(tmp_path / "tensorboard" / "train"))
     assert [e.step for e in seen if e.session_log.status == 1][-1] == 5
-    scalars = [(e.step, e.summary.value[0].tag, e.summary.value[0].simple_value) for e in seen if e.summary.value]
+    scalars = [
+        (e.step, e.summary.value[0].tag, e.summary.value[0].simple_value)
+        for e in seen
+        if e.summary.value
+    ]
     assert (5, "train/loss", 2.5) in scalars and len(scalars) == 7
 
 
@@ -190,7 +209,9 @@ def test_rates_leave_out_compilation_and_pauses():
             with progress.pause():
                 clock.now += 30
     rates = progress.rates()
-    assert rates == pytest.approx({"steps_per_second": 10, "streams_per_second": 310, "queries_per_second": 4960})
+    assert rates == pytest.approx(
+        {"steps_per_second": 10, "streams_per_second": 310, "queries_per_second": 4960}
+    )
     terms = {"recollection": 4.1, "familiarity": 0.69, "reason": np.float32(0.65)}
     assert progress.line(1.234, terms) == (
         "step 120/2000 6.0% | 310 streams/s 4960 queries/s"
@@ -212,7 +233,8 @@ def test_rates_are_of_the_time_since_the_line_before_and_the_eta_of_all():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0s"), (59.6, "1m00s"), (100, "1m40s"), (7500, "2h05m"), (273600, "3d04h")]
+    ("seconds", "text"),
+    [(0, "0s"), (59.6, "1m00s"), (100, "1m40s"), (7500, "2h05m"), (273600, "3d04h")],
 )
 def test_eta_in_words(seconds, text):
     clock = Clock()
@@ -224,7 +246,10 @@ def test_eta_in_words(seconds, text):
 
 
 def test_table_is_aligned():
-    rows = [{"memory": "rehearsal", "auc": 0.87654, "bytes": 12345}, {"memory": "gru", "auc": 0.5, "note": "slow"}]
+    rows = [
+        {"memory": "rehearsal", "auc": 0.87654, "bytes": 12345},
+        {"memory": "gru", "auc": 0.5, "note": "slow"},
+    ]
     assert table(rows) == (
         "memory        auc  bytes  note\n"
         "---------  ------  -----  ----\n"
@@ -236,7 +261,10 @@ def test_table_is_aligned():
 def test_a_full_disk_is_named(tmp_path):
     writer = opened(tmp_path)
     words = r"metrics.jsonl: \d+ bytes could not be written \(no space is left\): free space .* the same line goes on"
-    with Path("/dev/full").open("ab", buffering=0) as writer.loggers[0]._file, pytest.raises(OSError, match=words):
+    with (
+        Path("/dev/full").open("ab", buffering=0) as writer.loggers[0]._file,
+        pytest.raises(OSError, match=words),
+    ):
         writer.write("train", 1, {"loss": 0.5})
     writer.close()
 

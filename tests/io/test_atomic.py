@@ -33,7 +33,9 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
 
     (tmp_path / "f").write_text("old")
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"f: 1,000 bytes could not be written \(no space is left\): free space"):
+    with pytest.raises(
+        OSError, match=r"f: 1,000 bytes could not be written \(no space is left\): free space"
+    ):
         atomic.write(tmp_path / "f", "x" * 1000)
     assert (tmp_path / "f").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["f"]

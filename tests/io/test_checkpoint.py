@@ -32,8 +32,15 @@ class State:
 def make_state(seed=0):
     key = jax.random.key(seed)
     params = {
-        "encoder": {"kernel": jax.random.normal(key, (3, 5)), "half": jnp.full((4,), seed, jnp.bfloat16)},
-        "list": [jnp.arange(3, dtype=jnp.int32) + seed, jnp.zeros((0, 7)), jnp.array(seed % 2 == 0)],
+        "encoder": {
+            "kernel": jax.random.normal(key, (3, 5)),
+            "half": jnp.full((4,), seed, jnp.bfloat16),
+        },
+        "list": [
+            jnp.arange(3, dtype=jnp.int32) + seed,
+            jnp.zeros((0, 7)),
+            jnp.array(seed % 2 == 0),
+        ],
     }
     return State(params, seed)
 
@@ -41,7 +48,9 @@ def make_state(seed=0):
 def assert_same(actual, expected):
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert np.shape(a) == np.shape(b) and getattr(a, "dtype", type(a)) == getattr(b, "dtype", type(b))
+        assert np.shape(a) == np.shape(b) and getattr(a, "dtype", type(a)) == getattr(
+            b, "dtype", type(b)
+        )
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
@@ -130,12 +139,16 @@ def test_same_step_is_replaced(open_checkpoints):
     checkpoints = saved(open_checkpoints(keep_best=1), 1, scores={1: 0.1})
     checkpoints.save(1, make_state(9), 0.2)
     assert_same(checkpoints.restore(make_state())[1], make_state(9))
-    assert checkpoints.steps() == [1] and [p.name for p in (checkpoints._directory).iterdir()] == ["000000001"]
+    assert checkpoints.steps() == [1] and [p.name for p in (checkpoints._directory).iterdir()] == [
+        "000000001"
+    ]
 
 
 def test_old_ones_stay_until_the_new_one_is_whole(open_checkpoints, monkeypatch):
     checkpoints = saved(open_checkpoints(keep_last=1), 1)
-    monkeypatch.setattr(checkpoint, "_sums", lambda path: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(
+        checkpoint, "_sums", lambda path: (_ for _ in ()).throw(OSError("disk full"))
+    )
     checkpoints.save(2, make_state(2))
     with pytest.raises(OSError, match="disk full"):
         checkpoints.save(3, make_state(3))
@@ -155,7 +168,9 @@ def test_every_flipped_byte_and_every_truncation_is_found(open_checkpoints, tmp_
     for file in files:
         content = (intact / file).read_bytes()
         damages = [content[:-1], content[: len(content) // 2], None] if content else [b"x", None]
-        for place in {0, len(content) - 1, *rng.integers(0, max(len(content), 1), 4)} if content else ():
+        for place in (
+            {0, len(content) - 1, *rng.integers(0, max(len(content), 1), 4)} if content else ()
+        ):
             flipped = bytearray(content)
             flipped[place] ^= 1 << rng.integers(8)
             damages.append(bytes(flipped))
@@ -204,12 +219,18 @@ def test_mismatch_names_the_leaf(open_checkpoints):
     checkpoints = saved(open_checkpoints(), 1)
     like = make_state()
     like.params["encoder"]["kernel"] = jnp.zeros((3, 6))
-    with pytest.raises(ValueError, match=r"params/encoder/kernel: found float32\[3, 5\], expected float32\[3, 6\]"):
+    with pytest.raises(
+        ValueError, match=r"params/encoder/kernel: found float32\[3, 5\], expected float32\[3, 6\]"
+    ):
         checkpoints.restore(like)
     like.params["encoder"] = {"half": jnp.zeros((4,), jnp.float32), "new": jnp.zeros(2)}
     with pytest.raises(ValueError) as error:
         checkpoints.restore(like)
-    for words in ("half: found bfloat16[4], expected float32[4]", "new: found nothing", "[3, 5], expected nothing"):
+    for words in (
+        "half: found bfloat16[4], expected float32[4]",
+        "new: found nothing",
+        "[3, 5], expected nothing",
+    ):
         assert words in str(error.value)
     assert checkpoints.steps() == [1]  # what does not fit is not damaged
 
@@ -292,7 +313,10 @@ def test_two_processes_write_once_and_restore_the_same(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
     command = [sys.executable, "-c", TWO_PROCESSES, address, str(tmp_path / "run")]
-    processes = [subprocess.Popen([*command, str(i)], env=environment, stderr=subprocess.PIPE) for i in range(2)]
+    processes = [
+        subprocess.Popen([*command, str(i)], env=environment, stderr=subprocess.PIPE)
+        for i in range(2)
+    ]
     try:
         errors = [process.communicate(timeout=120)[1].decode() for process in processes]
     finally:
@@ -312,7 +336,9 @@ def test_manifest_and_digests_read_by_hand(open_checkpoints, tmp_path):
     manifest = json.loads((tmp_path / "run" / "000000007" / "manifest.json").read_text())
     assert manifest["step"] == 7 and manifest["score"] == 0.25
     assert manifest["leaves"]["params/encoder/kernel"] == ["float32", [3, 5]]
-    assert os.system(f"cd {tmp_path}/run/000000007 && sha256sum --quiet --strict -c SHA256SUMS") == 0
+    assert (
+        os.system(f"cd {tmp_path}/run/000000007 && sha256sum --quiet --strict -c SHA256SUMS") == 0
+    )
 
 
 def test_a_full_disk_is_said_and_takes_nothing_that_was_whole(open_checkpoints, monkeypatch):
@@ -327,7 +353,8 @@ def test_a_full_disk_is_said_and_takes_nothing_that_was_whole(open_checkpoints, 
     monkeypatch.setattr(checkpoint, "_write", full)
     checkpoints.save(2, {"w": np.ones(3)})
     with pytest.raises(
-        OSError, match=r"step 2 did not fit .*No space left.*kept is of step 1. Free space, and run the"
+        OSError,
+        match=r"step 2 did not fit .*No space left.*kept is of step 1. Free space, and run the",
     ):
         checkpoints.wait()
     assert checkpoints.steps() == [1] and checkpoints.restore({"w": np.ones(3)})[0] == 1
@@ -347,7 +374,9 @@ def test_a_folder_that_orbax_would_take_for_a_pattern_is_refused(tmp_path, read_
 
 def test_orbax_logs_no_traceback_of_an_error_that_it_raises_too():
     def passes(message: str, path: str = "/x/orbax/checkpoint/futures.py") -> bool:
-        return checkpoint._is_not_orbax_chatter(logging.LogRecord("absl", logging.ERROR, path, 1, message, (), None))
+        return checkpoint._is_not_orbax_chatter(
+            logging.LogRecord("absl", logging.ERROR, path, 1, message, (), None)
+        )
 
     assert passes("lost") and not passes("run() raised an exception: full")
     assert passes("run() raised an exception: full", "/x/rmjax/train.py")

@@ -33,11 +33,19 @@ def test_convolutions(groups, stride):
 
     def conv(x, k):
         return jax.lax.conv_general_dilated(
-            x, k, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
+            x,
+            k,
+            (stride, stride),
+            "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
         )
 
     side = {1: 7, 2: 4}[stride]
-    assert breakdown(conv, image, kernel) == {"matmul": 2 * 2 * side * side * 8 * 9 * 4 // groups, "other": 0}
+    assert breakdown(conv, image, kernel) == {
+        "matmul": 2 * 2 * side * side * 8 * 9 * 4 // groups,
+        "other": 0,
+    }
 
 
 def test_the_gradient_of_a_product_is_three_products():
@@ -45,14 +53,21 @@ def test_the_gradient_of_a_product_is_three_products():
         return (a @ b).sum()
 
     one = breakdown(loss, zeros(3, 5), zeros(5, 7))["matmul"]
-    both = breakdown(jax.value_and_grad(lambda ab: ((ab[0] @ ab[1]) ** 2).sum()), (zeros(3, 5), zeros(5, 7)))["matmul"]
+    both = breakdown(
+        jax.value_and_grad(lambda ab: ((ab[0] @ ab[1]) ** 2).sum()), (zeros(3, 5), zeros(5, 7))
+    )["matmul"]
     assert one == 2 * 3 * 5 * 7 and both == 3 * one
 
 
 def test_elementwise_reductions_and_moves():
     x = zeros(6, 4)
     assert flops(lambda x: jnp.exp(x) + x * 2, x) == 3 * 24
-    assert flops(lambda x: x.sum(), x) == flops(lambda x: x.max(0), x) == flops(lambda x: jnp.argmax(x), x) == 24
+    assert (
+        flops(lambda x: x.sum(), x)
+        == flops(lambda x: x.max(0), x)
+        == flops(lambda x: jnp.argmax(x), x)
+        == 24
+    )
     assert flops(lambda x: x.T.reshape(-1)[None].astype(jnp.bfloat16), x) == 0
     assert flops(lambda x: jnp.concatenate([x, x])[2:5], x) == 0
     assert flops(lambda x, i: x[i], x, jnp.array([1, 2])) <= 4 * 2  # the signs of the indices
@@ -76,7 +91,9 @@ def test_a_scan_costs_what_its_unrolled_self_does():
 
     assert breakdown(scanned, x, ws) == breakdown(unrolled, x, ws)
     assert breakdown(scanned, x, ws)["matmul"] == 10 * 2 * 3 * 8 * 8
-    nested = breakdown(lambda x, ws: jax.lax.scan(lambda x, _: (scanned(x, ws), None), x, None, length=4)[0], x, ws)
+    nested = breakdown(
+        lambda x, ws: jax.lax.scan(lambda x, _: (scanned(x, ws), None), x, None, length=4)[0], x, ws
+    )
     assert nested == {kind: 4 * n for kind, n in breakdown(scanned, x, ws).items()}
 
 
@@ -113,7 +130,9 @@ def test_rematerialisation_is_counted():
 
 
 def test_vmap_costs_as_many():
-    assert flops(jax.vmap(layer, (0, None)), zeros(6, 3, 8), zeros(8, 8)) == 6 * flops(layer, zeros(3, 8), zeros(8, 8))
+    assert flops(jax.vmap(layer, (0, None)), zeros(6, 3, 8), zeros(8, 8)) == 6 * flops(
+        layer, zeros(3, 8), zeros(8, 8)
+    )
 
 
 def test_a_branch_costs_the_dearest_and_a_while_one_turn():
@@ -137,7 +156,10 @@ def test_all_devices_count(how):
     mapped = {
         "pmap": jax.pmap(lambda x, w: x @ w, in_axes=(0, None)),
         "shard_map": jax.shard_map(
-            lambda x, w: x @ w, mesh=mesh, in_specs=(spec, jax.sharding.PartitionSpec()), out_specs=spec
+            lambda x, w: x @ w,
+            mesh=mesh,
+            in_specs=(spec, jax.sharding.PartitionSpec()),
+            out_specs=spec,
         ),
     }[how]
     assert breakdown(mapped, x, w) == {"matmul": count * 2 * 3 * 8 * 8, "other": 0}
@@ -145,9 +167,16 @@ def test_all_devices_count(how):
 
 def test_agrees_with_xla_where_there_is_no_loop():
     arguments = zeros(64, 128), zeros(128, 128)
-    analysis = jax.jit(jax.grad(lambda x, w: layer(x, w).sum())).lower(*arguments).compile().cost_analysis()
+    analysis = (
+        jax.jit(jax.grad(lambda x, w: layer(x, w).sum()))
+        .lower(*arguments)
+        .compile()
+        .cost_analysis()
+    )
     counted = flops(jax.grad(lambda x, w: layer(x, w).sum()), *arguments)
-    assert counted == pytest.approx(analysis["flops"] + analysis.get("transcendentals", 0), rel=0.05)
+    assert counted == pytest.approx(
+        analysis["flops"] + analysis.get("transcendentals", 0), rel=0.05
+    )
 
 
 def test_sizes():

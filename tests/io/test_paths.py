@@ -15,7 +15,9 @@ def test_home_directory(monkeypatch, tmp_path):
     assert paths.resolve("runs/x", "--workdir") == Path("runs/x")
 
 
-@pytest.mark.parametrize("path", ["gs://bucket/runs", "s3://b/x", "https://a.b/c", "file:///tmp/x", "hdfs://n:1/x"])
+@pytest.mark.parametrize(
+    "path", ["gs://bucket/runs", "s3://b/x", "https://a.b/c", "file:///tmp/x", "hdfs://n:1/x"]
+)
 def test_addresses_are_refused(path):
     with pytest.raises(ValueError, match="--workdir=.*only folders of this machine.*mount it"):
         paths.resolve(path, "--workdir")
@@ -80,7 +82,10 @@ def test_what_a_folder_lacks_is_said_with_its_cause(tmp_path):
     assert paths.lacks(str(folder), "a.csv") == f"{folder}, which has no files"
     (folder / "b.csv").touch()
     assert paths.lacks(str(folder), "a.csv") == str(folder)
-    assert paths.lacks(str(folder / "b.csv"), "a.csv") == f"{folder}/b.csv, which is a file: give its folder"
+    assert (
+        paths.lacks(str(folder / "b.csv"), "a.csv")
+        == f"{folder}/b.csv, which is a file: give its folder"
+    )
     (folder / "c.zip").touch()
     unpack = f"unpack {folder}/c.zip, and give the folder it makes"
     assert paths.lacks(str(folder), "a.csv") == f"{folder}: {unpack}"

@@ -26,7 +26,9 @@ def test_a_link_stays_a_link_and_its_target_is_replaced(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "latest").symlink_to(tmp_path / "disk" / "saved")
     for number in range(3):
-        save_tree(tmp_path / "latest", {"w": TREE["w"] + number, "none": TREE["none"]}, {"number": number})
+        save_tree(
+            tmp_path / "latest", {"w": TREE["w"] + number, "none": TREE["none"]}, {"number": number}
+        )
         assert (tmp_path / "latest").is_symlink()
         for path in (tmp_path / "latest", tmp_path / "disk" / "saved"):
             np.testing.assert_array_equal(load_tree(path, like)["w"], TREE["w"] + number)
@@ -45,7 +47,10 @@ def test_paths_are_those_that_the_user_means(tmp_path, monkeypatch):
         ("lr[0.1]/state", r"path=.*lr\[0.1\]/state has '\[' in its whole path"),
         ("plain", r"has '\[' in its whole path"),
     ):
-        for act in (lambda path: memoria.save(CONFIG, state, path), lambda path: memoria.load(CONFIG, path)):
+        for act in (
+            lambda path: memoria.save(CONFIG, state, path),
+            lambda path: memoria.load(CONFIG, path),
+        ):
             with pytest.raises(ValueError, match=message):
                 act(path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "plain"]
@@ -61,7 +66,9 @@ def test_a_full_disk_is_named_and_what_was_there_stays(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "_write", full)
-        with pytest.raises(OSError, match=r"saved: 24 bytes could not be written \(no space is left\): free space"):
+        with pytest.raises(
+            OSError, match=r"saved: 24 bytes could not be written \(no space is left\): free space"
+        ):
             save_tree(path, jax.tree.map(lambda x: x + 1, TREE), {})
     np.testing.assert_array_equal(load_tree(path, like)["w"], TREE["w"])
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
@@ -80,7 +87,10 @@ def edited(path: Path, change) -> None:
         (lambda m: [], "manifest.json: leaves must be"),
         (lambda m: {}, "manifest.json: leaves must be"),
         (lambda m: m | {"leaves": m["leaves"] | {"w": 5}}, "manifest.json: leaves must be"),
-        (lambda m: m | {"leaves": m["leaves"] | {"w": ["float32", [-1]]}}, "manifest.json: leaves must be"),
+        (
+            lambda m: m | {"leaves": m["leaves"] | {"w": ["float32", [-1]]}},
+            "manifest.json: leaves must be",
+        ),
         (
             lambda m: m | {"leaves": m["leaves"] | {"w": ["float32", [7]]}},
             r"w: found float32\[7\], expected float32\[6\]",
@@ -98,5 +108,8 @@ def test_a_manifest_that_was_edited_is_refused_by_name(tmp_path, change, message
 def test_arrays_that_are_not_those_of_the_manifest_are_refused_by_name(tmp_path):
     save_tree(tmp_path / "saved", TREE, {})
     edited(tmp_path / "saved", lambda m: m | {"leaves": m["leaves"] | {"w": ["float32", [7]]}})
-    with pytest.raises(ValueError, match=r"w is \['float32', \[6\]\] in arrays, but \['float32', \[7\]\] in manifest"):
+    with pytest.raises(
+        ValueError,
+        match=r"w is \['float32', \[6\]\] in arrays, but \['float32', \[7\]\] in manifest",
+    ):
         load_tree(tmp_path / "saved", lambda manifest: TREE | {"w": np.zeros(7, np.float32)})

@@ -51,16 +51,24 @@ def test_a_live_stream_equals_offline_evaluation_at_every_prefix(name, kind):
         there = (np.arange(LENGTH) < seen).reshape(3, -1, N)
         expected = offline(params, items.reshape(3, -1, N), there).memory
         chex.assert_trees_all_close(now(params, state), expected, atol=1e-5)
-        assert (state.memory.segments == seen[:, 0] // N).all() and (state.tail_len == seen[:, 0] % N).all()
+        assert (state.memory.segments == seen[:, 0] // N).all() and (
+            state.tail_len == seen[:, 0] % N
+        ).all()
     assert seen.min() > 0 and seen.max() > LENGTH - 7
 
 
 def test_nothing_fed_changes_nothing_and_an_answer_commits_nothing():
     machine, params = small("rehearsal")[:2]
     live, now, _ = jitted("rehearsal")
-    state = live(params, open_stream(machine, params, 3, N), *next(chunks("sevens", np.ones((3, 7), np.int32))))
+    state = live(
+        params,
+        open_stream(machine, params, 3, N),
+        *next(chunks("sevens", np.ones((3, 7), np.int32))),
+    )
     chex.assert_trees_all_equal(feed(machine, params, state, np.zeros((3, 0), np.int32)), state)
-    chex.assert_trees_all_equal(live(params, state, np.ones((3, 7), np.int32), np.zeros((3, 7), bool)), state)
+    chex.assert_trees_all_equal(
+        live(params, state, np.ones((3, 7), np.int32), np.zeros((3, 7), bool)), state
+    )
     assert (now(params, state).segments == 2).all() and (state.memory.segments == 1).all()
 
 

@@ -68,7 +68,9 @@ def test_the_larger_the_items_kernel_the_more_it_is_the_item_that_chooses_its_sl
     def common(scale, seed):
         machine = machines.make("rehearsal", 20, dim=64, slots=20, layers=1, item_scale=scale)
         params = machine.init(jax.random.key(seed))
-        _, projected = machine.encode(params, jnp.arange(20)[None, None], jnp.ones((1, 1, 20), bool))
+        _, projected = machine.encode(
+            params, jnp.arange(20)[None, None], jnp.ones((1, 1, 20), bool)
+        )
         eyes = params["attention"]
         scores = additive_scores(params["slots"] @ eyes["slot"], projected[0, 0], eyes["score"])
         scores -= scores.mean(0)  # what a softmax over slots sees
@@ -96,15 +98,21 @@ def test_the_head_prefers_what_points_the_same_way():
 
 def test_a_memory_tells_what_was_read_from_what_was_not():
     """Of 50 items a stream holds ten, in any segment: with no training at all they are told from the others."""
-    machine = machines.make("rehearsal", 50, dim=32, slots=8, layers=1, segment_length=10, timescale=10)
+    machine = machines.make(
+        "rehearsal", 50, dim=32, slots=8, layers=1, segment_length=10, timescale=10
+    )
     params = machine.init(KEY)
     rng = np.random.default_rng(0)
     chosen = np.argsort(rng.random((64, 50)), 1)
-    items = np.take_along_axis(chosen[:, :10], rng.integers(0, 10, (64, 200)), 1).reshape(64, 20, 10)
+    items = np.take_along_axis(chosen[:, :10], rng.integers(0, 10, (64, 200)), 1).reshape(
+        64, 20, 10
+    )
     memory = machines.memorize(machine, params, items, np.ones(items.shape, bool)).memory
     query, asked = chosen[:, :20], np.ones((64, 20), bool)
     features = machine.embed(params, query)
-    answers = heads.click(heads.init_click(KEY, 32, 32, 32), machine.read(params, memory, features, asked), features)
+    answers = heads.click(
+        heads.init_click(KEY, 32, 32, 32), machine.read(params, memory, features, asked), features
+    )
     assert auc(answers, np.broadcast_to(np.arange(20) < 10, (64, 20)).astype(int)) > 0.8
 
 

@@ -52,13 +52,17 @@ def by_serial(reminded: Reminded, x: dict) -> jax.Array:
 def _scan(config, weigh, state, xs):
     def one(state, x):
         reminding, reminded = memoria.remind(config, state, x["working"], x["key"], x["active"])
-        state = memoria.memorize_and_forget(config, reminding, reminded, weigh(reminded, x), x["active"])
+        state = memoria.memorize_and_forget(
+            config, reminding, reminded, weigh(reminded, x), x["active"]
+        )
         return state, Steps(reminding, reminded, state)
 
     return jax.lax.scan(one, state, xs)
 
 
-def stream(config: MemoriaConfig, steps: int, seed: int = 0, grid: float | None = 0.5) -> dict[str, np.ndarray]:
+def stream(
+    config: MemoriaConfig, steps: int, seed: int = 0, grid: float | None = 0.5
+) -> dict[str, np.ndarray]:
     """Random inputs of `steps` steps; coordinates are multiples of `grid`: distances are exact and often tie."""
     rng = np.random.default_rng(seed)
     working = rng.normal(size=(steps, config.working, config.dim))

@@ -70,7 +70,9 @@ def test_the_six_attributes(seed):
         falls = (rises.any(1)[:, None] & alone)[was_there]
         assert (after[was_there][falls] < before[0][was_there][falls]).all()
         # Long-term stability: all that ever happened still counts.
-        assert (counts[there] == together[there]).all() and (counts[was_there] >= before[1][was_there]).all()
+        assert (counts[there] == together[there]).all() and (
+            counts[was_there] >= before[1][was_there]
+        ).all()
         before = np.stack([after, counts])
 
 
@@ -83,7 +85,9 @@ def test_the_streams_of_this_file_have_rising_and_falling_edges_of_long_term_eng
 
 @pytest.mark.parametrize("dtype", ["int8", "int16", "int32"])
 def test_a_count_stops_at_the_largest_number_and_never_wraps(dtype):
-    config = small(counts_dtype=dtype, lifespan_extend=100.0, remind_long_term=0, short_term_capacity=12)
+    config = small(
+        counts_dtype=dtype, lifespan_extend=100.0, remind_long_term=0, short_term_capacity=12
+    )
     state = memoria.init(config)
     largest = np.iinfo(dtype).max
     state, reminded = memoria.remind(config, state, np.zeros((3, 2), np.float32))
@@ -93,5 +97,8 @@ def test_a_count_stops_at_the_largest_number_and_never_wraps(dtype):
         state, reminded = memoria.remind(config, state, np.zeros((3, 2), np.float32))
         assert reminded.short_term.valid.all()
         state = memoria.memorize_and_forget(config, state, reminded, np.ones(2, np.float32))
-        assert memoria.cofire_counts(state).max() == largest and memoria.cofire_counts(state).min() >= 0
+        assert (
+            memoria.cofire_counts(state).max() == largest
+            and memoria.cofire_counts(state).min() >= 0
+        )
         assert memoria.edge_weights(state).max() == 1, step

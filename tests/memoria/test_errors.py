@@ -37,7 +37,10 @@ CONFIG = small()
         ({"checked": 1}, "checked=1: must be True or False"),
         ({"lifespan_extend": -1.0}, "lifespan_extend=-1.0"),
         ({"ties": "first"}, "ties='first': must be one of random, hash, oldest, newest"),
-        ({"search_seeds": "all"}, "search_seeds='all': must be one of reminded, all_short_term, full"),
+        (
+            {"search_seeds": "all"},
+            "search_seeds='all': must be one of reminded, all_short_term, full",
+        ),
         ({"counts_dtype": "uint16"}, "counts_dtype='uint16': must be one of int8, int16, int32"),
     ],
 )
@@ -48,16 +51,23 @@ def test_a_config_that_cannot_be(changes, message):
 
 @pytest.mark.parametrize("shape", [(3, 5), (4, 2), (2, 3, 2)])
 def test_working_engrams_of_another_shape(shape):
-    with pytest.raises(ValueError, match=r"working has shape .*, expected \[3, 2\] \(config.working, config.dim\)"):
+    with pytest.raises(
+        ValueError, match=r"working has shape .*, expected \[3, 2\] \(config.working, config.dim\)"
+    ):
         memoria.remind(CONFIG, memoria.init(CONFIG), jnp.zeros(shape))
 
 
 def test_a_state_of_another_config():
     other = memoria.init(small(long_term_capacity=5))
-    with pytest.raises(ValueError, match=r"state.engrams is float32\[14, 2\], but this config's is float32\[29, 2\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"state.engrams is float32\[14, 2\], but this config's is float32\[29, 2\]",
+    ):
         memoria.remind(CONFIG, other, jnp.zeros((3, 2)))
     state, reminded = memoria.remind(CONFIG, memoria.init(CONFIG), jnp.zeros((3, 2)))
-    with pytest.raises(ValueError, match=r"state.counts is int16\[29, 29\], but this config's is int8\[29, 29\]"):
+    with pytest.raises(
+        ValueError, match=r"state.counts is int16\[29, 29\], but this config's is int8\[29, 29\]"
+    ):
         memoria.memorize_and_forget(small(counts_dtype="int8"), state, reminded, jnp.zeros(5))
 
 
@@ -68,7 +78,8 @@ def test_many_streams_without_vmap():
 
 def test_active_of_many_streams_without_vmap():
     with pytest.raises(
-        ValueError, match=r"active has shape \(4,\), expected one bool: for several streams use jax.vmap"
+        ValueError,
+        match=r"active has shape \(4,\), expected one bool: for several streams use jax.vmap",
     ):
         memoria.remind(CONFIG, memoria.init(CONFIG), jnp.zeros((3, 2)), None, jnp.ones(4, bool))
     state, reminded = memoria.remind(CONFIG, memoria.init(CONFIG), jnp.zeros((3, 2)))
@@ -88,18 +99,27 @@ def test_ties_that_need_a_key():
 
 def test_weights_for_another_set_of_engrams():
     state, reminded = memoria.remind(CONFIG, memoria.init(CONFIG), jnp.zeros((3, 2)))
-    with pytest.raises(ValueError, match=r"weights has shape \(4,\), expected \[5\].*2 short-term ones first, then 3"):
+    with pytest.raises(
+        ValueError,
+        match=r"weights has shape \(4,\), expected \[5\].*2 short-term ones first, then 3",
+    ):
         memoria.memorize_and_forget(CONFIG, state, reminded, jnp.zeros(4))
     with pytest.raises(ValueError, match=r"reminded holds \(2, 3\) .* expected \(2, 4\)"):
-        memoria.memorize_and_forget(small(remind_long_term=4, long_term_capacity=20), state, reminded, jnp.zeros(6))
+        memoria.memorize_and_forget(
+            small(remind_long_term=4, long_term_capacity=20), state, reminded, jnp.zeros(6)
+        )
 
 
 def test_a_mask_of_another_shape_and_a_history_of_several_streams():
-    with pytest.raises(ValueError, match=r"mask has shape \(3,\), but the state has streams \(2,\)"):
+    with pytest.raises(
+        ValueError, match=r"mask has shape \(3,\), but the state has streams \(2,\)"
+    ):
         memoria.reset(memoria.fork(memoria.init(CONFIG), 2), jnp.ones(3, bool))
     record = memoria.Record(*(jnp.zeros((4, 2, 29), jnp.int32),) * 4)
     for statistic in (memoria.mean_age, functools.partial(memoria.autocorrelation, lags=2)):
-        with pytest.raises(ValueError, match=r"shape \(4, 2, 29\), expected \[T, C\]: take one stream"):
+        with pytest.raises(
+            ValueError, match=r"shape \(4, 2, 29\), expected \[T, C\]: take one stream"
+        ):
             statistic(record)
     with pytest.raises(ValueError, match="lags=0"):
         memoria.autocorrelation(record, 0)
@@ -133,17 +153,25 @@ def step(state, working, weights):
 
 
 def test_values_are_checked_where_asked():
-    empty, fine, ones = memoria.fork(memoria.init(CHECKED), 2), jnp.zeros((2, 3, 2)), jnp.ones((2, 5))
+    empty, fine, ones = (
+        memoria.fork(memoria.init(CHECKED), 2),
+        jnp.zeros((2, 3, 2)),
+        jnp.ones((2, 5)),
+    )
     after, _, _ = step(empty, fine, ones)
     later, state, reminded = step(after, fine, ones)
-    with pytest.raises(checkify.JaxRuntimeError, match="working: engram 2 holds a NaN or an infinity"):
+    with pytest.raises(
+        checkify.JaxRuntimeError, match="working: engram 2 holds a NaN or an infinity"
+    ):
         step(after, fine.at[1, 2, 1].set(jnp.nan), ones)
-    with pytest.raises(checkify.JaxRuntimeError, match="weights: entry 1 is -1.0, not a finite number from 0 up"):
+    with pytest.raises(
+        checkify.JaxRuntimeError, match="weights: entry 1 is -1.0, not a finite number from 0 up"
+    ):
         step(after, fine, ones.at[0, 1].set(-1))
     with pytest.raises(checkify.JaxRuntimeError, match="reminded: entry 0 is not in the state"):
-        checked_memorize(checked_remind(empty, fine, jnp.ones(2, bool))[1][0], reminded, ones, jnp.ones(2, bool))[
-            0
-        ].throw()
+        checked_memorize(
+            checked_remind(empty, fine, jnp.ones(2, bool))[1][0], reminded, ones, jnp.ones(2, bool)
+        )[0].throw()
     with pytest.raises(checkify.JaxRuntimeError, match="no step has begun: call remind first"):
         checked_memorize(later, reminded, ones, jnp.ones(2, bool))[0].throw()
     # What is not active, or not valid, may be anything.
@@ -164,13 +192,17 @@ def test_checking_changes_nothing_else():
 
 
 def test_unchecked_nan_does_not_spread():
-    state, reminded = memoria.remind(CONFIG, memoria.init(CONFIG), jnp.zeros((3, 2)).at[1].set(jnp.nan))
+    state, reminded = memoria.remind(
+        CONFIG, memoria.init(CONFIG), jnp.zeros((3, 2)).at[1].set(jnp.nan)
+    )
     state = memoria.memorize_and_forget(CONFIG, state, reminded, jnp.ones(5))
     state, reminded = memoria.remind(CONFIG, state, jnp.ones((3, 2)))
     assert reminded.short_term.serials.tolist() == [0, 2], "an engram that is NaN comes last"
     state = memoria.memorize_and_forget(CONFIG, state, reminded, jnp.ones(5))
     state, reminded = memoria.remind(CONFIG, state, jnp.full((3, 2), jnp.nan))
-    assert reminded.short_term.serials.tolist() == [0, 1], "where all are alike the oldest come first"
+    assert reminded.short_term.serials.tolist() == [0, 1], (
+        "where all are alike the oldest come first"
+    )
     assert jnp.isfinite(state.lifespan).all()
 
 
@@ -180,6 +212,10 @@ def test_reminded_engrams_that_are_gone_are_left_out():
         state, reminded = memoria.remind(CONFIG, state, jnp.zeros((3, 2)))
         state = memoria.memorize_and_forget(CONFIG, state, reminded, jnp.ones(5))
     fresh, nothing = memoria.remind(CONFIG, memoria.init(CONFIG), jnp.zeros((3, 2)))
-    with_old = memoria.memorize_and_forget(CONFIG, fresh.replace(serial=fresh.serial + 50), reminded, jnp.ones(5))
-    without = memoria.memorize_and_forget(CONFIG, fresh.replace(serial=fresh.serial + 50), nothing, jnp.ones(5))
+    with_old = memoria.memorize_and_forget(
+        CONFIG, fresh.replace(serial=fresh.serial + 50), reminded, jnp.ones(5)
+    )
+    without = memoria.memorize_and_forget(
+        CONFIG, fresh.replace(serial=fresh.serial + 50), nothing, jnp.ones(5)
+    )
     assert (with_old.lifespan == without.lifespan).all()

@@ -48,14 +48,22 @@ def test_a_trace_is_followed(path):
         xs = {
             "working": golden["sixteenths"][:, b].astype(np.float32) / 16,
             "serials": want["rem_ids"][:, b].astype(np.int32),
-            "weights": np.where(want["rem_ids"][:, b] >= 0, want["rem_delta"][:, b], 0).astype(np.float32),
+            "weights": np.where(want["rem_ids"][:, b] >= 0, want["rem_delta"][:, b], 0).astype(
+                np.float32
+            ),
             "key": np.zeros((c["T"], 2), np.uint32),
             "active": np.ones(c["T"], bool),
         }
         steps = run(config, xs, weigh=by_serial)
         for t in range(c["T"]):
-            check_reminded(at(steps.reminding, t), at(steps.reminded, t), {k: v[t, b] for k, v in tables(want)})
-            check_state(at(steps.after, t), {k: v[t, b] for k, v in tables(want)}, want.get(f"cofire_t{t}_b{b}"))
+            check_reminded(
+                at(steps.reminding, t), at(steps.reminded, t), {k: v[t, b] for k, v in tables(want)}
+            )
+            check_state(
+                at(steps.after, t),
+                {k: v[t, b] for k, v in tables(want)},
+                want.get(f"cofire_t{t}_b{b}"),
+            )
         assert steps.after.evicted[-1] == 0
 
 

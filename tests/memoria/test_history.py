@@ -34,7 +34,11 @@ def test_mean_age_is_that_of_the_reminded(steps, history):
     assert np.isnan(ages[0]) and ages.shape == (40,)
     for t in range(40):
         serials = reminded_serials(steps, t, "long_term")
-        expected = np.mean([t - serial // CONFIG.working for serial in serials]) if len(serials) else np.nan
+        expected = (
+            np.mean([t - serial // CONFIG.working for serial in serials])
+            if len(serials)
+            else np.nan
+        )
         np.testing.assert_allclose(ages[t], expected)
 
 
@@ -71,12 +75,17 @@ def test_nobody_has_no_autocorrelation(history):
 
 def test_steps_that_are_not_active_are_no_steps(history):
     xs = stream(CONFIG, 40, 2, grid=None)
-    pad = lambda x: np.insert(x, [5, 5, 20, 40], 7, axis=0)  # noqa: E731
+    pad = lambda x: np.insert(x, [5, 5, 20, 40], 7, axis=0)
     padded = {name: pad(np.asarray(value)) for name, value in xs.items() if name != "key"}
-    padded |= {"active": np.insert(xs["active"], [5, 5, 20, 40], False), "key": jax.random.split(jax.random.key(0), 44)}
+    padded |= {
+        "active": np.insert(xs["active"], [5, 5, 20, 40], False),
+        "key": jax.random.split(jax.random.key(0), 44),
+    }
     steps = run(CONFIG, padded)
     found = jax.vmap(memoria.record)(steps.reminding, steps.reminded)
-    np.testing.assert_array_equal(memoria.mean_age(found)[padded["active"]], memoria.mean_age(history))
+    np.testing.assert_array_equal(
+        memoria.mean_age(found)[padded["active"]], memoria.mean_age(history)
+    )
     assert np.isnan(memoria.mean_age(found)[~padded["active"]]).all()
     for kind in (SHORT_TERM, LONG_TERM):
         np.testing.assert_array_equal(
@@ -95,7 +104,10 @@ def test_edges_above_a_weight_are_those_of_the_matrix(steps):
     assert found.keys() == expected.keys() and len(found) > 10
     np.testing.assert_allclose([found[key] for key in expected], list(expected.values()), rtol=1e-6)
     assert -1 not in {serial for pair in found for serial in pair}
-    assert len(memoria.edges_above(state, 0.0)[0]) == (np.asarray(weights) > 0).sum() - (weights.diagonal() > 0).sum()
+    assert (
+        len(memoria.edges_above(state, 0.0)[0])
+        == (np.asarray(weights) > 0).sum() - (weights.diagonal() > 0).sum()
+    )
 
 
 # Figures: the file is written, and what is drawn are the numbers.
@@ -107,7 +119,9 @@ def test_figure_5_and_6_draw_the_numbers(history, tmp_path):
     np.testing.assert_array_equal(figure.axes[0].lines[0].get_ydata(), ages)
     coefficients = memoria.autocorrelation(history, 7)
     figure = plots.autocorrelation(coefficients, tmp_path / "lags.svg")
-    np.testing.assert_array_equal(figure.axes[0].lines[0].get_xydata(), np.stack([np.arange(1, 8), coefficients], 1))
+    np.testing.assert_array_equal(
+        figure.axes[0].lines[0].get_xydata(), np.stack([np.arange(1, 8), coefficients], 1)
+    )
     assert {path.name for path in tmp_path.iterdir()} == {"ages.png", "lags.svg"}
 
 
@@ -125,14 +139,21 @@ def test_figures_9_and_10_draw_engrams_and_edges(steps, tmp_path):
             assert len(lines.get_segments()) == len(memoria.edges_above(state, 0.5)[0])
     # An engram of step 30 is in column 10 of the second row; one of step 10 below it.
     dots = np.concatenate([part.get_offsets() for part in figures[1].axes[1].collections[1:]])
-    serials = np.concatenate([states["t = 39"].serial[states["t = 39"].kind == kind] for kind in plots.KINDS])
+    serials = np.concatenate(
+        [states["t = 39"].serial[states["t = 39"].kind == kind] for kind in plots.KINDS]
+    )
     assert (dots[:, 0] == serials // 3 % 20).all() and (np.floor(dots[:, 1]) == serials // 60).all()
-    assert (tmp_path / "engrams.png").stat().st_size > 1000 and (tmp_path / "twice.png").stat().st_size > 1000
+    assert (tmp_path / "engrams.png").stat().st_size > 1000 and (
+        tmp_path / "twice.png"
+    ).stat().st_size > 1000
 
 
 def test_figures_of_little():
     empty = {"t = 0": jax.tree.map(jnp.asarray, memoria.init(CONFIG))}
-    assert len(plots.engrams(CONFIG, empty, 0.5).axes) == 1 and len(plots.seen_twice(CONFIG, empty, 0.5, 4).axes) == 1
+    assert (
+        len(plots.engrams(CONFIG, empty, 0.5).axes) == 1
+        and len(plots.seen_twice(CONFIG, empty, 0.5, 4).axes) == 1
+    )
     with pytest.raises(ValueError, match="period=0, must be at least 1"):
         plots.seen_twice(CONFIG, empty, 0.5, 0)
     with pytest.raises(ValueError, match="no state was given"):

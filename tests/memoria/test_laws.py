@@ -18,10 +18,14 @@ from rmjax.io import cost
 from tests.memoria.runs import alive, at, given, run, serials, small, stream
 
 same = chex.assert_trees_all_equal
-EXACT = {"correlation": "negative_square"}  # on a grid it is exact in f32, whatever the order of summation
+EXACT = {
+    "correlation": "negative_square"
+}  # on a grid it is exact in f32, whatever the order of summation
 CONFIGS = {
     "paper": small(**EXACT),
-    "released": small(search_seeds="all_short_term", ties="random", order="released", lifespan_extend=4.0, **EXACT),
+    "released": small(
+        search_seeds="all_short_term", ties="random", order="released", lifespan_extend=4.0, **EXACT
+    ),
     "exp": small(),
 }
 STEPS = 40
@@ -34,7 +38,10 @@ def config(request):
 
 def streams(config, batch=3):
     """Inputs [T, B, ...], with steps that are not active in different places."""
-    rows = [stream(config, STEPS, seed, grid=None if config.correlation == "exp" else 0.5) for seed in range(batch)]
+    rows = [
+        stream(config, STEPS, seed, grid=None if config.correlation == "exp" else 0.5)
+        for seed in range(batch)
+    ]
     xs = jax.tree.map(lambda *x: jnp.stack(x, 1), *rows)
     rng = np.random.default_rng(0)
     return xs | {"active": jnp.asarray(rng.random((STEPS, batch)) < 0.8)}
@@ -107,7 +114,9 @@ def test_a_stream_never_feels_its_neighbours(config):
     order = jnp.array([2, 0, 1])
     same(run_batch(config, empty(config), rows(xs, order, 1))[0], rows(state, order))
     other = jax.tree.map(
-        lambda x, y: x.at[:, 1:].set(y[:, 1:]), xs, streams(config) | {"working": 9 * xs["working"] + 1}
+        lambda x, y: x.at[:, 1:].set(y[:, 1:]),
+        xs,
+        streams(config) | {"working": 9 * xs["working"] + 1},
     )
     other["working"] = other["working"].at[:, 2].set(jnp.nan)
     same(rows(run_batch(config, empty(config), other)[0], 0), rows(state, 0))
@@ -139,13 +148,19 @@ def test_steps_that_are_not_active_can_be_left_out():
 def test_a_larger_capacity_changes_nothing_while_nobody_is_evicted(config):
     xs = at(streams(config), slice(None), 0)
     steps = run(config, xs)
-    larger = run(memoria.MemoriaConfig(**vars(config) | {"long_term_capacity": config.long_term + 17}), xs)
+    larger = run(
+        memoria.MemoriaConfig(**vars(config) | {"long_term_capacity": config.long_term + 17}), xs
+    )
     assert steps.after.evicted[-1] == 0
     for t in range(STEPS):
         for part in ("short_term", "long_term"):
-            assert serials(getattr(at(steps.reminded, t), part)) == serials(getattr(at(larger.reminded, t), part))
+            assert serials(getattr(at(steps.reminded, t), part)) == serials(
+                getattr(at(larger.reminded, t), part)
+            )
     one, other = at(steps.after, -1), at(larger.after, -1)
-    counts = [np.asarray(memoria.cofire_counts(s))[np.ix_(alive(s), alive(s))] for s in (one, other)]
+    counts = [
+        np.asarray(memoria.cofire_counts(s))[np.ix_(alive(s), alive(s))] for s in (one, other)
+    ]
     same(*counts)
     same(one.lifespan[alive(one)], other.lifespan[alive(other)])
 
@@ -163,7 +178,9 @@ def test_ties_go_to_the_oldest_wherever_it_lies():
     config = small(working=2, remind_short_term=3, remind_long_term=3, lifespan_extend=4.0, **EXACT)
     xs = stream(config, 40) | {"working": np.zeros((40, 2, 2), np.float32)}  # all engrams are equal
     steps = run(config, xs)
-    assert (np.diff(at(steps.after, -1).by_birth) < 0).any(), "slots are to be out of the order of birth"
+    assert (np.diff(at(steps.after, -1).by_birth) < 0).any(), (
+        "slots are to be out of the order of birth"
+    )
     for t in range(1, 40):
         state, reminded = at(steps.reminding, t), at(steps.reminded, t)
         short = np.sort(state.serial[state.kind == memoria.SHORT_TERM])
@@ -195,11 +212,20 @@ def sound(state, config, working):
     lives = state.kind != memoria.EMPTY
     assert ((state.serial >= 0) == lives).all(), "a slot is free or alive, never both"
     assert len(set(state.serial[lives])) == lives.sum() and (state.serial < state.next_serial).all()
-    assert (state.lifespan[lives] > 0).all() and (state.lifespan[~lives] == 0).all() and (state.age[~lives] == 0).all()
+    assert (
+        (state.lifespan[lives] > 0).all()
+        and (state.lifespan[~lives] == 0).all()
+        and (state.age[~lives] == 0).all()
+    )
     assert sorted(state.by_birth) == list(range(config.capacity))
     assert (state.by_birth[: lives.sum()] == alive(state)).all()
-    assert (np.diff(state.kind[alive(state)]) <= 0).all(), "long-term before short-term before working"
-    numbers = [(state.kind == kind).sum() for kind in (memoria.WORKING, memoria.SHORT_TERM, memoria.LONG_TERM)]
+    assert (np.diff(state.kind[alive(state)]) <= 0).all(), (
+        "long-term before short-term before working"
+    )
+    numbers = [
+        (state.kind == kind).sum()
+        for kind in (memoria.WORKING, memoria.SHORT_TERM, memoria.LONG_TERM)
+    ]
     assert numbers[0] == config.working * working
     assert numbers[1] <= config.short_term_capacity and numbers[2] <= config.long_term
     counts = np.asarray(memoria.cofire_counts(state))
@@ -223,14 +249,20 @@ def falls_by_one(before, reminded, after):
 def test_shapes_and_dtypes_stay_and_init_needs_no_arrays(config):
     shapes = jax.eval_shape(lambda: memoria.init(config))
     xs = at(stream(config, 1), 0)
-    state, reminded = jax.eval_shape(functools.partial(memoria.remind, config), shapes, xs["working"], xs["key"])
+    state, reminded = jax.eval_shape(
+        functools.partial(memoria.remind, config), shapes, xs["working"], xs["key"]
+    )
     chex.assert_trees_all_equal_shapes_and_dtypes(state, shapes)
-    after = jax.eval_shape(functools.partial(memoria.memorize_and_forget, config), state, reminded, xs["weights"])
+    after = jax.eval_shape(
+        functools.partial(memoria.memorize_and_forget, config), state, reminded, xs["weights"]
+    )
     chex.assert_trees_all_equal_shapes_and_dtypes(after, shapes)
     assert cost.tree_bytes(shapes) == cost.tree_bytes(memoria.init(config))
     with jax.enable_x64(True):
         xs = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64) if x.dtype == np.float32 else x, xs)
-        step = functools.partial(memoria.step, config, exploit=lambda reminded: (None, jnp.asarray(xs["weights"])))
+        step = functools.partial(
+            memoria.step, config, exploit=lambda reminded: (None, jnp.asarray(xs["weights"]))
+        )
         after, _, _ = jax.eval_shape(step, shapes, xs["working"], key=xs["key"])
     chex.assert_trees_all_equal_shapes_and_dtypes(after, shapes)
 
@@ -242,13 +274,17 @@ def test_a_donated_state_is_changed_in_place(search_seeds):
 
     def step(state, x):
         state, reminded = jax.vmap(functools.partial(memoria.remind, config))(state, x["working"])
-        return jax.vmap(functools.partial(memoria.memorize_and_forget, config))(state, reminded, x["weights"]), None
+        return jax.vmap(functools.partial(memoria.memorize_and_forget, config))(
+            state, reminded, x["weights"]
+        ), None
 
     xs = {"working": jnp.zeros((3, 2, 3, 64)), "weights": jnp.zeros((3, 2, 5))}
     for function, x in [(step, at(xs, 0)), (functools.partial(jax.lax.scan, step), xs)]:
         memory = jax.jit(function, donate_argnums=0).lower(shapes, x).compile().memory_analysis()
         assert memory.alias_size_in_bytes >= cost.tree_bytes(shapes)
-        assert memory.temp_size_in_bytes < 0.25 * cost.tree_bytes(shapes.counts), "the matrix was copied"
+        assert memory.temp_size_in_bytes < 0.25 * cost.tree_bytes(shapes.counts), (
+            "the matrix was copied"
+        )
 
 
 def test_gradients_stop_at_the_memory_and_flow_through_what_reads_it(config):
@@ -265,13 +301,20 @@ def test_gradients_stop_at_the_memory_and_flow_through_what_reads_it(config):
 
         return jax.lax.scan(one, memoria.init(config), (working, xs["key"]))[1].sum()
 
-    to_working, to_queries = jax.grad(loss, (0, 1))(jnp.asarray(xs["working"]), jnp.ones((4, config.dim)))
+    to_working, to_queries = jax.grad(loss, (0, 1))(
+        jnp.asarray(xs["working"]), jnp.ones((4, config.dim))
+    )
     assert (to_working == 0).all()
     assert jnp.isfinite(to_queries).all() and (to_queries != 0).any()
 
 
 def test_how_many_walks_step_together_does_not_matter(monkeypatch):
-    config = small(search_seeds="all_short_term", remind_short_term=4, short_term_capacity=15, lifespan_extend=6.0)
+    config = small(
+        search_seeds="all_short_term",
+        remind_short_term=4,
+        short_term_capacity=15,
+        lifespan_extend=6.0,
+    )
     xs, found = stream(config, 40, grid=None), []
     for rows_at_once in (1, 3, 16):
         monkeypatch.setattr(sys.modules["rmjax.memoria._remind"], "SEARCH_ROWS", rows_at_once)
@@ -286,7 +329,9 @@ def test_distances_are_at_the_highest_precision():
         config = small(correlation=correlation)
         arguments = jax.eval_shape(lambda: (memoria.init(config), jnp.zeros((3, 2))))  # noqa: B023
         lowered = memoria.remind.lower(config, *arguments).as_text()
-        assert lowered.count("dot_general") == lowered.count("precision = [HIGHEST, HIGHEST]") == dots
+        assert (
+            lowered.count("dot_general") == lowered.count("precision = [HIGHEST, HIGHEST]") == dots
+        )
 
 
 def test_reset_is_a_new_memory_and_leaves_the_others_alone(config):
@@ -320,7 +365,9 @@ def test_a_step_is_its_three_stages(config):
     state = at(run(config, stream(config, 9)).after, -1)
     reminding, reminded = memoria.remind(config, state, xs["working"], xs["key"])
     expected = memoria.memorize_and_forget(config, reminding, reminded, xs["weights"])
-    after, result, record = memoria.step(config, state, xs["working"], lambda r: (r, given(r, xs)), xs["key"])
+    after, result, record = memoria.step(
+        config, state, xs["working"], lambda r: (r, given(r, xs)), xs["key"]
+    )
     same(result, reminded)
     same(record, memoria.record(reminding, reminded))
     same(after, expected)

@@ -38,15 +38,22 @@ configs = st.builds(
 def given_configs(examples: int):
     """Every example compiles, so they are few, and one that fails is shown as it is."""
     phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
-    how = hypothesis.settings(max_examples=examples, deadline=None, derandomize=True, database=None, phases=phases)
+    how = hypothesis.settings(
+        max_examples=examples, deadline=None, derandomize=True, database=None, phases=phases
+    )
     return lambda test: how(hypothesis.given(configs, st.integers(0, 2**31))(test))
 
 
 def agree(config, seed):
-    follow(config, stream(config, 25, seed, grid=0.5 if config.correlation == "negative_square" else None))
+    follow(
+        config,
+        stream(config, 25, seed, grid=0.5 if config.correlation == "negative_square" else None),
+    )
 
 
-@hypothesis.example(small(working=1, dim=1, correlation="negative_square"), 381)  # scores of 0 and -0 tie
+@hypothesis.example(
+    small(working=1, dim=1, correlation="negative_square"), 381
+)  # scores of 0 and -0 tie
 @given_configs(5)
 def test_a_random_config_does_what_the_oracle_does(config, seed):
     agree(config, seed)
@@ -62,22 +69,35 @@ def test_a_hundred_random_configs_do(config, seed):
     "changes",
     [
         {"ties": ties, "search_seeds": seeds, "order": order}
-        for ties, order in zip(["random", "hash", "oldest", "newest"], ["paper", "released"] * 2, strict=True)
+        for ties, order in zip(
+            ["random", "hash", "oldest", "newest"], ["paper", "released"] * 2, strict=True
+        )
         for seeds in ("reminded", "all_short_term")
     ]
-    + [{"search_seeds": "full"}, {"follow_zero_edges": False}, {"counts_dtype": "int32"}, {"long_term_capacity": 4}]
+    + [
+        {"search_seeds": "full"},
+        {"follow_zero_edges": False},
+        {"counts_dtype": "int32"},
+        {"long_term_capacity": 4},
+    ]
     + [{"lifespan_increment": "released"}, {"correlation": "negative_square"}],
     ids=lambda changes: "-".join(map(str, changes.values())),
 )
 def test_a_switch_does_what_the_oracle_does(changes):
     config = small(**({"lifespan_extend": 4.0} | changes))
-    steps = follow(config, stream(config, 60, 1, grid=0.5 if config.correlation == "negative_square" else None))
-    assert (steps.after.kind == memoria.LONG_TERM).sum(-1).max() >= 4, "the case is to reach long-term memory"
+    steps = follow(
+        config, stream(config, 60, 1, grid=0.5 if config.correlation == "negative_square" else None)
+    )
+    assert (steps.after.kind == memoria.LONG_TERM).sum(-1).max() >= 4, (
+        "the case is to reach long-term memory"
+    )
     assert steps.after.evicted[-1] > 0 or config.long_term_capacity is None
 
 
 def follow(config, xs, every=1):
-    if config.lifespan_increment == "paper":  # shares are rounded, so no two lifespans may be meant to be equal
+    if (
+        config.lifespan_increment == "paper"
+    ):  # shares are rounded, so no two lifespans may be meant to be equal
         rng = np.random.default_rng(0)
         xs = xs | {"weights": rng.random(xs["weights"].shape, np.float32)}
     steps = run(config, xs)
@@ -87,10 +107,15 @@ def follow(config, xs, every=1):
         short, long, seeds, found = memory.remind(working, int(salts[t]))
         state, reminded = at(steps.reminding, t), at(steps.reminded, t)
         assert serials(reminded.short_term) == short and serials(reminded.long_term) == long, t
-        assert set(state.serial[reminded.seeds]) == seeds and set(state.serial[reminded.found]) == found, t
+        assert (
+            set(state.serial[reminded.seeds]) == seeds
+            and set(state.serial[reminded.found]) == found
+        ), t
         weights = xs["weights"][t]
         k = config.remind_short_term
-        places = zip([*short, *long], [*weights[: len(short)], *weights[k : k + len(long)]], strict=True)
+        places = zip(
+            [*short, *long], [*weights[: len(short)], *weights[k : k + len(long)]], strict=True
+        )
         memory.memorize(short, long, {serial: float(weight) for serial, weight in places})
         check(config, at(steps.after, t), memory, counts=t % every == every - 1)
     return steps
@@ -100,7 +125,9 @@ def check(config, state, memory, counts):
     slots = alive(state)
     assert state.serial[slots].tolist() == list(memory.engrams)
     for name in ("kind", "age"):
-        assert getattr(state, name)[slots].tolist() == [getattr(e, name) for e in memory.engrams.values()]
+        assert getattr(state, name)[slots].tolist() == [
+            getattr(e, name) for e in memory.engrams.values()
+        ]
     lifespans = [engram.lifespan for engram in memory.engrams.values()]
     np.testing.assert_allclose(state.lifespan[slots], lifespans, rtol=1e-5, atol=1e-5)
     vectors = [engram.vector for engram in memory.engrams.values()] or np.zeros((0, config.dim))
@@ -113,9 +140,24 @@ def check(config, state, memory, counts):
     np.testing.assert_array_equal(found, np.reshape(wanted, found.shape))
 
 
-LANGUAGE = {"working": 50, "short_term_capacity": 400, "remind_short_term": 50, "remind_long_term": 50}
-SHORT_SEGMENTS = {"working": 16, "short_term_capacity": 128, "remind_short_term": 16, "remind_long_term": 16}
-SORTING = {"working": 128, "short_term_capacity": 512, "remind_short_term": 256, "remind_long_term": 640}
+LANGUAGE = {
+    "working": 50,
+    "short_term_capacity": 400,
+    "remind_short_term": 50,
+    "remind_long_term": 50,
+}
+SHORT_SEGMENTS = {
+    "working": 16,
+    "short_term_capacity": 128,
+    "remind_short_term": 16,
+    "remind_long_term": 16,
+}
+SORTING = {
+    "working": 128,
+    "short_term_capacity": 512,
+    "remind_short_term": 256,
+    "remind_long_term": 640,
+}
 PAPER = {
     "wikitext": (120, LANGUAGE),
     "wikitext, segments of 50": (200, SHORT_SEGMENTS),
@@ -133,7 +175,11 @@ RELEASED = {"order": "released", "correlation": "negative_square", "lifespan_inc
 def test_the_papers_sizes_do_what_the_oracle_does(name, search_seeds, rules):
     steps, sizes = PAPER[name]
     config = MemoriaConfig(**sizes, dim=16, search_seeds=search_seeds, ties="hash", **rules)
-    follow(config, stream(config, steps, grid=None) | {"weights": weights_of_8(config, steps)}, every=20)
+    follow(
+        config,
+        stream(config, steps, grid=None) | {"weights": weights_of_8(config, steps)},
+        every=20,
+    )
 
 
 def weights_of_8(config, steps):

@@ -19,7 +19,9 @@ def filled(config, steps, seed=0, grid=None):
 
 
 def test_distances_of_wide_engrams_do_not_underflow():
-    config = MemoriaConfig(working=4, short_term_capacity=40, remind_short_term=10, remind_long_term=0, dim=768)
+    config = MemoriaConfig(
+        working=4, short_term_capacity=40, remind_short_term=10, remind_long_term=0, dim=768
+    )
     rng = np.random.default_rng(0)
     old = 0.3 * rng.normal(size=(10, 4, 768)).astype(np.float32)
     state = memoria.init(config)
@@ -30,7 +32,9 @@ def test_distances_of_wide_engrams_do_not_underflow():
     _, reminded = memoria.remind(config, state, working, jax.random.key(0))
     there = np.asarray(state.serial)[np.asarray(state.serial) >= 0]
     squares = ((old.reshape(40, 1, 768)[there].astype(np.float64) - working) ** 2).sum(-1)
-    assert (np.exp(-squares.astype(np.float32)) == 0).all(), "the plain sum of exp(-d^2) is 0 everywhere"
+    assert (np.exp(-squares.astype(np.float32)) == 0).all(), (
+        "the plain sum of exp(-d^2) is 0 everywhere"
+    )
     best = there[np.argsort(-np.logaddexp.reduce(-squares, 1))[:10]]
     assert serials(jax.tree.map(np.asarray, reminded.short_term)) == best.tolist()
 
@@ -51,7 +55,13 @@ def test_the_two_correlations_can_disagree():
 @pytest.mark.parametrize("search_seeds, chosen", [("reminded", 4), ("all_short_term", 6)])
 @pytest.mark.parametrize("ties", ["random", "hash"])
 def test_edges_that_tie_are_taken_equally_often(ties, search_seeds, chosen):
-    config = small(ties=ties, search_seeds=search_seeds, search_depth=0, lifespan_extend=6.0, remind_short_term=4)
+    config = small(
+        ties=ties,
+        search_seeds=search_seeds,
+        search_depth=0,
+        lifespan_extend=6.0,
+        remind_short_term=4,
+    )
     state = filled(config, 30)
     state = state.replace(counts=jnp.zeros_like(state.counts))  # no edge is stronger than any other
     number = int((state.kind == memoria.LONG_TERM).sum())
@@ -75,7 +85,9 @@ def test_weights_that_are_zero_add_nothing_and_invalid_ones_are_ignored(incremen
     before, reminded = memoria.remind(config, filled(config, 2), jnp.zeros((3, 2)))
     assert reminded.valid.any() and not reminded.valid.all()
     for rest in (0.0, jnp.nan, jnp.inf):
-        after = memoria.memorize_and_forget(config, before, reminded, jnp.where(reminded.valid, 0.0, rest))
+        after = memoria.memorize_and_forget(
+            config, before, reminded, jnp.where(reminded.valid, 0.0, rest)
+        )
         lives = np.asarray(after.kind) != memoria.EMPTY
         np.testing.assert_array_equal(after.lifespan[lives], before.lifespan[lives] - 1)
         assert np.isfinite(after.lifespan).all()
@@ -88,7 +100,10 @@ def test_a_weight_that_is_no_share_counts_as_zero(increment, bad):
     before, reminded = memoria.remind(config, filled(config, 12), jnp.zeros((3, 2)))
     assert reminded.valid.all()
     weights = jnp.array([0.1, 0.2, 0.3, 0.1, 0.1])
-    after = [memoria.memorize_and_forget(config, before, reminded, weights.at[1].set(w)) for w in (bad, 0.0)]
+    after = [
+        memoria.memorize_and_forget(config, before, reminded, weights.at[1].set(w))
+        for w in (bad, 0.0)
+    ]
     np.testing.assert_array_equal(after[0].lifespan, after[1].lifespan)
 
 
@@ -97,7 +112,8 @@ def test_only_the_ratio_of_weights_counts():
     before, reminded = memoria.remind(config, filled(config, 12), jnp.zeros((3, 2)))
     weights = jnp.array([0.0, 2.0, 1.0, 0.5, 3.0])
     lifespans = [
-        memoria.memorize_and_forget(config, before, reminded, weights * scale).lifespan for scale in (1.0, 1e30, 1e-30)
+        memoria.memorize_and_forget(config, before, reminded, weights * scale).lifespan
+        for scale in (1.0, 1e30, 1e-30)
     ]
     for lifespan in lifespans[1:]:
         np.testing.assert_allclose(lifespan, lifespans[0], rtol=1e-5)
@@ -105,10 +121,14 @@ def test_only_the_ratio_of_weights_counts():
 
 @pytest.mark.parametrize("correlation", ["exp", "negative_square"])
 def test_what_all_engrams_have_in_common_does_not_matter(correlation):
-    config = small(correlation=correlation, dim=64, working=4, short_term_capacity=40, remind_short_term=8)
+    config = small(
+        correlation=correlation, dim=64, working=4, short_term_capacity=40, remind_short_term=8
+    )
     rng = np.random.default_rng(0)
     xs = stream(config, 11, 0, grid=None) | {"working": 0.1 * rng.normal(size=(11, 4, 64))}
-    offset = 300.0 * rng.normal(size=64)  # its square is 5,000,000 times the distance of two engrams
+    offset = 300.0 * rng.normal(
+        size=64
+    )  # its square is 5,000,000 times the distance of two engrams
     offset = np.round(offset * 2**6) / 2**6
     xs["working"] = np.round(xs["working"] * 2**6) / 2**6  # so that adding it is exact
     near = run(config, xs | {"working": xs["working"].astype(np.float32)})
@@ -131,7 +151,9 @@ def test_lifespan_is_shared_out_as_section_3_4_says():
     released = MemoriaConfig(**vars(config) | {"lifespan_increment": "released"})
     after = memoria.memorize_and_forget(released, before, reminded, weights)
     number = int(reminded.valid.sum()) + 1  # a short-term engram is not reminded
-    assert after.lifespan[slots[0]] == pytest.approx(float(before.lifespan[slots[0]]) + 1.0 * number * 3 - 1)
+    assert after.lifespan[slots[0]] == pytest.approx(
+        float(before.lifespan[slots[0]]) + 1.0 * number * 3 - 1
+    )
 
 
 def test_an_engram_with_a_lifespan_of_nan_is_forgotten():
@@ -144,7 +166,9 @@ def test_an_engram_with_a_lifespan_of_nan_is_forgotten():
 
 
 @pytest.mark.parametrize("order, long_term", [("paper", []), ("released", [0])])
-def test_only_in_the_released_order_do_the_dying_push_others_out_of_short_term_memory(order, long_term):
+def test_only_in_the_released_order_do_the_dying_push_others_out_of_short_term_memory(
+    order, long_term
+):
     config = small(
         order=order,
         working=2,
@@ -154,17 +178,28 @@ def test_only_in_the_released_order_do_the_dying_push_others_out_of_short_term_m
         initial_lifespan=2.0,
         lifespan_increment="given",
     )
-    state, reminded = memoria.remind(config, memoria.init(config), jnp.array([[0.0, 0.0], [9.0, 9.0]]))
+    state, reminded = memoria.remind(
+        config, memoria.init(config), jnp.array([[0.0, 0.0], [9.0, 9.0]])
+    )
     state = memoria.memorize_and_forget(config, state, reminded, jnp.zeros(1))
-    state, reminded = memoria.remind(config, state, jnp.zeros((2, 2)))  # 0 is reminded and helps; 1 dies
+    state, reminded = memoria.remind(
+        config, state, jnp.zeros((2, 2))
+    )  # 0 is reminded and helps; 1 dies
     state = memoria.memorize_and_forget(config, state, reminded, jnp.full(1, 5.0))
     assert state.serial[state.kind == memoria.LONG_TERM].tolist() == long_term
-    assert sorted(state.serial[state.kind == memoria.SHORT_TERM].tolist()) == [0, 2, 3][len(long_term) :]
+    assert (
+        sorted(state.serial[state.kind == memoria.SHORT_TERM].tolist())
+        == [0, 2, 3][len(long_term) :]
+    )
 
 
 def test_who_is_in_long_term_memory_stays_there_when_short_term_memory_has_room_again():
     config = small(
-        working=2, short_term_capacity=3, remind_long_term=0, lifespan_increment="given", initial_lifespan=2.0
+        working=2,
+        short_term_capacity=3,
+        remind_long_term=0,
+        lifespan_increment="given",
+        initial_lifespan=2.0,
     )
     state = memoria.init(config)
     for weight, long_term in [(0.0, []), (5.0, [0]), (-10.0, [0])]:  # in the end 1, 2 and 3 die
@@ -176,17 +211,27 @@ def test_who_is_in_long_term_memory_stays_there_when_short_term_memory_has_room_
 
 def test_a_full_long_term_memory_evicts_the_least_lifespan_the_oldest_first():
     config = small(
-        long_term_capacity=2, short_term_capacity=0, initial_lifespan=9.0, remind_short_term=0, remind_long_term=3
+        long_term_capacity=2,
+        short_term_capacity=0,
+        initial_lifespan=9.0,
+        remind_short_term=0,
+        remind_long_term=3,
     )
     config = MemoriaConfig(**vars(config) | {"lifespan_increment": "given", "search_seeds": "full"})
     state = memoria.init(config)
     state, reminded = memoria.remind(config, state, jnp.zeros((3, 2)))
     state = memoria.memorize_and_forget(config, state, reminded, jnp.zeros(3))
-    assert sorted(np.asarray(state.serial[state.serial >= 0]).tolist()) == [1, 2] and state.evicted == 1
+    assert (
+        sorted(np.asarray(state.serial[state.serial >= 0]).tolist()) == [1, 2]
+        and state.evicted == 1
+    )
     state, reminded = memoria.remind(config, state, jnp.ones((3, 2)))
     helped = np.asarray(reminded.long_term.serials) == 1
     state = memoria.memorize_and_forget(config, state, reminded, jnp.where(helped, 5.0, 0.0))
-    assert sorted(np.asarray(state.serial[state.serial >= 0]).tolist()) == [1, 5] and state.evicted == 4
+    assert (
+        sorted(np.asarray(state.serial[state.serial >= 0]).tolist()) == [1, 5]
+        and state.evicted == 4
+    )
 
 
 @pytest.mark.parametrize("sizes", [(0, 0), (0, 3), (2, 0)])
@@ -195,25 +240,33 @@ def test_nothing_need_be_reminded(sizes):
     steps = run(config, stream(config, 12))
     assert steps.reminded.short_term.slots.shape[1:] == (sizes[0],)
     assert steps.reminded.long_term.engrams.shape[1:] == (sizes[1], 2)
-    assert not steps.reminded.long_term.valid.any()  # without a reminded short-term engram nothing is found
+    assert (
+        not steps.reminded.long_term.valid.any()
+    )  # without a reminded short-term engram nothing is found
     assert (at(steps.after, -1).kind == memoria.LONG_TERM).any()
 
 
 def test_more_may_be_asked_for_than_there_are_slots():
     config = small(remind_short_term=40, remind_long_term=50, long_term_capacity=4)
     steps = run(config, stream(config, 12))
-    assert steps.reminded.short_term.valid.sum(-1).max() == 6 and steps.reminded.long_term.slots.shape == (12, 50)
+    assert steps.reminded.short_term.valid.sum(
+        -1
+    ).max() == 6 and steps.reminded.long_term.slots.shape == (12, 50)
 
 
 def test_the_default_capacity():
-    assert MemoriaConfig().long_term == 1050 and MemoriaConfig().capacity == 1500  # 1.25 x 8 x (50 + 50) + 50
+    assert (
+        MemoriaConfig().long_term == 1050 and MemoriaConfig().capacity == 1500
+    )  # 1.25 x 8 x (50 + 50) + 50
     assert MemoriaConfig(max_segments=10).long_term == 500
     assert MemoriaConfig(long_term_capacity=7).capacity == 457
     # With lifespans that outlast short-term memory, what is never reminded needs room as well.
     unreminded = small(lifespan_extend=0.0, initial_lifespan=8.0)
     xs = stream(unreminded, 60)
     steps = run(unreminded, xs)
-    assert (steps.after.kind == memoria.LONG_TERM).sum(-1)[-1] == 15 and steps.after.evicted[-1] == 0
+    assert (steps.after.kind == memoria.LONG_TERM).sum(-1)[-1] == 15 and steps.after.evicted[
+        -1
+    ] == 0
 
 
 def test_contributions_average_what_is_not_masked():
@@ -229,11 +282,15 @@ def test_exploit_looks_at_what_is_reminded_alone():
     read, weights = memoria.exploit(jnp.ones((4, 2)), empty)
     assert (read == 0).all() and (weights == 0).all()
     none = small(remind_short_term=0, remind_long_term=0, long_term_capacity=20)
-    read, weights = memoria.exploit(jnp.ones((4, 2)), memoria.remind(none, memoria.init(none), jnp.ones((3, 2)))[1])
+    read, weights = memoria.exploit(
+        jnp.ones((4, 2)), memoria.remind(none, memoria.init(none), jnp.ones((3, 2)))[1]
+    )
     assert (read == 0).all() and read.shape == (4, 2) and weights.shape == (0,)
     reminded = memoria.remind(config, filled(config, 3), jnp.zeros((3, 2)))[1]
     read, weights = memoria.exploit(jnp.ones((4, 2)), reminded)
     scores = np.asarray(reminded.engrams)[np.asarray(reminded.valid)].sum(-1) / np.sqrt(2)
     expected = np.exp(scores) / np.exp(scores).sum()
     np.testing.assert_allclose(weights[reminded.valid], expected, rtol=1e-5)
-    np.testing.assert_allclose(read[0], expected @ np.asarray(reminded.engrams)[np.asarray(reminded.valid)], rtol=1e-5)
+    np.testing.assert_allclose(
+        read[0], expected @ np.asarray(reminded.engrams)[np.asarray(reminded.valid)], rtol=1e-5
+    )

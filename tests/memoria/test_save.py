@@ -33,14 +33,24 @@ def test_many_streams_and_saving_again(tmp_path):
     memoria.save(CONFIG, states, tmp_path / "here" / "there")
     memoria.save(CONFIG, states.replace(evicted=states.evicted + 2), tmp_path / "here" / "there")
     loaded = memoria.load(CONFIG, tmp_path / "here" / "there")
-    assert loaded.evicted.tolist() == [2, 2, 2] and loaded.counts.shape == (3, CONFIG.capacity, CONFIG.capacity)
-    same(memoria.load(MemoriaConfig(**vars(CONFIG) | {"checked": True}), tmp_path / "here" / "there"), loaded)
+    assert loaded.evicted.tolist() == [2, 2, 2] and loaded.counts.shape == (
+        3,
+        CONFIG.capacity,
+        CONFIG.capacity,
+    )
+    same(
+        memoria.load(
+            MemoriaConfig(**vars(CONFIG) | {"checked": True}), tmp_path / "here" / "there"
+        ),
+        loaded,
+    )
 
 
 def test_another_config_is_refused_with_what_differs(tmp_path):
     memoria.save(CONFIG, memoria.init(CONFIG), tmp_path / "state")
     with pytest.raises(
-        ValueError, match=r"another config: search_depth: saved 2, asked 7; ties: saved 'hash', asked 'oldest'$"
+        ValueError,
+        match=r"another config: search_depth: saved 2, asked 7; ties: saved 'hash', asked 'oldest'$",
     ):
         memoria.load(small(lifespan_extend=4.0, search_depth=7, ties="oldest"), tmp_path / "state")
 
@@ -48,8 +58,14 @@ def test_another_config_is_refused_with_what_differs(tmp_path):
 def test_what_is_no_saved_state_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing was saved"):
         memoria.load(CONFIG, tmp_path / "nothing")
-    with pytest.raises(ValueError, match=r"state.counts is int16\[29, 29\], but this config's is int8"):
-        memoria.save(small(counts_dtype="int8", long_term_capacity=20), memoria.init(small()), tmp_path / "state")
+    with pytest.raises(
+        ValueError, match=r"state.counts is int16\[29, 29\], but this config's is int8"
+    ):
+        memoria.save(
+            small(counts_dtype="int8", long_term_capacity=20),
+            memoria.init(small()),
+            tmp_path / "state",
+        )
     assert not (tmp_path / "state").exists()
 
 
@@ -59,14 +75,20 @@ def test_what_somebody_else_put_there_is_left_alone(tmp_path, what):
     for path in (theirs, tmp_path / "mine.old" / "notes", tmp_path / "mine.tmp" / "notes"):
         path.parent.mkdir(exist_ok=True)
         path.write_text("years of work")
-    with pytest.raises(FileExistsError, match="was not saved by this library: take another name or move it"):
+    with pytest.raises(
+        FileExistsError, match="was not saved by this library: take another name or move it"
+    ):
         memoria.save(CONFIG, memoria.init(CONFIG), tmp_path / "mine")
     memoria.save(CONFIG, memoria.init(CONFIG), tmp_path / "mine.old" / "state")
     assert theirs.read_text() == "years of work" and len(list(tmp_path.rglob("notes"))) == 2
 
 
 def test_a_field_that_a_saved_state_does_not_know_has_its_default(tmp_path, monkeypatch):
-    known = {name: value for name, value in dataclasses.asdict(CONFIG).items() if name != "follow_zero_edges"}
+    known = {
+        name: value
+        for name, value in dataclasses.asdict(CONFIG).items()
+        if name != "follow_zero_edges"
+    }
     monkeypatch.setattr("rmjax.memoria.saving.dataclasses.asdict", lambda config: known)
     memoria.save(CONFIG, memoria.init(CONFIG), tmp_path / "old")
     monkeypatch.undo()
@@ -80,7 +102,9 @@ def test_a_damaged_state_is_named(tmp_path, file):
     path = tmp_path / "state"
     memoria.save(CONFIG, memoria.init(CONFIG), path)
     if file == "arrays":
-        victim = max((f for f in (path / file).rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+        victim = max(
+            (f for f in (path / file).rglob("*") if f.is_file()), key=lambda f: f.stat().st_size
+        )
     else:
         victim = path / file
     victim.write_bytes(victim.read_bytes()[:-3] + b"}}}")
@@ -92,7 +116,9 @@ def test_a_state_of_another_version_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("rmjax.memoria.saving.VERSION", 0)
     memoria.save(CONFIG, memoria.init(CONFIG), tmp_path / "old")
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="of version 0; this code reads Memoria states of version 1"):
+    with pytest.raises(
+        ValueError, match="of version 0; this code reads Memoria states of version 1"
+    ):
         memoria.load(CONFIG, tmp_path / "old")
 
 

@@ -32,7 +32,9 @@ def later(state: State, serial: int) -> State:
 def same(found: State, expected: State) -> None:
     """All but the numbers, and what free slots hold."""
     for field in ("engrams", "kind", "lifespan", "age", "evicted", "by_birth"):
-        np.testing.assert_array_equal(getattr(found, field), getattr(expected, field), err_msg=field)
+        np.testing.assert_array_equal(
+            getattr(found, field), getattr(expected, field), err_msg=field
+        )
     np.testing.assert_array_equal(memoria.cofire_counts(found), memoria.cofire_counts(expected))
     np.testing.assert_array_equal(memoria.edge_weights(found), memoria.edge_weights(expected))
 
@@ -50,7 +52,9 @@ def test_memory_goes_on_past_the_last_serial(steps_left):
     serials = np.asarray(found.after.serial)
     assert serials.max() > 2**30 if steps_left else serials.max() < 200
     assert serials.min() == -1 and serials[-1].max() < 200
-    assert (np.asarray(found.after.next_serial) % CONFIG.working == 0).all(), "a step's number is that over working"
+    assert (np.asarray(found.after.next_serial) % CONFIG.working == 0).all(), (
+        "a step's number is that over working"
+    )
     for row, kind in zip(serials, np.asarray(found.after.kind), strict=True):
         living = row[kind != memoria.EMPTY]
         assert len(set(living)) == len(living) and living.min(initial=0) >= 0
@@ -64,7 +68,10 @@ def test_one_stream_of_several_is_numbered_anew_and_a_step_that_is_not_active_is
     working = jnp.broadcast_to(xs["working"][20], (2, CONFIG.working, CONFIG.dim))
     step = jax.vmap(functools.partial(memoria.remind, CONFIG), (0, 0, None, 0))
     state, reminded = step(both, working, None, jnp.array([True, True]))
-    assert state.next_serial[0] == before.next_serial + CONFIG.working and 0 < state.next_serial[1] < 200
+    assert (
+        state.next_serial[0] == before.next_serial + CONFIG.working
+        and 0 < state.next_serial[1] < 200
+    )
     np.testing.assert_array_equal(reminded.engrams[0], reminded.engrams[1])
     state, _ = step(both, working, None, jnp.array([True, False]))
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a[1] == b[1]).all()), state, both))

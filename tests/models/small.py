@@ -9,7 +9,13 @@ from rmjax.models import compressive, gpt2, infinity, memoria_gpt2, transformer_
 N, VOCABULARY = 8, 11
 SIZES = gpt2.Sizes(vocabulary=VOCABULARY, positions=N, dim=16, layers=2, heads=2)
 ENGRAMS = memoria.MemoriaConfig(
-    working=2, short_term_capacity=4, remind_short_term=2, remind_long_term=3, initial_lifespan=4.0, dim=16, ties="hash"
+    working=2,
+    short_term_capacity=4,
+    remind_short_term=2,
+    remind_long_term=3,
+    initial_lifespan=4.0,
+    dim=16,
+    ties="hash",
 )
 
 
@@ -26,7 +32,9 @@ def noisy(init, *given, scale=0.3):
     def drawn(key):
         leaves, tree = jax.tree.flatten(init(key, *given))
         keys = jax.random.split(key, len(leaves))
-        return tree.unflatten([x + scale * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
+        return tree.unflatten(
+            [x + scale * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+        )
 
     return drawn(jax.random.key(0))
 
@@ -39,7 +47,9 @@ def models(sizes):
         "compressive": compressive.make(sizes, memory=4, compressed=3, rate=4),
         "infinity": infinity.make(sizes, infinity.Signal(segment_length=N, basis=8, samples=6)),
         "memoria": memoria_gpt2.make(sizes, ENGRAMS, segment_length=N),
-        "memoria-layer": memoria_gpt2.make(sizes, ENGRAMS, segment_length=N, memory_layer=0, activation="none"),
+        "memoria-layer": memoria_gpt2.make(
+            sizes, ENGRAMS, segment_length=N, memory_layer=0, activation="none"
+        ),
     }
     return {kind: compiled(model) for kind, model in made.items()}
 

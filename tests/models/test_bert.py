@@ -14,7 +14,9 @@ from rmjax.models import bert
 V, N, B, DIM = 13, 7, 3, 8
 SIZES = {
     "bert": bert.Sizes(vocabulary=V, positions=N, dim=DIM, layers=2, heads=2, dropout=0.4),
-    "roberta": bert.roberta(vocabulary=V, positions=N + 2, dim=DIM, layers=2, heads=2, dropout=0.4, epsilon=0.1),
+    "roberta": bert.roberta(
+        vocabulary=V, positions=N + 2, dim=DIM, layers=2, heads=2, dropout=0.4, epsilon=0.1
+    ),
 }
 MASK = np.array([[1, 1, 1, 1, 1, 1, 1], [1, 1, 0, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0, 0]], bool)
 
@@ -29,7 +31,9 @@ def made(sizes):
     """A classifier, jitted, and random parameters for it, biases and norms too."""
     model, rng = bert.make_classifier(sizes, 5), np.random.default_rng(1)
     like = jax.eval_shape(model.init, jax.random.key(0))
-    return jax.jit(model.logits), jax.tree.map(lambda x: np.float32(rng.normal(0.1, 0.5, x.shape)), like)
+    return jax.jit(model.logits), jax.tree.map(
+        lambda x: np.float32(rng.normal(0.1, 0.5, x.shape)), like
+    )
 
 
 def apply(module, params, *inputs):
@@ -57,8 +61,14 @@ def norm(params, x, epsilon):
 
 def attention(sizes, params, x, context, mask):
     """One query of one head at a time (Vaswani et al. 2017, 3.2); x [X, D], context [Y, D], mask [Y]."""
-    query, keys, value = (dense(params[name], y) for name, y in (("query", x), ("key", context), ("value", context)))
-    width, out, weights = sizes.dim // sizes.heads, np.zeros(x.shape), np.zeros((sizes.heads, len(x), len(context)))
+    query, keys, value = (
+        dense(params[name], y) for name, y in (("query", x), ("key", context), ("value", context))
+    )
+    width, out, weights = (
+        sizes.dim // sizes.heads,
+        np.zeros(x.shape),
+        np.zeros((sizes.heads, len(x), len(context))),
+    )
     seen = np.flatnonzero(mask)
     for head, i in itertools.product(range(sizes.heads), range(len(x)) if len(seen) else []):
         at = slice(head * width, (head + 1) * width)
@@ -74,8 +84,12 @@ def hidden_states(sizes, params, tokens, mask, types):
     for there in mask:
         first = 0 if sizes.padding is None else sizes.padding + 1
         before = len(position) if sizes.padding is None else mask[: len(position)].sum()
-        position.append(sizes.padding if sizes.padding is not None and not there else first + before)
-    x = np.float64(tables["word_embeddings"][tokens] + tables["position_embeddings"][np.array(position)])
+        position.append(
+            sizes.padding if sizes.padding is not None and not there else first + before
+        )
+    x = np.float64(
+        tables["word_embeddings"][tokens] + tables["position_embeddings"][np.array(position)]
+    )
     x = norm(tables["LayerNorm"], x + tables["token_type_embeddings"][types], sizes.epsilon)
     for i in range(sizes.layers):
         x, _ = attention(sizes, params[f"layer_{i}"]["attention"], x, x, mask)
@@ -113,7 +127,10 @@ def test_attention_to_a_context_of_another_length():
 
 def test_logits_are_of_the_first_token(sizes, tokens):
     logits, params = made(sizes)
-    first = [hidden_states(sizes, params, *row, np.zeros(N, int))[0] for row in zip(tokens, MASK, strict=True)]
+    first = [
+        hidden_states(sizes, params, *row, np.zeros(N, int))[0]
+        for row in zip(tokens, MASK, strict=True)
+    ]
     expected = dense(params["classifier"], np.tanh(dense(params["pooler"], np.array(first))))
     np.testing.assert_allclose(logits(params, tokens, MASK), expected, atol=1e-4)
 
@@ -134,7 +151,9 @@ def test_rows_are_independent_dropout_included(sizes, tokens):
         expected = np.asarray(logits(params, tokens, MASK, key))
         moved = logits(params, tokens[order], MASK[order], None if key is None else key[order])
         np.testing.assert_array_equal(moved, expected[order])
-        other = logits(params, np.where(np.arange(B)[:, None] == 1, (tokens + 1) % V, tokens), MASK, key)
+        other = logits(
+            params, np.where(np.arange(B)[:, None] == 1, (tokens + 1) % V, tokens), MASK, key
+        )
         np.testing.assert_array_equal(np.asarray(other)[[0, 2]], expected[[0, 2]])
         assert (other[1] != expected[1]).all()
     assert (logits(params, tokens, MASK, keys) != logits(params, tokens, MASK)).all()
@@ -163,13 +182,28 @@ def test_what_embeddings_and_layers_drop(tokens):
         "LayerNorm": {"scale": np.ones(DIM), "bias": np.zeros(DIM)},
     }
     out, weights = apply(
-        bert.Attention(sizes), layer["attention"] | ones | plain, np.zeros((B, 100, DIM)), x, MASK, keys
+        bert.Attention(sizes),
+        layer["attention"] | ones | plain,
+        np.zeros((B, 100, DIM)),
+        x,
+        MASK,
+        keys,
     )
-    seen = np.mean(np.asarray(out[2]) > 1e-3)  # of one token: what is left of the weights, and of that again
+    seen = np.mean(
+        np.asarray(out[2]) > 1e-3
+    )  # of one token: what is left of the weights, and of that again
     assert seen == pytest.approx(0.6**2, abs=0.06)
     np.testing.assert_allclose(weights.sum(-1), 1.0, atol=1e-5)  # before dropout
-    still = {**layer, "attention": {**layer["attention"], "LayerNorm": {"scale": np.zeros(DIM), "bias": np.ones(DIM)}}}
-    out = apply(bert.Layer(sizes), still, x, MASK, keys)  # attention does not show: only the feed-forward drops
+    still = {
+        **layer,
+        "attention": {
+            **layer["attention"],
+            "LayerNorm": {"scale": np.zeros(DIM), "bias": np.ones(DIM)},
+        },
+    }
+    out = apply(
+        bert.Layer(sizes), still, x, MASK, keys
+    )  # attention does not show: only the feed-forward drops
     assert (out != apply(bert.Layer(sizes), still, x, MASK)).any((1, 2)).all()
 
 
@@ -210,7 +244,9 @@ def test_a_layer_may_attend_to_more():
     mask, params = np.ones((1, 4), bool), made(sizes)[1]
     both = params["layer_0"] | {"crossattention": params["layer_1"]["attention"]}
     found = apply(Twice(sizes), both, x, mask, first, second)
-    untrained = jax.eval_shape(Twice(sizes).init, jax.random.key(0), x, mask, first, second)["params"]
+    untrained = jax.eval_shape(Twice(sizes).init, jax.random.key(0), x, mask, first, second)[
+        "params"
+    ]
     assert jax.tree.map(jnp.shape, untrained) == jax.tree.map(jnp.shape, both)
     y, _ = attention(sizes, both["attention"], x[0], x[0], mask[0])
     for context in (first[0], second[0]):
@@ -250,8 +286,14 @@ def test_a_text_longer_than_the_positions_is_an_error(kind, longest):
     [
         (lambda: bert.Sizes(vocabulary=V, types=0), "types must be at least 1, got 0"),
         (lambda: bert.Sizes(vocabulary=0), "vocabulary must be at least 1, got 0"),
-        (lambda: bert.roberta(vocabulary=V, dim=10, heads=4), "width 10 is not a multiple of heads 4"),
-        (lambda: bert.roberta(vocabulary=V, positions=2), "positions=2 with padding=1 has room for no token"),
+        (
+            lambda: bert.roberta(vocabulary=V, dim=10, heads=4),
+            "width 10 is not a multiple of heads 4",
+        ),
+        (
+            lambda: bert.roberta(vocabulary=V, positions=2),
+            "positions=2 with padding=1 has room for no token",
+        ),
         (lambda: bert.make_classifier(SIZES["bert"], 0), "classes must be at least 1, got 0"),
     ],
 )

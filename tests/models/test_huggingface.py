@@ -67,7 +67,9 @@ def logits(kind, params, sizes=None):
     made, (tokens, _) = model(kind, sizes), texts()
     if kind != "gpt2":
         return jax.jit(made.logits)(params, tokens, MASK)
-    return jax.jit(lambda p: made.logits(p, made.step(p, made.init_state(p, B), tokens, MASK)[0]))(params)[MASK]
+    return jax.jit(lambda p: made.logits(p, made.step(p, made.init_state(p, B), tokens, MASK)[0]))(
+        params
+    )[MASK]
 
 
 def texts():
@@ -78,7 +80,9 @@ def texts():
 
 def same(found, expected):
     assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for (where, a), b in zip(jax.tree_util.tree_flatten_with_path(found)[0], jax.tree.leaves(expected), strict=True):
+    for (where, a), b in zip(
+        jax.tree_util.tree_flatten_with_path(found)[0], jax.tree.leaves(expected), strict=True
+    ):
         np.testing.assert_array_equal(a, b, err_msg=str(where))
         assert a.dtype == jnp.float32
 
@@ -90,11 +94,17 @@ def rewrite(file, change):
 
 def test_what_was_written_is_read(tmp_path, kind):
     params = random(shapes(kind))
-    for path, file in ((tmp_path / "a" / "b", "a/b/model.safetensors"), (tmp_path / "c.safetensors", "c.safetensors")):
+    for path, file in (
+        (tmp_path / "a" / "b", "a/b/model.safetensors"),
+        (tmp_path / "c.safetensors", "c.safetensors"),
+    ):
         assert write(path, params, kind) == tmp_path / file
         same(read(path, shapes(kind), kind), params)
         same(read(str(tmp_path / file), params, kind), params)
-    assert sorted(x.name for x in tmp_path.rglob("*") if x.is_file()) == ["c.safetensors", "model.safetensors"]
+    assert sorted(x.name for x in tmp_path.rglob("*") if x.is_file()) == [
+        "c.safetensors",
+        "model.safetensors",
+    ]
     assert sum(x.size for x in load_file(tmp_path / "c.safetensors").values()) == sum(
         map(jnp.size, jax.tree.leaves(params))
     )
@@ -104,13 +114,29 @@ def test_what_was_written_is_read(tmp_path, kind):
     "kind, name, ours",
     [
         ("gpt2", "transformer.wte.weight", lambda p: p["wte"]),
-        ("gpt2", "transformer.h.1.attn.c_attn.weight", lambda p: p["h_1"]["attn"]["c_attn"]["kernel"].T),
+        (
+            "gpt2",
+            "transformer.h.1.attn.c_attn.weight",
+            lambda p: p["h_1"]["attn"]["c_attn"]["kernel"].T,
+        ),
         ("gpt2", "transformer.h.0.ln_2.bias", lambda p: p["h_0"]["ln_2"]["bias"]),
-        ("bert", "bert.encoder.layer.1.intermediate.dense.weight", lambda p: p["layer_1"]["intermediate"]["kernel"]),
-        ("bert", "bert.encoder.layer.0.output.LayerNorm.weight", lambda p: p["layer_0"]["LayerNorm"]["scale"]),
+        (
+            "bert",
+            "bert.encoder.layer.1.intermediate.dense.weight",
+            lambda p: p["layer_1"]["intermediate"]["kernel"],
+        ),
+        (
+            "bert",
+            "bert.encoder.layer.0.output.LayerNorm.weight",
+            lambda p: p["layer_0"]["LayerNorm"]["scale"],
+        ),
         ("bert", "bert.pooler.dense.bias", lambda p: p["pooler"]["bias"]),
         ("bert", "classifier.weight", lambda p: p["classifier"]["kernel"]),
-        ("roberta", "roberta.embeddings.position_embeddings.weight", lambda p: p["embeddings"]["position_embeddings"]),
+        (
+            "roberta",
+            "roberta.embeddings.position_embeddings.weight",
+            lambda p: p["embeddings"]["position_embeddings"],
+        ),
         ("roberta", "classifier.dense.weight", lambda p: p["pooler"]["kernel"]),
         ("roberta", "classifier.out_proj.bias", lambda p: p["classifier"]["bias"]),
     ],
@@ -127,7 +153,10 @@ def test_shards_prefixes_old_names_and_half_precision(tmp_path, kind, caplog):
     file.unlink()
     plain = {re.sub(r"^(transformer|bert|roberta)\.", "", name): x for name, x in whole.items()}
     assert plain.keys() != whole.keys()
-    old = {re.sub("Norm.weight", "Norm.gamma", re.sub("Norm.bias", "Norm.beta", name)): x for name, x in plain.items()}
+    old = {
+        re.sub("Norm.weight", "Norm.gamma", re.sub("Norm.bias", "Norm.beta", name)): x
+        for name, x in plain.items()
+    }
     assert (old.keys() != plain.keys()) == (kind != "gpt2")
     names = sorted(old)
     for i, shard in enumerate((names[::2], names[1::2])):
@@ -138,7 +167,9 @@ def test_shards_prefixes_old_names_and_half_precision(tmp_path, kind, caplog):
     same(read(tmp_path, shapes(kind), kind), params)
     same(read(index, shapes(kind), kind), params)
     for dtype in (np.float16, ml_dtypes.bfloat16):
-        save_file({name: x.astype(dtype) for name, x in whole.items()}, tmp_path / "half.safetensors")
+        save_file(
+            {name: x.astype(dtype) for name, x in whole.items()}, tmp_path / "half.safetensors"
+        )
         rounded = jax.tree.map(lambda x, d=dtype: x.astype(d).astype(jnp.float32), params)
         same(read(tmp_path / "half.safetensors", shapes(kind), kind), rounded)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
@@ -150,24 +181,45 @@ def test_shards_prefixes_old_names_and_half_precision(tmp_path, kind, caplog):
 HARMLESS = {
     "gpt2": ["h.0.attn.bias", "transformer.h.1.attn.masked_bias"],
     "bert": ["bert.embeddings.position_ids", "cls.predictions.bias", "cls.seq_relationship.weight"],
-    "roberta": ["roberta.embeddings.position_ids", "lm_head.dense.weight", "lm_head.bias", "roberta.pooler.dense.bias"],
+    "roberta": [
+        "roberta.embeddings.position_ids",
+        "lm_head.dense.weight",
+        "lm_head.bias",
+        "roberta.pooler.dense.bias",
+    ],
 }
 
 
 def test_what_has_no_place_is_said_unless_it_is_known(tmp_path, kind, caplog):
     params = random(shapes(kind))
-    file, more = write(tmp_path, params, kind), {name: np.ones(2, np.float32) for name in HARMLESS[kind]}
+    file, more = (
+        write(tmp_path, params, kind),
+        {name: np.ones(2, np.float32) for name in HARMLESS[kind]},
+    )
     rewrite(file, lambda x: x | more)
     same(read(file, params, kind), params)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-    rewrite(file, lambda x: x | {"score.weight": np.ones(2, np.float32), "h.0.crossattention.bias": np.ones(1)})
+    rewrite(
+        file,
+        lambda x: (
+            x | {"score.weight": np.ones(2, np.float32), "h.0.crossattention.bias": np.ones(1)}
+        ),
+    )
     same(read(file, params, kind), params)
-    assert f"{file}: 2 tensors have no place in the model: h.0.crossattention.bias, score.weight" in caplog.text
+    assert (
+        f"{file}: 2 tensors have no place in the model: h.0.crossattention.bias, score.weight"
+        in caplog.text
+    )
 
 
 def test_a_deeper_checkpoint_is_not_cut_off(tmp_path, kind):
-    file, fewer = write(tmp_path, random(shapes(kind)), kind), dataclasses.replace(KINDS[kind], layers=1)
-    with pytest.raises(ValueError, match=r"has more than the 1 layers of the model: .*(h|layer)\.1\."):
+    file, fewer = (
+        write(tmp_path, random(shapes(kind)), kind),
+        dataclasses.replace(KINDS[kind], layers=1),
+    )
+    with pytest.raises(
+        ValueError, match=r"has more than the 1 layers of the model: .*(h|layer)\.1\."
+    ):
         read(file, jax.eval_shape(model(kind, fewer).init, jax.random.key(0)), kind)
 
 
@@ -175,7 +227,12 @@ def test_the_words_table_again_is_no_news_but_another_is(tmp_path, caplog):
     params = random(shapes("gpt2"))
     file = write(tmp_path, params, "gpt2")
     for change, said in ((0, ""), (1, "1 tensors have no place in the model: lm_head.weight")):
-        rewrite(file, lambda x, change=change: x | {"lm_head.weight": x["transformer.wte.weight"] + np.float32(change)})
+        rewrite(
+            file,
+            lambda x, change=change: (
+                x | {"lm_head.weight": x["transformer.wte.weight"] + np.float32(change)}
+            ),
+        )
         same(read(file, params, "gpt2"), params)
         assert said in caplog.text and bool(said) == bool(caplog.text)
 
@@ -188,18 +245,25 @@ def test_missing_tensors_are_named_unless_they_stay_as_they_are(tmp_path):
         "abstractor": {"query": jnp.ones(4)},
     }
     more = params | memory
-    for fresh in (("abstractor", "h_#/memory_attn"), iter(["abstractor", "h_0/memory_attn/kernel"])):
+    for fresh in (
+        ("abstractor", "h_#/memory_attn"),
+        iter(["abstractor", "h_0/memory_attn/kernel"]),
+    ):
         same(read(file, more, "gpt2", fresh), more)
     for fresh, missing in (
         ((), "abstractor/query (has no name there), h_0/memory_attn/kernel (has no name there)"),
-        (("abstract", "h_1/memory_attn", "h_#/memory", "abstractor"), "h_0/memory_attn/kernel (has no name there)"),
+        (
+            ("abstract", "h_1/memory_attn", "h_#/memory", "abstractor"),
+            "h_0/memory_attn/kernel (has no name there)",
+        ),
     ):
         with pytest.raises(ValueError) as error:
             read(file, more, "gpt2", fresh)
         assert f"{file} as 'gpt2' has no tensors for {missing}. Set kind" in str(error.value)
     rewrite(file, lambda x: {name: value for name, value in x.items() if "ln_f" not in name})
     with pytest.raises(
-        ValueError, match=re.escape("for ln_f/bias (transformer.ln_f.bias), ln_f/scale (transformer.ln_f.w")
+        ValueError,
+        match=re.escape("for ln_f/bias (transformer.ln_f.bias), ln_f/scale (transformer.ln_f.w"),
     ):
         read(file, params, "gpt2")
     other = jax.tree.map(jnp.zeros_like, params)
@@ -210,7 +274,10 @@ def test_missing_tensors_are_named_unless_they_stay_as_they_are(tmp_path):
 def test_the_body_of_one_kind_is_not_that_of_another(tmp_path):
     params = random(shapes("bert"))
     write(tmp_path, params, "bert")
-    with pytest.raises(ValueError, match=r"as 'roberta' has no tensors for .*\(roberta\.embeddings\.LayerNorm\.bias\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"as 'roberta' has no tensors for .*\(roberta\.embeddings\.LayerNorm\.bias\)",
+    ):
         read(tmp_path, params, "roberta", ["pooler", "classifier"])
 
 
@@ -220,7 +287,8 @@ def test_a_new_head_on_an_old_body(tmp_path, caplog):
     write(tmp_path, body, "bert")
     same(read(tmp_path, shapes("bert") | params, "bert", ["classifier", "pooler"]), params)
     with pytest.raises(
-        ValueError, match=r"classifier/bias \(classifier.bias\), .* pooler/kernel \(bert.pooler.dense.w"
+        ValueError,
+        match=r"classifier/bias \(classifier.bias\), .* pooler/kernel \(bert.pooler.dense.w",
     ):
         read(tmp_path, params, "bert")
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
@@ -231,7 +299,11 @@ def test_a_new_head_on_an_old_body(tmp_path, caplog):
 
 def test_another_shape_is_an_error(tmp_path):
     for kind, change, message in (
-        ("gpt2", dict(positions=17), "transformer.wpe.weight has shape (16, 32), the model's wpe is made for (17, 32)"),
+        (
+            "gpt2",
+            dict(positions=17),
+            "transformer.wpe.weight has shape (16, 32), the model's wpe is made for (17, 32)",
+        ),
         (
             "bert",
             dict(vocabulary=V + 1),
@@ -239,15 +311,27 @@ def test_another_shape_is_an_error(tmp_path):
         ),
     ):
         file = write(tmp_path, random(shapes(kind)), kind)
-        like = jax.eval_shape(model(kind, dataclasses.replace(KINDS[kind], **change)).init, jax.random.key(0))
+        like = jax.eval_shape(
+            model(kind, dataclasses.replace(KINDS[kind], **change)).init, jax.random.key(0)
+        )
         with pytest.raises(ValueError) as error:
             read(file, like, kind)
         assert message in str(error.value) and str(file) in str(error.value)
-        cure = "Use segments of 1 tokens fewer" if kind == "gpt2" else "own tokenizer, or one of at most 50 tokens"
+        cure = (
+            "Use segments of 1 tokens fewer"
+            if kind == "gpt2"
+            else "own tokenizer, or one of at most 50 tokens"
+        )
         assert cure in str(error.value)
     file = write(tmp_path, random(shapes("gpt2")), "gpt2")
-    rewrite(file, lambda x: x | {"transformer.h.0.mlp.c_fc.weight": x["transformer.h.0.mlp.c_fc.weight"].T})
-    with pytest.raises(ValueError, match=re.escape("(128, 32), the model's h_0/mlp/c_fc/kernel is made for (32, 128)")):
+    rewrite(
+        file,
+        lambda x: x | {"transformer.h.0.mlp.c_fc.weight": x["transformer.h.0.mlp.c_fc.weight"].T},
+    )
+    with pytest.raises(
+        ValueError,
+        match=re.escape("(128, 32), the model's h_0/mlp/c_fc/kernel is made for (32, 128)"),
+    ):
         read(file, shapes("gpt2"), "gpt2")
 
 
@@ -260,8 +344,14 @@ def test_a_model_of_shorter_segments_has_the_first_positions(tmp_path, kind):
 
 def test_parameters_without_a_name_are_not_written(tmp_path):
     params = random(shapes("gpt2"))
-    with pytest.raises(ValueError, match="'gpt2' have no names for abstractor/query, h_0/extra/bias; leave them out"):
-        more = params | {"abstractor": {"query": jnp.ones(4)}, "h_0": {**params["h_0"], "extra": {"bias": jnp.ones(1)}}}
+    with pytest.raises(
+        ValueError,
+        match="'gpt2' have no names for abstractor/query, h_0/extra/bias; leave them out",
+    ):
+        more = params | {
+            "abstractor": {"query": jnp.ones(4)},
+            "h_0": {**params["h_0"], "extra": {"bias": jnp.ones(1)}},
+        }
         write(tmp_path, more, "gpt2")
     assert not list(tmp_path.iterdir())
 
@@ -275,23 +365,33 @@ def test_files_that_are_missing_or_damaged(tmp_path):
         with pytest.raises(ValueError, match="kind='t5': expected one of gpt2, bert, roberta"):
             call()
     with pytest.raises(
-        FileNotFoundError, match=re.escape(f"{tmp_path} has nothing, but neither model.safetensors nor")
+        FileNotFoundError,
+        match=re.escape(f"{tmp_path} has nothing, but neither model.safetensors nor"),
     ):
         read(tmp_path, {}, "bert")
     (tmp_path / "pytorch_model.bin").touch()
     with pytest.raises(
-        FileNotFoundError, match="has pytorch_model.bin, but neither .* save_pretrained makes one of other"
+        FileNotFoundError,
+        match="has pytorch_model.bin, but neither .* save_pretrained makes one of other",
     ):
         read(tmp_path, {}, "bert")
     with pytest.raises(FileNotFoundError, match=r"none\.safetensors not found; fetch it"):
         read(tmp_path / "none.safetensors", {}, "bert")
     file = write(tmp_path, random(shapes("bert")), "bert")
     whole = file.read_bytes()
-    for content in (b"", whole[:7], whole[:300], whole[:-1], b"version https://git-lfs.github.com/spec/v1\n"):
+    for content in (
+        b"",
+        whole[:7],
+        whole[:300],
+        whole[:-1],
+        b"version https://git-lfs.github.com/spec/v1\n",
+    ):
         file.write_bytes(content)
         with pytest.raises(ValueError, match=re.escape(f"{file} is damaged or cut short (")):
             read(file, shapes("bert"), "bert")
-    with pytest.raises(FileNotFoundError, match=r"config\.json not found; a checkpoint's folder has it"):
+    with pytest.raises(
+        FileNotFoundError, match=r"config\.json not found; a checkpoint's folder has it"
+    ):
         sizes_from_config(file, "bert")
     (tmp_path / "config.json").write_text('{"model_type":')
     with pytest.raises(ValueError, match=r"config\.json: no whole JSON: line 1, column"):
@@ -355,9 +455,11 @@ RELEASED = {  # config.json of gpt2, bert-base-uncased and roberta-base
 
 def test_released_sizes_are_the_defaults(tmp_path, kind):
     (tmp_path / "config.json").write_text(json.dumps(RELEASED[kind]))
-    make, vocabulary = {"gpt2": (gpt2.Sizes, 50257), "bert": (bert.Sizes, 30522), "roberta": (bert.roberta, 50265)}[
-        kind
-    ]
+    make, vocabulary = {
+        "gpt2": (gpt2.Sizes, 50257),
+        "bert": (bert.Sizes, 30522),
+        "roberta": (bert.roberta, 50265),
+    }[kind]
     for path in (tmp_path, tmp_path / "config.json", tmp_path / "model.safetensors"):
         assert sizes_from_config(path, kind) == make(vocabulary=vocabulary)
 
@@ -384,11 +486,26 @@ WRONG = [  # (kind, field, its value, what is said of it)
     ("gpt2", "scale_attn_by_inverse_layer_idx", True, "found True"),
     ("gpt2", "tie_word_embeddings", False, "found False"),
     ("gpt2", "model_type", "gpt_neo", "found 'gpt_neo'"),
-    ("bert", "hidden_act", "gelu_new", "found 'gelu_new', but our 'bert' is made for 'gelu' or 'gelu_python' alone"),
-    ("bert", "position_embedding_type", "relative_key", "found 'relative_key', but our 'bert' is made for 'absolute'"),
+    (
+        "bert",
+        "hidden_act",
+        "gelu_new",
+        "found 'gelu_new', but our 'bert' is made for 'gelu' or 'gelu_python' alone",
+    ),
+    (
+        "bert",
+        "position_embedding_type",
+        "relative_key",
+        "found 'relative_key', but our 'bert' is made for 'absolute'",
+    ),
     ("bert", "intermediate_size", 1000, "found 1000, but our 'bert' is made for 3072 alone"),
     ("bert", "is_decoder", True, "found True"),
-    ("roberta", "model_type", "bert", "found 'bert', but our 'roberta' is made for 'roberta' alone"),
+    (
+        "roberta",
+        "model_type",
+        "bert",
+        "found 'bert', but our 'roberta' is made for 'roberta' alone",
+    ),
 ]
 
 
@@ -403,7 +520,11 @@ def test_what_is_not_implemented_is_refused(tmp_path, kind, field, value, said):
 def test_a_config_of_no_sizes_or_of_wrong_ones(tmp_path):
     for kind, content, said in (
         ("gpt2", {"n_embd": 770}, "config.json: width 770 is not a multiple of heads 12"),
-        ("bert", {"hidden_size": 24}, "field intermediate_size: left out, and transformers takes 3072, but our 'bert'"),
+        (
+            "bert",
+            {"hidden_size": 24},
+            "field intermediate_size: left out, and transformers takes 3072, but our 'bert'",
+        ),
         ("bert", {"d_model": 8}, "config.json has none of the fields vocab_size, "),
         ("bert", [], "config.json: expected a JSON object, found '[]'"),
     ):
@@ -421,13 +542,17 @@ def test_fields_that_are_left_out_have_the_defaults_of_transformers(tmp_path, ki
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
     assert sizes_from_config(tmp_path, kind) == DEFAULTS[kind]
     transformers = pytest.importorskip("transformers", reason=NEEDED)
-    theirs = getattr(transformers, {"gpt2": "GPT2", "bert": "Bert", "roberta": "Roberta"}[kind] + "Config")()
+    theirs = getattr(
+        transformers, {"gpt2": "GPT2", "bert": "Bert", "roberta": "Roberta"}[kind] + "Config"
+    )()
     for field, value in huggingface.KINDS[kind].defaults.items():
         assert getattr(theirs, field, value) == value, field
 
 
 def test_sizes_may_have_the_names_that_transformers_reads_too(tmp_path):
-    other = dict(hidden_size=32, max_position_embeddings=16, num_attention_heads=4, num_hidden_layers=2)
+    other = dict(
+        hidden_size=32, max_position_embeddings=16, num_attention_heads=4, num_hidden_layers=2
+    )
     (tmp_path / "config.json").write_text(json.dumps(dict(vocab_size=V, resid_pdrop=0.2) | other))
     assert sizes_from_config(tmp_path, "gpt2") == KINDS["gpt2"]
 
@@ -444,12 +569,18 @@ def test_names_of_the_same_activation(tmp_path, kind, change):
     made = theirs(kind, **change)
     made.save_pretrained(tmp_path)
     assert sizes_from_config(tmp_path, kind) == KINDS[kind]
-    np.testing.assert_allclose(logits(kind, read(tmp_path, shapes(kind), kind)), their_logits(kind, made), atol=1e-4)
+    np.testing.assert_allclose(
+        logits(kind, read(tmp_path, shapes(kind), kind)), their_logits(kind, made), atol=1e-4
+    )
 
 
 @pytest.mark.parametrize(
     "kind, change",
-    [("gpt2", {"attn_pdrop": 0.0}), ("bert", {"classifier_dropout": 0.3}), ("roberta", {"classifier_dropout": 0})],
+    [
+        ("gpt2", {"attn_pdrop": 0.0}),
+        ("bert", {"classifier_dropout": 0.3}),
+        ("roberta", {"classifier_dropout": 0}),
+    ],
 )
 def test_dropouts_that_differ_are_one_and_a_warning_says_so(tmp_path, caplog, kind, change):
     (tmp_path / "config.json").write_text(json.dumps(RELEASED[kind]))
@@ -458,10 +589,14 @@ def test_dropouts_that_differ_are_one_and_a_warning_says_so(tmp_path, caplog, ki
     (tmp_path / "config.json").write_text(json.dumps(RELEASED[kind] | change))
     assert sizes_from_config(tmp_path, kind) == sizes and sizes.dropout == 0.1
     ((field, value),) = change.items()
-    assert f"{field} = {value}" in caplog.text and "our layers share one dropout: 0.1" in caplog.text
+    assert (
+        f"{field} = {value}" in caplog.text and "our layers share one dropout: 0.1" in caplog.text
+    )
 
 
-def test_a_larger_table_of_words_is_cut_and_its_padded_ids_have_no_probability(tmp_path, kind, caplog):
+def test_a_larger_table_of_words_is_cut_and_its_padded_ids_have_no_probability(
+    tmp_path, kind, caplog
+):
     params, fewer = random(shapes(kind)), dataclasses.replace(KINDS[kind], vocabulary=V - 7)
     file = write(tmp_path, params, kind)
     like = jax.eval_shape(model(kind, fewer).init, jax.random.key(0))
@@ -474,9 +609,13 @@ def test_a_larger_table_of_words_is_cut_and_its_padded_ids_have_no_probability(t
         expected = whole.step(params, whole.init_state(params, B), tokens, MASK)[0]
         np.testing.assert_array_equal(hidden[MASK], expected[MASK])
         assert made.logits(cut, hidden).shape == (B, N, V - 7)
-        np.testing.assert_allclose(made.logits(cut, hidden), whole.logits(params, hidden)[..., :-7], atol=1e-5)
+        np.testing.assert_allclose(
+            made.logits(cut, hidden), whole.logits(params, hidden)[..., :-7], atol=1e-5
+        )
     else:
-        found, expected = (model(kind, s).logits(p, tokens, MASK) for s, p in ((fewer, cut), (None, params)))
+        found, expected = (
+            model(kind, s).logits(p, tokens, MASK) for s, p in ((fewer, cut), (None, params))
+        )
         np.testing.assert_array_equal(found, expected)
 
 
@@ -496,8 +635,14 @@ BIAS = {"gpt2": "transformer.ln_f.bias", "bert": "bert.embeddings.LayerNorm.bias
 def test_weights_are_finite_numbers_of_floating_point(tmp_path, kind):
     params, name = random(shapes(kind)), BIAS[kind]
     for value, said in (
-        (np.r_[np.zeros(DIM - 2), np.nan, np.inf].astype(np.float32), f"{name} has 2 values of {DIM} that are NaN"),
-        (np.full(DIM, 1e300), f"{name} has {DIM} values of {DIM} that are NaN or infinite in float32"),
+        (
+            np.r_[np.zeros(DIM - 2), np.nan, np.inf].astype(np.float32),
+            f"{name} has 2 values of {DIM} that are NaN",
+        ),
+        (
+            np.full(DIM, 1e300),
+            f"{name} has {DIM} values of {DIM} that are NaN or infinite in float32",
+        ),
         (np.ones(DIM, bool), f"{name} is of type BOOL, and weights are F64, F32"),
         (np.ones(DIM, np.int64), f"{name} is of type I64"),
     ):
@@ -519,14 +664,21 @@ def test_an_index_names_files_of_its_own_folder(tmp_path):
     index = folder / "model.safetensors.index.json"
     for shard in ("../../../other.safetensors", str(tmp_path / "other.safetensors")):
         index.write_text(json.dumps({"weight_map": dict.fromkeys(whole, shard)}))
-        with pytest.raises(ValueError, match=re.escape(f"{index}: the file {shard!r} is outside the folder {folder}")):
+        with pytest.raises(
+            ValueError,
+            match=re.escape(f"{index}: the file {shard!r} is outside the folder {folder}"),
+        ):
             read(folder, params, "gpt2")
     index.write_text(json.dumps({"weight_map": dict.fromkeys(whole, "a.safetensors")}))
     (folder / "a.safetensors").symlink_to(tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match=re.escape("a.safetensors is a link to " + str(tmp_path / "other"))):
+    with pytest.raises(
+        ValueError, match=re.escape("a.safetensors is a link to " + str(tmp_path / "other"))
+    ):
         read(folder, params, "gpt2")
     (folder / "a.safetensors").unlink()
-    write(tmp_path / "repo" / "blobs" / "0123.safetensors", params, "gpt2")  # as Hugging Face's cache is made
+    write(
+        tmp_path / "repo" / "blobs" / "0123.safetensors", params, "gpt2"
+    )  # as Hugging Face's cache is made
     (folder / "a.safetensors").symlink_to("../../blobs/0123.safetensors")
     same(read(folder, params, "gpt2"), params)
     index.write_text(json.dumps({"weight_map": dict.fromkeys([*whole, "lost"], "a.safetensors")}))
@@ -546,7 +698,9 @@ def theirs(kind, **changes):
     name = {"gpt2": "GPT2", "bert": "Bert", "roberta": "Roberta"}[kind]
     rest = dict(bos_token_id=0, eos_token_id=0) if kind == "gpt2" else dict(num_labels=CLASSES)
     config = getattr(transformers, f"{name}Config")(**CONFIGS[kind] | changes, **rest)
-    made = getattr(transformers, name + ("LMHeadModel" if kind == "gpt2" else "ForSequenceClassification"))(config)
+    made = getattr(
+        transformers, name + ("LMHeadModel" if kind == "gpt2" else "ForSequenceClassification")
+    )(config)
     with torch.no_grad():
         for i, parameter in enumerate(made.parameters()):
             parameter.normal_(0.1, 0.3, generator=torch.Generator().manual_seed(i))
@@ -582,8 +736,12 @@ def test_hidden_states_are_those_of_transformers(tmp_path, kind):
     like = {name: x for name, x in shapes(kind).items() if name not in ("pooler", "classifier")}
     with torch.no_grad():
         inputs = dict(input_ids=tokens, attention_mask=mask.astype(int), token_type_ids=types)
-        expected = made.base_model(**{name: torch.tensor(x) for name, x in inputs.items()}).last_hidden_state.numpy()
-    found = jax.jit(bert.Bert(sizes).apply)({"params": read(tmp_path, like, kind)}, tokens, mask, types)
+        expected = made.base_model(
+            **{name: torch.tensor(x) for name, x in inputs.items()}
+        ).last_hidden_state.numpy()
+    found = jax.jit(bert.Bert(sizes).apply)(
+        {"params": read(tmp_path, like, kind)}, tokens, mask, types
+    )
     np.testing.assert_allclose(found[mask], expected[mask], atol=1e-4)
 
 
@@ -591,7 +749,10 @@ def test_transformers_computes_the_same_from_what_we_write(tmp_path, kind):
     made, params = theirs(kind), random(shapes(kind))
     made.save_pretrained(tmp_path)
     (file := tmp_path / "model.safetensors").rename(tmp_path / "theirs")
-    formats = [safe_open(x, "numpy").metadata()["format"] for x in (tmp_path / "theirs", write(tmp_path, params, kind))]
+    formats = [
+        safe_open(x, "numpy").metadata()["format"]
+        for x in (tmp_path / "theirs", write(tmp_path, params, kind))
+    ]
     assert formats[0] == formats[1] and file.exists()
     loaded, told = type(made).from_pretrained(tmp_path, output_loading_info=True)
     assert not any(told[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -610,12 +771,18 @@ def test_bfloat16_files_of_transformers(tmp_path, kind):
 def test_the_file_that_is_wrong_is_named(tmp_path):
     params = random(shapes("gpt2"))
     whole = load_file(write(tmp_path, params, "gpt2"))
-    with pytest.raises(ValueError, match=re.escape(f"{tmp_path / 'model.safetensors'} as 'bert' has no tensors for")):
+    with pytest.raises(
+        ValueError,
+        match=re.escape(f"{tmp_path / 'model.safetensors'} as 'bert' has no tensors for"),
+    ):
         read(tmp_path, random(shapes("bert")), "bert")
     index, shard = tmp_path / "model.safetensors.index.json", tmp_path / "a.safetensors"
     (tmp_path / "model.safetensors").rename(shard)
     for name, cause in (
-        ("b.safetensors", f"b.safetensors not found; fetch it, or save the model there ({index.name} names it)"),
+        (
+            "b.safetensors",
+            f"b.safetensors not found; fetch it, or save the model there ({index.name} names it)",
+        ),
         ("b" * 300, f"{index}, field weight_map"),
         ("\0", f"{index}, field weight_map"),
     ):
@@ -645,5 +812,7 @@ def test_numbers_of_a_config_that_cannot_be_are_named(tmp_path, field, value, ca
 
 def test_another_kind_of_model_is_named_before_its_sizes(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": 8}')
-    with pytest.raises(ValueError, match="field model_type: found 'llama', but our 'gpt2' is made for 'gpt2' alone"):
+    with pytest.raises(
+        ValueError, match="field model_type: found 'llama', but our 'gpt2' is made for 'gpt2' alone"
+    ):
         huggingface.sizes_from_config(tmp_path, "gpt2")

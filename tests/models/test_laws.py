@@ -19,7 +19,11 @@ SLOW = [pytest.param(n, marks=pytest.mark.slow) for n in ("transformer", "compre
 VARIANTS = ("transformer-xl-long", "memoria-layer")  # of what another model has laws for already
 
 
-@pytest.fixture(params=[pytest.param(kind, marks=pytest.mark.slow if kind in VARIANTS else ()) for kind in MODELS])
+@pytest.fixture(
+    params=[
+        pytest.param(kind, marks=pytest.mark.slow if kind in VARIANTS else ()) for kind in MODELS
+    ]
+)
 def model(request):
     return MODELS[request.param]
 
@@ -33,12 +37,19 @@ def learned(model):
 def run(model, **how):
     @jax.jit
     def read(params, state, tokens, mask, reset, key):
-        each = lambda hidden, given: model.logits(params, hidden)  # noqa: E731
+        each = lambda hidden, given: model.logits(params, hidden)
         return unroll(model, params, state, tokens, mask, each, reset=reset, key=key, **how)
 
     def call(params, state, tokens, mask, reset=None, key=None):
         """One compiled program for all streams [B, T]."""
-        return read(params, state, tokens, mask, np.zeros(tokens.shape[:2], bool) if reset is None else reset, key)
+        return read(
+            params,
+            state,
+            tokens,
+            mask,
+            np.zeros(tokens.shape[:2], bool) if reset is None else reset,
+            key,
+        )
 
     return call
 
@@ -51,7 +62,9 @@ def step(model):
 def test_a_stream_may_come_in_parts(model):
     params, (tokens, mask) = learned(model), streams(jax.random.key(2), B, 2 * T)
     state, logits, aux = run(model)(params, model.init_state(params, B), tokens, mask)
-    first, before, some = run(model)(params, model.init_state(params, B), tokens[:, :T], mask[:, :T])
+    first, before, some = run(model)(
+        params, model.init_state(params, B), tokens[:, :T], mask[:, :T]
+    )
     last, after, rest = run(model)(params, first, tokens[:, T:], mask[:, T:])
     chex.assert_trees_all_close(last, state, rtol=1e-5, atol=1e-5)
     chex.assert_trees_all_close(jnp.concatenate([before, after]), logits, rtol=1e-5, atol=1e-5)
@@ -94,7 +107,9 @@ def test_rows_know_nothing_of_each_other(model):
     mask = mask.at[1, 2, 5:].set(False).at[2, 3].set(False)
     order = jnp.array([2, 0, 1])
     state, logits, _ = run(model)(params, model.init_state(params, B), tokens, mask)
-    permuted, others, _ = run(model)(params, model.init_state(params, B), tokens[order], mask[order])
+    permuted, others, _ = run(model)(
+        params, model.init_state(params, B), tokens[order], mask[order]
+    )
     np.testing.assert_array_equal(others, logits[:, order])
     chex.assert_trees_all_equal(permuted, jax.tree.map(lambda x: x[order], state))
 
@@ -106,7 +121,9 @@ def test_a_padded_segment_changes_nothing_and_padded_tokens_are_not_seen(model):
     state, logits, _ = run(model)(params, model.init_state(params, B), tokens, mask)
     again, same, _ = run(model)(params, model.init_state(params, B), other, mask)
     later = jnp.array([0, 1, 3, 4, 2])  # the padded one last
-    moved, others, _ = run(model)(params, model.init_state(params, B), tokens[:, later], mask[:, later])
+    moved, others, _ = run(model)(
+        params, model.init_state(params, B), tokens[:, later], mask[:, later]
+    )
     valid = mask.swapaxes(0, 1)
     np.testing.assert_array_equal(logits[valid], same[valid])
     np.testing.assert_allclose(others[valid[later]], logits[later][valid[later]], atol=1e-5)
@@ -130,7 +147,9 @@ def test_after_a_reset_a_stream_begins_anew(model):
 def test_gradients_pass_through_so_many_segments(model, segments):
     """Of the last segment's loss, by the words of each earlier one."""
     params, (tokens, mask) = learned(model), streams(jax.random.key(8), B, T)
-    tokens = tokens.at[:].set(0).at[:, 2].set(1).at[:, 3].set(2).at[:, 4].set(3)  # each segment has a word of its own
+    tokens = (
+        tokens.at[:].set(0).at[:, 2].set(1).at[:, 3].set(2).at[:, 4].set(3)
+    )  # each segment has a word of its own
 
     def loss(words):
         return run(model, gradient_segments=segments)(
@@ -177,15 +196,22 @@ def test_half_precision_goes_on_from_what_it_remembers():
         chex.assert_trees_all_equal_dtypes(state, half.init_state(params, B))
         expected = run(full)(params, full.init_state(params, B), tokens, mask)[1]
         assert logits.dtype == jnp.float32, kind
-        np.testing.assert_allclose(logits, expected, atol=0.05 * np.abs(expected).max(), err_msg=kind)
+        np.testing.assert_allclose(
+            logits, expected, atol=0.05 * np.abs(expected).max(), err_msg=kind
+        )
 
 
 def test_layers_computed_again_have_the_same_gradients():
-    again, (tokens, mask) = models(dataclasses.replace(SIZES, remat=True)), streams(jax.random.key(16), B, T)
+    again, (tokens, mask) = (
+        models(dataclasses.replace(SIZES, remat=True)),
+        streams(jax.random.key(16), B, T),
+    )
     for kind in ("transformer-xl", "memoria"):
         params = learned(MODELS[kind])
         marked, plain = (
-            str(jax.make_jaxpr(m.step)(params, m.init_state(params, B), tokens[:, 0], mask[:, 0])).count("policy=None")
+            str(
+                jax.make_jaxpr(m.step)(params, m.init_state(params, B), tokens[:, 0], mask[:, 0])
+            ).count("policy=None")
             for m in (again[kind], MODELS[kind])
         )
         assert marked == plain + SIZES.layers
@@ -195,7 +221,8 @@ def test_layers_computed_again_have_the_same_gradients():
         return run(model)(params, model.init_state(params, B), tokens, mask, None, keys)[1].sum()
 
     found, expected = (
-        jax.jit(jax.grad(functools.partial(loss, model=of["transformer-xl"])))(params) for of in (again, MODELS)
+        jax.jit(jax.grad(functools.partial(loss, model=of["transformer-xl"])))(params)
+        for of in (again, MODELS)
     )
     chex.assert_trees_all_close(found, expected, rtol=1e-3, atol=1e-3)
 
@@ -204,7 +231,9 @@ def test_dropout_is_drawn_for_each_stream(model):
     params, (tokens, mask) = learned(model), streams(jax.random.key(10), B, T)
     keys, order = jax.random.split(jax.random.key(11), B), jnp.array([1, 2, 0])
     _, logits, _ = run(model)(params, model.init_state(params, B), tokens, mask, None, keys)
-    _, others, _ = run(model)(params, model.init_state(params, B), tokens[order], mask[order], None, keys[order])
+    _, others, _ = run(model)(
+        params, model.init_state(params, B), tokens[order], mask[order], None, keys[order]
+    )
     _, plain, _ = run(model)(params, model.init_state(params, B), tokens, mask)
     np.testing.assert_allclose(others, logits[:, order], atol=1e-6)
     assert jnp.abs(logits - plain).max() > 1e-3
@@ -220,6 +249,13 @@ def test_a_second_call_compiles_nothing(model):
 
 def test_a_segment_too_long_is_named(model):
     params, (tokens, mask) = learned(model), streams(jax.random.key(13), 1, 1, N + 1)
-    if model in (MODELS["transformer"], MODELS["infinity"], MODELS["memoria"], MODELS["memoria-layer"]):
-        with pytest.raises(ValueError, match="a segment of 9 tokens is longer than the model's positions 8"):
+    if model in (
+        MODELS["transformer"],
+        MODELS["infinity"],
+        MODELS["memoria"],
+        MODELS["memoria-layer"],
+    ):
+        with pytest.raises(
+            ValueError, match="a segment of 9 tokens is longer than the model's positions 8"
+        ):
             model.step(params, model.init_state(params, 1), tokens[:, 0], mask[:, 0])

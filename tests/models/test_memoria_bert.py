@@ -23,12 +23,14 @@ PARAMS = noisy(MODEL.init)
 
 @jax.jit
 def scanned(params, state, tokens, mask, reset):
-    each = lambda hidden, given: (hidden, MODEL.logits(params, hidden))  # noqa: E731
+    each = lambda hidden, given: (hidden, MODEL.logits(params, hidden))
     return unroll(MODEL, params, state, tokens, mask, each, reset=reset)[:2]
 
 
 def run(params, state, tokens, mask, reset=None):
-    return scanned(params, state, tokens, mask, np.zeros(tokens.shape[:2], bool) if reset is None else reset)
+    return scanned(
+        params, state, tokens, mask, np.zeros(tokens.shape[:2], bool) if reset is None else reset
+    )
 
 
 def test_a_stream_may_come_in_parts_and_begin_anew():
@@ -70,7 +72,9 @@ def test_layers_below_the_memory_are_those_of_bert():
     tokens, mask = streams(KEY, B, 2)
     _, (hidden, logits) = run(params, MODEL.init_state(params, B), tokens, mask)
     plain = {name: values for name, values in params.items() if name != "abstractor"}
-    plain["layer_2"] = {name: values for name, values in params["layer_2"].items() if name != "memory_attention"}
+    plain["layer_2"] = {
+        name: values for name, values in params["layer_2"].items() if name != "memory_attention"
+    }
     for t in range(2):
         expected, _, _ = PLAIN.step(plain, PLAIN.init_state(plain, B), tokens[:, t], mask[:, t])
         np.testing.assert_allclose(hidden[t], expected, atol=1e-4)
@@ -80,23 +84,35 @@ def test_layers_below_the_memory_are_those_of_bert():
 def test_engrams_are_of_the_segment_itself_and_are_stored_without_gradients():
     tokens, mask = streams(KEY, B, 3)
     state, _ = run(PARAMS, MODEL.init_state(PARAMS, B), tokens[:, :1], mask[:, :1])
-    assert ((state.engrams.kind == memoria.SHORT_TERM).sum(1) == ENGRAMS.working).all()  # after the first one already
+    assert (
+        (state.engrams.kind == memoria.SHORT_TERM).sum(1) == ENGRAMS.working
+    ).all()  # after the first one already
     tokens = jnp.zeros_like(tokens).at[:, 1].set(1).at[:, 2].set(2)
 
     def last(table):
         params = PARAMS | {"embeddings": PARAMS["embeddings"] | {"word_embeddings": table}}
-        return unroll(MODEL, params, MODEL.init_state(params, B), tokens, mask, lambda h, _: h, gradient_segments=0)[1][
-            -1, ..., 3
-        ].sum()
+        return unroll(
+            MODEL,
+            params,
+            MODEL.init_state(params, B),
+            tokens,
+            mask,
+            lambda h, _: h,
+            gradient_segments=0,
+        )[1][-1, ..., 3].sum()
 
     moved = np.abs(jax.jit(jax.grad(last))(PARAMS["embeddings"]["word_embeddings"])).max(1) > 0
     assert moved[2] and not moved[:2].any()
-    learns = jax.jit(jax.grad(lambda p: run(p, MODEL.init_state(p, B), tokens, mask)[1][1].sum()))(PARAMS)
+    learns = jax.jit(jax.grad(lambda p: run(p, MODEL.init_state(p, B), tokens, mask)[1][1].sum()))(
+        PARAMS
+    )
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(learns["abstractor"]["query"]))
 
 
 def test_a_memory_layer_must_have_layers_above_it():
-    with pytest.raises(ValueError, match=r"memory_layer must be one of 0 .. 1, below the last, got 2"):
+    with pytest.raises(
+        ValueError, match=r"memory_layer must be one of 0 .. 1, below the last, got 2"
+    ):
         memoria_bert.make(SIZES, 2, ENGRAMS, memory_layer=2)
 
 

@@ -24,7 +24,9 @@ KEY = jax.random.key(0)
 @functools.partial(jax.jit, static_argnums=0)
 def read(model, params, tokens, mask):
     """The state after streams, hidden states, (what the model loses by itself, of how many)."""
-    return unroll(model, params, model.init_state(params, len(tokens)), tokens, mask, lambda h, _: h)
+    return unroll(
+        model, params, model.init_state(params, len(tokens)), tokens, mask, lambda h, _: h
+    )
 
 
 def normal(*shape, seed=0):
@@ -44,11 +46,16 @@ def test_a_queue_is_a_list_that_forgets():
             lists[b] += list(rows[b, : count[b]])
             fallen_lists[b] += list(np.asarray(fallen)[b][np.asarray(fallen_mask)[b]])
             kept = lists[b][-size:]
-            np.testing.assert_array_equal(np.asarray(q.rows)[b][np.asarray(q.mask)[b]], np.reshape(kept, (-1, 2)))
             np.testing.assert_array_equal(
-                np.reshape(fallen_lists[b], (-1, 2)), np.reshape(lists[b][: -len(kept) or None], (-1, 2))
+                np.asarray(q.rows)[b][np.asarray(q.mask)[b]], np.reshape(kept, (-1, 2))
             )
-            assert np.all(np.diff(np.asarray(fallen_mask)[b].astype(int)) >= 0)  # the newest at the end
+            np.testing.assert_array_equal(
+                np.reshape(fallen_lists[b], (-1, 2)),
+                np.reshape(lists[b][: -len(kept) or None], (-1, 2)),
+            )
+            assert np.all(
+                np.diff(np.asarray(fallen_mask)[b].astype(int)) >= 0
+            )  # the newest at the end
 
 
 def test_shift_is_a_gather_by_distance():
@@ -68,7 +75,7 @@ def test_relative_attention_is_its_equation(same_length, clamp):
     params = noisy(module.init, x, mask, memory, memory_mask)["params"]
     out = module.apply({"params": params}, x, mask, memory, memory_mask)
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
-    kernel = lambda name: p[name]["kernel"].T  # noqa: E731
+    kernel = lambda name: p[name]["kernel"].T
     for b in range(2):
         rows, valid = np.concatenate([memory[b], x[b]]), np.concatenate([memory_mask[b], mask[b]])
         for i in range(4):
@@ -81,14 +88,18 @@ def test_relative_attention_is_its_equation(same_length, clamp):
                     distance = 5 + i - j
                     if distance < 0 or not valid[j] or (same_length and distance >= 5):
                         continue
-                    r = np.asarray(sinusoids(np.float32(min(distance, clamp or 99)), 6)) @ kernel("relative")
+                    r = np.asarray(sinusoids(np.float32(min(distance, clamp or 99)), 6)) @ kernel(
+                        "relative"
+                    )
                     k = rows[j] @ kernel("key")
                     s = (q + p["content_bias"][h]) @ k[part] + (q + p["position_bias"][h]) @ r[part]
                     scores.append(s / np.sqrt(3))
                     values.append((rows[j] @ kernel("value"))[part])
                 weights = np.exp(np.array(scores) - max(scores)) if scores else np.zeros(0)
                 heads.append(weights @ np.array(values).reshape(-1, 3) / max(weights.sum(), 1e-30))
-            np.testing.assert_allclose(out[b, i], np.concatenate(heads) @ kernel("out"), rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(
+                out[b, i], np.concatenate(heads) @ kernel("out"), rtol=1e-4, atol=1e-5
+            )
 
 
 def test_transformer_xl_of_one_layer_reads_two_segments_as_one():
@@ -96,11 +107,15 @@ def test_transformer_xl_of_one_layer_reads_two_segments_as_one():
     sizes = gpt2.Sizes(vocabulary=11, positions=2 * N, dim=16, layers=1, heads=2)
     normed_after = transformer_xl.make(sizes, memory=N, same_length=False, clamp=0)
     tokens, mask = streams(KEY, 3, 2)
-    normed_before = compressive_transformer.make(sizes, memory=N, compressed=2)  # of which nothing is needed here
+    normed_before = compressive_transformer.make(
+        sizes, memory=N, compressed=2
+    )  # of which nothing is needed here
     for model in map(compiled, (normed_after, normed_before)):
         params = noisy(model.init)
         _, first, _ = read(model, params, tokens, mask)
-        whole, _, _ = model.step(params, model.init_state(params, 3), tokens.reshape(3, -1), mask.reshape(3, -1))
+        whole, _, _ = model.step(
+            params, model.init_state(params, 3), tokens.reshape(3, -1), mask.reshape(3, -1)
+        )
         np.testing.assert_allclose(np.concatenate(list(first), 1), whole, atol=1e-5)
 
 
@@ -111,7 +126,9 @@ def test_compression_is_a_convolution_counted_from_the_end():
     np.testing.assert_array_equal(short_mask, [[True, True], [False, True]])
     padded = np.concatenate([np.zeros((2, 2, 3)), np.where(mask[..., None], rows, 0)], 1)
     for b, group in [(0, 0), (0, 1), (1, 1)]:
-        expected = padded[b, 4 * group : 4 * group + 4].reshape(-1) @ params["kernel"] + params["bias"]
+        expected = (
+            padded[b, 4 * group : 4 * group + 4].reshape(-1) @ params["kernel"] + params["bias"]
+        )
         np.testing.assert_allclose(short[b, group], expected, rtol=1e-5, atol=1e-5)
 
 
@@ -132,9 +149,11 @@ def test_a_compression_without_loss_has_no_reconstruction_loss():
     params |= {"compression": {name: exact for name in params["compression"]}}
     tokens, mask = streams(KEY, 2, 3)
     _, _, (loss, count) = read(model, params, tokens, mask)
-    assert count == 2 * 3 * N and loss < 1e-8  # 8 fall out of 4 rows in every segment, the first too
+    assert (
+        count == 2 * 3 * N and loss < 1e-8
+    )  # 8 fall out of 4 rows in every segment, the first too
     model = MODELS["compressive"]
-    lost = lambda p: read(model, p, tokens, mask)[2][0]  # noqa: E731
+    lost = lambda p: read(model, p, tokens, mask)[2][0]
     learns = jax.jit(jax.grad(lost))(noisy(model.init))
     moved = {k for k, v in jax.tree_util.tree_leaves_with_path(learns) if np.abs(v).max() > 0}
     assert moved and all(path[0].key == "compression" for path in moved)
@@ -155,7 +174,7 @@ def test_a_long_term_memory_is_its_equations():
     params = noisy(lambda key: module.init(key, query, mask, past, None), scale=0.5)
     out, after, (kl, count) = module.apply(params, query, mask, past, None)
     p = jax.tree.map(np.asarray, params["params"])
-    linear = lambda name, x: x @ p[name]["kernel"].T + p[name]["bias"]  # noqa: E731
+    linear = lambda name, x: x @ p[name]["kernel"].T + p[name]["bias"]
     padded = np.pad(past.rows[0], [(1, 1), (0, 0)])
     gate = sum(padded[k : k + 6] @ p["gate"]["kernel"][k] for k in range(3)) + p["gate"]["bias"]
     rows = past.rows[0] / (1 + np.exp(-gate))
@@ -168,20 +187,28 @@ def test_a_long_term_memory_is_its_equations():
     for n in range(3):
         for h in range(2):
             logits = keys[:, h] @ query[0, n, h] / np.sqrt(2)
-            mean, s2 = 1 / (1 + np.exp(-logits @ p["mean"])), max(np.log1p(np.exp(logits @ p["variance"])), 1e-4)
+            mean, s2 = (
+                1 / (1 + np.exp(-logits @ p["mean"])),
+                max(np.log1p(np.exp(logits @ p["variance"])), 1e-4),
+            )
             at = np.exp(-((t - mean) ** 2) / (2 * s2)) / np.sqrt(2 * np.pi * s2)
             expected = sum(
-                signal.psi(x).T @ y for x, y in zip(np.split(t[:-1], 80), np.split(at[:-1], 80), strict=True)
+                signal.psi(x).T @ y
+                for x, y in zip(np.split(t[:-1], 80), np.split(at[:-1], 80), strict=True)
             )
             read[n, h] = expected * (t[1] - t[0]) @ values[:, h]
             divergence += np.log(signal.prior / np.sqrt(s2)) + s2 / (2 * signal.prior**2) - 0.5
             below = [0.5 * (1 + math.erf((edge - mean) / np.sqrt(2 * s2))) for edge in edges]
             density += np.diff(below)
     np.testing.assert_allclose(out[0], linear("out", read.reshape(3, 4)), rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose((kl, count), (divergence, 3 * 2), rtol=1e-4)  # the other stream has nothing to look at
+    np.testing.assert_allclose(
+        (kl, count), (divergence, 3 * 2), rtol=1e-4
+    )  # the other stream has nothing to look at
     np.testing.assert_allclose(after.density[0], density, rtol=1e-3, atol=1e-5)
     assert not np.any(out[1]) and not np.any(after.density[1])
-    even = infinity.LongTermMemory(sizes, dataclasses.replace(signal, sticky=False)).sample(past.density)
+    even = infinity.LongTermMemory(sizes, dataclasses.replace(signal, sticky=False)).sample(
+        past.density
+    )
     np.testing.assert_allclose(even, np.tile((np.arange(7) + 0.5) / 7, (2, 1)), rtol=1e-6)
 
 
@@ -191,7 +218,9 @@ def test_a_reconstruction_loss_by_hand():
     params = noisy(model.init)
     block, compression = params["h_0"], params["compression"]["h_0"]
     layer = compressive.empty(1, 2, 3, 16)
-    layer, *_ = compressive.push(compression, layer, normal(1, 2, 16, seed=4), np.ones((1, 2), bool))
+    layer, *_ = compressive.push(
+        compression, layer, normal(1, 2, 16, seed=4), np.ones((1, 2), bool)
+    )
     x = normal(1, 2, 16, seed=5)
     loss = jax.jit(compressive_transformer.reconstruction_loss, static_argnums=2)
     lost, count = loss(block, compression, SIZES, layer, x, np.ones((1, 2), bool))
@@ -201,11 +230,15 @@ def test_a_reconstruction_loss_by_hand():
 
     def norm(y):
         spread = np.sqrt(y.var(-1, keepdims=True) + 1e-5)
-        return (y - y.mean(-1, keepdims=True)) / spread * p["attention_norm"]["scale"] + p["attention_norm"]["bias"]
+        return (y - y.mean(-1, keepdims=True)) / spread * p["attention_norm"]["scale"] + p[
+            "attention_norm"
+        ]["bias"]
 
     def attended(rows):
-        project = lambda name, y: (norm(y) @ p["attention"][name]["kernel"].T).reshape(-1, 2, 8)  # noqa: E731
-        scores = np.einsum("ihe,jhe->hij", project("query", x[0]), project("key", rows)) / np.sqrt(8)
+        project = lambda name, y: (norm(y) @ p["attention"][name]["kernel"].T).reshape(-1, 2, 8)
+        scores = np.einsum("ihe,jhe->hij", project("query", x[0]), project("key", rows)) / np.sqrt(
+            8
+        )
         weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
         return np.einsum("hij,jhe->ihe", weights, project("value", rows))
 
@@ -215,7 +248,7 @@ def test_a_reconstruction_loss_by_hand():
 
 def test_a_smooth_signal_is_kept_and_shrinks_when_more_comes():
     signal = infinity.Signal(segment_length=128, basis=128, samples=128)
-    wave = lambda t: np.stack([np.sin(2 * np.pi * t), np.cos(4 * np.pi * t)], -1)  # noqa: E731
+    wave = lambda t: np.stack([np.sin(2 * np.pi * t), np.cos(4 * np.pi * t)], -1)
     t = (np.arange(128) + 0.5) / 128
     first = signal.first @ wave(t)
     np.testing.assert_allclose((signal.psi(t) @ first)[8:-8], wave(t)[8:-8], atol=0.1)
@@ -227,8 +260,11 @@ def test_a_smooth_signal_is_kept_and_shrinks_when_more_comes():
 def test_a_fit_moves_the_past_to_tau_of_its_time_and_no_further():
     signal = infinity.Signal(segment_length=256, basis=256, samples=256, tau=0.75, sticky=False)
     memory, none = infinity.LongTermMemory(SIZES, signal), np.zeros((256, 1))
-    t, read = np.linspace(0, 1, 4001), np.asarray(memory.sample(jnp.zeros((1, infinity.BINS))))[0].astype(np.float64)
-    bump = lambda place: np.exp(-((infinity.middles(256)[:, None] - place) ** 2) / 0.005)  # noqa: E731
+    t, read = (
+        np.linspace(0, 1, 4001),
+        np.asarray(memory.sample(jnp.zeros((1, infinity.BINS))))[0].astype(np.float64),
+    )
+    bump = lambda place: np.exp(-((infinity.middles(256)[:, None] - place) ** 2) / 0.005)
 
     def place(coefficients):
         seen = (signal.psi(t) @ coefficients)[:, 0]
@@ -247,9 +283,9 @@ def test_samples_lie_where_attention_went():
     density = np.zeros((2, infinity.BINS), np.float32)
     density[0, 32:64], density[0, 96:] = 3.0, 1.0
     times = np.asarray(memory.sample(jnp.array(density)))
-    assert (np.diff(times[0]) > 0).all() and ((times[0] >= 0.25) & (times[0] <= 0.5)).mean() == pytest.approx(
-        0.75, abs=0.03
-    )
+    assert (np.diff(times[0]) > 0).all() and (
+        (times[0] >= 0.25) & (times[0] <= 0.5)
+    ).mean() == pytest.approx(0.75, abs=0.03)
     np.testing.assert_allclose(times[1], (np.arange(50) + 0.5) / 50, atol=1e-6)
 
 
@@ -268,16 +304,23 @@ def test_the_first_segment_of_a_memoria_transformer_is_gpt2():
         plain[name] = {part: values for part, values in params[name].items() if part not in memory}
     gpt = MODELS["transformer"]
     hidden = gpt.step(
-        {k: v for k, v in plain.items() if k != "abstractor"}, gpt.init_state(plain, 3), tokens[:, 0], mask[:, 0]
+        {k: v for k, v in plain.items() if k != "abstractor"},
+        gpt.init_state(plain, 3),
+        tokens[:, 0],
+        mask[:, 0],
     )[0]
     np.testing.assert_allclose(first, hidden, atol=1e-6)
-    assert not (state.engrams.kind != memoria.EMPTY).any()  # no Memoria step before there is something to remember
+    assert not (
+        state.engrams.kind != memoria.EMPTY
+    ).any()  # no Memoria step before there is something to remember
     second, after, _ = model.step(params, state, tokens[:, 1], mask[:, 1])
     assert ((after.engrams.kind == memoria.SHORT_TERM).sum(1) == ENGRAMS.working).all()
 
 
 def norm(x, p):
-    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * p["scale"] + p["bias"]
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * p[
+        "scale"
+    ] + p["bias"]
 
 
 def dense(x, p):
@@ -300,7 +343,9 @@ def test_what_lives_on_is_what_was_looked_at():
     for t in range(5):
         _, state, _ = model.step(params, state, tokens[:, t], mask[:, t])
     _, after, _ = model.step(params, state, tokens[:, 5], mask[:, 5])
-    working = Abstractor(ENGRAMS.working).apply({"params": params["abstractor"]}, state.hidden, state.mask)
+    working = Abstractor(ENGRAMS.working).apply(
+        {"params": params["abstractor"]}, state.hidden, state.mask
+    )
     remind = jax.jit(jax.vmap(lambda s, w: memoria.remind(ENGRAMS, s, w)))
     between, reminded = remind(state.engrams, working)
     assert reminded.valid.any(1).all()

@@ -5,7 +5,14 @@ import itertools
 
 import numpy as np
 
-EARLY_BOTH_LATE = {3: (1, 1, 1), 4: (2, 1, 1), 5: (2, 1, 2), 6: (2, 2, 2), 7: (3, 2, 2), 8: (3, 2, 3)}
+EARLY_BOTH_LATE = {
+    3: (1, 1, 1),
+    4: (2, 1, 1),
+    5: (2, 1, 2),
+    6: (2, 2, 2),
+    7: (3, 2, 2),
+    8: (3, 2, 3),
+}
 NONE, EARLY, BOTH, LATE = range(4)
 
 

@@ -37,14 +37,18 @@ class Memoria:
         self.largest = np.iinfo(config.counts_dtype).max
 
     def of_kind(self, kind: int) -> list[int]:
-        return [serial for serial, engram in self.engrams.items() if engram.kind == kind]  # rising: born in this order
+        return [
+            serial for serial, engram in self.engrams.items() if engram.kind == kind
+        ]  # rising: born in this order
 
     def remind(self, working: np.ndarray, salt: int | None = None):
         config = self.config
         for serial in self.of_kind(WORKING):
             self.remove(serial)
         for vector in working:
-            self.engrams[self.next_serial] = Engram(vector.astype(np.float64), WORKING, config.initial_lifespan)
+            self.engrams[self.next_serial] = Engram(
+                vector.astype(np.float64), WORKING, config.initial_lifespan
+            )
             self.next_serial += 1
         if config.ties == "hash":
             salt = self.next_serial // config.working
@@ -73,14 +77,18 @@ class Memoria:
             most = max(counts[target] for target in long)
             if most or config.follow_zero_edges:
                 ties = [target for target in long if counts[target] == most]
-                seeds.add(self.choose(ties, lambda target, source=source: hash32(salt, source, target)))
+                seeds.add(
+                    self.choose(ties, lambda target, source=source: hash32(salt, source, target))
+                )
         if config.search_seeds == "all_short_term" and long:
             for source in set(self.of_kind(SHORT)) - set(short):
                 if config.ties in ("oldest", "newest"):
                     seeds.add(self.choose(long, lambda target: 0))
                 else:
                     share = (hash32(salt, source, 0) >> 8) / 2**24
-                    seeds.add(long[min(int(np.float32(share) * np.float32(len(long))), len(long) - 1)])
+                    seeds.add(
+                        long[min(int(np.float32(share) * np.float32(len(long))), len(long) - 1)]
+                    )
         return seeds
 
     def choose(self, ties: list[int], hashed: Callable[[int], int]) -> int:
@@ -123,10 +131,14 @@ class Memoria:
             self.move()
             self.forget()
         while len(self.of_kind(LONG)) > config.long_term:
-            self.remove(min(self.of_kind(LONG), key=lambda serial: (self.engrams[serial].lifespan, serial)))
+            self.remove(
+                min(self.of_kind(LONG), key=lambda serial: (self.engrams[serial].lifespan, serial))
+            )
             self.evicted += 1
 
-    def gains(self, short: list[int], reminded: list[int], weights: dict[int, float]) -> dict[int, float]:
+    def gains(
+        self, short: list[int], reminded: list[int], weights: dict[int, float]
+    ) -> dict[int, float]:
         config = self.config
         if config.lifespan_increment == "given":
             return {serial: weights[serial] for serial in reminded}
@@ -134,7 +146,10 @@ class Memoria:
         number, total = len(reminded), sum(weights.values())
         if config.lifespan_increment == "released":
             number, total = number + (len(short) < len(self.of_kind(SHORT))), 1.0
-        return {serial: w / (total or 1.0) * number * config.lifespan_extend for serial, w in weights.items()}
+        return {
+            serial: w / (total or 1.0) * number * config.lifespan_extend
+            for serial, w in weights.items()
+        }
 
     def forget(self) -> None:
         for serial in [serial for serial, engram in self.engrams.items() if engram.lifespan <= 0]:

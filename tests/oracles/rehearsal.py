@@ -28,7 +28,10 @@ def embed(p, ids):
 def gru(p, h, x):
     """Cho et al. 2014, with the reset gate after the product: h, x -> new h."""
     d = len(h)
-    (xr, xz, xn), (hr, hz, hn) = np.split(x @ p["input"] + p["bias"], 3), np.split(h @ p["hidden"], 3)
+    (xr, xz, xn), (hr, hz, hn) = (
+        np.split(x @ p["input"] + p["bias"], 3),
+        np.split(h @ p["hidden"], 3),
+    )
     reset, keep = sigmoid(xr + hr), sigmoid(xz + hz)
     new = np.tanh(xn + reset * (hn + p["hidden_bias"]))
     assert new.shape == (d,)
@@ -58,12 +61,20 @@ def norm(p, x):
 
 def attention(p, x, memory, mask, heads):
     """Vaswani et al. 2017, 3.2: x [X, d] over the entries of memory [Y, e] that exist."""
-    query, key, value = dense(p["query"], x), memory @ p["key"]["kernel"].T, dense(p["value"], memory)
+    query, key, value = (
+        dense(p["query"], x),
+        memory @ p["key"]["kernel"].T,
+        dense(p["value"], memory),
+    )
     out, width = np.zeros(x.shape), x.shape[-1] // heads
     for head in range(heads):
         part = slice(head * width, (head + 1) * width)
         for i in range(len(x)):
-            weights = softmax(np.array([query[i, part] @ key[j, part] / np.sqrt(width) for j in np.flatnonzero(mask)]))
+            weights = softmax(
+                np.array(
+                    [query[i, part] @ key[j, part] / np.sqrt(width) for j in np.flatnonzero(mask)]
+                )
+            )
             out[i, part] = weights @ value[mask][:, part]
     return dense(p["out"], out)
 
@@ -76,7 +87,9 @@ def transformer(p, x, mask, heads, slots=None):
         y = norm(block["self_norm"], x)
         x = x + attention(block["self"], y, y, mask, heads)
         if slots is not None:
-            x = x + attention(block["slots"], norm(block["slot_norm"], x), slots, np.ones(len(slots), bool), heads)
+            x = x + attention(
+                block["slots"], norm(block["slot_norm"], x), slots, np.ones(len(slots), bool), heads
+            )
         y = norm(block["wide_norm"], x)
         x = x + dense(block["narrow"], np.maximum(dense(block["wide"], y), 0))
     return norm(p["norm"], x)
@@ -93,7 +106,12 @@ def score(w, a, b):
 def write(p, slots, f, mask, normalize="slots", identity=False):
     """Eqs. 1 and 2: slots [K, d] after a segment of features f [N, d]."""
     a, seen = p["attention"], slots + p["slots"] if identity else slots
-    alpha = np.array([[score(a["score"], m @ a["slot"], x @ a["item"] + a["bias"]) for x in f[mask]] for m in seen])
+    alpha = np.array(
+        [
+            [score(a["score"], m @ a["slot"], x @ a["item"] + a["bias"]) for x in f[mask]]
+            for m in seen
+        ]
+    )
     if normalize == "slots":
         weights = np.stack([softmax(column) for column in alpha.T], 1)
     else:
@@ -121,7 +139,11 @@ def memorize(p, items, mask, heads=None, **how):
     for segment, there in zip(items, mask, strict=True):
         if there.any():
             x = embed(p, segment)
-            f = bigru(p["encoder"], x, there) if heads is None else transformer(p["encoder"], x, there, heads)
+            f = (
+                bigru(p["encoder"], x, there)
+                if heads is None
+                else transformer(p["encoder"], x, there, heads)
+            )
             slots = write(p, slots, f, there, **how)
     return slots
 
@@ -157,7 +179,12 @@ def familiarity(positive, negative):
 def sample(p, query, items, mask, valid):
     """query id, stream [T, N] -> beta [T], [e; q]."""
     q = embed(p, query)
-    h = np.stack([embed(p, x[m]).mean(0) if m.any() else np.zeros(len(q)) for x, m in zip(items, mask, strict=True)])
+    h = np.stack(
+        [
+            embed(p, x[m]).mean(0) if m.any() else np.zeros(len(q))
+            for x, m in zip(items, mask, strict=True)
+        ]
+    )
     beta = np.array([score(p["score"], q @ p["query"], c @ p["fragment"] + p["bias"]) for c in h])
     e = softmax(beta[valid]) @ h[valid] if valid.any() else np.zeros(len(q))
     return beta, np.concatenate([e, q])
@@ -170,7 +197,10 @@ def multihop(p, q, slots, mask):
     """CM A.1: gamma_k = w tanh(W1 q + W2 m_k + b), e = sum_k softmax(gamma)_k m_k, q <- W_q [e; q]."""
     weights = np.zeros(len(slots))
     for hop in p["hops"]:
-        gamma = [score(hop["score"], q @ hop["query"], m @ hop["slot"] + hop["bias"]) for m in slots[mask]]
+        gamma = [
+            score(hop["score"], q @ hop["query"], m @ hop["slot"] + hop["bias"])
+            for m in slots[mask]
+        ]
         weights = np.zeros(len(slots))
         weights[mask] = softmax(np.array(gamma)) if mask.any() else 0
         q = np.concatenate([weights @ slots, q]) @ p["merge"]["kernel"] + p["merge"]["bias"]

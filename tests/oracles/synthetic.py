@@ -19,7 +19,11 @@ def most(stream, evidence, width):
 def answers(world, stream, query, width):
     """What the readers answer; the first of the best."""
     half = stream[len(stream) // 2 :]
-    every = [(most(stream, evidence, width), answer) for of_query in world for answer, evidence in enumerate(of_query)]
+    every = [
+        (most(stream, evidence, width), answer)
+        for of_query in world
+        for answer, evidence in enumerate(of_query)
+    ]
 
     def best(part, width):
         counts = [most(part, evidence, width) for evidence in world[query]]

@@ -36,7 +36,11 @@ def test_select_takes_the_largest_of_each_half_of_the_valid_segments(count, halv
     for row in range(ROWS):
         there = np.flatnonzero(valid[row])
         middle = -(-len(there) // 2)
-        pools = [(there[:middle], -(-count // 2)), (there[middle:], count // 2)] if halves else [(there, count)]
+        pools = (
+            [(there[:middle], -(-count // 2)), (there[middle:], count // 2)]
+            if halves
+            else [(there, count)]
+        )
         expected = set().union(*(largest(scores[row], pool, k) for pool, k in pools))
         chosen = np.asarray(indices[row])[np.asarray(found[row])].tolist()
         assert set(chosen) == expected and len(chosen) == len(expected)
@@ -45,7 +49,9 @@ def test_select_takes_the_largest_of_each_half_of_the_valid_segments(count, halv
 
 @functools.cache
 def jitted(mask_ratio=0.5, replace_ratio=0.5):
-    return jax.jit(functools.partial(fragments.build, mask_ratio=mask_ratio, replace_ratio=replace_ratio))
+    return jax.jit(
+        functools.partial(fragments.build, mask_ratio=mask_ratio, replace_ratio=replace_ratio)
+    )
 
 
 def case():
@@ -101,7 +107,10 @@ def test_only_unmasked_items_are_replaced_by_valid_negatives():
 
 def test_a_pair_needs_an_item_that_differs():
     items, mask, chosen, others, others_mask = case()
-    for same, there in ((np.full_like(others, 7), others_mask), (others, np.zeros_like(others_mask))):
+    for same, there in (
+        (np.full_like(others, 7), others_mask),
+        (others, np.zeros_like(others_mask)),
+    ):
         cut = built(np.full_like(items, 7), mask, chosen, same, there)
         assert not cut.pair.any() and (cut.negative == 7).all()
 
@@ -133,4 +142,6 @@ def test_every_item_is_masked_and_replaced_and_every_negative_drawn_equally_ofte
         (0.25, cut.negative > 0),
         *((1 / 16, cut.negative == i) for i in range(1, 5)),
     ):
-        np.testing.assert_allclose(hits.mean((0, 1)), rate, atol=5 * np.sqrt(rate * (1 - rate) / 4000))
+        np.testing.assert_allclose(
+            hits.mean((0, 1)), rate, atol=5 * np.sqrt(rate * (1 - rate) / 4000)
+        )

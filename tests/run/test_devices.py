@@ -23,8 +23,12 @@ from tests.small import ITEMS, SLOTS, Spy, batch, noise, recommendation, rehears
 
 EXAMPLES = 8
 OTHERS = (("pmap", 1), ("pmap", 2), ("pmap", 4), ("mesh", 2), ("mesh", 8))
-MAPPINGS = [("pmap", 8)] + [pytest.param(*how, marks=pytest.mark.slow) for how in OTHERS]  # against a mesh of one
-pytestmark = pytest.mark.skipif(jax.local_device_count("cpu") < 8, reason="needs eight simulated devices")
+MAPPINGS = [("pmap", 8)] + [
+    pytest.param(*how, marks=pytest.mark.slow) for how in OTHERS
+]  # against a mesh of one
+pytestmark = pytest.mark.skipif(
+    jax.local_device_count("cpu") < 8, reason="needs eight simulated devices"
+)
 
 
 def gradients() -> optax.GradientTransformation:
@@ -41,8 +45,14 @@ def mapped(function, kind: str, devices: int):
     """function(replicated, sharded, axis) -> (replicated, sharded), on that many devices; and back to whole arrays."""
     chosen = jax.devices("cpu")[:devices]
     if kind == "pmap":
-        run = jax.pmap(lambda *x: function(*x, "data"), "data", in_axes=(None, 0), out_axes=(None, 0), devices=chosen)
-        whole = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
+        run = jax.pmap(
+            lambda *x: function(*x, "data"),
+            "data",
+            in_axes=(None, 0),
+            out_axes=(None, 0),
+            devices=chosen,
+        )
+        whole = lambda x: x.reshape(-1, *x.shape[2:])
 
         def call(replicated, sharded):
             first, second = run(replicated, split(sharded, devices))
@@ -50,16 +60,23 @@ def mapped(function, kind: str, devices: int):
 
         return call
     mesh = jax.sharding.Mesh(np.array(chosen), ("data",))
-    everywhere, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+    everywhere, rows = (
+        NamedSharding(mesh, PartitionSpec()),
+        NamedSharding(mesh, PartitionSpec("data")),
+    )
     run = jax.jit(lambda *x: function(*x, None), out_shardings=(everywhere, rows))
-    return lambda first, second: run(jax.device_put(first, everywhere), jax.device_put(second, rows))
+    return lambda first, second: run(
+        jax.device_put(first, everywhere), jax.device_put(second, rows)
+    )
 
 
 def build():
     """-> task, its decoder's spy. Rows are padded unevenly, so means of means would be wrong."""
     settings = SLOTS | {"slots": 3, "dropout": 0.5}
     decoder = Spy(Decoder(Transformer(1, 2, 0.5)))
-    return recommendation(machines.make("rehearsal", ITEMS, **settings), rehearsal(decoder, fragments=2)), decoder
+    return recommendation(
+        machines.make("rehearsal", ITEMS, **settings), rehearsal(decoder, fragments=2)
+    ), decoder
 
 
 def start(task, optimizer, dtype=jnp.float32) -> TrainState:
@@ -76,8 +93,12 @@ def one_step(kind: str, devices: int, microbatch: int = 0):
     def step(state, data, axis):
         rows = microbatch * (1 if axis else devices)
         pieces = (lambda streams, items: rows) if rows else None
-        after, _, metrics = make_train_step(task, gradients(), 0, axis, pieces)(state, (), frozen, data)
-        task.losses(state.params, frozen, (), data, jax.random.fold_in(jax.random.key(0), state.step))
+        after, _, metrics = make_train_step(task, gradients(), 0, axis, pieces)(
+            state, (), frozen, data
+        )
+        task.losses(
+            state.params, frozen, (), data, jax.random.fold_in(jax.random.key(0), state.step)
+        )
         return (after, metrics), spy.seen
 
     return mapped(step, kind, devices)(start(task, gradients()), batch(batch=EXAMPLES))
@@ -87,14 +108,21 @@ def one_step(kind: str, devices: int, microbatch: int = 0):
 def test_everything_drawn_is_bitwise_equal(kind, devices):
     drawn, expected = one_step(kind, devices)[1], one_step("mesh", 1)[1]
     for name in expected:
-        tolerance = 1e-5 if name == "slots" else 0  # computed, with the dropout of the encoder in it; the rest is drawn
-        np.testing.assert_allclose(drawn[name], expected[name], rtol=0, atol=tolerance, err_msg=name)
+        tolerance = (
+            1e-5 if name == "slots" else 0
+        )  # computed, with the dropout of the encoder in it; the rest is drawn
+        np.testing.assert_allclose(
+            drawn[name], expected[name], rtol=0, atol=tolerance, err_msg=name
+        )
 
 
 @pytest.mark.parametrize(("kind", "devices"), MAPPINGS)
 def test_the_first_gradients_agree(kind, devices):
     got, expected = one_step(kind, devices)[0], one_step("mesh", 1)[0]
-    assert all(np.abs(x).max() > 1e-4 for x in jax.tree.leaves(expected[0].opt_state["machine"]["attention"]))
+    assert all(
+        np.abs(x).max() > 1e-4
+        for x in jax.tree.leaves(expected[0].opt_state["machine"]["attention"])
+    )
     chex.assert_trees_all_close(got, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -139,7 +167,9 @@ def lay(optimizer, mapping: str, devices: int, model: int = 1, dtype=jnp.float32
     decoder = Decoder(Transformer(1, 4, 0.5, dtype))
     task = recommendation(machines.make("rehearsal", MANY, **settings), rehearsal(decoder))
     frozen = noise(Teacher(MANY, teacher()[0].answers).init, 7)["sampler"]
-    mapped = make_mapped(task, optimizer, 0, mapping=mapping, devices=devices, model_devices=model, **how)
+    mapped = make_mapped(
+        task, optimizer, 0, mapping=mapping, devices=devices, model_devices=model, **how
+    )
     return mapped, *jax.device_get((start(task, optimizer, dtype), frozen))
 
 
@@ -147,7 +177,9 @@ def lay(optimizer, mapping: str, devices: int, model: int = 1, dtype=jnp.float32
 def first_step(*layout, **how):
     """-> its gradients (as the optimizer's state) and metrics."""
     mapped, state, frozen = lay(gradients(), *layout, **how)
-    after, _, metrics = mapped.train_step(mapped.put(state), (), mapped.put(frozen), batch(batch=EXAMPLES))
+    after, _, metrics = mapped.train_step(
+        mapped.put(state), (), mapped.put(frozen), batch(batch=EXAMPLES)
+    )
     return mapped.get((after.opt_state, metrics))
 
 
@@ -157,15 +189,24 @@ def compiled(*layout, **how):
     return mapped.compiled(state, (), frozen, batch(batch=EXAMPLES)), state
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in LAID])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in LAID]
+)
 def test_gradients_are_the_same_however_parameters_lie(name):
     *layout, how = LAID[name]
-    chex.assert_trees_all_close(first_step(*layout, **how), first_step("pmap", 1), rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(
+        first_step(*layout, **how), first_step("pmap", 1), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_a_step_sends_the_gradients_once_and_nothing_else_of_their_size():
     """By `pmap`; a sparse step those of the rows that its batch touches."""
-    ids = batch(batch=EXAMPLES).items.size + batch(batch=EXAMPLES).negative_items.size + 2 * EXAMPLES + 8 * 6
+    ids = (
+        batch(batch=EXAMPLES).items.size
+        + batch(batch=EXAMPLES).negative_items.size
+        + 2 * EXAMPLES
+        + 8 * 6
+    )
     for how, rows in ((DENSE, MANY), (SPARSE, None)):
         program, state = compiled("pmap", 8, **how)
         sizes = sorted(size for _, size in collectives(program))
@@ -179,7 +220,9 @@ def test_a_step_over_a_split_table_never_has_it_whole():
     program, _ = compiled("mesh", 8, 4, **SPLIT)
     table = f"f32[{MANY},8]"
     assert table not in program.as_text() and f"f32[{MANY // 4},8]" in program.as_text()
-    assert "all-gather" not in {name for name, size in collectives(program) if size >= 4 * 8 * MANY // 4}
+    assert "all-gather" not in {
+        name for name, size in collectives(program) if size >= 4 * 8 * MANY // 4
+    }
 
 
 @functools.cache
@@ -189,7 +232,9 @@ def fifty_steps(*layout, **how):
         mapped, state, frozen = lay(optax.adam(1e-2), *layout, dtype=jnp.float64, **how)
         rows = EXAMPLES // jax.process_count()
         mine = slice(rows * jax.process_index(), rows * (jax.process_index() + 1))
-        batches = [jax.tree.map(lambda x: np.asarray(x)[mine], batch(seed, EXAMPLES)) for seed in range(5)]
+        batches = [
+            jax.tree.map(lambda x: np.asarray(x)[mine], batch(seed, EXAMPLES)) for seed in range(5)
+        ]
         state, frozen, losses = mapped.put(state), mapped.put(frozen), []
         for step in range(50):
             state, _, metrics = mapped.train_step(state, (), frozen, batches[step % 5])
@@ -197,7 +242,9 @@ def fifty_steps(*layout, **how):
         return mapped.get((state.params, losses))
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "pmap 8" else pytest.mark.slow) for n in LAID])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n == "pmap 8" else pytest.mark.slow) for n in LAID]
+)
 def test_fifty_steps_agree_in_double_precision(name):
     *layout, how = LAID[name]
     expected = fifty_steps("pmap", 1, sparse_items=how.get("sparse_items", False))

@@ -29,7 +29,9 @@ def test_compiled_programs_are_kept(tmp_path):
     line = environment.keep_compilations()
     folder = Path(jax.config.jax_compilation_cache_dir)
     assert f"kept in {folder}" in line and "JAX_COMPILATION_CACHE_DIR= turns it off" in line
-    assert folder.parent == tmp_path / "rmjax" / "compiled" and folder.stat().st_mode & 0o777 == 0o700
+    assert (
+        folder.parent == tmp_path / "rmjax" / "compiled" and folder.stat().st_mode & 0o777 == 0o700
+    )
     for name, age in (("new", 1), ("old", environment.KEPT_DAYS + 1)):
         (folder / name).touch()
         os.utime(folder / name, times=(0, folder.stat().st_mtime - age * 86_400))
@@ -63,7 +65,9 @@ def test_where_they_cannot_be_kept_the_run_goes_on(monkeypatch, tmp_path, why):
         (tmp_path / "rmjax").touch()
     else:
         monkeypatch.delenv("XDG_CACHE_HOME")
-        monkeypatch.setattr(Path, "expanduser", lambda self: (_ for _ in ()).throw(RuntimeError("no home")))
+        monkeypatch.setattr(
+            Path, "expanduser", lambda self: (_ for _ in ()).throw(RuntimeError("no home"))
+        )
     before = jax.config.jax_compilation_cache_dir
     line = environment.keep_compilations()
     assert "not kept" in line and "JAX_COMPILATION_CACHE_DIR=<folder>" in line
@@ -72,7 +76,9 @@ def test_where_they_cannot_be_kept_the_run_goes_on(monkeypatch, tmp_path, why):
 
 def test_a_compilation_is_announced_and_timed_once_for_each_shape(caplog):
     logging.set_verbosity(logging.INFO)
-    step = stages.announced(lambda params, batch: caplog.text.count("..."), "model: compiling the train step")
+    step = stages.announced(
+        lambda params, batch: caplog.text.count("..."), "model: compiling the train step"
+    )
     batches = [{"items": np.zeros((2, rows))} for rows in (3, 3, 4)]
     assert [step((), batch) for batch in batches] == [1, 1, 2]  # announced before it begins
     assert caplog.text.count("model: compiling the train step: done in 0.0 seconds.") == 2
@@ -93,11 +99,17 @@ def test_a_platform_that_is_not_there_is_answered_in_words(module):
         check=False,
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "JAX cannot start on JAX_PLATFORMS=gpus: Unable to initialize backend 'gpus'" in done.stderr
+    assert (
+        "JAX cannot start on JAX_PLATFORMS=gpus: Unable to initialize backend 'gpus'" in done.stderr
+    )
     assert "Set JAX_PLATFORMS=cpu to do without" in done.stderr
 
 
 def test_a_device_without_memory_gets_a_cure():
-    shown = environment.in_words(RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8005 bytes."))
-    assert shown.startswith("RESOURCE_EXHAUSTED: Out of memory") and "config.train.microbatch" in shown
+    shown = environment.in_words(
+        RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8005 bytes.")
+    )
+    assert (
+        shown.startswith("RESOURCE_EXHAUSTED: Out of memory") and "config.train.microbatch" in shown
+    )
     assert environment.in_words(ValueError("as it is")) == "as it is"

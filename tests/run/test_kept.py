@@ -62,7 +62,9 @@ def renumber(source, order):
 
     def renumbered(split, indices):
         examples = fetch(split, indices)
-        return examples | {name: number[examples[name]].astype(np.int32) for name in ("items", "query")}
+        return examples | {
+            name: number[examples[name]].astype(np.int32) for name in ("items", "query")
+        }
 
     other.fetch = renumbered
     return other
@@ -88,7 +90,9 @@ def scores(config, workdir, source):
 
 
 def test_ids_are_kept_with_the_run(finished):
-    items = [json.loads(line) for line in (finished / "run" / "items.jsonl").read_text().splitlines()]
+    items = [
+        json.loads(line) for line in (finished / "run" / "items.jsonl").read_text().splitlines()
+    ]
     source = make_source(clicks(finished).data, 0)
     assert [item["index"] for item in items] == list(range(source.num_items))
     assert [item["id"] for item in items] == source.numbering.tolist()
@@ -149,7 +153,9 @@ def test_runs_that_kept_no_ids_are_taken_up_with_a_warning(folder, caplog):
     assert rows and warning in caplog.text
     caplog.clear()
     source = make_source(config.data, 0)
-    scores(clicks(folder, **{"train.start_from": run, "teacher.dir": run}), folder / "other", source)
+    scores(
+        clicks(folder, **{"train.start_from": run, "teacher.dir": run}), folder / "other", source
+    )
     assert f"config.train.start_from = {run!r} {warning}" in caplog.text
     assert f"config.teacher.dir = {run!r} {warning}" in caplog.text
     content["data"]["found"]["items"] += 1
@@ -166,9 +172,13 @@ def test_a_world_is_told_from_others(tmp_path):
     assert not (tmp_path / "items.jsonl").exists()
     assert kept.match_items(tmp_path, make_source(tiny().data, 1), "a run") is None
     for changes in ({"world_seed": 1}, {"styles": 3, "items_per_style": 2}):
-        other = make_source(tiny(**{f"data.simulated.{name}": value for name, value in changes.items()}).data, 0)
+        other = make_source(
+            tiny(**{f"data.simulated.{name}": value for name, value in changes.items()}).data, 0
+        )
         assert other.num_items == made.num_items
-        with pytest.raises(ValueError, match="trained on items of simulated clicks, world 0: .*; config.data has"):
+        with pytest.raises(
+            ValueError, match="trained on items of simulated clicks, world 0: .*; config.data has"
+        ):
             kept.match_items(tmp_path, other, "a run")
     names = []
     for seed in (0, 1):
@@ -182,9 +192,13 @@ def test_a_table_has_the_only_rows_of_items(kind):
     items = 61  # no other size is this
     source = Description(num_items=items, max_items=40)
     config = tiny(**{} if kind == "teacher" else {"machine.kind": kind})
-    task = tasks.make_teacher(config, source) if kind == "teacher" else tasks.make_task(config, source)
+    task = (
+        tasks.make_teacher(config, source) if kind == "teacher" else tasks.make_task(config, source)
+    )
     shapes = jax.eval_shape(task.init, jax.random.key(0))
-    tables = [path for path, leaf in jax.tree_util.tree_leaves_with_path(shapes) if items in leaf.shape]
+    tables = [
+        path for path, leaf in jax.tree_util.tree_leaves_with_path(shapes) if items in leaf.shape
+    ]
     assert [tuple(key.key for key in path) for path in tables] == [task.table]
 
 
@@ -202,19 +216,28 @@ def test_a_config_that_is_gone_or_cut_is_answered_with_a_cure(tmp_path):
         kept.read_values(path)
     (tmp_path / "model" / "000000002").mkdir(parents=True)
     with pytest.raises(
-        FileNotFoundError, match="config.json is not there, and the checkpoints beside it .*restore it from"
+        FileNotFoundError,
+        match="config.json is not there, and the checkpoints beside it .*restore it from",
     ):
         kept.read_values(path)
     path.write_text('{"seed"')
-    with pytest.raises(ValueError, match="no whole JSON: line 1, .*; restore it from a copy of the workdir, or use an"):
+    with pytest.raises(
+        ValueError,
+        match="no whole JSON: line 1, .*; restore it from a copy of the workdir, or use an",
+    ):
         kept.read_values(path)
 
 
 def test_damaged_checkpoints_are_not_taken_for_none(tmp_path, monkeypatch):
     monkeypatch.setattr(kept, "read_best", lambda *_: None)
     task = SimpleNamespace(init=lambda key: {})
-    with pytest.raises(FileNotFoundError, match="has no checkpoint of the model: train first, with --mode=train"):
+    with pytest.raises(
+        FileNotFoundError, match="has no checkpoint of the model: train first, with --mode=train"
+    ):
         kept.read_model(tmp_path, task)
     (tmp_path / "model" / "000000002").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match="has no intact checkpoint of the model, see above: restore it from a"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="has no intact checkpoint of the model, see above: restore it from a",
+    ):
         kept.read_model(tmp_path, task)

@@ -45,13 +45,22 @@ def test_runs_from_before_there_was_a_digest_are_read(workdir):
 
 
 DAMAGE = {
-    "another value": (lambda text: text.replace('"segment_length": 10', '"segment_length": 7'), "was changed after"),
+    "another value": (
+        lambda text: text.replace('"segment_length": 10', '"segment_length": 7'),
+        "was changed after",
+    ),
     "an impossible value": (
         lambda text: json.dumps(without_digest(text, segment_length=0)),
         "config.data.segment_length = 0: must be a whole number, at least 1",
     ),
-    "another type": (lambda text: json.dumps(without_digest(text, segment_length="ten")), "segment_length"),
-    "an unknown key": (lambda text: json.dumps(without_digest(text, segment=3)), "config.data.segment: no such key"),
+    "another type": (
+        lambda text: json.dumps(without_digest(text, segment_length="ten")),
+        "segment_length",
+    ),
+    "an unknown key": (
+        lambda text: json.dumps(without_digest(text, segment=3)),
+        "config.data.segment: no such key",
+    ),
     "truncated": (lambda text: text[:300], "no whole JSON: line"),
     "empty": (lambda text: "", "the file is empty"),
     "no config": (lambda text: "[1]", "is not the config of a run"),
@@ -79,7 +88,11 @@ def test_damage_is_named(workdir, name):
     for reader, read in readers.items():
         with pytest.raises(ValueError, match="config") as error:
             read()
-        if reader != "the same line" or "value" not in name and name not in ("another type", "an unknown key"):
+        if (
+            reader != "the same line"
+            or "value" not in name
+            and name not in ("another type", "an unknown key")
+        ):
             assert words in str(error.value) and str(path) in str(error.value), reader
 
 
@@ -90,9 +103,15 @@ def test_checkpoints_without_their_config_are_not_another_config_s(workdir):
 
 
 @pytest.mark.parametrize("workdir_", ["gs://b/x", "runs/lr[0.01]"])
-def test_a_workdir_that_cannot_be_is_refused_before_anything_is_made(tmp_path, monkeypatch, workdir_):
+def test_a_workdir_that_cannot_be_is_refused_before_anything_is_made(
+    tmp_path, monkeypatch, workdir_
+):
     monkeypatch.chdir(tmp_path)
-    for run in (training.train, training.evaluate_only, lambda _, workdir: training.trained(workdir)):
+    for run in (
+        training.train,
+        training.evaluate_only,
+        lambda _, workdir: training.trained(workdir),
+    ):
         with pytest.raises(ValueError, match="is an address|in its whole path"):
             run(tiny(), workdir_)
     assert not any(tmp_path.iterdir())

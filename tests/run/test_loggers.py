@@ -47,14 +47,20 @@ class Mlflow:
         self.runs, self.experiments = {}, {}
 
     def get_experiment_by_name(self, name):
-        return types.SimpleNamespace(experiment_id=self.experiments[name]) if name in self.experiments else None
+        return (
+            types.SimpleNamespace(experiment_id=self.experiments[name])
+            if name in self.experiments
+            else None
+        )
 
     def create_experiment(self, name):
         return self.experiments.setdefault(name, str(len(self.experiments)))
 
     def create_run(self, experiment, run_name):
         run_id = str(len(self.runs))
-        self.runs[run_id] = types.SimpleNamespace(name=run_name, experiment=experiment, metrics=[], status="RUNNING")
+        self.runs[run_id] = types.SimpleNamespace(
+            name=run_name, experiment=experiment, metrics=[], status="RUNNING"
+        )
         return types.SimpleNamespace(info=types.SimpleNamespace(run_id=run_id))
 
     def log_dict(self, run, values, file):
@@ -103,7 +109,9 @@ def test_names_are_checked_and_none_comes_twice():
     for names in ("", "jsonl", "jsonl,wandb,mlflow", "tensorboard, jsonl"):
         assert tiny(**{"train.loggers": names})
     for names in ("jsonl,wand", "jsonl,jsonl"):
-        with pytest.raises(ValueError, match="must be a string, any of jsonl, tensorboard, wandb, mlflow"):
+        with pytest.raises(
+            ValueError, match="must be a string, any of jsonl, tensorboard, wandb, mlflow"
+        ):
             tiny(**{"train.loggers": names})
 
 
@@ -153,7 +161,10 @@ def test_a_server_that_fails_does_not_end_the_run(tmp_path, mlflow, caplog):
 def test_mlflow_takes_names_with_strange_marks(tmp_path, mlflow):
     writer = reporting.open_loggers(tiny(**{"train.loggers": "mlflow"}), tmp_path)
     writer.write("valid", 1, {"under_5%": 1, "answer 1 alone": math.nan})
-    assert [metric.key for metric in mlflow.runs["0"].metrics] == ["valid/under_5_", "valid/answer 1 alone"]
+    assert [metric.key for metric in mlflow.runs["0"].metrics] == [
+        "valid/under_5_",
+        "valid/answer 1 alone",
+    ]
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
@@ -161,7 +172,9 @@ def test_a_missing_package_is_named_and_what_was_opened_is_closed(tmp_path, monk
     monkeypatch.setitem(sys.modules, name, None)
     closed = []
     monkeypatch.setattr("rmjax.run.loggers.jsonl.Lines.close", lambda self: closed.append(self))
-    with pytest.raises(ImportError, match=rf"config\.train\.loggers: {name} .* pip install 'rmjax\[{name}\]'"):
+    with pytest.raises(
+        ImportError, match=rf"config\.train\.loggers: {name} .* pip install 'rmjax\[{name}\]'"
+    ):
         write(tmp_path, f"jsonl,{name}", 0, 1)
     assert len(closed) == 1
 
@@ -181,7 +194,10 @@ def test_loggers_of_the_caller_outlive_a_stage(tmp_path):
     mine = Recorder()
     write(tmp_path, "", 0, 1, "teacher", more=[mine])
     write(tmp_path, "", 0, 1, more=[mine])
-    assert mine.rows == [("teacher/train", 1, {"loss": 0.5}), ("model/train", 1, {"loss": 0.5})] and not mine.closed
+    assert (
+        mine.rows == [("teacher/train", 1, {"loss": 0.5}), ("model/train", 1, {"loss": 0.5})]
+        and not mine.closed
+    )
 
 
 def test_a_logger_from_outside_trains_by_its_name_and_may_change_later(tmp_path, monkeypatch):
@@ -192,8 +208,13 @@ def test_a_logger_from_outside_trains_by_its_name_and_may_change_later(tmp_path,
         """There are none."""
 
     monkeypatch.setattr(LOGGERS, "_registered", {})
-    rmjax.register_logger("mine", Settings)(lambda settings, context: made.setdefault(context.stage, Recorder()))
-    config = tiny(**PLAIN, **{"train.loggers": "mine", "train.steps": 2, "train.eval_every": 2, "train.save_every": 1})
+    rmjax.register_logger("mine", Settings)(
+        lambda settings, context: made.setdefault(context.stage, Recorder())
+    )
+    config = tiny(
+        **PLAIN,
+        **{"train.loggers": "mine", "train.steps": 2, "train.eval_every": 2, "train.save_every": 1},
+    )
     training.train(config, tmp_path)
     assert [row[:2] for row in made["model"].rows] == [("train", 1), ("train", 2), ("valid", 2)]
     assert made["model"].closed == 1 and not (tmp_path / "metrics.jsonl").exists()

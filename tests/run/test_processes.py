@@ -36,17 +36,28 @@ def start(tmp_path: Path, workdir: Path, count: int, changes: dict, **more) -> s
         "PYTHON": sys.executable,
         "XLA_FLAGS": "",
     }
-    line = [ROOT / "launch" / "local.sh", str(count), f"--config={tmp_path / 'card.py'}", f"--workdir={workdir}"]
+    line = [
+        ROOT / "launch" / "local.sh",
+        str(count),
+        f"--config={tmp_path / 'card.py'}",
+        f"--workdir={workdir}",
+    ]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return subprocess.Popen(line, env=environment | more, cwd=tmp_path, start_new_session=True, **pipes)
+    return subprocess.Popen(
+        line, env=environment | more, cwd=tmp_path, start_new_session=True, **pipes
+    )
 
 
 def agree(workdir: Path, expected: Path) -> None:
     """Sums over devices come in another order."""
     here, there = lines(workdir), lines(expected)
-    assert [(line["kind"], line["step"]) for line in here] == [(line["kind"], line["step"]) for line in there]
+    assert [(line["kind"], line["step"]) for line in here] == [
+        (line["kind"], line["step"]) for line in there
+    ]
     for line, other in zip(here, there, strict=True):
-        np.testing.assert_allclose(*(list(x.values())[3:] for x in (line, other)), rtol=1e-3, err_msg=str(line["step"]))
+        np.testing.assert_allclose(
+            *(list(x.values())[3:] for x in (line, other)), rtol=1e-3, err_msg=str(line["step"])
+        )
     (step, leaves), (last, others) = saved(workdir), saved(expected)
     assert step == last
     chex.assert_trees_all_close(leaves, others, rtol=1e-3, atol=1e-4)

@@ -31,10 +31,12 @@ def task():
 def sentences():
     """Candidates and questions in the words of the stream."""
     data, rng = batch(), np.random.default_rng(1)
-    words = lambda *shape: jnp.asarray(rng.integers(0, ITEMS, shape), jnp.int32)  # noqa: E731
+    words = lambda *shape: jnp.asarray(rng.integers(0, ITEMS, shape), jnp.int32)
     asked = dict(word_mask=jnp.ones((4, 2, 3), bool), candidates=words(4, 5, 3))
     chosen = dict(choices=words(4, 2, 4) % 5, choice_mask=jnp.ones((4, 2, 4), bool))
-    return data.replace(query=words(4, 2, 3), candidate_mask=jnp.ones((4, 5, 3), bool), **asked, **chosen)
+    return data.replace(
+        query=words(4, 2, 3), candidate_mask=jnp.ones((4, 5, 3), bool), **asked, **chosen
+    )
 
 
 @functools.cache
@@ -43,7 +45,9 @@ def step(sparse_items: bool):
 
 
 def run(data, steps: int = 1, sparse_items: bool = False):
-    state = jax.jit(lambda key: init_state(task(), make_optimizer(1e-2, 1.0), key))(jax.random.key(0))
+    state = jax.jit(lambda key: init_state(task(), make_optimizer(1e-2, 1.0), key))(
+        jax.random.key(0)
+    )
     for _ in range(steps):
         state, _, metrics = step(sparse_items)(state, (), teacher()[1]["sampler"], data)
     return state, metrics
@@ -62,7 +66,12 @@ def test_a_loss_looks_at_no_other_rows_than_it_says(kind):
     if kind == "sentences":
         answers = Answers(SENTENCES, DIM, DIM, DIM)
         data, its = sentences(), dataclasses.replace(task(), answers=answers)
-        frozen = noise(lambda key: {"sampler": teacher()[0].init(key)["sampler"], "e": answers.init_encoder(key)})
+        frozen = noise(
+            lambda key: {
+                "sampler": teacher()[0].init(key)["sampler"],
+                "e": answers.init_encoder(key),
+            }
+        )
         frozen = frozen["sampler"] | {"encoder": frozen["e"]}
     elif kind == "teacher":
         its, frozen = teacher()[0], ()
@@ -75,7 +84,9 @@ def test_a_loss_looks_at_no_other_rows_than_it_says(kind):
 
     grads = jax.jit(jax.grad(loss))(params)
     table = functools.reduce(lambda tree, name: tree[name], its.table, grads)
-    touched = np.unique(np.clip(jax.jit(its.item_ids, static_argnums=2)(data, key, ITEMS), 0, ITEMS - 1))
+    touched = np.unique(
+        np.clip(jax.jit(its.item_ids, static_argnums=2)(data, key, ITEMS), 0, ITEMS - 1)
+    )
     moved = np.flatnonzero(np.abs(np.asarray(table)).max(1))
     assert set(moved) <= set(touched) and len(moved) > len(touched) / 3
 
@@ -84,7 +95,9 @@ def test_it_is_the_ordinary_step_where_every_item_is_touched():
     data = batch(batch=8)
     every = jnp.arange(data.items.size, dtype=jnp.int32).reshape(data.items.shape) % ITEMS
     data = data.replace(items=every)
-    (got, said), (expected, metrics) = (run(data, steps=4, sparse_items=how) for how in (True, False))
+    (got, said), (expected, metrics) = (
+        run(data, steps=4, sparse_items=how) for how in (True, False)
+    )
     chex.assert_trees_all_close(said, metrics, rtol=1e-5)
     chex.assert_trees_all_close(got, expected, rtol=1e-5, atol=1e-6)
 
@@ -98,7 +111,9 @@ def test_rows_that_are_not_touched_wait_and_the_others_move_as_ever():
 
     other = data.replace(items=20 + data.items % 10, query=20 + data.query % 10)
     second, _, _ = step(sparse_items=True)(first, (), teacher()[1]["sampler"], other)
-    ids = jax.jit(task().item_ids, static_argnums=2)(other, jax.random.fold_in(jax.random.key(0), 1), ITEMS)
+    ids = jax.jit(task().item_ids, static_argnums=2)(
+        other, jax.random.fold_in(jax.random.key(0), 1), ITEMS
+    )
     waits = np.setdiff1d(np.arange(ITEMS), ids)
     assert 5 < len(waits) < ITEMS - 10
     for before, after in zip(tables(first), tables(second), strict=True):

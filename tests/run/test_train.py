@@ -38,7 +38,19 @@ from rmjax.tools import explain
 from tests.runs import PLAIN, before, compilations_kept, lines, saved, set_key, tiny
 from tests.small import noise
 
-COLUMNS = ["memory", "test", "AUC", "95%", "from", "to", "gain,", "familiarity", "gain,", "recollection", "spread"]
+COLUMNS = [
+    "memory",
+    "test",
+    "AUC",
+    "95%",
+    "from",
+    "to",
+    "gain,",
+    "familiarity",
+    "gain,",
+    "recollection",
+    "spread",
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -85,7 +97,11 @@ def assert_same_run(workdir: Path, expected: Path) -> None:
 
 def test_the_table_has_the_machine_and_the_references(finished):
     workdir, rows = finished
-    assert [row["memory"] for row in rows] == ["rehearsal", "oracle, full history", "oracle, last 20 clicks"]
+    assert [row["memory"] for row in rows] == [
+        "rehearsal",
+        "oracle, full history",
+        "oracle, last 20 clicks",
+    ]
     for row in rows:
         assert 0 <= row["low"] <= row["test_auc"] <= row["high"] <= 1
     text = evaluate.show(rows)
@@ -104,7 +120,16 @@ def test_every_step_and_evaluation_is_written_once(finished):
     assert [(entry["stage"], entry["kind"], entry["step"]) for entry in entries] == expected
     model = [entry for entry in entries if entry["stage"] == "model" and entry["kind"] == "train"]
     for entry in model:
-        assert entry.keys() == {"stage", "kind", "step", "loss", "grad_norm", "reason", "recollection", "familiarity"}
+        assert entry.keys() == {
+            "stage",
+            "kind",
+            "step",
+            "loss",
+            "grad_norm",
+            "reason",
+            "recollection",
+            "familiarity",
+        }
         whole = entry["reason"] + entry["recollection"] + 0.5 * entry["familiarity"]
         assert math.isclose(entry["loss"], whole, rel_tol=1e-5)
 
@@ -124,7 +149,13 @@ def test_what_is_finished_can_be_read_where_nothing_can_be_written(finished, mon
         raise OSError(errno.EROFS, "Read-only file system")
 
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    for owner, name in ((atomic, "write"), (os, "ftruncate"), (os, "pwrite"), (Path, "mkdir"), (Path, "write_text")):
+    for owner, name in (
+        (atomic, "write"),
+        (os, "ftruncate"),
+        (os, "pwrite"),
+        (Path, "mkdir"),
+        (Path, "write_text"),
+    ):
         monkeypatch.setattr(owner, name, refuse)
     assert training.train(tiny(), folder) == training.evaluate_only(tiny(), folder) == rows
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
@@ -132,7 +163,11 @@ def test_what_is_finished_can_be_read_where_nothing_can_be_written(finished, mon
 
 def test_the_best_parameters_are_tested(finished):
     """Of the validated steps, the one of the highest AUC; and its parameters are not the last ones."""
-    entries = [entry for entry in lines(finished[0]) if (entry["stage"], entry["kind"]) == ("model", "valid")]
+    entries = [
+        entry
+        for entry in lines(finished[0])
+        if (entry["stage"], entry["kind"]) == ("model", "valid")
+    ]
     best = max(entries, key=lambda entry: entry["auc"])["step"]
     config = tiny()
     with training.opened(config, finished[0]) as run:
@@ -143,7 +178,9 @@ def test_the_best_parameters_are_tested(finished):
             chex.assert_trees_all_equal(found, checkpoints.restore(like, best)[1].params)
 
 
-def test_where_the_best_checkpoint_and_all_before_it_are_damaged_the_newest_is_read(finished, tmp_path):
+def test_where_the_best_checkpoint_and_all_before_it_are_damaged_the_newest_is_read(
+    finished, tmp_path
+):
     folder = shutil.copytree(finished[0] / "model", tmp_path / "model")
     with contextlib.closing(train.Checkpoints(folder, read_only=True)) as checkpoints:
         best = checkpoints.best_step()
@@ -156,7 +193,9 @@ def test_where_the_best_checkpoint_and_all_before_it_are_damaged_the_newest_is_r
         like = stages.fresh_state(run, stages.model_stage(run)).params
     found = kept.read_best(folder, like)
     with contextlib.closing(train.Checkpoints(folder, read_only=True)) as checkpoints:
-        chex.assert_trees_all_equal(found, checkpoints.restore({"params": like}, steps[-1], part=True)[1]["params"])
+        chex.assert_trees_all_equal(
+            found, checkpoints.restore({"params": like}, steps[-1], part=True)[1]["params"]
+        )
 
 
 # ---- stopping and going on
@@ -186,7 +225,9 @@ def test_stopped_at_every_kind_of_moment_it_goes_on_as_if_it_had_not(finished, t
             assert stage == "test" and "evaluating on 'test'" in told
             continue
         assert f"in stage {stage!r} at step {step};" in told, moment
-        assert max(int(path.name) for path in (tmp_path / stage).iterdir()) == step, moment  # nothing is lost
+        assert max(int(path.name) for path in (tmp_path / stage).iterdir()) == step, (
+            moment
+        )  # nothing is lost
     assert training.train(tiny(), tmp_path) == finished[1]
     assert_same_run(tmp_path, finished[0])
 
@@ -210,7 +251,9 @@ def test_a_validation_is_left_between_two_batches(tmp_path):
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])
 def test_from_a_damaged_checkpoint_it_goes_back_one(finished, halfway, tmp_path, caplog, damage):
     workdir = Path(shutil.copytree(halfway, tmp_path / "run"))
-    largest = max((workdir / "model" / "000000007").rglob("*"), key=lambda path: path.stat().st_size)
+    largest = max(
+        (workdir / "model" / "000000007").rglob("*"), key=lambda path: path.stat().st_size
+    )
     harm(largest, damage)
     with caplog.at_level(logging.INFO, "absl"):
         assert training.train(tiny(), workdir) == finished[1]
@@ -229,7 +272,11 @@ def harm(path: Path, damage: str) -> None:
 
 
 def test_damage_to_any_file_of_a_checkpoint_is_seen(halfway, tmp_path):
-    names = [path.relative_to(halfway) for path in (halfway / "model" / "000000007").rglob("*") if path.is_file()]
+    names = [
+        path.relative_to(halfway)
+        for path in (halfway / "model" / "000000007").rglob("*")
+        if path.is_file()
+    ]
     assert len(names) > 3
     for name, damage in itertools.product(names, ("truncated", "flipped")):
         workdir = Path(shutil.copytree(halfway, tmp_path / "run"))
@@ -257,17 +304,24 @@ def test_it_goes_on_with_other_devices_and_mappings(tmp_path):
 @pytest.mark.parametrize("save_every", [1, 100])
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, save_every):
     """Seen before anything is saved after it, and also where nothing is saved until the end."""
-    config = tiny(**PLAIN, **{"train.learning_rate": 1e30, "train.save_every": save_every, "train.eval_every": 100})
+    config = tiny(
+        **PLAIN,
+        **{"train.learning_rate": 1e30, "train.save_every": save_every, "train.eval_every": 100},
+    )
     for _ in range(2):
         with pytest.raises(FloatingPointError) as error:
             training.train(config, tmp_path)
         assert "stage 'model', step 2: a loss is not finite" in str(error.value)
-        assert "reason " in str(error.value) and "Lower config.train.learning_rate" in str(error.value)
+        assert "reason " in str(error.value) and "Lower config.train.learning_rate" in str(
+            error.value
+        )
         assert [entry["step"] for entry in lines(tmp_path)] == [1]
         if save_every == 1:
             step, leaves = saved(tmp_path)
             assert step == 1
-            chex.assert_tree_all_finite({name: leaf for name, leaf in leaves.items() if name.startswith("params")})
+            chex.assert_tree_all_finite(
+                {name: leaf for name, leaf in leaves.items() if name.startswith("params")}
+            )
         else:
             assert not list((tmp_path / "model").iterdir())
 
@@ -280,36 +334,55 @@ def test_another_config_is_refused(finished):
         if name in kept.MAY_CHANGE:
             kept.check_same_config(config, workdir, source)
         else:
-            with pytest.raises(ValueError, match=f"config.{name} was .*, now .*: use another --workdir"):
+            with pytest.raises(
+                ValueError, match=f"config.{name} was .*, now .*: use another --workdir"
+            ):
                 kept.check_same_config(config, workdir, source)
     assert set(kept.MAY_CHANGE) <= set(configs.SCHEMA)
     with pytest.raises(ValueError, match="config.machine.slots was 4, now 5"):
         training.train(tiny(**{"machine.slots": 5}), workdir)
-    assert training.train(tiny(**{"train.keep_last": 5, "train.log_every": 3}), workdir) == finished[1]
+    assert (
+        training.train(tiny(**{"train.keep_last": 5, "train.log_every": 3}), workdir) == finished[1]
+    )
 
 
 def other(value):
     """A value that no tiny config has."""
-    return not value if isinstance(value, bool) else f"{value}?" if isinstance(value, str) else value + 12345
+    return (
+        not value
+        if isinstance(value, bool)
+        else f"{value}?"
+        if isinstance(value, str)
+        else value + 12345
+    )
 
 
 def test_a_config_binds_only_once_something_is_saved(tmp_path):
     """A run refused at its start may be started again with the cause put right."""
     with pytest.raises(ValueError, match="clicks_min=45"):
-        training.train(tiny(**{"data.simulated.clicks_min": 45, "data.simulated.clicks_max": 45}), tmp_path)
+        training.train(
+            tiny(**{"data.simulated.clicks_min": 45, "data.simulated.clicks_max": 45}), tmp_path
+        )
     stopped(tiny(**PLAIN), tmp_path, "model step 0")
     with pytest.raises(ValueError, match="config.machine.kind was 'gru', now 'rehearsal'"):
         training.train(tiny(), tmp_path)
 
 
 def test_batches_that_do_not_divide_among_the_devices_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="config.teacher.batch_size = 9 does not divide among 8 devices"):
+    with pytest.raises(
+        ValueError, match="config.teacher.batch_size = 9 does not divide among 8 devices"
+    ):
         training.train(tiny(**{"teacher.batch_size": 9, "train.devices": 0}), tmp_path)
-    with pytest.raises(ValueError, match="config.train.batch_size = 9 does not divide among 8 devices"):
+    with pytest.raises(
+        ValueError, match="config.train.batch_size = 9 does not divide among 8 devices"
+    ):
         training.train(tiny(**{"train.batch_size": 9, "train.devices": 0}), tmp_path)
     assert not (tmp_path / "teacher").exists()  # nothing was trained in vain
     with pytest.raises(ValueError, match="config.train.devices = 16, but there are 8"):
-        training.train(tiny(**{"train.batch_size": 16, "train.eval_batch_size": 16, "train.devices": 16}), tmp_path)
+        training.train(
+            tiny(**{"train.batch_size": 16, "train.eval_batch_size": 16, "train.devices": 16}),
+            tmp_path,
+        )
 
 
 def test_microbatches_save_memory(tmp_path):
@@ -317,7 +390,9 @@ def test_microbatches_save_memory(tmp_path):
     config = tiny(**{"train.batch_size": 8, "train.microbatch": 2})
     run = stages.Run(config, tmp_path, make_source(config.data, 0), Preemption())
     assert stages.microbatch(run, 8)(8, 40) == 2
-    with pytest.raises(ValueError, match="config.train.microbatch = 2 does not divide the 7 streams of a device"):
+    with pytest.raises(
+        ValueError, match="config.train.microbatch = 2 does not divide the 7 streams of a device"
+    ):
         stages.microbatch(run, 7)
     peaks = {}
     for mapping, rows in (("mesh", 4), ("pmap", 2)):
@@ -327,7 +402,14 @@ def test_microbatches_save_memory(tmp_path):
     assert peaks["pmap", 2] < 0.8 * peaks["mesh", 4]
     config.train.microbatch = 0
     # the divisor nearest in ratio to what fits, or to four; streams have 40 items
-    for items, streams, rows in ((0, 6, 3), (0, 32, 4), (320, 32, 8), (10**9, 32, 32), (320, 11, 11), (400, 25, 5)):
+    for items, streams, rows in (
+        (0, 6, 3),
+        (0, 32, 4),
+        (320, 32, 8),
+        (10**9, 32, 32),
+        (320, 11, 11),
+        (400, 25, 5),
+    ):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(stages, "CPU_ITEMS", items)
             assert stages.microbatch(run, streams)(streams, 40) == rows
@@ -344,16 +426,24 @@ def test_a_teacher_from_another_run(finished, tmp_path):
     config = tiny(**PLAIN, **{"teacher.share_items": True, "teacher.dir": str(finished[0])})
     training.train(config, tmp_path / "run")
     assert not (tmp_path / "run" / "teacher").exists()
-    scores = {e["step"]: e["auc"] for e in lines(finished[0]) if (e["stage"], e["kind"]) == ("teacher", "valid")}
+    scores = {
+        e["step"]: e["auc"]
+        for e in lines(finished[0])
+        if (e["stage"], e["kind"]) == ("teacher", "valid")
+    }
     teacher = saved(finished[0], "teacher", max(scores, key=scores.get))[1]
     earlier, later = (saved(tmp_path / "run", step=step)[1] for step in (9, 12))
     for model in (earlier, later):
-        np.testing.assert_array_equal(model["params/machine/embed"], teacher["params/sampler/embed"])
+        np.testing.assert_array_equal(
+            model["params/machine/embed"], teacher["params/sampler/embed"]
+        )
     assert (earlier["params/head/out"] != later["params/head/out"]).any()
     shutil.copytree(finished[0] / "teacher", tmp_path / "halfway" / "teacher")
     for name in ("nowhere", "halfway"):  # the second run was stopped before its model's stage
         config.teacher.dir = str(tmp_path / name)
-        with pytest.raises(FileNotFoundError, match=f"{name}' holds no whole teacher: name a workdir with one"):
+        with pytest.raises(
+            FileNotFoundError, match=f"{name}' holds no whole teacher: name a workdir with one"
+        ):
             training.train(config, tmp_path / "other")
     assert not (tmp_path / "nowhere").exists()
 
@@ -361,17 +451,28 @@ def test_a_teacher_from_another_run(finished, tmp_path):
 def test_a_run_begins_with_the_best_parameters_of_another(finished, tmp_path):
     """With a rate of next to nothing it keeps them; a run of its own, it begins at step 0."""
     others = {"train.learning_rate": 1e-12, "train.steps": 2, "train.eval_every": 2}
-    config = tiny(**others, **{"train.start_from": str(finished[0]), "teacher.dir": str(finished[0])})
+    config = tiny(
+        **others, **{"train.start_from": str(finished[0]), "teacher.dir": str(finished[0])}
+    )
     training.train(config, tmp_path / "run")
-    scores = {e["step"]: e["auc"] for e in lines(finished[0]) if (e["stage"], e["kind"]) == ("model", "valid")}
-    best, begun = saved(finished[0], step=max(scores, key=scores.get))[1], saved(tmp_path / "run")[1]
+    scores = {
+        e["step"]: e["auc"]
+        for e in lines(finished[0])
+        if (e["stage"], e["kind"]) == ("model", "valid")
+    }
+    best, begun = (
+        saved(finished[0], step=max(scores, key=scores.get))[1],
+        saved(tmp_path / "run")[1],
+    )
     params = [name for name in best if name.startswith("params/")]
     assert params
     for name in params:
         np.testing.assert_allclose(begun[name], best[name], atol=1e-7, err_msg=name)
     assert [line["step"] for line in lines(tmp_path / "run") if line["kind"] == "train"] == [1, 2]
     (tmp_path / "texts").mkdir()
-    (tmp_path / "texts" / "config.json").write_text('{"data": {"found": {"words": "0123456789abcdef"}}}')
+    (tmp_path / "texts" / "config.json").write_text(
+        '{"data": {"found": {"words": "0123456789abcdef"}}}'
+    )
     (tmp_path / "world").mkdir()
     (tmp_path / "world" / "config.json").write_text('{"data": {"found": {"items": 3}}}')
     for name, error, said in (
@@ -382,9 +483,18 @@ def test_a_run_begins_with_the_best_parameters_of_another(finished, tmp_path):
         config.train.start_from = str(tmp_path / name)
         with pytest.raises(error, match=said):
             training.train(config, tmp_path / "other")
-    with pytest.raises(ValueError, match="start_from.*other parameters.*the same machine.*params/machine"):
+    with pytest.raises(
+        ValueError, match="start_from.*other parameters.*the same machine.*params/machine"
+    ):
         training.train(
-            tiny(**others, **{"machine.dim": 4, "train.start_from": str(finished[0]), "rehearsal.sampler": "uniform"}),
+            tiny(
+                **others,
+                **{
+                    "machine.dim": 4,
+                    "train.start_from": str(finished[0]),
+                    "rehearsal.sampler": "uniform",
+                },
+            ),
             tmp_path / "other",
         )
     assert not (tmp_path / "nowhere").exists()
@@ -406,7 +516,9 @@ def test_once_begun_a_run_needs_the_other_no_more(finished, tmp_path):
     stopped(tiny(), tmp_path / "late", "teacher step 5")  # of the model nothing is saved
     config.train.start_from = str(finished[0])
     stopped(config, tmp_path / "late", "model step 3")
-    assert json.loads((tmp_path / "late" / "config.json").read_text())["train"]["start_from"] == str(finished[0])
+    assert json.loads((tmp_path / "late" / "config.json").read_text())["train"][
+        "start_from"
+    ] == str(finished[0])
 
 
 def test_the_schedule_is_the_config_s(tmp_path):
@@ -447,7 +559,10 @@ def test_an_evaluation_that_was_written_but_not_saved_is_not_written_twice(finis
 
 
 def test_nothing_trained_cannot_be_tested(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"run has no checkpoint of the model: train first, with --mode=train"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"run has no checkpoint of the model: train first, with --mode=train",
+    ):
         training.evaluate_only(tiny(), tmp_path / "run")
 
 
@@ -467,12 +582,17 @@ def test_what_was_trained_can_be_asked(finished, tmp_path):
     items, mask = segment(users["items"], users["length"], 10)
     memory = machines.memorize(task.machine, params["machine"], items, mask).memory
     logits = task.answer(params, memory, users["query"], users["query_mask"])
-    assert auc(logits, users["target"], users["query_mask"]) == pytest.approx(finished[1][0]["test_auc"], abs=1e-6)
+    assert auc(logits, users["target"], users["query_mask"]) == pytest.approx(
+        finished[1][0]["test_auc"], abs=1e-6
+    )
     query = task.machine.embed(params["machine"], users["query"])
     read = task.machine.read(params["machine"], memory, query, users["query_mask"])
     np.testing.assert_array_equal(logits, heads.click(params["head"], read, query))
     assert sorted(workdir.rglob("*")) == before
-    with pytest.raises(FileNotFoundError, match=r"nowhere/config.json is not there: name a workdir that was trained"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"nowhere/config.json is not there: name a workdir that was trained",
+    ):
         training.trained(tmp_path / "nowhere")
 
 
@@ -481,7 +601,12 @@ def test_every_mapping_scores_alike_and_leaves_padding_out(tmp_path):
     run = stages.Run(config, tmp_path, make_source(config.data, 0), Preemption())
     stage = stages.model_stage(run)
     params, scored = stages.fresh_state(run, stage).params, []
-    for mapping, devices, model_devices in (("pmap", 1, 1), ("pmap", 2, 1), ("mesh", 2, 1), ("mesh", 4, 2)):
+    for mapping, devices, model_devices in (
+        ("pmap", 1, 1),
+        ("pmap", 2, 1),
+        ("mesh", 2, 1),
+        ("mesh", 4, 2),
+    ):
         how = dict(mapping=mapping, devices=devices, model_devices=model_devices)
         mapped = make_mapped(stage.task, make_optimizer(1e-3, 5.0), 0, **how)
         assert mapped.devices == devices // model_devices
@@ -492,7 +617,9 @@ def test_every_mapping_scores_alike_and_leaves_padding_out(tmp_path):
     assert np.std(first["scores"]) > 1e-3
     for got in scored[1:]:
         np.testing.assert_allclose(got.pop("scores"), first["scores"], rtol=0, atol=1e-6)
-        chex.assert_trees_all_equal(got, {name: value for name, value in first.items() if name != "scores"})
+        chex.assert_trees_all_equal(
+            got, {name: value for name, value in first.items() if name != "scores"}
+        )
 
 
 # ---- the cost
@@ -505,7 +632,11 @@ def dense(inputs: int, outputs: int) -> int:
 def transformer(d: int, tokens: int, attentions: int, layers: int = 1) -> int:
     """Positions; per layer attentions with their norms, a feed-forward of width 4 d with its norm; a last norm."""
     attention = 3 * dense(d, d) + d * d + 2 * d  # keys have no bias
-    return tokens * d + layers * (attentions * attention + dense(d, 4 * d) + dense(4 * d, d) + 2 * d) + 2 * d
+    return (
+        tokens * d
+        + layers * (attentions * attention + dense(d, 4 * d) + dense(4 * d, d) + 2 * d)
+        + 2 * d
+    )
 
 
 def test_explain_counts_what_one_counts_by_hand(monkeypatch):
@@ -522,7 +653,9 @@ def test_explain_counts_what_one_counts_by_hand(monkeypatch):
         "tokens": 2 * d,
         "familiar": dense(d, 1),
     }
-    monkeypatch.setattr(stages, "microbatch", None)  # eight CPU devices stand for accelerators, which hold all rows
+    monkeypatch.setattr(
+        stages, "microbatch", None
+    )  # eight CPU devices stand for accelerators, which hold all rows
     told = explain.explain(tiny())
     assert told["parameters"] == sum(parameters.values())
     assert told["memory_bytes_per_stream"] == 4 * slots * d + 4
@@ -535,11 +668,17 @@ def test_work_grows_linearly_with_the_stream_and_memory_not_at_all():
     costs = []
     for clicks in (100, 200, 300):
         stream = {"data.simulated.clicks_min": clicks, "data.simulated.clicks_max": clicks}
-        config = tiny(**stream, **{"machine.block": 2})  # a loop over blocks: its body is there once
+        config = tiny(
+            **stream, **{"machine.block": 2}
+        )  # a loop over blocks: its body is there once
         run, task, state, frozen, batch = shapes(config)
         assert batch.items.shape == (8, clicks // 10, 10)
         costs.append(explain.step_costs(run, stages.model_stage(run), state, frozen, batch))
-    assert len({cost["memory_bytes_per_stream"] for cost in costs}) == len({cost["parameters"] for cost in costs}) == 1
+    assert (
+        len({cost["memory_bytes_per_stream"] for cost in costs})
+        == len({cost["parameters"] for cost in costs})
+        == 1
+    )
     for name in ("flops_per_step", "matmul_flops_per_step"):
         one, two, three = (cost[name] for cost in costs)
         assert three - two == pytest.approx(two - one, rel=0.01) and two > 1.5 * one
@@ -550,7 +689,10 @@ def test_work_grows_linearly_with_the_stream_and_memory_not_at_all():
 REHEARSED = {"reason", "recollection", "familiarity"}
 VARIANTS = {  # name -> changes, the loss terms there are
     "as printed": ({}, REHEARSED),
-    "without rehearsal": ({"rehearsal.recollection": 0.0, "rehearsal.familiarity": 0.0}, {"reason"}),
+    "without rehearsal": (
+        {"rehearsal.recollection": 0.0, "rehearsal.familiarity": 0.0},
+        {"reason"},
+    ),
     "only recollection": ({"rehearsal.familiarity": 0.0}, {"reason", "recollection"}),
     "only familiarity": ({"rehearsal.recollection": 0.0}, {"reason", "familiarity"}),
     "random fragments": ({"rehearsal.sampler": "uniform"}, REHEARSED),
@@ -568,9 +710,15 @@ VARIANTS = {  # name -> changes, the loss terms there are
     "gru": ({"machine.kind": "gru"}, REHEARSED),
     "gru alone": (PLAIN | {"machine.history_sum": False}, {"reason"}),
     "buffer": ({"machine.kind": "buffer"}, REHEARSED),
-    "buffer of the latest 20": (PLAIN | {"machine.kind": "buffer", "machine.buffer_length": 20}, {"reason"}),
+    "buffer of the latest 20": (
+        PLAIN | {"machine.kind": "buffer", "machine.buffer_length": 20},
+        {"reason"},
+    ),
     "buffer of the mean": (PLAIN | {"machine.kind": "buffer", "machine.recent": 0}, {"reason"}),
-    "buffer of the latest": (PLAIN | {"machine.kind": "buffer", "machine.pooled": False}, {"reason"}),
+    "buffer of the latest": (
+        PLAIN | {"machine.kind": "buffer", "machine.pooled": False},
+        {"reason"},
+    ),
     "blocks of 2, computed again": ({"machine.block": 2, "machine.remat": True}, REHEARSED),
     "bfloat16": ({"train.compute_dtype": "bfloat16"}, REHEARSED),
     "2 hops": ({"reason.hops": 2}, REHEARSED),
@@ -579,7 +727,12 @@ VARIANTS = {  # name -> changes, the loss terms there are
     "dropout": ({"machine.dropout": 0.1}, REHEARSED),
     "against all items": ({"rehearsal.sampled_items": 0}, REHEARSED),
 }
-MIXED = {"machine.dropout": 0.1, "train.compute_dtype": "bfloat16", "machine.block": 3, "machine.remat": True}
+MIXED = {
+    "machine.dropout": 0.1,
+    "train.compute_dtype": "bfloat16",
+    "machine.block": 3,
+    "machine.remat": True,
+}
 STEPPED = {
     "segments of 8": PLAIN | {"data.segment_length": 8},
     "buffer": PLAIN | {"machine.kind": "buffer", "machine.buffer_length": 20},
@@ -600,7 +753,9 @@ def shapes(config):
     optimizer = stages.stage_optimizer(run, stage)
     state = jax.eval_shape(lambda: init_state(stage.task, optimizer, jax.random.key(0)))
     frozen = () if teacher is None else jax.eval_shape(teacher.init, jax.random.key(0))["sampler"]
-    data = train.batches(source, **stages.data_settings(run), batch_size=stage.batch_size, num_steps=1)
+    data = train.batches(
+        source, **stages.data_settings(run), batch_size=stage.batch_size, num_steps=1
+    )
     with contextlib.closing(data):
         return run, stage.task, state, frozen, next(data)
 

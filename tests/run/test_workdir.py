@@ -40,7 +40,11 @@ def test_second_process_is_told_who_holds_it_and_sigkill_frees_it(tmp_path, fork
 
 def test_released_at_the_end(tmp_path):
     for _ in range(2):
-        with lock(tmp_path), pytest.raises(RuntimeError, match=f"pid {os.getpid()}"), lock(tmp_path):
+        with (
+            lock(tmp_path),
+            pytest.raises(RuntimeError, match=f"pid {os.getpid()}"),
+            lock(tmp_path),
+        ):
             pass
 
 
@@ -88,7 +92,9 @@ def test_readers_share_a_workdir_but_not_with_a_writer(tmp_path):
     with lock(run), pytest.raises(RuntimeError, match=words), lock(run, reading=True):
         pass
     with lock(tmp_path / "run", reading=True), lock(tmp_path / "run", reading=True):
-        (tmp_path / "run" / "lock").write_text(f"pid {2**22 + 1} on {socket.gethostname()}\n")  # of one that is dead
+        (tmp_path / "run" / "lock").write_text(
+            f"pid {2**22 + 1} on {socket.gethostname()}\n"
+        )  # of one that is dead
         words = "another process, such as an evaluation: wait for it"
         with pytest.raises(RuntimeError, match=words), lock(tmp_path / "run"):
             pass
@@ -105,13 +111,18 @@ def test_reading_makes_nothing(tmp_path):
 def test_who_deletes_the_lock_file_frees_nothing(tmp_path, reading):
     with lock(tmp_path):
         (tmp_path / "lock").unlink()
-        with pytest.raises(RuntimeError, match="is held by another process"), lock(tmp_path, reading=reading):
+        with (
+            pytest.raises(RuntimeError, match="is held by another process"),
+            lock(tmp_path, reading=reading),
+        ):
             pass
     with lock(tmp_path, reading=reading):
         pass
 
 
-@pytest.mark.parametrize("files", [False, True], ids=["nothing can be locked", "files can be locked"])
+@pytest.mark.parametrize(
+    "files", [False, True], ids=["nothing can be locked", "files can be locked"]
+)
 def test_a_file_system_without_locks(tmp_path, monkeypatch, caplog, files):
     flock = fcntl.flock
 
@@ -158,7 +169,12 @@ def test_a_full_disk_is_named_and_the_lock_is_free_again(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", full)
-        with pytest.raises(OSError, match=r"lock: \d+ bytes could not be written \(no space is left\)"), lock(tmp_path):
+        with (
+            pytest.raises(
+                OSError, match=r"lock: \d+ bytes could not be written \(no space is left\)"
+            ),
+            lock(tmp_path),
+        ):
             pass
     with lock(tmp_path):
         pass

@@ -46,7 +46,10 @@ def served(tmp_path_factory):
 @pytest.mark.parametrize("rows, asked", [(3, 2), (1, 5)])
 def test_an_export_serves_without_the_library(served, tmp_path, rows, asked):
     rng = np.random.default_rng(rows)
-    items, query = rng.integers(0, ITEMS, (rows, 5, 7)).astype(np.int32), rng.integers(0, ITEMS, (rows, asked))
+    items, query = (
+        rng.integers(0, ITEMS, (rows, 5, 7)).astype(np.int32),
+        rng.integers(0, ITEMS, (rows, asked)),
+    )
     mask = np.arange(7) < rng.integers(0, 8, (rows, 5, 1))
     np.savez(tmp_path / "given.npz", items=items, mask=mask, query=query.astype(np.int32))
     line = [sys.executable, "-c", SERVER, served, tmp_path / "given.npz", tmp_path / "found.npz"]
@@ -54,7 +57,9 @@ def test_an_export_serves_without_the_library(served, tmp_path, rows, asked):
     found = np.load(tmp_path / "found.npz")
     stream = open_stream(TASK.machine, PARAMS["machine"], rows, N)
     for t in range(5):
-        stream = jax.jit(feed, static_argnums=0)(TASK.machine, PARAMS["machine"], stream, items[:, t], mask[:, t])
+        stream = jax.jit(feed, static_argnums=0)(
+            TASK.machine, PARAMS["machine"], stream, items[:, t], mask[:, t]
+        )
     memory = current_memory(TASK.machine, PARAMS["machine"], stream)
     expected = TASK.answer(PARAMS, memory, jnp.asarray(query), jnp.ones(query.shape, bool))
     np.testing.assert_allclose(found["scores"], expected, rtol=1e-4, atol=1e-5)
@@ -63,7 +68,12 @@ def test_an_export_serves_without_the_library(served, tmp_path, rows, asked):
 
 def test_the_loader_is_short_and_needs_little(served):
     text = (served / "live.py").read_text()
-    assert {*re.findall(r"^(?:import|from) (\w+)", text, re.M)} == {"json", "pathlib", "jax", "numpy"}
+    assert {*re.findall(r"^(?:import|from) (\w+)", text, re.M)} == {
+        "json",
+        "pathlib",
+        "jax",
+        "numpy",
+    }
     assert len([line for line in text.splitlines() if line and not line.startswith('"""')]) <= 20
 
 
@@ -94,7 +104,9 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
 
     pytest.importorskip("flatbuffers")
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"write.bin: [\d,]+ bytes could not be written \(no space is left\)"):
+    with pytest.raises(
+        OSError, match=r"write.bin: [\d,]+ bytes could not be written \(no space is left\)"
+    ):
         write_export(TASK, PARAMS, tmp_path / "served")
     assert not any(tmp_path.iterdir())
 

@@ -37,7 +37,12 @@ def clicks(folder):
 def stories(folder):
     shutil.copytree(FIXTURES / "babi" / "tasks_1-20_v1-2", folder / "data")
     (folder / "data" / "vectors.txt").write_text("mill 3.0 4.0 0.0\nwhere 0.0 0.0 5.0\n")
-    changes = {"data.name": "babi", "data.babi.tasks": "1", "data.buckets": 1, "data.vectors": "data/vectors.txt"}
+    changes = {
+        "data.name": "babi",
+        "data.babi.tasks": "1",
+        "data.buckets": 1,
+        "data.vectors": "data/vectors.txt",
+    }
     return tiny(**PLAIN, **FAST, **changes)
 
 
@@ -71,7 +76,11 @@ def test_a_model_answers_from_another_folder_when_its_data_are_gone(make, tmp_pa
     if make is texts:
         batch = next(iter(source.evaluation("test", 2)))
     else:
-        batch = next(eval_batches(source, "test", seed=0, batch_size=4, segment_length=config.data.segment_length))
+        batch = next(
+            eval_batches(
+                source, "test", seed=0, batch_size=4, segment_length=config.data.segment_length
+            )
+        )
     expected, described = answers(task, params, batch), describe(config.data, source)
     (home / "run").rename(away / "moved")
     monkeypatch.chdir(away)
@@ -79,10 +88,14 @@ def test_a_model_answers_from_another_folder_when_its_data_are_gone(make, tmp_pa
     model = rmjax.open_model("moved")
     np.testing.assert_array_equal(answers(model.task, model.params, batch), expected)
     assert model.description == described and model.vocabulary == tuple(source.vocabulary)
-    assert (model.ids is None) == (make is not clicks) and (described.vector_width == 3) == (make is stories)
+    assert (model.ids is None) == (make is not clicks) and (described.vector_width == 3) == (
+        make is stories
+    )
     if make is texts:
         ours = source.splits["test"].tokenizer
-        np.testing.assert_array_equal(model.tokenizer.encode("one and or"), ours.encode("one and or"))
+        np.testing.assert_array_equal(
+            model.tokenizer.encode("one and or"), ours.encode("one and or")
+        )
     if make is clicks:
         np.testing.assert_array_equal(model.ids, source.numbering)
         streams = model.streams()
@@ -114,7 +127,9 @@ def test_an_older_workdir_needs_its_data_once(tmp_path):
     with pytest.raises(FileNotFoundError, match="data.json is missing.*needed once.*--mode=eval"):
         rmjax.open_model(run)
     path.write_text(kept.replace('"max_items": ', '"max_items": 1'))
-    with pytest.raises(ValueError, match="data.json was changed after the run wrote it: .*--mode=eval"):
+    with pytest.raises(
+        ValueError, match="data.json was changed after the run wrote it: .*--mode=eval"
+    ):
         rmjax.open_model(run)
 
 

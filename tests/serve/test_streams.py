@@ -41,7 +41,9 @@ def offline():
         mask = np.arange(len(held)) < len(items)
         asked = np.zeros(8, np.int32)
         asked[: len(query)] = query
-        return np.asarray(scores(held.reshape(1, -1, N), mask.reshape(1, -1, N), asked[None]))[0, : len(query)]
+        return np.asarray(scores(held.reshape(1, -1, N), mask.reshape(1, -1, N), asked[None]))[
+            0, : len(query)
+        ]
 
     return answer
 
@@ -49,8 +51,12 @@ def offline():
 def same(store: Streams, histories: dict, seed: int = 0) -> None:
     rng = np.random.default_rng(seed)
     queries = [rng.integers(0, ITEMS, rng.integers(1, 8)) for _ in histories]
-    for user, query, found in zip(histories, queries, store.answer(list(histories), queries), strict=True):
-        np.testing.assert_allclose(found, offline()(histories[user], query), rtol=1e-4, atol=1e-5, err_msg=str(user))
+    for user, query, found in zip(
+        histories, queries, store.answer(list(histories), queries), strict=True
+    ):
+        np.testing.assert_allclose(
+            found, offline()(histories[user], query), rtol=1e-4, atol=1e-5, err_msg=str(user)
+        )
 
 
 @pytest.mark.parametrize("place", ["device", "files"])
@@ -60,7 +66,10 @@ def test_requests_of_many_users_and_lengths_are_answered_as_each_stream_alone(tm
     rng, histories = np.random.default_rng(0), {}
     for _ in range(12):
         users = [int(user) for user in rng.integers(0, 11, rng.integers(1, 8))]
-        items = [list(rng.integers(0, ITEMS, rng.choice([0, 1, 3, N, 2 * N + 1, 3 * N + 2]))) for _ in users]
+        items = [
+            list(rng.integers(0, ITEMS, rng.choice([0, 1, 3, N, 2 * N + 1, 3 * N + 2])))
+            for _ in users
+        ]
         store.write(users, items)
         for user, more in zip(users, items, strict=True):
             histories[user] = histories.get(user, []) + more
@@ -81,7 +90,11 @@ def test_forgotten_and_copied_streams():
     assert "a" not in store and len(store) == 5
     store.write(["a"], [[30]])
     store.write(["new", "newer"], [[31, 32], [33]])
-    same(store, {"b": [6, 7], "a": [30], "new": [31, 32], "newer": [33]} | dict.fromkeys("defg", [1, 2, 3, 4, 5]))
+    same(
+        store,
+        {"b": [6, 7], "a": [30], "new": [31, 32], "newer": [33]}
+        | dict.fromkeys("defg", [1, 2, 3, 4, 5]),
+    )
     with pytest.raises(ValueError, match="user 'g' has a stream already"):
         store.fork("b", ["x", "g"])
     for act in (lambda: store.fork("who", ["x"]), lambda: store.reset(["who"])):
@@ -144,7 +157,9 @@ def test_without_room_for_more_users_nothing_changes(monkeypatch):
     store, histories = streams(), {"ann": [1, 2], "bob": [3]}
     store.write(list(histories), list(histories.values()))
     with monkeypatch.context() as patch:
-        patch.setattr(store._store, "grow", lambda capacity: (_ for _ in ()).throw(MemoryError("full")))
+        patch.setattr(
+            store._store, "grow", lambda capacity: (_ for _ in ()).throw(MemoryError("full"))
+        )
         with pytest.raises(MemoryError):
             store.write(["eve"], [[9]])
     store.write(["dan"], [[5, 5]])
@@ -176,7 +191,9 @@ def test_a_disk_without_room_for_more_users_is_named(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "posix_fallocate", full)
-        with pytest.raises(OSError, match="4 streams need .* bytes in .*rows .No space left on device.: free space"):
+        with pytest.raises(
+            OSError, match="4 streams need .* bytes in .*rows .No space left on device.: free space"
+        ):
             store.write(["eve"], [[9]])
     store.write(["dan"], [[5]])
     same(store, histories | {"dan": [5]})
@@ -185,7 +202,9 @@ def test_a_disk_without_room_for_more_users_is_named(tmp_path, monkeypatch):
 def test_what_cannot_be_is_named_and_nothing_is_written(tmp_path):
     store = streams()
     store.write(["a"], [[1, 2]])
-    with pytest.raises(ValueError, match=f"user 'b': item {ITEMS} is none of the model's 0 .. {ITEMS - 1}"):
+    with pytest.raises(
+        ValueError, match=f"user 'b': item {ITEMS} is none of the model's 0 .. {ITEMS - 1}"
+    ):
         store.write(["a", "b"], [[3], [1, ITEMS]])
     same(store, {"a": [1, 2]})
     assert "b" not in store
@@ -195,7 +214,9 @@ def test_what_cannot_be_is_named_and_nothing_is_written(tmp_path):
     other = Streams(TASK, jax.tree.map(lambda x: x + 1, PARAMS), **SHAPES)
     with pytest.raises(ValueError, match="holds streams of another model .machine '"):
         other.load(tmp_path / "saved")
-    assert len(json.loads((tmp_path / "saved" / "manifest.json").read_text())["streams"]["users"]) == 1
+    assert (
+        len(json.loads((tmp_path / "saved" / "manifest.json").read_text())["streams"]["users"]) == 1
+    )
 
 
 def test_none_of_them_are_saved_too_and_numbers_of_numpy_are_numbers(tmp_path):
@@ -248,7 +269,11 @@ def test_under_load_every_request_is_served_in_its_user_s_order():
 
 
 def test_a_load_test_asks_about_kinds_where_there_are_some():
-    asked = [request for request in load_test.requests(1e4, 0.05, users=3, items=50, kinds=4) if not request.writes]
+    asked = [
+        request
+        for request in load_test.requests(1e4, 0.05, users=3, items=50, kinds=4)
+        if not request.writes
+    ]
     assert {int(each) for request in asked for each in request.ids} == {0, 1, 2, 3}
 
 

@@ -58,7 +58,9 @@ def test_a_user_who_could_not_be_saved_is_refused_before_anything_is_written(tmp
         lambda: store.reset([user]),
         lambda: store.fork("ann", [user]),
     ):
-        with pytest.raises(ValueError, match=rf"user .* is a {kind}: a user is a str or an int of 64 bits"):
+        with pytest.raises(
+            ValueError, match=rf"user .* is a {kind}: a user is a str or an int of 64 bits"
+        ):
             act()
     assert len(store) == 0
     store.write(["ann", np.str_("bob"), np.int64(7)], [[1], [2], [3]])
@@ -74,15 +76,23 @@ def test_a_str_in_the_place_of_a_list_and_lists_of_other_lengths_are_refused():
         lambda: store.reset("ann"),
         lambda: store.fork("ann", "bob"),
     ):
-        with pytest.raises(ValueError, match=r"users='(ann|bob)' is one user: give a list, as \['(ann|bob)'\]"):
+        with pytest.raises(
+            ValueError, match=r"users='(ann|bob)' is one user: give a list, as \['(ann|bob)'\]"
+        ):
             act()
-    with pytest.raises(ValueError, match=r"1 users, but 2 lists of items: give one list for each user"):
+    with pytest.raises(
+        ValueError, match=r"1 users, but 2 lists of items: give one list for each user"
+    ):
         store.write(["ann"], [[3], [4]])
     with pytest.raises(ValueError, match=r"2 users, but 1 lists of queries"):
         store.answer(["ann", "bob"], [[3]])
-    with pytest.raises(ValueError, match=r"user 'ann': items must be one flat list, got shape \(2, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"user 'ann': items must be one flat list, got shape \(2, 2\)"
+    ):
         store.write(["ann"], [[[3, 4], [5, 6]]])
-    with pytest.raises(ValueError, match="user 'ann': items must be one flat list of whole numbers"):
+    with pytest.raises(
+        ValueError, match="user 'ann': items must be one flat list of whole numbers"
+    ):
         store.write(["ann"], [[[3], [4, 5]]])
     assert len(store) == 0
 
@@ -92,7 +102,9 @@ def test_threads_get_what_one_after_the_other_gets(tmp_path, place):
     store, histories = store_in(place, tmp_path), {}
     rng = np.random.default_rng(0)
     for user in range(8):
-        histories[user] = [list(map(int, rng.integers(0, 50, rng.integers(1, N)))) for _ in range(4)]
+        histories[user] = [
+            list(map(int, rng.integers(0, 50, rng.integers(1, N)))) for _ in range(4)
+        ]
     begin = threading.Barrier(8)
 
     def serve(user: int) -> None:
@@ -115,7 +127,9 @@ def test_a_closed_store_refuses_every_call(tmp_path, place):
     store.close()  # a second time is no harm
     after = streams(folder=tmp_path / "rows") if place == "files" else None
     for act in CALLS.values():
-        with pytest.raises(RuntimeError, match="these streams are closed: open them again with Streams"):
+        with pytest.raises(
+            RuntimeError, match="these streams are closed: open them again with Streams"
+        ):
             act(store, tmp_path)
     if after is not None:
         same(after, {"ann": [1]})
@@ -165,18 +179,36 @@ def test_a_forked_child_refuses_every_call(tmp_path, place):
 
 
 HARMS = {
-    "two users of one slot": (lambda i: i.update(slots=[0, 0, 2]), r"slots\[1\] is 0, which is not one of its own"),
-    "a user twice": (lambda i: i.update(users=["ann", "ann", "cy"]), r"users\[1\] is 'ann', who is there twice"),
+    "two users of one slot": (
+        lambda i: i.update(slots=[0, 0, 2]),
+        r"slots\[1\] is 0, which is not one of its own",
+    ),
+    "a user twice": (
+        lambda i: i.update(users=["ann", "ann", "cy"]),
+        r"users\[1\] is 'ann', who is there twice",
+    ),
     "a slot below zero": (lambda i: i.update(slots=[0, -1, 2]), r"slots\[1\] is -1, .*0 \.\. 3"),
-    "a slot beyond": (lambda i: i.update(slots=[0, 1, 10**9]), r"slots\[2\] is 1000000000, .*0 \.\. 3"),
+    "a slot beyond": (
+        lambda i: i.update(slots=[0, 1, 10**9]),
+        r"slots\[2\] is 1000000000, .*0 \.\. 3",
+    ),
     "no slot": (lambda i: i.update(slots=[0, None, 2]), r"slots\[1\] is None"),
     "true": (lambda i: i.update(slots=[0, True, 2]), r"slots\[1\] is True"),
-    "a list as a user": (lambda i: i.update(users=["ann", ["bob"], "cy"]), r"users\[1\]: .*'bob'.* is a list"),
+    "a list as a user": (
+        lambda i: i.update(users=["ann", ["bob"], "cy"]),
+        r"users\[1\]: .*'bob'.* is a list",
+    ),
     "fewer slots": (lambda i: i.update(slots=[0, 1]), "3 users, but 2 slots"),
     "no users": (lambda i: i.pop("users"), "users is missing, or no list"),
     "capacity": (lambda i: i.update(capacity=10**9), r"\.bin has \d+ of \d+ bytes"),
-    "capacity and a slot": (lambda i: i.update(capacity=10**9, slots=[0, 1, 10**9 - 1]), r"\.bin has \d+ of \d+ bytes"),
-    "half a capacity": (lambda i: i.update(capacity=1.5), "capacity is 1.5: it must be a whole number from 1 on"),
+    "capacity and a slot": (
+        lambda i: i.update(capacity=10**9, slots=[0, 1, 10**9 - 1]),
+        r"\.bin has \d+ of \d+ bytes",
+    ),
+    "half a capacity": (
+        lambda i: i.update(capacity=1.5),
+        "capacity is 1.5: it must be a whole number from 1 on",
+    ),
     "a slot to erase": (lambda i: i.update(erase=[1]), r"erase\[0\] is 1"),
 }
 
@@ -261,7 +293,9 @@ def test_what_was_reset_is_gone_from_the_files(tmp_path):
     assert slots.read_bytes()[: 2 * size] == 2 * empty, "both rows are an empty stream's"
 
 
-def test_what_was_reset_is_gone_after_a_crash_between_the_index_and_the_erasure(tmp_path, monkeypatch):
+def test_what_was_reset_is_gone_after_a_crash_between_the_index_and_the_erasure(
+    tmp_path, monkeypatch
+):
     store = streams(folder=tmp_path, capacity=4)
     store.write(["ann", "bob"], [[41, 42, 43], [1]])
     store.reset(["ann"])
@@ -318,8 +352,14 @@ def put(name, place, value):
 
 
 STRANGE = {
-    "a user twice": (lambda _, about: about.update(users=["a", 7, "c", "a"]), r"users\[3\] is 'a', who is there twice"),
-    "a list as a user": (lambda _, about: about.update(users=["a", 7, ["c"], "d"]), r"users\[2\]: .* is a list"),
+    "a user twice": (
+        lambda _, about: about.update(users=["a", 7, "c", "a"]),
+        r"users\[3\] is 'a', who is there twice",
+    ),
+    "a list as a user": (
+        lambda _, about: about.update(users=["a", 7, ["c"], "d"]),
+        r"users\[2\]: .* is a list",
+    ),
     "no users": (lambda _, about: about.pop("users"), "users is missing, or no list"),
     "fewer users": (lambda _, about: about.update(users=["a", 7]), r"expected float32\[2, 4, 8\]"),
     "not a number": (put("memory/slots", (1, 2, 3), np.nan), "user 7: memory/slots holds nan"),
@@ -390,11 +430,16 @@ def test_a_full_disk_is_named_and_close_lets_go_of_the_folder(tmp_path, monkeypa
     store.flush()
     store.write(["bob"], [[2]])
     monkeypatch.setattr(np.memmap, "flush", fail)
-    with pytest.raises(OSError, match=r"rows.\S+\.bin: [\d,]+ bytes could not be written \(no space is left\): free"):
+    with pytest.raises(
+        OSError,
+        match=r"rows.\S+\.bin: [\d,]+ bytes could not be written \(no space is left\): free",
+    ):
         store.flush()
     monkeypatch.undo()
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match=r"index.json: \d+ bytes could not be written \(no space is left\): free"):
+    with pytest.raises(
+        OSError, match=r"index.json: \d+ bytes could not be written \(no space is left\): free"
+    ):
         store.close()
     monkeypatch.undo()
     same(streams(folder=tmp_path / "rows"), {"ann": [1]})
@@ -408,7 +453,9 @@ def test_paths_are_those_that_the_user_means(tmp_path, monkeypatch):
     store.save("~/saved")
     store.load("~/saved")
     store.close()
-    assert not Path("~").exists() and Path("saved").is_dir() and Path("rows", "index.json").is_file()
+    assert (
+        not Path("~").exists() and Path("saved").is_dir() and Path("rows", "index.json").is_file()
+    )
     with pytest.raises(ValueError, match="folder=gs://b/x is an address"):
         streams(folder="gs://b/x")
     other = streams()

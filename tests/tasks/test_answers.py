@@ -22,8 +22,16 @@ B, T, N, Q, W, A, C, F, ITEMS = 4, 6, 10, 3, 5, 7, 4, 5, 30
 WORDS = Questions("words", answer="class", classes=6, metric="accuracy")
 KINDS = {
     "words-class": (WORDS, ITEMS, {}),
-    "words-choice": (Questions("words", answer="choice", metric="mrr"), ITEMS, {"reason.head": "mlp"}),
-    "kind-class": (Questions("kind", kinds=5, answer="class", classes=6, metric="accuracy"), ITEMS, {}),
+    "words-choice": (
+        Questions("words", answer="choice", metric="mrr"),
+        ITEMS,
+        {"reason.head": "mlp"},
+    ),
+    "kind-class": (
+        Questions("kind", kinds=5, answer="class", classes=6, metric="accuracy"),
+        ITEMS,
+        {},
+    ),
     "features-class": (WORDS._replace(words=20), 0, {"rehearsal.sampled_items": 6}),
     "item-click-widths": (Questions(), ITEMS, {"machine.item_dim": 6, "machine.slot_dim": 4}),
 }
@@ -36,11 +44,17 @@ def built(name: str):
     if "machine.item_dim" in changes:
         changes = changes | {"machine.kind": "continual", "machine.subspaces": 2}
     config = tiny(**{"reason.hops": 2, "rehearsal.fragments": 2, **changes})
-    described = Description(num_items, T * N, questions=questions, feature_width=0 if num_items else F)
+    described = Description(
+        num_items, T * N, questions=questions, feature_width=0 if num_items else F
+    )
     task, teacher = tasks.make_task(config, described), tasks.make_teacher(config, described)
     params, frozen = noise(task.init), noise(teacher.init, 1)["sampler"]
     key = jax.random.key(0)
-    losses = jax.jit(lambda params, data: {k: v[1] for k, v in task.losses(params, frozen, (), data, key)[0].items()})
+    losses = jax.jit(
+        lambda params, data: {
+            k: v[1] for k, v in task.losses(params, frozen, (), data, key)[0].items()
+        }
+    )
     return task, params, frozen, losses, jax.jit(task.scores)
 
 
@@ -48,27 +62,37 @@ def data(name: str, seed: int = 0) -> Batch:
     """What is masked out holds other things for every seed; what is there does not."""
     questions, num_items, _ = KINDS[name]
     rng, fill = np.random.default_rng(0), np.random.default_rng(seed + 1)
-    ids = lambda top, *shape: rng.integers(0, top, shape).astype(np.int32)  # noqa: E731
+    ids = lambda top, *shape: rng.integers(0, top, shape).astype(np.int32)
 
     def masked(values, mask, top):
-        other = fill.integers(0, top, values.shape) if values.dtype == np.int32 else fill.normal(size=values.shape)
+        other = (
+            fill.integers(0, top, values.shape)
+            if values.dtype == np.int32
+            else fill.normal(size=values.shape)
+        )
         mask = mask.reshape(*mask.shape, *[1] * (values.ndim - mask.ndim))
         return np.where(mask, values, other).astype(values.dtype)
 
     item_mask = rng.random((B, T, N)) < 0.8
     item_mask[1, 3:] = False
-    items = ids(num_items, B, T, N) if num_items else rng.normal(size=(B, T, N, F)).astype(np.float32)
+    items = (
+        ids(num_items, B, T, N) if num_items else rng.normal(size=(B, T, N, F)).astype(np.float32)
+    )
     negatives = ids(num_items, B, 8) if num_items else rng.normal(size=(B, 8, F)).astype(np.float32)
     query_mask = np.arange(Q) < np.array([[3], [2], [3], [1]])
     word_mask = (np.arange(W) < rng.integers(1, W + 1, (B, Q, 1))) & query_mask[..., None]
     candidate_mask = np.arange(W) < rng.integers(1, W + 1, (B, A, 1))
     choice_mask = (np.arange(C) < rng.integers(2, C + 1, (B, Q, 1))) & query_mask[..., None]
-    top = {"item": num_items, "kind": questions.kinds, "words": questions.words or num_items}[questions.query]
+    top = {"item": num_items, "kind": questions.kinds, "words": questions.words or num_items}[
+        questions.query
+    ]
     words, choice = questions.query == "words", questions.answer == "choice"
     made = dict(
         items=masked(items, item_mask, num_items),
         item_mask=item_mask,
-        query=masked(ids(top, B, Q, W), word_mask, top) if words else masked(ids(top, B, Q), query_mask, top),
+        query=masked(ids(top, B, Q, W), word_mask, top)
+        if words
+        else masked(ids(top, B, Q), query_mask, top),
         query_mask=query_mask,
         target=masked(ids(2, B, Q), query_mask, 2),
         negative_items=negatives,
@@ -92,7 +116,9 @@ ALSO_RUN = (
 )  # whole runs of such questions are tests already
 
 
-@pytest.fixture(params=[pytest.param(k, marks=pytest.mark.slow if k in ALSO_RUN else ()) for k in KINDS])
+@pytest.fixture(
+    params=[pytest.param(k, marks=pytest.mark.slow if k in ALSO_RUN else ()) for k in KINDS]
+)
 def name(request):
     return request.param
 
@@ -100,7 +126,9 @@ def name(request):
 def test_padding_of_every_kind_changes_no_loss(name):
     _, params, _, losses, scores = built(name)
     first, other = data(name), data(name, 1)
-    assert any((x != y).any() for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(other), strict=True))
+    assert any(
+        (x != y).any() for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(other), strict=True)
+    )
     chex.assert_trees_all_equal(losses(params, first), losses(params, other))
     asked = np.asarray(first.query_mask)
     chex.assert_trees_all_equal(scores(params, first)[asked], scores(params, other)[asked])
@@ -110,12 +138,21 @@ def test_every_term_counts_what_is_there_and_has_a_gradient(name):
     task, params, frozen, losses, _ = built(name)
     batch = data(name)
     terms = losses(params, batch)
-    assert terms["reason"][1] == batch.query_mask.sum() and terms["recollection"][1] > 0 and terms["familiarity"][1] > 0
+    assert (
+        terms["reason"][1] == batch.query_mask.sum()
+        and terms["recollection"][1] > 0
+        and terms["familiarity"][1] > 0
+    )
 
     @jax.jit
     @jax.grad
     def slope(params):
-        return sum(total for _, (total, _) in task.losses(params, frozen, (), batch, jax.random.key(0))[0].values())
+        return sum(
+            total
+            for _, (total, _) in task.losses(params, frozen, (), batch, jax.random.key(0))[
+                0
+            ].values()
+        )
 
     found = slope(params)
     chex.assert_tree_all_finite(found)
@@ -129,9 +166,19 @@ def test_rows_and_questions_are_answered_each_for_itself(name):
     got, mask = scores(params, batch), np.asarray(batch.query_mask)
     permuted = scores(params, jax.tree.map(lambda x: x[order], batch))
     chex.assert_trees_all_close(permuted[mask[order]], got[order][mask[order]], atol=1e-5)
-    of_questions = ("query", "query_mask", "target", "position", "word_mask", "choices", "choice_mask")
+    of_questions = (
+        "query",
+        "query_mask",
+        "target",
+        "position",
+        "word_mask",
+        "choices",
+        "choice_mask",
+    )
     turned = {k: v[:, ::-1] for k in of_questions if (v := getattr(batch, k)) is not None}
-    chex.assert_trees_all_close(scores(params, batch.replace(**turned))[:, ::-1][mask], got[mask], atol=1e-5)
+    chex.assert_trees_all_close(
+        scores(params, batch.replace(**turned))[:, ::-1][mask], got[mask], atol=1e-5
+    )
 
 
 def test_an_answer_from_a_memory_is_that_of_the_batch(name):
@@ -152,11 +199,15 @@ def test_the_teacher_answers_from_the_question_too(name):
     """Of one segment it always finds the same, e; the rest of [e; q] is left to tell questions apart."""
     questions, num_items, changes = KINDS[name]
     described = Description(num_items, questions=questions, feature_width=0 if num_items else F)
-    teacher = tasks.make_teacher(tiny(**{k: v for k, v in changes.items() if "machine" not in k}), described)
+    teacher = tasks.make_teacher(
+        tiny(**{k: v for k, v in changes.items() if "machine" not in k}), described
+    )
     params, batch = noise(teacher.init, 2), data(name)
     one = batch.replace(item_mask=batch.item_mask.at[:, 1:].set(False), position=None)
     if questions.answer == "choice":  # the same ones for every question
-        one = one.replace(choices=one.choices[:, :1].repeat(Q, 1), choice_mask=jnp.ones_like(one.choice_mask))
+        one = one.replace(
+            choices=one.choices[:, :1].repeat(Q, 1), choice_mask=jnp.ones_like(one.choice_mask)
+        )
     scores = np.asarray(jax.jit(teacher.scores)(params, one))[0]
     scores = scores - scores[..., :1] if scores.ndim > 1 else scores
     assert np.abs(scores[0] - scores[1]).max() > 0.01
@@ -167,7 +218,11 @@ def test_the_teacher_is_asked_the_drawn_question():
     _, params, _, losses, _ = built("kind-class")
     batch = data("kind-class").replace(position=None)
     batch = batch.replace(query_mask=jnp.asarray([[False, True, False]] * B))
-    asked = [batch.replace(query=batch.query.at[:, which].set(kind)) for which in (0, 1) for kind in range(5)]
+    asked = [
+        batch.replace(query=batch.query.at[:, which].set(kind))
+        for which in (0, 1)
+        for kind in range(5)
+    ]
     drawn = [float(losses(params, one)["recollection"][0]) for one in asked]
     assert len(set(drawn[:5])) == 1 and len(set(drawn[5:])) > 1
 
@@ -198,7 +253,9 @@ def test_a_question_changes_the_order_of_its_candidates():
     """With one linear layer on [q; a] it could not, so that is refused."""
     _, params, _, _, scores = built("words-choice")
     batch = data("words-choice")
-    same = batch.replace(choices=jnp.broadcast_to(jnp.arange(C), (B, Q, C)), choice_mask=jnp.ones((B, Q, C), bool))
+    same = batch.replace(
+        choices=jnp.broadcast_to(jnp.arange(C), (B, Q, C)), choice_mask=jnp.ones((B, Q, C), bool)
+    )
     logits = np.asarray(scores(params, same))[0]
     differences = logits - logits[:, :1]
     assert np.abs(differences[0] - differences[1]).max() > 0.01
@@ -215,7 +272,12 @@ def test_frames_are_told_from_valid_frames_of_their_own_stream():
     @jax.jit
     def drawn():
         chosen = rehearsing.choose_segments(
-            dataclasses.replace(r, sampler="uniform"), keys, None, None, batch, batch.item_mask.any(-1)
+            dataclasses.replace(r, sampler="uniform"),
+            keys,
+            None,
+            None,
+            batch,
+            batch.item_mask.any(-1),
         )
         cut = rehearsing.cut_fragments(r, keys, batch, chosen)
         return cut, rehearsing.alternatives(r, task.machine, params, cut, batch, (key, keys))

@@ -22,7 +22,12 @@ from rmjax.tasks.rehearsing import Rehearsal
 from rmjax.types import Batch
 from tests.runs import lines, tiny
 
-FEW = {"train.steps": 4, "train.eval_every": 2, "rehearsal.sampler": "uniform", "machine.kind": "gru"}
+FEW = {
+    "train.steps": 4,
+    "train.eval_every": 2,
+    "rehearsal.sampler": "uniform",
+    "machine.kind": "gru",
+}
 
 
 def test_a_memory_that_is_never_written_gains_nothing(tmp_path, monkeypatch, caplog):
@@ -31,18 +36,27 @@ def test_a_memory_that_is_never_written_gains_nothing(tmp_path, monkeypatch, cap
     def ignored(config, source):
         machine = make(config, source)
         nothing = (jnp.zeros(()), jnp.zeros(()))
-        return machine._replace(write=lambda params, memory, features, mask, key=None: (memory, nothing))
+        return machine._replace(
+            write=lambda params, memory, features, mask, key=None: (memory, nothing)
+        )
 
     monkeypatch.setattr(tasks, "make_machine", ignored)
     rows = training.train(tiny(**FEW), tmp_path)
     valid = [line for line in lines(tmp_path) if line["kind"] == "valid"]
     for line in (*valid, rows[0]):
-        assert line["memory_gain_recollection"] == line["memory_gain_familiarity"] == line["memory_spread"] == 0
+        assert (
+            line["memory_gain_recollection"]
+            == line["memory_gain_familiarity"]
+            == line["memory_spread"]
+            == 0
+        )
     assert len(valid) == 2 and caplog.text.count("Rehearsal does not use the memory") == 2
 
 
 def test_a_run_without_rehearsal_has_no_gain(tmp_path):
-    rows = training.train(tiny(**FEW | {"rehearsal.recollection": 0.0, "rehearsal.familiarity": 0.0}), tmp_path)
+    rows = training.train(
+        tiny(**FEW | {"rehearsal.recollection": 0.0, "rehearsal.familiarity": 0.0}), tmp_path
+    )
     assert not any("memory" in name for line in lines(tmp_path) for name in line)
     assert not any("gain" in name for name in rows[0])
 
@@ -53,7 +67,11 @@ ITEMS, T, N, B = 64, 2, 5, 32
 def random_streams(seed: int) -> Batch:
     """Ten distinct items each, drawn from all: nothing but a memory can tell which."""
     rng = np.random.default_rng(seed)
-    items = np.stack([rng.permutation(ITEMS)[: T * N] for _ in range(B)]).reshape(B, T, N).astype(np.int32)
+    items = (
+        np.stack([rng.permutation(ITEMS)[: T * N] for _ in range(B)])
+        .reshape(B, T, N)
+        .astype(np.int32)
+    )
     return Batch(
         items=items,
         item_mask=np.ones(items.shape, bool),
@@ -70,8 +88,12 @@ def random_streams(seed: int) -> Batch:
 def stores_everything():
     """A buffer of all items, its decoder trained on whole masked fragments; -> the task and its parameters."""
     decoder = Decoder(Transformer(1, 2, 0.0))
-    rehearsal = Rehearsal(decoder, fragments=2, mask_ratio=1.0, sampled_items=0, familiarity=0.0, sampler="uniform")
-    machine = machines.make("buffer", ITEMS, dim=32, buffer_length=T * N, recent=T * N, pooled=False)
+    rehearsal = Rehearsal(
+        decoder, fragments=2, mask_ratio=1.0, sampled_items=0, familiarity=0.0, sampler="uniform"
+    )
+    machine = machines.make(
+        "buffer", ITEMS, dim=32, buffer_length=T * N, recent=T * N, pooled=False
+    )
     task = Reasoning(machine, Answers(Questions(), 32, 32), rehearsal, N, reason=0.0)
     optimizer = optax.adam(3e-3)
 
@@ -102,7 +124,9 @@ def test_a_memory_of_everything_gains_much(stores_everything):
 
 def test_rows_do_not_feel_each_other_and_padding_counts_for_nothing(stores_everything):
     task, params = stores_everything
-    task = dataclasses.replace(task, rehearsal=dataclasses.replace(task.rehearsal, familiarity=0.5, mask_ratio=0.5))
+    task = dataclasses.replace(
+        task, rehearsal=dataclasses.replace(task.rehearsal, familiarity=0.5, mask_ratio=0.5)
+    )
     own, other = random_streams(1), random_streams(2)
     together = jax.jit(task.rehearsals)(params, own, other)
     empty = other.replace(item_mask=other.item_mask & (np.arange(B) != 3)[:, None, None])

@@ -28,7 +28,8 @@ J = 6
 def drawn(negatives: str, **how):
     """-> task, parameters, batch, fragments, and what their items are told from."""
     task = recommendation(
-        small("gru").machine, rehearsal(negatives=negatives, sampled_items=J, sampler="uniform", **how)
+        small("gru").machine,
+        rehearsal(negatives=negatives, sampled_items=J, sampler="uniform", **how),
     )
     params, data, r = noise(task.init), batch(), task.rehearsal
 
@@ -36,7 +37,9 @@ def drawn(negatives: str, **how):
     def alternatives():
         segments = rehearsing.choose_segments(r, keys(4), None, None, data, data.item_mask.any(-1))
         cut = rehearsing.cut_fragments(r, keys(4, 1), data, segments)
-        return cut, rehearsing.alternatives(r, task.machine, params, cut, data, (jax.random.key(2), keys(4, 2)))
+        return cut, rehearsing.alternatives(
+            r, task.machine, params, cut, data, (jax.random.key(2), keys(4, 2))
+        )
 
     return task, params, data, *alternatives()
 
@@ -52,7 +55,10 @@ def ids_of(params, rows: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("negatives", ["stream", "partner"])
 def test_each_stream_has_its_own(negatives):
     _, params, data, cut, (_, others, same) = drawn(negatives)
-    ids, truth = ids_of(params, others)[:, 0], np.take_along_axis(*map(np.asarray, (cut.items, cut.hidden_at)), 2)
+    ids, truth = (
+        ids_of(params, others)[:, 0],
+        np.take_along_axis(*map(np.asarray, (cut.items, cut.hidden_at)), 2),
+    )
     outside = np.zeros(same.shape, bool)
     for row in range(4):
         own = np.asarray(data.items[row][np.asarray(data.item_mask[row])])
@@ -103,15 +109,21 @@ def test_masked_items_lie_in_runs(span):
 
 def test_a_run_begun_before_eq_5_was_a_sum_goes_on_as_a_mean(tmp_path):
     then = json.loads(configs.base().to_json())
-    now = json.loads(configs.base().to_json()) | {"rehearsal": then["rehearsal"] | {"sum_pairs": True}}
+    now = json.loads(configs.base().to_json()) | {
+        "rehearsal": then["rehearsal"] | {"sum_pairs": True}
+    }
     del then["rehearsal"]["sum_pairs"]
     with pytest.raises(ValueError, match=r"config\.rehearsal\.sum_pairs was False, now True"):
         kept.refuse_other(tmp_path, then, now)
 
 
-@pytest.mark.parametrize("schedule, factors", [("falling", (1.0, 0.5, 0.0)), ("rising", (0.0, 0.5, 1.0))])
+@pytest.mark.parametrize(
+    "schedule, factors", [("falling", (1.0, 0.5, 0.0)), ("rising", (0.0, 0.5, 1.0))]
+)
 def test_weights_change_over_the_steps(schedule, factors):
-    config = tiny(**{"rehearsal.schedule": schedule, "train.steps": 4, "rehearsal.sampler": "uniform"})
+    config = tiny(
+        **{"rehearsal.schedule": schedule, "train.steps": 4, "rehearsal.sampler": "uniform"}
+    )
     source = make_source(config.data, 0)
     task, optimizer = tasks.make_task(config, source), optax.sgd(0.0)
     stepped = jax.jit(step.make_train_step(task, optimizer, 0))
@@ -131,7 +143,9 @@ def test_pairs_are_summed_where_that_is_asked():
     for summed in (False, True):
         task, params, data, _, _ = drawn("uniform", sum_pairs=summed)
         found = jax.jit(
-            lambda task=task, params=params, data=data: task.losses(params, (), (), data, jax.random.key(0))
+            lambda task=task, params=params, data=data: task.losses(
+                params, (), (), data, jax.random.key(0)
+            )
         )()[0]
         terms[summed] = found["familiarity"][1]
     assert terms[True][0] == terms[False][0] and 0 < terms[True][1] <= 4 < terms[False][1]

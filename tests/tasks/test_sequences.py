@@ -26,7 +26,13 @@ from tests.runs import compilations_kept, lines, saved, tiny
 
 SMALL = {
     "model": dict(dim=8, layers=1, heads=2, dropout=0.5),
-    "memoria": dict(working=2, short_term_capacity=4, remind_short_term=2, remind_long_term=2, initial_lifespan=4.0),
+    "memoria": dict(
+        working=2,
+        short_term_capacity=4,
+        remind_short_term=2,
+        remind_long_term=2,
+        initial_lifespan=4.0,
+    ),
 }
 SORTING = SMALL | {
     "data.name": "sorting",
@@ -49,9 +55,16 @@ def books(folder, **changes):
     for name in "abcde":
         words = rng.choice(["one", "two", "three", "and", "or"], 300)
         (folder / "books" / f"{name}.txt").write_text(" ".join(words))
-    data = {"data.name": "books", "data.dir": str(folder / "books"), "data.cache_dir": str(folder / "cache")}
+    data = {
+        "data.name": "books",
+        "data.dir": str(folder / "books"),
+        "data.cache_dir": str(folder / "cache"),
+    }
     return tiny(
-        **SMALL | data | {"data.segment_length": 16, "data.segments": 2, "data.text.reset_segments": 7} | changes
+        **SMALL
+        | data
+        | {"data.segment_length": 16, "data.segments": 2, "data.text.reset_segments": 7}
+        | changes
     )
 
 
@@ -71,17 +84,23 @@ def test_sorting_is_asked_of_the_last_tokens(kind):
     task = tasks.make_task(config, source)
     assert task.silent == 70 // 24
     params = jax.jit(task.init)(jax.random.key(0))
-    batch = next(batches(source, "train", seed=0, batch_size=4, segment_length=24, negatives=1, num_steps=1))
+    batch = next(
+        batches(source, "train", seed=0, batch_size=4, segment_length=24, negatives=1, num_steps=1)
+    )
 
     @jax.jit
     def at_once(params):
-        each = lambda hidden, _: task.model.logits(params, hidden)  # noqa: E731
-        return unroll(task.model, params, task.memory(params, 4), batch.items, batch.item_mask, each)[1]
+        each = lambda hidden, _: task.model.logits(params, hidden)
+        return unroll(
+            task.model, params, task.memory(params, 4), batch.items, batch.item_mask, each
+        )[1]
 
     logits = at_once(params)
     flat = logits.swapaxes(0, 1).reshape(4, -1, 21)
     np.testing.assert_allclose(jax.jit(task.scores)(params, batch), flat[:, 70:90], atol=1e-5)
-    np.testing.assert_array_equal(batch.items.reshape(4, -1)[:, 71:90], batch.target[:, :-1])  # what comes next
+    np.testing.assert_array_equal(
+        batch.items.reshape(4, -1)[:, 71:90], batch.target[:, :-1]
+    )  # what comes next
 
 
 def test_a_memory_of_working_engrams_alone_is_trained():
@@ -89,8 +108,10 @@ def test_a_memory_of_working_engrams_alone_is_trained():
     config = tiny(**SORTING, **{"memoria.remind_short_term": 0, "memoria.remind_long_term": 0})
     source = make_source(config.data, 0)
     task = tasks.make_task(config, source)
-    batch = next(batches(source, "train", seed=0, batch_size=2, segment_length=24, negatives=1, num_steps=1))
-    loss = lambda params: task.losses(params, (), (), batch, jax.random.key(1))[0]["reason"][1][0]  # noqa: E731
+    batch = next(
+        batches(source, "train", seed=0, batch_size=2, segment_length=24, negatives=1, num_steps=1)
+    )
+    loss = lambda params: task.losses(params, (), (), batch, jax.random.key(1))[0]["reason"][1][0]
     gradient = jax.jit(jax.grad(loss))(jax.jit(task.init)(jax.random.key(0)))
     chex.assert_tree_all_finite(gradient)
     assert optax.tree.norm(gradient["abstractor"]) > 0
@@ -129,7 +150,8 @@ def test_a_run_over_texts_stopped_within_one_goes_on_bit_for_bit(whole):
     chex.assert_trees_all_equal(one, other)  # memories included
     assert rows == table == json.loads((folder / "whole" / "results.json").read_text())
     assert set(rows[0]) == {"memory"} | {
-        f"test_{name}" for name in ("perplexity", "segment_perplexity", "word_perplexity", "bits_per_character")
+        f"test_{name}"
+        for name in ("perplexity", "segment_perplexity", "word_perplexity", "bits_per_character")
     }
 
 
@@ -145,12 +167,16 @@ def test_the_loss_is_that_of_one_long_call(tmp_path):
         found, carry = measure(params, carry, source.batch("train", step, 2))
         parts.append(found["nats"])
     every = [source.batch("train", step, 2) for step in range(steps)]
-    join = lambda name: np.concatenate([getattr(batch, name) for batch in every], 1)  # noqa: E731
-    whole = every[0].replace(**{name: join(name) for name in ("items", "item_mask", "query_mask", "target", "reset")})
+    join = lambda name: np.concatenate([getattr(batch, name) for batch in every], 1)
+    whole = every[0].replace(
+        **{name: join(name) for name in ("items", "item_mask", "query_mask", "target", "reset")}
+    )
     found, after = measure(params, task.memory(params, 2), whole)
     np.testing.assert_allclose(np.concatenate(parts, 1), found["nats"], rtol=1e-4)
     chex.assert_trees_all_close(after, carry, rtol=1e-4, atol=1e-5)
-    assert np.isclose(found["nats"].sum() / found["tokens"].sum(), np.log(256), rtol=0.02)  # untrained
+    assert np.isclose(
+        found["nats"].sum() / found["tokens"].sum(), np.log(256), rtol=0.02
+    )  # untrained
 
 
 @pytest.mark.parametrize(
@@ -160,14 +186,18 @@ def test_a_step_over_devices_is_the_step_of_one(tmp_path, how):
     config = books(tmp_path, **{"model.kind": "transformer_xl"})
     source = make_source(config.data, 0)
     task = tasks.make_task(config, source)
-    state = jax.jit(lambda key: train.init_state(task, make_optimizer(1e-3, 5.0), key))(jax.random.key(0))
+    state = jax.jit(lambda key: train.init_state(task, make_optimizer(1e-3, 5.0), key))(
+        jax.random.key(0)
+    )
     carry = jax.device_get(task.memory(state.params, 4))
     results = []
     for settings in (dict(devices=1), how):
         mapped = make_mapped(task, make_optimizer(1e-3, 5.0), 0, **settings)
         now, carried = mapped.put(jax.device_get(state)), mapped.put_carry(carry)
         for step in range(3):
-            now, carried, metrics = mapped.train_step(now, carried, mapped.put(()), source.batch("train", step, 4))
+            now, carried, metrics = mapped.train_step(
+                now, carried, mapped.put(()), source.batch("train", step, 4)
+            )
         remembered = mapped.get_carry(carried)
         found, _ = mapped.measure(now.params, carried, source.batch("train", 3, 4))
         results.append((mapped.get(metrics), remembered, found))
@@ -182,7 +212,9 @@ def test_perplexities_by_hand():
     found = scoring.perplexities(Text(), nats, tokens)
     mean = 12 / 10
     assert found["perplexity"] == pytest.approx(np.exp(mean))
-    assert found["segment_perplexity"] == pytest.approx((np.exp(1.0) + np.exp(2.0) + np.exp(0.8)) / 3)
+    assert found["segment_perplexity"] == pytest.approx(
+        (np.exp(1.0) + np.exp(2.0) + np.exp(0.8)) / 3
+    )
     assert found["word_perplexity"] == pytest.approx(np.exp(mean * 120 / 30))
     assert found["bits_per_character"] == pytest.approx(mean * 1.2 / np.log(2))
     Text.tokenizer = make_tokenizer("words", ["a b"])  # which tells nothing of white space
@@ -190,7 +222,11 @@ def test_perplexities_by_hand():
 
 
 def test_the_rate_rises_and_falls_linearly():
-    optimizer, params, sizes = make_optimizer(0.1, 0, schedules.build("linear", 8), 2), jnp.zeros(1), []
+    optimizer, params, sizes = (
+        make_optimizer(0.1, 0, schedules.build("linear", 8), 2),
+        jnp.zeros(1),
+        [],
+    )
     state = optimizer.init(params)
     for _ in range(11):
         updates, state = optimizer.update(jnp.ones(1), state, params)
@@ -211,9 +247,14 @@ def test_probing_tells_how_old_reminded_engrams_are(whole, tmp_path):
         for t in range(2):
             state = step(params, state, batch.items[:, t], batch.item_mask[:, t])[1]
             seen = jax.tree.map(np.asarray, state.record)
-            chosen, old = seen.reminded & (seen.kind == memoria.LONG_TERM), len(ages) - 1 - seen.serial // 2
+            chosen, old = (
+                seen.reminded & (seen.kind == memoria.LONG_TERM),
+                len(ages) - 1 - seen.serial // 2,
+            )
             ages.append(
-                np.mean([old[i][chosen[i]].mean() for i in range(rows) if chosen[i].any()]) if chosen.any() else None
+                np.mean([old[i][chosen[i]].mean() for i in range(rows) if chosen[i].any()])
+                if chosen.any()
+                else None
             )
     assert len(ages) > config.data.text.reset_segments and ages[0] is None and ages[-1] is not None
     assert [age is None for age in ages] == [age is None for age in found["mean_age"]]
@@ -227,7 +268,9 @@ def test_a_model_begins_with_a_released_checkpoint(tmp_path):
     sizes = gpt2.Sizes(vocabulary=256, positions=40, dim=8, layers=1, heads=2)
     body = gpt2.make(sizes).init(jax.random.key(3))
     huggingface.write(tmp_path / "gpt2", body, "gpt2")
-    says = dict(vocab_size=256, n_positions=40, n_embd=8, n_layer=1, n_head=2) | {"model_type": "gpt2"}
+    says = dict(vocab_size=256, n_positions=40, n_embd=8, n_layer=1, n_head=2) | {
+        "model_type": "gpt2"
+    }
     says |= dict(resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1)
     (tmp_path / "gpt2" / "config.json").write_text(json.dumps(says))
     config = books(tmp_path, **{"model.pretrained": str(tmp_path / "gpt2")})
@@ -235,7 +278,9 @@ def test_a_model_begins_with_a_released_checkpoint(tmp_path):
         params = stages.fresh_state(run, stages.model_stage(run)).params
     np.testing.assert_array_equal(params["wte"], body["wte"])
     np.testing.assert_array_equal(params["wpe"], body["wpe"][:16])  # segments of 16
-    np.testing.assert_array_equal(params["h_0"]["mlp"]["c_fc"]["kernel"], body["h_0"]["mlp"]["c_fc"]["kernel"])
+    np.testing.assert_array_equal(
+        params["h_0"]["mlp"]["c_fc"]["kernel"], body["h_0"]["mlp"]["c_fc"]["kernel"]
+    )
     assert "abstractor" in params and "abstractor" not in body
     other = books(tmp_path, **{"model.pretrained": str(tmp_path / "gpt2"), "model.heads": 4})
     says_two = pytest.raises(ValueError, match="config.model.heads = 4, but .*gpt2 has 2")
@@ -248,7 +293,9 @@ def test_only_a_tokenizer_that_is_larger_than_the_table_is_refused(tmp_path, row
     config = configs.base()
     config.data.segment_length, config.model.pretrained = 16, str(tmp_path)
     config.model.update(kind="transformer", dim=8, layers=1, heads=2)
-    released = gpt2.make(gpt2.Sizes(vocabulary=rows, positions=16, dim=8, layers=1, heads=2)).init(jax.random.key(3))
+    released = gpt2.make(gpt2.Sizes(vocabulary=rows, positions=16, dim=8, layers=1, heads=2)).init(
+        jax.random.key(3)
+    )
     huggingface.write(tmp_path, released, "gpt2")
     says = dict(vocab_size=rows, n_positions=16, n_embd=8, n_layer=1, n_head=2)
     (tmp_path / "config.json").write_text(json.dumps(says))
@@ -256,7 +303,8 @@ def test_only_a_tokenizer_that_is_larger_than_the_table_is_refused(tmp_path, row
     params = model.init(jax.random.key(0))
     if not fits:
         with pytest.raises(
-            ValueError, match="data.text.tokenizer: has 300 tokens, but .* has rows for 299: take its own"
+            ValueError,
+            match="data.text.tokenizer: has 300 tokens, but .* has rows for 299: take its own",
         ):
             tasks.sequences.pretrained(config, params)
         return
@@ -266,26 +314,41 @@ def test_only_a_tokenizer_that_is_larger_than_the_table_is_refused(tmp_path, row
 
 
 @pytest.mark.parametrize(
-    "changes, field", [(dict(eps=1e-12), "layer_norm_eps = 1e-12"), (dict(pad=0), "pad_token_id = 0")]
+    "changes, field",
+    [(dict(eps=1e-12), "layer_norm_eps = 1e-12"), (dict(pad=0), "pad_token_id = 0")],
 )
 def test_a_checkpoint_of_other_norms_or_positions_is_refused(tmp_path, monkeypatch, changes, field):
     config = configs.base()
-    config.data.name, config.data.segment_length, config.model.pretrained = "hyperpartisan", 16, "~/roberta"
+    config.data.name, config.data.segment_length, config.model.pretrained = (
+        "hyperpartisan",
+        16,
+        "~/roberta",
+    )
     config.model.update(kind="roberta", dim=8, layers=1, heads=2)
     settings = CLASSIFIERS.settings("roberta", config.model)
     sizes = roberta.sizes_of(settings, tasks.sequences.context_of(config, 30))
     params = bert.make_classifier(sizes, 2).init(jax.random.key(0))
     monkeypatch.setenv("HOME", str(tmp_path))
     huggingface.write(tmp_path / "roberta", params, "roberta")
-    says = dict(model_type="roberta", vocab_size=30, max_position_embeddings=18, type_vocab_size=1, hidden_size=8)
-    says |= dict(num_hidden_layers=1, num_attention_heads=2, hidden_dropout_prob=0.1, intermediate_size=32)
-    write = lambda eps=1e-5, pad=1: (tmp_path / "roberta" / "config.json").write_text(  # noqa: E731
+    says = dict(
+        model_type="roberta",
+        vocab_size=30,
+        max_position_embeddings=18,
+        type_vocab_size=1,
+        hidden_size=8,
+    )
+    says |= dict(
+        num_hidden_layers=1, num_attention_heads=2, hidden_dropout_prob=0.1, intermediate_size=32
+    )
+    write = lambda eps=1e-5, pad=1: (tmp_path / "roberta" / "config.json").write_text(
         json.dumps(says | dict(layer_norm_eps=eps, pad_token_id=pad))
     )
     write()
     chex.assert_trees_all_equal(tasks.sequences.pretrained(config, params), params)
     write(**changes)
-    with pytest.raises(ValueError, match=f"roberta/config.json has {field}, and our roberta is made for"):
+    with pytest.raises(
+        ValueError, match=f"roberta/config.json has {field}, and our roberta is made for"
+    ):
         tasks.sequences.pretrained(config, params)
 
 

@@ -23,7 +23,9 @@ def jitted(sampler: str = "teacher", **settings):
     task = recommendation(small("gru").machine, rehearsal(sampler=sampler, **settings))
     params, frozen = noise(task.init), teacher()[1]["sampler"]
     losses = jax.jit(
-        lambda data, key: {name: term[1] for name, term in task.losses(params, frozen, (), data, key)[0].items()}
+        lambda data, key: {
+            name: term[1] for name, term in task.losses(params, frozen, (), data, key)[0].items()
+        }
     )
     return losses, jax.jit(lambda data: task.scores(params, data))
 
@@ -33,7 +35,9 @@ def rows(data, index):
 
 
 def test_each_term_has_its_weight_and_none_is_computed_in_vain():
-    task = recommendation(small("gru").machine, rehearsal(recollection=0.3, familiarity=0.7), reason=2.0)
+    task = recommendation(
+        small("gru").machine, rehearsal(recollection=0.3, familiarity=0.7), reason=2.0
+    )
     weights = {}
 
     def losses(task, params):
@@ -59,12 +63,16 @@ def test_every_term_counts_what_there_is():
     segments = np.asarray(data.item_mask.any(-1).sum(-1))
     found = np.minimum(-(-segments // 2), 2) + np.minimum(segments // 2, 2)  # two of each half
     assert (
-        segments.min() < 4 and terms["reason"][1] == data.query_mask.sum() and terms["recollection"][1] == found.sum()
+        segments.min() < 4
+        and terms["reason"][1] == data.query_mask.sum()
+        and terms["recollection"][1] == found.sum()
     )
     assert 0 < terms["familiarity"][1] <= found.sum()
     full = data.replace(item_mask=jnp.ones_like(data.item_mask))
     assert jitted()[0](full, jax.random.key(0))["familiarity"][1] == 4 * 4
-    none = jitted()[0](data.replace(negative_mask=jnp.zeros_like(data.negative_mask)), jax.random.key(0))
+    none = jitted()[0](
+        data.replace(negative_mask=jnp.zeros_like(data.negative_mask)), jax.random.key(0)
+    )
     assert none["familiarity"][1] == 0 and none["recollection"][1] == found.sum()
 
 
@@ -72,7 +80,9 @@ def test_a_row_without_questions_or_items_counts_for_nothing():
     data, losses, key = batch(position=True), jitted()[0], jax.random.key(0)
     without = data.replace(query_mask=data.query_mask.at[0].set(False))
     garbage = without.replace(
-        items=data.items.at[0].set(3), query=data.query.at[0].set(-1), target=data.target.at[0].set(9)
+        items=data.items.at[0].set(3),
+        query=data.query.at[0].set(-1),
+        target=data.target.at[0].set(9),
     )
     chex.assert_trees_all_equal(losses(garbage, key), losses(without, key))
     empty = losses(data.replace(item_mask=data.item_mask & False), key)
@@ -87,12 +97,16 @@ def test_nothing_after_the_question_is_rehearsed(sampler):
     data = data.replace(position=jnp.broadcast_to(jnp.array([3, 1, 5, 0])[:, None], (4, 2)))
     later = jnp.arange(8)[:, None] >= data.position[:, :1, None]
     other = data.replace(
-        items=jnp.where(later, (data.items + 17) % ITEMS, data.items), item_mask=jnp.where(later, True, data.item_mask)
+        items=jnp.where(later, (data.items + 17) % ITEMS, data.items),
+        item_mask=jnp.where(later, True, data.item_mask),
     )
     for seed in range(5):
         one, two = (losses(x, jax.random.key(seed)) for x in (data, other))
         chex.assert_trees_all_equal(one, two)
-    assert one["recollection"][1] == jnp.minimum(4, (data.item_mask.any(-1) & ~later[..., 0]).sum(-1)).sum()
+    assert (
+        one["recollection"][1]
+        == jnp.minimum(4, (data.item_mask.any(-1) & ~later[..., 0]).sum(-1)).sum()
+    )
 
 
 def test_answers_at_a_position_are_those_of_the_stream_cut_there():
@@ -100,7 +114,9 @@ def test_answers_at_a_position_are_those_of_the_stream_cut_there():
     got = scores(data)
     for q in range(2):
         before = jnp.arange(8)[:, None] < data.position[:, q, None, None]
-        cut = data.replace(item_mask=data.item_mask & before, position=jnp.full_like(data.position, 8))
+        cut = data.replace(
+            item_mask=data.item_mask & before, position=jnp.full_like(data.position, 8)
+        )
         chex.assert_trees_all_close(got[:, q], scores(cut)[:, q], atol=1e-5)
     at_the_end = scores(data.replace(position=jnp.full_like(data.position, 8)))
     chex.assert_trees_all_close(at_the_end, scores(data.replace(position=None)), atol=1e-5)
@@ -108,7 +124,9 @@ def test_answers_at_a_position_are_those_of_the_stream_cut_there():
 
 def test_questions_of_one_memory_are_answered_each_for_itself():
     scores, data = jitted()[1], batch()
-    chex.assert_trees_all_close(scores(data)[:, ::-1], scores(data.replace(query=data.query[:, ::-1])), atol=1e-6)
+    chex.assert_trees_all_close(
+        scores(data)[:, ::-1], scores(data.replace(query=data.query[:, ::-1])), atol=1e-6
+    )
     beside = scores(data.replace(query=data.query.at[:, 1].set(2**31 - 1)))
     chex.assert_trees_all_equal(beside[:, 0], scores(data)[:, 0])
 
@@ -132,7 +150,10 @@ def test_losses_are_drawn_from_key_and_example():
         losses(data, jax.random.key(1)),
         losses(data.replace(example_id=data.example_id + 1), jax.random.key(0)),
     ):
-        assert one["recollection"][0] != other["recollection"][0] and one["familiarity"][0] != other["familiarity"][0]
+        assert (
+            one["recollection"][0] != other["recollection"][0]
+            and one["familiarity"][0] != other["familiarity"][0]
+        )
         assert one["reason"] == other["reason"]  # this machine draws nothing
 
 
@@ -144,7 +165,9 @@ def test_the_drawn_question_is_an_asked_one_and_every_one_comes():
     counts = [losses(asked, jax.random.key(seed))["recollection"][1] for seed in range(8)]
     assert len(set(map(float, counts))) == 1 and counts[0] > 0
     both = data.replace(query_mask=jnp.ones((4, 2), bool))
-    assert len({float(losses(both, jax.random.key(seed))["recollection"][1]) for seed in range(8)}) > 2
+    assert (
+        len({float(losses(both, jax.random.key(seed))["recollection"][1]) for seed in range(8)}) > 2
+    )
 
 
 def test_the_teacher_sees_only_what_lies_before_the_question():
@@ -153,7 +176,9 @@ def test_the_teacher_sees_only_what_lies_before_the_question():
     got = scores(data)
     for q in range(2):
         later = jnp.arange(8)[:, None] >= data.position[:, q, None, None]
-        other = data.replace(items=jnp.where(later, 1, data.items), item_mask=data.item_mask | later)
+        other = data.replace(
+            items=jnp.where(later, 1, data.items), item_mask=data.item_mask | later
+        )
         np.testing.assert_array_equal(scores(other)[:, q], got[:, q])
     assert (scores(data.replace(items=data.items + 1)) != got).any()
 
@@ -164,12 +189,19 @@ def test_what_the_teacher_attends_to_most_is_rehearsed():
     params, frozen = noise(task.init), jax.tree.map(jnp.zeros_like, teacher()[1]["sampler"])
     items = jnp.zeros_like(data.items).at[:, jnp.array([2, 7])].set(1)
     data = data.replace(items=items, item_mask=jnp.ones_like(data.item_mask))
-    frozen |= {"embed": frozen["embed"].at[1].set(1.0), "fragment": jnp.eye(8), "score": jnp.ones(8)}
+    frozen |= {
+        "embed": frozen["embed"].at[1].set(1.0),
+        "fragment": jnp.eye(8),
+        "score": jnp.ones(8),
+    }
     decoder = Spy(task.rehearsal.decoder)
     task = recommendation(small("gru").machine, rehearsal(decoder, fragments=2))
-    x = jax.jit(lambda: (task.losses(params, frozen, (), data, jax.random.key(0)), decoder.seen["x"])[1])()
+    x = jax.jit(
+        lambda: (task.losses(params, frozen, (), data, jax.random.key(0)), decoder.seen["x"])[1]
+    )()
     chex.assert_trees_all_equal(
-        x[:, :2], jnp.broadcast_to(task.machine.embed(params["machine"], jnp.array(1)), (4, 2, 4, 8))
+        x[:, :2],
+        jnp.broadcast_to(task.machine.embed(params["machine"], jnp.array(1)), (4, 2, 4, 8)),
     )
 
 
@@ -179,9 +211,15 @@ def test_a_second_step_compiles_nothing_and_gradients_are_finite_without_anythin
     step = jax.jit(make_train_step(task, optimizer, seed=0))
     frozen, data = teacher()[1]["sampler"], batch(position=True)
     state = jax.eval_shape(lambda: init_state(task, optimizer, jax.random.key(0)))
-    state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state).replace(params=noise(task.init))
+    state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state).replace(
+        params=noise(task.init)
+    )
     for index, batch_ in enumerate(
-        (data, data.replace(position=data.position * 0), data.replace(query_mask=data.query_mask & False))
+        (
+            data,
+            data.replace(position=data.position * 0),
+            data.replace(query_mask=data.query_mask & False),
+        )
     ):
         after, _, metrics = step(state, (), frozen, batch_)
         chex.assert_trees_all_equal_shapes_and_dtypes(state, after)
@@ -198,7 +236,10 @@ def test_a_loss_of_the_machine_itself_counts_with_its_weight():
     def write(params, memory, features, mask, key=None):
         new, _ = base.write(params, memory, features, mask, key)
         alive = mask.any(-1)
-        return new, (jnp.where(alive, memory.segments + 1.0, 0.0).sum(), alive.sum().astype(jnp.float32))
+        return new, (
+            jnp.where(alive, memory.segments + 1.0, 0.0).sum(),
+            alive.sum().astype(jnp.float32),
+        )
 
     machine = base._replace(write=write, has_loss=True)
     plain = rehearsal(recollection=0.0, familiarity=0.0)
@@ -207,5 +248,12 @@ def test_a_loss_of_the_machine_itself_counts_with_its_weight():
     terms, _ = task.losses(params, (), (), data, jax.random.key(0))
     weight, (total, count) = terms["machine"]
     segments = np.asarray(data.item_mask).any(-1).sum(1)
-    assert weight == 0.25 and count == segments.sum() and total == (segments * (segments + 1) / 2).sum()
-    assert "machine" not in recommendation(base, plain).losses(params, (), (), data, jax.random.key(0))[0]
+    assert (
+        weight == 0.25
+        and count == segments.sum()
+        and total == (segments * (segments + 1) / 2).sum()
+    )
+    assert (
+        "machine"
+        not in recommendation(base, plain).losses(params, (), (), data, jax.random.key(0))[0]
+    )

@@ -31,7 +31,11 @@ FAST = PLAIN | {
 def card(tmp_path):
     def make(name: str, **changes):
         where = {"data.name": name, "data.dir": str(FIXTURES / FOLDERS.get(name, name))}
-        where |= {"data.cache_dir": str(tmp_path / "cache"), "data.segment_length": 15, "data.babi.tasks": "1,3"}
+        where |= {
+            "data.cache_dir": str(tmp_path / "cache"),
+            "data.segment_length": 15,
+            "data.babi.tasks": "1,3",
+        }
         if name == "activitynet":
             where["data.activitynet.features"] = frames(tmp_path / "frames")
         return tiny(**FAST | where | changes)
@@ -82,7 +86,12 @@ def test_another_vocabulary_is_refused(card, tmp_path):
 def test_words_begin_as_the_vectors_of_a_file(card, tmp_path):
     known = {"where": [3.0, 4.0, 0.0], "mill": [0.0, 0.0, 5.0]}
     path = tmp_path / "vectors.txt"
-    path.write_text("".join(f"{word} {' '.join(map(str, row))}\n" for word, row in {**known, "xyz": [1, 1, 1]}.items()))
+    path.write_text(
+        "".join(
+            f"{word} {' '.join(map(str, row))}\n"
+            for word, row in {**known, "xyz": [1, 1, 1]}.items()
+        )
+    )
     config = card("babi", **{"data.vectors": str(path)})
     with training.opened(config, tmp_path / "run") as run:
         state = stages.fresh_state(run, stages.model_stage(run))
@@ -101,7 +110,9 @@ def test_a_story_written_once_answers_as_one_written_for_each_question(card, kin
     """Bucketed both ways, and compared question by question, in the order of the stories."""
     answers = []
     for alone in (False, True):
-        config = card("babi", **{"machine.kind": kind, "data.babi.per_question": alone, "data.buckets": 2})
+        config = card(
+            "babi", **{"machine.kind": kind, "data.babi.per_question": alone, "data.buckets": 2}
+        )
         source = make_source(config.data, 0)
         task = tasks.make_task(config, source)
         params, scores = noise(task.init), jax.jit(task.scores)
@@ -112,12 +123,16 @@ def test_a_story_written_once_answers_as_one_written_for_each_question(card, kin
             for row, example in enumerate(batch.example_id):
                 asked = batch.query_mask[row]
                 if asked.any():
-                    found[int(example)] = list(zip(values[row][asked], batch.target[row][asked], strict=True))
+                    found[int(example)] = list(
+                        zip(values[row][asked], batch.target[row][asked], strict=True)
+                    )
         stream = source.stream_id("train")
         order = np.argsort(stream, kind="stable")
         answers.append([(stream[i], *pair) for i in order for pair in found[i]])
     once, each = answers
-    assert len(once) == len(each) > 6 and len({v.tobytes() for _, v, _ in once}) > len({s for s, *_ in once})
+    assert len(once) == len(each) > 6 and len({v.tobytes() for _, v, _ in once}) > len(
+        {s for s, *_ in once}
+    )
     for (story, value, target), (other_story, other, other_target) in zip(once, each, strict=True):
         assert (story, target) == (other_story, other_target)
         np.testing.assert_allclose(value, other, atol=1e-5)

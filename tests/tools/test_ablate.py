@@ -70,25 +70,36 @@ def test_all_memories_are_as_long_as_a_segment(name, arg):
     """Memoria section 4.2, so that rows of a table compare: the others' memories are, where `model.memory` is 0."""
     card = get_card(name, arg)
     engrams = card.memoria.working + card.memoria.remind_short_term + card.memoria.remind_long_term
-    assert card.model.memory == 0 and card.data.segment_length - 3 < engrams <= card.data.segment_length
+    assert (
+        card.model.memory == 0
+        and card.data.segment_length - 3 < engrams <= card.data.segment_length
+    )
 
 
 def test_the_numbers_of_the_papers_are_what_they_print():
     full = TABLES["cm1"].rows["CM (Full)"].paper
-    assert full["consecutive"] == pytest.approx({"early": 0.2842, "later": 0.3171, "test_accuracy": 0.3007})
+    assert full["consecutive"] == pytest.approx(
+        {"early": 0.2842, "later": 0.3171, "test_accuracy": 0.3007}
+    )
     for row in TABLES["cm1"].rows.values():
-        for numbers in row.paper.values():  # All is the mean of the halves, but for one slip of the paper
+        for (
+            numbers
+        ) in row.paper.values():  # All is the mean of the halves, but for one slip of the paper
             whole = (numbers["early"] + numbers["later"]) / 2
             slip = numbers["early"] == pytest.approx(0.3216)
             assert numbers["test_accuracy"] == pytest.approx(whole, abs=5e-4) or slip
-    for row, working in zip(list(TABLES["mem6"].rows.values())[1:], (43.50, 46.47, 46.08), strict=True):
+    for row, working in zip(
+        list(TABLES["mem6"].rows.values())[1:], (43.50, 46.47, 46.08), strict=True
+    ):
         gain = (
             row.paper["4 segments"]["test_accuracy"]
             - TABLES["mem6"].rows["Transformer"].paper["4 segments"]["test_accuracy"]
         )
         assert gain == pytest.approx(working / 100)  # as the paper's own gains add up
     assert TABLES["rm5"].rows["w/o. rehearsal"].paper["xlong"] == {"test_auc": 0.8745}
-    assert TABLES["rm5"].rows["only L_rec"].changes == {"rehearsal.familiarity": NO_REHEARSAL["rehearsal.familiarity"]}
+    assert TABLES["rm5"].rows["only L_rec"].changes == {
+        "rehearsal.familiarity": NO_REHEARSAL["rehearsal.familiarity"]
+    }
 
 
 def test_every_seed_is_whole_before_the_next(tmp_path):
@@ -96,8 +107,15 @@ def test_every_seed_is_whole_before_the_next(tmp_path):
     assert [(job.seed, job.setting, job.row) for job in jobs] == [
         (seed, setting, row) for seed in (0, 1) for setting in "xy" for row in SMALL.rows
     ]
-    assert jobs[3].workdir == tmp_path / "seed0" / "y" / "two-l-a" and len({job.workdir for job in jobs}) == 8
-    assert jobs[3].flags == ["--config.data.segment_length=7", "--config.machine.slots=3", "--config.seed=0"]
+    assert (
+        jobs[3].workdir == tmp_path / "seed0" / "y" / "two-l-a"
+        and len({job.workdir for job in jobs}) == 8
+    )
+    assert jobs[3].flags == [
+        "--config.data.segment_length=7",
+        "--config.machine.slots=3",
+        "--config.seed=0",
+    ]
 
 
 def test_rows_share_the_teacher_of_the_first_one_of_their_seed(tmp_path):
@@ -130,7 +148,9 @@ rows.append({'memory': 'oracle', 'test_accuracy': 1.0, 'early': 1.0})
 
     def started(command, **how):
         said.append(command[3:])
-        return original([sys.executable, "-c", code.replace("CODE", str(said.code)), *command[3:]], **how)
+        return original(
+            [sys.executable, "-c", code.replace("CODE", str(said.code)), *command[3:]], **how
+        )
 
     monkeypatch.setattr(ablate.subprocess, "Popen", started)
     return said
@@ -138,7 +158,14 @@ rows.append({'memory': 'oracle', 'test_accuracy': 1.0, 'early': 1.0})
 
 def run_all(tmp_path):
     with Preemption() as stop:
-        return ablate.run_all(SMALL, ablate.jobs(SMALL, tmp_path, 2), ["--config=card.py"], tmp_path, "synthetic", stop)
+        return ablate.run_all(
+            SMALL,
+            ablate.jobs(SMALL, tmp_path, 2),
+            ["--config=card.py"],
+            tmp_path,
+            "synthetic",
+            stop,
+        )
 
 
 def test_what_failed_is_left_out_and_run_again_and_what_is_finished_is_not(tmp_path, runs, capsys):
@@ -162,15 +189,24 @@ def test_what_failed_is_left_out_and_run_again_and_what_is_finished_is_not(tmp_p
 def test_rows_are_compared_with_the_baseline_seed_by_seed():
     table = SMALL._replace(baseline="one")
     results = {
-        (setting, row, seed): [{"memory": "m", "test_auc": 0.6 + seed / 10 + (0.03 + seed / 100) * (row != "one")}]
+        (setting, row, seed): [
+            {"memory": "m", "test_auc": 0.6 + seed / 10 + (0.03 + seed / 100) * (row != "one")}
+        ]
         for setting in "xy"
         for row in table.rows
         for seed in range(3)
     }
     del results["y", "one", 0]
     first, second = ablate.compare(table, results)
-    assert (first["setting"], first["row"], first["against"], first["seeds"]) == ("x", "Two (L_a)", "one", 3)
-    assert first["auc, difference"] == pytest.approx(0.04)  # 0.03, 0.04, 0.05, though seeds are 0.1 apart
+    assert (first["setting"], first["row"], first["against"], first["seeds"]) == (
+        "x",
+        "Two (L_a)",
+        "one",
+        3,
+    )
+    assert first["auc, difference"] == pytest.approx(
+        0.04
+    )  # 0.03, 0.04, 0.05, though seeds are 0.1 apart
     assert 0.03 <= first["95% from"] < 0.04 < first["to"] <= 0.05 + 1e-9
     assert second["seeds"] == 2 and second["auc, difference"] == pytest.approx(0.045)
     assert ablate.compare(SMALL, results) == []
@@ -206,7 +242,10 @@ def test_a_signal_reaches_the_run_and_nothing_more_is_started(tmp_path, monkeypa
 
 
 def test_rows_are_chosen_by_name_and_keep_the_one_whose_teacher_they_take():
-    assert list(ablate.choose(SMALL, ["Two (L_a)"]).rows) == ["Two (L_a)"] and ablate.choose(SMALL, []) == SMALL
+    assert (
+        list(ablate.choose(SMALL, ["Two (L_a)"]).rows) == ["Two (L_a)"]
+        and ablate.choose(SMALL, []) == SMALL
+    )
     with pytest.raises(ValueError, match="no row 'three'; there are one, Two"):
         ablate.choose(SMALL, ["three"])
     assert list(ablate.choose(SMALL, [], ["y"]).settings) == ["y"]
@@ -227,7 +266,14 @@ def test_the_command_runs_what_it_was_given(tmp_path):
     """For real, with flags in both forms: one row of a sweep, one step."""
     card = tmp_path / "card.py"
     card.write_text(CARD)
-    line = ["--config", str(card), "--table=cm_slots", "--rows=K = 10", "--seeds=1", "--workdir=out"]
+    line = [
+        "--config",
+        str(card),
+        "--table=cm_slots",
+        "--rows=K = 10",
+        "--seeds=1",
+        "--workdir=out",
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "rmjax.ablate", *line, "--config.train.learning_rate=0.5"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
@@ -253,7 +299,11 @@ def test_a_table_of_other_data_is_refused(card, table, words):
 
 
 def test_tables_fit_their_own_data():
-    for card, names in {"xlong": ("rm5", "rm6"), "synthetic": ("cm1", "cm_long"), "sorting": ("mem4", "mem6")}.items():
+    for card, names in {
+        "xlong": ("rm5", "rm6"),
+        "synthetic": ("cm1", "cm_long"),
+        "sorting": ("mem4", "mem6"),
+    }.items():
         base = config.base()
         base.data.name = card
         for name in names:

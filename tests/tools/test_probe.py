@@ -28,21 +28,29 @@ FEW = {
 
 @pytest.mark.parametrize(
     "changes",
-    [PLAIN | {"probe.steps": 2}, pytest.param({"rehearsal.familiarity": 0.0}, marks=pytest.mark.slow)],
+    [
+        PLAIN | {"probe.steps": 2},
+        pytest.param({"rehearsal.familiarity": 0.0}, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_a_probe_leaves_its_numbers_and_a_picture(tmp_path, changes):
     config = tiny(**FEW | changes | {"probe.fragments": 3, "probe.streams": 11})
     rows = training.train(config, tmp_path)
     found = probe.probe(config, tmp_path)
-    assert found == json.loads((tmp_path / "probe.json").read_text()) and (tmp_path / "probe.png").stat().st_size > 5000
+    assert (
+        found == json.loads((tmp_path / "probe.json").read_text())
+        and (tmp_path / "probe.png").stat().st_size > 5000
+    )
     assert found["measures"]["auc"] == pytest.approx(rows[0]["test_auc"], abs=1e-6)
     assert [(line["from"], line["to"]) for line in found["by_age"]] == [
         (age, age) for age in range(4)
     ]  # 40 clicks by 10
     assert sum(line["fragments"] for line in found["by_age"]) == 11 * 3
     for line in found["by_age"]:
-        assert (line["familiarity"] is None) == ("rehearsal.familiarity" in changes and "probe.steps" not in changes)
+        assert (line["familiarity"] is None) == (
+            "rehearsal.familiarity" in changes and "probe.steps" not in changes
+        )
         assert 0 <= line["recollection"] <= 1
     assert f"0.{round(1e4 * found['measures']['auc']):04d}" in probe.show(found)
 
@@ -71,12 +79,17 @@ def test_ages_are_counted_from_the_last_segment_and_what_is_recalled_is_right(mo
         return 1.0 * latest[..., 0], jnp.zeros(latest.shape[:2]), recalled
 
     monkeypatch.setattr(probe.rehearsing, "recall", recall)
-    got = jax.device_get(jax.jit(lambda: probe.recall(task, params, data, data, jax.random.key(0)))())
+    got = jax.device_get(
+        jax.jit(lambda: probe.recall(task, params, data, data, jax.random.key(0)))()
+    )
     for row, there in enumerate((8, 3, 1, 4)):
         ages = got["age"][row][got["there"][row]]
         assert len(set(ages)) == len(ages) == min(there, 6) and set(ages) <= set(range(there))
         latest = got["there"][row] & (got["age"][row] == 0)
-        assert got["right"][row][latest].all() and (got["positive"][row][got["there"][row]] == (ages == 0)).all()
+        assert (
+            got["right"][row][latest].all()
+            and (got["positive"][row][got["there"][row]] == (ages == 0)).all()
+        )
         assert not got["right"][row][got["there"][row] & ~latest].any()
 
 
@@ -97,7 +110,9 @@ def test_some_streams_are_drawn_from_the_whole_split():
     rows = some.fetch("test", np.arange(100))["example_id"]
     assert some.size("test") == 100 == len(set(rows)) and 30 < (rows < 500).sum() < 70
     np.testing.assert_array_equal(some.buckets("test")[0], rows // 500)
-    assert (Subset(Lengths(), "test", 100, 1).fetch("test", np.arange(100))["example_id"] != rows).any()
+    assert (
+        Subset(Lengths(), "test", 100, 1).fetch("test", np.arange(100))["example_id"] != rows
+    ).any()
     assert Subset(Lengths(), "test", 5000, 0).size("test") == 1000
 
 
@@ -119,20 +134,29 @@ def test_others_are_of_another_stream_and_of_the_same_bucket():
         def fetch(self, split, indices):
             return {"example_id": indices, "length": np.full(len(indices), 7)}
 
-    own, others = (Subset(Streams(), "test", 100, 0, other).fetch("test", np.arange(31)) for other in (False, True))
+    own, others = (
+        Subset(Streams(), "test", 100, 0, other).fetch("test", np.arange(31))
+        for other in (False, True)
+    )
     assert (own["example_id"] == np.arange(31)).all() and (own["length"] == 7).all()
-    assert (others["example_id"] // 3 != np.arange(31) // 3)[:30].all() and (others["example_id"][:30] < 30).all()
+    assert (others["example_id"] // 3 != np.arange(31) // 3)[:30].all() and (
+        others["example_id"][:30] < 30
+    ).all()
     assert (others["length"] == [*[7] * 30, 0]).all() and len(set(others["example_id"])) > 10
 
 
 def test_the_truth_among_the_sampled_is_no_rival(monkeypatch):
     """All sampled items are the truth or far from it; what is recalled is the truth."""
-    task = recommendation(small("gru").machine, rehearsal(fragments=6, sampler="uniform", sampled_items=40))
+    task = recommendation(
+        small("gru").machine, rehearsal(fragments=6, sampler="uniform", sampled_items=40)
+    )
     params, data = noise(task.init), batch()
 
     def recall(r, machine, params, cut, memory, key):
         truth = jnp.take_along_axis(cut.items, cut.hidden_at, 2)
-        unit = params["machine"]["embed"] / jnp.linalg.norm(params["machine"]["embed"], axis=1, keepdims=True)
+        unit = params["machine"]["embed"] / jnp.linalg.norm(
+            params["machine"]["embed"], axis=1, keepdims=True
+        )
         params["machine"]["embed"] = unit
         zeros = jnp.zeros(cut.pair.shape)
         return zeros, zeros, unit[truth]
@@ -154,9 +178,14 @@ def test_lines_are_means_over_what_was_asked_and_over_pairs():
         "pair": rng.random((50, 6)) < 0.9,
     }
     for name in ("recollection", "familiarity"):
-        recalled |= {f"{name}_gain": rng.normal(size=(50, 6)), f"{name}_counted": rng.random((50, 6)) < 0.9}
+        recalled |= {
+            f"{name}_gain": rng.normal(size=(50, 6)),
+            f"{name}_counted": rng.random((50, 6)) < 0.9,
+        }
     lines = probe.by_age(recalled, {"recollection": True, "familiarity": True})
-    assert [(line["from"], line["to"]) for line in lines][:2] == [(0, 2), (3, 5)] and len(lines) == 15
+    assert [(line["from"], line["to"]) for line in lines][:2] == [(0, 2), (3, 5)] and len(
+        lines
+    ) == 15
     third = recalled["there"] & (recalled["age"] // 3 == 2)
     asked, pair = recalled["asked"][third], recalled["pair"] & third
     assert lines[2]["fragments"] == third.sum()

@@ -19,7 +19,11 @@ from rmjax.io import paths, text
 from rmjax.registry import at_least, between, setting
 
 FIELDS = ("userId", "movieId", "rating", "timestamp")
-FORMATS = {"ratings.csv": (",", True), "ratings.dat": ("::", False), "u.data": ("\t", False)}  # separator, header
+FORMATS = {
+    "ratings.csv": (",", True),
+    "ratings.dat": ("::", False),
+    "u.data": ("\t", False),
+}  # separator, header
 ADVICE = (
     "Unpack a release of https://grouplens.org/datasets/movielens and set data.dir to the folder of its ratings. "
     "Without it: --config=configs/xlong.py with config.data.dir empty simulates clicks."
@@ -35,14 +39,20 @@ class Settings:
     """When questions are asked, and which are the test."""
 
     test_fraction: float = setting(0.2, between(0, 1), "share of targets, the latest, for the test")
-    valid_fraction: float = setting(0.1, between(0, 1), "share of the targets before those, for validation")
+    valid_fraction: float = setting(
+        0.1, between(0, 1), "share of the targets before those, for validation"
+    )
     every: int = setting(10, at_least(1), "clicks from one question to the next")
     first: int = setting(20, at_least(1), "clicks before the first question")
-    max_targets: int = setting(32, at_least(1), "most targets of an example; a user with more has several")
+    max_targets: int = setting(
+        32, at_least(1), "most targets of an example; a user with more has several"
+    )
 
 
 def make(settings: Settings, common: Any, seed: int) -> Source:
-    return cached(open_movielens(common.dir, common.cache_dir, seed, **vars(settings)), common.ram_bytes)
+    return cached(
+        open_movielens(common.dir, common.cache_dir, seed, **vars(settings)), common.ram_bytes
+    )
 
 
 class MovieLens(records.Records):
@@ -111,11 +121,17 @@ def open_movielens(
         every=every,
         max_targets=max_targets,
     )
-    source = MovieLens(records.prepare(MovieLensBuilder, cache_dir, files=files, parameters=parameters))
+    source = MovieLens(
+        records.prepare(MovieLensBuilder, cache_dir, files=files, parameters=parameters)
+    )
     users, few = source.metadata["users"], source.metadata["few"]
     logging.info("MovieLens: %s of %s users are asked.", f"{users - few:,}", f"{users:,}")
     if few:
-        logging.info("%s users have fewer than %d ratings, so none of theirs is asked.", f"{few:,}", first + 1)
+        logging.info(
+            "%s users have fewer than %d ratings, so none of theirs is asked.",
+            f"{few:,}",
+            first + 1,
+        )
     return source
 
 
@@ -123,7 +139,9 @@ class MovieLensBuilder(records.StreamBuilder):
     """Everything is settled before the first record is written."""
 
     name = "movielens"
-    VERSION = tfds.core.Version("1.1.0")  # equal times are in a drawn order; movieIds are in the metadata
+    VERSION = tfds.core.Version(
+        "1.1.0"
+    )  # equal times are in a drawn order; movieIds are in the metadata
 
     def _split_generators(self, dl_manager):
         (path,), options = self.builder_config.files, self.builder_config.parameters
@@ -134,8 +152,12 @@ class MovieLensBuilder(records.StreamBuilder):
         movies, item = np.unique(movie[order], return_inverse=True)
         _, start, owner = np.unique(user, return_index=True, return_inverse=True)
         place = np.arange(len(user)) - start[owner]  # interactions of the user before this one
-        asked = np.flatnonzero((place >= options["first"]) & ((place - options["first"]) % options["every"] == 0))
-        train_end, test_start = _cuts(time[asked], options["valid_fraction"], options["test_fraction"])
+        asked = np.flatnonzero(
+            (place >= options["first"]) & ((place - options["first"]) % options["every"] == 0)
+        )
+        train_end, test_start = _cuts(
+            time[asked], options["valid_fraction"], options["test_fraction"]
+        )
         popularity = np.bincount(item[time < train_end], minlength=len(movies))
         part = np.digitize(time[asked], [train_end, test_start])
         examples = {}
@@ -148,13 +170,18 @@ class MovieLensBuilder(records.StreamBuilder):
                 )
             by_user = np.split(chosen, np.flatnonzero(np.diff(owner[chosen])) + 1)
             limit = options["max_targets"]
-            examples[split] = [rows[i : i + limit] for rows in by_user for i in range(0, len(rows), limit)]
+            examples[split] = [
+                rows[i : i + limit] for rows in by_user for i in range(0, len(rows), limit)
+            ]
         every_example = [rows for split in examples.values() for rows in split]
         self.info.metadata.update(
             num_items=len(movies),
             max_items=int(max(place[rows[-1]] for rows in every_example)),
             num_queries=2 * max(map(len, every_example)),
-            streams={split: user[[rows[0] for rows in chunks]].tolist() for split, chunks in examples.items()},
+            streams={
+                split: user[[rows[0] for rows in chunks]].tolist()
+                for split, chunks in examples.items()
+            },
             popularity=popularity.tolist(),
             movies=movies.tolist(),
             users=len(start),
@@ -166,7 +193,10 @@ class MovieLensBuilder(records.StreamBuilder):
             negatives = match_popularity(asked, user, item, popularity, options["seed"])
         except ValueError as error:
             raise ValueError(f"{path}: {error}; take a whole release") from error
-        return {split: self._generate_examples(chunks, item, place, negatives) for split, chunks in examples.items()}
+        return {
+            split: self._generate_examples(chunks, item, place, negatives)
+            for split, chunks in examples.items()
+        }
 
     def _generate_examples(
         self, chunks: list[np.ndarray], item: np.ndarray, place: np.ndarray, negatives: np.ndarray
@@ -193,7 +223,9 @@ def read_ratings(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if first.startswith("PK"):  # as every zip begins, and so an .xlsx
             raise ValueError(f"{path} is a zip or a table of Excel: export it as CSV, or unpack it")
         wrong = records.malformed(path, 1, "header", separator.join(FIELDS), first)
-        raise ValueError(f"{wrong}. Take the file of the release, or write these four columns with commas between")
+        raise ValueError(
+            f"{wrong}. Take the file of the release, or write these four columns with commas between"
+        )
     parts = [np.empty((0, len(columns)), np.int64)]
     number = 1 + header
     while block := list(itertools.islice(lines, _LINES)):
@@ -211,9 +243,13 @@ def match_popularity(
 ) -> np.ndarray:
     """i64 [R], at rows `asked` the negative of that interaction (elsewhere 0). Rows are sorted by `user`."""
     num_items, seen = len(popularity), int((popularity > 0).sum())
-    by_rank = np.lexsort((hash64("rank", np.arange(num_items)), -popularity))  # ties in no order that means anything
+    by_rank = np.lexsort(
+        (hash64("rank", np.arange(num_items)), -popularity)
+    )  # ties in no order that means anything
     rank = np.argsort(by_rank)
-    draws = hash64("movielens negative", seed, user[asked], asked - np.searchsorted(user, user[asked]))
+    draws = hash64(
+        "movielens negative", seed, user[asked], asked - np.searchsorted(user, user[asked])
+    )
     negatives, rated, current = np.zeros(len(item), np.int64), np.zeros(num_items, bool), None
     for row, draw in zip(asked, draws, strict=True):
         if user[row] != current:
@@ -231,7 +267,9 @@ def match_popularity(
     return negatives
 
 
-def _unrated_near(by_rank: np.ndarray, rated: np.ndarray, middle: int, group: tuple[int, int]) -> np.ndarray:
+def _unrated_near(
+    by_rank: np.ndarray, rated: np.ndarray, middle: int, group: tuple[int, int]
+) -> np.ndarray:
     """Items not rated within `WINDOW` ranks of `middle` and inside `group`; the window doubles until there is one."""
     near, width = by_rank[:0], WINDOW
     while not len(near) and width < 2 * len(by_rank) + WINDOW:
@@ -245,7 +283,11 @@ def _cuts(times: np.ndarray, valid_fraction: float, test_fraction: float) -> tup
     """First times of 'valid' and of 'test', so that the fractions are met as nearly as equal times allow."""
 
     def cut(times, fraction):
-        return np.sort(times)[min(int((1 - fraction) * len(times)), len(times) - 1)] if len(times) else 0
+        return (
+            np.sort(times)[min(int((1 - fraction) * len(times)), len(times) - 1)]
+            if len(times)
+            else 0
+        )
 
     test_start = cut(times, test_fraction)
     return cut(times[times < test_start], valid_fraction), test_start
@@ -258,7 +300,9 @@ def _wrong(path: Path, start: int, lines: list[str], separator: str) -> ValueErr
         entries = line.split(separator)
         if len(entries) != len(FIELDS):
             missing = FIELDS[min(len(entries), len(FIELDS) - 1)]
-            return records.malformed(path, number, missing, f"{len(FIELDS)} fields split by {separator!r}", line)
+            return records.malformed(
+                path, number, missing, f"{len(FIELDS)} fields split by {separator!r}", line
+            )
         for (field, pattern), entry in zip(patterns.items(), entries, strict=True):
             if not re.fullmatch(pattern, entry, re.ASCII):
                 digits = re.fullmatch(r"\d+", entry, re.ASCII)

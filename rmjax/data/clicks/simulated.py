@@ -51,8 +51,12 @@ class Settings:
     items_per_style: int = setting(20, at_least(1), "items a style")
     staples: int = setting(80, at_least(1), "items everyone clicks")
     zipf: float = setting(1.0, at_least(0), "how uneven items are in popularity; 0: even")
-    browse: float = setting(0.2, between(0, 1), "chance that a visit is to a cluster of no interest")
-    drift: float = setting(0.1, between(0, 1), "chance that an interest's style changes between its visits")
+    browse: float = setting(
+        0.2, between(0, 1), "chance that a visit is to a cluster of no interest"
+    )
+    drift: float = setting(
+        0.1, between(0, 1), "chance that an interest's style changes between its visits"
+    )
     staple_rate: float = setting(0.3, between(0, 1), "chance that a click is on a staple")
     explore: float = setting(0.1, between(0, 1), "chance that a positive is of no interest")
     targets: int = setting(8, at_least(1), "positives of a user, each with a negative")
@@ -77,12 +81,18 @@ class ClicksConfig:
     styles: int = 3  # of each cluster
     items_per_style: int = 20
     staples: int = 80
-    zipf: float = 1.0  # exponent of the popularity of ranks, the same in every group and among staples
+    zipf: float = (
+        1.0  # exponent of the popularity of ranks, the same in every group and among staples
+    )
     visit: int = 10  # clicks in a visit: one (cluster, style)
-    clicks_min: int = 1000  # clicks of a user: log-uniform, a multiple of `visit`; meant for 1,000 to 50,000
+    clicks_min: int = (
+        1000  # clicks of a user: log-uniform, a multiple of `visit`; meant for 1,000 to 50,000
+    )
     clicks_max: int = 1000
     browse: float = 0.2  # probability that a visit is to a cluster which is no interest
-    drift: float = 0.1  # probability that an interest's style changes from one of its visits to the next
+    drift: float = (
+        0.1  # probability that an interest's style changes from one of its visits to the next
+    )
     staple_rate: float = 0.3  # probability that a click, other than a visit's first, is on a staple
     targets: int = 8  # positives of a user
     explore: float = 0.1  # probability that a positive is of a uniformly random (cluster, style)
@@ -90,8 +100,19 @@ class ClicksConfig:
     world_seed: int = 0  # shuffles the item ids
 
     def __post_init__(self) -> None:
-        least = {"clusters": MAX_INTERESTS + 1, "styles": 2, "items_per_style": 1, "staples": 1, "visit": 1}
-        least |= {"targets": 1, "clicks_min": 2 * self.visit, "clicks_max": self.clicks_min, "zipf": 0}
+        least = {
+            "clusters": MAX_INTERESTS + 1,
+            "styles": 2,
+            "items_per_style": 1,
+            "staples": 1,
+            "visit": 1,
+        }
+        least |= {
+            "targets": 1,
+            "clicks_min": 2 * self.visit,
+            "clicks_max": self.clicks_min,
+            "zipf": 0,
+        }
         for name, low in least.items():
             if not low <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be at least {low}")
@@ -100,7 +121,9 @@ class ClicksConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be in [0, 1]")
         for name in ("clicks_min", "clicks_max"):
             if getattr(self, name) % self.visit:
-                raise ValueError(f"{name}={getattr(self, name)!r}: must be a multiple of visit={self.visit}")
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r}: must be a multiple of visit={self.visit}"
+                )
 
     @property
     def num_items(self) -> int:
@@ -177,7 +200,9 @@ class SimulatedClicks(Source):
         indices = np.asarray(indices, np.int32)
         outside = indices[(indices < 0) | (indices >= self.size(split))]
         if outside.size:
-            raise ValueError(f"indices={outside[:8].tolist()}: must be in [0, {self.size(split)}) for split {split!r}")
+            raise ValueError(
+                f"indices={outside[:8].tolist()}: must be in [0, {self.size(split)}) for split {split!r}"
+            )
         total = len(indices)
         chunk = max(1, min(total, _CLICKS_AT_ONCE // self.max_items))
         padded = np.pad(indices, (0, max(1, -(-total // chunk)) * chunk - total))
@@ -201,7 +226,9 @@ class SimulatedClicks(Source):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def generate(config: ClicksConfig, seed: Array | int, split_id: Array | int, indices: Array) -> dict[str, Array]:
+def generate(
+    config: ClicksConfig, seed: Array | int, split_id: Array | int, indices: Array
+) -> dict[str, Array]:
     """Streams and questions of users `indices` [B]: the arrays of `SimulatedClicks.fetch`."""
     return simulate(config, seed, split_id, indices)[0]
 
@@ -212,7 +239,9 @@ def simulate(
 ) -> tuple[dict[str, Array], Latents]:
     """`generate`, and what was drawn on the way."""
     split_key = jax.random.fold_in(jax.random.key(seed), split_id)
-    return jax.vmap(lambda index: _user(config, jax.random.fold_in(split_key, index), index))(indices)
+    return jax.vmap(lambda index: _user(config, jax.random.fold_in(split_key, index), index))(
+        indices
+    )
 
 
 def _user(config: ClicksConfig, key: Key, index: Array) -> tuple[dict[str, Array], Latents]:
@@ -222,11 +251,15 @@ def _user(config: ClicksConfig, key: Key, index: Array) -> tuple[dict[str, Array
     interests = _integer(interests_u, min(LIVES), max(LIVES) + 1)
     lives = jnp.array(list(LIVES.values()), jnp.int32)[interests - min(LIVES)]
     # In random order the first `interests` clusters are a uniform choice, and so is the life of each.
-    order = jnp.argsort(jax.random.bits(order_key, (config.clusters,), jnp.uint32)).astype(jnp.int32)
+    order = jnp.argsort(jax.random.bits(order_key, (config.clusters,), jnp.uint32)).astype(
+        jnp.int32
+    )
 
     slot, visit_style, style = _visits(config, visit_key, visits, interests, lives)
     clicks = _clicks(config, click_key, order[slot], visit_style)
-    target_interest, cluster, query_style, rank = _questions(config, question_key, order, lives, style)
+    target_interest, cluster, query_style, rank = _questions(
+        config, question_key, order, lives, style
+    )
 
     ids = jnp.asarray(_item_ids(config))
     length = visits * config.visit
@@ -256,13 +289,19 @@ def _visits(
     first_half = at < visits // 2
     low, high = jnp.where(first_half, 0, early), jnp.where(first_half, early + both, interests)
     browsing = browse_u < config.browse
-    slot = _integer(slot_u, jnp.where(browsing, interests, low), jnp.where(browsing, config.clusters, high))
+    slot = _integer(
+        slot_u, jnp.where(browsing, interests, low), jnp.where(browsing, config.clusters, high)
+    )
 
     # An interest's style after n visits is its start plus its n changes so far, modulo the number of styles.
     start = _integer(_uniform(start_key, (MAX_INTERESTS,)), 0, config.styles)
-    mine = ~browsing[:, None] & (slot[:, None] == jnp.arange(MAX_INTERESTS)) & (at < visits)[:, None]
+    mine = (
+        ~browsing[:, None] & (slot[:, None] == jnp.arange(MAX_INTERESTS)) & (at < visits)[:, None]
+    )
     change = _change(config, drift_u, change_u)[:, None]
-    style = (start + jnp.cumsum(jnp.where(mine, change, 0), axis=0, dtype=jnp.int32)) % config.styles  # [V, 8]
+    style = (
+        start + jnp.cumsum(jnp.where(mine, change, 0), axis=0, dtype=jnp.int32)
+    ) % config.styles  # [V, 8]
     visited = jnp.sum(jnp.where(mine, style, 0), axis=1, dtype=jnp.int32)
     return slot, jnp.where(browsing, _integer(style_u, 0, config.styles), visited), style[-1]
 
@@ -281,17 +320,32 @@ def _questions(
     config: ClicksConfig, key: Key, order: Array, lives: Array, style: Array
 ) -> tuple[Array, Array, Array, Array]:
     """Interest of each positive [targets] (-1: explored); cluster, style, rank [Q], positives and negatives in turn."""
-    explore_u, early_u, interest_u, drift_u, change_u, cluster_u, style_u, rank_u, hard_u, other_u, easy_u = _uniform(
-        key, (11, config.targets)
-    )
+    (
+        explore_u,
+        early_u,
+        interest_u,
+        drift_u,
+        change_u,
+        cluster_u,
+        style_u,
+        rank_u,
+        hard_u,
+        other_u,
+        easy_u,
+    ) = _uniform(key, (11, config.targets))
     ask_early = early_u < 0.5
-    low, high = jnp.where(ask_early, 0, lives[0]), jnp.where(ask_early, lives[0], jnp.sum(lives, dtype=jnp.int32))
+    low, high = (
+        jnp.where(ask_early, 0, lives[0]),
+        jnp.where(ask_early, lives[0], jnp.sum(lives, dtype=jnp.int32)),
+    )
     interest = _integer(interest_u, low, high)
     drifted = (style[interest] + _change(config, drift_u, change_u)) % config.styles
     explore = explore_u < config.explore
     cluster = jnp.where(explore, _integer(cluster_u, 0, config.clusters), order[interest])
     positive_style = jnp.where(explore, _integer(style_u, 0, config.styles), drifted)
-    rank = _draw(rank_u, _zipf_steps(config.zipf, config.items_per_style))  # the pair's: popularity says nothing
+    rank = _draw(
+        rank_u, _zipf_steps(config.zipf, config.items_per_style)
+    )  # the pair's: popularity says nothing
 
     hard = hard_u < config.hard
     other_cluster = (cluster + _integer(other_u, 1, config.clusters)) % config.clusters
@@ -323,7 +377,9 @@ def _group_item(config: ClicksConfig, cluster: Array, style: Array, rank: Array)
 
 
 def _uniform(key: Key, shape: tuple[int, ...]) -> Array:
-    return jax.random.uniform(key, (math.prod(shape),), jnp.float32).reshape(shape)  # flat: compiles 20 times faster
+    return jax.random.uniform(key, (math.prod(shape),), jnp.float32).reshape(
+        shape
+    )  # flat: compiles 20 times faster
 
 
 def _integer(uniform: Array, low: Array | int, high: Array | int) -> Array:
@@ -353,7 +409,9 @@ def _length_steps(config: ClicksConfig) -> np.ndarray:
 def _item_ids(config: ClicksConfig) -> np.ndarray:
     """i32 [num_items]: unshuffled item -> id. From the world's seed alone."""
     with jax.ensure_compile_time_eval():
-        ids = jax.random.permutation(jax.random.key(config.world_seed), jnp.arange(config.num_items, dtype=jnp.int32))
+        ids = jax.random.permutation(
+            jax.random.key(config.world_seed), jnp.arange(config.num_items, dtype=jnp.int32)
+        )
         return np.asarray(ids)
 
 
@@ -361,9 +419,12 @@ def _item_ids(config: ClicksConfig) -> np.ndarray:
 
 
 def oracle_scores(
-    config: ClicksConfig, streams: dict[str, np.ndarray], last: int | None = None, styles: bool = True
+    config: ClicksConfig,
+    streams: dict[str, np.ndarray],
+    last: int | None = None,
+    styles: bool = True,
 ) -> np.ndarray:
-    """log p(query | positive, history) - log p(query | negative, history), f64 [B, Q]; its sigmoid is P(target = 1).
+    """Log p(query | positive, history) - log p(query | negative, history), f64 [B, Q]; its sigmoid is P(target = 1).
 
     The user's number of interests, their clusters, lives and styles are integrated out exactly. The first click of a
     visit tells its (cluster, style); ranks and staples say nothing about the rest.
@@ -375,7 +436,9 @@ def oracle_scores(
     Raises ValueError for a `last` that cuts a visit.
     """
     if last is not None and (last < 0 or last % config.visit):
-        raise ValueError(f"last={last!r}: must be None or a multiple of visit={config.visit}, at least 0")
+        raise ValueError(
+            f"last={last!r}: must be None or a multiple of visit={config.visit}, at least 0"
+        )
     unshuffled = np.argsort(_item_ids(config))
     parts = []
     for at in range(0, len(streams["length"]), _USERS_AT_ONCE):
@@ -398,12 +461,16 @@ class _Counts(NamedTuple):
     style: np.ndarray  # [C, B] of the last visit; -1: none
 
 
-def _count_visits(config: ClicksConfig, group: np.ndarray, visits: np.ndarray, last: int | None) -> _Counts:
+def _count_visits(
+    config: ClicksConfig, group: np.ndarray, visits: np.ndarray, last: int | None
+) -> _Counts:
     """Counts from the group [B, V] of each visit, of which each user made `visits` [B]."""
     users, at = len(group), np.arange(group.shape[1])
     since = 0 if last is None else visits[:, None] - last // config.visit
     seen = (at < visits[:, None]) & (at >= since)
-    cluster = np.where(seen, group // config.styles, config.clusters)  # the unseen get a column of their own
+    cluster = np.where(
+        seen, group // config.styles, config.clusters
+    )  # the unseen get a column of their own
 
     def count(which: np.ndarray, clusters: np.ndarray) -> np.ndarray:
         cell = (clusters * users + np.arange(users)[:, None])[which]
@@ -429,23 +496,29 @@ def _count_visits(config: ClicksConfig, group: np.ndarray, visits: np.ndarray, l
 
 def _score(config: ClicksConfig, counts: _Counts, query: np.ndarray, styles: bool) -> np.ndarray:
     """Scores [B, Q] of the groups `query` [B, Q]."""
-    evidence, asked = zip(*(_interest_posterior(config, counts, m, styles) for m in LIVES), strict=True)
-    weight = np.exp(np.stack(evidence) - np.max(evidence, axis=0))  # [m, B]; the prior of m is uniform
+    evidence, asked = zip(
+        *(_interest_posterior(config, counts, m, styles) for m in LIVES), strict=True
+    )
+    weight = np.exp(
+        np.stack(evidence) - np.max(evidence, axis=0)
+    )  # [m, B]; the prior of m is uniform
     asked_cluster = np.einsum("mb,mcb->cb", weight / weight.sum(0), np.stack(asked))
 
     cluster, style = query // config.styles, query % config.styles
     user = np.arange(len(query))[:, None]
     last_style = counts.style[cluster, user]
-    style_chance = np.where(last_style == style, 1 - config.drift, config.drift / (config.styles - 1))
+    style_chance = np.where(
+        last_style == style, 1 - config.drift, config.drift / (config.styles - 1)
+    )
     style_chance = np.where((last_style < 0) | (not styles), 1 / config.styles, style_chance)
 
     groups = config.clusters * config.styles
     asked_here = (1 - config.explore) * asked_cluster[cluster, user]
     positive = asked_here * style_chance + config.explore / groups
     positive_cluster = asked_here + config.explore / config.clusters
-    negative = config.hard * (positive_cluster - positive) / (config.styles - 1) + (1 - config.hard) * (
-        1 - positive_cluster
-    ) / (groups - config.styles)
+    negative = config.hard * (positive_cluster - positive) / (config.styles - 1) + (
+        1 - config.hard
+    ) * (1 - positive_cluster) / (groups - config.styles)
     with np.errstate(divide="ignore"):
         return np.log(positive) - np.log(np.maximum(negative, 0))
 
@@ -462,11 +535,16 @@ def _interest_posterior(
     early, both, late = lives = LIVES[interests]
     first, second = counts.first, counts.second
     browse_one = config.browse / (config.clusters - interests)
-    first_one, second_one = (1 - config.browse) / (early + both), (1 - config.browse) / (both + late)
+    first_one, second_one = (
+        (1 - config.browse) / (early + both),
+        (1 - config.browse) / (both + late),
+    )
     uniform = chain = np.zeros(first.shape)
     if styles:
         uniform = -(first + second) * math.log(config.styles)
-        chain = _power(1 - config.drift, counts.stays) + _power(config.drift / (config.styles - 1), counts.changes)
+        chain = _power(1 - config.drift, counts.stays) + _power(
+            config.drift / (config.styles - 1), counts.changes
+        )
         chain = chain - (first + second > 0) * math.log(config.styles)
     none = _power(browse_one, first + second) + uniform
     alive = [
@@ -495,12 +573,16 @@ def _interest_posterior(
         log_terms = left + right + (alive[axis] - scale)[:, None, None, None]
         probability.append(np.exp(log_terms).sum((1, 2, 3)))
     p_early, p_both, p_late = probability
-    choices = math.lgamma(clusters + 1) - math.lgamma(clusters - interests + 1) - sum(math.lgamma(n + 1) for n in lives)
+    choices = (
+        math.lgamma(clusters + 1)
+        - math.lgamma(clusters - interests + 1)
+        - sum(math.lgamma(n + 1) for n in lives)
+    )
     return total - choices, 0.5 * p_early / early + 0.5 * (p_both + p_late) / (both + late)
 
 
 def _times(table: np.ndarray, none: np.ndarray, alive: list[np.ndarray]) -> np.ndarray:
-    """log of a polynomial [e, b, l, B] times (none + early x + both y + late z), higher terms dropped."""
+    """Log of a polynomial [e, b, l, B] times (none + early x + both y + late z), higher terms dropped."""
     product = table + none
     for axis, weight in enumerate(alive):
         up, down = _cut(axis, slice(1, None))[1:], _cut(axis, slice(None, -1))[1:]
@@ -514,5 +596,9 @@ def _cut(axis: int, part: slice) -> tuple[slice, ...]:
 
 
 def _power(base: float, exponent: np.ndarray) -> np.ndarray:
-    """log base^exponent, where 0^0 = 1."""
-    return np.where(exponent > 0, exponent * math.log(base), 0.0) if base > 0 else np.where(exponent > 0, -np.inf, 0.0)
+    """Log base^exponent, where 0^0 = 1."""
+    return (
+        np.where(exponent > 0, exponent * math.log(base), 0.0)
+        if base > 0
+        else np.where(exponent > 0, -np.inf, 0.0)
+    )

@@ -57,10 +57,17 @@ def open_xlong(directory: str, cache_dir: str, seed: int, valid_fraction: float 
     uid = source.stream_id("train")
     users = np.unique(uid)
     if len(users) < 2:
-        raise ValueError(f"{files[0]}: expected two users or more, to hold one out for 'valid', found {len(users)}")
-    held_out = users[np.argsort(hash64("xlong valid", seed, users))][: max(1, round(valid_fraction * len(users)))]
+        raise ValueError(
+            f"{files[0]}: expected two users or more, to hold one out for 'valid', found {len(users)}"
+        )
+    held_out = users[np.argsort(hash64("xlong valid", seed, users))][
+        : max(1, round(valid_fraction * len(users)))
+    ]
     valid = np.isin(uid, held_out)
-    source.rows |= {"train": ("train", np.flatnonzero(~valid)), "valid": ("train", np.flatnonzero(valid))}
+    source.rows |= {
+        "train": ("train", np.flatnonzero(~valid)),
+        "valid": ("train", np.flatnonzero(valid)),
+    }
     return source
 
 
@@ -78,7 +85,10 @@ class XLongBuilder(records.StreamBuilder):
     def _split_generators(self, dl_manager):
         self.info.metadata.update(num_items=NUM_ITEMS, max_items=HISTORY, num_queries=2, streams={})
         train, test = self.builder_config.files
-        return {"train": self._generate_examples("train", train), "test": self._generate_examples("test", test)}
+        return {
+            "train": self._generate_examples("train", train),
+            "test": self._generate_examples("test", test),
+        }
 
     def _generate_examples(self, split: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         streams = self.info.metadata["streams"].setdefault(split, [])
@@ -97,16 +107,22 @@ def parse_line(line: str, path: Path, number: int) -> tuple[int, dict[str, np.nd
         entries = fields[field].split(",")
         if len(entries) != count:
             expected = "one id" if count == 1 else f"{count} comma-separated ids"
-            raise records.malformed(path, number, FIELDS[field], expected, f"{len(entries)}: {fields[field]}")
+            raise records.malformed(
+                path, number, FIELDS[field], expected, f"{len(entries)}: {fields[field]}"
+            )
         if not _IDS.fullmatch(fields[field]) or max(map(int, entries)) >= high:
             wrong = next(e for e in entries if not re.fullmatch(_ID, e) or int(e) >= high)
-            raise records.malformed(path, number, FIELDS[field], f"an integer in [0, {high})", wrong)
+            raise records.malformed(
+                path, number, FIELDS[field], f"an integer in [0, {high})", wrong
+            )
         return np.array(entries, np.int32)
 
     fields = line.split("\t")
     if len(fields) != len(FIELDS):
         missing = FIELDS[min(len(fields), len(FIELDS) - 1)]
-        raise records.malformed(path, number, missing, f"{len(FIELDS)} tab-separated fields", f"{len(fields)}: {line}")
+        raise records.malformed(
+            path, number, missing, f"{len(FIELDS)} tab-separated fields", f"{len(fields)}: {line}"
+        )
     if not re.fullmatch("-?[0-9]+", fields[0]):
         raise records.malformed(path, number, FIELDS[0], "an integer", fields[0])
     uid = int(ids(1, 1, NUM_USERS)[0])

@@ -27,7 +27,17 @@ from rmjax.io import text as text_files
 from rmjax.registry import a_path, at_least, setting
 
 SPLITS = {"train": "train", "valid": "val", "test": "test"}  # {ours: theirs}
-TYPES = ("motion", "spatial", "temporal", "yes-no", "color", "object", "location", "number", "other")  # by number
+TYPES = (
+    "motion",
+    "spatial",
+    "temporal",
+    "yes-no",
+    "color",
+    "object",
+    "location",
+    "number",
+    "other",
+)  # by number
 ADVICE = "Clone https://github.com/MILVLG/activitynet-qa and set data.dir to it, or to its folder 'dataset'."
 EXPECTED = (
     "expected a folder with a file <video_name>.npy, <video_name>.npz or <video_name>.h5 (or "
@@ -98,27 +108,40 @@ def open_activitynet(
     if min(segment_length, frames) < 1:
         raise ValueError(f"segment_length={segment_length}, frames={frames}: expected 1 or more")
     prepared = _prepare(directory, cache_dir, answers)
-    return ActivityNet(prepared, place, segment_length=segment_length, frames=frames, ram_bytes=ram_bytes)
+    return ActivityNet(
+        prepared, place, segment_length=segment_length, frames=frames, ram_bytes=ram_bytes
+    )
 
 
 class Asked(text.TextRecords):
     """The questions; `videos` {split: names}. metadata["counts"] {split: {videos, questions, outside}}, where `outside`
-    counts questions whose answer is none of the classes."""
+    counts questions whose answer is none of the classes.
+    """
 
     def __init__(self, directory: Path, *, segment_length: int):
-        super().__init__(directory, segment_length=segment_length, metric="accuracy", positions_at_end=True)
+        super().__init__(
+            directory, segment_length=segment_length, metric="accuracy", positions_at_end=True
+        )
         self.videos: dict[str, list[str]] = self.metadata["videos"]
         for split, counts in self.metadata["counts"].items():
             note = "left out" if split == "train" else "counted as wrong"
             logging.info(
                 "ActivityNet-QA %s: %d questions of %d videos; the answers of %d (%s) are none of the %d classes.",
-                *(split, counts["questions"], counts["videos"], counts["outside"], note, len(self.classes)),
+                *(
+                    split,
+                    counts["questions"],
+                    counts["videos"],
+                    counts["outside"],
+                    note,
+                    len(self.classes),
+                ),
             )
 
     def references(self, split: str) -> dict[str, np.ndarray]:
         """What one answers without a video: i32 [size, Q], the most frequent class of the training questions that
         begin with the same words, as many words as there is such a question for. (To ask for more than one such
-        question made it no better on 'valid'.)"""
+        question made it no better on 'valid'.)
+        """
         seen: dict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
         for _, words, target in self._each("train"):
             for count in range(len(words) + 1):
@@ -126,7 +149,9 @@ class Asked(text.TextRecords):
         best = {start: min(found, key=lambda c: (-found[c], c)) for start, found in seen.items()}
         chosen = np.zeros((self.size(split), self.num_queries), np.int32)
         for place, words, _ in self._each(split):
-            chosen[place] = next(best[words[:n]] for n in range(len(words), -1, -1) if words[:n] in best)
+            chosen[place] = next(
+                best[words[:n]] for n in range(len(words), -1, -1) if words[:n] in best
+            )
         return {"question only": chosen}
 
     def _each(self, split: str) -> Iterator[tuple[tuple[int, int], tuple[int, ...], int]]:
@@ -134,13 +159,19 @@ class Asked(text.TextRecords):
         asked = text.TextRecords.fetch(self, split, np.arange(self.size(split)))
         length = asked["word_mask"].sum(-1)
         for place in zip(*np.nonzero(asked["query_mask"]), strict=True):
-            yield place, tuple(asked["query"][place][: length[place]].tolist()), int(asked["target"][place])
+            yield (
+                place,
+                tuple(asked["query"][place][: length[place]].tolist()),
+                int(asked["target"][place]),
+            )
 
 
 class ActivityNet(Asked):
     """The questions with the frames of their videos, read when an example is fetched. Videos are of one bucket."""
 
-    def __init__(self, directory: Path, features: Path, *, segment_length: int, frames: int, ram_bytes: int):
+    def __init__(
+        self, directory: Path, features: Path, *, segment_length: int, frames: int, ram_bytes: int
+    ):
         super().__init__(directory, segment_length=segment_length)
         self.num_items, self.max_items = 0, frames
         self.questions = self.questions._replace(words=len(self.vocabulary))
@@ -221,7 +252,9 @@ def _prepare(directory: str, cache_dir: str, answers: int) -> Path:
         raise ValueError(f"answers={answers}: expected 1 or more")
     names = tuple(f"{split}_{kind}.json" for split in SPLITS.values() for kind in "qa")
     files = records.find_files(directory, names, (".", "dataset"), ADVICE)
-    return records.prepare(ActivityNetBuilder, cache_dir, files=files, parameters=dict(answers=answers))
+    return records.prepare(
+        ActivityNetBuilder, cache_dir, files=files, parameters=dict(answers=answers)
+    )
 
 
 def _read(questions: Path, answers: Path) -> list[Question]:
@@ -237,8 +270,12 @@ def _read(questions: Path, answers: Path) -> list[Question]:
         answer = answered[name]
         if answer["type"] not in range(len(TYPES)):
             wrong = str(answer["type"])[:60]
-            raise ValueError(f"{answers}, question {name!r}, key 'type': expected 0 to 8, found {wrong}")
-        joined.append(Question(question["video_name"], question["question"], answer["answer"], answer["type"]))
+            raise ValueError(
+                f"{answers}, question {name!r}, key 'type': expected 0 to 8, found {wrong}"
+            )
+        joined.append(
+            Question(question["video_name"], question["question"], answer["answer"], answer["type"])
+        )
     return joined
 
 
@@ -252,9 +289,13 @@ def _entries(path: Path, keys: dict[str, type]) -> dict[str, dict[str, Any]]:
         for key, kind in {"question_id": str, **keys}.items():
             if not isinstance(entry, dict) or type(entry.get(key)) is not kind:
                 found = repr(entry.get(key) if isinstance(entry, dict) else entry)[:60]
-                raise ValueError(f"{path}, entry {number}, key {key!r}: expected {kind.__name__}, found {found}")
+                raise ValueError(
+                    f"{path}, entry {number}, key {key!r}: expected {kind.__name__}, found {found}"
+                )
         if entry["question_id"] in entries:
-            raise ValueError(f"{path}, entry {number}: question_id {entry['question_id']!r} is there twice")
+            raise ValueError(
+                f"{path}, entry {number}: question_id {entry['question_id']!r} is there twice"
+            )
         entries[entry["question_id"]] = entry
     return entries
 
@@ -279,7 +320,9 @@ def _places(features: Path, videos: Sequence[str]) -> dict[str, _Place]:
             if path.suffix not in (".npy", ".npz", *H5):
                 continue
             if path.stem in by_name:
-                raise ValueError(f"{path} and {by_name[path.stem].path.name} are of one video: remove one of them")
+                raise ValueError(
+                    f"{path} and {by_name[path.stem].path.name} are of one video: remove one of them"
+                )
             by_name[path.stem] = _Place(path)
     places = {video: by_name.get(video) or by_name.get(f"v_{video}") for video in videos}
     missing = [video for video, place in places.items() if place is None]
@@ -311,7 +354,9 @@ class _Frames:
         place = places[video]
         array = _array(place)
         if array.ndim != 2 or array.dtype.kind not in "fiu" or not array.size:
-            raise ValueError(f"{place}: expected numbers [frames, F], found {array.dtype} {list(array.shape)}")
+            raise ValueError(
+                f"{place}: expected numbers [frames, F], found {array.dtype} {list(array.shape)}"
+            )
         if self.width and array.shape[1] != self.width:
             raise ValueError(
                 f"{place}: expected features of width {self.width}, as in {places[self._first]}, found "
@@ -346,8 +391,12 @@ def _read_file(place: _Place, read: Callable[[_Place], Any]) -> Any:
         raise ModuleNotFoundError(
             f"{place.path}: h5py, which reads it, is not installed: pip install 'rmjax[video]'"
         ) from error
-    except Exception as error:  # what the readers of three formats raise of a damaged file is not listed anywhere
-        raise ValueError(f"{place}: not to be read as {suffix} ({error}); extract it again") from error
+    except (
+        Exception
+    ) as error:  # what the readers of three formats raise of a damaged file is not listed anywhere
+        raise ValueError(
+            f"{place}: not to be read as {suffix} ({error}); extract it again"
+        ) from error
 
 
 def _npy(place: _Place) -> np.ndarray:
@@ -361,7 +410,9 @@ def _npz(place: _Place) -> np.ndarray | list[str]:
         name = _chosen(members)
         if name is None:
             return [*members]
-        _bounded((members[name].file_size,), np.dtype(np.uint8))  # its header too is read as a whole
+        _bounded(
+            (members[name].file_size,), np.dtype(np.uint8)
+        )  # its header too is read as a whole
         with archive.open(members[name]) as file:
             return _numbers(file)
 
@@ -369,7 +420,10 @@ def _npz(place: _Place) -> np.ndarray | list[str]:
 def _numbers(file: IO[bytes]) -> np.ndarray:
     """The array of an .npy file, whose size is looked at before there is room made for it."""
     version = np.lib.format.read_magic(file)
-    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    headers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
     if version not in headers:
         raise ValueError(f"version {version} of the format is not known")
     shape, _, dtype = headers[version](file)
@@ -398,7 +452,9 @@ def _h5(place: _Place) -> np.ndarray | list[str]:
         if not isinstance(entry, h5py.Dataset) or entry.shape is None or entry.dtype.hasobject:
             raise ValueError(f"{entry.name} is no array of numbers")
         if entry.external or entry.is_virtual:
-            raise ValueError(f"{entry.name} has its numbers in other files: copy them into this one")
+            raise ValueError(
+                f"{entry.name} has its numbers in other files: copy them into this one"
+            )
         for shape in (entry.shape, entry.chunks or ()):
             _bounded(shape, entry.dtype)
         return entry[()]
@@ -410,16 +466,22 @@ def _own(group: Any, name: str) -> Any:
 
     link = group.get(name, getlink=True)
     if not isinstance(link, h5py.HardLink):
-        raise ValueError(f"{name} is a link ({type(link).__name__}): copy what it leads to into this file")
+        raise ValueError(
+            f"{name} is a link ({type(link).__name__}): copy what it leads to into this file"
+        )
     return group[name]
 
 
 def _chosen(names: Collection[str]) -> str | None:
     """The one name, or the one that is known."""
-    return next((name for name in NAMES if name in names), next(iter(names)) if len(names) == 1 else None)
+    return next(
+        (name for name in NAMES if name in names), next(iter(names)) if len(names) == 1 else None
+    )
 
 
 def _bounded(shape: tuple[int, ...], dtype: np.dtype) -> None:
     size = math.prod(shape) * dtype.itemsize
     if min(shape, default=0) < 0 or size > MOST_BYTES:
-        raise ValueError(f"an array {list(shape)} of {size:,} bytes, and at most {MOST_BYTES:,} are read")
+        raise ValueError(
+            f"an array {list(shape)} of {size:,} bytes, and at most {MOST_BYTES:,} are read"
+        )

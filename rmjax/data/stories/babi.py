@@ -90,7 +90,9 @@ def open_babi(
             f"{subset}/qa1_..._train.txt not found in {paths.lacks(directory, f'{subset}/qa*.txt')}. {ADVICE}"
         )
     chosen = [f"qa{task}" for task in sorted(set(numbers))]
-    stored = records.prepare(BabiBuilder, cache_dir, files=tuple(files), parameters=dict(folders=folders))
+    stored = records.prepare(
+        BabiBuilder, cache_dir, files=tuple(files), parameters=dict(folders=folders)
+    )
     for task, name in records.open_records(stored)[0]["missing"].items():
         if task in chosen:
             raise not_found(name, files[0], f"; fetch it or leave {task} out of tasks")
@@ -106,7 +108,9 @@ def open_babi(
     )
     for task, questions in source.metadata["partial"].items():
         if task in chosen:
-            logging.warning("bAbI %s: only a part of its training file is there, %d questions.", task, questions)
+            logging.warning(
+                "bAbI %s: only a part of its training file is there, %d questions.", task, questions
+            )
     return source
 
 
@@ -127,15 +131,22 @@ class BabiBuilder(TextBuilder):
             try:
                 files, chosen[f"qa{task}"] = task_files(texts, folders, task)
             except FileNotFoundError as error:
-                missing[f"qa{task}"] = str(error)  # its file; where that should be is another question
+                missing[f"qa{task}"] = str(
+                    error
+                )  # its file; where that should be is another question
                 continue
-            parts = {split: parse(*texts[name], len(chosen) - 1, classes) for split, name in files.items()}
+            parts = {
+                split: parse(*texts[name], len(chosen) - 1, classes)
+                for split, name in files.items()
+            }
             if "PARTIAL" in files["train"]:
                 partial[f"qa{task}"] = sum(len(story.target) for story in parts["train"])
             if "valid" not in parts:
                 kept = len(parts["train"]) - max(1, round(len(parts["train"]) / 10))
                 if not kept:
-                    raise records.malformed(texts[files["train"]][0], 1, "story", "two stories or more", "one")
+                    raise records.malformed(
+                        texts[files["train"]][0], 1, "story", "two stories or more", "one"
+                    )
                 parts["train"], parts["valid"] = parts["train"][:kept], parts["train"][kept:]
             for split, stories in parts.items():
                 splits[split] += stories
@@ -150,7 +161,10 @@ def read_files(files: tuple[Path, ...], folders: tuple[str, ...]) -> dict[str, t
     """{'en-10k/qa1_single-supporting-fact_train.txt': (its path, its text)} of an archive, or of the files given."""
     if files[0].suffix == ".txt":
         return {f"{file.parent.name}/{file.name}": (file, text.read_text(file)) for file in files}
-    wanted, texts = re.compile(rf"(?:.*/)?((?:{'|'.join(map(re.escape, folders))})/qa[^/]*\.txt)"), {}
+    wanted, texts = (
+        re.compile(rf"(?:.*/)?((?:{'|'.join(map(re.escape, folders))})/qa[^/]*\.txt)"),
+        {},
+    )
     for match, member, content in _members(files[0], wanted):
         path = files[0] / member.name
         if content is None and member.isreg():
@@ -164,7 +178,9 @@ def read_files(files: tuple[Path, ...], folders: tuple[str, ...]) -> dict[str, t
     return texts
 
 
-def _members(path: Path, wanted: re.Pattern[str]) -> Iterator[tuple[re.Match, tarfile.TarInfo, bytes | None]]:
+def _members(
+    path: Path, wanted: re.Pattern[str]
+) -> Iterator[tuple[re.Match, tarfile.TarInfo, bytes | None]]:
     """The members of an archive whose names are wanted. Their bytes are None where they are no file, or too large.
 
     Raises:
@@ -175,12 +191,18 @@ def _members(path: Path, wanted: re.Pattern[str]) -> Iterator[tuple[re.Match, ta
             for member in archive:
                 match = wanted.fullmatch(member.name)
                 if match and not member.isdir():
-                    file = archive.extractfile(member) if member.isreg() and member.size <= MOST_BYTES else None
+                    file = (
+                        archive.extractfile(member)
+                        if member.isreg() and member.size <= MOST_BYTES
+                        else None
+                    )
                     yield match, member, file.read() if file else None
             while archive.fileobj and archive.fileobj.read(1 << 20):  # the checksum is at the end
                 pass
     except Exception as error:  # what tarfile raises of a damaged header is not listed anywhere
-        cause = str(error).partition(":")[0]  # tarfile adds what each of its methods says, a line each
+        cause = str(error).partition(":")[
+            0
+        ]  # tarfile adds what each of its methods says, a line each
         message = f"{path}: the archive is damaged or cut short ({cause}); fetch it again. {ADVICE}"
         raise ValueError(message) from error
 
@@ -205,16 +227,21 @@ def not_found(name: str, beside: Path, more: str) -> FileNotFoundError:
     return FileNotFoundError(f"{name} not found in {where}{more}. {ADVICE}")
 
 
-def task_files(texts: dict[str, tuple[Path, str]], folders: tuple[str, ...], task: int) -> tuple[dict[str, str], str]:
+def task_files(
+    texts: dict[str, tuple[Path, str]], folders: tuple[str, ...], task: int
+) -> tuple[dict[str, str], str]:
     """({split: its file}, where they come from) of a task; without a file of 'valid' where the release has none.
-    FileNotFoundError is the name of one that is missing."""
+    FileNotFoundError is the name of one that is missing.
+    """
     subset, valid = folders
     files = {split: f"{valid}/qa{task}_{split}.txt" for split in ("train", "valid", "test")}
     if all(name in texts for name in files.values()):
         return files, valid
     files = {}
     for split, endings in {"train": (r"\.txt", r"\.PARTIAL-.*\.txt"), "test": (r"\.txt",)}.items():
-        patterns = [re.compile(rf"{re.escape(subset)}/qa{task}_.*_{split}{ending}") for ending in endings]
+        patterns = [
+            re.compile(rf"{re.escape(subset)}/qa{task}_.*_{split}{ending}") for ending in endings
+        ]
         found = [name for pattern in patterns for name in texts if pattern.fullmatch(name)]
         if not found:
             raise FileNotFoundError(f"{subset}/qa{task}_..._{split}.txt")
@@ -259,7 +286,9 @@ def parse(path: Path, content: str, group: int, classes: dict[str, int]) -> list
         if not words(answer) or re.search(r"\s", answer):
             raise wrong(number, "answer", "a word, or several with commas between", answer)
         facts = rest[1].split() if len(rest) == 2 else []
-        if not facts or not all(re.fullmatch("[0-9]{1,9}", fact) and 0 < int(fact) < last for fact in facts):
+        if not facts or not all(
+            re.fullmatch("[0-9]{1,9}", fact) and 0 < int(fact) < last for fact in facts
+        ):
             expected = f"one more tab and numbers from 1 to {last - 1}"
             raise wrong(number, "supporting facts", expected, "\t".join(rest[1:]))
         story.questions.append(words(sentence))

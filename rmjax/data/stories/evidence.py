@@ -42,9 +42,15 @@ class Settings:
     answers: int = setting(30, at_least(2), "answers of a query, R_a")
     evidence: int = setting(5, at_least(1), "facts of an evidence, R_c")
     groups: int = setting(20, at_least(1), "groups that facts and queries are split into")
-    placing: str = setting("consecutive", one_of("consecutive", "discrete"), "how evidence lies in a stream")
-    window: float = setting(0.2, between(0, 1), "longest span of discrete evidence, as a share of the stream")
-    parts: int = setting(2, at_least(1), "parts of the stream that evidence lies in: 2 halves, 4 quarters")
+    placing: str = setting(
+        "consecutive", one_of("consecutive", "discrete"), "how evidence lies in a stream"
+    )
+    window: float = setting(
+        0.2, between(0, 1), "longest span of discrete evidence, as a share of the stream"
+    )
+    parts: int = setting(
+        2, at_least(1), "parts of the stream that evidence lies in: 2 halves, 4 quarters"
+    )
     distractors: int = setting(0, at_least(0), "evidences of other queries in a stream")
     train: int = setting(400, at_least(1), "streams of each logic chain to train on")
     valid: int = setting(20, at_least(1), "streams of each logic chain to validate on")
@@ -70,7 +76,9 @@ class SyntheticConfig:
     answers: int = 30  # R_a, to each query
     evidence: int = 5  # R_c, facts in the evidence of an answer
     groups: int = 20  # of facts and queries; the facts of an evidence are of its query's group
-    placing: str = "consecutive"  # the evidence's facts are neighbours | "discrete": in order within `window`
+    placing: str = (
+        "consecutive"  # the evidence's facts are neighbours | "discrete": in order within `window`
+    )
     window: float = 0.2  # the largest span of discrete evidence, as a share of the stream
     parts: int = 2  # of the stream; evidence lies in one. 2: early and later; 4: quartiles
     distractors: int = 0  # evidences of other queries, for other answers, anywhere; later ones overwrite earlier ones
@@ -81,7 +89,9 @@ class SyntheticConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be at least 1")
         for name in ("facts", "queries"):
             if getattr(self, name) % self.groups:
-                raise ValueError(f"{name}={getattr(self, name)!r}: must be a multiple of groups={self.groups}")
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r}: must be a multiple of groups={self.groups}"
+                )
         if self.placing not in PLACINGS:
             raise ValueError(f"placing={self.placing!r}: must be one of {PLACINGS}")
         if self.parts not in _PARTS:
@@ -89,7 +99,9 @@ class SyntheticConfig:
         part = self.length // self.parts
         for name, most in {"a group": self.group_facts, "a part of the stream": part}.items():
             if self.evidence > most:
-                raise ValueError(f"evidence={self.evidence!r}: must be at most {most}, the facts of {name}")
+                raise ValueError(
+                    f"evidence={self.evidence!r}: must be at most {most}, the facts of {name}"
+                )
         orders = math.perm(self.group_facts, self.evidence)
         if self.answers > orders:
             raise ValueError(
@@ -103,7 +115,9 @@ class SyntheticConfig:
             )
         most = self.queries - 1 if self.answers > 1 else 0
         if not 0 <= self.distractors <= most:
-            raise ValueError(f"distractors={self.distractors!r}: must be in [0, {most}], of other queries and answers")
+            raise ValueError(
+                f"distractors={self.distractors!r}: must be in [0, {most}], of other queries and answers"
+            )
 
     @property
     def chains(self) -> int:
@@ -185,7 +199,9 @@ class Synthetic(Source):
     @property
     def questions(self) -> Questions:
         kinds, classes = self.config.queries, self.config.answers
-        return Questions(query="kind", kinds=kinds, answer="class", classes=classes, metric="accuracy")
+        return Questions(
+            query="kind", kinds=kinds, answer="class", classes=classes, metric="accuracy"
+        )
 
     @functools.cached_property
     def world(self) -> np.ndarray:
@@ -208,7 +224,9 @@ class Synthetic(Source):
         indices = np.asarray(indices)
         outside = indices[(indices < 0) | (indices >= self.size(split))]
         if outside.size:
-            raise ValueError(f"indices={outside[:8].tolist()}: must be in [0, {self.size(split)}) for split {split!r}")
+            raise ValueError(
+                f"indices={outside[:8].tolist()}: must be in [0, {self.size(split)}) for split {split!r}"
+            )
         total = len(indices)
         chunk = max(1, min(total, _ITEMS_AT_ONCE // self.max_items))
         padded = np.pad(indices.astype(np.int32), (0, max(1, -(-total // chunk)) * chunk - total))
@@ -235,8 +253,12 @@ class Synthetic(Source):
         answers: dict[str, np.ndarray] = {}
         for start in range(0, size, chunk):
             streams = self.fetch(split, np.arange(start, start + chunk) % size)  # all of one shape
-            for name, chosen in oracles(self.config, self.world, streams["items"], streams["query"]).items():
-                answers.setdefault(name, np.empty((size, 1), np.int32))[start : start + chunk] = chosen[: size - start]
+            for name, chosen in oracles(
+                self.config, self.world, streams["items"], streams["query"]
+            ).items():
+                answers.setdefault(name, np.empty((size, 1), np.int32))[start : start + chunk] = (
+                    chosen[: size - start]
+                )
         return answers
 
 
@@ -245,11 +267,14 @@ class Synthetic(Source):
 
 def make_world(config: SyntheticConfig, seed: int) -> np.ndarray:
     """Evidence i32 [queries, answers, evidence]: distinct facts of the query's group, in order; no two answers to a
-    query have the same."""
+    query have the same.
+    """
     query, answer, fact = np.ogrid[: config.queries, : config.answers, : config.group_facts]
     attempt = np.zeros((config.queries, config.answers, 1), int)
     while True:
-        order = np.argsort(hash64("evidence", seed, query, answer, attempt, fact), axis=-1)[..., : config.evidence]
+        order = np.argsort(hash64("evidence", seed, query, answer, attempt, fact), axis=-1)[
+            ..., : config.evidence
+        ]
         same = (order[:, :, None] == order[:, None]).all(-1)  # [queries, answers, answers]
         again = np.tril(same, -1).any(-1)
         if not again.any():
@@ -275,10 +300,14 @@ def draw(
     """`generate`, and what was planted."""
     split_key = jax.random.fold_in(jax.random.key(seed), split_id)
     world, indices = jnp.asarray(world, jnp.int32), jnp.asarray(indices, jnp.int32)
-    return jax.vmap(lambda index: _stream(config, world, jax.random.fold_in(split_key, index), index))(indices)
+    return jax.vmap(
+        lambda index: _stream(config, world, jax.random.fold_in(split_key, index), index)
+    )(indices)
 
 
-def _stream(config: SyntheticConfig, world: Array, key: Key, index: Array) -> tuple[dict[str, Array], Planted]:
+def _stream(
+    config: SyntheticConfig, world: Array, key: Key, index: Array
+) -> tuple[dict[str, Array], Planted]:
     query, answer = jnp.divmod(index % config.chains, config.answers)
     part = index // config.chains % config.parts
     others = jnp.arange(config.answers) != answer
@@ -310,16 +339,25 @@ def _plant(
     many = config.distractors + 1
     sizes = {"fact": config.length, "query": config.queries - 1, "answer": many - 1, "start": many}
     sizes |= {"place": many * config.span}
-    uniform = jax.random.uniform(key, (sum(sizes.values()),), jnp.float32)  # at once: every call costs compilation
-    fact_u, query_u, answer_u, start_u, place_u = jnp.split(uniform, np.cumsum(list(sizes.values()))[:-1])
+    uniform = jax.random.uniform(
+        key, (sum(sizes.values()),), jnp.float32
+    )  # at once: every call costs compilation
+    fact_u, query_u, answer_u, start_u, place_u = jnp.split(
+        uniform, np.cumsum(list(sizes.values()))[:-1]
+    )
 
     # Distances from the true query and answer, modulo how many there are: never 0.
-    far, away = jnp.argsort(query_u)[: many - 1].astype(jnp.int32) + 1, _integers(answer_u, 1, config.answers)
+    far, away = (
+        jnp.argsort(query_u)[: many - 1].astype(jnp.int32) + 1,
+        _integers(answer_u, 1, config.answers),
+    )
     queries = jnp.append((query + far) % config.queries, query)
     answers = jnp.append((answer + away) % config.answers, answer)
 
     # Of a window anywhere in a part, uniformly random positions; a distractor's part is the stream.
-    bounds = jnp.array([i * config.length // config.parts for i in range(config.parts + 1)], jnp.int32)
+    bounds = jnp.array(
+        [i * config.length // config.parts for i in range(config.parts + 1)], jnp.int32
+    )
     low = jnp.zeros(many, jnp.int32).at[-1].set(bounds[part])
     high = jnp.full(many, config.length, jnp.int32).at[-1].set(bounds[part + 1])
     start = _integers(start_u, low, high - config.span + 1)
@@ -341,7 +379,9 @@ def _occurs(items: Array, evidence: Array, span: int) -> Array:
     """Which of the evidences [A, C] occur in order within `span` positions of the stream [L]: bool [A]."""
 
     def step(state, now):
-        latest, found = state  # latest [A, C]: where a match of the first 1 .. C facts starts, the latest such
+        latest, found = (
+            state  # latest [A, C]: where a match of the first 1 .. C facts starts, the latest such
+        )
         item, at = now
         longer = jnp.concatenate([jnp.full_like(latest[:, :1], at), latest[:, :-1]], axis=1)
         latest = jnp.where(evidence == item, longer, latest)
@@ -355,9 +395,12 @@ def _occurs(items: Array, evidence: Array, span: int) -> Array:
 # ---- readers that know the world
 
 
-def oracles(config: SyntheticConfig, world: np.ndarray, items: np.ndarray, query: np.ndarray) -> dict[str, np.ndarray]:
+def oracles(
+    config: SyntheticConfig, world: np.ndarray, items: np.ndarray, query: np.ndarray
+) -> dict[str, np.ndarray]:
     """The answer [B, 1] with most distinct facts of its evidence present, by reader (ties: the smallest answer; without
-    the query the smallest query first). A window is as wide as evidence can be, wherever it holds most."""
+    the query the smallest query first). A window is as wide as evidence can be, wherever it holds most.
+    """
     inside = most_in_window(config, world, items, config.span)
     last_half = most_in_window(config, world, items[:, config.length // 2 :], config.span)
     anywhere = most_in_window(config, world, items, config.length)
@@ -366,26 +409,35 @@ def oracles(config: SyntheticConfig, world: np.ndarray, items: np.ndarray, query
         "oracle, bag of facts": anywhere[rows, query].argmax(-1),
         "oracle, bag in a window": inside[rows, query].argmax(-1),
         "oracle, last half only": last_half[rows, query].argmax(-1),
-        "oracle, without the query": inside.reshape(len(items), -1).argmax(-1)[:, None] % config.answers,
+        "oracle, without the query": inside.reshape(len(items), -1).argmax(-1)[:, None]
+        % config.answers,
     }
     return {name: answer.astype(np.int32) for name, answer in chosen.items()}
 
 
-def most_in_window(config: SyntheticConfig, world: np.ndarray, items: np.ndarray, width: int) -> np.ndarray:
+def most_in_window(
+    config: SyntheticConfig, world: np.ndarray, items: np.ndarray, width: int
+) -> np.ndarray:
     """Most distinct facts of each evidence within `width` positions of streams [B, L]: i32 [B, queries, answers]."""
     return jax.device_get(_most_in_window(config, world, items, width))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _most_in_window(config: SyntheticConfig, world: Array, items: Array, width: Array | int) -> Array:
+def _most_in_window(
+    config: SyntheticConfig, world: Array, items: Array, width: Array | int
+) -> Array:
     batch, length = items.shape
     per = config.group_facts
     # A group's facts side by side, in time: only windows that end at one of them need a look.
     order = jnp.sort(items // per * length + jnp.arange(length, dtype=jnp.int32), axis=1)
     position, fact = order % length, jnp.take_along_axis(items, order % length, axis=1) % per
-    ends = jax.vmap(lambda row: jnp.searchsorted(row, jnp.arange(config.groups + 1) * length))(order)  # [B, groups + 1]
+    ends = jax.vmap(lambda row: jnp.searchsorted(row, jnp.arange(config.groups + 1) * length))(
+        order
+    )  # [B, groups + 1]
     chains = world.reshape(config.groups, -1, config.evidence) % per
-    member = (chains[..., None] == jnp.arange(per)).any(2).astype(jnp.float32)  # [groups, chains of one, facts of one]
+    member = (
+        (chains[..., None] == jnp.arange(per)).any(2).astype(jnp.float32)
+    )  # [groups, chains of one, facts of one]
 
     def of_group(group):
         first, end, member = group  # [B], [B], [chains of one, facts of one]
@@ -400,8 +452,16 @@ def _most_in_window(config: SyntheticConfig, world: Array, items: Array, width: 
             present = (now - last < width).astype(jnp.float32)
             return i + 1, last, jnp.maximum(best, member @ present)
 
-        start = 0, jnp.full((per, batch), -width, jnp.int32), jnp.zeros((len(member), batch), jnp.float32)
-        return jax.lax.while_loop(lambda s: s[0] < jnp.max(end - first), step, start)[2].astype(jnp.int32)
+        start = (
+            0,
+            jnp.full((per, batch), -width, jnp.int32),
+            jnp.zeros((len(member), batch), jnp.float32),
+        )
+        return jax.lax.while_loop(lambda s: s[0] < jnp.max(end - first), step, start)[2].astype(
+            jnp.int32
+        )
 
-    best = jax.lax.map(of_group, (ends[:, :-1].T, ends[:, 1:].T, member))  # [groups, chains of one, B]
+    best = jax.lax.map(
+        of_group, (ends[:, :-1].T, ends[:, 1:].T, member)
+    )  # [groups, chains of one, B]
     return best.reshape(config.queries, config.answers, batch).transpose(2, 0, 1)

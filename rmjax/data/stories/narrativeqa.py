@@ -34,7 +34,9 @@ class Settings:
 
 
 def make(settings: Settings, common: Any, seed: int) -> Source:
-    options = dict(segment_length=common.segment_length, min_count=common.min_count, buckets=common.buckets)
+    options = dict(
+        segment_length=common.segment_length, min_count=common.min_count, buckets=common.buckets
+    )
     return open_narrativeqa(common.dir, common.cache_dir, **options, **vars(settings))
 
 
@@ -77,7 +79,10 @@ class NarrativeQABuilder(TextBuilder):
 
     def stories(self) -> dict[str, list[Story]]:
         documents_csv, qaps_csv, summaries_csv = self.builder_config.files
-        documents = {row["document_id"]: row for _, row in read_rows(documents_csv, ("document_id", "set", "kind"))}
+        documents = {
+            row["document_id"]: row
+            for _, row in read_rows(documents_csv, ("document_id", "set", "kind"))
+        }
         summaries = {}
         for line, row in read_rows(summaries_csv, ("document_id", "summary", "summary_tokenized")):
             sentences = split_sentences(row["summary_tokenized"] or row["summary"])
@@ -90,7 +95,9 @@ class NarrativeQABuilder(TextBuilder):
             name = row["document_id"]
             for path, known in ((documents_csv, documents), (summaries_csv, summaries)):
                 if name not in known:
-                    raise records.malformed(qaps_csv, line, "document_id", f"one that {path.name} has", name)
+                    raise records.malformed(
+                        qaps_csv, line, "document_id", f"one that {path.name} has", name
+                    )
             asked[name].append(row)
         kinds = sorted({row["kind"] for row in documents.values()})
         splits: dict[str, list[Story]] = {name: [] for name in SETS}
@@ -100,15 +107,23 @@ class NarrativeQABuilder(TextBuilder):
                 splits[documents[name]["set"]].append(story)
         for split, stories in splits.items():
             if not stories:
-                raise ValueError(f"{qaps_csv}: expected questions in every set, found none in {split!r}")
+                raise ValueError(
+                    f"{qaps_csv}: expected questions in every set, found none in {split!r}"
+                )
         self.info.metadata.update(groups=kinds)
         return splits
 
     def _story(self, sentences: list[list[str]], rows: list[dict[str, str]], kind: int) -> Story:
-        length, most = (self.builder_config.parameters[name] for name in ("segment_length", "max_segments"))
-        segments = [words[i : i + length] for words in sentences for i in range(0, len(words), length)][:most]
+        length, most = (
+            self.builder_config.parameters[name] for name in ("segment_length", "max_segments")
+        )
+        segments = [
+            words[i : i + length] for words in sentences for i in range(0, len(words), length)
+        ][:most]
         pool: dict[tuple[str, ...], int] = {}
-        target = [pool.setdefault(tuple(tokenize(row["answer1_tokenized"])), len(pool)) for row in rows]
+        target = [
+            pool.setdefault(tuple(tokenize(row["answer1_tokenized"])), len(pool)) for row in rows
+        ]
         second = [pool.get(tuple(tokenize(row["answer2_tokenized"])), -1) for row in rows]
         return Story(
             sentences=segments,
@@ -144,7 +159,9 @@ def read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[
         line = reader.line_num + 1
         for row in reader:
             if None in row or None in row.values():
-                missing = next((name for name, value in row.items() if value is None), "after the last")
+                missing = next(
+                    (name for name, value in row.items() if value is None), "after the last"
+                )
                 fields = ",".join(value for value in row.values() if isinstance(value, str))
                 raise records.malformed(path, line, str(missing), f"{len(names)} fields", fields)
             if row.get("set", "train") not in SETS:

@@ -45,14 +45,18 @@ def fold(text: str) -> str:
         return text.lower()
     text = unicodedata.normalize("NFC", text.replace("\u00ad", "")).lower()
     text = text.replace("i\u0307", "i").replace("\u2019", "'")
-    return unicodedata.normalize("NFC", text)  # only the lower case of J with a caron is one character
+    return unicodedata.normalize(
+        "NFC", text
+    )  # only the lower case of J with a caron is one character
 
 
 @functools.cache
 def _word() -> re.Pattern[str]:
     """The pattern of a word of any script, in text without "_". `re` has no class of marks."""
     marks = (point for point in range(0x300, 0xE01F0) if unicodedata.category(chr(point))[0] == "M")
-    runs = [list(run) for _, run in itertools.groupby(enumerate(marks), lambda pair: pair[1] - pair[0])]
+    runs = [
+        list(run) for _, run in itertools.groupby(enumerate(marks), lambda pair: pair[1] - pair[0])
+    ]
     ranges = "".join(f"{chr(run[0][1])}-{chr(run[-1][1])}" for run in runs)
     run = rf"[^\W_][\w{ranges}\u200c\u200d]*"
     return re.compile(f"{run}(?:'{run})*")
@@ -84,8 +88,20 @@ class TextBuilder(records.StreamBuilder):
     (answers by number), groups (names by number).
     """
 
-    fields: tuple[str, ...] = ("words", "sentences", "question_words", "question_lengths", "position", "target")
-    choice_fields = ("candidate_words", "candidate_lengths", "choices", "choice_counts")  # for one with candidates
+    fields: tuple[str, ...] = (
+        "words",
+        "sentences",
+        "question_words",
+        "question_lengths",
+        "position",
+        "target",
+    )
+    choice_fields = (
+        "candidate_words",
+        "candidate_lengths",
+        "choices",
+        "choice_counts",
+    )  # for one with candidates
     counted: tuple[str, ...] = ("train",)  # splits the vocabulary is made of
     VERSION = tfds.core.Version("1.1.0")
 
@@ -106,7 +122,9 @@ class TextBuilder(records.StreamBuilder):
         ids = {word: i for i, word in enumerate(vocabulary)}
         return {split: self._generate_examples(stories, ids) for split, stories in splits.items()}
 
-    def _generate_examples(self, stories: list[Story], ids: dict[str, int]) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(
+        self, stories: list[Story], ids: dict[str, int]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
         def flat(sentences):
             return [ids.get(word, 0) for sentence in sentences for word in sentence]
 
@@ -115,7 +133,9 @@ class TextBuilder(records.StreamBuilder):
 
         for key, story in enumerate(stories):
             # An answer of punctuation alone is still one to choose: an unknown word.
-            questions, candidates = ([words or [UNKNOWN] for words in s] for s in (story.questions, story.candidates))
+            questions, candidates = (
+                [words or [UNKNOWN] for words in s] for s in (story.questions, story.candidates)
+            )
             record = dict(
                 words=flat(story.sentences),
                 sentences=lengths(story.sentences),
@@ -162,15 +182,25 @@ class TextRecords(Source):
         self.num_items = len(self.vocabulary)
         self.positions_at_end = positions_at_end or per_question
         answer = "class" if self.classes else "choice"
-        self.questions = Questions(query="words", answer=answer, classes=len(self.classes), metric=metric)
+        self.questions = Questions(
+            query="words", answer=answer, classes=len(self.classes), metric=metric
+        )
         self._splits = {}
         for split, found in stored.items():
-            rows = [row for row in found.__getitems__(range(len(found))) if not kept or int(row["group"][0]) in kept]
+            rows = [
+                row
+                for row in found.__getitems__(range(len(found)))
+                if not kept or int(row["group"][0]) in kept
+            ]
             self._splits[split] = _Split(rows, segment_length, per_question, max_sentences)
         every = list(self._splits.values())
         self.max_items = max(int(split.num_words().max()) for split in every)
-        self.num_queries = max(int((split.last_question - split.first_question).max()) for split in every)
-        self._width = {name: max(split.ragged[name].width for split in every) for name in every[0].ragged}
+        self.num_queries = max(
+            int((split.last_question - split.first_question).max()) for split in every
+        )
+        self._width = {
+            name: max(split.ragged[name].width for split in every) for name in every[0].ragged
+        }
         self._width["items"] = segment_length
         longest = max(int(split.num_segments().max()) for split in every)
         self._boundaries = bucket_boundaries(self._splits["train"].num_segments(), longest, buckets)
@@ -185,7 +215,9 @@ class TextRecords(Source):
 
     def buckets(self, split: str) -> tuple[np.ndarray, list[int]]:
         """i64 [size] which bucket an example is in, and the segments T of each bucket, the same for every split."""
-        return np.searchsorted(self._boundaries, self._splits[split].num_segments()), self._boundaries
+        return np.searchsorted(
+            self._boundaries, self._splits[split].num_segments()
+        ), self._boundaries
 
     def groups(self, split: str) -> dict[str, np.ndarray]:
         """{name: bool [size, Q]}, the questions of each part."""
@@ -193,11 +225,13 @@ class TextRecords(Source):
         if not self.metadata["groups"]:
             return {}
         group, asked = self._of_questions(split, "group", rows)
-        parts = {name: asked & (group == number) for number, name in enumerate(self.metadata["groups"])}
+        parts = {
+            name: asked & (group == number) for number, name in enumerate(self.metadata["groups"])
+        }
         return {name: inside for name, inside in parts.items() if inside.any()}
 
     def also(self, split: str) -> np.ndarray:
-        """i [size, Q]: a second right choice of a question, -1 where there is none."""
+        """I [size, Q]: a second right choice of a question, -1 where there is none."""
         if "also" not in self._splits[split].of_questions:
             return np.full((self.size(split), self.num_queries), -1)
         also, asked = self._of_questions(split, "also", np.arange(self.size(split)))
@@ -207,7 +241,9 @@ class TextRecords(Source):
         """As `Source.fetch`, in segments."""
         s, T, Q = self._splits[split], self._boundaries[-1], self.num_queries
         first, last = s.first_question[indices], s.last_question[indices]
-        items, item_mask = self._pad(s, "items", s.first_sentence[indices], s.last_sentence[indices], T)
+        items, item_mask = self._pad(
+            s, "items", s.first_sentence[indices], s.last_sentence[indices], T
+        )
         query, word_mask = self._pad(s, "query", first, last, Q)
         target, query_mask = self._of_questions(split, "target", indices)
         examples = {
@@ -222,18 +258,24 @@ class TextRecords(Source):
         if not self.positions_at_end:
             written = self._of_questions(split, "segments_before", indices)[0]
             before = s.ragged["items"].rows[s.first_sentence[indices]]
-            examples["position"] = np.where(query_mask, np.maximum(written - before[:, None], 0), 0).astype(np.int32)
+            examples["position"] = np.where(
+                query_mask, np.maximum(written - before[:, None], 0), 0
+            ).astype(np.int32)
         if "choices" in s.ragged:
             story, A = s.story[indices], self._num_candidates
             of_story = (s.candidates_before[story], s.candidates_before[story + 1])
-            examples["candidates"], examples["candidate_mask"] = self._pad(s, "candidates", *of_story, A)
+            examples["candidates"], examples["candidate_mask"] = self._pad(
+                s, "candidates", *of_story, A
+            )
             examples["choices"], examples["choice_mask"] = self._pad(s, "choices", first, last, Q)
         return examples
 
     def _pad(self, s: _Split, name: str, first: np.ndarray, last: np.ndarray, height: int):
         return s.ragged[name].padded(first, last, height, self._width[name])
 
-    def _of_questions(self, split: str, name: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _of_questions(
+        self, split: str, name: str, indices: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """[B, Q] of one value a question, padded with 0, and its mask."""
         s = self._splits[split]
         place = s.first_question[indices][:, None] + np.arange(self.num_queries)
@@ -252,7 +294,11 @@ class _Split:
     candidates_before: np.ndarray  # i64 [stories + 1]
 
     def __init__(
-        self, rows: Sequence[dict[str, np.ndarray]], segment_length: int, per_question: bool, max_sentences: int
+        self,
+        rows: Sequence[dict[str, np.ndarray]],
+        segment_length: int,
+        per_question: bool,
+        max_sentences: int,
     ):
         flat = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
@@ -268,9 +314,13 @@ class _Split:
             self.ragged["candidates"] = _Ragged(flat["candidate_words"], flat["candidate_lengths"])
             self.ragged["choices"] = _Ragged(flat["choices"], flat["choice_counts"])
         sentences, questions = before("sentences"), before("target")
-        self.candidates_before = before("candidate_lengths") if "choices" in flat else np.zeros_like(sentences)
+        self.candidates_before = (
+            before("candidate_lengths") if "choices" in flat else np.zeros_like(sentences)
+        )
         story_of_question = np.repeat(np.arange(len(rows)), np.diff(questions))
-        asked_at = sentences[story_of_question] + flat["position"]  # sentences of the split before each question
+        asked_at = (
+            sentences[story_of_question] + flat["position"]
+        )  # sentences of the split before each question
         self.of_questions: dict[str, np.ndarray] = {
             "segments_before": self.ragged["items"].rows[asked_at],
             **{name: flat[name] for name in ("target", "group", "also") if name in flat},
@@ -286,7 +336,9 @@ class _Split:
             self.last_sentence = asked_at[questions[1:] - 1] if max_sentences else sentences[1:]
         self.first_sentence = sentences[self.story]
         if max_sentences:
-            self.first_sentence = np.maximum(self.first_sentence, self.last_sentence - max_sentences)
+            self.first_sentence = np.maximum(
+                self.first_sentence, self.last_sentence - max_sentences
+            )
 
     def num_words(self) -> np.ndarray:
         starts = self.ragged["items"].starts
@@ -307,31 +359,47 @@ class _Ragged:
     def __init__(self, values: np.ndarray, lengths: np.ndarray, rows: np.ndarray | None = None):
         self.values, self.width = values, int(lengths.max(initial=1))
         self.starts = _starts(lengths)  # values before each list, and all
-        self.rows = _starts(np.ones_like(lengths) if rows is None else rows)  # rows before each list, and all
+        self.rows = _starts(
+            np.ones_like(lengths) if rows is None else rows
+        )  # rows before each list, and all
         self.place = np.arange(len(values)) - np.repeat(self.starts[:-1], lengths)
         self.row = np.repeat(self.rows[:-1], lengths)
 
-    def padded(self, first: np.ndarray, last: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    def padded(
+        self, first: np.ndarray, last: np.ndarray, height: int, width: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Of lists first [B] .. last [B]: i32 [B, height, width] and its mask. A long list goes on in its next row."""
         start, count = self.starts[first], self.starts[last] - self.starts[first]
         example = np.repeat(np.arange(len(first)), count)
         index = np.arange(len(example)) + (start - _starts(count)[:-1])[example]
-        cell = ((self.row[index] - self.rows[first][example]) + example * height) * width + self.place[index]
-        array, mask = np.zeros((len(first), height, width), np.int32), np.zeros((len(first), height, width), bool)
+        cell = (
+            (self.row[index] - self.rows[first][example]) + example * height
+        ) * width + self.place[index]
+        array, mask = (
+            np.zeros((len(first), height, width), np.int32),
+            np.zeros((len(first), height, width), bool),
+        )
         array.reshape(-1)[cell], mask.reshape(-1)[cell] = self.values[index], True
         return array, mask
 
 
-def bucket_boundaries(lengths: np.ndarray, longest: int, buckets: int, batch_size: int = 1) -> list[int]:
+def bucket_boundaries(
+    lengths: np.ndarray, longest: int, buckets: int, batch_size: int = 1
+) -> list[int]:
     """At most `buckets` sizes, rising to `longest`, that pad `lengths` the least when each goes to the next size and
-    the last batch of each is filled up; of several such choices one of the fewest sizes."""
+    the last batch of each is filled up; of several such choices one of the fewest sizes.
+    """
     sizes, counts = np.unique(np.append(lengths, longest), return_counts=True)
     counts[-1] -= 1
     places, number = np.arange(len(sizes)), _starts(counts)
     # cost[i, j]: of all above sizes[i - 1] (i = 0: of all) and up to sizes[j], in one bucket
     cost = -(-(number[1:] - number[:-1, None]) // batch_size) * batch_size * sizes.astype(float)
     cost = np.where(places[:, None] <= places, cost, np.inf)
-    best, chosen, whole_cost = cost[0], [], [cost[0, -1]]  # of all up to sizes[j], in one bucket more every round
+    best, chosen, whole_cost = (
+        cost[0],
+        [],
+        [cost[0, -1]],
+    )  # of all up to sizes[j], in one bucket more every round
     for _ in range(min(buckets, len(sizes)) - 1):
         through = np.append(np.inf, best[:-1])[:, None] + cost
         chosen.append(through.argmin(0))

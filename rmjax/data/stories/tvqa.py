@@ -34,7 +34,9 @@ class Settings:
 
 
 def make(settings: Settings, common: Any, seed: int) -> Source:
-    options = dict(segment_length=common.segment_length, min_count=common.min_count, buckets=common.buckets)
+    options = dict(
+        segment_length=common.segment_length, min_count=common.min_count, buckets=common.buckets
+    )
     return open_tvqa(common.dir, common.cache_dir, seed, **options, **vars(settings))
 
 
@@ -61,7 +63,9 @@ def open_tvqa(
       ValueError: a malformed line, or fewer than two training clips.
     """
     files = records.find_files(directory, NAMES, (".",), ADVICE)
-    parameters = dict(seed=seed, max_words=max_words, min_count=min_count, valid_fraction=valid_fraction)
+    parameters = dict(
+        seed=seed, max_words=max_words, min_count=min_count, valid_fraction=valid_fraction
+    )
     source = TextRecords(
         records.prepare(TVQABuilder, cache_dir, files=files, parameters=parameters),
         segment_length=segment_length,
@@ -71,7 +75,9 @@ def open_tvqa(
     )
     for split, clips in source.metadata["without_subtitles"].items():
         if clips:
-            logging.warning("TVQA %s: %d of %d clips have no subtitles.", split, clips, source.size(split))
+            logging.warning(
+                "TVQA %s: %d of %d clips have no subtitles.", split, clips, source.size(split)
+            )
     return source
 
 
@@ -88,8 +94,12 @@ class TVQABuilder(TextBuilder):
         asked, test = read_questions(train), read_questions(val)
         clips = sorted(asked)
         if len(clips) < 2:
-            raise ValueError(f"{train}: expected two clips or more, to hold one out for 'valid', found {len(clips)}")
-        draw = hash64("tvqa valid", options["seed"], np.array([zlib.crc32(clip.encode()) for clip in clips]))
+            raise ValueError(
+                f"{train}: expected two clips or more, to hold one out for 'valid', found {len(clips)}"
+            )
+        draw = hash64(
+            "tvqa valid", options["seed"], np.array([zlib.crc32(clip.encode()) for clip in clips])
+        )
         count = min(len(clips) - 1, max(1, round(options["valid_fraction"] * len(clips))))
         held_out = np.argsort(draw, kind="stable")[:count]
         chosen = {clips[i] for i in held_out}
@@ -98,7 +108,9 @@ class TVQABuilder(TextBuilder):
             "valid": {clip: rows for clip, rows in asked.items() if clip in chosen},
             "test": test,
         }
-        without = {split: sum(not said.get(clip) for clip in rows) for split, rows in splits.items()}
+        without = {
+            split: sum(not said.get(clip) for clip in rows) for split, rows in splits.items()
+        }
         self.info.metadata.update(without_subtitles=without)
         return {
             split: [_story(said.get(clip, []), questions) for clip, questions in of_clips.items()]
@@ -113,7 +125,9 @@ def _story(words: list[str], questions: list[dict[str, Any]]) -> Story:
         questions=[tokenize(question["q"]) for question in questions],
         position=[1] * len(questions),
         target=[question["answer_idx"] for question in questions],
-        choices=[[pool.setdefault(tuple(tokenize(q[a])), len(pool)) for a in ANSWERS] for q in questions],
+        choices=[
+            [pool.setdefault(tuple(tokenize(q[a])), len(pool)) for a in ANSWERS] for q in questions
+        ],
         candidates=list(pool),
     )
 
@@ -124,7 +138,9 @@ def read_questions(path: Path) -> dict[str, list[dict[str, Any]]]:
     for number, question in read_lines(path, ("vid_name", "q", *ANSWERS)):
         answer = question.get("answer_idx")
         if type(answer) is not int or not 0 <= answer < len(ANSWERS):
-            raise records.malformed(path, number, "answer_idx", f"0 to {len(ANSWERS) - 1}", str(answer))
+            raise records.malformed(
+                path, number, "answer_idx", f"0 to {len(ANSWERS) - 1}", str(answer)
+            )
         clips.setdefault(question["vid_name"], []).append(question)
     if not clips:
         raise records.malformed(path, 1, "q", "a question", "an empty file")
@@ -149,12 +165,16 @@ def read_subtitles(path: Path, max_words: int) -> dict[str, list[str]]:
 
 def read_lines(path: Path, strings: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
     """(number, object) of each line; ValueError names the line and the key that is wrong."""
-    for number, line in text_files.read_lines(path, ended=False):  # the release's last line has no end
+    for number, line in text_files.read_lines(
+        path, ended=False
+    ):  # the release's last line has no end
         try:
             entry = text_files.parse_json(line, str(path))
         except ValueError as error:
             cause = getattr(error.__cause__, "msg", error.__cause__)
-            raise records.malformed(path, number, "line", f"JSON ({cause})", line.strip()) from error
+            raise records.malformed(
+                path, number, "line", f"JSON ({cause})", line.strip()
+            ) from error
         if not isinstance(entry, dict):
             raise records.malformed(path, number, "line", "a JSON object", line.strip())
         for key in strings:

@@ -19,7 +19,9 @@ from rmjax.io import paths
 from rmjax.io.progress import Progress
 from rmjax.io.text import encoding_of
 
-_NUMBER = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")  # float() takes 1_0 and white space too
+_NUMBER = re.compile(
+    rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
+)  # float() takes 1_0 and white space too
 _MOST = float(np.finfo(np.float32).max)
 LONGEST = 1 << 20  # bytes of a line: more is no vector, and would be held in RAM
 
@@ -38,7 +40,9 @@ def word_vectors(config: Any, data: Any) -> tuple[np.ndarray, np.ndarray]:
       ValueError: the items are no words; or as `read_vectors`.
     """
     if not data.num_items or not data.vocabulary:
-        raise ValueError(f"config.data.vectors = {config.vectors!r}: the items of {config.name} are no words")
+        raise ValueError(
+            f"config.data.vectors = {config.vectors!r}: the items of {config.name} are no words"
+        )
     return _word_vectors(config.vectors, tuple(data.vocabulary))
 
 
@@ -84,7 +88,9 @@ def read_vectors(path: str, vocabulary: Sequence[str]) -> tuple[np.ndarray, np.n
                 if number == 1:
                     line = _first(file, line)
                     fields = line.split()
-                    header = len(fields) == 2 and all(field.isdigit() and len(field) < 10 for field in fields)
+                    header = len(fields) == 2 and all(
+                        field.isdigit() and len(field) < 10 for field in fields
+                    )
                     width = int(fields[1]) if header else len(fields) - 1
                     if width < 1:
                         raise _malformed(file, 1, "a word and its vector", line)
@@ -107,7 +113,9 @@ def read_vectors(path: str, vocabulary: Sequence[str]) -> tuple[np.ndarray, np.n
                         raise _malformed(file, number, f"a word and {width} finite numbers", line)
                     vectors[index], found[index], as_it_stands[index] = values.split(), True, stands
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise ValueError(f"{file}, after line {number}: not a whole .gz file ({error}); fetch it again") from error
+            raise ValueError(
+                f"{file}, after line {number}: not a whole .gz file ({error}); fetch it again"
+            ) from error
     if not number:
         raise _malformed(file, 1, "a word and its vector", b"")
     logging.info("%s: %d of %d words found.", file, found.sum(), len(vocabulary))
@@ -135,4 +143,6 @@ def _is_number(field: bytes) -> bool:
 
 def _malformed(file: Path, number: int, expected: str, line: bytes) -> ValueError:
     start = line[:60].decode("utf-8", "replace") + ("..." if len(line) > 60 else "")
-    return ValueError(f"{file}, line {number}: expected {expected}, found {len(line.split())} fields: {start!r}")
+    return ValueError(
+        f"{file}, line {number}: expected {expected}, found {len(line.split())} fields: {start!r}"
+    )

@@ -26,11 +26,15 @@ ADVICE = (
 class Settings(TextSettings):
     """Those of all texts, and how many books are held out."""
 
-    held_out: float = setting(0.1, inside(0, 0.5), "books: share of them to validate on, and as many to test on")
+    held_out: float = setting(
+        0.1, inside(0, 0.5), "books: share of them to validate on, and as many to test on"
+    )
 
 
 def make(settings: Any, common: Any, seed: int) -> Texts:
-    return open_texts("books", lambda root: corpus(root, settings.held_out), ADVICE, settings, common)
+    return open_texts(
+        "books", lambda root: corpus(root, settings.held_out), ADVICE, settings, common
+    )
 
 
 def corpus(root: Path, held_out: float) -> Corpus:
@@ -41,7 +45,9 @@ def corpus(root: Path, held_out: float) -> Corpus:
     if not root.exists():
         raise FileNotFoundError(f"{root}: no such folder or file. {ADVICE}")
     if (root / "train").is_dir():
-        files = corpora.folders(root, dict(train=["train"], valid=["valid", "validation"], test=["test"]), ADVICE)
+        files = corpora.folders(
+            root, dict(train=["train"], valid=["valid", "validation"], test=["test"]), ADVICE
+        )
         return Corpus(files, lambda _, file: corpora.book(file, file.stem))
     every = [root] if root.is_file() else corpora.text_files(root)
     if not every:
@@ -61,7 +67,9 @@ def corpus(root: Path, held_out: float) -> Corpus:
             lambda split, file: corpora.parted(split, file, parts, False),
             parts=parts,
         )
-    order = np.argsort(hash64("books", np.array([zlib.crc32(file.name.encode()) for file in every])), kind="stable")
+    order = np.argsort(
+        hash64("books", np.array([zlib.crc32(file.name.encode()) for file in every])), kind="stable"
+    )
     count = min(max(1, round(held_out * len(every))), (len(every) - 1) // 2)
     chosen = dict(train=order[2 * count :], valid=order[:count], test=order[count : 2 * count])
     files = {split: [every[i] for i in np.sort(places)] for split, places in chosen.items()}

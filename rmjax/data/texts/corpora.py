@@ -58,7 +58,8 @@ class Corpus(NamedTuple):
 
 def folders(root: Path, names: dict[str, list[str]], advice: str) -> dict[str, list[Path]]:
     files = {
-        split: [file for folder in folders for file in text_files(root / folder)] for split, folders in names.items()
+        split: [file for folder in folders for file in text_files(root / folder)]
+        for split, folders in names.items()
     }
     for split, found in files.items():
         if not found:
@@ -69,7 +70,10 @@ def folders(root: Path, names: dict[str, list[str]], advice: str) -> dict[str, l
 def text_files(folder: Path) -> list[Path]:
     """Numbers by their value, then names."""
     files = [file for file in paths.visible(folder, "*.txt") if file.is_file()]
-    return sorted(files, key=lambda file: (int(file.stem) if file.stem.isdecimal() else float("inf"), file.name))
+    return sorted(
+        files,
+        key=lambda file: (int(file.stem) if file.stem.isdecimal() else float("inf"), file.name),
+    )
 
 
 def book(path: Path, name: str) -> Pieces:
@@ -109,7 +113,9 @@ def _opened(path: Path) -> Iterator[tuple[IO[bytes], int]]:
         try:
             archive = held.enter_context(zipfile.ZipFile(file))
             member = held.enter_context(archive.open("enwik8"))
-        except Exception as error:  # what zipfile raises of a damaged or encrypted archive is not listed anywhere
+        except (
+            Exception
+        ) as error:  # what zipfile raises of a damaged or encrypted archive is not listed anywhere
             raise _no_archive(path, error) from error
         try:
             yield member, archive.getinfo("enwik8").file_size
@@ -150,4 +156,6 @@ def _pieces(stream: IO[bytes], begin: int, end: int, name: str) -> Pieces:
 
 def _between_characters(data: bytes) -> int:
     """Where the last character of `data` begins."""
-    return next((i for i in range(len(data) - 1, len(data) - 5, -1) if data[i] & 0xC0 != 0x80), len(data))
+    return next(
+        (i for i in range(len(data) - 1, len(data) - 5, -1) if data[i] & 0xC0 != 0x80), len(data)
+    )

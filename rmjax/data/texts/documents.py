@@ -78,7 +78,9 @@ def documents(
         raise FileNotFoundError(f"{name}: data.dir is empty. {advice}")
     read = corpus(paths.resolve(directory, "config.data.dir"))
     names = {split: [file.name for file in files] for split, files in read.files.items()}
-    parameters = dict(version=_VERSION, kind=name, files=names, tokenizer=tokenizers.identity(tokenizer))
+    parameters = dict(
+        version=_VERSION, kind=name, files=names, tokenizer=tokenizers.identity(tokenizer)
+    )
     parameters |= dict(parts=read.parts)
     files = tuple(file for split in corpora.SPLITS for file in read.files[split])
     digest = records.StreamConfig(name="", files=files, parameters=parameters).name
@@ -97,8 +99,12 @@ def _prepare(prepared: Path, corpus: corpora.Corpus, tokenizer: str) -> None:
         folder.mkdir()
         dtype = np.min_scalar_type(made.size - 1)
         progress = Progress("making tokens", sum(map(corpus.size, corpora.SPLITS)))
-        splits = {split: _write(folder, split, corpus, made, dtype, progress) for split in corpora.SPLITS}
-        (folder / "tokens.json").write_text(json.dumps(dict(tokenizer=made.state, dtype=dtype.name, splits=splits)))
+        splits = {
+            split: _write(folder, split, corpus, made, dtype, progress) for split in corpora.SPLITS
+        }
+        (folder / "tokens.json").write_text(
+            json.dumps(dict(tokenizer=made.state, dtype=dtype.name, splits=splits))
+        )
         try:
             folder.rename(prepared)
         except OSError:
@@ -148,12 +154,17 @@ def _write(
                 out.write(ids.astype(dtype).tobytes())
                 wrong += more
                 tokens += len(ids)
-                edge, last = last + piece[:1], piece[-1:]  # a word too long for one piece goes on in the next
+                edge, last = (
+                    last + piece[:1],
+                    piece[-1:],
+                )  # a word too long for one piece goes on in the next
                 words += corpus.words(piece) - (len(edge) == 2 and edge.split() == [edge])
                 characters += corpus.characters(piece)
                 progress.step(len(piece.encode("utf-8", "surrogateescape")))
             if tokens == before:
-                raise ValueError(f"{file}: expected text for {split!r}, found none; fetch it again, or remove it")
+                raise ValueError(
+                    f"{file}: expected text for {split!r}, found none; fetch it again, or remove it"
+                )
             if wrong and not corpus.verbatim:
                 kept = "kept as they are" if of_bytes else "replaced"
                 message = "%s: %d bytes are not UTF-8, and were %s: save the file as UTF-8."
@@ -173,7 +184,9 @@ def _open(prepared: Path, tokenizer: str) -> dict[str, Documents]:
     restored = tokenizers.restore(tokenizer, described["tokenizer"])
     return {
         split: Documents(
-            tokens=np.memmap(prepared / f"{split}.tokens", described["dtype"], "r", shape=(counts.pop("tokens"),)),
+            tokens=np.memmap(
+                prepared / f"{split}.tokens", described["dtype"], "r", shape=(counts.pop("tokens"),)
+            ),
             starts=np.load(prepared / f"{split}.starts.npy"),
             tokenizer=restored,
             **counts,

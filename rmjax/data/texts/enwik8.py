@@ -18,7 +18,9 @@ Settings = TextSettings
 
 
 def make(settings: Any, common: Any, seed: int) -> Texts:
-    return open_texts("enwik8", lambda root: corpus(root, settings.tokenizer == "bytes"), ADVICE, settings, common)
+    return open_texts(
+        "enwik8", lambda root: corpus(root, settings.tokenizer == "bytes"), ADVICE, settings, common
+    )
 
 
 def corpus(root: Path, verbatim: bool) -> Corpus:
@@ -27,7 +29,9 @@ def corpus(root: Path, verbatim: bool) -> Corpus:
     With `verbatim` every byte is read as it stands, and cuts are exact. Without it the file is text:
     its byte order mark is dropped, and cuts are at the next white space.
     """
-    path = next((path for path in (root, root / "enwik8", root / "enwik8.zip") if path.is_file()), None)
+    path = next(
+        (path for path in (root, root / "enwik8", root / "enwik8.zip") if path.is_file()), None
+    )
     if path is None:
         found = "has neither enwik8 nor enwik8.zip" if root.is_dir() else "no such file"
         raise FileNotFoundError(f"{root}: {found}. {ADVICE}")

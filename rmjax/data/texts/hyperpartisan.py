@@ -53,7 +53,9 @@ class Settings:
 
 
 def make(settings: Settings, common: Any, seed: int) -> Source:
-    options = dict(segment_length=common.segment_length, min_count=common.min_count, buckets=common.buckets)
+    options = dict(
+        segment_length=common.segment_length, min_count=common.min_count, buckets=common.buckets
+    )
     return open_hyperpartisan(common.dir, common.cache_dir, **options, **vars(settings))
 
 
@@ -88,12 +90,18 @@ def open_hyperpartisan(
     if split not in ("unseen", "published"):
         raise ValueError(f"split={split!r}: expected 'unseen' or 'published'")
     files = tuple(_find(directory, pattern) for pattern in ADVICE)
-    parameters = dict(segment_length=segment_length, split=split, title=title, max_segments=max_segments)
-    parameters |= dict(min_count=min_count, tokenizer=tokenizer, tokens=tokenizers.identity(tokenizer))
+    parameters = dict(
+        segment_length=segment_length, split=split, title=title, max_segments=max_segments
+    )
+    parameters |= dict(
+        min_count=min_count, tokenizer=tokenizer, tokens=tokenizers.identity(tokenizer)
+    )
     prepared = records.prepare(HyperpartisanBuilder, cache_dir, files=files, parameters=parameters)
     source = Hyperpartisan(prepared, segment_length, buckets)
     if split == "published":
-        seen = [len(set(source.ids["test"]) & set(source.ids[other])) for other in ("train", "valid")]
+        seen = [
+            len(set(source.ids["test"]) & set(source.ids[other])) for other in ("train", "valid")
+        ]
         message = "Hyperpartisan's published split: of its %d test articles %d are in train and %d in dev."
         logging.warning(message, source.size("test"), *seen)
     return source
@@ -115,7 +123,7 @@ class Hyperpartisan(TextRecords):
         return examples | {"query": np.zeros((len(indices), 1), np.int32)}
 
     def references(self, split: str) -> dict[str, np.ndarray]:
-        """i [size, 1], the more frequent class of 'train'."""
+        """I [size, 1], the more frequent class of 'train'."""
         targets = self.fetch("train", np.arange(self.size("train")))["target"]
         return {"majority": np.full((self.size(split), 1), np.bincount(targets[:, 0]).argmax())}
 
@@ -132,7 +140,9 @@ class HyperpartisanBuilder(TextBuilder):
         texts = {}
         for number, title, body in read_articles(articles):
             if number not in target:
-                raise ValueError(f"{articles}: article {number:07} has no label in {labels}; take both of one release")
+                raise ValueError(
+                    f"{articles}: article {number:07} has no label in {labels}; take both of one release"
+                )
             texts[number] = f"{title} {body}".strip() if options["title"] else body
         ids = read_splits(splits, articles, texts, options["split"])
         words = watch(ids["train"], "reading the training articles for a vocabulary", "articles")
@@ -147,40 +157,61 @@ class HyperpartisanBuilder(TextBuilder):
             step = options["segment_length"] - 2
             kept = step * options["max_segments"] or None
             tokens = [vocabulary[i] for i in tokenizer.encode(texts[number])[:kept]]
-            segments = [[marks[0], *tokens[i : i + step], marks[1]] for i in range(0, max(len(tokens), 1), step)]
-            return Story(segments, questions=[[]], position=[len(segments)], target=[target[number]])
+            segments = [
+                [marks[0], *tokens[i : i + step], marks[1]]
+                for i in range(0, max(len(tokens), 1), step)
+            ]
+            return Story(
+                segments, questions=[[]], position=[len(segments)], target=[target[number]]
+            )
 
         number_of = {token: i for i, token in enumerate(vocabulary)}
-        stories = {split: [story(i) for i in watch(ids[split], "making tokens", "articles")] for split in ids}
-        return {split: self._generate_examples(of_split, number_of) for split, of_split in stories.items()}
+        stories = {
+            split: [story(i) for i in watch(ids[split], "making tokens", "articles")]
+            for split in ids
+        }
+        return {
+            split: self._generate_examples(of_split, number_of)
+            for split, of_split in stories.items()
+        }
 
 
 def _find(directory: str, pattern: str) -> Path:
     files = paths.visible(paths.resolve(directory, "config.data.dir"), pattern) if directory else []
     if not files:
-        raise FileNotFoundError(f"{pattern} not found in {paths.lacks(directory, pattern)}. {ADVICE[pattern]}")
+        raise FileNotFoundError(
+            f"{pattern} not found in {paths.lacks(directory, pattern)}. {ADVICE[pattern]}"
+        )
     return files[-1]  # the newest, dates being in the names
 
 
-def read_splits(path: Path, articles: Path, there: Iterable[int], split: str) -> dict[str, list[int]]:
+def read_splits(
+    path: Path, articles: Path, there: Iterable[int], split: str
+) -> dict[str, list[int]]:
     """{'train', 'valid', 'test': ids}, of the articles that are `there`; `split` is as in `hyperpartisan`."""
     try:
         listed = read_json(path)
         # By their digits: int() takes 1.5, true and infinity for numbers, or fails in other ways.
-        train, dev, test = ([int(str(number)) for number in listed[name]] for name in ("train", "dev", "test"))
+        train, dev, test = (
+            [int(str(number)) for number in listed[name]] for name in ("train", "dev", "test")
+        )
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"{path}: expected lists of ids 'train', 'dev' and 'test' ({error!r}). {ADVICE['*hp-splits.json']}"
         ) from error
     unknown = sorted({*train, *dev, *test}.difference(there))
     if unknown:
-        raise ValueError(f"{path}: {len(unknown)} of its articles, first {unknown[0]}, are not in {articles}")
+        raise ValueError(
+            f"{path}: {len(unknown)} of its articles, first {unknown[0]}, are not in {articles}"
+        )
     if split == "unseen":
         test = sorted(set(there).difference(train, dev))
     ids = dict(train=train, valid=dev, test=test)
     for name, of_split in ids.items():
         if not of_split:
-            raise ValueError(f"{path}: no article is left for {name!r}, split={split!r}; take the whole release")
+            raise ValueError(
+                f"{path}: no article is left for {name!r}, split={split!r}; take the whole release"
+            )
     return ids
 
 
@@ -198,7 +229,9 @@ def read_labels(path: Path) -> dict[int, int]:
     for number, element in _articles(path):
         label = element.get("hyperpartisan")
         if label not in CLASSES:
-            raise ValueError(f"{path}, article {number:07}, hyperpartisan: expected 'true' or 'false', found {label!r}")
+            raise ValueError(
+                f"{path}, article {number:07}, hyperpartisan: expected 'true' or 'false', found {label!r}"
+            )
         labels[number] = CLASSES.index(label)
     return labels
 
@@ -230,7 +263,12 @@ def _elements(path: Path) -> Iterator[tuple[str, ElementTree.Element]]:
         yield from ElementTree.iterparse(path, ("start", "end"))
     except ElementTree.ParseError as error:
         line = error.position[0]
-        raise ValueError(f"{path}, line {line}: cut short, or not XML ({error}); fetch it again") from error
-    except (LookupError, ValueError) as error:  # Python or its XML parser does not know the encoding
+        raise ValueError(
+            f"{path}, line {line}: cut short, or not XML ({error}); fetch it again"
+        ) from error
+    except (
+        LookupError,
+        ValueError,
+    ) as error:  # Python or its XML parser does not know the encoding
         message = f"{path}: its XML is in an encoding that is not read ({error}): save it as UTF-8"
         raise ValueError(message) from error

@@ -26,16 +26,22 @@ ADVICE = (
 class Settings(TextSettings):
     """Those of all texts, and how many books train."""
 
-    train_share: float = setting(0.07, between(1e-6, 1), "pg19: share of the training books that is read")
+    train_share: float = setting(
+        0.07, between(1e-6, 1), "pg19: share of the training books that is read"
+    )
 
 
 def make(settings: Any, common: Any, seed: int) -> Texts:
-    return open_texts("pg19", lambda root: corpus(root, settings.train_share), ADVICE, settings, common)
+    return open_texts(
+        "pg19", lambda root: corpus(root, settings.train_share), ADVICE, settings, common
+    )
 
 
 def corpus(root: Path, train_share: float) -> Corpus:
     """Folders train, validation and test of <id>.txt, and metadata.csv for the titles."""
-    files = corpora.folders(root, dict(train=["train"], valid=["validation"], test=["test"]), ADVICE)
+    files = corpora.folders(
+        root, dict(train=["train"], valid=["validation"], test=["test"]), ADVICE
+    )
     files["train"] = files["train"][: max(1, round(train_share * len(files["train"])))]
     titles = _titles(root / "metadata.csv")
     return Corpus(files, lambda _, file: corpora.book(file, titles.get(file.stem, file.stem)))

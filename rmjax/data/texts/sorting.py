@@ -33,7 +33,9 @@ class Settings:
     task: ClassVar[str] = "last tokens"
 
     segments: int = setting(4, at_least(1), "segments of a sequence")
-    length: int = setting(0, at_least(0), "symbols of a sequence; 0: the thousands that fit its segments")
+    length: int = setting(
+        0, at_least(0), "symbols of a sequence; 0: the thousands that fit its segments"
+    )
     symbols: int = setting(20, at_least(2), "different symbols, all of them asked for")
     train: int = setting(80_000, at_least(1), "sequences to train on")
     valid: int = setting(800, at_least(1), "sequences to validate on")
@@ -43,13 +45,16 @@ class Settings:
 def make(settings: Settings, common: Any, seed: int) -> Source:
     options = dict(vars(settings))
     segments = options.pop("segments")
-    options["length"] = settings.length or fitting(segments, common.segment_length, settings.symbols)
+    options["length"] = settings.length or fitting(
+        segments, common.segment_length, settings.symbols
+    )
     return Sorting(seed=seed, segment_length=common.segment_length, **options)
 
 
 def fitting(segments: int, segment_length: int, answers: int = 20) -> int:
     """Symbols of a sequence that fills so many segments, with the separator and all answers but the last; whole
-    thousands where there are any, as published. Raises ValueError where there is no room."""
+    thousands where there are any, as published. Raises ValueError where there is no room.
+    """
     room = segments * segment_length - answers
     length = room // 1000 * 1000 or room
     if length < 1:
@@ -98,7 +103,9 @@ class Sorting(Source):
 
     @property
     def questions(self) -> Questions:
-        return Questions(query="kind", kinds=1, answer="class", classes=self.symbols, metric="accuracy")
+        return Questions(
+            query="kind", kinds=1, answer="class", classes=self.symbols, metric="accuracy"
+        )
 
     def size(self, split: str) -> int:
         if split not in SPLITS:
@@ -110,19 +117,24 @@ class Sorting(Source):
         indices = np.asarray(indices)
         outside = indices[(indices < 0) | (indices >= self.size(split))]
         if outside.size:
-            raise ValueError(f"indices={outside[:8].tolist()}: must be in [0, {self.size(split)}) for split {split!r}")
+            raise ValueError(
+                f"indices={outside[:8].tolist()}: must be in [0, {self.size(split)}) for split {split!r}"
+            )
         total = len(indices)
         chunk = max(1, min(total, _ITEMS_AT_ONCE // (self.length * self.symbols)))
         padded = np.pad(indices.astype(np.int32), (0, max(1, -(-total // chunk)) * chunk - total))
         parts = [
-            jax.device_get(generate(self.length, self.symbols, self.seed, SPLITS.index(split), part))
+            jax.device_get(
+                generate(self.length, self.symbols, self.seed, SPLITS.index(split), part)
+            )
             for part in padded.reshape(-1, chunk)
         ]
         return {name: np.concatenate([part[name] for part in parts])[:total] for name in parts[0]}
 
     def references(self, split: str) -> dict[str, np.ndarray]:
         """Answers i32 [size, symbols] of readers that count in a part of the sequence, and know what was answered
-        before: the most frequent of the symbols that are left."""
+        before: the most frequent of the symbols that are left.
+        """
         first = (self.max_items - 1) // self.segment_length * self.segment_length
         starts = {
             "oracle, no counts": self.length,
@@ -131,23 +143,30 @@ class Sorting(Source):
             "oracle, all counts": 0,
         }
         answers: dict[str, np.ndarray] = {}
-        size, chunk = self.size(split), max(1, min(self.size(split), _ITEMS_AT_ONCE // (self.length * self.symbols)))
+        size, chunk = (
+            self.size(split),
+            max(1, min(self.size(split), _ITEMS_AT_ONCE // (self.length * self.symbols))),
+        )
         for begin in range(0, size, chunk):
             streams = self.fetch(split, np.arange(begin, begin + chunk) % size)
             sequence = jnp.asarray(streams["items"][:, : self.length])
             for name, start in starts.items():
                 found = counted(sequence, streams["target"], max(start, 0), self.symbols)
-                answers.setdefault(name, np.empty((size, self.symbols), np.int32))[begin : begin + chunk] = found[
-                    : size - begin
-                ]
+                answers.setdefault(name, np.empty((size, self.symbols), np.int32))[
+                    begin : begin + chunk
+                ] = found[: size - begin]
         return answers
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def generate(length: int, symbols: int, seed: Array | int, split_id: Array | int, indices: Array) -> dict[str, Array]:
+def generate(
+    length: int, symbols: int, seed: Array | int, split_id: Array | int, indices: Array
+) -> dict[str, Array]:
     """Streams `indices` [B]: the arrays of `Sorting.fetch`."""
     split_key = jax.random.fold_in(jax.random.key(seed), split_id)
-    return jax.vmap(lambda i: _stream(length, symbols, jax.random.fold_in(split_key, i), i))(jnp.asarray(indices))
+    return jax.vmap(lambda i: _stream(length, symbols, jax.random.fold_in(split_key, i), i))(
+        jnp.asarray(indices)
+    )
 
 
 def _stream(length: int, symbols: int, key: Key, index: Array) -> dict[str, Array]:
@@ -156,7 +175,9 @@ def _stream(length: int, symbols: int, key: Key, index: Array) -> dict[str, Arra
     below = jnp.cumsum(ends / ends.sum(1, keepdims=True), 1)[:, :-1]
     share = (jnp.arange(length) + 1) / length
     late = jax.random.uniform(which_key, (length,)) < share  # of which end a token is drawn
-    sequence = (jax.random.uniform(symbol_key, (length, 1)) >= below[late.astype(jnp.int32)]).sum(1, dtype=jnp.int32)
+    sequence = (jax.random.uniform(symbol_key, (length, 1)) >= below[late.astype(jnp.int32)]).sum(
+        1, dtype=jnp.int32
+    )
     target = by_frequency(sequence, 0, symbols)
     return {
         "items": jnp.concatenate([sequence, jnp.full(1, symbols, jnp.int32), target[:-1]]),
@@ -170,7 +191,8 @@ def _stream(length: int, symbols: int, key: Key, index: Array) -> dict[str, Arra
 
 def by_frequency(sequence: Array, start: Array | int, symbols: int) -> Array:
     """Symbols [symbols] of a sequence [L] from `start` on, the most frequent first; of equally frequent ones that which
-    came first, and those that did not come in rising order."""
+    came first, and those that did not come in rising order.
+    """
     place = jnp.arange(len(sequence))
     seen = (sequence[:, None] == jnp.arange(symbols)) & (place >= start)[:, None]
     first = jnp.where(seen, place[:, None], len(sequence)).min(0)
@@ -179,11 +201,13 @@ def by_frequency(sequence: Array, start: Array | int, symbols: int) -> Array:
 
 @functools.partial(jax.jit, static_argnums=3)
 def counted(sequence: Array, target: Array, start: Array | int, symbols: int) -> Array:
-    """sequence [B, L], target [B, symbols] -> answers [B, symbols] of one who counts from `start` on."""
+    """Sequence [B, L], target [B, symbols] -> answers [B, symbols] of one who counts from `start` on."""
 
     def answers(sequence: Array, target: Array) -> Array:
         rank = jnp.argsort(by_frequency(sequence, start, symbols))
-        told = (target[:, None] == jnp.arange(symbols)).cumsum(0) - (target[:, None] == jnp.arange(symbols))
+        told = (target[:, None] == jnp.arange(symbols)).cumsum(0) - (
+            target[:, None] == jnp.arange(symbols)
+        )
         return jnp.where(told > 0, symbols, rank).argmin(1).astype(jnp.int32)
 
     return jax.vmap(answers)(sequence, target)

@@ -28,10 +28,18 @@ class TextSettings:
     section: ClassVar[str] = "text"
     task: ClassVar[str] = "every token"
 
-    tokenizer: str = setting("bytes", a_path, "texts: bytes, characters, words, or a tokenizer.json")
-    aligned: bool = setting(True, doc="documents are cut to whole segments; the rest of each is dropped")
-    reset_documents: bool = setting(False, doc="memories begin anew with every document; needs aligned")
-    reset_segments: int = setting(0, at_least(0), "training: memories begin anew after so many segments; 0: never")
+    tokenizer: str = setting(
+        "bytes", a_path, "texts: bytes, characters, words, or a tokenizer.json"
+    )
+    aligned: bool = setting(
+        True, doc="documents are cut to whole segments; the rest of each is dropped"
+    )
+    reset_documents: bool = setting(
+        False, doc="memories begin anew with every document; needs aligned"
+    )
+    reset_segments: int = setting(
+        0, at_least(0), "training: memories begin anew after so many segments; 0: never"
+    )
     reset_evaluation: bool = setting(False, doc="and in evaluation too")
     skip_first: bool = setting(False, doc="the first token of a segment is not predicted")
 
@@ -77,7 +85,9 @@ class Texts:
 
     def __post_init__(self):
         if self.reset_documents and not self.aligned:
-            raise ValueError("reset_documents needs aligned: a segment with two documents cannot begin anew within")
+            raise ValueError(
+                "reset_documents needs aligned: a segment with two documents cannot begin anew within"
+            )
 
     @property
     def num_items(self) -> int:
@@ -97,7 +107,9 @@ class Texts:
         """As `Source.describe`."""
         tokenizer = self.splits["train"].tokenizer
         vocabulary = tuple(tokenizer.vocabulary)
-        return Description(self.num_items, vocabulary=vocabulary, endless=True, tokenizer=packed(tokenizer))
+        return Description(
+            self.num_items, vocabulary=vocabulary, endless=True, tokenizer=packed(tokenizer)
+        )
 
     def segments(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """i64 [S], where each segment begins; bool [S], whether a document does."""
@@ -136,9 +148,14 @@ class Texts:
         reset_segments: int | None = None,
     ) -> Batch:
         """Batch `step` of all rows, or of some: epoch after epoch, every one of which begins anew. reset_segments: in
-        place of the source's own."""
+        place of the source's own.
+        """
         every = self.reset_segments if reset_segments is None else reset_segments
-        n, segments, (first, steps) = self.segment_length, self.step_segments, self.parts(split, batch_size)
+        n, segments, (first, steps) = (
+            self.segment_length,
+            self.step_segments,
+            self.parts(split, batch_size),
+        )
         begins, of_document = self.segments(split)
         tokens = self.splits[split].tokens
         epoch, place = divmod(step, steps)
@@ -171,15 +188,20 @@ class Texts:
         )
         return Batch(**leaves)
 
-    def evaluation(self, split: str, batch_size: int, rows: np.ndarray | slice = slice(None)) -> Iterator[Batch]:
+    def evaluation(
+        self, split: str, batch_size: int, rows: np.ndarray | slice = slice(None)
+    ) -> Iterator[Batch]:
         """A split once, but for what does not fill a step of all rows; nothing begins anew but with documents, unless
-        `reset_evaluation`."""
+        `reset_evaluation`.
+        """
         every = self.reset_segments if self.reset_evaluation else 0
         for step in range(self.parts(split, batch_size).steps):
             yield self.batch(split, step, batch_size, rows, reset_segments=every)
 
 
-def open_texts(name: str, corpus: Callable[[Path], Corpus], advice: str, settings: TextSettings, common: Any) -> Texts:
+def open_texts(
+    name: str, corpus: Callable[[Path], Corpus], advice: str, settings: TextSettings, common: Any
+) -> Texts:
     """The streams of a corpus.
 
     Args:
@@ -193,6 +215,8 @@ def open_texts(name: str, corpus: Callable[[Path], Corpus], advice: str, setting
       FileNotFoundError, ValueError, OSError, Stopped: as `documents`.
     """
     splits = documents(name, corpus, advice, common.dir, common.cache_dir, settings.tokenizer)
-    options = {field.name: getattr(settings, field.name) for field in dataclasses.fields(TextSettings)}
+    options = {
+        field.name: getattr(settings, field.name) for field in dataclasses.fields(TextSettings)
+    }
     del options["tokenizer"]
     return Texts(splits, common.segment_length, common.segments, **options)

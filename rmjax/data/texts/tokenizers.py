@@ -16,7 +16,9 @@ from rmjax.io.text import read_json
 
 KINDS = ("bytes", "characters", "words")
 ODD = " \n\nThe  Cat\n\nsat,\tzyzzyva-like: «Ünïcode» ﬁ½ 中文 ☃.\n "
-EXPECTED = f"expected {', '.join(map(repr, KINDS))}, or the path of a tokenizer.json, or of its folder"
+EXPECTED = (
+    f"expected {', '.join(map(repr, KINDS))}, or the path of a tokenizer.json, or of its folder"
+)
 SPARSE = 16  # ids stay below so many times the number of tokens, or below MOST
 MOST = 1 << 16
 
@@ -40,7 +42,9 @@ class Tokenizer(Protocol):
         """The text; of 'words' without its punctuation and in lower case."""
 
 
-def make_tokenizer(name: str, training_texts: Iterable[str] | None = None, min_count: int = 1) -> Tokenizer:
+def make_tokenizer(
+    name: str, training_texts: Iterable[str] | None = None, min_count: int = 1
+) -> Tokenizer:
     """'bytes' (256 ids), 'characters' and 'words' (as `rmjax.data.stories.text` has them), or the path of a
     tokenizer.json or of its folder.
 
@@ -61,7 +65,9 @@ def make_tokenizer(name: str, training_texts: Iterable[str] | None = None, min_c
     for string in training_texts or ():
         counts.update(split(string))
     if not counts:
-        raise ValueError(f"tokenizer={name!r}: its vocabulary is that of the training texts, and they are empty")
+        raise ValueError(
+            f"tokenizer={name!r}: its vocabulary is that of the training texts, and they are empty"
+        )
     return restore(name, dict(kind=name, vocabulary=text.make_vocabulary(counts, min_count)))
 
 
@@ -90,7 +96,9 @@ def unpacked(state: dict[str, Any], vocabulary: Iterable[str]) -> Tokenizer:
     """
     if "json" in state:
         return FromFile("the tokenizer.json that a run kept", state["json"])
-    return restore(state["kind"], {} if state["kind"] == "bytes" else {"vocabulary": list(vocabulary)})
+    return restore(
+        state["kind"], {} if state["kind"] == "bytes" else {"vocabulary": list(vocabulary)}
+    )
 
 
 def identity(name: str) -> str:
@@ -152,7 +160,8 @@ class Words:
 class FromFile:
     """A tokenizer.json of the `tokenizers` library; what it says of truncation, padding and special tokens at the ends
     is left out. It is lossless if it gives back a text of odd spaces, letters and words, some of which those that it
-    was trained on may not have had."""
+    was trained on may not have had.
+    """
 
     def __init__(self, name: str, content: str | None = None):
         """content: of the file, which is not read then; `name` is for errors."""
@@ -165,11 +174,15 @@ class FromFile:
         try:
             import tokenizers
         except ModuleNotFoundError as error:
-            message = f"{name}: tokenizers, which reads it, is not installed: pip install 'rmjax[text]'"
+            message = (
+                f"{name}: tokenizers, which reads it, is not installed: pip install 'rmjax[text]'"
+            )
             raise ModuleNotFoundError(message) from error
         try:
             make = tokenizers.Tokenizer
-            self._tokenizer = make.from_file(str(self._file)) if content is None else make.from_str(content)
+            self._tokenizer = (
+                make.from_file(str(self._file)) if content is None else make.from_str(content)
+            )
         except Exception as error:  # the library raises no narrower one
             cure = "save one with Tokenizer.save, or pip install -U tokenizers where yours is older than the file"
             raise ValueError(f"{self._file}: not a tokenizer.json ({error}); {cure}") from error
@@ -191,7 +204,10 @@ class FromFile:
         for token, i in ids.items():
             self.vocabulary[i] = token
         try:
-            self.lossless = self.decode(self.encode(ODD)) in (ODD, f" {ODD}")  # some put a space first
+            self.lossless = self.decode(self.encode(ODD)) in (
+                ODD,
+                f" {ODD}",
+            )  # some put a space first
         except Exception:  # no narrower one here either: it has no token for what it does not know
             self.lossless = False
 
@@ -205,9 +221,15 @@ class FromFile:
         stated = {token["content"]: token["id"] for token in added}
         seen: dict[int, str] = {}
         for token, i in ids.items():
-            wrong = f"the id {i} of {seen[i]!r}" if i in seen else f"the id {stated.get(token, i)}, and gets {i}"
+            wrong = (
+                f"the id {i} of {seen[i]!r}"
+                if i in seen
+                else f"the id {stated.get(token, i)}, and gets {i}"
+            )
             if i in seen or stated.get(token, i) != i:
-                raise ValueError(f"{self._file}: its token {token!r} has {wrong}. Is the file damaged? Fetch it again")
+                raise ValueError(
+                    f"{self._file}: its token {token!r} has {wrong}. Is the file damaged? Fetch it again"
+                )
             seen[i] = token
 
     def encode(self, string: str) -> np.ndarray:
@@ -216,7 +238,9 @@ class FromFile:
             return np.array(self._tokenizer.encode(valid, add_special_tokens=False).ids, np.uint32)
         except Exception as error:  # the library raises no narrower one
             cause = f"a text cannot be made tokens ({error})"
-            raise ValueError(f"{self._file}: {cause}; take one that has a token for every text") from error
+            raise ValueError(
+                f"{self._file}: {cause}; take one that has a token for every text"
+            ) from error
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)

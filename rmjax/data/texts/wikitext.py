@@ -30,14 +30,16 @@ def make(settings: Any, common: Any, seed: int) -> Texts:
 
 def corpus(root: Path) -> Corpus:
     """wiki.{train,valid,test}.raw or, where they are not, .tokens; an end of line counts as a word, <eos>."""
-    ends = {end: tuple(f"wiki.{split}.{end}" for split in corpora.SPLITS) for end in ("raw", "tokens")}
+    ends = {
+        end: tuple(f"wiki.{split}.{end}" for split in corpora.SPLITS) for end in ("raw", "tokens")
+    }
     try:
         files = records.find_files(str(root), ends["raw"], (".",), "")
     except FileNotFoundError:
         advice = f"Nor are all of those that end in .raw. {ADVICE}"
         files = records.find_files(str(root), ends["tokens"], (".",), advice)
     by_split = {split: [file] for split, file in zip(corpora.SPLITS, files, strict=True)}
-    words = lambda text: len(text.split()) + text.count("\n")  # noqa: E731
+    words = lambda text: len(text.split()) + text.count("\n")
     return Corpus(by_split, lambda _, file: _articles(file), words, titled=True)
 
 
@@ -51,7 +53,10 @@ def _articles(path: Path) -> Pieces:
         stream.seek(begin)
         with io.TextIOWrapper(stream, "utf-8", "surrogateescape", newline="\n") as lines:
             line = lines.readline(corpora.LONGEST)
-            begins, blank = True, True  # whether `line` begins a line; whether the line before is blank
+            begins, blank = (
+                True,
+                True,
+            )  # whether `line` begins a line; whether the line before is blank
             while line or not held:
                 after = lines.readline(corpora.LONGEST)
                 alone = begins and blank and not after.strip()

@@ -28,14 +28,20 @@ class Lines:
 
     def write(self, kind: str, step: int, values: Mapping[str, int | float]) -> None:
         line = {"stage": self._stage, "kind": kind, "step": step}
-        line |= {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
+        line |= {
+            name: value if math.isfinite(value) else str(value) for name, value in values.items()
+        }
         data = json.dumps(line, allow_nan=False).encode() + b"\n"
         with saying(self._path, len(data)):
-            if self._file.write(data) < len(data):  # the disk is full; a half line is taken out when the run goes on
+            if self._file.write(data) < len(
+                data
+            ):  # the disk is full; a half line is taken out when the run goes on
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # said by `write`, after which nothing was left to be written
+        with contextlib.suppress(
+            OSError
+        ):  # said by `write`, after which nothing was left to be written
             self._file.close()
 
 
@@ -49,6 +55,8 @@ def _stays(line: str, context: LoggerContext) -> bool:
     try:
         entry = json.loads(line)
         again = not context.evaluated and entry["kind"] == "valid" and entry["step"] == start
-        return line.endswith("\n") and (entry["stage"] != context.stage or entry["step"] <= start > 0 and not again)
+        return line.endswith("\n") and (
+            entry["stage"] != context.stage or entry["step"] <= start > 0 and not again
+        )
     except (ValueError, TypeError, KeyError):  # the half line of a killed process
         return False

@@ -32,11 +32,15 @@ class Tracked:
 
     def write(self, kind: str, step: int, values: Mapping[str, int | float]) -> None:
         # Names take letters, digits and a few marks.
-        named = {re.sub(r"[^\w\-./ ]", "_", f"{kind}/{name}"): value for name, value in values.items()}
+        named = {
+            re.sub(r"[^\w\-./ ]", "_", f"{kind}/{name}"): value for name, value in values.items()
+        }
         milliseconds = int(1000 * time.time())
         try:
             fresh = {name: value for name, value in named.items() if step > self._known(name)}
-            metrics = [self._metric(name, value, milliseconds, step) for name, value in fresh.items()]
+            metrics = [
+                self._metric(name, value, milliseconds, step) for name, value in fresh.items()
+            ]
             self._client.log_batch(self._run, metrics=metrics)
         except Exception as error:  # of the server or of the network, which have many
             logging.warning("mlflow: step %d is not logged: %s", step, error)
@@ -70,7 +74,9 @@ def make(settings: Settings, context: LoggerContext) -> Tracked:
     def create() -> str:
         known = client.get_experiment_by_name(settings.project)
         experiment = known.experiment_id if known else client.create_experiment(settings.project)
-        run = client.create_run(experiment, run_name=f"{context.workdir.name} {context.stage}").info.run_id
+        run = client.create_run(
+            experiment, run_name=f"{context.workdir.name} {context.stage}"
+        ).info.run_id
         client.log_dict(run, context.config, "config.json")
         return run
 

@@ -37,10 +37,17 @@ def questions(source, split):
         asked = int(examples["query_mask"][row].sum())
         assert examples["query_mask"][row, :asked].all() and asked % 2 == 0
         stream = examples["items"][row, : examples["length"][row]]
-        query, position, target = (examples[name][row, :asked] for name in ("query", "position", "target"))
-        assert (target == np.tile([1, 0], asked // 2)).all() and (position[::2] == position[1::2]).all()
+        query, position, target = (
+            examples[name][row, :asked] for name in ("query", "position", "target")
+        )
+        assert (target == np.tile([1, 0], asked // 2)).all() and (
+            position[::2] == position[1::2]
+        ).all()
         assert position.max() == len(stream) and (np.diff(position[::2]) == OPTIONS["every"]).all()
-        yield from ((user, stream, *triple) for triple in zip(position[::2], query[::2], query[1::2], strict=True))
+        yield from (
+            (user, stream, *triple)
+            for triple in zip(position[::2], query[::2], query[1::2], strict=True)
+        )
 
 
 def test_a_question_is_about_what_came_next(source, logs):
@@ -50,7 +57,11 @@ def test_a_question_is_about_what_came_next(source, logs):
             log = [item for _, item in logs[user]]
             assert stream[:position].tolist() == log[:position] and log[position] == positive
             asked.append((user, position))
-    wanted = [(user, p) for user, log in logs.items() for p in range(OPTIONS["first"], len(log), OPTIONS["every"])]
+    wanted = [
+        (user, p)
+        for user, log in logs.items()
+        for p in range(OPTIONS["first"], len(log), OPTIONS["every"])
+    ]
     assert sorted(asked) == sorted(wanted)  # each once, in one split
 
 
@@ -59,7 +70,10 @@ def test_one_cut_in_time(source, logs):
     assert max(times["train"]) < min(times["valid"]) <= max(times["valid"]) < min(times["test"])
     total = sum(map(len, times.values()))
     assert abs(len(times["test"]) / total - OPTIONS["test_fraction"]) < 0.1
-    for split, later in (("train", "valid"), ("valid", "test")):  # nor does a stream reach past the cut
+    for split, later in (
+        ("train", "valid"),
+        ("valid", "test"),
+    ):  # nor does a stream reach past the cut
         for user, stream, *_ in questions(source, split):
             assert logs[user][len(stream) - 1][0] < min(times[later])
 
@@ -82,7 +96,11 @@ def test_popularity_is_of_the_training_part_alone(source, logs):
 def test_sizes_are_the_largest_there_are(source):
     examples = [source.fetch(split, np.arange(source.size(split))) for split in SPLITS]
     assert source.max_items == max(e["length"].max() for e in examples)
-    assert source.num_queries == max(e["query_mask"].sum(1).max() for e in examples) == 2 * OPTIONS["max_targets"]
+    assert (
+        source.num_queries
+        == max(e["query_mask"].sum(1).max() for e in examples)
+        == 2 * OPTIONS["max_targets"]
+    )
     assert not source.positions_at_end
     for split, e in zip(SPLITS, examples, strict=True):
         assert e["example_id"].tolist() == list(range(source.size(split)))
@@ -101,10 +119,14 @@ def test_negatives_match_popularity():
     positives = item[asked]
     np.testing.assert_array_equal(popularity[positives] == 0, popularity[negatives] == 0)
     assert np.abs(popularity[positives] - popularity[negatives]).max() < 10
-    assert len(np.unique(match_popularity(asked, owner, item, popularity, 1)[asked] == negatives)) == 2
+    assert (
+        len(np.unique(match_popularity(asked, owner, item, popularity, 1)[asked] == negatives)) == 2
+    )
     # What is drawn for a user is drawn for that user: the others do not matter.
     some = asked[owner[asked] < 7]
-    np.testing.assert_array_equal(match_popularity(some, owner, item, popularity, 0)[some], negatives[: len(some)])
+    np.testing.assert_array_equal(
+        match_popularity(some, owner, item, popularity, 0)[some], negatives[: len(some)]
+    )
 
 
 def test_negatives_when_few_are_left():
@@ -118,8 +140,12 @@ def test_negatives_when_few_are_left():
 @pytest.mark.parametrize("changed", [dict(seed=1), dict(every=5), dict(max_targets=2)])
 def test_other_parameters_are_other_data(source, tmp_path, changed):
     args = dict(seed=0, **OPTIONS)
-    same, other = (open_movielens(str(FIXTURE), str(tmp_path), **(args | extra)) for extra in ({}, changed))
-    first, second, third = (s.fetch("train", np.arange(s.size("train")))["query"] for s in (source, same, other))
+    same, other = (
+        open_movielens(str(FIXTURE), str(tmp_path), **(args | extra)) for extra in ({}, changed)
+    )
+    first, second, third = (
+        s.fetch("train", np.arange(s.size("train")))["query"] for s in (source, same, other)
+    )
     np.testing.assert_array_equal(first, second)
     assert first.shape != third.shape or (first != third).any()
 
@@ -155,7 +181,9 @@ def test_a_malformed_line_is_named_and_leaves_nothing(tmp_path, number, text, fi
     with pytest.raises(ValueError) as error:
         open_movielens(str(tmp_path), str(tmp_path / "cache"), 0, **OPTIONS)
     start = f"{tmp_path / 'ratings.csv'}, line {number}, field {field}: expected "
-    assert str(error.value).startswith(start) and expected.replace("'", "") in str(error.value).replace("'", "")
+    assert str(error.value).startswith(start) and expected.replace("'", "") in str(
+        error.value
+    ).replace("'", "")
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
@@ -168,7 +196,9 @@ def test_numbers_that_fit_nowhere_are_named(tmp_path, field, digits):
     row = {"userId": "1", "movieId": "2", "rating": "3.0", "timestamp": "4"}
     good, bad = ("::".join(values) for values in (row.values(), (row | {field: digits}).values()))
     (tmp_path / "ratings.dat").write_text("\n".join([*[good] * 5000, bad, good]))
-    with pytest.raises(ValueError, match=f"line 5001, field {field}: expected {TOO_LONG}, found '") as error:
+    with pytest.raises(
+        ValueError, match=f"line 5001, field {field}: expected {TOO_LONG}, found '"
+    ) as error:
         read_ratings(tmp_path / "ratings.dat")
     assert len(str(error.value).splitlines()) == 1 and len(str(error.value)) < 400
 
@@ -189,7 +219,10 @@ def test_marks_and_ends_of_lines_do_no_harm(tmp_path, caplog):
 
 def test_a_file_that_was_cut_short(tmp_path, caplog):
     """Every cut of the last line is refused, or leaves four fields and a warning."""
-    path, (head, last) = tmp_path / "ratings.csv", ("userId,movieId,rating,timestamp\n1,2,3.0,4\n", "12,34,4.5,678")
+    path, (head, last) = (
+        tmp_path / "ratings.csv",
+        ("userId,movieId,rating,timestamp\n1,2,3.0,4\n", "12,34,4.5,678"),
+    )
     for length in range(1, len(last) + 1):
         caplog.clear()
         path.write_text(head + last[:length])
@@ -218,7 +251,9 @@ def test_the_order_of_lines_tells_nothing(source, tmp_path):
 def test_equal_times_are_in_no_order_of_ids(tmp_path):
     """Nor is it the same for every user and seed."""
     lines = [f"{user},{movie},3.0,{user}" for user in range(40) for movie in range(30)]
-    (tmp_path / "ratings.csv").write_text("\n".join(["userId,movieId,rating,timestamp", *lines, ""]))
+    (tmp_path / "ratings.csv").write_text(
+        "\n".join(["userId,movieId,rating,timestamp", *lines, ""])
+    )
     options = dict(first=20, every=100, test_fraction=0.3, valid_fraction=0.3)
     streams = []
     for seed in (0, 1):
@@ -230,7 +265,9 @@ def test_equal_times_are_in_no_order_of_ids(tmp_path):
         made = open_movielens(str(folder), str(tmp_path / "cache"), seed, **options)
         streams.append(made.fetch("train", np.arange(made.size("train")))["items"])
     assert (np.diff(streams[0]) > 0).mean() == pytest.approx(0.5, abs=0.1)
-    assert (streams[0] != streams[1]).mean() > 0.8 and (streams[0][1:] != streams[0][:-1]).mean() > 0.8
+    assert (streams[0] != streams[1]).mean() > 0.8 and (
+        streams[0][1:] != streams[0][:-1]
+    ).mean() > 0.8
 
 
 def test_references_are_popularity_and_the_distance_from_the_last_item(source):
@@ -238,7 +275,10 @@ def test_references_are_popularity_and_the_distance_from_the_last_item(source):
     assert got.keys() == {"popularity", "nearest id"}
     examples = source.fetch("test", np.arange(source.size("test")))
     for row, column in np.argwhere(examples["query_mask"]):
-        query, last = examples["query"][row, column], examples["items"][row, examples["position"][row, column] - 1]
+        query, last = (
+            examples["query"][row, column],
+            examples["items"][row, examples["position"][row, column] - 1],
+        )
         assert got["popularity"][row, column] == source.popularity[query]
         assert got["nearest id"][row, column] == -abs(int(query) - int(last))
 
@@ -249,7 +289,9 @@ def test_movie_ids_are_kept(source):
 
 
 def test_users_who_are_not_asked_are_counted(tmp_path, caplog, logs):
-    first = sorted(map(len, logs.values()))[1]  # more than one user has, and no more than another has
+    first = sorted(map(len, logs.values()))[
+        1
+    ]  # more than one user has, and no more than another has
     few = sum(len(log) < first + 1 for log in logs.values())
     assert 0 < few < len(logs)
     for _ in range(2):  # prepared or not
@@ -257,7 +299,10 @@ def test_users_who_are_not_asked_are_counted(tmp_path, caplog, logs):
         with caplog.at_level(logging.INFO, "absl"):
             open_movielens(str(FIXTURE), str(tmp_path), 0, **OPTIONS | dict(first=first, every=1))
         assert f"{len(logs) - few} of {len(logs)} users are asked" in caplog.text
-        assert f"{few} users have fewer than {first + 1} ratings, so none of theirs is asked" in caplog.text
+        assert (
+            f"{few} users have fewer than {first + 1} ratings, so none of theirs is asked"
+            in caplog.text
+        )
     caplog.clear()
     with caplog.at_level(logging.INFO, "absl"):
         open_movielens(str(FIXTURE), str(tmp_path), 0, **OPTIONS)
@@ -265,7 +310,9 @@ def test_users_who_are_not_asked_are_counted(tmp_path, caplog, logs):
 
 
 def test_no_target_in_a_split(tmp_path):
-    with pytest.raises(ValueError, match="expected targets in every split, found none of 0 in 'train'"):
+    with pytest.raises(
+        ValueError, match="expected targets in every split, found none of 0 in 'train'"
+    ):
         open_movielens(str(FIXTURE), str(tmp_path), 0, first=1000)
 
 
@@ -281,22 +328,34 @@ def test_hash_is_fixed_and_even():
     draws = hash64("even", 0, np.arange(10000)[:, None], np.arange(4)) % np.uint64(10)
     counts = np.bincount(draws.ravel().astype(int), minlength=10)
     assert ((counts - 4000) ** 2 / 4000).sum() < 28  # chi-squared, 9 degrees of freedom: p > 0.001
-    different = [hash64("a", 1, 2), hash64("a", 2, 1), hash64("b", 1, 2), hash64("a", 1), hash64("a", 1, 2, 0)]
+    different = [
+        hash64("a", 1, 2),
+        hash64("a", 2, 1),
+        hash64("b", 1, 2),
+        hash64("a", 1),
+        hash64("a", 1, 2, 0),
+    ]
     assert len({int(value) for value in different}) == 5
 
 
 def test_a_user_who_rated_every_film_is_named_with_the_file(tmp_path):
     rows = [f"{user},{movie},3.0,{1000 + user + movie}" for user in (1, 2) for movie in range(1, 9)]
     (tmp_path / "ratings.csv").write_text("\n".join(["userId,movieId,rating,timestamp", *rows, ""]))
-    with pytest.raises(ValueError, match=r"ratings\.csv: user \d rated every item: no negative is left"):
+    with pytest.raises(
+        ValueError, match=r"ratings\.csv: user \d rated every item: no negative is left"
+    ):
         open_movielens(str(tmp_path), str(tmp_path / "cache"), 0, first=2, every=1)
 
 
 def test_a_table_of_another_kind_is_answered_with_a_cure(tmp_path):
     path = tmp_path / "ratings.csv"
     path.write_bytes(b"PK\x03\x04\x14\x00\x06\x00")
-    with pytest.raises(ValueError, match="ratings.csv is a zip or a table of Excel: export it as CSV, or unpack it"):
+    with pytest.raises(
+        ValueError, match="ratings.csv is a zip or a table of Excel: export it as CSV, or unpack it"
+    ):
         read_ratings(path)
     path.write_text("userId\tmovieId\trating\ttimestamp\n1\t2\t3\t4\n")
-    with pytest.raises(ValueError, match="line 1, field header: .* or write these four columns with commas between"):
+    with pytest.raises(
+        ValueError, match="line 1, field header: .* or write these four columns with commas between"
+    ):
         read_ratings(path)

@@ -8,7 +8,9 @@ import pytest
 from rmjax.data.clicks.simulated import ClicksConfig, SimulatedClicks, oracle_scores, simulate
 from tests.oracles import clicks as brute_force
 
-TINY = ClicksConfig(clusters=9, items_per_style=3, staples=4, visit=3, clicks_min=12, clicks_max=18, targets=4)
+TINY = ClicksConfig(
+    clusters=9, items_per_style=3, staples=4, visit=3, clicks_min=12, clicks_max=18, targets=4
+)
 LONG = ClicksConfig(clicks_min=100, clicks_max=1000, zipf=1.2, staple_rate=0.4)  # lengths differ
 
 
@@ -19,13 +21,18 @@ def log(config: ClicksConfig, users: int):
 
 def auc(scores, target):
     order = np.sort(scores[target == 0])
-    wins = np.searchsorted(order, scores[target == 1], "left") + np.searchsorted(order, scores[target == 1], "right")
+    wins = np.searchsorted(order, scores[target == 1], "left") + np.searchsorted(
+        order, scores[target == 1], "right"
+    )
     return wins.mean() / 2 / len(order)
 
 
 def close(successes, trials, probability, sigmas=4.5):
     """Whether a count is what independent trials of this probability give."""
-    return abs(successes - trials * probability) < sigmas * np.sqrt(trials * probability * (1 - probability)) + 1e-9
+    return (
+        abs(successes - trials * probability)
+        < sigmas * np.sqrt(trials * probability * (1 - probability)) + 1e-9
+    )
 
 
 # ---- the oracle
@@ -34,7 +41,12 @@ def close(successes, trials, probability, sigmas=4.5):
 @pytest.mark.parametrize("last", [None, 6, 0])
 @pytest.mark.parametrize(
     "changed",
-    [{}, {"styles": 2, "drift": 0.4, "hard": 0.6}, {"browse": 0.0, "explore": 0.0}, {"drift": 0.0, "hard": 1.0}],
+    [
+        {},
+        {"styles": 2, "drift": 0.4, "hard": 0.6},
+        {"browse": 0.0, "explore": 0.0},
+        {"drift": 0.0, "hard": 1.0},
+    ],
     ids=str,
 )
 def test_the_oracle_sums_over_every_possible_user(changed, last):
@@ -45,7 +57,10 @@ def test_the_oracle_sums_over_every_possible_user(changed, last):
     for user, length in enumerate(streams["length"]):
         visits = length // config.visit
         seen = range(0 if last is None else visits - last // config.visit, visits)
-        told = [(drawn.visit_cluster[user, v], drawn.visit_style[user, v], v < visits // 2) for v in seen]
+        told = [
+            (drawn.visit_cluster[user, v], drawn.visit_style[user, v], v < visits // 2)
+            for v in seen
+        ]
         positive, negative = brute_force.group_probabilities(config, told)
         asked = drawn.query_cluster[user], drawn.query_style[user]
         with np.errstate(divide="ignore"):
@@ -58,14 +73,17 @@ def test_the_sigmoid_of_a_score_is_the_frequency_of_clicks(options):
     streams, _ = log(LONG, 2000)
     predicted = 1 / (1 + np.exp(-oracle_scores(LONG, streams, **options)))
     for part in np.array_split(np.argsort(predicted, axis=None), 12):
-        assert close(streams["target"].ravel()[part].sum(), len(part), predicted.ravel()[part].mean())
+        assert close(
+            streams["target"].ravel()[part].sum(), len(part), predicted.ravel()[part].mean()
+        )
 
 
 def test_a_reader_of_recent_clicks_alone_falls_far_behind():
     config = ClicksConfig()
     streams = SimulatedClicks(config).fetch("test", np.arange(1000))
     full, recent, clusters = (
-        auc(oracle_scores(config, streams, *options), streams["target"]) for options in [(), (20,), (None, False)]
+        auc(oracle_scores(config, streams, *options), streams["target"])
+        for options in [(), (20,), (None, False)]
     )
     assert 0.88 < full < 0.94
     assert full - recent >= 0.25
@@ -75,16 +93,22 @@ def test_a_reader_of_recent_clicks_alone_falls_far_behind():
 def test_the_oracle_looks_at_nothing_but_items_length_and_query():
     streams, _ = log(TINY, 6)
     seen = {name: streams[name] for name in ("items", "length", "query")}
-    seen["items"] = np.where(np.arange(18) < streams["length"][:, None], streams["items"], TINY.num_items - 1)
+    seen["items"] = np.where(
+        np.arange(18) < streams["length"][:, None], streams["items"], TINY.num_items - 1
+    )
     np.testing.assert_array_equal(oracle_scores(TINY, seen), oracle_scores(TINY, streams))
     first = {name: value[:1] for name, value in seen.items()}
-    np.testing.assert_allclose(oracle_scores(TINY, first), oracle_scores(TINY, streams)[:1], rtol=1e-12)
+    np.testing.assert_allclose(
+        oracle_scores(TINY, first), oracle_scores(TINY, streams)[:1], rtol=1e-12
+    )
     assert oracle_scores(TINY, {name: value[:0] for name, value in seen.items()}).shape == (0, 8)
 
 
 @pytest.mark.slow
 def test_the_oracle_holds_for_the_longest_logs_of_a_large_world():
-    config = ClicksConfig(clusters=200, styles=5, items_per_style=100, clicks_min=20000, clicks_max=50000)
+    config = ClicksConfig(
+        clusters=200, styles=5, items_per_style=100, clicks_min=20000, clicks_max=50000
+    )
     source = SimulatedClicks(config, test=20)
     streams = source.fetch("test", np.arange(20))
     assert streams["items"].shape == (20, 50000) and streams["items"].max() < source.num_items
@@ -116,7 +140,11 @@ def test_a_fetch_in_several_parts_is_one_fetch(monkeypatch):
 
 def test_other_splits_and_seeds_have_other_users():
     at = np.arange(20)
-    drawn = [SimulatedClicks(TINY, seed).fetch(split, at) for seed in (0, 1) for split in ("train", "valid", "test")]
+    drawn = [
+        SimulatedClicks(TINY, seed).fetch(split, at)
+        for seed in (0, 1)
+        for split in ("train", "valid", "test")
+    ]
     assert len({d["items"].tobytes() for d in drawn}) == 6
     other_world = SimulatedClicks(dataclasses.replace(TINY, world_seed=1)).fetch("train", at)
     assert (other_world["items"] != drawn[0]["items"]).any()
@@ -127,8 +155,13 @@ def test_arrays_follow_the_schema():
     source = SimulatedClicks(LONG, test=300)
     drawn = source.fetch("test", np.arange(300))
     shapes = {"items": (300, 1000), "length": (300,), "query": (300, 16), "query_mask": (300, 16)}
-    assert {k: v.shape for k, v in drawn.items()} == shapes | {"target": (300, 16), "example_id": (300,)}
-    assert {k: v.dtype.name for k, v in drawn.items()} == dict.fromkeys(drawn, "int32") | {"query_mask": "bool"}
+    assert {k: v.shape for k, v in drawn.items()} == shapes | {
+        "target": (300, 16),
+        "example_id": (300,),
+    }
+    assert {k: v.dtype.name for k, v in drawn.items()} == dict.fromkeys(drawn, "int32") | {
+        "query_mask": "bool"
+    }
     assert (source.max_items, source.num_queries, source.positions_at_end) == (1000, 16, True)
     for name in ("items", "query"):
         assert drawn[name].min() >= 0 and drawn[name].max() < source.num_items
@@ -188,7 +221,10 @@ def test_styles_drift_between_the_visits_of_an_interest():
         for slot in range(drawn.interests[user]):
             visits = drawn.visit_interest[user, : streams["length"][user] // LONG.visit] == slot
             style = drawn.visit_style[user, : len(visits)][visits]
-            stays, changes = stays + (style[1:] == style[:-1]).sum(), changes + (style[1:] != style[:-1]).sum()
+            stays, changes = (
+                stays + (style[1:] == style[:-1]).sum(),
+                changes + (style[1:] != style[:-1]).sum(),
+            )
             assert len(style) == 0 or style[-1] == drawn.style[user, slot]
     assert close(changes, stays + changes, LONG.drift)
 
@@ -205,7 +241,10 @@ def test_clicks_are_staples_or_of_the_visit_by_zipf():
     assert close(staple[:, 1:].sum(), staple[:, 1:].size, LONG.staple_rate)
     group = np.broadcast_to((cluster * LONG.styles + style)[:, None], items.shape)
     np.testing.assert_array_equal(items[~staple] // LONG.items_per_style, group[~staple])
-    for ranks, many in [(items[~staple] % LONG.items_per_style, 20), (items[staple] - first_staple, 80)]:
+    for ranks, many in [
+        (items[~staple] % LONG.items_per_style, 20),
+        (items[staple] - first_staple, 80),
+    ]:
         weight = np.arange(1, many + 1) ** -1.2
         for rank in (0, 1, 7, many - 1):
             assert close((ranks == rank).sum(), len(ranks), weight[rank] / weight.sum())
@@ -218,7 +257,9 @@ def test_half_of_the_unexplored_positives_need_the_first_half():
     early = asked & (drawn.target_interest < drawn.lives[:, :1])
     assert close(early.sum(), asked.sum(), 0.5)
     at = np.arange(drawn.visit_interest.shape[1])
-    second = (at >= streams["length"][:, None] // LONG.visit // 2) & (at < streams["length"][:, None] // LONG.visit)
+    second = (at >= streams["length"][:, None] // LONG.visit // 2) & (
+        at < streams["length"][:, None] // LONG.visit
+    )
     visited = (drawn.visit_interest[:, None] == drawn.target_interest[..., None]) & second[:, None]
     assert not visited.any(-1)[early].any()
     cluster = np.take_along_axis(drawn.cluster, drawn.target_interest, 1)
@@ -229,7 +270,9 @@ def test_half_of_the_unexplored_positives_need_the_first_half():
 
 def test_a_negative_is_as_popular_as_its_positive_and_of_another_group():
     streams, drawn = log(LONG, 2000)
-    cluster, style, rank = (x.reshape(2000, -1, 2) for x in (drawn.query_cluster, drawn.query_style, drawn.query_rank))
+    cluster, style, rank = (
+        x.reshape(2000, -1, 2) for x in (drawn.query_cluster, drawn.query_style, drawn.query_rank)
+    )
     np.testing.assert_array_equal(rank[..., 0], rank[..., 1])
     hard = cluster[..., 0] == cluster[..., 1]
     assert (style[..., 0] != style[..., 1])[hard].all()

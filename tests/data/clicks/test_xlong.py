@@ -34,9 +34,16 @@ def test_every_line_is_an_example_of_two_questions(tmp_path):
     for row, line in enumerate(lines):
         assert examples["items"][row].tolist() == [int(item) for item in line[2].split(",")]
         assert examples["query"][row].tolist() == [int(line[3]), int(line[4])]
-    assert (examples["target"] == [1, 0]).all() and examples["query_mask"].all() and (examples["length"] == 1000).all()
+    assert (
+        (examples["target"] == [1, 0]).all()
+        and examples["query_mask"].all()
+        and (examples["length"] == 1000).all()
+    )
     assert examples["example_id"].tolist() == list(range(len(lines)))
-    assert all(examples[name].dtype == np.int32 for name in ("items", "length", "query", "target", "example_id"))
+    assert all(
+        examples[name].dtype == np.int32
+        for name in ("items", "length", "query", "target", "example_id")
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -50,13 +57,17 @@ def test_valid_has_a_tenth_of_the_users_and_train_the_others(tmp_path, seed):
     assert source.size("train") + source.size("valid") == len(users)
     again = open_xlong(str(tmp_path), str(tmp_path / "cache"), seed)
     np.testing.assert_array_equal(source.stream_id("valid"), again.stream_id("valid"))
-    assert valid != set(open_xlong(str(tmp_path), str(tmp_path / "cache"), seed + 1).stream_id("valid"))
+    assert valid != set(
+        open_xlong(str(tmp_path), str(tmp_path / "cache"), seed + 1).stream_id("valid")
+    )
 
 
 def test_the_folder_above_data_will_do(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "xlong").symlink_to(FIXTURE)
-    assert open_xlong(str(tmp_path), str(tmp_path / "cache"), 0).size("test") == len(fields_of(TEST))
+    assert open_xlong(str(tmp_path), str(tmp_path / "cache"), 0).size("test") == len(
+        fields_of(TEST)
+    )
 
 
 LONG = ",".join(["1"] * 1000)
@@ -92,14 +103,18 @@ def test_a_malformed_line_is_named(column, text, field, expected, found):
     line = text.split("\t") if column is None else [*line[:column], text, *line[column + 1 :]]
     with pytest.raises(ValueError) as error:
         parse_line("\t".join(line), Path("a/b.txt"), 17)
-    assert str(error.value).startswith(f"a/b.txt, line 17, field {field}: expected {expected}, found {found}")
+    assert str(error.value).startswith(
+        f"a/b.txt, line 17, field {field}: expected {expected}, found {found}"
+    )
 
 
 def test_a_malformed_line_leaves_nothing_and_repair_is_noticed(tmp_path):
     lines = fields_of(TRAIN)
     write(tmp_path, [*lines, ["nonsense"]])
     for _ in range(2):
-        with pytest.raises(ValueError, match=f"{TRAIN}, line {len(lines) + 1}, field {FIELDS[1]}: expected 7"):
+        with pytest.raises(
+            ValueError, match=f"{TRAIN}, line {len(lines) + 1}, field {FIELDS[1]}: expected 7"
+        ):
             open_xlong(str(tmp_path), str(tmp_path / "cache"), 0)
         assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     write(tmp_path, lines)
@@ -112,7 +127,12 @@ def test_a_malformed_line_leaves_nothing_and_repair_is_noticed(tmp_path):
 
 def test_marks_and_ends_of_lines_do_no_harm(tmp_path, caplog):
     lines, test = fields_of(TRAIN), (FIXTURE / TEST).read_bytes()
-    variants = (codecs.BOM_UTF8 + test, test.replace(b"\n", b"\r\n"), test + b"\n\r\n \n", test.rstrip(b"\n"))
+    variants = (
+        codecs.BOM_UTF8 + test,
+        test.replace(b"\n", b"\r\n"),
+        test + b"\n\r\n \n",
+        test.rstrip(b"\n"),
+    )
     want = open_xlong(str(FIXTURE), str(tmp_path / "cache"), 0).fetch("test", np.arange(2))
     for number, data in enumerate(variants):
         assert "has no end" not in caplog.text
@@ -132,7 +152,9 @@ def test_too_little_data(tmp_path):
     with pytest.raises(ValueError, match="expected two users or more"):
         open_xlong(str(tmp_path), str(tmp_path / "cache"), 0)
     (tmp_path / TEST).write_text("")
-    with pytest.raises(ValueError, match=f"{TEST}, line 1, field index: expected a line, found 'an empty file'"):
+    with pytest.raises(
+        ValueError, match=f"{TEST}, line 1, field index: expected a line, found 'an empty file'"
+    ):
         open_xlong(str(tmp_path), str(tmp_path / "cache2"), 0)
 
 
@@ -141,7 +163,11 @@ def test_missing_files_say_where_they_come_from(tmp_path):
     for directory in ("", str(tmp_path), str(tmp_path / "none")):
         with pytest.raises(FileNotFoundError) as error:
             open_xlong(directory, str(tmp_path), 0)
-        assert TEST in str(error.value) and directory in str(error.value) and ADVICE in str(error.value)
+        assert (
+            TEST in str(error.value)
+            and directory in str(error.value)
+            and ADVICE in str(error.value)
+        )
     assert "Tianchi" in ADVICE and "--config=configs/xlong.py" in ADVICE
 
 
@@ -152,7 +178,9 @@ def test_of_two_that_prepare_at_once_the_second_takes_what_the_first_left(tmp_pa
         for key, example in generate(self, split, path):
             if not nested:
                 nested.append(True)
-                nested.append(records.prepare(XLongBuilder, str(tmp_path), files=self.builder_config.files))
+                nested.append(
+                    records.prepare(XLongBuilder, str(tmp_path), files=self.builder_config.files)
+                )
             yield key, example
 
     monkeypatch.setattr(XLongBuilder, "_generate_examples", during)
@@ -178,6 +206,10 @@ for _ in range(2):
     open_xlong({str(FIXTURE)!r}, {str(tmp_path)!r}, 0).fetch("train", np.arange(2))
 assert not [name for name in sys.modules if name.split(".")[0] in ("tensorflow", "jax")]
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert done.stdout == ""
-    assert len(done.stderr.strip().splitlines()) == 1 and "Preparing xlong, once, from" in done.stderr
+    assert (
+        len(done.stderr.strip().splitlines()) == 1 and "Preparing xlong, once, from" in done.stderr
+    )

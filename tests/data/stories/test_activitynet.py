@@ -11,7 +11,13 @@ from absl import logging
 
 from rmjax.data.pipeline import batches, eval_batches
 from rmjax.data.stories import activitynet as module
-from rmjax.data.stories.activitynet import ADVICE, TYPES, open_activitynet, question_only, sample_frames
+from rmjax.data.stories.activitynet import (
+    ADVICE,
+    TYPES,
+    open_activitynet,
+    question_only,
+    sample_frames,
+)
 from rmjax.data.stories.text import tokenize
 from tests import FIXTURES
 
@@ -44,8 +50,13 @@ def write(directory, qa=QA):
     directory.mkdir(exist_ok=True)
     for split, rows in qa.items():
         ids = [f"v_{video}_{number}" for number, (video, *_) in enumerate(rows)]
-        questions = [dict(video_name=r[0], question=r[1], question_id=i) for r, i in zip(rows, ids, strict=True)]
-        answers = [dict(answer=r[2], type=r[3], question_id=i) for r, i in zip(rows, ids, strict=True)]
+        questions = [
+            dict(video_name=r[0], question=r[1], question_id=i)
+            for r, i in zip(rows, ids, strict=True)
+        ]
+        answers = [
+            dict(answer=r[2], type=r[3], question_id=i) for r, i in zip(rows, ids, strict=True)
+        ]
         (directory / f"{split}_q.json").write_text(json.dumps(questions))
         (directory / f"{split}_a.json").write_text(json.dumps(answers[::-1]))
     return str(directory)
@@ -58,7 +69,9 @@ def features_of(directory, lengths=LENGTHS, width=4):
     for number, (video, length) in enumerate(lengths.items()):
         videos[video] = rng.normal(size=(length, width)).astype(np.float32)
         others = {"times": np.arange(length)} if number % 2 else {}
-        np.savez(directory / f"{'v_' * (number % 3 == 0)}{video}.npz", features=videos[video], **others)
+        np.savez(
+            directory / f"{'v_' * (number % 3 == 0)}{video}.npz", features=videos[video], **others
+        )
     np.savez(directory / "not-asked-about.npz", np.zeros(1))
     return videos
 
@@ -84,12 +97,19 @@ def test_the_fixture(tmp_path):
     assert source.classes == ["black", "yes"] and source.videos == dict.fromkeys(
         ("train", "valid", "test"), ["abcdefghijk"]
     )
-    assert (source.num_items, source.max_items, source.num_queries, source.feature_width) == (0, 200, 2, 8)
+    assert (source.num_items, source.max_items, source.num_queries, source.feature_width) == (
+        0,
+        200,
+        2,
+        8,
+    )
     assert source.positions_at_end and source.stream_id("valid").tolist() == [0]
     assert source.metadata["counts"]["test"] == {"videos": 1, "questions": 2, "outside": 0}
     example = source.fetch("test", np.array([0]))
     assert example["items"].shape == (1, 10, 20, 8) and example["item_mask"].sum() == 30
-    words = [" ".join(source.vocabulary[word] for word in row[row > 0]) for row in example["query"][0]]
+    words = [
+        " ".join(source.vocabulary[word] for word in row[row > 0]) for row in example["query"][0]
+    ]
     assert words == ["is the person indoors", "what color is the hat"]
     assert example["word_mask"].sum(-1).tolist() == [[4, 5]] and example["query_mask"].all()
     assert example["target"].tolist() == [[1, 0]] and example["example_id"].tolist() == [0]
@@ -97,15 +117,28 @@ def test_the_fixture(tmp_path):
 
 def test_an_example_is_a_video_with_all_its_questions(made):
     source, videos = made
-    assert source.classes == ["no", "black", "yes", "azure"]  # "zero" is as frequent as "azure", and not among four
+    assert source.classes == [
+        "no",
+        "black",
+        "yes",
+        "azure",
+    ]  # "zero" is as frequent as "azure", and not among four
     assert source.videos == {"train": ["aa", "-b", "v_c"], "valid": ["d"], "test": ["e", "f"]}
     for split, ours in (("train", "train"), ("val", "valid"), ("test", "test")):
         examples = source.fetch(ours, np.arange(source.size(ours)))
         for row, video in enumerate(source.videos[ours]):
-            asked = [r for r in QA[split] if r[0] == video and (r[2] in source.classes or split != "train")]
-            assert examples["query_mask"][row].tolist() == [i < len(asked) for i in range(source.num_queries)]
+            asked = [
+                r
+                for r in QA[split]
+                if r[0] == video and (r[2] in source.classes or split != "train")
+            ]
+            assert examples["query_mask"][row].tolist() == [
+                i < len(asked) for i in range(source.num_queries)
+            ]
             for place, (_, question, answer, kind) in enumerate(asked):
-                known = [word if word in source.vocabulary else "<unk>" for word in tokenize(question)]
+                known = [
+                    word if word in source.vocabulary else "<unk>" for word in tokenize(question)
+                ]
                 query = examples["query"][row, place][examples["word_mask"][row, place]]
                 assert [source.vocabulary[word] for word in query] == known
                 target = source.classes.index(answer) if answer in source.classes else 4
@@ -113,22 +146,32 @@ def test_an_example_is_a_video_with_all_its_questions(made):
                 parts = {name for name, of in source.groups(ours).items() if of[row, place]}
                 assert parts == {TYPES[kind]}
             frames = videos[video][sample_frames(len(videos[video]), 9)]
-            np.testing.assert_array_equal(examples["items"][row][examples["item_mask"][row]], frames)
+            np.testing.assert_array_equal(
+                examples["items"][row][examples["item_mask"][row]], frames
+            )
             mask = [i < len(frames) for i in range(12)]
             assert examples["item_mask"][row].ravel().tolist() == mask
             assert not examples["items"][row][~examples["item_mask"][row]].any()
     assert examples["items"].dtype == np.float32 and examples["items"].shape == (2, 3, 4, 4)
     counts = {split: tuple(counts.values()) for split, counts in source.metadata["counts"].items()}
-    assert counts == {"train": (3, 9, 1), "valid": (1, 1, 1), "test": (2, 4, 2)}  # videos, questions, outside
+    assert counts == {
+        "train": (3, 9, 1),
+        "valid": (1, 1, 1),
+        "test": (2, 4, 2),
+    }  # videos, questions, outside
 
 
 def test_how_many_answers_are_no_class_is_logged(tmp_path, caplog):
     logging.set_verbosity(logging.INFO)
     question_only(write(tmp_path), str(tmp_path / "cache"), answers=4)
     assert (
-        "valid: 1 questions of 1 videos; the answers of 1 (counted as wrong) are none of the 4 classes" in caplog.text
+        "valid: 1 questions of 1 videos; the answers of 1 (counted as wrong) are none of the 4 classes"
+        in caplog.text
     )
-    assert "train: 9 questions of 3 videos; the answers of 1 (left out) are none of the 4 classes" in caplog.text
+    assert (
+        "train: 9 questions of 3 videos; the answers of 1 (left out) are none of the 4 classes"
+        in caplog.text
+    )
 
 
 def test_batches(made):
@@ -138,20 +181,28 @@ def test_batches(made):
     assert batch.items.shape == (2, 3, 4, 4) and batch.query.shape == (2, source.num_queries, 5)
     assert batch.position is None and batch.negative_mask.all()
     for row, index in enumerate(batch.example_id):
-        others = np.concatenate([frames for video, frames in videos.items() if video != source.videos["train"][index]])
+        others = np.concatenate(
+            [frames for video, frames in videos.items() if video != source.videos["train"][index]]
+        )
         assert all((frame == others).all(1).any() for frame in batch.negative_items[row])
     asked = sum(int(batch.query_mask.sum()) for batch in eval_batches(source, "test", **settings))
     assert asked == len(QA["test"])
 
 
-@pytest.mark.parametrize("count, frames", [(n, f) for n in (1, 2, 3, 19, 20, 21, 39, 40, 58, 977) for f in (1, 2, 20)])
+@pytest.mark.parametrize(
+    "count, frames", [(n, f) for n in (1, 2, 3, 19, 20, 21, 39, 40, 58, 977) for f in (1, 2, 20)]
+)
 def test_frames_are_spread_evenly(count, frames):
     taken = sample_frames(count, frames).tolist()
     if count <= frames:
         assert taken == list(range(count))
     else:
         assert taken == [round(i * (count - 1) / (frames - 1)) if i else 0 for i in range(frames)]
-        assert taken == sorted(set(taken)) and taken[0] == 0 and (frames == 1 or taken[-1] == count - 1)
+        assert (
+            taken == sorted(set(taken))
+            and taken[0] == 0
+            and (frames == 1 or taken[-1] == count - 1)
+        )
 
 
 @pytest.mark.parametrize("room", [1, 2])
@@ -179,11 +230,15 @@ def test_h5(tmp_path):
         path.unlink()
     with h5py.File(tmp_path / "features" / "v_f.h5", "w") as file:
         file["anything"] = frames
-    source = open_activitynet(write(tmp_path / "qa"), str(tmp_path / "features"), str(tmp_path / "cache"))
+    source = open_activitynet(
+        write(tmp_path / "qa"), str(tmp_path / "features"), str(tmp_path / "cache")
+    )
     examples = source.fetch("test", np.array([1]))
     np.testing.assert_array_equal(examples["items"][examples["item_mask"]], frames)
     (tmp_path / "features" / "v_f.h5").write_bytes(b"nothing")
-    source = open_activitynet(write(tmp_path / "qa"), str(tmp_path / "features"), str(tmp_path / "cache"))
+    source = open_activitynet(
+        write(tmp_path / "qa"), str(tmp_path / "features"), str(tmp_path / "cache")
+    )
     with pytest.raises(ValueError, match="v_f.h5: not to be read as .h5"):
         source.fetch("test", np.array([1]))
 
@@ -227,10 +282,15 @@ def test_one_h5_file_of_all_videos(tmp_path, grouped):
     for split, names in source.videos.items():
         examples = pickle.loads(pickle.dumps(source)).fetch(split, np.arange(len(names)))
         for row, video in enumerate(names):
-            np.testing.assert_array_equal(examples["items"][row][examples["item_mask"][row]], videos[video])
+            np.testing.assert_array_equal(
+                examples["items"][row][examples["item_mask"][row]], videos[video]
+            )
     with h5py.File(path, "a") as file:
         del file["v_f"]
-    with pytest.raises(FileNotFoundError, match=f"{path.name}: 1 of 6 videos have no features: f; expected a folder"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=f"{path.name}: 1 of 6 videos have no features: f; expected a folder",
+    ):
         open_activitynet(*where)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match=f"{path.name}: not to be read as .hdf5"):
@@ -250,14 +310,35 @@ def test_h5_files_lead_to_no_other_file(tmp_path):
     layout[:] = h5py.VirtualSource(other, "features", (40, 4))
     external = [(str(tmp_path / "other"), 0, h5py.h5f.UNLIMITED)]
     for store, said in (
-        (lambda f: f.create_dataset("features", (40, 4), "f4", external=external), "has its numbers in other files"),
-        (lambda f: f.create_virtual_dataset("features", layout), "features has its numbers in other files"),
-        (lambda f: f.__setitem__("features", h5py.ExternalLink(other, "features")), "is a link .ExternalLink.: copy"),
-        (lambda f: f.__setitem__("features", h5py.SoftLink("/other")), "features is a link .SoftLink.: copy"),
+        (
+            lambda f: f.create_dataset("features", (40, 4), "f4", external=external),
+            "has its numbers in other files",
+        ),
+        (
+            lambda f: f.create_virtual_dataset("features", layout),
+            "features has its numbers in other files",
+        ),
+        (
+            lambda f: f.__setitem__("features", h5py.ExternalLink(other, "features")),
+            "is a link .ExternalLink.: copy",
+        ),
+        (
+            lambda f: f.__setitem__("features", h5py.SoftLink("/other")),
+            "features is a link .SoftLink.: copy",
+        ),
         (lambda f: f.create_group("features"), "features is no array of numbers"),
-        (lambda f: f.create_dataset("features", data=h5py.Empty("f4")), "features is no array of numbers"),
-        (lambda f: f.create_dataset("features", data=["a", "b"]), "features is no array of numbers"),
-        (lambda f: f.create_dataset("features", (1 << 40, 4), "f4", chunks=(4, 4)), "of 17,592,186,044,416 bytes"),
+        (
+            lambda f: f.create_dataset("features", data=h5py.Empty("f4")),
+            "features is no array of numbers",
+        ),
+        (
+            lambda f: f.create_dataset("features", data=["a", "b"]),
+            "features is no array of numbers",
+        ),
+        (
+            lambda f: f.create_dataset("features", (1 << 40, 4), "f4", chunks=(4, 4)),
+            "of 17,592,186,044,416 bytes",
+        ),
     ):
         with h5py.File(path, "w") as file:
             store(file)
@@ -271,14 +352,20 @@ def test_arrays_of_gigabytes_are_refused_before_there_is_room_made(made, tmp_pat
     (path,) = (tmp_path / "features").glob("*f.npz")
     for shape in ((1 << 36, 4), (1 << 70, 4), (-1, 4)):
         header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(header, dict(descr="<f4", fortran_order=False, shape=shape))
+        np.lib.format.write_array_header_1_0(
+            header, dict(descr="<f4", fortran_order=False, shape=shape)
+        )
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("features.npy", header.getvalue() + bytes(64))
-        with pytest.raises(ValueError, match=r"f.npz: not to be read as .npz \(an array \[.* bytes, and at most"):
+        with pytest.raises(
+            ValueError, match=r"f.npz: not to be read as .npz \(an array \[.* bytes, and at most"
+        ):
             source.fetch("test", np.array([1]))
     np.savez_compressed(path, np.zeros((100, 4), np.float32))
     monkeypatch.setattr(module, "MOST_BYTES", 1700)  # the array alone has 1,600
-    with pytest.raises(ValueError, match=r"an array \[1728\] of 1,728 bytes, and at most 1,700 are read"):
+    with pytest.raises(
+        ValueError, match=r"an array \[1728\] of 1,728 bytes, and at most 1,700 are read"
+    ):
         source.fetch("test", np.array([1]))
 
 
@@ -316,7 +403,9 @@ def test_json_files_as_people_have_them(made, tmp_path, change, said, caplog):
 def test_h5_without_h5py(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     (tmp_path / "abcdefghijk.h5").write_bytes(b"")
-    with pytest.raises(ModuleNotFoundError, match=r"abcdefghijk.h5: h5py, .* pip install 'rmjax\[video\]'"):
+    with pytest.raises(
+        ModuleNotFoundError, match=r"abcdefghijk.h5: h5py, .* pip install 'rmjax\[video\]'"
+    ):
         open_activitynet(str(FIXTURE), str(tmp_path), str(tmp_path / "cache"))
 
 
@@ -326,7 +415,12 @@ def test_the_question_only_reference_is_a_plain_count(tmp_path):
     def some(count, videos):
         words = rng.choice(["is", "it", "red", "who"], (count, 4), p=[0.4, 0.3, 0.2, 0.1])
         return [
-            (f"{videos}{row % 7}", " ".join(w[: 1 + row % 4]), answers[min(rng.geometric(0.4), 5) - 1], 8)
+            (
+                f"{videos}{row % 7}",
+                " ".join(w[: 1 + row % 4]),
+                answers[min(rng.geometric(0.4), 5) - 1],
+                8,
+            )
             for row, w in enumerate(words)
         ]
 
@@ -340,11 +434,18 @@ def test_the_question_only_reference_is_a_plain_count(tmp_path):
         for place, (_, question, *_) in enumerate(r for r in qa["test"] if r[0] == video):
             words = question.split()
             while True:
-                same = [r[2] for r in qa["train"] if r[1].split()[: len(words)] == words and r[2] in source.classes]
+                same = [
+                    r[2]
+                    for r in qa["train"]
+                    if r[1].split()[: len(words)] == words and r[2] in source.classes
+                ]
                 if same:
                     break
                 words, backed_off = words[:-1], backed_off + 1
-            expected = max(source.classes, key=lambda answer: (Counter(same)[answer], -source.classes.index(answer)))
+            expected = max(
+                source.classes,
+                key=lambda answer: (Counter(same)[answer], -source.classes.index(answer)),
+            )
             assert source.classes[got[row, place]] == expected
     assert backed_off > 5
 
@@ -365,7 +466,9 @@ def broken(directory, name, change):
 
 
 def dropped(number):
-    return lambda whole: json.dumps([entry for i, entry in enumerate(json.loads(whole)) if i != number])
+    return lambda whole: json.dumps(
+        [entry for i, entry in enumerate(json.loads(whole)) if i != number]
+    )
 
 
 def with_entry(**changes):
@@ -373,20 +476,64 @@ def with_entry(**changes):
 
 
 BROKEN = [  # (file, what is done to it, what is said)
-    ("test_a.json", dropped(2), "test_q.json: question 'v_f_1' of video 'f' has no answer in .*test_a.json; take both"),
+    (
+        "test_a.json",
+        dropped(2),
+        "test_q.json: question 'v_f_1' of video 'f' has no answer in .*test_a.json; take both",
+    ),
     ("val_a.json", lambda whole: "[]", "val_a.json: expected a list of entries, found '\\[\\]'"),
     ("val_q.json", lambda whole: "{}", "val_q.json: expected a list of entries, found '{}'"),
     ("train_q.json", lambda whole: whole[:-9], "train_q.json: no whole JSON: line 1, column"),
-    ("train_q.json", lambda whole: "[" * 100_000, "train_q.json: JSON that cannot be read: nested too deep"),
-    ("train_a.json", with_entry(type=10**4000), "train_a.json, question 'v_aa_8', key 'type': expected 0 to 8, found"),
-    ("train_a.json", lambda whole: "9" * 5000, "train_a.json: JSON that cannot be read: .*4300 digits"),
-    ("train_q.json", with_entry(question=None), "train_q.json, entry 1, key 'question': expected str, found None"),
-    ("test_q.json", with_entry(video_name=7), "test_q.json, entry 1, key 'video_name': expected str, found 7"),
-    ("test_q.json", with_entry(question_id="v_f_2"), "test_q.json, entry 3: question_id 'v_f_2' is there twice"),
-    ("train_a.json", with_entry(type="3"), "train_a.json, entry 1, key 'type': expected int, found '3'"),
-    ("train_a.json", with_entry(type=9), "train_a.json, question 'v_aa_8', key 'type': expected 0 to 8, found 9"),
-    ("train_a.json", with_entry(answer=1), "train_a.json, entry 1, key 'answer': expected str, found 1"),
-    ("val_q.json", lambda whole: '["why"]', "val_q.json, entry 1, key 'question_id': expected str, found 'why'"),
+    (
+        "train_q.json",
+        lambda whole: "[" * 100_000,
+        "train_q.json: JSON that cannot be read: nested too deep",
+    ),
+    (
+        "train_a.json",
+        with_entry(type=10**4000),
+        "train_a.json, question 'v_aa_8', key 'type': expected 0 to 8, found",
+    ),
+    (
+        "train_a.json",
+        lambda whole: "9" * 5000,
+        "train_a.json: JSON that cannot be read: .*4300 digits",
+    ),
+    (
+        "train_q.json",
+        with_entry(question=None),
+        "train_q.json, entry 1, key 'question': expected str, found None",
+    ),
+    (
+        "test_q.json",
+        with_entry(video_name=7),
+        "test_q.json, entry 1, key 'video_name': expected str, found 7",
+    ),
+    (
+        "test_q.json",
+        with_entry(question_id="v_f_2"),
+        "test_q.json, entry 3: question_id 'v_f_2' is there twice",
+    ),
+    (
+        "train_a.json",
+        with_entry(type="3"),
+        "train_a.json, entry 1, key 'type': expected int, found '3'",
+    ),
+    (
+        "train_a.json",
+        with_entry(type=9),
+        "train_a.json, question 'v_aa_8', key 'type': expected 0 to 8, found 9",
+    ),
+    (
+        "train_a.json",
+        with_entry(answer=1),
+        "train_a.json, entry 1, key 'answer': expected str, found 1",
+    ),
+    (
+        "val_q.json",
+        lambda whole: '["why"]',
+        "val_q.json, entry 1, key 'question_id': expected str, found 'why'",
+    ),
 ]
 
 
@@ -418,21 +565,34 @@ def test_features_that_are_not_there(tmp_path):
             open_activitynet(qa, features, cache)
     features_of(tmp_path / "features", {"aa": 3, "f": 2})
     with pytest.raises(
-        FileNotFoundError, match="features: 4 of 6 videos have no features: -b, v_c, d, e; expected a f"
+        FileNotFoundError,
+        match="features: 4 of 6 videos have no features: -b, v_c, d, e; expected a f",
     ):
         open_activitynet(qa, str(tmp_path / "features"), cache)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="6 of 6 videos have no features: aa, -b, v_c, d, e, ...; expected a f"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="6 of 6 videos have no features: aa, -b, v_c, d, e, ...; expected a f",
+    ):
         open_activitynet(qa, str(tmp_path / "empty"), cache)
 
 
 NAN = np.ones((40, 4), np.float32)
 NAN[10, 2] = np.nan  # the third of nine frames: round(2 * 39 / 8)
 WRONG = [  # (arrays of the file of f, what is said)
-    ([np.ones((5, 3), np.float32)], r"f.npz: expected features of width 4, as in .*v_aa.npz, found 3; extract those"),
-    ([np.ones((5, 2, 2), np.float32)], r"f.npz: expected numbers \[frames, F\], found float32 \[5, 2, 2\]"),
+    (
+        [np.ones((5, 3), np.float32)],
+        r"f.npz: expected features of width 4, as in .*v_aa.npz, found 3; extract those",
+    ),
+    (
+        [np.ones((5, 2, 2), np.float32)],
+        r"f.npz: expected numbers \[frames, F\], found float32 \[5, 2, 2\]",
+    ),
     ([np.ones(4, np.float32)], r"f.npz: expected numbers \[frames, F\], found float32 \[4\]"),
-    ([np.ones((0, 4), np.float32)], r"f.npz: expected numbers \[frames, F\], found float32 \[0, 4\]"),
+    (
+        [np.ones((0, 4), np.float32)],
+        r"f.npz: expected numbers \[frames, F\], found float32 \[0, 4\]",
+    ),
     ([np.full((2, 4), "a")], r"f.npz: expected numbers \[frames, F\], found <U1 \[2, 4\]"),
     ([NAN], "f.npz: expected finite features, found nan or inf in frame 10; extract them again"),
     ([NAN, NAN], r"f.npz: expected one array, or one named 'features', found \['arr_0', 'arr_1'\]"),
@@ -458,4 +618,9 @@ def test_sizes_below_one(tmp_path):
     features_of(tmp_path / "features")
     for option in ("segment_length", "frames", "answers"):
         with pytest.raises(ValueError, match=f"{option}=0.* expected 1 or more"):
-            open_activitynet(write(tmp_path / "qa"), str(tmp_path / "features"), str(tmp_path / "cache"), **{option: 0})
+            open_activitynet(
+                write(tmp_path / "qa"),
+                str(tmp_path / "features"),
+                str(tmp_path / "cache"),
+                **{option: 0},
+            )

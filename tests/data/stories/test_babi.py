@@ -55,7 +55,10 @@ def words(text):
 
 @pytest.fixture(scope="module")
 def stories():
-    three, eight = raw("en-10k/qa3_three-supporting-facts_train.PARTIAL-3.txt"), raw("en-10k/qa8_lists-sets_train.txt")
+    three, eight = (
+        raw("en-10k/qa3_three-supporting-facts_train.PARTIAL-3.txt"),
+        raw("en-10k/qa8_lists-sets_train.txt"),
+    )
     return {
         "train": raw("en-valid-10k/qa1_train.txt") + three[:-1] + eight[:-1],
         "valid": raw("en-valid-10k/qa1_valid.txt") + three[-1:] + eight[-1:],
@@ -67,7 +70,11 @@ def stories():
 
 def text_of(source, items, mask):
     """The words of each segment that has any."""
-    return [[source.vocabulary[i] for i in row[there]] for row, there in zip(items, mask, strict=True) if there.any()]
+    return [
+        [source.vocabulary[i] for i in row[there]]
+        for row, there in zip(items, mask, strict=True)
+        if there.any()
+    ]
 
 
 def joined(segments):
@@ -87,16 +94,31 @@ def test_one_story_word_for_word(source):
         "ann's hat isn't on the hook in the attic where cy who is 12 put",
         "it down",
     ]
-    assert text_of(source, story["query"][0], story["word_mask"][0]) == [["where", "is", who] for who in ("bo", "cy")]
-    assert story["position"][0].tolist() == [1, 4, 0] and story["query_mask"][0].tolist() == [True, True, False]
-    assert [source.classes[c] for c in story["target"][0, :2]] == ["barn", "attic"] and story["target"][0, 2] == 0
-    assert not story["items"][~story["item_mask"]].any() and not story["query"][~story["word_mask"]].any()
+    assert text_of(source, story["query"][0], story["word_mask"][0]) == [
+        ["where", "is", who] for who in ("bo", "cy")
+    ]
+    assert story["position"][0].tolist() == [1, 4, 0] and story["query_mask"][0].tolist() == [
+        True,
+        True,
+        False,
+    ]
+    assert [source.classes[c] for c in story["target"][0, :2]] == ["barn", "attic"] and story[
+        "target"
+    ][0, 2] == 0
+    assert (
+        not story["items"][~story["item_mask"]].any()
+        and not story["query"][~story["word_mask"]].any()
+    )
 
 
 @pytest.mark.parametrize("segment_length", [1, 3, 5, 15])
 def test_every_question_follows_what_the_file_has_before_it(cache, stories, segment_length):
     source = open_babi(str(FIXTURE), cache, tasks=TASKS, segment_length=segment_length)
-    assert [source.size(split) for split in SPLITS] == [5, 3, 4] == [len(stories[split]) for split in SPLITS]
+    assert (
+        [source.size(split) for split in SPLITS]
+        == [5, 3, 4]
+        == [len(stories[split]) for split in SPLITS]
+    )
     for split in SPLITS:
         examples = every(source, split)
         assert examples["example_id"].tolist() == list(range(source.size(split)))
@@ -104,10 +126,14 @@ def test_every_question_follows_what_the_file_has_before_it(cache, stories, segm
             assert examples["query_mask"][row].sum() == len(asked)
             for q, (statements, question, answer) in enumerate(asked):
                 position = examples["position"][row, q]
-                assert position == sum(-(-len(statement) // segment_length) for statement in statements)
+                assert position == sum(
+                    -(-len(statement) // segment_length) for statement in statements
+                )
                 written = examples["items"][row, :position], examples["item_mask"][row, :position]
                 assert joined(text_of(source, *written)) == joined(statements)
-                assert text_of(source, *(examples[k][row, q : q + 1] for k in ("query", "word_mask"))) == [question]
+                assert text_of(
+                    source, *(examples[k][row, q : q + 1] for k in ("query", "word_mask"))
+                ) == [question]
                 assert source.classes[examples["target"][row, q]] == answer
 
 
@@ -120,8 +146,12 @@ def test_a_question_alone_has_the_story_up_to_it(source, alone):
             for q in np.flatnonzero(whole["query_mask"][story]):
                 before = np.arange(whole["items"].shape[1]) < whole["position"][story, q]
                 assert alone.stream_id(split)[row] == story
-                np.testing.assert_array_equal(single["items"][row], whole["items"][story] * before[:, None])
-                np.testing.assert_array_equal(single["item_mask"][row], whole["item_mask"][story] & before[:, None])
+                np.testing.assert_array_equal(
+                    single["items"][row], whole["items"][story] * before[:, None]
+                )
+                np.testing.assert_array_equal(
+                    single["item_mask"][row], whole["item_mask"][story] & before[:, None]
+                )
                 for name in ("query", "word_mask", "query_mask", "target"):
                     np.testing.assert_array_equal(single[name][row, 0], whole[name][story, q])
                 row += 1
@@ -130,12 +160,20 @@ def test_a_question_alone_has_the_story_up_to_it(source, alone):
 
 def test_words_classes_groups_and_where_splits_come_from(source, alone):
     assert source.vocabulary[0] == "<unk>" and source.num_items == len(set(source.vocabulary))
-    assert " ".join(source.classes) == "shed mill barn attic loft lamp,map nothing lamp map map,lamp"
+    assert (
+        " ".join(source.classes) == "shed mill barn attic loft lamp,map nothing lamp map map,lamp"
+    )
     assert source.questions == ("words", 0, 0, "class", len(source.classes), "error", False)
-    assert source.metadata["splits"]["qa1"] == "en-valid-10k" and "last tenth" in source.metadata["splits"]["qa8"]
+    assert (
+        source.metadata["splits"]["qa1"] == "en-valid-10k"
+        and "last tenth" in source.metadata["splits"]["qa8"]
+    )
     assert source.metadata["partial"] == {"qa3": 3}
     assert source.num_queries == 3 and source.max_items == 28 and not source.positions_at_end
-    sizes = {split: {name: int(mask.sum()) for name, mask in source.groups(split).items()} for split in SPLITS}
+    sizes = {
+        split: {name: int(mask.sum()) for name, mask in source.groups(split).items()}
+        for split in SPLITS
+    }
     assert sizes["train"] == {"qa1": 6, "qa3": 2, "qa8": 2}
     assert sizes["valid"] == {"qa1": 1, "qa3": 1, "qa8": 1}
     assert sizes["test"] == {"qa1": 3, "qa3": 1, "qa8": 2}
@@ -164,7 +202,9 @@ def test_last_sentences(source, stories, cache):
     assert examples["items"].shape[1] == 2
     assert text_of(short, examples["items"][0], examples["item_mask"][0]) == second[0][-2:]
     assert examples["position"][0].tolist() == [0, 2] and len(first[0]) == 3  # of six, the last two
-    alone = every(open_babi(str(FIXTURE), cache, tasks="3", max_sentences=2, per_question=True), "train")
+    alone = every(
+        open_babi(str(FIXTURE), cache, tasks="3", max_sentences=2, per_question=True), "train"
+    )
     for row, asked in enumerate((first, second)):
         assert text_of(short, alone["items"][row], alone["item_mask"][row]) == asked[0][-2:]
     longest = max(len(asked[-1][0]) for asked in stories["train"])
@@ -175,29 +215,70 @@ def test_last_sentences(source, stories, cache):
 
 def test_batches_are_cut_to_their_bucket(source):
     bucket, segments = source.buckets("train")
-    batches = list(eval_batches(source, "train", seed=0, batch_size=2, segment_length=15, negatives=4))
+    batches = list(
+        eval_batches(source, "train", seed=0, batch_size=2, segment_length=15, negatives=4)
+    )
     assert {batch.items.shape[1] for batch in batches} == {segments[b] for b in bucket}
     seen = np.concatenate([batch.example_id for batch in batches])
     assert sorted(seen[seen < source.size("train")]) == list(range(source.size("train")))
-    assert sum(int(batch.item_mask.sum()) for batch in batches) == every(source, "train")["item_mask"].sum()
+    assert (
+        sum(int(batch.item_mask.sum()) for batch in batches)
+        == every(source, "train")["item_mask"].sum()
+    )
 
 
 WRONG = [  # (lines, the line and field named, what was expected, what was found)
-    ("1 A b.\n2 Where is A?\n", "line 2, field answer: expected a tab and an answer after the question", "Where is A?"),
-    ("1 A b.\n2 Where is A? \t\t1\n", "line 2, field answer: expected an answer after the tab", r"Where is A? \t\t1"),
+    (
+        "1 A b.\n2 Where is A?\n",
+        "line 2, field answer: expected a tab and an answer after the question",
+        "Where is A?",
+    ),
+    (
+        "1 A b.\n2 Where is A? \t\t1\n",
+        "line 2, field answer: expected an answer after the tab",
+        r"Where is A? \t\t1",
+    ),
     ("1 A b.\n3 B c.\n", "line 2, field ID: expected 1 or 2", "3"),
     ("1 A b.\n2 C?\tb\t1\n2 D?\tb\t1\n", "line 3, field ID: expected 1 or 3", "2"),
     ("2 A b.\n", "line 1, field ID: expected 1", "2"),
     ("1 A b.\nx B c.\n", "line 2, field ID: expected a number, a space and a sentence", "x B c."),
     ("1 A b.\n\n2 C?\tb\t1\n", "line 2, field ID: expected a number, a space and a sentence", ""),
     ("1 A b.\n\n", "line 1, field story: expected a question before its end", "none"),
-    ("1 A b.\n2 C?\tb\n", "line 2, field supporting facts: expected one more tab and numbers from 1 to 1", ""),
-    ("1 A b.\n2 C?\tb\t\n", "line 2, field supporting facts: expected one more tab and numbers from 1 to 1", ""),
-    ("1 A b.\n2 C?\tb\t2\n", "line 2, field supporting facts: expected one more tab and numbers from 1 to 1", "2"),
-    ("1 A b.\n2 C?\tb\tx\n", "line 2, field supporting facts: expected one more tab and numbers from 1 to 1", "x"),
-    ("1 A b.\n2 C?\tb c\t1\n", "line 2, field answer: expected a word, or several with commas between", "b c"),
-    ("1 A b.\n2 C?\t,\t1\n", "line 2, field answer: expected a word, or several with commas between", ","),
-    ("9" * 5000 + " A b.\n", "line 1, field ID: expected a number, a space and a sentence", "9" * 60 + "..."),
+    (
+        "1 A b.\n2 C?\tb\n",
+        "line 2, field supporting facts: expected one more tab and numbers from 1 to 1",
+        "",
+    ),
+    (
+        "1 A b.\n2 C?\tb\t\n",
+        "line 2, field supporting facts: expected one more tab and numbers from 1 to 1",
+        "",
+    ),
+    (
+        "1 A b.\n2 C?\tb\t2\n",
+        "line 2, field supporting facts: expected one more tab and numbers from 1 to 1",
+        "2",
+    ),
+    (
+        "1 A b.\n2 C?\tb\tx\n",
+        "line 2, field supporting facts: expected one more tab and numbers from 1 to 1",
+        "x",
+    ),
+    (
+        "1 A b.\n2 C?\tb c\t1\n",
+        "line 2, field answer: expected a word, or several with commas between",
+        "b c",
+    ),
+    (
+        "1 A b.\n2 C?\t,\t1\n",
+        "line 2, field answer: expected a word, or several with commas between",
+        ",",
+    ),
+    (
+        "9" * 5000 + " A b.\n",
+        "line 1, field ID: expected a number, a space and a sentence",
+        "9" * 60 + "...",
+    ),
     (
         "1 A b.\n2 C?\tb\t1\n3 D e.\n",
         "line 3, field story: expected a question at its end (fetch a file that was cut short again)",
@@ -205,8 +286,16 @@ WRONG = [  # (lines, the line and field named, what was expected, what was found
     ),
     ("1 A b.\n2 .\n", "line 2, field sentence: expected words", "."),
     ("1 A b.\n2 \tc\t1\n", "line 2, field sentence: expected words", ""),
-    ("1 A b.\n2 C?\tb\t1\n1 A b.\n2 C d.\n", "line 3, field story: expected a question before its end", "none"),
-    ("1 A b.\n1 C d.\n2 C?\td\t1\n", "line 1, field story: expected a question before its end", "none"),
+    (
+        "1 A b.\n2 C?\tb\t1\n1 A b.\n2 C d.\n",
+        "line 3, field story: expected a question before its end",
+        "none",
+    ),
+    (
+        "1 A b.\n1 C d.\n2 C?\td\t1\n",
+        "line 1, field story: expected a question before its end",
+        "none",
+    ),
     ("", "line 1, field ID: expected a line", "an empty file"),
 ]
 
@@ -288,7 +377,9 @@ def test_members_of_an_archive_are_files_of_a_size_that_tasks_have(tmp_path, mon
             open_babi(str(path), cache)
     monkeypatch.setattr(module, "MOST_BYTES", 100)
     archived(path, name, b" " * 101)
-    with pytest.raises(ValueError, match=re.escape(f"{path / name}: 101 bytes, but no file of a task has over 100")):
+    with pytest.raises(
+        ValueError, match=re.escape(f"{path / name}: 101 bytes, but no file of a task has over 100")
+    ):
         open_babi(str(path), cache)
     archived(path, "x", b" " * (1 << 21), type=tarfile.GNUTYPE_LONGNAME)
     with pytest.raises(ValueError, match=re.escape(f"{path}: the archive is damaged")):
@@ -305,7 +396,9 @@ def test_a_malformed_file_leaves_nothing(tmp_path):
     shutil.copy(RELEASE / "en-valid-10k" / "qa1_valid.txt", path)
     one = tmp_path / "release" / "en-10k" / "qa8_lists-sets_train.txt"
     one.write_text("".join(one.read_text().splitlines(True)[:6]))
-    with pytest.raises(ValueError, match=re.escape(f"{one}, line 1, field story: expected two stories or more")):
+    with pytest.raises(
+        ValueError, match=re.escape(f"{one}, line 1, field story: expected two stories or more")
+    ):
         open_babi(str(tmp_path / "release"), str(tmp_path / "cache"), tasks="8")
 
 
@@ -313,7 +406,10 @@ def test_a_task_without_all_three_official_splits_has_the_last_tenth(tmp_path):
     shutil.copytree(RELEASE, tmp_path / "release")
     (tmp_path / "release" / "en-valid-10k" / "qa1_valid.txt").unlink()
     source = open_babi(str(tmp_path / "release"), str(tmp_path / "cache"), tasks="1")
-    assert source.metadata["splits"]["qa1"] == "en-10k, the last tenth of its training stories as valid"
+    assert (
+        source.metadata["splits"]["qa1"]
+        == "en-10k, the last tenth of its training stories as valid"
+    )
     assert [source.size(split) for split in SPLITS] == [3, 1, 2]
 
 
@@ -368,24 +464,34 @@ def test_missing_files_say_where_they_come_from(tmp_path):
         assert "en-10k/qa1_..._train.txt" in str(error.value) and ADVICE in str(error.value)
         assert (directory or "data.dir, which is empty") in str(error.value)
     for tasks, name in (("", "qa2_..._train.txt"), ("1,20", "qa20_..._train.txt")):
-        with pytest.raises(FileNotFoundError, match=re.escape(f"en-10k/{name} not found in {RELEASE}")):
+        with pytest.raises(
+            FileNotFoundError, match=re.escape(f"en-10k/{name} not found in {RELEASE}")
+        ):
             open_babi(str(FIXTURE), str(tmp_path / "cache"), tasks=tasks)
     with pytest.raises(FileNotFoundError, match="en/qa1_"):
         open_babi(str(FIXTURE), str(tmp_path / "cache"), subset="en", tasks="1")
     moved = shutil.copytree(RELEASE, tmp_path / "elsewhere", copy_function=shutil.copy2)
-    with pytest.raises(FileNotFoundError, match=re.escape(f"qa2_..._train.txt not found in {moved};")):
-        open_babi(str(moved), str(tmp_path / "cache"), tasks="2")  # prepared before, from another folder
+    with pytest.raises(
+        FileNotFoundError, match=re.escape(f"qa2_..._train.txt not found in {moved};")
+    ):
+        open_babi(
+            str(moved), str(tmp_path / "cache"), tasks="2"
+        )  # prepared before, from another folder
     half = tmp_path / "half" / "en-10k"
     half.mkdir(parents=True)
     shutil.copy(RELEASE / "en-10k" / "qa8_lists-sets_train.txt", half)
-    with pytest.raises(FileNotFoundError, match=re.escape(f"en-10k/qa1_..._train.txt not found in {half.parent},")):
+    with pytest.raises(
+        FileNotFoundError, match=re.escape(f"en-10k/qa1_..._train.txt not found in {half.parent},")
+    ):
         open_babi(str(half.parent), str(tmp_path / "cache"), tasks="8")
     assert "tasks_1-20_v1-2.tar.gz" in ADVICE
 
 
 @pytest.mark.parametrize("tasks", ["9" * 5000, "0", "21", "1,,2", "one", "1;2", "-1", "1.5", ","])
 def test_tasks_are_numbers(tasks, tmp_path):
-    with pytest.raises(ValueError, match=re.escape(f"tasks={tasks!r}: expected numbers from 1 to 20")):
+    with pytest.raises(
+        ValueError, match=re.escape(f"tasks={tasks!r}: expected numbers from 1 to 20")
+    ):
         open_babi(str(FIXTURE), str(tmp_path), tasks=tasks)
 
 

@@ -7,7 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rmjax.data.stories.narrativeqa import ADVICE, NAMES, open_narrativeqa, read_rows, split_sentences
+from rmjax.data.stories.narrativeqa import (
+    ADVICE,
+    NAMES,
+    open_narrativeqa,
+    read_rows,
+    split_sentences,
+)
 from tests import FIXTURES
 
 FIXTURE = FIXTURES / "narrativeqa"
@@ -31,7 +37,10 @@ def copy(tmp_path):
 
 
 def text_of(source, items, mask):
-    return [" ".join(source.vocabulary[i] for i in row[there]) for row, there in zip(items, mask, strict=True)]
+    return [
+        " ".join(source.vocabulary[i] for i in row[there])
+        for row, there in zip(items, mask, strict=True)
+    ]
 
 
 def known(source, text):
@@ -45,7 +54,11 @@ def edit(path, old, new):
 
 
 def test_one_story_word_for_word(source):
-    assert [source.size(split) for split in SPLITS] == [2, 1, 1]  # of a document no question is about, there is none
+    assert [source.size(split) for split in SPLITS] == [
+        2,
+        1,
+        1,
+    ]  # of a document no question is about, there is none
     story = {name: values[0] for name, values in source.fetch("train", np.array([1])).items()}
     segments = text_of(source, story["items"], story["item_mask"])
     assert segments == [
@@ -66,7 +79,11 @@ def test_one_story_word_for_word(source):
     assert candidates == ["ann", "the miller", "the miller s", "<unk>"]  # '?!' has no word
     assert story["target"].tolist() == [0, 1, 2, 0, 3]
     assert source.also("train")[1].tolist() == [1, 0, -1, -1, -1]
-    assert story["choices"].tolist() == [[0, 1, 2, 3]] * 5 and story["choice_mask"].all() and story["query_mask"].all()
+    assert (
+        story["choices"].tolist() == [[0, 1, 2, 3]] * 5
+        and story["choice_mask"].all()
+        and story["query_mask"].all()
+    )
     assert "position" not in story and source.positions_at_end
     assert source.questions == ("words", 0, 0, "choice", 0, "mrr", False) and source.classes == []
 
@@ -77,12 +94,17 @@ def test_every_answer_is_that_of_the_file(source):
         asked[row["set"]].setdefault(row["document_id"], []).append(row)
 
     def plain(text):
-        return known(source, re.sub(r" +", " ", re.sub(r"[^a-z ]", "", text.lower())).strip()) or "<unk>"
+        return (
+            known(source, re.sub(r" +", " ", re.sub(r"[^a-z ]", "", text.lower())).strip())
+            or "<unk>"
+        )
 
     for split, documents in asked.items():
         examples = source.fetch(split, np.arange(source.size(split)))
         assert len(documents) == source.size(split)
-        for row, questions in enumerate(sorted(documents.values(), key=lambda rows: rows[0]["document_id"])):
+        for row, questions in enumerate(
+            sorted(documents.values(), key=lambda rows: rows[0]["document_id"])
+        ):
             e = {name: values[row] for name, values in examples.items()}
             pool = text_of(source, e["candidates"], e["candidate_mask"])
             assert e["query_mask"].sum() == len(questions)
@@ -100,7 +122,11 @@ def test_sizes_words_and_kinds(source, cache):
     counts = Counter()
     for row in range(2):
         e = source.fetch("train", np.array([row]))
-        for name, mask in (("items", "item_mask"), ("query", "word_mask"), ("candidates", "candidate_mask")):
+        for name, mask in (
+            ("items", "item_mask"),
+            ("query", "word_mask"),
+            ("candidates", "candidate_mask"),
+        ):
             counts.update(source.vocabulary[i] for i in e[name][e[mask]])
     del counts["<unk>"]
     assert source.vocabulary == ["<unk>", *sorted(counts, key=lambda word: (-counts[word], word))]
@@ -113,24 +139,43 @@ def test_sizes_words_and_kinds(source, cache):
 
 @pytest.mark.parametrize("length, most", [(20, 3), (7, 64), (5, 2)])
 def test_long_sentences_are_cut_and_long_summaries_end(source, cache, length, most):
-    other = open_narrativeqa(str(FIXTURE), cache, min_count=1, segment_length=length, max_segments=most)
+    other = open_narrativeqa(
+        str(FIXTURE), cache, min_count=1, segment_length=length, max_segments=most
+    )
     whole, cut = (s.fetch("train", np.array([1])) for s in (source, other))
     sentences = [31, 4, 3, 1]
-    lengths = [n for words in sentences for n in [length] * (words // length) + [words % length] * (words % length > 0)]
+    lengths = [
+        n
+        for words in sentences
+        for n in [length] * (words // length) + [words % length] * (words % length > 0)
+    ]
     assert [n for n in cut["item_mask"][0].sum(-1) if n] == lengths[:most]
     whole, cut = (
-        " ".join(text_of(s, e["items"][0], e["item_mask"][0])).split() for s, e in ((source, whole), (other, cut))
+        " ".join(text_of(s, e["items"][0], e["item_mask"][0])).split()
+        for s, e in ((source, whole), (other, cut))
     )
     assert cut == whole[: len(cut)]
 
 
 def test_split_sentences():
-    assert split_sentences("Mr. A . B 4.5 ! C ? ! . D") == [["mr", "a"], ["b", "4", "5"], ["c"], ["d"]]
+    assert split_sentences("Mr. A . B 4.5 ! C ? ! . D") == [
+        ["mr", "a"],
+        ["b", "4", "5"],
+        ["c"],
+        ["d"],
+    ]
     assert split_sentences(" . ") == []
 
 
 WRONG = [  # (file, text, its replacement, line, field, what was expected)
-    (QAPS, "document_id,", "document,", 1, "document_id", "a column of this name, found 'document,set"),
+    (
+        QAPS,
+        "document_id,",
+        "document,",
+        1,
+        "document_id",
+        "a column of this name, found 'document,set",
+    ),
     (QAPS, "answer1_tokenized", "a1", 1, "answer1_tokenized", "a column of this name"),
     (QAPS, ",the wrong door\n", "\n", 3, "answer2_tokenized", "8 fields, found 'bbbb"),
     (QAPS, ",A key .\n", ",A key .,more\n", 4, "after the last", "8 fields"),
@@ -156,14 +201,17 @@ def test_a_malformed_row_is_named(copy, name, old, new, line, field, expected):
 def test_a_quote_without_end_is_named(copy):
     (copy / QAPS).write_text((copy / QAPS).read_text() + '"' + "a" * 200_000)
     with pytest.raises(
-        ValueError, match=r"qaps.csv, line 13, field document_id: expected a row of CSV, found 'field l"
+        ValueError,
+        match=r"qaps.csv, line 13, field document_id: expected a row of CSV, found 'field l",
     ):
         open_narrativeqa(str(copy), str(copy / "cache"))
 
 
 def test_a_short_quote_without_end_is_named(copy):
     (copy / QAPS).write_text((copy / QAPS).read_text() + 'a,train,"b,c,d,e,f,g\n')
-    with pytest.raises(ValueError, match="qaps.csv, line 13, field document_id: .* found 'unexpected end of data"):
+    with pytest.raises(
+        ValueError, match="qaps.csv, line 13, field document_id: .* found 'unexpected end of data"
+    ):
         open_narrativeqa(str(copy), str(copy / "cache"))
 
 
@@ -200,7 +248,9 @@ def test_files_as_people_have_them(copy, source, change, caplog):
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     for split in SPLITS:
         for name, values in source.fetch(split, np.arange(source.size(split))).items():
-            np.testing.assert_array_equal(other.fetch(split, np.arange(source.size(split)))[name], values)
+            np.testing.assert_array_equal(
+                other.fetch(split, np.arange(source.size(split)))[name], values
+            )
 
 
 def test_letters_of_another_encoding_are_counted(copy, caplog):
@@ -212,8 +262,12 @@ def test_letters_of_another_encoding_are_counted(copy, caplog):
 
 def test_a_set_without_questions(copy):
     text = (copy / QAPS).read_text()
-    (copy / QAPS).write_text("".join(line for line in text.splitlines(True) if ",valid," not in line))
-    with pytest.raises(ValueError, match=r"qaps.csv: expected questions in every set, found none in 'valid'"):
+    (copy / QAPS).write_text(
+        "".join(line for line in text.splitlines(True) if ",valid," not in line)
+    )
+    with pytest.raises(
+        ValueError, match=r"qaps.csv: expected questions in every set, found none in 'valid'"
+    ):
         open_narrativeqa(str(copy), str(copy / "cache"))
 
 
@@ -222,5 +276,9 @@ def test_missing_files_say_where_they_come_from(copy):
     for directory in ("", str(copy), str(copy / "none")):
         with pytest.raises(FileNotFoundError) as error:
             open_narrativeqa(directory, str(copy / "cache"))
-        assert SUMMARIES in str(error.value) and directory in str(error.value) and ADVICE in str(error.value)
+        assert (
+            SUMMARIES in str(error.value)
+            and directory in str(error.value)
+            and ADVICE in str(error.value)
+        )
     assert "https://github.com/google-deepmind/narrativeqa" in ADVICE

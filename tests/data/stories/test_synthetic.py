@@ -18,7 +18,9 @@ QUARTERS = dataclasses.replace(DISCRETE, parts=4)
 DISTRACTED = dataclasses.replace(DISCRETE, distractors=2)
 BOTH = pytest.mark.parametrize("config", [TINY, DISCRETE], ids=["consecutive", "discrete"])
 ALL = pytest.mark.parametrize(
-    "config", [TINY, DISCRETE, QUARTERS, DISTRACTED], ids=["consecutive", "discrete", "quarters", "distracted"]
+    "config",
+    [TINY, DISCRETE, QUARTERS, DISTRACTED],
+    ids=["consecutive", "discrete", "quarters", "distracted"],
 )
 
 
@@ -36,7 +38,10 @@ def bounds(config, part):
 
 def close(successes, trials, probability, sigmas=4.5):
     """Whether a count is what independent trials of this probability give."""
-    return abs(successes - trials * probability) < sigmas * np.sqrt(trials * probability * (1 - probability)) + 1e-9
+    return (
+        abs(successes - trials * probability)
+        < sigmas * np.sqrt(trials * probability * (1 - probability)) + 1e-9
+    )
 
 
 # ---- the world
@@ -45,7 +50,9 @@ def close(successes, trials, probability, sigmas=4.5):
 @pytest.mark.parametrize("config", [SyntheticConfig(), TINY], ids=["default", "tiny"])
 def test_evidence_is_of_distinct_facts_of_the_group_and_its_order_is_the_answers_own(config):
     world = make_world(config, 0)
-    assert world.shape == (config.queries, config.answers, config.evidence) and world.dtype == np.int32
+    assert (
+        world.shape == (config.queries, config.answers, config.evidence) and world.dtype == np.int32
+    )
     for query, of_query in enumerate(world):
         group = query // (config.queries // config.groups)
         per = config.facts // config.groups
@@ -58,7 +65,9 @@ def test_evidence_is_of_distinct_facts_of_the_group_and_its_order_is_the_answers
 
 
 def test_a_world_with_as_many_answers_as_orders_has_them_all():
-    world = make_world(SyntheticConfig(facts=6, queries=2, answers=6, evidence=2, groups=2, length=20), 3)
+    world = make_world(
+        SyntheticConfig(facts=6, queries=2, answers=6, evidence=2, groups=2, length=20), 3
+    )
     assert {tuple(e) for e in world[0]} == set(itertools.permutations(range(3), 2))
     assert {tuple(e) for e in world[1]} == set(itertools.permutations(range(3, 6), 2))
 
@@ -83,8 +92,14 @@ def test_the_evidence_lies_in_its_part_within_the_span(config):
 def test_no_other_answer_to_the_query_has_its_evidence_in_the_stream(config):
     world, streams, planted, _ = drawn(config)
     width = {"consecutive": 3, "discrete": 10}[config.placing]
-    for stream, (query,), (target,) in zip(streams["items"], streams["query"], streams["target"], strict=True):
-        found = [a for a in range(config.answers) if plain.occurs(stream.tolist(), world[query, a].tolist(), width)]
+    for stream, (query,), (target,) in zip(
+        streams["items"], streams["query"], streams["target"], strict=True
+    ):
+        found = [
+            a
+            for a in range(config.answers)
+            if plain.occurs(stream.tolist(), world[query, a].tolist(), width)
+        ]
         assert found == [target]
     assert planted.unique.all()
 
@@ -180,7 +195,11 @@ def test_a_fetch_in_several_parts_is_one_fetch(monkeypatch):
 def test_other_splits_and_seeds_have_other_streams():
     at = np.arange(24)
     sources = [Synthetic(TINY, seed) for seed in (0, 1)]
-    streams = [source.fetch(split, at)["items"] for source in sources for split in ("train", "valid", "test")]
+    streams = [
+        source.fetch(split, at)["items"]
+        for source in sources
+        for split in ("train", "valid", "test")
+    ]
     assert len({row.tobytes() for items in streams for row in items}) == 6 * 24
 
 
@@ -188,11 +207,27 @@ def test_arrays_follow_the_schema():
     source = Synthetic(DISTRACTED)
     streams = drawn(DISTRACTED)[1]
     shapes = {"items": (600, 41), "length": (600,), "query": (600, 1), "query_mask": (600, 1)}
-    assert {k: v.shape for k, v in streams.items()} == shapes | {"target": (600, 1), "example_id": (600,)}
-    assert {k: v.dtype.name for k, v in streams.items()} == dict.fromkeys(streams, "int32") | {"query_mask": "bool"}
-    assert (source.num_items, source.max_items, source.num_queries, source.positions_at_end) == (24, 41, 1, True)
+    assert {k: v.shape for k, v in streams.items()} == shapes | {
+        "target": (600, 1),
+        "example_id": (600,),
+    }
+    assert {k: v.dtype.name for k, v in streams.items()} == dict.fromkeys(streams, "int32") | {
+        "query_mask": "bool"
+    }
+    assert (source.num_items, source.max_items, source.num_queries, source.positions_at_end) == (
+        24,
+        41,
+        1,
+        True,
+    )
     asked = source.questions
-    assert (asked.query, asked.kinds, asked.answer, asked.classes, asked.metric) == ("kind", 4, "class", 6, "accuracy")
+    assert (asked.query, asked.kinds, asked.answer, asked.classes, asked.metric) == (
+        "kind",
+        4,
+        "class",
+        6,
+        "accuracy",
+    )
     assert streams["items"].min() == 0 and streams["items"].max() == 23
     assert (streams["length"] == 41).all() and streams["query_mask"].all()
     np.testing.assert_array_equal(streams["example_id"], np.arange(600))
@@ -234,7 +269,10 @@ def test_the_most_facts_in_a_window_are_those_of_the_best_window(width):
     items = streams["items"][:12].copy()
     items[0] = 3  # a stream of one fact; the other groups have none
     most = source_of_evidence.most_in_window(DISCRETE, world, items, width)
-    expected = [[[plain.most(x, e, width) for e in of_query] for of_query in world.tolist()] for x in items.tolist()]
+    expected = [
+        [[plain.most(x, e, width) for e in of_query] for of_query in world.tolist()]
+        for x in items.tolist()
+    ]
     np.testing.assert_array_equal(most, expected)
 
 
@@ -245,7 +283,10 @@ def test_what_readers_of_the_default_world_answer():
     early = source.groups("test")["early"]
     assert 0.61 < right["oracle, bag of facts"].mean() < 0.72
     assert 0.95 < right["oracle, bag in a window"].mean() < 0.99
-    assert right["oracle, last half only"][early].mean() < 0.06 and right["oracle, last half only"][~early].mean() > 0.9
+    assert (
+        right["oracle, last half only"][early].mean() < 0.06
+        and right["oracle, last half only"][~early].mean() > 0.9
+    )
     assert 0.85 < right["oracle, without the query"].mean() < 0.93
 
 

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from rmjax.data import records
-from rmjax.data.stories.text import Story, TextBuilder, TextRecords, bucket_boundaries, fold, make_vocabulary, tokenize
+from rmjax.data.stories.text import (
+    Story,
+    TextBuilder,
+    TextRecords,
+    bucket_boundaries,
+    fold,
+    make_vocabulary,
+    tokenize,
+)
 
 WORDS = [f"w{i}" for i in range(7)]
 
@@ -29,32 +37,58 @@ def made_stories():
     rng = np.random.default_rng(0)
 
     def sentences(least, most, longest, shortest=1):
-        return [list(rng.choice(WORDS, rng.integers(shortest, longest + 1))) for _ in range(rng.integers(least, most))]
+        return [
+            list(rng.choice(WORDS, rng.integers(shortest, longest + 1)))
+            for _ in range(rng.integers(least, most))
+        ]
 
     def story():
-        text, asked, answers = sentences(0, 6, 9), sentences(1, 5, 4), sentences(3, 7, 3, shortest=0)
+        text, asked, answers = (
+            sentences(0, 6, 9),
+            sentences(1, 5, 4),
+            sentences(3, 7, 3, shortest=0),
+        )
         position = sorted(int(p) for p in rng.integers(0, len(text) + 1, len(asked)))
         choices = [rng.permutation(len(answers))[: rng.integers(2, 4)].tolist() for _ in asked]
         kinds = rng.integers(0, 2, (2, len(asked)))
-        return Story(text, asked, position, kinds[0].tolist(), kinds[1].tolist(), kinds[0] - 1, answers, choices)
+        return Story(
+            text,
+            asked,
+            position,
+            kinds[0].tolist(),
+            kinds[1].tolist(),
+            kinds[0] - 1,
+            answers,
+            choices,
+        )
 
-    return {split: [story() for _ in range(size)] for split, size in (("train", 30), ("valid", 5), ("test", 9))}
+    return {
+        split: [story() for _ in range(size)]
+        for split, size in (("train", 30), ("valid", 5), ("test", 9))
+    }
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     path = tmp_path_factory.mktemp("made")
     (path / "file").write_text("")
-    return records.prepare(MadeBuilder, str(path / "cache"), files=(path / "file",), parameters=dict(min_count=1))
+    return records.prepare(
+        MadeBuilder, str(path / "cache"), files=(path / "file",), parameters=dict(min_count=1)
+    )
 
 
 def open_made(directory, **options):
-    return TextRecords(directory, **(dict(segment_length=4, metric="mrr", positions_at_end=False) | options))
+    return TextRecords(
+        directory, **(dict(segment_length=4, metric="mrr", positions_at_end=False) | options)
+    )
 
 
 def test_tokenize():
     text = "Don't PANIC, it\u2019s 4.5 \"e-mails\": the boys' café\n(no. 42) 'tis rock'n'roll a_b -- ..."
-    assert " ".join(tokenize(text)) == "don't panic it's 4 5 e mails the boys café no 42 tis rock'n'roll a b"
+    assert (
+        " ".join(tokenize(text))
+        == "don't panic it's 4 5 e mails the boys café no 42 tis rock'n'roll a b"
+    )
     assert tokenize("?!") == [] == tokenize("")
 
 
@@ -84,7 +118,10 @@ def test_tokenize():
         ),  # Persian: a joiner
         ("cafe\u0301 caf\u00e9 Ame\u0301lie", "caf\u00e9 caf\u00e9 am\u00e9lie"),
         ("J\u030c", "\u01f0"),  # has one character in lower case alone
-        ("Zeit\u00adung l\u2019\u00e9t\u00e9 snake_\u00e9t\u00e9", "zeitung l'\u00e9t\u00e9 snake \u00e9t\u00e9"),
+        (
+            "Zeit\u00adung l\u2019\u00e9t\u00e9 snake_\u00e9t\u00e9",
+            "zeitung l'\u00e9t\u00e9 snake \u00e9t\u00e9",
+        ),
         ("\u0301 \u200d \u2603\ufe0f 3\u00e9", "3\u00e9"),  # marks alone are no word
         ("\u4e2d\u6587 \u00bd", "\u4e2d\u6587 \u00bd"),
     ],
@@ -98,10 +135,14 @@ def test_words_of_every_script_stay_whole(text, words):
 def test_words_are_their_own_words():
     """A word is one word again, and equal texts have equal words; the characters are random."""
     draw = random.Random(0)
-    alphabet = [chr(c) for c in (*range(0x20, 0x600), *range(0x900, 0xA00), *range(0x1E00, 0x2030), 0x130)]
+    alphabet = [
+        chr(c) for c in (*range(0x20, 0x600), *range(0x900, 0xA00), *range(0x1E00, 0x2030), 0x130)
+    ]
     marks = [chr(c) for c in (*range(0x300, 0x330), 0xAD, 0x200C, 0x200D)]
     for _ in range(2000):
-        text = "".join(draw.choice(alphabet) + draw.choice(marks) * draw.randrange(2) for _ in range(9))
+        text = "".join(
+            draw.choice(alphabet) + draw.choice(marks) * draw.randrange(2) for _ in range(9)
+        )
         words = tokenize(text)
         assert [tokenize(word) for word in words] == [[word] for word in words]
         assert [fold(word) for word in words] == words
@@ -127,7 +168,9 @@ def test_every_word_is_where_it_belongs(directory, segment_length, per_question)
         ]
         order = np.random.default_rng(1).permutation(len(wanted))
         examples = source.fetch(split, order)
-        assert examples["example_id"].tolist() == order.tolist() and source.size(split) == len(wanted)
+        assert examples["example_id"].tolist() == order.tolist() and source.size(split) == len(
+            wanted
+        )
         assert source.stream_id(split).tolist() == [number for number, *_ in wanted]
         also = source.also(split)
 
@@ -142,15 +185,24 @@ def test_every_word_is_where_it_belongs(directory, segment_length, per_question)
         for row, example in enumerate(order):
             number, story, asked = wanted[example]
             text = story.sentences[: story.position[asked[0]]] if per_question else story.sentences
-            cut = [s[i : i + segment_length] for s in text for i in range(0, len(s), segment_length)]
+            cut = [
+                s[i : i + segment_length] for s in text for i in range(0, len(s), segment_length)
+            ]
             assert [s for s in read("items", row) if s] == [ids(s) for s in cut]
             assert examples["item_mask"][row, : len(cut)].any(-1).all()
             assert [s for s in read("candidates", row) if s] == [ids(s) for s in story.candidates]
             none = [[]] * (source.num_queries - len(asked))
-            assert read("query", row, "word_mask") == [ids(story.questions[q]) for q in asked] + none
+            assert (
+                read("query", row, "word_mask") == [ids(story.questions[q]) for q in asked] + none
+            )
             assert read("choices", row) == [story.choices[q] for q in asked] + none
-            assert examples["query_mask"][row].sum() == len(asked) and examples["query_mask"][row, : len(asked)].all()
-            assert examples["target"][row].tolist() == [story.target[q] for q in asked] + [0] * len(none)
+            assert (
+                examples["query_mask"][row].sum() == len(asked)
+                and examples["query_mask"][row, : len(asked)].all()
+            )
+            assert examples["target"][row].tolist() == [story.target[q] for q in asked] + [0] * len(
+                none
+            )
             assert also[example].tolist() == [story.also[q] for q in asked] + [-1] * len(none)
             for name, number in (("even", 0), ("odd", 1)):
                 expected = [story.group[q] == number for q in asked] + [False] * len(none)
@@ -158,7 +210,10 @@ def test_every_word_is_where_it_belongs(directory, segment_length, per_question)
             if per_question:
                 assert "position" not in examples
                 continue
-            before = [sum(-(-len(s) // segment_length) for s in story.sentences[: story.position[q]]) for q in asked]
+            before = [
+                sum(-(-len(s) // segment_length) for s in story.sentences[: story.position[q]])
+                for q in asked
+            ]
             assert examples["position"][row].tolist() == before + [0] * len(none)
 
 
@@ -172,11 +227,17 @@ def test_the_last_sentences(directory, last, per_question):
             end = story.position[q]
             kept = range(max(end - last, 0), end)
             example = source.fetch("train", np.array([row]))
-            got = [s[there].tolist() for s, there in zip(example["items"][0], example["item_mask"][0], strict=True)]
+            got = [
+                s[there].tolist()
+                for s, there in zip(example["items"][0], example["item_mask"][0], strict=True)
+            ]
             ids = [source.vocabulary.index(word) for k in kept for word in story.sentences[k]]
             assert [i for s in got for i in s] == ids
             if not per_question:
-                before = [sum(-(-len(story.sentences[k]) // 4) for k in kept if k < p) for p in story.position]
+                before = [
+                    sum(-(-len(story.sentences[k]) // 4) for k in kept if k < p)
+                    for p in story.position
+                ]
                 assert example["position"][0, : len(before)].tolist() == before
             row += 1
 
@@ -185,7 +246,10 @@ def test_shapes_and_types_are_always_the_same(directory):
     source = open_made(directory)
     stories = [story for split in made_stories().values() for story in split]
     shapes = {
-        tuple((name, values.shape[1:], values.dtype) for name, values in source.fetch(split, np.array(rows)).items())
+        tuple(
+            (name, values.shape[1:], values.dtype)
+            for name, values in source.fetch(split, np.array(rows)).items()
+        )
         for split in ("train", "valid", "test")
         for rows in ([0], [1, 2], [4, 4, 4])
     }
@@ -193,7 +257,10 @@ def test_shapes_and_types_are_always_the_same(directory):
     shape = {name: (inner, dtype) for name, inner, dtype in next(iter(shapes))}
     T = max(sum(-(-len(s) // 4) for s in story.sentences) for story in stories)
     Q, W = max(len(s.questions) for s in stories), max(len(q) for s in stories for q in s.questions)
-    A, V = max(len(s.candidates) for s in stories), max(len(a) for s in stories for a in s.candidates)
+    A, V = (
+        max(len(s.candidates) for s in stories),
+        max(len(a) for s in stories for a in s.candidates),
+    )
     C = max(len(c) for s in stories for c in s.choices)
     assert shape == {
         "items": ((T, 4), np.int32),
@@ -233,7 +300,11 @@ def test_buckets_pad_the_least(number):
             return sum(min(b for b in boundaries if b >= n) - n for n in lengths)
 
         boundaries = bucket_boundaries(lengths, longest, number)
-        assert boundaries == sorted(set(boundaries)) and len(boundaries) <= number and boundaries[-1] == longest
+        assert (
+            boundaries == sorted(set(boundaries))
+            and len(boundaries) <= number
+            and boundaries[-1] == longest
+        )
         others = itertools.combinations(range(1, longest), min(number, longest) - 1)
         assert padded(boundaries) == min(padded((*other, longest)) for other in others)
 
@@ -247,13 +318,21 @@ def test_buckets_are_the_fewest_cells_in_whole_batches(number):
 
         def cells(boundaries, lengths=lengths, batch_size=batch_size):
             sizes = Counter(min(b for b in boundaries if b >= n) for n in lengths)
-            return sum(math.ceil(count / batch_size) * batch_size * size for size, count in sizes.items())
+            return sum(
+                math.ceil(count / batch_size) * batch_size * size for size, count in sizes.items()
+            )
 
         boundaries = bucket_boundaries(lengths, longest, number, batch_size)
-        assert boundaries == sorted(set(boundaries)) and len(boundaries) <= number and boundaries[-1] == longest
+        assert (
+            boundaries == sorted(set(boundaries))
+            and len(boundaries) <= number
+            and boundaries[-1] == longest
+        )
         others = (itertools.combinations(range(1, longest), k) for k in range(min(number, longest)))
         every = [(*other, longest) for other in itertools.chain(*others)]
-        assert (cells(boundaries), len(boundaries)) == min((cells(each), len(each)) for each in every)
+        assert (cells(boundaries), len(boundaries)) == min(
+            (cells(each), len(each)) for each in every
+        )
 
 
 def test_buckets_of_a_source(directory):

@@ -46,15 +46,21 @@ def test_a_malformed_line_is_named(tmp_path, text, line, expected, found):
     (tmp_path / "v.txt").write_text(text)
     with pytest.raises(ValueError) as error:
         read_vectors(str(tmp_path / "v.txt"), WORDS)
-    assert str(error.value) == f"{tmp_path / 'v.txt'}, line {line}: expected {expected}, found {found}"
+    assert (
+        str(error.value) == f"{tmp_path / 'v.txt'}, line {line}: expected {expected}, found {found}"
+    )
 
 
 def test_missing_and_cut_off_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match="none.txt' not found: expected a text file .*glove"):
+    with pytest.raises(
+        FileNotFoundError, match="none.txt' not found: expected a text file .*glove"
+    ):
         read_vectors(str(tmp_path / "none.txt"), WORDS)
     whole = gzip.compress(np.random.default_rng(0).bytes(4000).hex().encode())
     (tmp_path / "v.gz").write_bytes(whole[:-2000])
-    with pytest.raises(ValueError, match="v.gz, after line 0: not a whole .gz file .*fetch it again"):
+    with pytest.raises(
+        ValueError, match="v.gz, after line 0: not a whole .gz file .*fetch it again"
+    ):
         read_vectors(str(tmp_path / "v.gz"), WORDS)
     (tmp_path / "v.gz").write_bytes(b"lamp 1 2 3\n")
     with pytest.raises(ValueError, match="v.gz, after line 0: not a whole .gz file"):
@@ -63,10 +69,20 @@ def test_missing_and_cut_off_files(tmp_path):
 
 @pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
 def test_words_match_however_they_are_composed(tmp_path, mark):
-    lines = [f"{unicodedata.normalize('NFD', 'Café')} 1 2", "i\u0307stanbul 3 4", "naï\u00adve 5 6", "Café 7 8"]
+    lines = [
+        f"{unicodedata.normalize('NFD', 'Café')} 1 2",
+        "i\u0307stanbul 3 4",
+        "naï\u00adve 5 6",
+        "Café 7 8",
+    ]
     (tmp_path / "v.txt").write_bytes(mark + "\n".join(lines).encode())
     vectors, found = read_vectors(str(tmp_path / "v.txt"), ["café", "istanbul", "naïve", "none"])
-    assert found.tolist() == [True, True, True, False] and vectors.tolist() == [[1, 2], [3, 4], [5, 6], [0, 0]]
+    assert found.tolist() == [True, True, True, False] and vectors.tolist() == [
+        [1, 2],
+        [3, 4],
+        [5, 6],
+        [0, 0],
+    ]
 
 
 def test_a_word_as_it_stands_goes_before_others(tmp_path):
@@ -81,7 +97,8 @@ def test_how_many_words_were_found(tmp_path, caplog):
         read_vectors(str(tmp_path / "v.txt"), WORDS)
     assert "v.txt: 3 of 5 words found" in caplog.text
     with pytest.raises(
-        ValueError, match="v.txt: 0 of 3 words found, which are such as 'lampe', 'wer': is it the right"
+        ValueError,
+        match="v.txt: 0 of 3 words found, which are such as 'lampe', 'wer': is it the right",
     ):
         read_vectors(str(tmp_path / "v.txt"), ["<unk>", "lampe", "wer"])
 
@@ -89,8 +106,14 @@ def test_how_many_words_were_found(tmp_path, caplog):
 @pytest.mark.parametrize(
     "content, says",
     [
-        ("lamp 1 2\n".encode("utf-16"), "is UTF-16, and word vectors are read as UTF-8: save it as UTF-8"),
-        (b"9 999999999\nlamp 1 2\n", "line 2: expected a word and 999999999 numbers, found 3 fields"),
+        (
+            "lamp 1 2\n".encode("utf-16"),
+            "is UTF-16, and word vectors are read as UTF-8: save it as UTF-8",
+        ),
+        (
+            b"9 999999999\nlamp 1 2\n",
+            "line 2: expected a word and 999999999 numbers, found 3 fields",
+        ),
         (b"9" * 5000 + b" 2\nlamp 1 2\n", "line 2: expected a word and 1 numbers, found 3 fields"),
     ],
 )
@@ -100,7 +123,9 @@ def test_headers_and_encodings_that_cannot_be(tmp_path, content, says):
         read_vectors(str(tmp_path / "v.txt"), WORDS)
 
 
-@pytest.mark.parametrize("values", ["1 2 1_0", "1 2 \r3", "1 2\t3 4", "1 2 1e39", "1 2 -1e400", "1 2 \u0663"])
+@pytest.mark.parametrize(
+    "values", ["1 2 1_0", "1 2 \r3", "1 2\t3 4", "1 2 1e39", "1 2 -1e400", "1 2 \u0663"]
+)
 def test_numbers_are_written_as_numbers_are_and_fit(tmp_path, values):
     (tmp_path / "v.txt").write_bytes(f"the 1 2 3\nlamp {values}\n".encode())
     with pytest.raises(ValueError, match=r"v\.txt, line 2: expected a word and 3 finite numbers"):

@@ -17,8 +17,14 @@ def advice(kind):
 
 def documents(kind, directory, cache_dir, tokenizer="bytes", **shares):
     settings = SOURCES.settings(kind, {"tokenizer": tokenizer, **shares}, "config.data.text.")
-    options = {name: getattr(settings, name) for name in ("train_share", "held_out") if hasattr(settings, name)}
+    options = {
+        name: getattr(settings, name)
+        for name in ("train_share", "held_out")
+        if hasattr(settings, name)
+    }
     if kind == "enwik8":
         options["verbatim"] = tokenizer == "bytes"
-    corpus = functools.partial(importlib.import_module(f"rmjax.data.texts.{kind}").corpus, **options)
+    corpus = functools.partial(
+        importlib.import_module(f"rmjax.data.texts.{kind}").corpus, **options
+    )
     return made.documents(kind, corpus, advice(kind), directory, cache_dir, tokenizer)

@@ -56,8 +56,14 @@ def test_the_wikitext_fixture(tmp_path):
     assert list(splits) == list(SPLITS) and valid.names == ["Small lamp", "Tall door"]
     assert split_texts(splits)["valid"][1] == " = Tall door = \n \n A tall door opens . \n"
     assert "".join(split_texts(splits)["valid"]) == text and valid.characters == len(text)
-    assert valid.words == len(re.findall(r"\S+|\n", text)) == 63  # as it is read there: a line's end is <eos>
-    assert valid.tokens.dtype == np.uint8 and valid.starts.dtype == np.int64 and isinstance(valid.tokens, np.memmap)
+    assert (
+        valid.words == len(re.findall(r"\S+|\n", text)) == 63
+    )  # as it is read there: a line's end is <eos>
+    assert (
+        valid.tokens.dtype == np.uint8
+        and valid.starts.dtype == np.int64
+        and isinstance(valid.tokens, np.memmap)
+    )
 
 
 @pytest.mark.parametrize(
@@ -65,7 +71,10 @@ def test_the_wikitext_fixture(tmp_path):
     [
         (" \n = A = \n \n x \n \n = Bc = \n \n y \n", ["A", "Bc"]),
         (" = A = \n \n x \n \n = B = \n \n", ["A", "B"]),
-        (" \n = A = \n \n x \n = B = \n \n y \n \n = C = \n z \n", ["A"]),  # no blank line before, or after
+        (
+            " \n = A = \n \n x \n = B = \n \n y \n \n = C = \n z \n",
+            ["A"],
+        ),  # no blank line before, or after
         (" \n = A = \n \n = = B = = \n \n = = = C = = = \n \n = D \n \n E = \n \n", ["A"]),
         (" x \n \n = A = \n \n y \n", ["wiki.train.tokens", "A"]),
         (" x \n y \n", ["wiki.train.tokens"]),
@@ -73,7 +82,9 @@ def test_the_wikitext_fixture(tmp_path):
     ],
 )
 @pytest.mark.parametrize("piece", [1, 9, 1 << 16])
-def test_an_article_begins_at_a_title_between_blank_lines(tmp_path, monkeypatch, text, names, piece):
+def test_an_article_begins_at_a_title_between_blank_lines(
+    tmp_path, monkeypatch, text, names, piece
+):
     monkeypatch.setattr(corpora, "PIECE", piece)
     root = write(tmp_path / "wiki", {f"wiki.{split}.tokens": text for split in SPLITS})
     train = documents("wikitext", root, str(tmp_path))["train"]
@@ -96,23 +107,40 @@ def test_the_pg19_fixture(tmp_path):
         ["The Door, and Others by A. B."],
         ["The Key by C. D."],
     ]
-    assert split_texts(splits)["test"] == ["THE KEY\n\nBo found a key.\n"] and splits["test"].words == 6
+    assert (
+        split_texts(splits)["test"] == ["THE KEY\n\nBo found a key.\n"]
+        and splits["test"].words == 6
+    )
 
 
 @pytest.mark.parametrize("share, ids", [(0.07, [2, 3]), (1, range(2, 32)), (1e-6, [2])])
 def test_the_first_books_by_number(tmp_path, share, ids):
-    files = {f"train/{i}.txt": f"book {i}" for i in range(2, 32)} | {"validation/1.txt": "v", "test/32.txt": "t"}
+    files = {f"train/{i}.txt": f"book {i}" for i in range(2, 32)} | {
+        "validation/1.txt": "v",
+        "test/32.txt": "t",
+    }
     splits = documents("pg19", write(tmp_path / "pg19", files), str(tmp_path), train_share=share)
-    assert split_texts(splits) == {"train": [f"book {i}" for i in ids], "valid": ["v"], "test": ["t"]}
+    assert split_texts(splits) == {
+        "train": [f"book {i}" for i in ids],
+        "valid": ["v"],
+        "test": ["t"],
+    }
     assert splits["train"].names == [str(i) for i in ids]  # without a metadata.csv
-    assert splits["train"].starts.tolist() == np.cumsum([0, *(len(f"book {i}") for i in ids)])[:-1].tolist()
+    assert (
+        splits["train"].starts.tolist()
+        == np.cumsum([0, *(len(f"book {i}") for i in ids)])[:-1].tolist()
+    )
 
 
 @pytest.mark.parametrize("size", [20, 999, 2003])
 @pytest.mark.parametrize("piece", [1, 64, 1 << 16])
 def test_enwik8_is_every_byte_in_18_1_and_1_of_20(tmp_path, monkeypatch, size, piece):
     monkeypatch.setattr(corpora, "PIECE", piece)
-    content = np.random.default_rng(size).choice(np.frombuffer(b"a\xc3\xa9 \xff\n\r\0", np.uint8), size).tobytes()
+    content = (
+        np.random.default_rng(size)
+        .choice(np.frombuffer(b"a\xc3\xa9 \xff\n\r\0", np.uint8), size)
+        .tobytes()
+    )
     write(tmp_path, {"plain/enwik8": content, "zipped/x": ""})
     with zipfile.ZipFile(tmp_path / "zipped" / "enwik8.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("enwik8", content)
@@ -130,11 +158,17 @@ def test_a_book_is_in_one_split(tmp_path, held_out):
     parts = {}
     for count in (3, 4, 5, 14, 33):
         files = {f"{i}.txt": f"book {i}" for i in range(count)}
-        splits = documents("books", write(tmp_path / str(count), files), str(tmp_path), held_out=held_out)
+        splits = documents(
+            "books", write(tmp_path / str(count), files), str(tmp_path), held_out=held_out
+        )
         names = [name for split in SPLITS for name in splits[split].names]
         assert sorted(names) == sorted(str(i) for i in range(count))
         expected = max(1, min(round(held_out * count), (count - 1) // 2))
-        assert [len(splits[split].names) for split in SPLITS] == [count - 2 * expected, expected, expected]
+        assert [len(splits[split].names) for split in SPLITS] == [
+            count - 2 * expected,
+            expected,
+            expected,
+        ]
         for split, texts in split_texts(splits).items():
             assert texts == [f"book {name}" for name in splits[split].names]
         parts[count] = {split: splits[split].names for split in SPLITS}
@@ -145,8 +179,16 @@ def test_a_book_is_in_one_split(tmp_path, held_out):
 
 @pytest.mark.parametrize("valid", ["valid", "validation"])
 def test_folders_of_books(tmp_path, valid):
-    files = {"train/b.txt": "1", "train/a.txt": "2", f"{valid}/a.txt": "3", "test/10.txt": "4", "test/9.txt": "5"}
-    splits = documents("books", write(tmp_path / "books", files | {"outside.txt": "6"}), str(tmp_path))
+    files = {
+        "train/b.txt": "1",
+        "train/a.txt": "2",
+        f"{valid}/a.txt": "3",
+        "test/10.txt": "4",
+        "test/9.txt": "5",
+    }
+    splits = documents(
+        "books", write(tmp_path / "books", files | {"outside.txt": "6"}), str(tmp_path)
+    )
     assert split_texts(splits) == {"train": ["2", "1"], "valid": ["3"], "test": ["5", "4"]}
 
 
@@ -189,15 +231,22 @@ def test_a_tokenizer_is_made_again_without_its_file(kind, bpe):
     ours = make_tokenizer(bpe if kind == "file" else kind, ["one and two and three"])
     again = tokenizers.unpacked(json.loads(json.dumps(tokenizers.packed(ours))), ours.vocabulary)
     text = "one, or two and three: " * 20  # longer than the file's own limit
-    assert again.encode(text).tolist() == ours.encode(text).tolist() and again.vocabulary == ours.vocabulary
-    assert again.lossless == ours.lossless and again.decode(ours.encode(text)) == ours.decode(ours.encode(text))
+    assert (
+        again.encode(text).tolist() == ours.encode(text).tolist()
+        and again.vocabulary == ours.vocabulary
+    )
+    assert again.lossless == ours.lossless and again.decode(ours.encode(text)) == ours.decode(
+        ours.encode(text)
+    )
 
 
 def test_a_tokenizer_json_that_loses_something_says_so(tmp_path, bpe):
     assert make_tokenizer(bpe).lossless
     model, path = BertWordPieceTokenizer(), tmp_path / "tokenizer.json"
     model.train_from_iterator([TEXT], vocab_size=200)
-    knows_one = Tokenizer(models.WordLevel({"the": 0}))  # and has no token for what it does not know
+    knows_one = Tokenizer(
+        models.WordLevel({"the": 0})
+    )  # and has no token for what it does not know
     for lossy in (model, knows_one):
         lossy.save(str(path))
         assert not make_tokenizer(str(path)).lossless
@@ -207,7 +256,9 @@ def test_a_vocabulary_is_of_the_training_text(tmp_path):
     texts = {f"{name}.txt": character * 9 for name, character in zip(SPLITS, "abc", strict=True)}
     files = {f"{split}/{split}.txt": texts[f"{split}.txt"] + "a" for split in SPLITS}
     for _ in range(2):  # made, and read back
-        splits = documents("books", write(tmp_path / "books", files), str(tmp_path / "cache"), "characters")
+        splits = documents(
+            "books", write(tmp_path / "books", files), str(tmp_path / "cache"), "characters"
+        )
         assert splits["train"].tokenizer.vocabulary == ["<unk>", "a"]
         assert splits["test"].tokens.tolist() == [0] * 9 + [1]
     assert make_tokenizer("characters", ["abb", "cb"]).vocabulary == ["<unk>", "b", "a", "c"]
@@ -253,7 +304,9 @@ def test_a_book_that_moves_to_another_split_is_not_taken_from_the_cache(tmp_path
 
 
 def test_an_error_leaves_nothing_and_the_first_to_end_wins(tmp_path, monkeypatch):
-    directory = write(tmp_path / "books", {f"{split}/{split}.txt": f"{split} book" for split in SPLITS})
+    directory = write(
+        tmp_path / "books", {f"{split}/{split}.txt": f"{split} book" for split in SPLITS}
+    )
     cache, encode = tmp_path / "cache", tokenizers.Bytes.encode
     with monkeypatch.context() as patch:
 
@@ -276,7 +329,9 @@ def test_an_error_leaves_nothing_and_the_first_to_end_wins(tmp_path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(tokenizers.Bytes, "encode", waits)
         threads = [
-            threading.Thread(target=lambda: found.append(split_texts(documents("books", directory, str(cache)))))
+            threading.Thread(
+                target=lambda: found.append(split_texts(documents("books", directory, str(cache))))
+            )
             for _ in range(3)
         ]
         for thread in threads:
@@ -295,9 +350,27 @@ BAD_JSON, BAD = {"tokenizer": "{root}/t.json"}, {"tokenizer": "chars"}
 WRONG = [  # (kind, files, options, error, what it says)
     ("books", BOOKS, {"held_out": 0.5}, ValueError, "config.data.text.held_out = 0.5: must be "),
     ("pg19", PG19, {"train_share": 0}, ValueError, "config.data.text.train_share = 0: must be "),
-    ("pg19", PG19, {"train_share": 1.1}, ValueError, "config.data.text.train_share = 1.1: must be "),
-    ("wikitext", {"wiki.train.tokens": "x"}, {}, FileNotFoundError, "wiki.train.tokens and wiki.valid.tokens and wiki"),
-    ("pg19", {"train/1.txt": "x", "test/3.txt": "x"}, {}, FileNotFoundError, "no .txt file in {root}/validation. PG"),
+    (
+        "pg19",
+        PG19,
+        {"train_share": 1.1},
+        ValueError,
+        "config.data.text.train_share = 1.1: must be ",
+    ),
+    (
+        "wikitext",
+        {"wiki.train.tokens": "x"},
+        {},
+        FileNotFoundError,
+        "wiki.train.tokens and wiki.valid.tokens and wiki",
+    ),
+    (
+        "pg19",
+        {"train/1.txt": "x", "test/3.txt": "x"},
+        {},
+        FileNotFoundError,
+        "no .txt file in {root}/validation. PG",
+    ),
     (
         "pg19",
         PG19 | METADATA,
@@ -305,15 +378,63 @@ WRONG = [  # (kind, files, options, error, what it says)
         ValueError,
         "{root}/metadata.csv, line 2, field short_book_title: expected book ",
     ),
-    ("pg19", PG19 | {"validation/2.txt": ""}, {}, ValueError, "{root}/validation/2.txt: expected text for 'valid'"),
-    ("enwik8", {"enwik9": "x"}, {}, FileNotFoundError, "{root}: has neither enwik8 nor enwik8.zip. enwik8.zip is at"),
-    ("enwik8", {"enwik8": "x"}, {}, ValueError, "{root}/enwik8: expected text for 'train', found none"),
-    ("enwik8", {"enwik8.zip": "no archive"}, {}, ValueError, "{root}/enwik8.zip: no whole archive of a file enwik8"),
-    ("books", {}, {}, FileNotFoundError, "expected one .txt file or more, found none. Set data.dir"),
+    (
+        "pg19",
+        PG19 | {"validation/2.txt": ""},
+        {},
+        ValueError,
+        "{root}/validation/2.txt: expected text for 'valid'",
+    ),
+    (
+        "enwik8",
+        {"enwik9": "x"},
+        {},
+        FileNotFoundError,
+        "{root}: has neither enwik8 nor enwik8.zip. enwik8.zip is at",
+    ),
+    (
+        "enwik8",
+        {"enwik8": "x"},
+        {},
+        ValueError,
+        "{root}/enwik8: expected text for 'train', found none",
+    ),
+    (
+        "enwik8",
+        {"enwik8.zip": "no archive"},
+        {},
+        ValueError,
+        "{root}/enwik8.zip: no whole archive of a file enwik8",
+    ),
+    (
+        "books",
+        {},
+        {},
+        FileNotFoundError,
+        "expected one .txt file or more, found none. Set data.dir",
+    ),
     ("books", TWO_BOOKS, {}, ValueError, "{root}/0.txt: expected text for 'train'"),
-    ("books", {"train/1.txt": "x", "valid/1.txt": "x"}, {}, FileNotFoundError, "no .txt file in {root}/test. Set data"),
-    ("books", BOOKS, BAD, FileNotFoundError, "tokenizer='chars': expected 'bytes', 'characters', 'words', or the path"),
-    ("books", BOOKS | {"t.json": "{}"}, BAD_JSON, ValueError, "{root}/t.json: not a tokenizer.json"),
+    (
+        "books",
+        {"train/1.txt": "x", "valid/1.txt": "x"},
+        {},
+        FileNotFoundError,
+        "no .txt file in {root}/test. Set data",
+    ),
+    (
+        "books",
+        BOOKS,
+        BAD,
+        FileNotFoundError,
+        "tokenizer='chars': expected 'bytes', 'characters', 'words', or the path",
+    ),
+    (
+        "books",
+        BOOKS | {"t.json": "{}"},
+        BAD_JSON,
+        ValueError,
+        "{root}/t.json: not a tokenizer.json",
+    ),
 ]
 
 
@@ -321,7 +442,9 @@ WRONG = [  # (kind, files, options, error, what it says)
 def test_what_is_wrong_is_named(tmp_path, kind, files, options, error, says):
     root = tmp_path / "data"
     root.mkdir()
-    options = {name: v.format(root=root) if isinstance(v, str) else v for name, v in options.items()}
+    options = {
+        name: v.format(root=root) if isinstance(v, str) else v for name, v in options.items()
+    }
     with pytest.raises(error, match=re.escape(says.format(root=root))):
         documents(kind, write(root, files), str(tmp_path / "cache"), **options)
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
@@ -329,7 +452,9 @@ def test_what_is_wrong_is_named(tmp_path, kind, files, options, error, says):
 
 def test_no_directory_says_where_the_data_comes_from(tmp_path):
     for kind in KINDS:
-        with pytest.raises(FileNotFoundError, match=re.escape(f"{kind}: data.dir is empty. {advice(kind)}")):
+        with pytest.raises(
+            FileNotFoundError, match=re.escape(f"{kind}: data.dir is empty. {advice(kind)}")
+        ):
             documents(kind, "", str(tmp_path))
 
 
@@ -338,19 +463,30 @@ def test_a_damaged_zip_is_named(tmp_path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("enwik8", " ".join(map(str, range(9999))))
     whole = path.read_bytes()
-    for damaged in (whole[:10_000], whole[:9000] + b"noise" * 9 + whole[9045:], whole.replace(b"enwik8", b"enwik9")):
+    for damaged in (
+        whole[:10_000],
+        whole[:9000] + b"noise" * 9 + whole[9045:],
+        whole.replace(b"enwik8", b"enwik9"),
+    ):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=re.escape(f"{path}: no whole archive of a file enwik8")):
+        with pytest.raises(
+            ValueError, match=re.escape(f"{path}: no whole archive of a file enwik8")
+        ):
             documents("enwik8", str(tmp_path), str(tmp_path / "cache"))
 
 
 def test_a_missing_library_or_text_is_named(monkeypatch, bpe):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(ModuleNotFoundError, match=re.escape("not installed: pip install 'rmjax[text]'")):
+    with pytest.raises(
+        ModuleNotFoundError, match=re.escape("not installed: pip install 'rmjax[text]'")
+    ):
         make_tokenizer(bpe)
     for name in ("characters", "words"):
         for texts in (None, [], [""]):
-            with pytest.raises(ValueError, match=f"tokenizer='{name}': its vocabulary is that of the training texts"):
+            with pytest.raises(
+                ValueError,
+                match=f"tokenizer='{name}': its vocabulary is that of the training texts",
+            ):
                 make_tokenizer(name, texts)
 
 
@@ -401,15 +537,24 @@ def test_bytes_of_another_encoding_are_counted(tmp_path, kind, caplog):
     files = folders(kind, latin)
     directory = write(tmp_path / "data", files)
     path = tmp_path / "data" / next(iter(files))
-    for tokenizer, ending in (("bytes", "kept as they are"), ("characters", "replaced"), ("words", "replaced")):
+    for tokenizer, ending in (
+        ("bytes", "kept as they are"),
+        ("characters", "replaced"),
+        ("words", "replaced"),
+    ):
         caplog.clear()
         train = documents(kind, directory, str(tmp_path), tokenizer)["train"]
         if tokenizer == "bytes":
             assert latin.startswith(bytes(train.tokens))
         else:
-            assert not any("\udc80" <= c <= "\udcff" for word in train.tokenizer.vocabulary for c in word)
+            assert not any(
+                "\udc80" <= c <= "\udcff" for word in train.tokenizer.vocabulary for c in word
+            )
         if kind != "enwik8":
-            assert f"{path}: 120 bytes are not UTF-8, and were {ending}: save the file as UTF-8" in caplog.text
+            assert (
+                f"{path}: 120 bytes are not UTF-8, and were {ending}: save the file as UTF-8"
+                in caplog.text
+            )
         elif tokenizer == "bytes":
             assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
@@ -420,7 +565,9 @@ def test_utf_16_without_its_mark_is_refused(tmp_path, kind, bpe):
     directory = write(tmp_path / "data", files)
     path = tmp_path / "data" / next(iter(files))
     for tokenizer in ("characters", "words", bpe):
-        with pytest.raises(ValueError, match=re.escape(f"{path}: has NUL characters, as text in UTF-16 without")):
+        with pytest.raises(
+            ValueError, match=re.escape(f"{path}: has NUL characters, as text in UTF-16 without")
+        ):
             documents(kind, directory, str(tmp_path / "cache"), tokenizer)
     documents(kind, directory, str(tmp_path), "bytes")
 
@@ -433,10 +580,15 @@ def test_utf_16_that_goes_on_otherwise_is_refused(tmp_path, content):
 
 
 def test_hidden_files_are_no_books(tmp_path):
-    texts = {f"{i}.txt": f"book {i}" for i in range(4)} | {f"._{i}.txt": "Mac OS X" for i in range(4)}
+    texts = {f"{i}.txt": f"book {i}" for i in range(4)} | {
+        f"._{i}.txt": "Mac OS X" for i in range(4)
+    }
     splits = documents("books", write(tmp_path / "books", texts), str(tmp_path))
     assert sorted(name for split in SPLITS for name in splits[split].names) == ["0", "1", "2", "3"]
-    files = folders("pg19", "book") | {"train/._1.txt": "Mac OS X", "validation/._1.txt": "Mac OS X"}
+    files = folders("pg19", "book") | {
+        "train/._1.txt": "Mac OS X",
+        "validation/._1.txt": "Mac OS X",
+    }
     splits = documents("pg19", write(tmp_path / "pg19", files), str(tmp_path), train_share=1)
     assert [splits[split].names for split in SPLITS] == [["1"]] * 3
 
@@ -461,13 +613,17 @@ def test_one_or_two_books_are_cut_by_position(tmp_path, caplog, count, held_out)
         with caplog.at_level("INFO"):
             splits = documents("books", where, str(tmp_path / "cache"), "words", held_out=held_out)
         assert f"The last {100 * held_out:g}% of each file is the test split" in caplog.text
-        assert [splits[split].names for split in SPLITS] == [[f"{i} {split}" for i in range(count)] for split in SPLITS]
+        assert [splits[split].names for split in SPLITS] == [
+            [f"{i} {split}" for i in range(count)] for split in SPLITS
+        ]
         for book in range(count):
             parts = [splits[split].document(book) for split in SPLITS]
-            assert splits["train"].tokenizer.decode(np.concatenate(parts)).split().count("<unk>") == (
-                len(parts[1]) + len(parts[2])
+            assert splits["train"].tokenizer.decode(np.concatenate(parts)).split().count(
+                "<unk>"
+            ) == (len(parts[1]) + len(parts[2]))
+            assert sum(map(len, parts)) == 400 and len(parts[0]) == pytest.approx(
+                400 * (1 - 2 * held_out), abs=9
             )
-            assert sum(map(len, parts)) == 400 and len(parts[0]) == pytest.approx(400 * (1 - 2 * held_out), abs=9)
             assert len(parts[1]) == pytest.approx(len(parts[2]), abs=9)
     train = documents("books", directory, str(tmp_path / "cache"), "words", held_out=0.3)["train"]
     assert len(train.document(0)) < len(parts[0])  # another share is not taken from the cache
@@ -495,11 +651,16 @@ def test_pieces_are_linear_in_the_text(tmp_path, monkeypatch, text):
 
     monkeypatch.setattr(corpora, "_CUT", Counted())
     pieces = list(corpora.book(tmp_path / "book.txt", "book"))
-    assert "".join(piece for _, piece in pieces).encode() == whole and [name for name, _ in pieces[:2]] == [
+    assert "".join(piece for _, piece in pieces).encode() == whole and [
+        name for name, _ in pieces[:2]
+    ] == [
         "book",
         None,
     ]
-    assert sum(looked) < 1.1 * len(whole) and max(len(piece.encode()) for _, piece in pieces) < (1 << 12) + 9
+    assert (
+        sum(looked) < 1.1 * len(whole)
+        and max(len(piece.encode()) for _, piece in pieces) < (1 << 12) + 9
+    )
     if " " in text or "\r" in text:
         assert all(piece.startswith((" ", "\r\n")) for _, piece in pieces[1:])
         assert max(len(piece.encode()) for _, piece in pieces) <= (1 << 9) + 10
@@ -525,7 +686,9 @@ def test_metadata_as_people_have_it(tmp_path):
         ("\n" + line).encode("utf-16"),
     ):
         directory = write(tmp_path / "pg19", folders("pg19", "x") | {"metadata.csv": content})
-        assert documents("pg19", directory, str(tmp_path))["train"].names == ["The Lamp, and\r\nOthers"]
+        assert documents("pg19", directory, str(tmp_path))["train"].names == [
+            "The Lamp, and\r\nOthers"
+        ]
         shutil.rmtree(tmp_path / "documents")
 
 
@@ -544,8 +707,13 @@ def test_metadata_cut_in_the_middle_of_a_line(tmp_path):
 
 
 def test_a_tokenizer_by_its_folder(tmp_path, bpe):
-    assert make_tokenizer(str(Path(bpe).parent)).encode(TEXT).tolist() == make_tokenizer(bpe).encode(TEXT).tolist()
-    with pytest.raises(FileNotFoundError, match=re.escape(f"there is no file {tmp_path}/tokenizer.json")):
+    assert (
+        make_tokenizer(str(Path(bpe).parent)).encode(TEXT).tolist()
+        == make_tokenizer(bpe).encode(TEXT).tolist()
+    )
+    with pytest.raises(
+        FileNotFoundError, match=re.escape(f"there is no file {tmp_path}/tokenizer.json")
+    ):
         make_tokenizer(str(tmp_path))
 
 
@@ -555,7 +723,9 @@ def test_an_id_far_beyond_the_others_is_refused(tmp_path, number):
     saved = json.loads(Tokenizer(models.WordLevel({"the": 0, "lamp": 1}, unk_token="the")).to_str())
     saved["model"]["vocab"]["lamp"] = number
     path.write_text(json.dumps(saved))
-    with pytest.raises(ValueError, match=re.escape(f"{path}: its token 'lamp' has the id {number}, of 2 tokens")):
+    with pytest.raises(
+        ValueError, match=re.escape(f"{path}: its token 'lamp' has the id {number}, of 2 tokens")
+    ):
         make_tokenizer(str(path))
 
 
@@ -567,7 +737,9 @@ def test_an_encrypted_zip_is_named(tmp_path):
     for header, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         data[data.index(header) + flags] |= 1
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=re.escape(f"{path}: no whole archive of a file enwik8 (")) as error:
+    with pytest.raises(
+        ValueError, match=re.escape(f"{path}: no whole archive of a file enwik8 (")
+    ) as error:
         documents("enwik8", str(tmp_path), str(tmp_path / "cache"))
     assert "encrypted" in str(error.value)
 
@@ -578,7 +750,9 @@ def test_the_cache_folder(tmp_path, monkeypatch):
     documents("books", directory, "")
     assert len(list((tmp_path / "xdg" / "rmjax" / "documents").iterdir())) == 1
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"cannot be kept there .*: set config\.data\.cache_dir to a folder"):
+    with pytest.raises(
+        OSError, match=r"cannot be kept there .*: set config\.data\.cache_dir to a folder"
+    ):
         documents("books", directory, str(tmp_path / "file"))
     with pytest.raises(ValueError, match=r"config\.data\.dir=s3://.* is an address"):
         documents("books", "s3://bucket/books", "")
@@ -605,14 +779,18 @@ def test_a_line_in_several_pieces_is_one_line_and_one_word(tmp_path, monkeypatch
     train = documents("wikitext", root, str(tmp_path / "cache"))["train"]
     assert train.names == ["A"] and bytes(train.tokens) == text.encode()
     assert train.words == len(text.split()) + text.count("\n")
-    root = write(tmp_path / "books", {f"{split}/a.txt": f"{before} {before}{before}" for split in SPLITS})
+    root = write(
+        tmp_path / "books", {f"{split}/a.txt": f"{before} {before}{before}" for split in SPLITS}
+    )
     train = documents("books", root, str(tmp_path / "cache"))["train"]
     assert train.words == 2
 
 
 def test_names_of_documents_can_be_printed(tmp_path):
     files = {f"wiki.{split}.tokens": b" \n = Caf\xe9 = \n \n x \n" for split in SPLITS}
-    assert documents("wikitext", write(tmp_path / "wiki", files), str(tmp_path))["train"].names == ["Caf\ufffd"]
+    assert documents("wikitext", write(tmp_path / "wiki", files), str(tmp_path))["train"].names == [
+        "Caf\ufffd"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -627,7 +805,9 @@ def test_every_token_has_an_id_of_its_own(tmp_path, token, number, wrong):
     else:
         saved["added_tokens"][0]["id"] = number
     (tmp_path / "tokenizer.json").write_text(json.dumps(saved))
-    with pytest.raises(ValueError, match=rf"tokenizer\.json: its token '.*' has the id {number}") as error:
+    with pytest.raises(
+        ValueError, match=rf"tokenizer\.json: its token '.*' has the id {number}"
+    ) as error:
         make_tokenizer(str(tmp_path))
     assert token == "lamp" or wrong in str(error.value)
 

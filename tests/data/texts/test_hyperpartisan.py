@@ -9,7 +9,13 @@ from tokenizers import ByteLevelBPETokenizer, Tokenizer
 
 from rmjax.data.pipeline import eval_batches
 from rmjax.data.stories.text import tokenize
-from rmjax.data.texts.hyperpartisan import ADVICE, _articles, open_hyperpartisan, read_articles, read_labels
+from rmjax.data.texts.hyperpartisan import (
+    ADVICE,
+    _articles,
+    open_hyperpartisan,
+    read_articles,
+    read_labels,
+)
 from rmjax.evaluation import scoring
 from rmjax.tools.tables import TABLES
 from tests import FIXTURES
@@ -76,13 +82,18 @@ def test_the_fixture_word_for_word():
         ("<p>a <p>b</p>c</p>", "a b c"),
         ('x<a href="u">y</a>z', "xyz"),
         ("<p/>a\n\t b&#160;&#10;c ", "a b c"),
-        ("a &lt; b &amp;amp; c &amp;lt;iframe src=&quot;u&quot;&amp;gt;&amp;lt;/iframe&amp;gt; d", "a < b & c d"),
+        (
+            "a &lt; b &amp;amp; c &amp;lt;iframe src=&quot;u&quot;&amp;gt;&amp;lt;/iframe&amp;gt; d",
+            "a < b & c d",
+        ),
         ("", ""),
     ],
 )
 def test_marks_go_and_white_space_is_one_space(tmp_path, body, text):
     path = tmp_path / "a.xml"
-    path.write_text(f'<articles><article id="7" published-at="x" title="T">{body}</article></articles>')
+    path.write_text(
+        f'<articles><article id="7" published-at="x" title="T">{body}</article></articles>'
+    )
     assert list(read_articles(path)) == [(7, "T", text)]
 
 
@@ -90,7 +101,9 @@ def test_articles_are_read_one_at_a_time(tmp_path):
     bodies = [f"text {i} " * 999 for i in range(200)]  # some a block of the parser's
     write(tmp_path / "many", [f"t{i}" for i in range(200)], bodies, LABELS, {})
     path = tmp_path / "many" / NAMES[0]
-    assert list(read_articles(path)) == [(i, f"t{i}", " ".join(body.split())) for i, body in enumerate(bodies)]
+    assert list(read_articles(path)) == [
+        (i, f"t{i}", " ".join(body.split())) for i, body in enumerate(bodies)
+    ]
     seen = []
     for _, element in _articles(path):
         seen.append(weakref.ref(element))
@@ -107,9 +120,15 @@ def test_splits(tmp_path, directory, caplog, split, test):
     assert source.ids == {"train": [3, 0, 1, 2], "valid": [5, 4], "test": test}
     for name, ids in source.ids.items():
         assert source.size(name) == len(ids)
-        assert [source.classes[c] for c in whole(source, name)["target"][:, 0]] == [LABELS[i] for i in ids]
-        assert source.references(name)["majority"].tolist() == [[1]] * len(ids)  # three of four in 'train'
-    assert source.questions == ("kind", 1, 0, "class", 2, "accuracy", True) and source.positions_at_end
+        assert [source.classes[c] for c in whole(source, name)["target"][:, 0]] == [
+            LABELS[i] for i in ids
+        ]
+        assert source.references(name)["majority"].tolist() == [[1]] * len(
+            ids
+        )  # three of four in 'train'
+    assert (
+        source.questions == ("kind", 1, 0, "class", 2, "accuracy", True) and source.positions_at_end
+    )
     seen = {*source.ids["train"], *source.ids["valid"]} & {*source.ids["test"]}
     assert seen == (set() if split == "unseen" else {1, 3, 5})
 
@@ -118,22 +137,35 @@ def test_splits(tmp_path, directory, caplog, split, test):
 @pytest.mark.parametrize("max_segments", [0, 1, 2])
 @pytest.mark.parametrize("segment_length", [3, 7, 512])
 def test_segments_are_between_their_marks(tmp_path, directory, segment_length, max_segments, title):
-    options = dict(segment_length=segment_length, max_segments=max_segments, title=title, min_count=1)
+    options = dict(
+        segment_length=segment_length, max_segments=max_segments, title=title, min_count=1
+    )
     source = open_hyperpartisan(directory, str(tmp_path), **options)
     for split, ids in source.ids.items():
         examples = whole(source, split)
-        assert examples["items"].shape[2] == segment_length and not examples["items"][~examples["item_mask"]].any()
+        assert (
+            examples["items"].shape[2] == segment_length
+            and not examples["items"][~examples["item_mask"]].any()
+        )
         assert examples["query"].tolist() == [[0]] * len(ids) == [[0]] * len(examples["query_mask"])
-        assert examples["query_mask"].all() and "word_mask" not in examples and "position" not in examples
+        assert (
+            examples["query_mask"].all()
+            and "word_mask" not in examples
+            and "position" not in examples
+        )
         for number, cut in zip(ids, segments(source, split), strict=True):
             text = tokenize(f"{TITLES[number]} {BODIES[number]}" if title else BODIES[number])
             text = text[: max_segments * (segment_length - 2)] if max_segments else text
             known = [word if word in source.vocabulary else "<unk>" for word in text]
             assert [word for segment in cut for word in segment[1:-1]] == known
             assert all(segment[0] == "[CLS]" and segment[-1] == "[SEP]" for segment in cut)
-            assert all("[CLS]" not in segment[1:] and "[SEP]" not in segment[:-1] for segment in cut)
+            assert all(
+                "[CLS]" not in segment[1:] and "[SEP]" not in segment[:-1] for segment in cut
+            )
             assert all(len(segment) == segment_length for segment in cut[:-1])
-            assert len(cut) == max(1, -(-len(text) // (segment_length - 2)))  # an empty article is its marks
+            assert len(cut) == max(
+                1, -(-len(text) // (segment_length - 2))
+            )  # an empty article is its marks
 
 
 def test_batches_are_cut_to_their_bucket(tmp_path, directory):
@@ -144,7 +176,10 @@ def test_batches_are_cut_to_their_bucket(tmp_path, directory):
         seen = np.concatenate([batch.example_id for batch in batches])
         assert sorted(seen[seen < len(ids)]) == list(range(len(ids)))
         assert {batch.items.shape[1] for batch in batches} <= set(source.buckets(split)[1])
-        assert sum(int(batch.item_mask.sum()) for batch in batches) == whole(source, split)["item_mask"].sum()
+        assert (
+            sum(int(batch.item_mask.sum()) for batch in batches)
+            == whole(source, split)["item_mask"].sum()
+        )
 
 
 def test_words_are_those_of_the_training_articles(tmp_path, directory):
@@ -153,7 +188,11 @@ def test_words_are_those_of_the_training_articles(tmp_path, directory):
     for number in PUBLISHED["train"]:
         for word in tokenize(f"{TITLES[number]} {BODIES[number]}"):
             counts[word] = counts.get(word, 0) + 1
-    assert set(source.vocabulary) == {word for word in counts if counts[word] > 1} | {"<unk>", "[CLS]", "[SEP]"}
+    assert set(source.vocabulary) == {word for word in counts if counts[word] > 1} | {
+        "<unk>",
+        "[CLS]",
+        "[SEP]",
+    }
     assert source.vocabulary[0] == "<unk>" and source.num_items == len(source.vocabulary)
     assert any("<unk>" in segment for example in segments(source, "test") for segment in example)
 
@@ -173,7 +212,9 @@ def test_a_tokenizer_json_keeps_its_ids(tmp_path, directory, marks):
         for number, items, mask in zip(ids, examples["items"], examples["item_mask"], strict=True):
             tokens = read.encode(f"{TITLES[number]} {BODIES[number]}".strip()).ids
             expected = [[first, *tokens[i : i + 7], last] for i in range(0, max(len(tokens), 1), 7)]
-            assert [row[there].tolist() for row, there in zip(items, mask, strict=True) if there.any()] == expected
+            assert [
+                row[there].tolist() for row, there in zip(items, mask, strict=True) if there.any()
+            ] == expected
 
 
 def test_made_once_for_each_setting(tmp_path, directory, monkeypatch):
@@ -222,21 +263,36 @@ def test_xml_that_is_cut_short_or_wrong(tmp_path, directory, name):
 def test_labels_and_splits_that_do_not_fit(tmp_path, directory):
     labels, splits = (tmp_path / "data" / name for name in NAMES[1:])
     text = labels.read_text()
-    labels.write_text(text.replace('hyperpartisan="true" id="0000003"', 'hyperpartisan="maybe" id="0000003"'))
+    labels.write_text(
+        text.replace('hyperpartisan="true" id="0000003"', 'hyperpartisan="maybe" id="0000003"')
+    )
     assert labels.read_text() != text
-    fails(tmp_path, f"{labels}, article 0000003, hyperpartisan: expected 'true' or 'false', found 'maybe'")
+    fails(
+        tmp_path,
+        f"{labels}, article 0000003, hyperpartisan: expected 'true' or 'false', found 'maybe'",
+    )
     labels.write_text(re.sub(r"<article [^>]*0000004[^>]*/>\n", "", text))
     fails(tmp_path, f"{NAMES[0]}: article 0000004 has no label in {labels}")
     labels.write_text(text)
     splits.write_text(json.dumps(PUBLISHED | {"dev": [4, 12, 10]}))
-    fails(tmp_path, f"{splits}: 2 of its articles, first 10, are not in {tmp_path / 'data' / NAMES[0]}")
-    for wrong in ("{", "[]", '{"train": [1], "dev": [2]}', '{"train": ["x"], "dev": [2], "test": [3]}'):
+    fails(
+        tmp_path,
+        f"{splits}: 2 of its articles, first 10, are not in {tmp_path / 'data' / NAMES[0]}",
+    )
+    for wrong in (
+        "{",
+        "[]",
+        '{"train": [1], "dev": [2]}',
+        '{"train": ["x"], "dev": [2], "test": [3]}',
+    ):
         splits.write_text(wrong)
         fails(tmp_path, f"{splits}: expected lists of ids 'train', 'dev' and 'test' (")
     splits.write_text(json.dumps(PUBLISHED | {"train": [0, 1, 2, 3, 6, 7, 8]}))
     fails(tmp_path, f"{splits}: no article is left for 'test', split='unseen'")
     splits.write_text(json.dumps(PUBLISHED | {"dev": []}))
-    fails(tmp_path, f"{splits}: no article is left for 'valid', split='published'", split="published")
+    fails(
+        tmp_path, f"{splits}: no article is left for 'valid', split='published'", split="published"
+    )
 
 
 def test_results_have_what_the_paper_measures(tmp_path, directory):
@@ -246,14 +302,20 @@ def test_results_have_what_the_paper_measures(tmp_path, directory):
     scored = {"scores": np.eye(2)[[[1], [1], [0]]], "target": whole(source, "test")["target"]}
     scored |= {"query_mask": np.ones((3, 1), bool), "example_id": np.arange(3)}
     reader, majority = scoring.rows(source, "test", "BERT", scored, np.arange(3), 0)
-    assert reader["test_accuracy"] == pytest.approx(2 / 3) and reader["macro_f1"] == pytest.approx(2 / 3)
+    assert reader["test_accuracy"] == pytest.approx(2 / 3) and reader["macro_f1"] == pytest.approx(
+        2 / 3
+    )
     assert majority["memory"] == "majority" and majority["test_accuracy"] == pytest.approx(1 / 3)
     for row in TABLES["mem3"].rows.values():
         assert row.paper["hyperpartisan"].keys() <= reader.keys()
 
 
 def test_options_out_of_range(tmp_path, directory):
-    fails(tmp_path, "segment_length=2, max_segments=0: expected 3 or more and 0 or more", segment_length=2)
+    fails(
+        tmp_path,
+        "segment_length=2, max_segments=0: expected 3 or more and 0 or more",
+        segment_length=2,
+    )
     fails(tmp_path, "max_segments=-1: expected 3 or more and 0 or more", max_segments=-1)
     fails(tmp_path, "split='leaked': expected 'unseen' or 'published'", split="leaked")
     fails(tmp_path, "tokenizer='bert': expected 'bytes', ", FileNotFoundError, tokenizer="bert")
@@ -273,7 +335,9 @@ def test_xml_of_an_encoding_that_is_not_read(tmp_path, directory, encoding):
     path.write_text(path.read_text().replace('encoding="UTF-8"', f'encoding="{encoding}"'))
     with pytest.raises(ValueError, match=re.escape(f"{path}")) as error:
         open_hyperpartisan(directory, str(tmp_path / "cache"))
-    assert "save it as UTF-8" in str(error.value) or "line 1: cut short, or not XML" in str(error.value)
+    assert "save it as UTF-8" in str(error.value) or "line 1: cut short, or not XML" in str(
+        error.value
+    )
 
 
 def test_xml_in_utf_16_and_splits_with_a_byte_order_mark(tmp_path, directory):
@@ -290,7 +354,8 @@ def test_xml_in_utf_16_and_splits_with_a_byte_order_mark(tmp_path, directory):
 
 
 @pytest.mark.parametrize(
-    "wrong", ["[" * 99_999, "1" * 5000, "1e999", "1.5", "true", '"' + "1" * 5000 + '"', "{}", "null"]
+    "wrong",
+    ["[" * 99_999, "1" * 5000, "1e999", "1.5", "true", '"' + "1" * 5000 + '"', "{}", "null"],
 )
 def test_splits_that_json_cannot_hold(tmp_path, directory, wrong):
     splits = tmp_path / "data" / NAMES[2]
@@ -303,6 +368,8 @@ def test_ids_and_depths_that_do_not_fit(tmp_path, directory):
     text = path.read_text()
     for number in ("1" * 5000, str(2**63)):
         path.write_text(text.replace('id="0000002"', f'id="{number}"'))
-        fails(tmp_path, f"{path}, article 3, id: expected a number of its own, found '{number[:60]}'")
+        fails(
+            tmp_path, f"{path}, article 3, id: expected a number of its own, found '{number[:60]}'"
+        )
     path.write_text(text.replace("<p>", "<p>" * 20_000, 1).replace("</p>", "</p>" * 20_000, 1))
     assert len(list(read_articles(path))) == len(BODIES)

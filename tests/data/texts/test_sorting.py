@@ -23,25 +23,33 @@ def test_the_answers_are_the_symbols_by_frequency():
     for items, target in zip(got["items"], got["target"], strict=True):
         sequence = items[:LENGTH].tolist()
         counts = Counter(sequence)  # most_common keeps the order of first occurrence among equals
-        expected = [symbol for symbol, _ in counts.most_common()] + sorted(set(range(20)) - set(counts))
+        expected = [symbol for symbol, _ in counts.most_common()] + sorted(
+            set(range(20)) - set(counts)
+        )
         assert target.tolist() == expected
         assert items[LENGTH] == 20 and items[LENGTH + 1 :].tolist() == expected[:-1]
 
 
 def test_absent_symbols_come_last_in_order():
     short = Sorting(length=5, train=20, valid=1, test=1)
-    for items, target in zip(*(short.fetch("train", np.arange(20))[name] for name in ("items", "target")), strict=True):
+    for items, target in zip(
+        *(short.fetch("train", np.arange(20))[name] for name in ("items", "target")), strict=True
+    ):
         present = len(set(items[:5]))
-        assert sorted(target[present:]) == list(target[present:]) and not set(target[present:]) & set(items[:5])
+        assert sorted(target[present:]) == list(target[present:]) and not set(
+            target[present:]
+        ) & set(items[:5])
 
 
 def test_frequencies_drift_from_one_distribution_to_another():
     """Of one stream's ends with the same drawn distributions: averaged over streams all symbols are alike, and within
     a stream the first tenth and the last are less alike than neighbouring tenths."""
     items = SOURCE.fetch("train", np.arange(3000))["items"][:, :LENGTH]
-    np.testing.assert_allclose(np.bincount(items.reshape(-1), minlength=20) / items.size, 0.05, atol=0.004)
+    np.testing.assert_allclose(
+        np.bincount(items.reshape(-1), minlength=20) / items.size, 0.05, atol=0.004
+    )
     tenths = (items.reshape(3000, 10, 23, 1) == np.arange(20)).mean(2)
-    alike = lambda a, b: np.corrcoef(tenths[:, a].reshape(-1), tenths[:, b].reshape(-1))[0, 1]  # noqa: E731
+    alike = lambda a, b: np.corrcoef(tenths[:, a].reshape(-1), tenths[:, b].reshape(-1))[0, 1]
     assert alike(0, 1) > 0.13 and alike(8, 9) > 0.13 and abs(alike(0, 9)) < 0.06
 
 
@@ -49,7 +57,10 @@ def test_a_stream_depends_on_seed_split_and_index_alone():
     one, other = SOURCE.fetch("test", np.array([3, 7])), SOURCE.fetch("test", np.array([7, 1, 2]))
     for name, values in one.items():
         np.testing.assert_array_equal(values[1], other[name][0])
-    streams = {SOURCE.fetch(split, np.array([3]))["items"].tobytes() for split in ("train", "valid", "test")}
+    streams = {
+        SOURCE.fetch(split, np.array([3]))["items"].tobytes()
+        for split in ("train", "valid", "test")
+    }
     assert len(streams) == 3
     again = Sorting(length=LENGTH, seed=1).fetch("test", np.array([3]))["items"]
     assert again.tobytes() not in streams
@@ -77,14 +88,21 @@ def test_a_sequence_fills_its_segments_with_thousands():
     assert [fitting(16, 64), fitting(4, 256), fitting(32, 256)] == [1000, 1000, 8000]
     for segments, length in ((1, 21), (3, 64), (40, 20)):  # answers and separator have room
         assert fitting(segments, length) + 20 <= segments * length
-    with pytest.raises(ValueError, match="no room for a sequence and its 20 answers.*data.sorting.segments"):
+    with pytest.raises(
+        ValueError, match="no room for a sequence and its 20 answers.*data.sorting.segments"
+    ):
         fitting(1, 20)
     assert fitting(1, 20, answers=5) == 15
 
 
 def test_fewer_symbols_are_all_that_is_asked_for():
     config = base().data
-    config.name, config.segment_length, config.sorting.symbols, config.sorting.segments = "sorting", 8, 3, 2
+    config.name, config.segment_length, config.sorting.symbols, config.sorting.segments = (
+        "sorting",
+        8,
+        3,
+        2,
+    )
     source = make_source(config, 0)
     found = source.fetch("train", np.arange(4))
     assert source.length == 13 and found["items"].max() == 3 and found["target"].shape == (4, 3)

@@ -16,7 +16,9 @@ def documents(lengths=LENGTHS):
     tokens = np.arange(sum(lengths), dtype=np.uint8)
     starts = np.cumsum([0, *lengths[:-1]])
     names = [str(i) for i in range(len(lengths))]
-    return Documents(tokens, starts, names, words=40, characters=len(tokens), tokenizer=make_tokenizer("bytes"))
+    return Documents(
+        tokens, starts, names, words=40, characters=len(tokens), tokenizer=make_tokenizer("bytes")
+    )
 
 
 def texts(**how):
@@ -48,8 +50,10 @@ def test_aligned_documents_share_no_segment(resets):
     source = texts(reset_documents=resets)
     begins, firsts = source.segments("train")
     starts = documents().starts
-    assert len(begins) == sum(length // N for length in LENGTHS) and firsts.sum() == 5  # one is too short
-    of = lambda token: np.searchsorted(starts, token, "right") - 1  # noqa: E731
+    assert (
+        len(begins) == sum(length // N for length in LENGTHS) and firsts.sum() == 5
+    )  # one is too short
+    of = lambda token: np.searchsorted(starts, token, "right") - 1
     for batch in (source.batch("train", step, B) for step in range(source.parts("train", B).steps)):
         segments = of(batch.items)
         assert (segments == segments[..., :1]).all()
@@ -80,18 +84,24 @@ def test_the_pipeline_gives_each_process_its_rows():
 
 
 def test_a_text_too_short_and_resets_within_segments_are_refused():
-    with pytest.raises(ValueError, match="split 'train' has 32 segments of 5 tokens: too few for 40 rows of 2"):
+    with pytest.raises(
+        ValueError, match="split 'train' has 32 segments of 5 tokens: too few for 40 rows of 2"
+    ):
         texts().batch("train", 0, 40)
     with pytest.raises(ValueError, match="reset_documents needs aligned"):
         texts(aligned=False, reset_documents=True)
 
 
 def test_evaluation_begins_anew_with_documents_alone_unless_asked_to():
-    every = np.concatenate([batch.reset for batch in texts(reset_segments=3).evaluation("test", B)], 1)
+    every = np.concatenate(
+        [batch.reset for batch in texts(reset_segments=3).evaluation("test", B)], 1
+    )
     assert every[:, 0].all() and not every[:, 1:].any() and every.shape[1] > 3
     asked = texts(reset_segments=3, reset_evaluation=True).evaluation("test", B)
     every = np.concatenate([batch.reset for batch in asked], 1)
-    np.testing.assert_array_equal(every, np.broadcast_to(np.arange(every.shape[1]) % 3 == 0, every.shape))
+    np.testing.assert_array_equal(
+        every, np.broadcast_to(np.arange(every.shape[1]) % 3 == 0, every.shape)
+    )
 
 
 def test_where_a_document_begins_is_not_predicted_if_streams_begin_anew_there():
