@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from rmjax import config as configs
 from rmjax.io.checkpoint import Checkpoints
-from rmjax.run import loop, train
+from rmjax.run import loop, training
 from rmjax.tasks.reasoning import Reasoning, Teacher
 
 
@@ -84,9 +84,9 @@ def before(moment: str, act: Callable[[], None], setattr: Callable = builtins.se
     'test', the stage being 'teacher' or 'model'."""
     stage = ""
 
-    def entered(run, stage_, mapped, checkpoints, writer, start, *_) -> str:
+    def entered(begun, start, *_) -> str:
         nonlocal stage
-        stage = stage_.name
+        stage = begun.stage.name
         return f"{stage} step {start}"
 
     def hook(owner, name: str, describe: Callable[..., str]) -> None:
@@ -99,13 +99,9 @@ def before(moment: str, act: Callable[[], None], setattr: Callable = builtins.se
 
         setattr(owner, name, hooked)
 
-    hook(train, "loop", entered)
-    hook(
-        train,
-        "validate",
-        lambda run, task, mapped, params, writer, step: f"{stage} validation {step}",
-    )
-    hook(train, "test", lambda *_: "test")
+    hook(training, "loop", entered)
+    hook(loop, "validate", lambda begun, params, step: f"{stage} validation {step}")
+    hook(training, "test", lambda *_: "test")
     hook(loop.Losses, "add", lambda self, step, *_: f"{stage} step {step}")
     hook(Reasoning, "losses", lambda *_: "model compilation")
     hook(Teacher, "losses", lambda *_: "teacher compilation")

@@ -83,10 +83,11 @@ def test_every_key_is_read(tmp_path):
         "memoria": dict(working=2, short_term_capacity=4),
     }
     sequences = [("sorting", kind) for kind in LANGUAGE_MODELS]
-    for name, kind in [*sequences, ("wikitext", "transformer"), ("hyperpartisan", "memoria_bert")]:
-        folder = (
-            articles(tmp_path / "articles") if name == "hyperpartisan" else str(FIXTURES / name)
-        )
+    texts = [(name, "transformer") for name in ("wikitext", "pg19", "books")]
+    for name, kind in [*sequences, *texts, ("hyperpartisan", "memoria_bert")]:
+        folder = str(FIXTURES / {"books": "pg19"}.get(name, name))
+        if name == "hyperpartisan":
+            folder = articles(tmp_path / "articles")
         at = {"data.name": name, "data.dir": folder, "data.cache_dir": str(tmp_path / "cache")}
         short = {
             "data.sorting": dict(length=20, train=8),

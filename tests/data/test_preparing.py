@@ -129,7 +129,7 @@ def asking(self, string):
     return encode(self, string)
 tokenizers.Bytes.encode = asking
 from rmjax import main
-main.run()
+main.cli()
 """
 
 

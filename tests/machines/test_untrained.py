@@ -13,6 +13,7 @@ from rmjax.layers import recurrent
 from rmjax.layers.attention import MultiHeadAttention, additive_scores
 from rmjax.layers.transformer import Block
 from rmjax.reason import heads
+from rmjax.reason import hops as multihop
 from rmjax.run.optimizer import make_optimizer
 
 KEY = jax.random.key(0)
@@ -82,9 +83,9 @@ def test_the_larger_the_items_kernel_the_more_it_is_the_item_that_chooses_its_sl
 
 @pytest.mark.parametrize("hops", [1, 2])
 def test_a_reader_returns_what_it_found(hops):
-    params = hops.init(KEY, 8, 8, hops)
+    params = multihop.init(KEY, 8, 8, hops)
     slots = normal(2, 5, 8, seed=1)
-    answers, weights = hops.multihop(params, normal(2, 3, 8), slots, np.ones((2, 5), bool))
+    answers, weights = multihop.multihop(params, normal(2, 3, 8), slots, np.ones((2, 5), bool))
     assert np.ptp(weights, -1).min() > 0.01
     np.testing.assert_allclose(answers, weights @ slots, atol=1e-6)
 

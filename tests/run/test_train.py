@@ -29,7 +29,7 @@ from rmjax.io import atomic
 from rmjax.io.checkpoint import Checkpoints
 from rmjax.io.cost import peak_bytes
 from rmjax.reason import heads
-from rmjax.run import evaluate, kept, stages, train, training
+from rmjax.run import evaluate, kept, stages, training
 from rmjax.run.mapping import make_mapped
 from rmjax.run.optimizer import make_optimizer
 from rmjax.run.step import init_state, make_train_step
@@ -70,7 +70,7 @@ def stopped(config, workdir: Path, moment: str) -> str:
     """Runs until `moment`, where the run is asked to stop. -> what it said."""
     with pytest.MonkeyPatch.context() as patch:
         stop = Preemption()
-        patch.setattr(train, "Preemption", lambda: stop)
+        patch.setattr(training, "Preemption", lambda: stop)
         before(moment, lambda: setattr(stop, "requested", True), patch.setattr)
         with pytest.raises(stages.Preempted) as told:
             training.train(config, workdir)
@@ -182,7 +182,7 @@ def test_where_the_best_checkpoint_and_all_before_it_are_damaged_the_newest_is_r
     finished, tmp_path
 ):
     folder = shutil.copytree(finished[0] / "model", tmp_path / "model")
-    with contextlib.closing(train.Checkpoints(folder, read_only=True)) as checkpoints:
+    with contextlib.closing(Checkpoints(folder, read_only=True)) as checkpoints:
         best = checkpoints.best_step()
     steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
     assert best < steps[-1]
@@ -192,7 +192,7 @@ def test_where_the_best_checkpoint_and_all_before_it_are_damaged_the_newest_is_r
     with training.opened(tiny(), finished[0]) as run:
         like = stages.fresh_state(run, stages.model_stage(run)).params
     found = kept.read_best(folder, like)
-    with contextlib.closing(train.Checkpoints(folder, read_only=True)) as checkpoints:
+    with contextlib.closing(Checkpoints(folder, read_only=True)) as checkpoints:
         chex.assert_trees_all_equal(
             found, checkpoints.restore({"params": like}, steps[-1], part=True)[1]["params"]
         )
@@ -753,7 +753,7 @@ def shapes(config):
     optimizer = stages.stage_optimizer(run, stage)
     state = jax.eval_shape(lambda: init_state(stage.task, optimizer, jax.random.key(0)))
     frozen = () if teacher is None else jax.eval_shape(teacher.init, jax.random.key(0))["sampler"]
-    data = train.batches(
+    data = stages.batches(
         source, **stages.data_settings(run), batch_size=stage.batch_size, num_steps=1
     )
     with contextlib.closing(data):

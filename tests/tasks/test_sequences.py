@@ -17,7 +17,7 @@ from rmjax.data.texts.tokenizers import make_tokenizer
 from rmjax.evaluation import scoring
 from rmjax.models import bert, gpt2, huggingface, roberta, unroll
 from rmjax.registry import CLASSIFIERS, LANGUAGE_MODELS
-from rmjax.run import stages, train, training
+from rmjax.run import stages, training
 from rmjax.run.mapping import make_mapped
 from rmjax.run.optimizer import make_optimizer
 from rmjax.tools import explain, probe
@@ -186,7 +186,7 @@ def test_a_step_over_devices_is_the_step_of_one(tmp_path, how):
     config = books(tmp_path, **{"model.kind": "transformer_xl"})
     source = make_source(config.data, 0)
     task = tasks.make_task(config, source)
-    state = jax.jit(lambda key: train.init_state(task, make_optimizer(1e-3, 5.0), key))(
+    state = jax.jit(lambda key: stages.init_state(task, make_optimizer(1e-3, 5.0), key))(
         jax.random.key(0)
     )
     carry = jax.device_get(task.memory(state.params, 4))
