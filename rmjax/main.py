@@ -71,11 +71,11 @@ def main(argv: Sequence[str]) -> int:
             environment.simulate(config.train.devices)
         environment.find_devices()
         if _MODE.value == "explain":
-            print(json.dumps(explain.explain(config), indent=1))
+            print(json.dumps(explain.report(config), indent=1))
             return 0
         logging.info("%s", environment.keep_compilations())
         if _MODE.value == "probe":
-            print(probe.show(probe.probe(config, workdir)))
+            print(probe.show(probe.measure(config, workdir)))
             return 0
         run = training.train if _MODE.value == "train" else training.evaluate_only
         rows = run(config, workdir)

@@ -100,14 +100,14 @@ def test_every_key_is_read(tmp_path):
     config = Recorder(
         tiny(**at | {"data.name": "sorting"}, **model, **short | {"model.kind": "transformer"})
     )
-    explain.explain(config)
+    explain.report(config)
     run = stages.Run(config, tmp_path, make_source(config.data, 0), Preemption())
     stages.fresh_state(run, stages.model_stage(run))
     read |= config.read
     workdir = tmp_path / "probed"
     config = Recorder(tiny(**fast | {"train.steps": 1}))
     training.train(config, workdir)
-    probe.probe(config, workdir)
+    probe.measure(config, workdir)
     LOGGERS.settings("wandb", config.logger)
     read |= config.read
     assert read == set(SCHEMA) - {

@@ -1,4 +1,4 @@
-"""A trained model in service: live streams of many users, exports and a load test."""
+"""Serving a trained model: live streams of many users, exports and a load test."""
 
 from rmjax.serve.model import Model, open_model
 from rmjax.serve.store import Streams

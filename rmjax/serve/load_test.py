@@ -1,9 +1,11 @@
-"""How long a store of streams takes to answer: requests come at a fixed rate, whether those before are done or not.
+"""Measures how fast a store of streams answers while requests arrive at a fixed rate.
 
-    python -m rmjax.load --config=configs/xlong.py --users=100000 --rate=500 --seconds=60
+    python -m rmjax.load_test --config=configs/xlong.py --users=100000 --rate=500 --seconds=60
 
-One JSON object a length of history: percentiles of milliseconds from a request's arrival to its result, and how far
-answers are from those of offline evaluation. With --workdir of a trained model; without, of an untrained one.
+Requests arrive on schedule, whether earlier ones are done or not. The command prints one JSON
+object for each length of history. The object holds percentiles of the milliseconds from arrival to
+result, and the largest difference from offline evaluation. --workdir names a trained model; without
+it, the model of --config is untrained.
 """
 
 from __future__ import annotations
@@ -11,40 +13,56 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from rmjax import config as configs
 from rmjax import tasks
 from rmjax.data import describe, make_source
+from rmjax.data.source import Description
 from rmjax.io import paths
 from rmjax.machines import memorize
 from rmjax.run import environment
 from rmjax.serve.model import open_model
 from rmjax.serve.store import Streams, of_items
 from rmjax.tasks.reasoning import Reasoning
-from rmjax.types import Params, at
+from rmjax.types import Array, Params, Task, at
 
-BASES = 8  # different histories, of which all users' are copies
-CHECKED = 64  # users whose answers are worked out anew
+BASES = 8  # different histories; every user has a copy of one of them
+CHECKED = 64  # users whose last answers are compared with offline evaluation
+PERCENTILES = (50, 90, 99, 99.9, 100)
 
 
 class Request(NamedTuple):
-    time: float  # of arrival, seconds
+    """One write or one question of one user."""
+
+    time: float  # arrival, in seconds after the start
     user: int
-    ids: np.ndarray  # items that are written, or asked about
+    ids: np.ndarray  # [n] items to write, or queries to answer
     writes: bool
 
 
 def requests(
     rate: float, seconds: float, users: int, items: int, kinds: int = 0, seed: int = 0
 ) -> list[Request]:
-    """In order of arrival, which is random: 1 to 20 items are written, 1 to 16 asked about, or so many `kinds`."""
+    """Draws random requests: half write 1 to 20 items, half ask 1 to 16 queries.
+
+    Args:
+      rate: mean number of requests a second; arrivals are a Poisson process.
+      seconds: mean length of the schedule.
+      users: number of users.
+      items: number of item ids.
+      kinds: number of kinds of question; 0: queries are about items.
+      seed: of the random numbers.
+
+    Returns:
+      The requests, in order of arrival.
+    """
     rng = np.random.default_rng(seed)
     times = np.cumsum(rng.exponential(1 / rate, round(rate * seconds)))
     writes = rng.random(len(times)) < 0.5
@@ -52,40 +70,42 @@ def requests(
     who = rng.integers(0, users, len(times))
     return [
         Request(
-            float(at), int(user), rng.integers(0, items if w else kinds or items, size), bool(w)
+            float(arrival),
+            int(user),
+            rng.integers(0, items if w else kinds or items, size),
+            bool(w),
         )
-        for at, user, size, w in zip(times, who, sizes, writes, strict=True)
+        for arrival, user, size, w in zip(times, who, sizes, writes, strict=True)
     ]
 
 
 def serve(
     store: Streams, wanted: Sequence[Request], most: int = 64
 ) -> tuple[np.ndarray, list[np.ndarray | None]]:
-    """-> seconds from each request's arrival to its result f64 [n], and the answers; of writes None.
+    """Serves requests in real time; those that have arrived meanwhile are served together.
 
-    What has come while others were served is served together, up to `most`; of one user in order.
+    Args:
+      store: the store to test.
+      wanted: [n] requests, in order of arrival. A user's requests keep this order.
+      most: most requests that are served together.
+
+    Returns:
+      Seconds from each request's arrival to the result, f64 [n]; and the n answers, f32 [Q] each,
+      None for writes.
     """
     seconds: np.ndarray = np.zeros(len(wanted))
     answers: list[np.ndarray | None] = [None] * len(wanted)
     begin, done = time.perf_counter(), 0
     while done < len(wanted):
-        now = time.perf_counter() - begin
-        if wanted[done].time > now:
-            time.sleep(wanted[done].time - now)
+        elapsed = time.perf_counter() - begin
+        if wanted[done].time > elapsed:
+            time.sleep(wanted[done].time - elapsed)
             continue
-        due = [k for k in range(done, min(done + most, len(wanted))) if wanted[k].time <= now]
+        due = [k for k in range(done, min(done + most, len(wanted))) if wanted[k].time <= elapsed]
         while due:
-            kind = wanted[due[0]].writes
-            others = {wanted[k].user for k in due if wanted[k].writes != kind}
-            first = [k for k in due if wanted[k].writes == kind]
-            # Of users with both kinds only what comes before the first of the other kind.
-            late = {
-                user: min(k for k in due if wanted[k].writes != kind and wanted[k].user == user)
-                for user in others
-            }
-            part = [k for k in first if k < late.get(wanted[k].user, len(wanted))]
+            part = _next_part(wanted, due)
             users, ids = [wanted[k].user for k in part], [wanted[k].ids for k in part]
-            if kind:
+            if wanted[part[0]].writes:
                 store.write(users, ids)
                 store.wait()
             else:
@@ -97,13 +117,45 @@ def serve(
     return seconds, answers
 
 
-def load_test(
-    task: Reasoning, params: Params, history: int, wanted: list[Request], users: int, **how: Any
+def _next_part(wanted: Sequence[Request], due: Sequence[int]) -> list[int]:
+    """Returns the due requests of the first one's kind that can be served with the first one.
+
+    Requests of a user that come after the user's first request of the other kind have to wait.
+    """
+    kind = wanted[due[0]].writes
+    first_other: dict[int, int] = {}  # {user: first request of the other kind}
+    for k in due:
+        if wanted[k].writes != kind:
+            first_other.setdefault(wanted[k].user, k)
+    same = [k for k in due if wanted[k].writes == kind]
+    return [k for k in same if k < first_other.get(wanted[k].user, len(wanted))]
+
+
+def run_test(
+    task: Reasoning,
+    params: Params,
+    history: int,
+    wanted: Sequence[Request],
+    users: int,
+    **options: Any,
 ) -> dict[str, Any]:
-    """Fills a store with users of `history` items each, serves, and checks what was answered."""
+    """Fills a store, serves the requests, and checks the answers.
+
+    Args:
+      task: a task whose streams hold item ids.
+      params: of the task.
+      history: items that each user's stream has before the first request.
+      wanted: the requests, in order of arrival.
+      users: number of users.
+      **options: keyword arguments of `Streams`.
+
+    Returns:
+      The object that is printed: percentiles in milliseconds of 'write_ms', 'answer_ms' and
+      'all_ms'; counts; seconds; and 'largest_difference', see `largest_difference`.
+    """
     assert task.table is not None
     items = len(at(params, task.table))
-    store = Streams(task, params, capacity=users, segments=(1, 64), **how)
+    store = Streams(task, params, capacity=users, segments=(1, 64), **options)
     bases = np.random.default_rng(1).integers(0, items, (BASES, history))
     begin = time.perf_counter()
     store.compile()
@@ -117,13 +169,11 @@ def load_test(
     count = len(store)
     store.close()
     ms, writes = 1e3 * seconds, np.array([request.writes for request in wanted])
-    told = {
-        name: {
-            f"p{p:g}": round(float(np.percentile(ms[which], p)), 2) for p in (50, 90, 99, 99.9, 100)
-        }
+    result: dict[str, Any] = {
+        name: {f"p{p:g}": round(float(np.percentile(ms[which], p)), 2) for p in PERCENTILES}
         for name, which in (("write_ms", writes), ("answer_ms", ~writes), ("all_ms", writes | True))
     }
-    return told | {
+    return result | {
         "history": history,
         "users": count,
         "requests": len(wanted),
@@ -134,9 +184,24 @@ def load_test(
 
 
 def largest_difference(
-    task: Reasoning, params: Params, bases: np.ndarray, wanted: list, answers: list
+    task: Reasoning,
+    params: Params,
+    bases: np.ndarray,
+    wanted: Sequence[Request],
+    answers: Sequence[np.ndarray | None],
 ) -> float:
-    """Between the last answers of some users and those of a stream that is written in one go."""
+    """Compares the last answers of `CHECKED` users with offline evaluation of the same streams.
+
+    Args:
+      task: the served task.
+      params: of the task.
+      bases: i64 [BASES, history], the histories; user u began with row u % BASES.
+      wanted: [n] requests, in order of arrival.
+      answers: the n answers, None for writes.
+
+    Returns:
+      The largest absolute difference of a score.
+    """
     n = task.segment_length
     last = {request.user: k for k, request in enumerate(wanted) if not request.writes}
     chosen = list(last.items())[-CHECKED:]
@@ -147,53 +212,55 @@ def largest_difference(
     longest = -(-max(map(len, streams)) // n) * n
 
     @jax.jit
-    def offline(items, mask, query):
+    def offline(items: Array, mask: Array, query: Array) -> Array:
         memory = memorize(task.machine, params["machine"], items, mask, block=64).memory
         return task.answer(params, memory, query, query >= 0)
 
     worst = 0.0
     for (_, k), stream in zip(chosen, streams, strict=True):
-        held = np.pad(stream, (0, longest - len(stream))).astype(np.int32)
+        padded = np.pad(stream, (0, longest - len(stream))).astype(np.int32)
         mask, query = np.arange(longest) < len(stream), np.full(16, -1, np.int32)
         query[: len(wanted[k].ids)] = wanted[k].ids
-        expected = np.asarray(offline(held.reshape(1, -1, n), mask.reshape(1, -1, n), query[None]))[
-            0
-        ]
-        worst = max(worst, float(np.abs(expected[: len(answers[k])] - answers[k]).max()))
+        (expected,) = np.asarray(
+            offline(padded.reshape(1, -1, n), mask.reshape(1, -1, n), query[None])
+        )
+        answer = answers[k]
+        assert answer is not None
+        worst = max(worst, float(np.abs(expected[: len(answer)] - answer).max()))
     return worst
 
 
+def _model(workdir: str | None, config: ConfigDict | None) -> tuple[Task, Params, Description]:
+    """The trained model of a workdir, or the untrained one of a config."""
+    if workdir:
+        model = open_model(workdir)
+        return model.task, model.params, model.description
+    if config is None:
+        raise ValueError("name a model: --workdir of a trained one, or --config")
+    configs.validate(config)
+    data = describe(config.data, make_source(config.data, config.data.seed))
+    task = tasks.make_task(config, data)
+    return task, jax.jit(task.init)(jax.random.key(config.seed)), data
+
+
 def main(argv: Sequence[str]) -> int:
+    """Runs the command after the flags are parsed; returns the exit code."""
     del argv
     logging.set_verbosity(logging.INFO)
     asked = flags.FLAGS
-    task: Any
     try:
         logging.info("%s", environment.prepare())
         environment.find_devices()
-        if asked.workdir:
-            model = open_model(asked.workdir)
-            task, params, data = model.task, model.params, model.description
-        elif asked.config is not None:
-            configs.validate(asked.config)
-            data = describe(
-                asked.config.data, make_source(asked.config.data, asked.config.data.seed)
-            )
-            task = tasks.make_task(asked.config, data)
-            params = jax.jit(task.init)(jax.random.key(asked.config.seed))
-        else:
-            raise ValueError("name a model: --workdir of a trained one, or --config")
-        task = of_items(task)
+        any_task, params, data = _model(asked.workdir, asked.config)
+        task = of_items(any_task)
         kinds = task.answers.questions.kinds or data.num_items
         wanted = requests(asked.rate, asked.seconds, asked.users, data.num_items, kinds)
         for history in map(int, asked.histories):
-            where = (
-                dict(folder=paths.resolve(asked.folder, "--folder") / str(history))
-                if asked.folder
-                else {}
-            )
-            told = load_test(task, params, history, wanted, asked.users, **where)
-            print(json.dumps({"rate": asked.rate} | told), flush=True)
+            options: Mapping[str, Any] = {}
+            if asked.folder:
+                options = {"folder": paths.resolve(asked.folder, "--folder") / str(history)}
+            result = run_test(task, params, history, wanted, asked.users, **options)
+            print(json.dumps({"rate": asked.rate} | result), flush=True)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         logging.error("%s", environment.in_words(error))
         return 1
@@ -201,29 +268,29 @@ def main(argv: Sequence[str]) -> int:
 
 
 def define_flags() -> None:
+    """Defines the flags of the command."""
     config_flags.DEFINE_config_file(
         "config", None, "Path of a config file, for an untrained model."
     )
-    flags.DEFINE_string("workdir", None, "Of a trained model, in the place of --config.")
-    flags.DEFINE_integer("users", 100_000, "Users that have a stream.", lower_bound=1)
+    flags.DEFINE_string("workdir", None, "Workdir of a trained model, instead of --config.")
+    flags.DEFINE_integer("users", 100_000, "Number of users that have a stream.", lower_bound=1)
     flags.DEFINE_float(
         "rate", 500.0, "Requests a second; half of them write, half ask.", lower_bound=0.1
     )
-    flags.DEFINE_float("seconds", 60.0, "How long they come.", lower_bound=0.1)
+    flags.DEFINE_float("seconds", 60.0, "Seconds during which requests arrive.", lower_bound=0.1)
     flags.DEFINE_list(
         "histories", ["100", "1000", "100000"], "Items of a stream before the first request."
     )
-    whole = lambda histories: all(each.isdecimal() and int(each) for each in histories)
-    flags.register_validator(
-        "histories", whole, message="must be whole numbers from 1 on, as --histories=100,1000"
-    )
-    flags.DEFINE_string(
-        "folder", None, "Keeps the streams in files there, rather than on the device."
+    flags.DEFINE_string("folder", None, "Keeps the streams in files there, not on the device.")
+    numbers = lambda histories: all(size.isdecimal() and int(size) for size in histories)
+    register: Callable[..., None] = flags.register_validator
+    register(
+        "histories", numbers, message="must be whole numbers from 1 on, as --histories=100,1000"
     )
 
 
 def cli() -> None:
-    """The command `python -m rmjax.load_test`."""
+    """Runs the command `python -m rmjax.load_test`."""
     define_flags()
     configs.check_flags(sys.argv)
     app.run(main, flags_parser=configs.parse_flags)

@@ -1,4 +1,4 @@
-"""A trained model, opened without the data it was trained on."""
+"""A trained model, opened without the data that it was trained on."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from rmjax import tasks
 from rmjax.data.source import Description
@@ -22,28 +23,31 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What a run has learned, and what it is about.
+    """A trained model and the description of the data that it was trained on.
+
+    A model never changes, so threads may share it. The stores that `streams` makes have their own
+    rules for threads, see `Streams`.
 
     Attributes:
-      config: of the run.
-      task: the functions, such as `memorize` and `answer`.
-      params: the best parameters so far, on the device.
-      description: of the data.
+      config: the config of the run.
+      task: the pure functions of the model, such as `memorize` and `answer`.
+      params: the best parameters so far, f32 arrays on the device.
+      description: the description of the data: number of items, vocabulary, kinds of question.
     """
 
-    config: Any
+    config: ConfigDict
     task: Task
     params: Params
     description: Description
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
-        """The words, by id; () where items are no words."""
+        """The words, in order of their ids; () if items are not words."""
         return self.description.vocabulary
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """What makes ids of a text, of a model of texts.
+        """The tokenizer of a model of texts, which turns a text into ids; None for other models.
 
         Raises:
           ModuleNotFoundError: it is a tokenizer.json, and `tokenizers` is not installed.
@@ -55,37 +59,46 @@ class Model:
 
     @property
     def ids(self) -> np.ndarray | None:
-        """The ids from outside of the items, such as movieIds [num_items]; None where they have none."""
+        """The original ids of the items, [num_items], such as movieIds; None without such ids."""
         numbering = self.description.numbering
         return np.array(numbering) if isinstance(numbering, tuple) else None
 
     def streams(self, **options: Any) -> Streams:
-        """Live streams of many users.
+        """Opens a store of live streams of many users.
 
         Args:
-          **options: as of `Streams`.
+          **options: the keyword arguments of `Streams`: capacity, batches, segments, queries,
+            folder.
+
+        Returns:
+          The store: empty, or with the streams of `folder`. It may be used from any thread, but not
+          from a forked process.
 
         Raises:
-          ValueError: as `Streams`.
+          ValueError: an option or the folder does not fit, see `Streams`.
+          RuntimeError: another store owns the folder.
+          OSError: the disk has no room for the rows.
         """
         return Streams(self.task, self.params, **options)
 
 
 def open_model(workdir: str | Path, task: Task | None = None) -> Model:
-    """A trained model, for any folder and any machine: it needs its workdir, and no data.
+    """Opens a trained model from its workdir, in any folder of any machine, without its data.
 
-    A workdir of an earlier version has no data.json. Its data are then needed once, and data.json is written.
+    A workdir of an earlier version has no data.json. This call then needs the data once, and writes
+    data.json. Otherwise nothing is written, so threads and processes may open the same workdir.
 
     Args:
-      workdir: where it was trained; its run may still be writing there.
-      task: of a run that `fit` was given a task for.
+      workdir: where the model was trained; the run may still be writing to it.
+      task: the task that `rmjax.fit` was given; None if the task follows from the config.
 
     Returns:
-      The model, with the best parameters so far.
+      The model, with the best parameters so far, on the default device.
 
     Raises:
-      FileNotFoundError: nothing was trained there, or the data are needed and are gone.
-      ValueError: a file there was changed.
+      FileNotFoundError: the workdir has no trained model; or the data are needed and are missing.
+      ValueError: a file of the workdir was changed or damaged; names the file. Or the workdir is a
+        URL.
     """
     folder = paths.resolve_checkpoint(workdir, "workdir")
     config, _ = kept.read_config(folder)

@@ -1,7 +1,10 @@
-"""A table of the papers, row by row: python -m rmjax.ablate --config=configs/synthetic.py:local --table=cm1 --seeds=3.
+"""Reproduces a table of the papers, row by row.
 
-Every row, setting and seed is a run of rmjax.main of its own, in a workdir of its own below --workdir; what is finished
-is not run again, so the same line goes on where it stopped. `--config.<key>=<value>` holds for all of them.
+    python -m rmjax.ablate --config=configs/synthetic.py:local --table=cm1 --seeds=3
+
+Every combination of row, setting and seed is one run of rmjax.main, with its own folder below
+--workdir. Finished runs are not run again, so the same command continues where it stopped.
+`--config.<key>=<value>` applies to all runs.
 """
 
 from __future__ import annotations
@@ -19,33 +22,43 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from rmjax import config as configs
 from rmjax.evaluation import metrics
 from rmjax.io import atomic, paths, text
+from rmjax.registry import SOURCES
 from rmjax.run import kept, reporting
 from rmjax.run.workdir import EXIT_PREEMPTED, Preemption, lock
 from rmjax.tasks import is_sequence
 from rmjax.tools.tables import TABLES, Table
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Path of a config file, what the rows are changes of."
+    "config", None, "Path of a config file; every row is a change of this config."
 )
 _TABLE = flags.DEFINE_enum("table", None, list(TABLES), "Which table of the papers.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds 0, 1, ... of every row.", lower_bound=1)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs go, and table.json.")
-_ROWS = flags.DEFINE_list("rows", [], "Only these rows, by name; all by default.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs and of table.json.")
+_ROWS = flags.DEFINE_list("rows", [], "Names of the rows to run; all by default.")
 _SETTINGS = flags.DEFINE_list(
-    "settings", [], "Only in these settings of the table; all by default."
+    "settings", [], "Names of the table's settings to run; all by default."
 )
 
-Results = dict[
-    tuple[str, str, int], list[dict[str, Any]]
-]  # (setting, row, seed) -> rows of the run's final table
+Line = dict[str, Any]  # {column: value}, one line of a table
+Results = dict[tuple[str, str, int], list[Line]]  # {(setting, row, seed): the run's final table}
 
 
 class Job(NamedTuple):
+    """One run.
+
+    Attributes:
+      setting: name of the setting, '' for a table without settings.
+      row: name of the row.
+      seed: seed of the run.
+      workdir: folder of the run.
+      flags: flags of rmjax.main that change the config.
+    """
+
     setting: str
     row: str
     seed: int
@@ -54,8 +67,15 @@ class Job(NamedTuple):
 
 
 def jobs(table: Table, workdir: Path, seeds: int) -> list[Job]:
-    """Every run, in the order in which they are made: whole seeds, so that a table cut short has every row. Where rows
-    share a teacher it is the first row's.
+    """Lists every run in order: seed by seed, so that a table that is cut short has every row.
+
+    Args:
+      table: the table. If the rows share a teacher, they use the one of the first row.
+      workdir: folder of all runs.
+      seeds: number of seeds.
+
+    Returns:
+      The runs.
     """
     made = []
     for seed in range(seeds):
@@ -67,40 +87,36 @@ def jobs(table: Table, workdir: Path, seeds: int) -> list[Job]:
                 if table.share_teacher and first:
                     values["teacher.dir"] = str(first)
                 first = first or folder
-                made.append(
-                    Job(
-                        setting,
-                        name,
-                        seed,
-                        folder,
-                        [f"--config.{k}={v}" for k, v in values.items()],
-                    )
-                )
+                changes = [f"--config.{key}={value}" for key, value in values.items()]
+                made.append(Job(setting, name, seed, folder, changes))
     return made
 
 
 def slug(name: str) -> str:
+    """Turns a name into one for a folder: 'CM (Full)' gives 'cm-full'."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def run(job: Job, given: Sequence[str], stop: Preemption) -> list[dict[str, Any]] | None:
-    """The rows of a run's final table; None where it failed, which is logged. What it says goes to log.txt.
+def run(job: Job, given: Sequence[str], stop: Preemption) -> list[Line] | None:
+    """Executes one run, unless it is finished already. The run's output goes to log.txt.
+
+    Args:
+      job: the run.
+      given: flags of rmjax.main that all runs share.
+      stop: whether this process was asked to stop.
+
+    Returns:
+      The run's final table; None if the run failed, which is logged.
 
     Raises:
-      SystemExit: it was asked to stop, or this process was: the exit code of a run that is to be started again.
+      SystemExit: the run or this process was asked to stop. The exit code asks for a restart.
+      ValueError: results.json of the run is damaged.
     """
     results = job.workdir / "results.json"
     if not results.exists():
         job.workdir.mkdir(parents=True, exist_ok=True)
-        command = [
-            sys.executable,
-            "-m",
-            "rmjax.main",
-            "--unread=warn",
-            *given,
-            *job.flags,
-            f"--workdir={job.workdir}",
-        ]
+        command = [sys.executable, "-m", "rmjax.main", "--unread=warn"]
+        command += [*given, *job.flags, f"--workdir={job.workdir}"]
         path = job.workdir / "log.txt"
         with path.open("a") as log:
             code = wait(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT), stop)
@@ -110,11 +126,11 @@ def run(job: Job, given: Sequence[str], stop: Preemption) -> list[dict[str, Any]
             last = path.read_text(errors="replace").strip().rpartition("\n")[2]
             logging.error("%s failed with exit code %s (%s); see %s", job.workdir, code, last, path)
             return None
-    return text.read_json(results, "remove it, and the same line makes it anew")
+    return text.read_json(results, "remove it, and run the same command again")
 
 
-def wait(process: subprocess.Popen, stop: Preemption) -> int:
-    """The exit code; a run whose table is asked to stop is asked once, and then saves and leaves."""
+def wait(process: subprocess.Popen[bytes], stop: Preemption) -> int:
+    """Waits for a run and returns its exit code; passes a request to stop on to the run, once."""
     asked = False
     while True:
         if stop.requested and not asked:
@@ -124,60 +140,79 @@ def wait(process: subprocess.Popen, stop: Preemption) -> int:
             return process.wait(timeout=0.5)
 
 
-def check_fits(table: Table, config: Any) -> None:
-    """Raises ValueError if the table changes what the config's data never read: its rows would all be one."""
+def check_fits(table: Table, config: ConfigDict) -> None:
+    """Checks that the config's data read every key that the table changes.
+
+    Otherwise all rows would be the same run.
+
+    Args:
+      table: the table to run.
+      config: the config that the rows change.
+
+    Raises:
+      ValueError: a key is not read; names the key and a config that fits.
+    """
     name = config.data.name
-    other = (
-        ("machine", "rehearsal", "reason", "teacher")
-        if is_sequence(config)
-        else ("model", "memoria")
-    )
+    memories, sequences = ("machine", "rehearsal", "reason", "teacher"), ("model", "memoria")
+    unread = memories if is_sequence(config) else sequences  # sections of the config
     changes = [*table.settings.values(), *(row.changes for row in table.rows.values())]
     for key in dict.fromkeys(itertools.chain.from_iterable(changes)):
         section, inner = key.split(".")[:2]
-        source = inner if section == "data" and inner in configs.SOURCES else name
-        if section in other or source != name:
+        source = inner if section == "data" and inner in SOURCES else name
+        if section in unread or source != name:
             card = source if source != name else "synthetic" if is_sequence(config) else "sorting"
             raise ValueError(
-                f"--table: {table.source} changes config.{key}, which config.data.name = {name!r} does not "
-                f"read. Take another --config, such as configs/{card}.py"
+                f"--table: {table.source} changes config.{key}, which config.data.name = {name!r} "
+                f"does not read. Take another --config, such as configs/{card}.py"
             )
 
 
-def check_same_config(config: Any, workdir: Path) -> None:
-    """Raises ValueError, naming the fields, if the table here was begun with another config."""
-    path, now = workdir / "ablation.json", json.loads(config.to_json())
+def check_same_config(config: ConfigDict, workdir: Path) -> None:
+    """Keeps the config in ablation.json, or compares it with the one that began the table.
+
+    Args:
+      config: the config that the rows change.
+      workdir: folder of all runs.
+
+    Raises:
+      ValueError: the table was begun with another config; names the fields.
+    """
+    path, values = workdir / "ablation.json", json.loads(config.to_json())
     if path.exists():
-        kept.refuse_other(
-            workdir,
-            text.read_json(path, "use another --workdir, or remove it if --config is the same"),
-            now,
-        )
+        cure = "use another --workdir, or remove it if --config is the same"
+        kept.refuse_other(workdir, text.read_json(path, cure), values)
     else:
-        atomic.write(path, json.dumps(now, indent=1))
+        atomic.write(path, json.dumps(values, indent=1))
 
 
-def summary(table: Table, results: Results, data: str) -> list[dict[str, Any]]:
-    """One line for each setting and row: mean +- std over its seeds, and the paper's number, of every measure."""
+def summary(table: Table, results: Results, data: str) -> list[Line]:
+    """Summarises the finished runs.
+
+    Args:
+      table: the table.
+      results: the final tables of the finished runs.
+      data: name of the data, which finds the paper's numbers if the table has no settings.
+
+    Returns:
+      One line for each setting and row: for every measure the mean +- std over the seeds, and the
+      paper's number. References, such as an oracle, have lines too, with 0 seeds.
+    """
     lines = []
     for setting in table.settings:
-        readers: dict[str, list[dict[str, Any]]] = {}
+        readers: dict[str, list[Line]] = {}
         for name in table.rows:
-            for (its_setting, its_row, _), found in results.items():
-                if (its_setting, its_row) == (setting, name):
-                    readers.setdefault(name, []).append(found[0])
-                    for other in found[1:]:
-                        readers.setdefault(other["memory"], []).append(other)
-        ordered = [
-            *(n for n in table.rows if n in readers),
-            *(n for n in readers if n not in table.rows),
-        ]
-        for name in ordered:
-            line: dict[str, Any] = {"setting": setting} if setting else {}
+            tables = [rows for key, rows in results.items() if key[:2] == (setting, name)]
+            for rows in tables:
+                readers.setdefault(name, []).append(rows[0])
+                for other in rows[1:]:
+                    readers.setdefault(other["memory"], []).append(other)
+        references = [name for name in readers if name not in table.rows]
+        for name in [*(name for name in table.rows if name in readers), *references]:
+            line: Line = {"setting": setting} if setting else {}
             line |= {"row": name, "seeds": len(readers[name]) if name in table.rows else 0}
             paper = table.rows[name].paper.get(setting or data, {}) if name in table.rows else {}
             for measure in (k for k in readers[name][0] if k not in ("memory", "low", "high")):
-                values = [float(found[measure]) for found in readers[name] if measure in found]
+                values = [float(row[measure]) for row in readers[name] if measure in row]
                 line[measure.removeprefix("test_")] = spread(values, name in table.rows)
                 if measure in paper:
                     line[f"{measure.removeprefix('test_')}, paper"] = f"{paper[measure]:.4f}"
@@ -185,17 +220,24 @@ def summary(table: Table, results: Results, data: str) -> list[dict[str, Any]]:
     return lines
 
 
-def compare(table: Table, results: Results) -> list[dict[str, Any]]:
-    """How each row differs from the table's baseline, seed by seed: rows of a seed have the same data and order.
+def compare(table: Table, results: Results) -> list[Line]:
+    """Compares each row with the table's baseline, seed by seed.
+
+    The rows of one seed have the same data in the same order.
+
+    Args:
+      table: the table.
+      results: the final tables of the finished runs.
 
     Returns:
-      One line for each setting and other row: the mean difference of the test measure over the seeds that both have,
-      and its 95% bootstrap interval over seeds; [] without a baseline, or with fewer than two such seeds.
+      One line for each setting and other row: the mean difference of the test measure over the
+      seeds that both rows have, and the 95% bootstrap interval over these seeds. A row with fewer
+      than two such seeds has no line. [] if the table has no baseline.
     """
     lines = []
     for setting in table.settings:
         for name in table.rows:
-            seeds = sorted(s for its, row, s in results if (its, row) == (setting, name))
+            seeds = sorted(key[2] for key in results if key[:2] == (setting, name))
             pairs = [
                 (results[setting, name, seed][0], results[setting, table.baseline, seed][0])
                 for seed in seeds
@@ -204,29 +246,31 @@ def compare(table: Table, results: Results) -> list[dict[str, Any]]:
             if name == table.baseline or len(pairs) < 2:
                 continue
             measure = next(key for key in pairs[0][0] if key.startswith("test_"))
-            low, mean, high = metrics.paired(
-                *np.array([[row[measure], base[measure]] for row, base in pairs]).T
-            )
-            line: dict[str, Any] = {"setting": setting} if setting else {}
+            values = np.array([[row[measure], base[measure]] for row, base in pairs])
+            low, mean, high = metrics.paired(*values.T)
+            line: Line = {"setting": setting} if setting else {}
             line |= {"row": name, "against": table.baseline, "seeds": len(pairs)}
-            lines.append(
-                line
-                | {
-                    f"{measure.removeprefix('test_')}, difference": mean,
-                    "95% from": low,
-                    "to": high,
-                }
-            )
+            line[f"{measure.removeprefix('test_')}, difference"] = mean
+            lines.append(line | {"95% from": low, "to": high})
     return lines
 
 
 def spread(values: list[float], seeds: bool) -> str:
-    """Mean +- std (of the sample); references are the same for every seed."""
+    """Formats values as mean +- sample std; the std is left out if `seeds` is false.
+
+    Args:
+      values: one a seed.
+      seeds: false for references, which are the same for every seed.
+
+    Returns:
+      The text, with four decimals.
+    """
     mean = f"{statistics.mean(values):.4f}"
     return f"{mean} +- {statistics.stdev(values):.4f}" if seeds and len(values) > 1 else mean
 
 
 def main(argv: Sequence[str]) -> int:
+    """Runs the command after the flags are parsed; returns the exit code."""
     del argv
     logging.set_verbosity(logging.INFO)
     assert _TABLE.value is not None
@@ -236,42 +280,47 @@ def main(argv: Sequence[str]) -> int:
         configs.validate(config)
         check_fits(TABLES[_TABLE.value], config)
         table = choose(TABLES[_TABLE.value], _ROWS.value, _SETTINGS.value)
-        data = (
-            "simulated_clicks"
-            if config.data.name == "xlong" and not config.data.dir
-            else config.data.name
-        )
+        data = config.data.name
+        if data == "xlong" and not config.data.dir:
+            data = "simulated_clicks"  # so that the paper's numbers for XLong are not shown
         with lock(workdir), Preemption() as stop:
             check_same_config(config, workdir)
-            return run_all(
-                table, jobs(table, workdir, _SEEDS.value), given_flags(), workdir, data, stop
-            )
+            todo = jobs(table, workdir, _SEEDS.value)
+            return run_all(table, todo, given_flags(), workdir, data, stop)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         logging.error("%s", error)
         return 1
 
 
 def choose(table: Table, rows: Sequence[str], settings: Sequence[str] = ()) -> Table:
-    """The table with these rows and settings alone, all of them if none is named. Raises ValueError for one that it has
-    not.
+    """Selects rows and settings of a table.
+
+    Args:
+      table: the table.
+      rows: names of rows; [] keeps all.
+      settings: names of settings; [] keeps all.
+
+    Returns:
+      The table with these rows and settings only.
+
+    Raises:
+      ValueError: the table has no such row or setting, or the row with the shared teacher is left
+        out.
     """
-    for what, named, there in (("row", rows, table.rows), ("setting", settings, table.settings)):
+    for what, named, known in (("row", rows, table.rows), ("setting", settings, table.settings)):
         for name in named:
-            if name not in there:
-                raise ValueError(
-                    f"--{what}s: there is no {what} {name!r}; there are {', '.join(filter(None, there))}"
-                )
+            if name not in known:
+                names = ", ".join(filter(None, known))
+                raise ValueError(f"--{what}s: there is no {what} {name!r}; there are {names}")
     first = next(iter(table.rows))
     if rows and table.share_teacher and first not in rows:
-        raise ValueError(f"--rows: add {first!r}, whose teacher the others take")
-    kept = lambda all_of_them, names: {
-        k: v for k, v in all_of_them.items() if k in names or not names
-    }
-    return table._replace(rows=kept(table.rows, rows), settings=kept(table.settings, settings))
+        raise ValueError(f"--rows: add {first!r}: the other rows use the teacher of this row")
+    chosen = lambda items, names: {k: v for k, v in items.items() if k in names or not names}
+    return table._replace(rows=chosen(table.rows, rows), settings=chosen(table.settings, settings))
 
 
 def given_flags() -> list[str]:
-    """The config file and what was changed of it, as flags of rmjax.main."""
+    """Returns the flags that rmjax.main gets too: --import, --config, --config.<key>."""
     flag = flags.FLAGS["config"]
     overrides = config_flags.get_override_values(flag)
     modules = [f"--import={','.join(configs.IMPORT.value)}"] if configs.IMPORT.value else []
@@ -285,16 +334,31 @@ def given_flags() -> list[str]:
 def run_all(
     table: Table, todo: list[Job], given: Sequence[str], workdir: Path, data: str, stop: Preemption
 ) -> int:
-    """Runs what is not finished; the table so far is printed, and written, whenever a run ends. -> exit code."""
+    """Executes the runs; whenever one ends, logs and writes the table of the finished runs.
+
+    Args:
+      table: the table.
+      todo: the runs.
+      given: flags of rmjax.main that all runs share.
+      workdir: folder of table.json and differences.json.
+      data: name of the data, see `summary`.
+      stop: whether this process was asked to stop.
+
+    Returns:
+      The exit code: 1 if a run failed, otherwise 0.
+
+    Raises:
+      SystemExit: as `run`.
+    """
     results: Results = {}
     failed = False
     for number, job in enumerate(todo, 1):
         logging.info("%d of %d: %s %s, seed %d", number, len(todo), job.setting, job.row, job.seed)
-        found = run(job, given, stop)
-        failed |= found is None
-        if found is None:
+        rows = run(job, given, stop)
+        failed |= rows is None
+        if rows is None:
             continue
-        results[job.setting, job.row, job.seed] = found
+        results[job.setting, job.row, job.seed] = rows
         lines = summary(table, results, data)
         atomic.write(workdir / "table.json", json.dumps(lines, indent=1))
         logging.info("%s\n%s", table.source, reporting.table(lines))
@@ -307,7 +371,7 @@ def run_all(
 
 
 def cli() -> None:
-    """The command `python -m rmjax.ablate`."""
+    """Runs the command `python -m rmjax.ablate`."""
     flags.mark_flags_as_required(["config", "table"])
     configs.check_flags(sys.argv)
     app.run(main, flags_parser=configs.parse_flags)

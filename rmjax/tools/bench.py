@@ -1,7 +1,10 @@
-"""How fast and how large: python -m rmjax.bench --config=configs/xlong.py prints one JSON object.
+"""Measures speed and memory.
 
-Trains nothing and writes nothing. Times are medians of many repeats, each waited for on the device. With
-configs/memoria_bench.py it is steps of Memoria that are timed.
+    python -m rmjax.bench --config=configs/xlong.py
+
+The command prints one JSON object and writes no files. Times are medians of many repeats, and the
+clock stops when the device has finished. With configs/memoria_bench.py the command times
+steps of Memoria, see `rmjax.tools.memoria_bench`.
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
-from ml_collections import config_flags
+from jax.typing import DTypeLike
+from ml_collections import ConfigDict, config_flags
 
 from rmjax import config as configs
 from rmjax import tasks
@@ -34,30 +38,47 @@ from rmjax.io.progress import Stopped
 from rmjax.machines import memorize
 from rmjax.run import environment, loop, stages
 from rmjax.run.workdir import EXIT_PREEMPTED, Preemption
-from rmjax.tools import explain
-from rmjax.tools import memoria_bench as memoria_bench
-from rmjax.types import Batch, Memory, MemoryMachine, Params
+from rmjax.tasks.reasoning import Reasoning
+from rmjax.tools import explain, memoria_bench
+from rmjax.types import Array, Batch, Memory, MemoryMachine, Params
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Path of a config file.")
-_REPEATS = flags.DEFINE_integer("repeats", 20, "Timed train steps.", lower_bound=1)
+_REPEATS = flags.DEFINE_integer("repeats", 20, "Number of timed train steps.", lower_bound=1)
 _HISTORIES = flags.DEFINE_multi_integer(
     "history",
     [100, 10_000, 1_000_000],
-    "Items written before a single write and answer are timed.",
+    "Lengths of history, in items, after which a single write and answer are timed.",
     lower_bound=1,
 )
 _STREAMING = flags.DEFINE_bool(
     "streaming", True, "Also time a machine's single writes and answers."
 )
-BATCHES = (1, 256)
+BATCHES = (1, 256)  # streams
+Measures = dict[str, Any]  # {name: number or text}, or nested
 
 
-def bench(config: Any, repeats: int, histories: Sequence[int], said: str = "") -> dict[str, Any]:
-    """Everything the module promises, as one dict; milliseconds, bytes and rates a second. said: what was set."""
-    with Preemption() as stop:  # no longer: what is timed has nothing to save
+def measure(
+    config: ConfigDict, repeats: int, histories: Sequence[int], setup: str = ""
+) -> Measures:
+    """Measures the train step, and for machines single writes and answers.
+
+    Args:
+      config: of a run.
+      repeats: number of timed train steps.
+      histories: lengths of history, in items; [] leaves out single writes and answers.
+      setup: what was set for this process, see `environment.prepare`; it is reported.
+
+    Returns:
+      The object that is printed: 'environment', 'device', the measures of `bench_step`, and
+      'streaming', see `bench_streaming`.
+
+    Raises:
+      ValueError, FileNotFoundError: the data of the config cannot be opened.
+    """
+    with Preemption() as stop:  # only for the data: the timed steps have nothing to save
         source = make_source(config.data, config.data.seed)
     run = stages.Run(config, Path(), source, stop)
-    result: dict[str, Any] = {"environment": said, "device": jax.devices()[0].device_kind}
+    result: Measures = {"environment": setup, "device": jax.devices()[0].device_kind}
     result |= bench_step(run, repeats)
     if histories and not tasks.is_sequence(config):
         result["streaming"] = bench_streaming(run, histories)
@@ -65,31 +86,44 @@ def bench(config: Any, repeats: int, histories: Sequence[int], said: str = "") -
 
 
 class Shape(NamedTuple):
-    """Of a bucket: one of its batches, how many it has in an epoch, and what an epoch has of it in all."""
+    """One shape of batches, and its share of an epoch.
+
+    Attributes:
+      batch: one batch of this shape.
+      steps: number of such batches in an epoch.
+      counts: the counts of `counts_of`, summed over these batches.
+    """
 
     batch: Batch
     steps: int
     counts: dict[str, int]
 
 
-def bench_step(run: stages.Run, repeats: int) -> dict[str, Any]:
-    """The train step on one batch of the config's data. Where batches come in several shapes, each has its share of
-    the repeats (three at least) and of the means, which are those of an epoch.
+def bench_step(run: stages.Run, repeats: int) -> Measures:
+    """Times the train step on a batch of the config's data.
 
-    `items_behind_questions`: those written before each question, counted for each anew.
+    If batches come in several shapes, every shape is timed in an equal share of the repeats, at
+    least three. The results are then means over the steps of an epoch.
+
+    Args:
+      run: the run.
+      repeats: number of timed steps.
+
+    Returns:
+      The counts of `explain.step_costs`; times in milliseconds and seconds; rates a second of the
+      counts of `counts_of`; memory peaks in bytes; and the share of the rate of a large matrix
+      product, see `matmul_rate`.
     """
     stage, mapped, state, frozen, batch = stages.first_step(run)
     bucketed = isinstance(run.source, Source) and run.source.buckets("train") is not None
     shapes = epoch_shapes(run, stage) if bucketed else [Shape(batch, 1, counts_of(batch))]
     repeats = max(repeats // len(shapes), min(repeats, 3))
     steps = sum(shape.steps for shape in shapes)
-    each = [explain.step_costs(run, stage, state, frozen, shape.batch) for shape in shapes]
-    costs = each[0] | {
-        name: round(
-            sum(cost[name] * shape.steps for cost, shape in zip(each, shapes, strict=True)) / steps
-        )
-        for name in ("flops_per_step", "matmul_flops_per_step")
-    }
+    parts = [explain.step_costs(run, stage, state, frozen, shape.batch) for shape in shapes]
+    costs = dict(parts[0])
+    for name in ("flops_per_step", "matmul_flops_per_step"):
+        total = sum(p[name] * shape.steps for p, shape in zip(parts, shapes, strict=True))
+        costs[name] = round(total / steps)
     plain = dataclasses.replace(state, carry=())
     begin = time.perf_counter()
     compiled = [mapped.compiled(plain, state.carry, frozen, shape.batch) for shape in shapes]
@@ -125,23 +159,36 @@ def bench_step(run: stages.Run, repeats: int) -> dict[str, Any]:
 
 
 def epoch_shapes(run: stages.Run, stage: stages.Stage) -> list[Shape]:
-    """The shapes of the first epoch's batches, in order of appearance; every batch is made once."""
-    steps = steps_per_epoch(run.source, stage.batch_size)
-    data = batches(
-        run.source, **stages.data_settings(run), batch_size=stage.batch_size, num_steps=steps
-    )
-    found: dict[tuple, Shape] = {}
+    """Lists the shapes of the first epoch's batches; every batch is made once.
+
+    Args:
+      run: the run.
+      stage: the training, which gives the batch size.
+
+    Returns:
+      The shapes, in order of appearance.
+    """
+    steps, settings = steps_per_epoch(run.source, stage.batch_size), stages.data_settings(run)
+    data = batches(run.source, **settings, batch_size=stage.batch_size, num_steps=steps)
+    shapes: dict[tuple[int, ...], Shape] = {}
     with contextlib.closing(data):
         for batch in data:
-            before = found.get(
-                batch.item_mask.shape, Shape(batch, 0, dict.fromkeys(counts_of(batch), 0))
-            )
-            counts = {name: before.counts[name] + count for name, count in counts_of(batch).items()}
-            found[batch.item_mask.shape] = Shape(before.batch, before.steps + 1, counts)
-    return list(found.values())
+            counts, key = counts_of(batch), batch.item_mask.shape
+            before = shapes.get(key, Shape(batch, 0, dict.fromkeys(counts, 0)))
+            total = {name: before.counts[name] + count for name, count in counts.items()}
+            shapes[key] = Shape(before.batch, before.steps + 1, total)
+    return list(shapes.values())
 
 
 def counts_of(batch: Batch) -> dict[str, int]:
+    """Counts what a batch holds.
+
+    Args:
+      batch: the batch.
+
+    Returns:
+      {'streams', 'items', 'queries', 'items_behind_questions'}, see `behind_questions`.
+    """
     return {
         "streams": len(batch.example_id),
         "items": int(batch.item_mask.sum()),
@@ -151,52 +198,77 @@ def counts_of(batch: Batch) -> dict[str, int]:
 
 
 def behind_questions(batch: Batch) -> int:
-    """Items written before each asked question, summed: what one pass a question would have to read."""
+    """Counts the items that would be read if every question had its own pass over the stream.
+
+    Args:
+      batch: the batch.
+
+    Returns:
+      The number of items before a question, summed over the questions.
+    """
     items = np.asarray(batch.item_mask).sum(-1)  # [B, T]
-    segments = items.shape[1]
-    at = (
-        np.full(batch.query_mask.shape, segments)
-        if batch.position is None
-        else np.asarray(batch.position)
-    )
+    if batch.position is None:
+        at = np.full(batch.query_mask.shape, items.shape[1])
+    else:
+        at = np.asarray(batch.position)
     before = np.concatenate([np.zeros_like(items[:, :1]), items.cumsum(1)], 1)
     return int(np.where(batch.query_mask, np.take_along_axis(before, at, 1), 0).sum())
 
 
-def matmul_rate(count: int = 0, size: int = 4096, dtype: Any = jnp.float32) -> float:
-    """Floating-point operations a second of a large product over `count` devices (0: all): this run's yardstick."""
+def matmul_rate(count: int = 0, size: int = 4096, dtype: DTypeLike = jnp.float32) -> float:
+    """Measures how fast a large matrix product runs, to compare the train step with.
+
+    Args:
+      count: number of devices; 0: all.
+      size: rows and columns of the matrices; 2048 on a CPU.
+      dtype: of the matrices.
+
+    Returns:
+      Floating-point operations a second, summed over the devices.
+    """
     devices = jax.local_devices()[: count or None]
     size = size if devices[0].platform != "cpu" else 2048
-    x = jax.pmap(lambda key: jax.random.normal(key, (size, size), dtype), devices=devices)(
-        jax.random.split(jax.random.key(0), len(devices))
-    )
+    keys = jax.random.split(jax.random.key(0), len(devices))
+    draw = lambda key: jax.random.normal(key, (size, size), dtype)
+    x = jax.pmap(draw, devices=devices)(keys)
     (seconds,) = timed([partial(jax.pmap(lambda x: x @ x, devices=devices), x)])
     return len(devices) * 2 * size**3 / seconds
 
 
-def bench_streaming(run: stages.Run, histories: Sequence[int]) -> dict[str, Any]:
-    """Milliseconds to write one segment and to answer one query per stream, after histories of several lengths."""
+def bench_streaming(run: stages.Run, histories: Sequence[int]) -> Measures:
+    """Times a write of one segment, and one query a stream, after histories of several lengths.
+
+    Args:
+      run: a run that trains a machine.
+      histories: lengths of history, in items.
+
+    Returns:
+      {'batch_<streams>_after_<items>': {'write_segment_ms', 'answer_query_ms',
+      'memory_bytes_per_stream'}}.
+    """
     task = stages.model_stage(run).task
-    machine, length = task.machine, run.config.data.segment_length  # type: ignore[attr-defined,union-attr]
+    assert isinstance(task, Reasoning)
+    machine, length = task.machine, run.config.data.segment_length
     params = jax.jit(machine.init)(jax.random.key(run.config.seed))
-    # A server keeps one set of parameters: bound, they are not handed over with every call.
-    write = jax.jit(
-        lambda memory, items, mask: memorize(machine, params, items, mask, memory).memory
-    )
+
+    # As in a server, the parameters are constants of the programs: no call has to pass them.
+    @jax.jit
+    def write(memory: Memory, items: Array, mask: Array) -> Memory:
+        return memorize(machine, params, items, mask, memory).memory
+
     answer = jax.jit(lambda memory, query, mask: machine.read(params, memory, query, mask))
     rng = np.random.default_rng(run.config.seed)
     pasts = [history_memory(machine, params, some_items(run, rng, n), length) for n in histories]
-    result: dict[str, Any] = {}
+    result: Measures = {}
     for batch in BATCHES:
         items = jnp.asarray(some_items(run, rng, batch, 1, length))
         query = jnp.asarray(rng.normal(size=(batch, 1, run.config.machine.dim)), jnp.float32)
-        every = jnp.ones(items.shape[:3], bool)
+        mask = jnp.ones(items.shape[:3], bool)
         memories = [jax.tree.map(lambda x: jnp.repeat(x, batch, 0), past) for past in pasts]  # noqa: B023
-        writes = timed([partial(write, memory, items, every) for memory in memories])
-        answers = timed([partial(answer, memory, query, every[:, 0, :1]) for memory in memories])
-        for history, memory, written, answered in zip(
-            histories, memories, writes, answers, strict=True
-        ):
+        writes = timed([partial(write, memory, items, mask) for memory in memories])
+        answers = timed([partial(answer, memory, query, mask[:, 0, :1]) for memory in memories])
+        rows = zip(histories, memories, writes, answers, strict=True)
+        for history, memory, written, answered in rows:
             result[f"batch_{batch}_after_{history}"] = {
                 "write_segment_ms": 1e3 * written,
                 "answer_query_ms": 1e3 * answered,
@@ -206,68 +278,96 @@ def bench_streaming(run: stages.Run, histories: Sequence[int]) -> dict[str, Any]
 
 
 def some_items(run: stages.Run, rng: np.random.Generator, *shape: int) -> np.ndarray:
-    """Any items of the source: ids, or features."""
+    """Draws random items like those of the run's source.
+
+    Args:
+      run: the run.
+      rng: draws them.
+      *shape: shape of the result, without the features.
+
+    Returns:
+      Ids i32 [*shape], or features f32 [*shape, F] if the source has no ids.
+    """
     if not run.source.num_items:
-        return rng.normal(size=(*shape, run.source.feature_width)).astype(np.float32)  # type: ignore[attr-defined,union-attr]
+        return rng.normal(size=(*shape, run.source.feature_width)).astype(np.float32)
     return rng.integers(0, run.source.num_items, shape).astype(np.int32)
 
 
 def history_memory(
     machine: MemoryMachine, params: Params, items: np.ndarray, length: int, chunk: int = 500
 ) -> Memory:
-    """The memory, batch 1, of a stream of these items."""
+    """Writes one stream of items to a memory.
+
+    Args:
+      machine: the machine.
+      params: of the machine.
+      items: ids i32 [n], or features f32 [n, F].
+      length: of a segment, in items.
+      chunk: segments that one call writes.
+
+    Returns:
+      The memory after all items, leading axis 1.
+    """
     segments = -(-len(items) // length)
     chunk = min(chunk, segments)
     total = -(-segments // chunk) * chunk * length
     mask = np.arange(total) < len(items)
     padded = np.resize(items, (total, *items.shape[1:]))
-    go_on = jax.jit(
+    write = jax.jit(
         lambda memory, items, mask: memorize(machine, params, items, mask, memory).memory
     )
     memory = jax.jit(lambda: machine.init_memory(params, 1))()
     cut = (-1, 1, chunk, length)
-    for part, part_mask in zip(
-        padded.reshape(*cut, *items.shape[1:]), mask.reshape(cut), strict=True
-    ):
-        memory = go_on(memory, part, part_mask)
+    parts = padded.reshape(*cut, *items.shape[1:])
+    for part, part_mask in zip(parts, mask.reshape(cut), strict=True):
+        memory = write(memory, part, part_mask)
     return jax.block_until_ready(memory)
 
 
-def timed(calls: list[Callable], budget: float = 1.0, least: int = 10) -> list[float]:
-    """Median seconds of each call, over as many as fit the budget (seconds each); compilation left out.
+def timed(
+    calls: Sequence[Callable[[], object]], budget: float = 1.0, least: int = 10
+) -> list[float]:
+    """Times calls after they are compiled.
 
     The calls take turns, so that a machine that is slow for a while is slow for all of them.
+
+    Args:
+      calls: functions without arguments, which return arrays.
+      budget: seconds that every call may take in total.
+      least: number of times that every call is timed at least.
+
+    Returns:
+      The median seconds of every call.
     """
-    for call in calls * 3:
+    for call in [*calls] * 3:
         jax.block_until_ready(call())
     times: list[list[float]] = [[] for _ in calls]
     start = time.perf_counter()
     while len(times[0]) < least or time.perf_counter() - start < budget * len(calls):
-        for call, its_times in zip(calls, times, strict=True):
+        for call, seconds in zip(calls, times, strict=True):
             begin = time.perf_counter()
             jax.block_until_ready(call())
-            its_times.append(time.perf_counter() - begin)
-    return [statistics.median(its_times) for its_times in times]
+            seconds.append(time.perf_counter() - begin)
+    return [statistics.median(seconds) for seconds in times]
 
 
 def main(argv: Sequence[str]) -> int:
+    """Runs the command after the flags are parsed; returns the exit code."""
     del argv
     logging.set_verbosity(logging.INFO)
     try:
-        if "data" not in _CONFIG.value:  # a card of rows of Memoria
-            said = environment.prepare()
-            environment.find_devices()
-            print(
-                json.dumps(
-                    {"environment": said, **memoria_bench.bench(_CONFIG.value.memoria)}, indent=1
-                )
-            )
-            return 0
-        configs.validate(_CONFIG.value)
-        said = environment.prepare()
+        config = _CONFIG.value
+        of_memoria = "data" not in config  # as in configs/memoria_bench.py
+        if not of_memoria:
+            configs.validate(config)
+        setup = environment.prepare()
         environment.find_devices()
-        histories = _HISTORIES.value if _STREAMING.value else ()
-        print(json.dumps(bench(_CONFIG.value, _REPEATS.value, histories, said), indent=1))
+        if of_memoria:
+            result = {"environment": setup, **memoria_bench.measure_rows(config.memoria)}
+        else:
+            histories = _HISTORIES.value if _STREAMING.value else ()
+            result = measure(config, _REPEATS.value, histories, setup)
+        print(json.dumps(result, indent=1))
     except Stopped as stopped:
         logging.warning("Stopped: %s.", stopped)
         return EXIT_PREEMPTED
@@ -278,7 +378,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def cli() -> None:
-    """The command `python -m rmjax.bench`."""
+    """Runs the command `python -m rmjax.bench`."""
     flags.mark_flag_as_required("config")
     configs.check_flags(sys.argv, also=memoria_bench.KEYS)
     app.run(main, flags_parser=configs.parse_flags)

@@ -1,4 +1,4 @@
-"""What a run would cost, told before anything is allocated: bytes on each device, work, and what devices send."""
+"""Predicts the cost of a run before anything is allocated: memory, work and communication."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import contextlib
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from rmjax import tasks
 from rmjax.data import make_source
@@ -20,26 +20,34 @@ from rmjax.run.workdir import Preemption
 from rmjax.types import Batch, Params
 
 
-def explain(config: Any) -> dict[str, Any]:
-    """Of the model's training. Shapes alone are needed, and one batch; the step is compiled and not run.
+def report(config: ConfigDict) -> dict[str, object]:
+    """Reports what the training of the model would cost.
 
-    `bytes_per_device`: what stays there, and with `temporaries` what a step needs besides. `collectives`: {operation:
-    how often it is in the compiled step, and the bytes that each device gets from it}; one in a loop counts once.
-    Several CPU devices stand for accelerators: each holds all its streams at once, unless `train.microbatch` is set.
+    Only shapes and one batch are needed: the train step is compiled, but not run. Several CPU
+    devices stand for accelerators: each device holds all its streams at once, unless
+    `train.microbatch` is set.
+
+    Args:
+      config: of the run.
+
+    Returns:
+      The counts of `step_costs`; the batch size and the number of devices; compile_seconds; and
+      bytes_per_device: {what stays on a device, or the 'temporaries' of a step: bytes};
+      peak_bytes_per_device: their maximum during a step;
+      collectives: see `totals`. An operation in a loop counts once.
+
+    Raises:
+      ValueError, FileNotFoundError: the data of the config cannot be opened.
     """
     with Preemption() as stop:
         run = stages.Run(config, Path(), make_source(config.data, config.data.seed), stop)
         stage, teacher = stages.model_stage(run), tasks.make_teacher(config, run.source)
-        mapped, state = (
-            stages.map_stage(run, stage, cut=jax.device_count() == 1),
-            stages.blank_state(run, stage),
-        )
-        frozen = (
-            () if teacher is None else jax.eval_shape(teacher.init, jax.random.key(0))["sampler"]
-        )
-        data = batches(
-            run.source, **stages.data_settings(run), batch_size=stage.batch_size, num_steps=1
-        )
+        mapped = stages.map_stage(run, stage, cut=jax.device_count() == 1)
+        state, frozen = stages.blank_state(run, stage), ()
+        if teacher is not None:
+            frozen = jax.eval_shape(teacher.init, jax.random.key(0))["sampler"]
+        settings = stages.data_settings(run)
+        data = batches(run.source, **settings, batch_size=stage.batch_size, num_steps=1)
         with contextlib.closing(data):
             batch = next(data)
         plain, carry = dataclasses.replace(state, carry=()), state.carry
@@ -55,17 +63,24 @@ def explain(config: Any) -> dict[str, Any]:
         "temporaries": compiled.memory_analysis().temp_size_in_bytes,
     }
     return step_costs(run, stage, state, frozen, batch) | {
-        "devices": jax.device_count() if not config.train.devices else config.train.devices,
+        "devices": config.train.devices or jax.device_count(),
         "batch_size": stage.batch_size,
         "bytes_per_device": {name: size for name, size in held.items() if size},
         "peak_bytes_per_device": cost.peak_bytes(compiled),
-        "collectives": summed(cost.collectives(compiled)),
+        "collectives": totals(cost.collectives(compiled)),
         "compile_seconds": seconds,
     }
 
 
-def summed(collectives: list[tuple[str, int]]) -> dict[str, dict[str, int]]:
-    """{operation: {"calls", "bytes"}}"""
+def totals(collectives: list[tuple[str, int]]) -> dict[str, dict[str, int]]:
+    """Adds up the collective operations of a compiled step.
+
+    Args:
+      collectives: (operation, bytes that each device receives) of every call.
+
+    Returns:
+      {operation: {'calls': number of calls, 'bytes': bytes that each device receives}}.
+    """
     return {
         name: {
             "calls": sum(n == name for n, _ in collectives),
@@ -78,7 +93,19 @@ def summed(collectives: list[tuple[str, int]]) -> dict[str, dict[str, int]]:
 def step_costs(
     run: stages.Run, stage: stages.Stage, state: TrainState, frozen: Params, batch: Batch
 ) -> dict[str, int]:
-    """Counts, not timings, of the model's train step."""
+    """Counts what a train step does, without running it.
+
+    Args:
+      run: the run.
+      stage: the training, which names the task.
+      state: the state of the training; shapes are enough.
+      frozen: parameters that are not trained; shapes are enough.
+      batch: one batch.
+
+    Returns:
+      parameters: their number; memory_bytes_per_stream; flops_per_step, and of these
+      matmul_flops_per_step.
+    """
     task = stage.task
     memory = jax.eval_shape(lambda params: task.memory(params, 1), state.params)
     optimizer, sparse = stages.stage_optimizer(run, stage), run.config.train.sparse_items

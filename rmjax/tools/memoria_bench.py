@@ -1,4 +1,4 @@
-"""What a step of Memoria costs: the rows of configs/memoria_bench.py, each in a process of its own."""
+"""Measures the cost of a Memoria step for the rows of configs/memoria_bench.py."""
 
 from __future__ import annotations
 
@@ -22,47 +22,56 @@ from rmjax.memoria._state import MemoriaConfig, State
 from rmjax.run import environment
 from rmjax.types import Array, Key
 
-VARIANTS = {  # columns: correlation, search_seeds
+VARIANTS = {  # {variant: (correlation, search_seeds)}
     "reminded": ("negative_square", "reminded"),
     "all_short_term": ("negative_square", "all_short_term"),
     "exp, reminded": ("exp", "reminded"),
     "exp, all_short_term": ("exp", "all_short_term"),
 }
+RELEASED = ("negative_square", "all_short_term")  # what Memoria's released package does
 TOPICS = 12
-# Of a card, as a pattern: what a row may set. Variants set the correlation and the seeds.
+# Fields of MemoriaConfig that a row may set. The variants set the correlation and the seeds.
 FIELDS = [
     field.name
     for field in dataclasses.fields(MemoriaConfig)
     if field.name not in ("correlation", "search_seeds")
 ]
+# Pattern of the config keys of a card.
 KEYS = rf"memoria\.\w+\.({'|'.join(['batch', 'steps', 'first', *FIELDS])})"
 
 
-def bench(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """{row: {variant: {...}}}, milliseconds and bytes; each in a fresh process, so that its peak is its own.
+Measures = dict[str, Any]  # {name: number}, or nested
 
-    A row: batch, steps, first, released_ms, and `FIELDS`.
+
+def measure_rows(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Measures]]:
+    """Measures every row in every variant, each in a fresh process with its own memory peak.
+
+    Args:
+      rows: {name: row}. A row has batch, steps and first, see `measure`; released_ms, the
+        milliseconds a step of Memoria's released package (0 or absent: not known); and `FIELDS`.
+
+    Returns:
+      {row: {variant: the dict of `measure`}}; the variant that does what the released package does
+      also has times_as_fast_as_released.
 
     Raises:
-      ValueError: a row has a key that is neither.
+      ValueError: a row lacks a key, has an unknown key, or has an impossible value; names the key.
     """
-    result: dict[str, dict[str, Any]] = {name: {} for name in rows}
+    result: dict[str, dict[str, Measures]] = {name: {} for name in rows}
     settings = {name: _split(name, row) for name, row in rows.items()}
     for name, (config, run, released) in settings.items():
         for variant, (correlation, search_seeds) in VARIANTS.items():
             chosen = dataclasses.replace(config, correlation=correlation, search_seeds=search_seeds)
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                 measured = pool.submit(measure, chosen, *run).result()
-            if released and (correlation, search_seeds) == (
-                "negative_square",
-                "all_short_term",
-            ):  # what it does
+            if released and (correlation, search_seeds) == RELEASED:
                 measured["times_as_fast_as_released"] = released / measured["step_ms"]
             result[name][variant] = measured
     return result
 
 
 def _split(name: str, row: Mapping[str, Any]) -> tuple[MemoriaConfig, tuple[int, int, int], float]:
+    """Splits a row into the config, (batch, steps, first) and released_ms; ValueError if wrong."""
     row = dict(row)
     try:
         run = row.pop("batch"), row.pop("steps"), row.pop("first")
@@ -82,8 +91,21 @@ def _split(name: str, row: Mapping[str, Any]) -> tuple[MemoriaConfig, tuple[int,
     return MemoriaConfig(**row), run, released
 
 
-def measure(config: MemoriaConfig, batch: int, steps: int, first: int) -> dict[str, Any]:
-    """Runs `steps` steps of `batch` streams; times those from `first` on."""
+def measure(config: MemoriaConfig, batch: int, steps: int, first: int) -> Measures:
+    """Runs steps of Memoria on random engrams, and times the later ones.
+
+    Args:
+      config: of Memoria.
+      batch: number of streams.
+      steps: number of steps.
+      first: first step that counts.
+
+    Returns:
+      step_ms: median milliseconds; step_ms_fastest; state_bytes_per_stream; capacity: slots;
+      process_peak_gb: peak memory of this process in 10^9 bytes; device_peak_gb: that of the
+      device, if known; last_step: counts of engrams in the last step; device: its name.
+    """
+    # This process inherits the variable, if the parent was prepared. Only the JAX flag is missing.
     if "GLIBC_TUNABLES" in os.environ:
         environment.prepare()
     state = jax.jit(lambda: memoria.fork(memoria.init(config), batch))()
@@ -130,7 +152,17 @@ def _step(
 
 
 def working_engrams(config: MemoriaConfig, topics: Array, t: Array) -> tuple[Array, Array, Key]:
-    """-> topics [B, TOPICS, D], which drift; new engrams [B, N_wm, D] near three of them, in turn; keys [B]."""
+    """Draws the engrams of a step near three topics; every 5 steps, one of the three changes.
+
+    Args:
+      config: of Memoria.
+      topics: f32 [B, TOPICS, D].
+      t: i32 [], the step.
+
+    Returns:
+      The topics after a small random drift, f32 [B, TOPICS, D]; new engrams f32 [B, N_wm, D], N_wm
+      being `config.working`; and keys [B].
+    """
     batch = len(topics)
     drift, which, noise, ties = jax.random.split(jax.random.fold_in(jax.random.key(1), t), 4)
     topics = topics + 0.05 * jax.random.normal(drift, topics.shape)

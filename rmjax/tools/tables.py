@@ -1,38 +1,56 @@
-"""The ablation tables of the papers as data: rows are changes of a config, beside what the paper reports for them.
+"""The ablation tables of the papers as data: rows of config changes and reported numbers.
 
-The paper's numbers are of its own sizes and data, whatever the config they are printed beside has made smaller.
+The paper's numbers belong to the paper's sizes and data, even when they are printed beside the
+results of a smaller config.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-Changes = Mapping[str, Any]  # {"machine.slots": 10}
+Changes = Mapping[str, object]  # {"machine.slots": 10}
 Numbers = Mapping[str, float]  # {"test_accuracy": 0.2356, "early": 0.2214}
 
 
 class Row(NamedTuple):
+    """One row of a table.
+
+    Attributes:
+      changes: {config key: value} of this row.
+      paper: the paper's numbers by setting; by config.data.name if the table has no settings.
+    """
+
     changes: Changes
-    paper: Mapping[
-        str, Numbers
-    ] = {}  # by setting, or by config.data.name where a table has no settings
+    paper: Mapping[str, Numbers] = {}
 
 
 class Table(NamedTuple):
+    """One table of a paper.
+
+    Attributes:
+      source: the paper and the table's number.
+      rows: {name: row}.
+      settings: {name: changes of the config}; every row is run in every setting.
+      share_teacher: all rows of a seed use the teacher that the first row trained.
+      baseline: name of the row that the other rows are compared with, seed by seed; '' for none.
+    """
+
     source: str
     rows: Mapping[str, Row]
-    settings: Mapping[str, Changes] = {"": {}}  # every row is run in each
-    share_teacher: bool = False  # rows take the teacher of the first row's run with their seed
-    baseline: str = ""  # the row that others are compared with, seed by seed
+    settings: Mapping[str, Changes] = {"": {}}
+    share_teacher: bool = False
+    baseline: str = ""
 
 
-NO_REHEARSAL = {"rehearsal.recollection": 0.0, "rehearsal.familiarity": 0.0}
+NO_REHEARSAL: dict[str, object] = {"rehearsal.recollection": 0.0, "rehearsal.familiarity": 0.0}
 
 
-def _cm1(
-    discrete: tuple[float, float, float], consecutive: tuple[float, float, float]
-) -> dict[str, Numbers]:
+Percents = tuple[float, float, float]
+
+
+def _cm1(discrete: Percents, consecutive: Percents) -> dict[str, Numbers]:
+    """Numbers of CM Table 1: percents of early, later and all questions, in both settings."""
     names = ("early", "later", "test_accuracy")
     return {
         setting: {name: percent / 100 for name, percent in zip(names, numbers, strict=True)}
@@ -41,6 +59,7 @@ def _cm1(
 
 
 def _rm(mrr: float, accuracy: float, auc: float) -> dict[str, Numbers]:
+    """Numbers of RM Tables 5 and 6: MRR and accuracy in percent, and AUC."""
     return {
         "narrativeqa": {"test_mrr": mrr / 100},
         "activitynet": {"test_accuracy": accuracy / 100},
@@ -48,14 +67,24 @@ def _rm(mrr: float, accuracy: float, auc: float) -> dict[str, Numbers]:
     }
 
 
-WORKING = {"model.kind": "memoria", "memoria.remind_short_term": 0, "memoria.remind_long_term": 0}
-SHORT_TERM = {"model.kind": "memoria", "memoria.remind_long_term": 0}
-NO_RESETS = {"data.text.reset_segments": 0}  # those of training are Memoria's (Appendix B.2)
-ONE_SEGMENT = {"data.hyperpartisan.max_segments": 1}
+def _model(kind: str) -> dict[str, object]:
+    return {"model.kind": kind}
+
+
+WORKING: Changes = {
+    "model.kind": "memoria",
+    "memoria.remind_short_term": 0,
+    "memoria.remind_long_term": 0,
+}
+SHORT_TERM: Changes = {"model.kind": "memoria", "memoria.remind_long_term": 0}
+# Only Memoria resets its memory in training (Memoria Appendix B.2).
+NO_RESETS: dict[str, object] = {"data.text.reset_segments": 0}
+ONE_SEGMENT: dict[str, object] = {"data.hyperpartisan.max_segments": 1}
 SEGMENTS = {f"{n} segments": {"data.sorting.segments": n} for n in (4, 8, 16, 32, 47)}
 
 
 def _sorting(*percents: float) -> dict[str, Numbers]:
+    """Accuracies in percent, for the first of `SEGMENTS`."""
     return {
         name: {"test_accuracy": percent / 100}
         for name, percent in zip(SEGMENTS, percents, strict=False)
@@ -63,6 +92,7 @@ def _sorting(*percents: float) -> dict[str, Numbers]:
 
 
 def _mem1(wikitext103: float, pg19: float, enwik8: float) -> dict[str, Numbers]:
+    """Numbers of Memoria Table 1: two perplexities, and bits per character."""
     return {
         "wikitext": {"test_segment_perplexity": wikitext103},
         "pg19": {"test_segment_perplexity": pg19},
@@ -78,6 +108,15 @@ def _mem3(f1: float, accuracy: float) -> dict[str, Numbers]:
     return {"hyperpartisan": {"macro_f1": f1 / 100, "test_accuracy": accuracy / 100}}
 
 
+CM_LONG: Changes = {
+    "data.synthetic.facts": 2000,
+    "data.synthetic.length": 1000,
+    "data.synthetic.evidence": 10,
+    "data.synthetic.parts": 4,
+    "data.segment_length": 20,
+    "machine.slots": 20,
+    "machine.timescale": 50,
+}
 FULL = Row({}, _rm(28.7, 36.3, 0.8817))
 
 TABLES = {
@@ -121,7 +160,7 @@ TABLES = {
         "RM Table 5",
         {
             "Full": FULL,
-            # 24.6 as printed; surely a slip for 34.6, as CM's Table 4 has it.
+            # The paper prints 24.6. This must be a slip for 34.6, the number in CM's Table 4.
             "w/o. rehearsal": Row(NO_REHEARSAL, _rm(27.5, 24.6, 0.8745)),
             "only L_rec": Row({"rehearsal.familiarity": 0.0}, _rm(28.6, 36.0, 0.8802)),
             "only L_fam": Row({"rehearsal.recollection": 0.0}, _rm(28.1, 35.4, 0.8776)),
@@ -160,30 +199,20 @@ TABLES = {
             "CM (Full)": Row({}),
             "Multi-Hop Reason": Row(NO_REHEARSAL | {"machine.kind": "multihop_reason"}),
         },
-        {
-            "": {
-                **{
-                    f"data.synthetic.{k}": v
-                    for k, v in dict(facts=2000, length=1000, evidence=10, parts=4).items()
-                },
-                **{"data.segment_length": 20, "machine.slots": 20, "machine.timescale": 50},
-            }
-        },
+        {"": CM_LONG},
     ),
     "mem1": Table(
         "Memoria Table 1",
         {
-            "Transformer": Row({"model.kind": "transformer"}, _mem1(26.755, 31.631, 1.28)),
+            "Transformer": Row(_model("transformer"), _mem1(26.755, 31.631, 1.28)),
             "Transformer-XL": Row(
-                {"model.kind": "transformer_xl"} | NO_RESETS, _mem1(24.543, 29.945, 1.19)
+                _model("transformer_xl") | NO_RESETS, _mem1(24.543, 29.945, 1.19)
             ),
             "Compressive Transformer": Row(
-                {"model.kind": "compressive"} | NO_RESETS, _mem1(24.794, 29.603, 1.16)
+                _model("compressive") | NO_RESETS, _mem1(24.794, 29.603, 1.16)
             ),
-            "infinity-former": Row(
-                {"model.kind": "infinity"} | NO_RESETS, _mem1(24.685, 29.154, 1.21)
-            ),
-            "Memoria Transformer": Row({"model.kind": "memoria"}, _mem1(23.471, 29.149, 1.16)),
+            "infinity-former": Row(_model("infinity") | NO_RESETS, _mem1(24.685, 29.154, 1.21)),
+            "Memoria Transformer": Row(_model("memoria"), _mem1(23.471, 29.149, 1.16)),
             "its working memory": Row(WORKING),
             "and short-term memory": Row(SHORT_TERM),
         },
@@ -191,52 +220,42 @@ TABLES = {
     "mem2": Table(
         "Memoria Table 2, segments of 50",
         {
-            "Transformer": Row({"model.kind": "transformer"}, _mem2(39.287)),
-            "Transformer-XL": Row({"model.kind": "transformer_xl"} | NO_RESETS, _mem2(31.459)),
-            "Compressive Transformer": Row(
-                {"model.kind": "compressive"} | NO_RESETS, _mem2(31.644)
-            ),
-            "infinity-former": Row({"model.kind": "infinity"} | NO_RESETS, _mem2(31.790)),
-            "Memoria Transformer": Row({"model.kind": "memoria"}, _mem2(30.007)),
+            "Transformer": Row(_model("transformer"), _mem2(39.287)),
+            "Transformer-XL": Row(_model("transformer_xl") | NO_RESETS, _mem2(31.459)),
+            "Compressive Transformer": Row(_model("compressive") | NO_RESETS, _mem2(31.644)),
+            "infinity-former": Row(_model("infinity") | NO_RESETS, _mem2(31.790)),
+            "Memoria Transformer": Row(_model("memoria"), _mem2(30.007)),
         },
     ),
     "mem3": Table(
         "Memoria Table 3, test (its published split)",
         {
-            "BERT": Row({"model.kind": "bert"} | ONE_SEGMENT, _mem3(91.67, 93.05)),
-            "RoBERTa": Row({"model.kind": "roberta"} | ONE_SEGMENT, _mem3(95.24, 95.38)),
-            "Memoria BERT": Row({"model.kind": "memoria_bert"}, _mem3(94.59, 94.77)),
-            "Memoria RoBERTa": Row({"model.kind": "memoria_roberta"}, _mem3(96.51, 96.62)),
+            "BERT": Row(_model("bert") | ONE_SEGMENT, _mem3(91.67, 93.05)),
+            "RoBERTa": Row(_model("roberta") | ONE_SEGMENT, _mem3(95.24, 95.38)),
+            "Memoria BERT": Row(_model("memoria_bert"), _mem3(94.59, 94.77)),
+            "Memoria RoBERTa": Row(_model("memoria_roberta"), _mem3(96.51, 96.62)),
         },
     ),
     "mem4": Table(
         "Memoria Table 4, segments of 1,024",
         {
-            "Transformer-XL": Row(
-                {"model.kind": "transformer_xl"}, _sorting(68.86, 40.09, 35.06, 33.87)
-            ),
+            "Transformer-XL": Row(_model("transformer_xl"), _sorting(68.86, 40.09, 35.06, 33.87)),
             "Compressive Transformer": Row(
-                {"model.kind": "compressive"}, _sorting(79.51, 71.84, 44.03, 35.07)
+                _model("compressive"), _sorting(79.51, 71.84, 44.03, 35.07)
             ),
-            "infinity-former": Row(
-                {"model.kind": "infinity"}, _sorting(84.28, 74.34, 47.31, 39.71)
-            ),
-            "Memoria Transformer": Row(
-                {"model.kind": "memoria"}, _sorting(82.27, 74.08, 66.58, 63.42)
-            ),
+            "infinity-former": Row(_model("infinity"), _sorting(84.28, 74.34, 47.31, 39.71)),
+            "Memoria Transformer": Row(_model("memoria"), _sorting(82.27, 74.08, 66.58, 63.42)),
         },
         SEGMENTS,
     ),
     "mem6": Table(
         "Memoria Table 6",
         {
-            "Transformer": Row(
-                {"model.kind": "transformer"}, _sorting(36.19, 33.79, 31.69, 29.94, 19.04)
-            ),
+            "Transformer": Row(_model("transformer"), _sorting(36.19, 33.79, 31.69, 29.94, 19.04)),
             "+ Working Memory": Row(WORKING, _sorting(79.69, 70.85, 62.21, 52.01, 34.32)),
             "+ Short-term Memory": Row(SHORT_TERM, _sorting(82.66, 76.20, 66.37, 58.75, 54.87)),
             "+ Long-term Memory": Row(
-                {"model.kind": "memoria"}, _sorting(82.27, 74.08, 66.58, 63.42, 63.26)
+                _model("memoria"), _sorting(82.27, 74.08, 66.58, 63.42, 63.26)
             ),
         },
         SEGMENTS,

@@ -128,7 +128,7 @@ def test_other_items_are_refused_in_words(folder):
         with pytest.raises(ValueError, match=said):
             act(config, run)
     with pytest.raises(ValueError, match=said):
-        probe.probe(clicks(folder, **{"probe.steps": 2}), run)
+        probe.measure(clicks(folder, **{"probe.steps": 2}), run)
     with pytest.raises(ValueError, match=said):
         training.trained(run)
     for name in ("train.start_from", "teacher.dir"):

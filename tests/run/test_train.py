@@ -656,7 +656,7 @@ def test_explain_counts_what_one_counts_by_hand(monkeypatch):
     monkeypatch.setattr(
         stages, "microbatch", None
     )  # eight CPU devices stand for accelerators, which hold all rows
-    told = explain.explain(tiny())
+    told = explain.report(tiny())
     assert told["parameters"] == sum(parameters.values())
     assert told["memory_bytes_per_stream"] == 4 * slots * d + 4
     assert told["flops_per_step"] > told["matmul_flops_per_step"] > 0

@@ -1,4 +1,4 @@
-"""What is exported answers as the model it came from, without the library."""
+"""An export answers as the model does, and needs no rmjax."""
 
 from __future__ import annotations
 
@@ -39,51 +39,44 @@ def served(tmp_path_factory):
     pytest.importorskip("flatbuffers")
     folder = tmp_path_factory.mktemp("export") / "served"
     write_export(TASK, PARAMS, folder)
-    write_export(TASK, PARAMS, folder, items=7)  # a second time in its place
+    write_export(TASK, PARAMS, folder, items=7)  # replaces the first export
     return folder
 
 
 @pytest.mark.parametrize("rows, asked", [(3, 2), (1, 5)])
-def test_an_export_serves_without_the_library(served, tmp_path, rows, asked):
+def test_an_export_serves_without_rmjax(served, tmp_path, rows, asked):
     rng = np.random.default_rng(rows)
-    items, query = (
-        rng.integers(0, ITEMS, (rows, 5, 7)).astype(np.int32),
-        rng.integers(0, ITEMS, (rows, asked)),
-    )
+    items = rng.integers(0, ITEMS, (rows, 5, 7)).astype(np.int32)
+    query = rng.integers(0, ITEMS, (rows, asked))
     mask = np.arange(7) < rng.integers(0, 8, (rows, 5, 1))
     np.savez(tmp_path / "given.npz", items=items, mask=mask, query=query.astype(np.int32))
-    line = [sys.executable, "-c", SERVER, served, tmp_path / "given.npz", tmp_path / "found.npz"]
+    line = [sys.executable, "-c", SERVER, served, tmp_path / "given.npz", tmp_path / "result.npz"]
     subprocess.run(list(map(str, line)), check=True, cwd=tmp_path, env={"JAX_PLATFORMS": "cpu"})
-    found = np.load(tmp_path / "found.npz")
+    result = np.load(tmp_path / "result.npz")
     stream = open_stream(TASK.machine, PARAMS["machine"], rows, N)
+    step = jax.jit(feed, static_argnums=0)
     for t in range(5):
-        stream = jax.jit(feed, static_argnums=0)(
-            TASK.machine, PARAMS["machine"], stream, items[:, t], mask[:, t]
-        )
+        stream = step(TASK.machine, PARAMS["machine"], stream, items[:, t], mask[:, t])
     memory = current_memory(TASK.machine, PARAMS["machine"], stream)
     expected = TASK.answer(PARAMS, memory, jnp.asarray(query), jnp.ones(query.shape, bool))
-    np.testing.assert_allclose(found["scores"], expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(found["tail_len"], stream.tail_len)
+    np.testing.assert_allclose(result["scores"], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(result["tail_len"], stream.tail_len)
 
 
-def test_the_loader_is_short_and_needs_little(served):
+def test_the_loader_is_short_and_imports_little(served):
     text = (served / "live.py").read_text()
-    assert {*re.findall(r"^(?:import|from) (\w+)", text, re.M)} == {
-        "json",
-        "pathlib",
-        "jax",
-        "numpy",
-    }
+    imported = {*re.findall(r"^(?:import|from) (\w+)", text, re.M)}
+    assert imported == {"json", "pathlib", "jax", "numpy"}
     assert len([line for line in text.splitlines() if line and not line.startswith('"""')]) <= 20
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path):
+def test_a_folder_that_is_no_export_is_left_alone(tmp_path):
     (tmp_path / "mine").mkdir()
-    with pytest.raises(FileExistsError, match="mine is there, and is no export"):
+    with pytest.raises(FileExistsError, match="mine exists and is not an export"):
         write_export(TASK, PARAMS, tmp_path / "mine")
 
 
-def test_an_export_goes_where_the_user_means(tmp_path, monkeypatch, served):
+def test_links_and_the_home_directory_are_followed(tmp_path, monkeypatch, served):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "latest").symlink_to(tmp_path / "disk")
     shutil.copytree(served, tmp_path / "disk")
@@ -92,7 +85,7 @@ def test_an_export_goes_where_the_user_means(tmp_path, monkeypatch, served):
     assert (tmp_path / "latest").is_symlink() and (tmp_path / "disk" / "live.py").is_file()
 
 
-def test_without_flatbuffers_it_says_what_to_install(tmp_path, monkeypatch):
+def test_missing_flatbuffers_names_the_package_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'rmjax\[export\]'"):
         write_export(TASK, PARAMS, tmp_path / "served")
@@ -104,14 +97,13 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
 
     pytest.importorskip("flatbuffers")
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(
-        OSError, match=r"write.bin: [\d,]+ bytes could not be written \(no space is left\)"
-    ):
+    message = r"write.bin: [\d,]+ bytes could not be written \(no space is left\)"
+    with pytest.raises(OSError, match=message):
         write_export(TASK, PARAMS, tmp_path / "served")
     assert not any(tmp_path.iterdir())
 
 
-def test_an_address_is_refused():
+def test_a_url_is_refused():
     pytest.importorskip("flatbuffers")
     with pytest.raises(ValueError, match="--out=s3://b/served is an address"):
         write_export(TASK, PARAMS, "s3://b/served")

@@ -1,4 +1,4 @@
-"""A trained model is opened from its workdir alone, and users bring their own data, tasks and loggers."""
+"""A model opens from its workdir alone; users bring their own data, tasks and loggers."""
 
 from __future__ import annotations
 
@@ -37,13 +37,8 @@ def clicks(folder):
 def stories(folder):
     shutil.copytree(FIXTURES / "babi" / "tasks_1-20_v1-2", folder / "data")
     (folder / "data" / "vectors.txt").write_text("mill 3.0 4.0 0.0\nwhere 0.0 0.0 5.0\n")
-    changes = {
-        "data.name": "babi",
-        "data.babi.tasks": "1",
-        "data.buckets": 1,
-        "data.vectors": "data/vectors.txt",
-    }
-    return tiny(**PLAIN, **FAST, **changes)
+    babi = {"data.name": "babi", "data.babi.tasks": "1", "data.vectors": "data/vectors.txt"}
+    return tiny(**PLAIN, **FAST, **babi, **{"data.buckets": 1})
 
 
 def sorting(folder):
@@ -57,14 +52,14 @@ def texts(folder):
 
 
 def answers(task, params, batch):
-    """What a model says of a batch."""
+    """The model's numbers for a batch."""
     if isinstance(task, LanguageModel):
         return task.measure(params, task.memory(params, len(batch.items)), batch)[0]["nats"]
     return task.scores(params, batch)
 
 
 @pytest.mark.parametrize("make", [clicks, stories, sorting, texts])
-def test_a_model_answers_from_another_folder_when_its_data_are_gone(make, tmp_path, monkeypatch):
+def test_a_model_answers_from_another_folder_without_its_data(make, tmp_path, monkeypatch):
     home, away = tmp_path / "home", tmp_path / "away"
     home.mkdir()
     away.mkdir()
@@ -76,11 +71,8 @@ def test_a_model_answers_from_another_folder_when_its_data_are_gone(make, tmp_pa
     if make is texts:
         batch = next(iter(source.evaluation("test", 2)))
     else:
-        batch = next(
-            eval_batches(
-                source, "test", seed=0, batch_size=4, segment_length=config.data.segment_length
-            )
-        )
+        sizes = {"batch_size": 4, "segment_length": config.data.segment_length}
+        batch = next(eval_batches(source, "test", seed=0, **sizes))
     expected, described = answers(task, params, batch), describe(config.data, source)
     (home / "run").rename(away / "moved")
     monkeypatch.chdir(away)
@@ -88,14 +80,11 @@ def test_a_model_answers_from_another_folder_when_its_data_are_gone(make, tmp_pa
     model = rmjax.open_model("moved")
     np.testing.assert_array_equal(answers(model.task, model.params, batch), expected)
     assert model.description == described and model.vocabulary == tuple(source.vocabulary)
-    assert (model.ids is None) == (make is not clicks) and (described.vector_width == 3) == (
-        make is stories
-    )
+    assert (model.ids is None) == (make is not clicks)
+    assert (described.vector_width == 3) == (make is stories)
     if make is texts:
-        ours = source.splits["test"].tokenizer
-        np.testing.assert_array_equal(
-            model.tokenizer.encode("one and or"), ours.encode("one and or")
-        )
+        ids = source.splits["test"].tokenizer.encode("one and or")
+        np.testing.assert_array_equal(model.tokenizer.encode("one and or"), ids)
     if make is clicks:
         np.testing.assert_array_equal(model.ids, source.numbering)
         streams = model.streams()
@@ -117,7 +106,7 @@ def test_an_older_workdir_needs_its_data_once(tmp_path):
     path.unlink()
     training.evaluate_only(config, run)
     assert path.read_text() == kept
-    with (tmp_path / "data" / "ratings.csv").open("a") as ratings:  # a film that nobody had rated
+    with (tmp_path / "data" / "ratings.csv").open("a") as ratings:  # a film without ratings so far
         ratings.write("1,999999,5.0,2000000000\n")
     with pytest.raises(ValueError, match="trained on other items"):
         training.trained(run)
@@ -127,14 +116,13 @@ def test_an_older_workdir_needs_its_data_once(tmp_path):
     with pytest.raises(FileNotFoundError, match="data.json is missing.*needed once.*--mode=eval"):
         rmjax.open_model(run)
     path.write_text(kept.replace('"max_items": ', '"max_items": 1'))
-    with pytest.raises(
-        ValueError, match="data.json was changed after the run wrote it: .*--mode=eval"
-    ):
+    message = "data.json was changed after the run wrote it: .*--mode=eval"
+    with pytest.raises(ValueError, match=message):
         rmjax.open_model(run)
 
 
 class Last(rmjax.Source):
-    """Is the asked item the last one of the stream?"""
+    """Asks whether an item is the last one of the stream."""
 
     num_items, max_items, num_queries, positions_at_end = 6, 20, 2, True
     numbering = [60, 50, 40, 30, 20, 10]
@@ -159,13 +147,13 @@ class Last(rmjax.Source):
 
 
 class Lines(list):
-    """A logger."""
+    """A logger that keeps lines in a list."""
 
     def write(self, kind, step, values, text=None):
         self.append((kind, step, values))
 
 
-def test_fit_takes_data_and_loggers_of_the_users_own(tmp_path):
+def test_fit_takes_a_user_s_source_and_loggers(tmp_path):
     config, lines = tiny(**PLAIN, **FAST), Lines()
     rows = rmjax.fit(config, tmp_path / "run", source=Last(), loggers=[lines])
     assert [row["memory"] for row in rows] == ["gru", "knows"] and rows[1]["test_auc"] == 1.0
@@ -181,7 +169,7 @@ def test_fit_takes_data_and_loggers_of_the_users_own(tmp_path):
         rmjax.fit(config, tmp_path / "other", source=Last())
 
 
-def test_fit_takes_a_task_of_the_users_own(tmp_path):
+def test_fit_takes_a_user_s_task(tmp_path):
     config = tiny(**PLAIN, **FAST)
     mine = tasks.make_task(tiny(**PLAIN, **FAST, **{"machine.dim": 4}), Last())
     rmjax.fit(config, tmp_path / "run", source=Last(), task=mine)

@@ -1,4 +1,4 @@
-"""A store of streams answers what each stream answers alone, however requests were mixed, and keeps what it holds."""
+"""A store answers as each stream alone would, for any mix of requests, and keeps its streams."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import functools
 import json
 import os
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -23,45 +24,42 @@ PARAMS = noise(TASK.init)
 SHAPES = dict(batches=(1, 4), segments=(1, 3), queries=(1, 3))
 
 
-def streams(**how) -> Streams:
-    return Streams(TASK, PARAMS, **({"capacity": 2} | SHAPES | how))
+def streams(**options) -> Streams:
+    return Streams(TASK, PARAMS, **({"capacity": 2} | SHAPES | options))
 
 
 @functools.cache
 def offline():
+    """A function that evaluates one stream offline: items [n], query [Q] -> scores [Q]."""
+
     @jax.jit
     def scores(items, mask, query):
         memory = memorize(TASK.machine, PARAMS["machine"], items, mask).memory
         return TASK.answer(PARAMS, memory, query, jnp.ones(query.shape, bool))
 
     def answer(items, query):
-        """Of one stream, padded to one shape."""
-        held = np.zeros(40 * N, np.int32)
-        held[: len(items)] = items
-        mask = np.arange(len(held)) < len(items)
-        asked = np.zeros(8, np.int32)
-        asked[: len(query)] = query
-        return np.asarray(scores(held.reshape(1, -1, N), mask.reshape(1, -1, N), asked[None]))[
-            0, : len(query)
-        ]
+        padded, asked = np.zeros(40 * N, np.int32), np.zeros(8, np.int32)
+        padded[: len(items)], asked[: len(query)] = items, query
+        mask = np.arange(len(padded)) < len(items)
+        rows = scores(padded.reshape(1, -1, N), mask.reshape(1, -1, N), asked[None])
+        return np.asarray(rows)[0, : len(query)]
 
     return answer
 
 
 def same(store: Streams, histories: dict, seed: int = 0) -> None:
+    """Asserts that a store answers as offline evaluation of {user: items} does."""
     rng = np.random.default_rng(seed)
     queries = [rng.integers(0, ITEMS, rng.integers(1, 8)) for _ in histories]
-    for user, query, found in zip(
-        histories, queries, store.answer(list(histories), queries), strict=True
-    ):
-        np.testing.assert_allclose(
-            found, offline()(histories[user], query), rtol=1e-4, atol=1e-5, err_msg=str(user)
-        )
+    answers = store.answer(list(histories), queries)
+    for user, query, answer in zip(histories, queries, answers, strict=True):
+        expected = offline()(histories[user], query)
+        np.testing.assert_allclose(answer, expected, rtol=1e-4, atol=1e-5, err_msg=str(user))
 
 
 @pytest.mark.parametrize("place", ["device", "files"])
-def test_requests_of_many_users_and_lengths_are_answered_as_each_stream_alone(tmp_path, place):
-    """Random writes of nothing up to several parts, users that come twice, more users than there was room for."""
+def test_a_mix_of_requests_is_answered_as_each_stream_alone(tmp_path, place):
+    """Writes have 0 items to several parts, users occur twice, and users outnumber the capacity."""
     store = streams(folder=tmp_path / "rows" if place == "files" else None)
     rng, histories = np.random.default_rng(0), {}
     for _ in range(12):
@@ -75,7 +73,7 @@ def test_requests_of_many_users_and_lengths_are_answered_as_each_stream_alone(tm
             histories[user] = histories.get(user, []) + more
         same(store, histories)
     assert len(store) == len(histories) > 8 and max(map(len, histories.values())) < 40 * N
-    same(store, histories | {"nobody": []})  # who is not known has an empty stream
+    same(store, histories | {"nobody": []})  # an unknown user has an empty stream
     assert "nobody" not in store
 
 
@@ -90,21 +88,18 @@ def test_forgotten_and_copied_streams():
     assert "a" not in store and len(store) == 5
     store.write(["a"], [[30]])
     store.write(["new", "newer"], [[31, 32], [33]])
-    same(
-        store,
-        {"b": [6, 7], "a": [30], "new": [31, 32], "newer": [33]}
-        | dict.fromkeys("defg", [1, 2, 3, 4, 5]),
-    )
+    histories = {"b": [6, 7], "a": [30], "new": [31, 32], "newer": [33]}
+    same(store, histories | dict.fromkeys("defg", [1, 2, 3, 4, 5]))
     with pytest.raises(ValueError, match="user 'g' has a stream already"):
         store.fork("b", ["x", "g"])
     for act in (lambda: store.fork("who", ["x"]), lambda: store.reset(["who"])):
-        with pytest.raises(ValueError, match="user 'who' has no stream here"):
+        with pytest.raises(ValueError, match="user 'who' has no stream in this store"):
             act()
 
 
 @pytest.mark.parametrize("place", ["device", "files"])
-def test_rows_that_pad_a_batch_are_nobody_s(tmp_path, place):
-    """Of a full store, whose last slot is somebody's."""
+def test_rows_that_pad_a_batch_change_nobody(tmp_path, place):
+    """The store is full, so the last slot has a user."""
     store = streams(capacity=3, batches=(4,), folder=tmp_path if place == "files" else None)
     histories = {"a": [1, 2], "b": [3], "c": [4, 5, 6]}
     store.write(list(histories), list(histories.values()))
@@ -113,7 +108,7 @@ def test_rows_that_pad_a_batch_are_nobody_s(tmp_path, place):
 
 
 @pytest.mark.parametrize("place", ["device", "files"])
-def test_what_was_saved_goes_on(tmp_path, place):
+def test_saved_streams_go_on_after_a_load(tmp_path, place):
     store, histories = streams(), {"a": list(range(9)), 7: [3], "c": [], "d": [1] * 5, "e": [2] * 6}
     store.write(list(histories), list(histories.values()))
     store.save(tmp_path / "saved")
@@ -128,14 +123,14 @@ def test_what_was_saved_goes_on(tmp_path, place):
     same(other, histories)
 
 
-def test_a_folder_is_opened_again(tmp_path):
+def test_a_folder_opens_as_the_last_flush_left_it(tmp_path):
     store, histories = streams(folder=tmp_path), {"a": list(range(9)), "b": [3], "c": [4, 5]}
     store.write(list(histories), list(histories.values()))
     store.reset(["b"])
     store.flush()
     with pytest.raises(RuntimeError, match="is held by pid"):
         streams(folder=tmp_path)
-    store.reset(["a"])  # and its slot is not given away before the folder says so
+    store.reset(["a"])  # the slot stays taken until the next flush
     store.write(["eve"], [[40] * 9])
     store._held.close()  # a crash
     again = streams(folder=tmp_path)
@@ -153,13 +148,12 @@ def test_a_folder_is_opened_again(tmp_path):
 
 
 def test_without_room_for_more_users_nothing_changes(monkeypatch):
-    """The one who found no room is nobody, and the next to come is not somebody else."""
+    """The user without room stays unknown, and the next user gets an unused slot."""
     store, histories = streams(), {"ann": [1, 2], "bob": [3]}
     store.write(list(histories), list(histories.values()))
     with monkeypatch.context() as patch:
-        patch.setattr(
-            store._store, "grow", lambda capacity: (_ for _ in ()).throw(MemoryError("full"))
-        )
+        full = Mock(side_effect=MemoryError("full"))
+        patch.setattr(store._store, "grow", full)
         with pytest.raises(MemoryError):
             store.write(["eve"], [[9]])
     store.write(["dan"], [[5, 5]])
@@ -168,17 +162,17 @@ def test_without_room_for_more_users_nothing_changes(monkeypatch):
     assert "eve" not in store
 
 
-def test_files_that_are_short_of_what_the_index_says_are_named(tmp_path):
+def test_files_that_are_shorter_than_the_index_says_are_named(tmp_path):
     store = streams(folder=tmp_path / "rows")
     store.write(["ann", "bob"], [[1], [2]])
     store.close()
     file = max((tmp_path / "rows").glob("*.bin"), key=lambda path: path.stat().st_size)
-    whole = file.read_bytes()
-    for harm in (lambda: file.write_bytes(whole[:-1]), file.unlink):
+    content = file.read_bytes()
+    for harm in (lambda: file.write_bytes(content[:-1]), file.unlink):
         harm()
-        with pytest.raises(ValueError, match=rf"{file.name} has \d+ of {len(whole)} bytes"):
+        with pytest.raises(ValueError, match=rf"{file.name} has \d+ of {len(content)} bytes"):
             streams(folder=tmp_path / "rows")
-    file.write_bytes(whole)
+    file.write_bytes(content)
     same(streams(folder=tmp_path / "rows"), {"ann": [1], "bob": [2]})
 
 
@@ -191,35 +185,32 @@ def test_a_disk_without_room_for_more_users_is_named(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "posix_fallocate", full)
-        with pytest.raises(
-            OSError, match="4 streams need .* bytes in .*rows .No space left on device.: free space"
-        ):
+        message = "4 streams need .* bytes in .*rows .No space left on device.: free space"
+        with pytest.raises(OSError, match=message):
             store.write(["eve"], [[9]])
     store.write(["dan"], [[5]])
     same(store, histories | {"dan": [5]})
 
 
-def test_what_cannot_be_is_named_and_nothing_is_written(tmp_path):
+def test_impossible_ids_are_named_and_nothing_is_written(tmp_path):
     store = streams()
     store.write(["a"], [[1, 2]])
-    with pytest.raises(
-        ValueError, match=f"user 'b': item {ITEMS} is none of the model's 0 .. {ITEMS - 1}"
-    ):
+    message = f"user 'b': item {ITEMS} is outside the model's range 0 .. {ITEMS - 1}"
+    with pytest.raises(ValueError, match=message):
         store.write(["a", "b"], [[3], [1, ITEMS]])
     same(store, {"a": [1, 2]})
     assert "b" not in store
-    with pytest.raises(ValueError, match="user 'a': query -1 is none"):
+    with pytest.raises(ValueError, match="user 'a': query -1 is outside"):
         store.answer(["a"], [[-1]])
     store.save(tmp_path / "saved")
     other = Streams(TASK, jax.tree.map(lambda x: x + 1, PARAMS), **SHAPES)
     with pytest.raises(ValueError, match="holds streams of another model .machine '"):
         other.load(tmp_path / "saved")
-    assert (
-        len(json.loads((tmp_path / "saved" / "manifest.json").read_text())["streams"]["users"]) == 1
-    )
+    manifest = json.loads((tmp_path / "saved" / "manifest.json").read_text())
+    assert len(manifest["streams"]["users"]) == 1
 
 
-def test_none_of_them_are_saved_too_and_numbers_of_numpy_are_numbers(tmp_path):
+def test_an_empty_store_is_saved_and_numpy_numbers_are_users(tmp_path):
     store = streams()
     store.save(tmp_path / "none")
     store.write(np.array([3, 4]), [[1], [2]])
@@ -251,8 +242,8 @@ def test_every_shape_is_compiled_once():
     assert [program._cache_size() for program in programs] == sizes
 
 
-def test_under_load_every_request_is_served_in_its_user_s_order():
-    """All at once, few users: writes and questions of one user alternate within what is served together."""
+def test_a_load_test_serves_a_user_s_requests_in_order():
+    """Requests arrive at once, so a user's writes and questions alternate within one batch."""
     wanted = load_test.requests(rate=1e6, seconds=2e-4, users=5, items=ITEMS)
     assert len(wanted) == 200 and 60 < sum(request.writes for request in wanted) < 140
     seconds, answers = load_test.serve(streams(), wanted, most=32)
@@ -268,17 +259,15 @@ def test_under_load_every_request_is_served_in_its_user_s_order():
             np.testing.assert_allclose(answer[:8], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_load_test_asks_about_kinds_where_there_are_some():
-    asked = [
-        request
-        for request in load_test.requests(1e4, 0.05, users=3, items=50, kinds=4)
-        if not request.writes
-    ]
-    assert {int(each) for request in asked for each in request.ids} == {0, 1, 2, 3}
+def test_a_load_test_asks_about_kinds():
+    wanted = load_test.requests(1e4, 0.05, users=3, items=50, kinds=4)
+    asked = [request.ids for request in wanted if not request.writes]
+    assert set(np.concatenate(asked).tolist()) == {0, 1, 2, 3}
 
 
-def test_a_load_test_says_how_far_it_was_from_offline():
+def test_a_load_test_reports_the_difference_from_offline_evaluation():
     wanted = load_test.requests(rate=1e4, seconds=0.01, users=20, items=ITEMS)
-    told = load_test.load_test(TASK, PARAMS, 30, wanted, 20, batches=(8,), queries=(16,))
-    assert told["users"] == 20 and told["requests"] == 100 and told["largest_difference"] < 1e-4
-    assert 0 < told["all_ms"]["p50"] <= told["all_ms"]["p99"] <= told["all_ms"]["p100"]
+    result = load_test.run_test(TASK, PARAMS, 30, wanted, 20, batches=(8,), queries=(16,))
+    assert result["users"] == 20 and result["requests"] == 100
+    assert result["largest_difference"] < 1e-4
+    assert 0 < result["all_ms"]["p50"] <= result["all_ms"]["p99"] <= result["all_ms"]["p100"]

@@ -237,7 +237,7 @@ def test_the_rate_rises_and_falls_linearly():
 def test_probing_tells_how_old_reminded_engrams_are(whole, tmp_path):
     """Ages from the serials, which are given at birth, in a loop over segments."""
     config, workdir = whole[0], whole[1] / "whole"
-    found = probe.probe(config, workdir)
+    found = probe.measure(config, workdir)
     assert json.loads((workdir / "probe.json").read_text()) == found
     assert (workdir / "mean_age.png").stat().st_size > 1000 and "mean age" in probe.show(found)
     task, params, source = training.trained(workdir)
@@ -261,7 +261,7 @@ def test_probing_tells_how_old_reminded_engrams_are(whole, tmp_path):
     both = [(x, y) for x, y in zip(ages, found["mean_age"], strict=True) if x is not None]
     np.testing.assert_allclose(*zip(*both, strict=True), rtol=1e-5)
     with pytest.raises(ValueError, match="'transformer' has no engrams to probe"):
-        probe.probe(books(tmp_path, **{"model.kind": "transformer"}), tmp_path / "run")
+        probe.measure(books(tmp_path, **{"model.kind": "transformer"}), tmp_path / "run")
 
 
 def test_a_model_begins_with_a_released_checkpoint(tmp_path):
@@ -354,7 +354,7 @@ def test_a_checkpoint_of_other_norms_or_positions_is_refused(tmp_path, monkeypat
 
 def test_what_a_step_costs_is_told_of_streams_that_carry(tmp_path):
     config = books(tmp_path, **{"model.kind": "transformer_xl"})
-    told = explain.explain(config)
+    told = explain.report(config)
     assert told["flops_per_step"] > 0 and told["batch_size"] == config.train.batch_size
     # one layer's inputs of a segment, how many are there, segments read
     assert told["memory_bytes_per_stream"] == 16 * 8 * 4 + 4 + 4

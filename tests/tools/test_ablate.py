@@ -1,4 +1,4 @@
-"""Tables of the papers by one command: what is run, what is not run again, and what is printed."""
+"""Tables of the papers by one command: which runs are made, and what is printed."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def get_config():
 
 
 def changed(card, *changes):
-    for each in changes:
-        for key, value in each.items():
+    for values in changes:
+        for key, value in values.items():
             set_key(card, key, value)
     return card
 
@@ -47,7 +47,7 @@ def get_card(name, arg=""):
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_rows_are_changes_that_a_config_takes(name):
+def test_rows_are_valid_changes_of_a_config(name):
     for common in TABLES[name].settings.values():
         for row in TABLES[name].rows.values():
             config.validate(changed(config.base(), common, row.changes))
@@ -55,8 +55,8 @@ def test_rows_are_changes_that_a_config_takes(name):
 
 @pytest.mark.parametrize("card", ["", "local"])
 @pytest.mark.parametrize("row", ["BERT", "RoBERTa"])
-def test_a_plain_bert_reads_what_it_is_given_at_once(card, row):
-    """It has no memory: what it says after a document's last segment is of that segment alone."""
+def test_a_plain_bert_reads_one_segment(card, row):
+    """Without a memory, the answer after a document's last segment would ignore the others."""
     data = changed(get_card("hyperpartisan", card), TABLES["mem3"].rows[row].changes).data
     assert data.hyperpartisan.max_segments == 1
 
@@ -67,73 +67,59 @@ def test_a_plain_bert_reads_what_it_is_given_at_once(card, row):
     + [(name, arg) for name in ("wikitext103", "pg19", "enwik8") for arg in ("", "local")],
 )
 def test_all_memories_are_as_long_as_a_segment(name, arg):
-    """Memoria section 4.2, so that rows of a table compare: the others' memories are, where `model.memory` is 0."""
+    """Memoria section 4.2: rows compare. With `model.memory` 0, other memories are a segment."""
     card = get_card(name, arg)
     engrams = card.memoria.working + card.memoria.remind_short_term + card.memoria.remind_long_term
-    assert (
-        card.model.memory == 0
-        and card.data.segment_length - 3 < engrams <= card.data.segment_length
-    )
+    assert card.model.memory == 0
+    assert card.data.segment_length - 3 < engrams <= card.data.segment_length
 
 
-def test_the_numbers_of_the_papers_are_what_they_print():
+def test_the_numbers_are_those_of_the_papers():
     full = TABLES["cm1"].rows["CM (Full)"].paper
-    assert full["consecutive"] == pytest.approx(
-        {"early": 0.2842, "later": 0.3171, "test_accuracy": 0.3007}
-    )
+    printed = {"early": 0.2842, "later": 0.3171, "test_accuracy": 0.3007}
+    assert full["consecutive"] == pytest.approx(printed)
     for row in TABLES["cm1"].rows.values():
-        for (
-            numbers
-        ) in row.paper.values():  # All is the mean of the halves, but for one slip of the paper
-            whole = (numbers["early"] + numbers["later"]) / 2
+        for numbers in row.paper.values():
+            # "All" is the mean of the halves, except for one slip of the paper.
+            mean = (numbers["early"] + numbers["later"]) / 2
             slip = numbers["early"] == pytest.approx(0.3216)
-            assert numbers["test_accuracy"] == pytest.approx(whole, abs=5e-4) or slip
-    for row, working in zip(
-        list(TABLES["mem6"].rows.values())[1:], (43.50, 46.47, 46.08), strict=True
-    ):
-        gain = (
-            row.paper["4 segments"]["test_accuracy"]
-            - TABLES["mem6"].rows["Transformer"].paper["4 segments"]["test_accuracy"]
-        )
-        assert gain == pytest.approx(working / 100)  # as the paper's own gains add up
+            assert numbers["test_accuracy"] == pytest.approx(mean, abs=5e-4) or slip
+    accuracies = [row.paper["4 segments"]["test_accuracy"] for row in TABLES["mem6"].rows.values()]
+    gains = [accuracy - accuracies[0] for accuracy in accuracies[1:]]
+    assert gains == pytest.approx([0.4350, 0.4647, 0.4608])  # the sums of the paper's gains
     assert TABLES["rm5"].rows["w/o. rehearsal"].paper["xlong"] == {"test_auc": 0.8745}
     assert TABLES["rm5"].rows["only L_rec"].changes == {
         "rehearsal.familiarity": NO_REHEARSAL["rehearsal.familiarity"]
     }
 
 
-def test_every_seed_is_whole_before_the_next(tmp_path):
+def test_every_seed_is_complete_before_the_next(tmp_path):
     jobs = ablate.jobs(SMALL, tmp_path, 2)
     assert [(job.seed, job.setting, job.row) for job in jobs] == [
         (seed, setting, row) for seed in (0, 1) for setting in "xy" for row in SMALL.rows
     ]
-    assert (
-        jobs[3].workdir == tmp_path / "seed0" / "y" / "two-l-a"
-        and len({job.workdir for job in jobs}) == 8
-    )
-    assert jobs[3].flags == [
-        "--config.data.segment_length=7",
-        "--config.machine.slots=3",
-        "--config.seed=0",
-    ]
+    assert jobs[3].workdir == tmp_path / "seed0" / "y" / "two-l-a"
+    assert len({job.workdir for job in jobs}) == 8
+    values = ("data.segment_length=7", "machine.slots=3", "seed=0")
+    assert jobs[3].flags == [f"--config.{value}" for value in values]
 
 
-def test_rows_share_the_teacher_of_the_first_one_of_their_seed(tmp_path):
+def test_rows_share_the_teacher_of_the_first_row_of_a_seed(tmp_path):
     jobs = ablate.jobs(SMALL._replace(share_teacher=True), tmp_path, 2)
     taken = [flag for job in jobs for flag in job.flags if "teacher.dir" in flag]
     assert taken == [f"--config.teacher.dir={jobs[i].workdir}" for i in (0, 2, 4, 6)]
 
 
-class Said(list):
-    """The lines that were run."""
+class Lines(list):
+    """The command lines that were run."""
 
     code = 1
 
 
 @pytest.fixture
 def runs(monkeypatch):
-    """In place of a run: a process that writes the results that its flags say, or fails with `Said.code`."""
-    said = Said()
+    """Replaces runs: a process writes results that depend on its flags, or exits with `code`."""
+    lines = Lines()
     code = """
 import json, pathlib, sys
 workdir = pathlib.Path([a for a in sys.argv if a.startswith('--workdir=')][0][10:])
@@ -146,29 +132,22 @@ rows.append({'memory': 'oracle', 'test_accuracy': 1.0, 'early': 1.0})
 """
     original = ablate.subprocess.Popen
 
-    def started(command, **how):
-        said.append(command[3:])
-        return original(
-            [sys.executable, "-c", code.replace("CODE", str(said.code)), *command[3:]], **how
-        )
+    def started(command, **options):
+        lines.append(command[3:])
+        program = code.replace("CODE", str(lines.code))
+        return original([sys.executable, "-c", program, *command[3:]], **options)
 
     monkeypatch.setattr(ablate.subprocess, "Popen", started)
-    return said
+    return lines
 
 
 def run_all(tmp_path):
+    jobs = ablate.jobs(SMALL, tmp_path, 2)
     with Preemption() as stop:
-        return ablate.run_all(
-            SMALL,
-            ablate.jobs(SMALL, tmp_path, 2),
-            ["--config=card.py"],
-            tmp_path,
-            "synthetic",
-            stop,
-        )
+        return ablate.run_all(SMALL, jobs, ["--config=card.py"], tmp_path, "synthetic", stop)
 
 
-def test_what_failed_is_left_out_and_run_again_and_what_is_finished_is_not(tmp_path, runs, capsys):
+def test_failed_runs_are_left_out_and_only_they_are_run_again(tmp_path, runs, capsys):
     assert run_all(tmp_path) == 1 and len(runs) == 8
     lines = json.loads((tmp_path / "table.json").read_text())
     assert [(line["setting"], line["row"], line["seeds"]) for line in lines] == [
@@ -180,33 +159,25 @@ def test_what_failed_is_left_out_and_run_again_and_what_is_finished_is_not(tmp_p
     assert lines[1]["accuracy"] == "0.6000" and lines[2]["accuracy"] == "1.0000"
     assert "0.6500 +- 0.0707" in capsys.readouterr().out
     assert run_all(tmp_path) == 1 and len(runs) == 10
-    assert (
-        runs[0][:2] == ["--unread=warn", "--config=card.py"]
-        and runs[0][-1] == f"--workdir={tmp_path / 'seed0' / 'x' / 'one'}"
-    )
+    assert runs[0][:2] == ["--unread=warn", "--config=card.py"]
+    assert runs[0][-1] == f"--workdir={tmp_path / 'seed0' / 'x' / 'one'}"
 
 
 def test_rows_are_compared_with_the_baseline_seed_by_seed():
     table = SMALL._replace(baseline="one")
+    auc = lambda row, seed: 0.6 + seed / 10 + (0.03 + seed / 100) * (row != "one")
     results = {
-        (setting, row, seed): [
-            {"memory": "m", "test_auc": 0.6 + seed / 10 + (0.03 + seed / 100) * (row != "one")}
-        ]
+        (setting, row, seed): [{"memory": "m", "test_auc": auc(row, seed)}]
         for setting in "xy"
         for row in table.rows
         for seed in range(3)
     }
     del results["y", "one", 0]
     first, second = ablate.compare(table, results)
-    assert (first["setting"], first["row"], first["against"], first["seeds"]) == (
-        "x",
-        "Two (L_a)",
-        "one",
-        3,
-    )
-    assert first["auc, difference"] == pytest.approx(
-        0.04
-    )  # 0.03, 0.04, 0.05, though seeds are 0.1 apart
+    names = [first[key] for key in ("setting", "row", "against", "seeds")]
+    assert names == ["x", "Two (L_a)", "one", 3]
+    # The mean of 0.03, 0.04, 0.05, although seeds are 0.1 apart.
+    assert first["auc, difference"] == pytest.approx(0.04)
     assert 0.03 <= first["95% from"] < 0.04 < first["to"] <= 0.05 + 1e-9
     assert second["seeds"] == 2 and second["auc, difference"] == pytest.approx(0.045)
     assert ablate.compare(SMALL, results) == []
@@ -217,7 +188,7 @@ def test_a_baseline_is_a_row(name):
     assert not TABLES[name].baseline or TABLES[name].baseline in TABLES[name].rows
 
 
-def test_a_run_that_was_stopped_stops_the_table_with_its_code(tmp_path, runs):
+def test_a_stopped_run_stops_the_table_with_the_same_code(tmp_path, runs):
     runs.code = EXIT_PREEMPTED
     with pytest.raises(SystemExit) as stopped:
         run_all(tmp_path)
@@ -226,12 +197,12 @@ def test_a_run_that_was_stopped_stops_the_table_with_its_code(tmp_path, runs):
 
 
 def test_a_signal_reaches_the_run_and_nothing_more_is_started(tmp_path, monkeypatch):
-    """Even one that comes before the run can save: it is not taken for a failure."""
+    """A signal that comes before the run can save is not a failure either."""
     original, started = subprocess.Popen, []
 
-    def slow(command, **how):
+    def slow(command, **options):
         started.append(command)
-        process = original([sys.executable, "-c", "import time; time.sleep(60)"], **how)
+        process = original([sys.executable, "-c", "import time; time.sleep(60)"], **options)
         os.kill(os.getpid(), signal.SIGTERM)
         return process
 
@@ -241,41 +212,33 @@ def test_a_signal_reaches_the_run_and_nothing_more_is_started(tmp_path, monkeypa
     assert stopped.value.code == EXIT_PREEMPTED and len(started) == 1
 
 
-def test_rows_are_chosen_by_name_and_keep_the_one_whose_teacher_they_take():
-    assert (
-        list(ablate.choose(SMALL, ["Two (L_a)"]).rows) == ["Two (L_a)"]
-        and ablate.choose(SMALL, []) == SMALL
-    )
+def test_rows_are_chosen_by_name_and_need_the_row_of_the_shared_teacher():
+    assert list(ablate.choose(SMALL, ["Two (L_a)"]).rows) == ["Two (L_a)"]
+    assert ablate.choose(SMALL, []) == SMALL
     with pytest.raises(ValueError, match="no row 'three'; there are one, Two"):
         ablate.choose(SMALL, ["three"])
     assert list(ablate.choose(SMALL, [], ["y"]).settings) == ["y"]
     with pytest.raises(ValueError, match="--settings: there is no setting 'z'; there are x, y"):
         ablate.choose(SMALL, [], ["z"])
-    with pytest.raises(ValueError, match="add 'Full', whose teacher"):
+    with pytest.raises(ValueError, match="add 'Full': the other rows use the teacher"):
         ablate.choose(TABLES["rm5"], ["only L_rec"])
 
 
-def test_a_table_goes_on_with_its_own_config_only(tmp_path):
+def test_a_table_continues_with_the_same_config_only(tmp_path):
     ablate.check_same_config(tiny(), tmp_path)
     ablate.check_same_config(tiny(**{"train.log_every": 7, "probe.steps": 3}), tmp_path)
     with pytest.raises(ValueError, match="config.train.steps was 12, now 13"):
         ablate.check_same_config(tiny(**{"train.steps": 13}), tmp_path)
 
 
-def test_the_command_runs_what_it_was_given(tmp_path):
-    """For real, with flags in both forms: one row of a sweep, one step."""
+def test_the_command_makes_a_real_run(tmp_path):
+    """One row of a sweep, one step, with flags in both forms."""
     card = tmp_path / "card.py"
     card.write_text(CARD)
-    line = [
-        "--config",
-        str(card),
-        "--table=cm_slots",
-        "--rows=K = 10",
-        "--seeds=1",
-        "--workdir=out",
-    ]
+    line = ["--config", str(card), "--table=cm_slots", "--rows=K = 10", "--seeds=1"]
+    line += ["--workdir=out", "--config.train.learning_rate=0.5"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "rmjax.ablate", *line, "--config.train.learning_rate=0.5"]
+    command = [sys.executable, "-m", "rmjax.ablate", *line]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[2].split()[:4] == ["K", "=", "10", "1"]
@@ -284,26 +247,24 @@ def test_the_command_runs_what_it_was_given(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("card", "table", "words"),
+    ("card", "table", "cause"),
     [
-        ("xlong", "mem1", "Memoria Table 1 changes config.model.kind, which config.data.name = 'xlong' does not read"),
-        ("xlong", "cm_long", "data.synthetic.facts, which config.data.name = 'xlong' does not read. Take"),
-        ("sorting", "rm5", "config.rehearsal.recollection, which config.data.name = 'sorting' does not read"),
+        ("xlong", "mem1", "Memoria Table 1 changes config.model.kind"),
+        ("xlong", "cm_long", "changes config.data.synthetic.facts"),
+        ("sorting", "rm5", "changes config.rehearsal.recollection"),
     ],
-)  # fmt: skip
-def test_a_table_of_other_data_is_refused(card, table, words):
+)
+def test_a_table_of_other_data_is_refused(card, table, cause):
     base = config.base()
     base.data.name = card
-    with pytest.raises(ValueError, match=re.escape(words)):
+    message = f"{cause}, which config.data.name = {card!r} does not read. Take"
+    with pytest.raises(ValueError, match=re.escape(message)):
         ablate.check_fits(TABLES[table], base)
 
 
 def test_tables_fit_their_own_data():
-    for card, names in {
-        "xlong": ("rm5", "rm6"),
-        "synthetic": ("cm1", "cm_long"),
-        "sorting": ("mem4", "mem6"),
-    }.items():
+    tables = {"xlong": ("rm5", "rm6"), "synthetic": ("cm1", "cm_long"), "sorting": ("mem4", "mem6")}
+    for card, names in tables.items():
         base = config.base()
         base.data.name = card
         for name in names:
