@@ -351,11 +351,11 @@ def test_a_table_of_another_kind_is_answered_with_a_cure(tmp_path):
     path = tmp_path / "ratings.csv"
     path.write_bytes(b"PK\x03\x04\x14\x00\x06\x00")
     with pytest.raises(
-        ValueError, match="ratings.csv is a zip or a table of Excel: export it as CSV, or unpack it"
+        ValueError, match="ratings.csv is a zip or an Excel table: export it as CSV, or unpack it"
     ):
         read_ratings(path)
     path.write_text("userId\tmovieId\trating\ttimestamp\n1\t2\t3\t4\n")
     with pytest.raises(
-        ValueError, match="line 1, field header: .* or write these four columns with commas between"
+        ValueError, match="line 1, field header: .* or write these four columns separated by commas"
     ):
         read_ratings(path)
