@@ -15,7 +15,7 @@ import numpy as np
 
 from rmjax.data.source import Description
 from rmjax.data.texts.corpora import Corpus
-from rmjax.data.texts.documents import Documents, documents
+from rmjax.data.texts.documents import Documents, open_documents
 from rmjax.data.texts.tokenizers import packed
 from rmjax.registry import a_path, at_least, setting
 from rmjax.types import Batch
@@ -214,7 +214,7 @@ def open_texts(
     Raises:
       FileNotFoundError, ValueError, OSError, Stopped: as `documents`.
     """
-    splits = documents(name, corpus, advice, common.dir, common.cache_dir, settings.tokenizer)
+    splits = open_documents(name, corpus, advice, common.dir, common.cache_dir, settings.tokenizer)
     options = {
         field.name: getattr(settings, field.name) for field in dataclasses.fields(TextSettings)
     }

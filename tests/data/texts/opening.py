@@ -27,4 +27,4 @@ def documents(kind, directory, cache_dir, tokenizer="bytes", **shares):
     corpus = functools.partial(
         importlib.import_module(f"rmjax.data.texts.{kind}").corpus, **options
     )
-    return made.documents(kind, corpus, advice(kind), directory, cache_dir, tokenizer)
+    return made.open_documents(kind, corpus, advice(kind), directory, cache_dir, tokenizer)

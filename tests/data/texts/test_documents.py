@@ -404,14 +404,14 @@ WRONG = [  # (kind, files, options, error, what it says)
         {"enwik8.zip": "no archive"},
         {},
         ValueError,
-        "{root}/enwik8.zip: no whole archive of a file enwik8",
+        "{root}/enwik8.zip: not an intact archive of a file enwik8",
     ),
     (
         "books",
         {},
         {},
         FileNotFoundError,
-        "expected one .txt file or more, found none. Set data.dir",
+        "expected at least one .txt file, found none. Set data.dir",
     ),
     ("books", TWO_BOOKS, {}, ValueError, "{root}/0.txt: expected text for 'train'"),
     (
@@ -470,7 +470,7 @@ def test_a_damaged_zip_is_named(tmp_path):
     ):
         path.write_bytes(damaged)
         with pytest.raises(
-            ValueError, match=re.escape(f"{path}: no whole archive of a file enwik8")
+            ValueError, match=re.escape(f"{path}: not an intact archive of a file enwik8")
         ):
             documents("enwik8", str(tmp_path), str(tmp_path / "cache"))
 
@@ -738,7 +738,7 @@ def test_an_encrypted_zip_is_named(tmp_path):
         data[data.index(header) + flags] |= 1
     path.write_bytes(data)
     with pytest.raises(
-        ValueError, match=re.escape(f"{path}: no whole archive of a file enwik8 (")
+        ValueError, match=re.escape(f"{path}: not an intact archive of a file enwik8 (")
     ) as error:
         documents("enwik8", str(tmp_path), str(tmp_path / "cache"))
     assert "encrypted" in str(error.value)
@@ -766,7 +766,7 @@ def test_a_zip_with_a_hole_is_named(tmp_path, cut):
     data = bytearray(path.read_bytes())
     del data[cut]
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=re.escape(f"{path}: no whole archive of a file enwik8")):
+    with pytest.raises(ValueError, match=re.escape(f"{path}: not an intact archive of a file enwik8")):
         documents("enwik8", str(tmp_path), str(tmp_path / "cache"))
 
 
