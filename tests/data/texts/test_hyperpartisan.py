@@ -257,7 +257,7 @@ def test_xml_that_is_cut_short_or_wrong(tmp_path, directory, name):
         path.write_text(text.replace('id="0000002"', wrong))
         assert path.read_text() != text
         found = wrong[4:-1] if wrong else ""
-        fails(tmp_path, f"id: expected a number of its own, found {found!r}")
+        fails(tmp_path, f"id: expected a unique number, found {found!r}")
 
 
 def test_labels_and_splits_that_do_not_fit(tmp_path, directory):
@@ -335,7 +335,7 @@ def test_xml_of_an_encoding_that_is_not_read(tmp_path, directory, encoding):
     path.write_text(path.read_text().replace('encoding="UTF-8"', f'encoding="{encoding}"'))
     with pytest.raises(ValueError, match=re.escape(f"{path}")) as error:
         open_hyperpartisan(directory, str(tmp_path / "cache"))
-    assert "save it as UTF-8" in str(error.value) or "line 1: cut short, or not XML" in str(
+    assert "save the file as UTF-8" in str(error.value) or "line 1: cut short, or not XML" in str(
         error.value
     )
 
@@ -368,8 +368,6 @@ def test_ids_and_depths_that_do_not_fit(tmp_path, directory):
     text = path.read_text()
     for number in ("1" * 5000, str(2**63)):
         path.write_text(text.replace('id="0000002"', f'id="{number}"'))
-        fails(
-            tmp_path, f"{path}, article 3, id: expected a number of its own, found '{number[:60]}'"
-        )
+        fails(tmp_path, f"{path}, article 3, id: expected a unique number, found '{number[:60]}'")
     path.write_text(text.replace("<p>", "<p>" * 20_000, 1).replace("</p>", "</p>" * 20_000, 1))
     assert len(list(read_articles(path))) == len(BODIES)

@@ -7,7 +7,7 @@ import pytest
 
 from rmjax.config import base
 from rmjax.data import make_source
-from rmjax.data.texts.sorting import Sorting, fitting
+from rmjax.data.texts.sorting import Sorting, fitting_length
 
 LENGTH = 230
 SOURCE = Sorting(length=LENGTH, segment_length=64, train=3000, valid=40, test=400)
@@ -84,15 +84,25 @@ def test_values_that_cannot_be_are_named():
 
 
 def test_a_sequence_fills_its_segments_with_thousands():
-    assert [fitting(n, 1024) for n in (4, 8, 16, 32, 47)] == [4000, 8000, 16_000, 32_000, 48_000]
-    assert [fitting(16, 64), fitting(4, 256), fitting(32, 256)] == [1000, 1000, 8000]
+    assert [fitting_length(n, 1024) for n in (4, 8, 16, 32, 47)] == [
+        4000,
+        8000,
+        16_000,
+        32_000,
+        48_000,
+    ]
+    assert [fitting_length(16, 64), fitting_length(4, 256), fitting_length(32, 256)] == [
+        1000,
+        1000,
+        8000,
+    ]
     for segments, length in ((1, 21), (3, 64), (40, 20)):  # answers and separator have room
-        assert fitting(segments, length) + 20 <= segments * length
+        assert fitting_length(segments, length) + 20 <= segments * length
     with pytest.raises(
         ValueError, match="no room for a sequence and its 20 answers.*data.sorting.segments"
     ):
-        fitting(1, 20)
-    assert fitting(1, 20, answers=5) == 15
+        fitting_length(1, 20)
+    assert fitting_length(1, 20, answers=5) == 15
 
 
 def test_fewer_symbols_are_all_that_is_asked_for():
