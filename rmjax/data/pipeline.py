@@ -21,6 +21,8 @@ from rmjax.data.stories.text import bucket_boundaries
 from rmjax.data.texts.streams import Texts
 from rmjax.types import Batch
 
+_MakeBatch = Callable[..., Batch]  # see `_batch_maker`
+
 
 def batches(
     source: Source | Texts,
@@ -46,7 +48,7 @@ def batches(
     joins a larger one if the epoch then has fewer cells (rows times segments). The last batch of
     a bucket is filled with the first examples of the bucket again.
 
-    Texts are read differently: each row reads its own part of the text on, see `Texts`.
+    Texts are read differently: each row continues with its own part of the text, see `Texts`.
 
     Call `close()` on the iterator to leave early; it does not wait for unfinished batches.
 
@@ -74,10 +76,19 @@ def batches(
     if isinstance(source, Texts):
         read = functools.partial(source.batch, split, batch_size=batch_size, rows=rows)
         return _iterate(read, start_step, num_steps, prefetch, workers)
-    size = source.size(split)
-    if not size:
+    if not source.size(split):
         raise ValueError(f"split {split!r} is empty: the source has no examples in it")
     make = _batch_maker(source, split, seed, segment_length, negatives)
+    reader = _example_reader if source.buckets(split) is None else _bucket_reader
+    at_step = reader(source, split, seed, batch_size, rows, make)
+    return _iterate(at_step, start_step, num_steps, prefetch, workers)
+
+
+def _example_reader(
+    source: Source, split: str, seed: int, batch_size: int, rows: np.ndarray, make: _MakeBatch
+) -> Callable[[int], Batch]:
+    """Makes the function that reads a training step, for a source without buckets."""
+    size = source.size(split)
 
     def at_step(step: int) -> Batch:
         epoch, place = np.divmod(step * batch_size + rows, size)
@@ -86,17 +97,23 @@ def batches(
             index[epoch == e] = epoch_order(size, seed, int(e))[place[epoch == e]]
         return make(index, epoch)
 
+    return at_step
+
+
+def _bucket_reader(
+    source: Source, split: str, seed: int, batch_size: int, rows: np.ndarray, make: _MakeBatch
+) -> Callable[[int], Batch]:
+    """Makes the function that reads a training step, for a source with buckets."""
     buckets = _buckets(source, split, batch_size, joined=True)
 
-    def of_bucket(step: int) -> Batch:
+    def at_step(step: int) -> Batch:
         epoch, place = divmod(step, len(buckets))
         members, first, segments = buckets[epoch_order(len(buckets), seed, epoch)[place]]
         order = epoch_order(len(members), seed, epoch)
         index = members[order[(first + rows) % len(members)]]
         return make(index, np.full_like(index, epoch), segments)
 
-    bucketed = source.buckets(split) is not None
-    return _iterate(of_bucket if bucketed else at_step, start_step, num_steps, prefetch, workers)
+    return at_step
 
 
 def eval_batches(
@@ -308,7 +325,7 @@ def partner_drawer(stream: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.
 
 def _batch_maker(
     source: Source, split: str, seed: int, segment_length: int, negatives: int
-) -> Callable[..., Batch]:
+) -> _MakeBatch:
     """Makes make(index [B], epoch [B], segments T, or None for all segments) -> Batch."""
     partners = partner_drawer(source.stream_id(split))
 

@@ -210,7 +210,7 @@ class MovieLensBuilder(records.StreamBuilder):
         try:
             negatives = match_popularity(asked, user, item, popularity, options["seed"])
         except ValueError as error:
-            raise ValueError(f"{path}: {error}; take a whole release") from error
+            raise ValueError(f"{path}: {error}; take a complete release") from error
         return {
             split: self._generate_examples(chunks, item, place, negatives)
             for split, chunks in examples.items()

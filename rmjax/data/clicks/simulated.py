@@ -167,7 +167,7 @@ class Latents(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class SimulatedClicks(Source):
-    """Streams of clicks. After its end, each stream is asked: would the user click this item?
+    """Streams of clicks. After the stream, each user is asked: would you click this item?
 
     With the defaults, `oracle_scores` has AUC 0.912. It has 0.602 if it sees the last 20 clicks
     only, and 0.822 if it sees the clusters only.

@@ -82,7 +82,7 @@ def open_documents(
       tokenizer: see `make_tokenizer`.
 
     Returns:
-      {'train', 'valid' and 'test': its documents}.
+      {split: its documents}, for 'train', 'valid' and 'test'.
 
     Raises:
       FileNotFoundError: `directory` lacks files, or the tokenizer does not exist.

@@ -223,7 +223,7 @@ def read_splits(
       split: 'unseen' or 'published', see `open_hyperpartisan`.
 
     Returns:
-      {'train', 'valid' and 'test': ids}.
+      {split: ids}, for 'train', 'valid' and 'test'.
 
     Raises:
       ValueError: the file is malformed, names unknown articles, or leaves a split empty.

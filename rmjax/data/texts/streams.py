@@ -55,7 +55,7 @@ class Texts:
     """Splits of documents as streams of segments.
 
     Attributes:
-      splits: {'train', 'valid' and 'test': its documents}.
+      splits: {split: its documents}, for 'train', 'valid' and 'test'.
       segment_length: N, tokens of a segment.
       step_segments: T, segments that a row reads in a step.
       aligned: whether documents are cut to full segments, as in Memoria's experiments. What is left
