@@ -185,7 +185,7 @@ def _no_archive(path: Path, error: Exception) -> ValueError:
 
 
 def _between_words(stream: IO[bytes], place: int) -> int:
-    """Finds the first white space from `place` on, or the first character if none is nearby."""
+    """Finds the first white space from `place` on, or the first character if no space is near."""
     stream.seek(place)
     ahead = stream.read(PIECE)
     between = re.search(rb"\s", ahead) or re.search(rb"[^\x80-\xbf]", ahead)
@@ -193,7 +193,7 @@ def _between_words(stream: IO[bytes], place: int) -> int:
 
 
 def _pieces(stream: IO[bytes], begin: int, end: int, name: str) -> Pieces:
-    """Yields the text between two places. Pieces end before white space, as tokens do."""
+    """Yields the text between two places. Pieces end before white space, where tokens end too."""
     stream.seek(begin)
     names, rest = iter([name]), b""
     while block := stream.read(min(end - begin, PIECE)):

@@ -19,7 +19,7 @@ ODD = " \n\nThe  Cat\n\nsat,\tzyzzyva-like: «Ünïcode» ﬁ½ 中文 ☃.\n "
 EXPECTED = (
     f"expected {', '.join(map(repr, KINDS))}, or the path of a tokenizer.json, or of its folder"
 )
-# Ids are at most SPARSE times the number of tokens, or at most MOST if that is larger.
+# There are at most SPARSE ids for each token, or MOST ids in all if that is more.
 SPARSE = 16
 MOST = 1 << 16
 
@@ -230,7 +230,7 @@ class FromFile:
 
     Settings of the file for truncation, padding and special tokens at the ends are ignored. The
     tokenizer counts as lossless if it returns a text of odd spaces, letters and words unchanged.
-    Its training texts may lack some of these.
+    The training texts of the tokenizer may lack some of these.
 
     Args:
       name: the path of the file or folder; for errors only if `content` is given.

@@ -70,9 +70,8 @@ def _articles(path: Path) -> Pieces:
         stream.seek(begin)
         with io.TextIOWrapper(stream, "utf-8", "surrogateescape", newline="\n") as lines:
             line = lines.readline(corpora.LONGEST)
-            # `begins`: whether `line` is the start of a line; `blank`: whether the previous line is
-            # blank.
-            begins, blank = True, True
+            begins = True  # whether `line` is the start of a line
+            blank = True  # whether the line before is blank
             while line or not held:
                 after = lines.readline(corpora.LONGEST)
                 alone = begins and blank and not after.strip()
