@@ -1,7 +1,11 @@
-"""Batches in one global order, positioned by step: the same on any number of threads, workers and processes."""
+"""Batches in one global order, addressed by step.
+
+The batch of a step does not depend on the number of threads, workers or processes.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable
@@ -16,6 +20,8 @@ from rmjax.data.source import Examples, Source, Wrapper, hash64
 from rmjax.data.stories.text import bucket_boundaries
 from rmjax.data.texts.streams import Texts
 from rmjax.types import Batch
+
+_MakeBatch = Callable[..., Batch]  # see `_batch_maker`
 
 
 def batches(
@@ -33,26 +39,56 @@ def batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator[Batch]:
-    """This process's part of the batches of steps start_step .. num_steps - 1, leaves in NumPy.
+    """Reads this process's rows of the batches of steps start_step .. num_steps - 1.
 
-    Step s of all processes together has examples [s G, (s + 1) G), G = `batch_size`, of epoch after epoch, each in an
-    order drawn from (seed, epoch). Of a source with buckets an epoch is whole batches of one bucket each, in a drawn
-    order; small buckets join larger ones where that takes fewer cells, and the last batch of a bucket is filled up
-    with its first examples. Of texts every row has a part of its own and reads on, see `Texts`. `prefetch` batches are
-    made ahead, in threads, or in each of `workers` processes. `close()` the iterator when leaving early: it does not
-    wait for batches under way.
+    Step s reads examples [s G, (s + 1) G) of the global order, G = `batch_size`, over all
+    processes. The global order is epoch after epoch, each in an order drawn from (seed, epoch).
+
+    A source with buckets is read in batches of one bucket each, in a drawn order. A small bucket
+    joins a larger one if the epoch then has fewer cells (rows times segments). The last batch of
+    a bucket is filled with the first examples of the bucket again.
+
+    Texts are read differently: each row continues with its own part of the text, see `Texts`.
+
+    Call `close()` on the iterator to leave early; it does not wait for unfinished batches.
+
+    Args:
+      source: the examples.
+      split: 'train', 'valid' or 'test'.
+      seed: seed of the order and of the negatives.
+      batch_size: G, rows of a batch over all processes.
+      segment_length: N, items of a segment; unused if the source gives segments.
+      negatives: P, items of another stream that each example gets.
+      start_step: the first step to read.
+      num_steps: the step after the last one.
+      prefetch: number of batches that are made ahead, by threads or by each worker process.
+      workers: number of worker processes; 0: threads make the batches.
+      process_index: the index of this process.
+      process_count: number of processes.
+
+    Returns:
+      An iterator over batches whose leaves are NumPy arrays with G / process_count rows.
 
     Raises:
-      ValueError: the batch does not divide among the processes, or the split is empty.
+      ValueError: `batch_size` is not divisible by `process_count`, or the split is empty.
     """
     rows = _rows(batch_size, process_index, process_count)
     if isinstance(source, Texts):
         read = functools.partial(source.batch, split, batch_size=batch_size, rows=rows)
         return _iterate(read, start_step, num_steps, prefetch, workers)
-    size = source.size(split)
-    if not size:
-        raise ValueError(f"split {split!r} is empty")
+    if not source.size(split):
+        raise ValueError(f"split {split!r} is empty: the source has no examples in it")
     make = _batch_maker(source, split, seed, segment_length, negatives)
+    reader = _example_reader if source.buckets(split) is None else _bucket_reader
+    at_step = reader(source, split, seed, batch_size, rows, make)
+    return _iterate(at_step, start_step, num_steps, prefetch, workers)
+
+
+def _example_reader(
+    source: Source, split: str, seed: int, batch_size: int, rows: np.ndarray, make: _MakeBatch
+) -> Callable[[int], Batch]:
+    """Makes the function that reads a training step, for a source without buckets."""
+    size = source.size(split)
 
     def at_step(step: int) -> Batch:
         epoch, place = np.divmod(step * batch_size + rows, size)
@@ -61,17 +97,23 @@ def batches(
             index[epoch == e] = epoch_order(size, seed, int(e))[place[epoch == e]]
         return make(index, epoch)
 
+    return at_step
+
+
+def _bucket_reader(
+    source: Source, split: str, seed: int, batch_size: int, rows: np.ndarray, make: _MakeBatch
+) -> Callable[[int], Batch]:
+    """Makes the function that reads a training step, for a source with buckets."""
     buckets = _buckets(source, split, batch_size, joined=True)
 
-    def of_bucket(step: int) -> Batch:
+    def at_step(step: int) -> Batch:
         epoch, place = divmod(step, len(buckets))
         members, first, segments = buckets[epoch_order(len(buckets), seed, epoch)[place]]
         order = epoch_order(len(members), seed, epoch)
         index = members[order[(first + rows) % len(members)]]
         return make(index, np.full_like(index, epoch), segments)
 
-    bucketed = source.buckets(split) is not None
-    return _iterate(of_bucket if bucketed else at_step, start_step, num_steps, prefetch, workers)
+    return at_step
 
 
 def eval_batches(
@@ -87,9 +129,29 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator[Batch]:
-    """The whole split once, in order (bucket by bucket): batches of one shape, or of one shape a bucket.
+    """Reads a split once, in order, bucket by bucket.
 
-    Rows beyond the split have all masks false and an example_id of `size` or more.
+    All batches of a bucket have one shape; all batches have one shape if there are no buckets.
+    The last batch is filled with rows whose masks are false and whose example_id is at least
+    `size`.
+
+    Args:
+      source: the examples.
+      split: 'train', 'valid' or 'test'.
+      seed: seed of the negatives.
+      batch_size: rows of a batch over all processes.
+      segment_length: N, items of a segment; unused if the source gives segments.
+      negatives: P, items of another stream that each example gets.
+      prefetch: number of batches that are made ahead, by threads or by each worker process.
+      workers: number of worker processes; 0: threads make the batches.
+      process_index: the index of this process.
+      process_count: number of processes.
+
+    Returns:
+      An iterator over batches whose leaves are NumPy arrays.
+
+    Raises:
+      ValueError: `batch_size` is not divisible by `process_count`.
     """
     size, rows = source.size(split), _rows(batch_size, process_index, process_count)
     make = _batch_maker(source, split, seed, segment_length, negatives)
@@ -100,22 +162,28 @@ def eval_batches(
         real = first + rows < len(members)
         index = members[np.where(real, first + rows, len(members) - 1)]
         batch = make(index, np.zeros_like(index), segments)
-        return batch.replace(
+        example_id = np.where(real, index, size + step * batch_size + rows)
+        leaves: dict[str, Any] = dict(
             item_mask=batch.item_mask & real[:, None, None],
             query_mask=batch.query_mask & real[:, None],
             negative_mask=batch.negative_mask & real[:, None],
-            example_id=np.where(real, index, size + step * batch_size + rows).astype(np.int32),
+            example_id=example_id.astype(np.int32),
         )
+        return dataclasses.replace(batch, **leaves)
 
     return _iterate(at_step, 0, len(buckets), prefetch, workers)
 
 
 class Subset(Wrapper):
-    """So many examples of a split, drawn from all of it; otherwise the source.
+    """A random sample of a split.
 
     Args:
-      others: in the place of each example one of another stream is read, of the same bucket, or an empty stream where
-        there is none.
+      source: the source to sample from.
+      split: the split to sample from; read the subset with this split only.
+      count: number of examples; at most the size of the split is used.
+      seed: seed of the sample.
+      others: whether `fetch` swaps streams. Each example is then replaced by one of another stream
+        in the same bucket, or by an empty stream if the bucket has no other stream.
     """
 
     def __init__(self, source: Source, split: str, count: int, seed: int, others: bool = False):
@@ -125,40 +193,45 @@ class Subset(Wrapper):
         self._others = self._partners(split, seed) if others else None
 
     def _partners(self, split: str, seed: int) -> np.ndarray:
-        """i64 [size], places in this subset, -1 where there is none."""
+        """Draws the swapped example for each example: places in this subset i64 [size], or -1."""
         places, partner = np.arange(len(self._rows)), np.full(len(self._rows), -1)
         buckets, streams = self.buckets(split), self.stream_id(split)
         bucket = np.zeros_like(places) if buckets is None else buckets[0]
-        for inside in (np.flatnonzero(bucket == b) for b in np.unique(bucket)):
-            drawn = partner_drawer(streams[inside])(
-                np.arange(len(inside)), hash64("other", seed, self._rows[inside])
-            )
-            partner[inside] = np.where(drawn < 0, -1, inside[drawn])
+        for members in (np.flatnonzero(bucket == b) for b in np.unique(bucket)):
+            draw = hash64("other", seed, self._rows[members])
+            drawn = partner_drawer(streams[members])(np.arange(len(members)), draw)
+            partner[members] = np.where(drawn < 0, -1, members[drawn])
         return partner
 
     def size(self, split: str) -> int:
+        """See `Source.size`."""
         return len(self._rows)
 
     def stream_id(self, split: str) -> np.ndarray:
+        """See `Source.stream_id`."""
         return self._source.stream_id(split)[self._rows]
 
     def buckets(self, split: str) -> tuple[np.ndarray, list[int]] | None:
+        """See `Source.buckets`."""
         buckets = self._source.buckets(split)
         return None if buckets is None else (buckets[0][self._rows], buckets[1])
 
     def groups(self, split: str) -> dict[str, np.ndarray]:
-        return {name: inside[self._rows] for name, inside in self._source.groups(split).items()}
+        """See `Source.groups`."""
+        return {name: mask[self._rows] for name, mask in self._source.groups(split).items()}
 
     def references(self, split: str) -> dict[str, np.ndarray]:
-        return {
-            name: answers[self._rows] for name, answers in self._source.references(split).items()
-        }
+        """See `Source.references`."""
+        references = self._source.references(split)
+        return {name: answers[self._rows] for name, answers in references.items()}
 
     def also(self, split: str) -> np.ndarray | None:
+        """See `Source.also`."""
         also = self._source.also(split)
         return None if also is None else also[self._rows]
 
     def fetch(self, split: str, indices: np.ndarray) -> Examples:
+        """See `Source.fetch`."""
         if self._others is None:
             return self._source.fetch(split, self._rows[indices])
         place = self._others[indices]
@@ -169,16 +242,30 @@ class Subset(Wrapper):
 
 
 def steps_per_epoch(source: Source, batch_size: int) -> int:
-    """Steps in which training sees every example of a source with buckets."""
+    """Counts the training steps of one epoch.
+
+    Args:
+      source: the examples.
+      batch_size: rows of a batch over all processes.
+
+    Returns:
+      The number of steps after which every example of a source with buckets was read.
+    """
     return len(_buckets(source, "train", batch_size, joined=True))
 
 
 def _buckets(
     source: Source, split: str, batch_size: int, joined: bool = False
 ) -> list[tuple[np.ndarray, int, int | None]]:
-    """Of each batch of an epoch: its bucket's examples i64 [n], its first place among them, its segments T (None: all
-    that the source gives). joined: small buckets go to larger ones where whole batches then are fewer cells, lest one
-    long document fill a batch by itself. Not in evaluation, whose splits are to have the same few shapes.
+    """Lists the batches of an epoch.
+
+    `joined` merges small buckets into larger ones if full batches then have fewer cells; otherwise
+    one long document could fill a batch with copies of itself. Evaluation does not merge, so that
+    its splits share the same few shapes.
+
+    Returns:
+      For each batch: (examples of its bucket i64 [n], place of its first example among them,
+      segments T, or None for all that the source gives).
     """
     buckets = source.buckets(split)
     if buckets is None:
@@ -197,16 +284,30 @@ def _buckets(
     ]
 
 
-@functools.lru_cache(maxsize=64)  # of each bucket its own
+@functools.lru_cache(maxsize=64)  # each bucket has an entry
 def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
-    """i64 [size], a permutation drawn from (seed, epoch)."""
+    """Draws the order of an epoch.
+
+    Args:
+      size: number of examples.
+      seed: seed of the order.
+      epoch: the number of the epoch, from 0.
+
+    Returns:
+      A permutation i64 [size] that depends on the arguments alone.
+    """
     return np.argsort(hash64("order", seed, epoch, np.arange(size)), kind="stable")
 
 
 def partner_drawer(stream: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """(index [B], draw u64 [B]) -> an example of another stream for each: i64 [B], -1 where there is none.
+    """Makes the function that draws an example of another stream.
 
-    `stream` i64 [size] names each example's stream. Uniform over the examples of all other streams.
+    Args:
+      stream: i64 [size], the stream of each example.
+
+    Returns:
+      partners(index i64 [B], draw u64 [B]) -> i64 [B]: an example of another stream for each
+      index, uniform over the examples of all other streams; -1 if no other stream exists.
     """
     order = np.argsort(stream, kind="stable")
     first, last = (np.searchsorted(stream[order], stream, side) for side in ("left", "right"))
@@ -215,9 +316,8 @@ def partner_drawer(stream: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.
         own = last[index] - first[index]
         others = len(stream) - own
         place = (draw % np.maximum(others, 1).astype(np.uint64)).astype(np.int64)
-        place += np.where(
-            place >= first[index], own, 0
-        )  # the examples of the own stream lie together in `order`
+        # The stream's own examples are adjacent in `order`: skip them.
+        place += np.where(place >= first[index], own, 0)
         return np.where(others > 0, order[np.minimum(place, len(stream) - 1)], -1)
 
     return partners
@@ -225,8 +325,8 @@ def partner_drawer(stream: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.
 
 def _batch_maker(
     source: Source, split: str, seed: int, segment_length: int, negatives: int
-) -> Callable:
-    """(index [B], epoch [B], segments T: None for all there are) -> Batch."""
+) -> _MakeBatch:
+    """Makes make(index [B], epoch [B], segments T, or None for all segments) -> Batch."""
     partners = partner_drawer(source.stream_id(split))
 
     def make(index: np.ndarray, epoch: np.ndarray, segments: int | None = None) -> Batch:
@@ -236,23 +336,22 @@ def _batch_maker(
         own, other = (
             {name: values[half] for name, values in fetched.items()} for half in np.split(both, 2)
         )
-        cut = "item_mask" in own
+        segmented = "item_mask" in own
         others = other["items"]
-        if cut:
+        if segmented:
             others = others.reshape(len(index), -1, *others.shape[3:])
-            there = other["item_mask"].reshape(len(index), -1)
-            front = np.argsort(~there, 1, kind="stable")  # the valid ones first
-            other["length"] = there.sum(1)
+            valid = other["item_mask"].reshape(len(index), -1)
+            front = np.argsort(~valid, 1, kind="stable")  # valid items first
+            other["length"] = valid.sum(1)
         length = np.where(partner < 0, 0, other["length"])[:, None]
         draw = hash64("negatives", seed, epoch[:, None], index[:, None], np.arange(negatives))
         place = (draw % np.maximum(length, 1).astype(np.uint64)).astype(np.int64)
-        if cut:
+        if segmented:
             place = np.take_along_axis(front, place, 1)
             own |= {name: own[name][:, :segments] for name in ("items", "item_mask")}
         else:
-            own["items"], own["item_mask"] = segment(
-                own["items"], own.pop("length"), segment_length
-            )
+            items, lengths = own["items"], own.pop("length")
+            own["items"], own["item_mask"] = segment(items, lengths, segment_length)
             if not source.positions_at_end:
                 own["position"] = position_in_segments(own["position"], segment_length)
         leaves: dict[str, Any] = own | dict(
@@ -265,10 +364,11 @@ def _batch_maker(
 
 
 def _rows(batch_size: int, process_index: int, process_count: int) -> np.ndarray:
-    """Places in the global batch that are this process's."""
+    """Places in the global batch that belong to this process."""
     if batch_size < 1 or batch_size % process_count:
         raise ValueError(
-            f"batch_size {batch_size} does not divide among {process_count} processes: change one"
+            f"batch_size {batch_size} does not divide among {process_count} processes: "
+            "change one of the two numbers"
         )
     return np.arange(batch_size).reshape(process_count, -1)[process_index]
 
@@ -276,14 +376,16 @@ def _rows(batch_size: int, process_index: int, process_count: int) -> np.ndarray
 def _iterate(
     at_step: Callable[[int], Batch], start: int, stop: int, prefetch: int, workers: int
 ) -> grain.DatasetIterator[Batch]:
+    """Makes the batches start .. stop - 1 ahead, by threads or by worker processes."""
     threads = grain.ReadOptions(
         num_threads=min(prefetch, 4) if not workers else 0, prefetch_buffer_size=prefetch
     )
     dataset = grain.MapDataset.range(start, stop).map(at_step).to_iter_dataset(threads)
     if workers:
-        if not flags.FLAGS.is_parsed():  # a notebook; grain's workers have flags
+        if not flags.FLAGS.is_parsed():  # as in a notebook; grain's workers read flags
             flags.FLAGS.mark_as_parsed()
-        # Through pipes: grain frees shared memory in a thread that ends with the process, too early.
+        # Batches go through pipes: grain's thread that frees shared memory ends with the process,
+        # which is too early.
         pipes = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
         dataset = grain.experimental.WithOptionsIterDataset(dataset, pipes)
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(workers, max(prefetch, 1)))

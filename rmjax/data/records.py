@@ -1,4 +1,7 @@
-"""Streams prepared once by a TFDS builder, then read by index. TensorFlow is never imported."""
+"""Streams that a TFDS builder prepares once, and that are then read by index.
+
+TensorFlow is never imported.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,45 +31,65 @@ _IDS = tfds.features.Tensor(shape=(None,), dtype=np.int32, encoding="bytes")
 
 @dataclasses.dataclass
 class StreamConfig(tfds.core.BuilderConfig):
-    """A builder's config: everything its data depends on. `name` is a digest of it, since TFDS reuses data by name."""
+    """The config of a builder: everything that its data depend on.
+
+    TFDS reuses data by the name of the config, so `name` is a digest of the fields below.
+
+    Attributes:
+      files: the raw files. The digest covers their names, sizes and times of change.
+      parameters: options of the builder, as values that JSON can hold.
+    """
 
     files: tuple[Path, ...] = ()
-    parameters: dict[str, Any] = dataclasses.field(default_factory=dict)
+    parameters: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        sources = [
-            (file.name, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in self.files
-        ]
-        whole = json.dumps([sources, self.parameters], sort_keys=True)
-        self.name = hashlib.sha256(whole.encode()).hexdigest()[:16]
+        stats = [(file.name, file.stat()) for file in self.files]
+        files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+        content = json.dumps([files, self.parameters], sort_keys=True)
+        self.name = hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 class StreamBuilder(tfds.core.GeneratorBasedBuilder):
-    """Base of the builders. A record is {items, query, position, target}; position counts items, queries are flat.
+    """Base class of the builders.
 
-    A subclass gives `_split_generators` (keys are 0, 1, ... and set the order) and fills `info.metadata`: num_items,
-    max_items, num_queries and streams {split: [the stream each record is cut from]}. One whose records have other
-    `fields`, i32 of any length each, has a reader of its own.
+    A record is {items, query, position, target}, all i32 and one-dimensional; position counts
+    items. A subclass implements `_split_generators`, whose keys 0, 1, ... set the order of the
+    records. It also fills `info.metadata` with num_items, max_items, num_queries and
+    streams {split: [the stream each record is cut from]}.
+
+    Attributes:
+      fields: names of a record's arrays, i32 of any length. A subclass with other fields needs its
+        own reader in place of `Records`.
     """
 
     fields: tuple[str, ...] = ("items", "query", "position", "target")
-    VERSION = tfds.core.Version("1.0.0")  # of the records; a change of what is written raises it
-    code_path = None  # no checksums beside the code; looking for them needs importlib_resources
+    VERSION = tfds.core.Version("1.0.0")  # raise it when the records change
+    code_path = None  # without checksums, whose lookup needs importlib_resources
 
-    def __init_subclass__(cls, **kwargs):  # TFDS has names of its own, 'movielens' among them
+    def __init_subclass__(cls, **kwargs):  # unregistered: TFDS has a builder 'movielens' too
         super().__init_subclass__(skip_registration=True, **kwargs)
 
     def _info(self):
         return tfds.core.DatasetInfo(
             builder=self,
             features=tfds.features.FeaturesDict(dict.fromkeys(self.fields, _IDS)),
-            disable_shuffling=True,  # the pipeline has its own order
+            disable_shuffling=True,  # the pipeline shuffles
             metadata=tfds.core.MetadataDict(),
         )
 
 
 class Records(Source):
-    """A `Source` over what `prepare` left in a directory; `rows` {split: (its split there, indices)} picks from it."""
+    """A source that reads the directory that `prepare` returns.
+
+    Args:
+      directory: the prepared data.
+      positions_at_end: see `Source`.
+
+    Attributes:
+      metadata: what the builder stored in `info.metadata`.
+      rows: {split: (stored split, indices into it)}. Change it to select or rename examples.
+    """
 
     def __init__(self, directory: Path, positions_at_end: bool):
         self.metadata, self._records = open_records(directory)
@@ -81,14 +104,16 @@ class Records(Source):
         self.rows = {split: (split, np.arange(len(ids))) for split, ids in self._streams.items()}
 
     def size(self, split: str) -> int:
+        """See `Source.size`."""
         return len(self.rows[split][1])
 
     def stream_id(self, split: str) -> np.ndarray:
-        """i64 [size]: the stream (user) each example is cut from."""
+        """See `Source.stream_id`; a stream is a user."""
         stored, rows = self.rows[split]
         return self._streams[stored][rows]
 
     def fetch(self, split: str, indices: np.ndarray) -> Examples:
+        """See `Source.fetch`."""
         stored, rows = self.rows[split]
         records = self._records[stored].__getitems__(rows[indices].tolist())
         items, length = _stack(records, "items", self.max_items)
@@ -106,38 +131,47 @@ class Records(Source):
         return examples
 
 
-def prepare(builder_class: type[StreamBuilder], cache_dir: str, **config: Any) -> Path:
-    """Prepares what the builder makes of `StreamConfig(**config)`, unless it is there already.
+def prepare(
+    builder_class: type[StreamBuilder],
+    cache_dir: str,
+    *,
+    files: tuple[Path, ...],
+    parameters: Mapping[str, object] | None = None,
+) -> Path:
+    """Prepares the data of a builder, unless they exist already.
 
-    The data are made in another folder, which is renamed at the end. An error leaves nothing. What
-    killed processes have left is removed. If several processes prepare the same data, the first to
-    end wins.
+    The data are made in another folder, which is renamed at the end, so an error leaves nothing
+    behind. Leftovers of killed processes are removed. If several processes prepare the same data,
+    the first one to finish wins.
+
+    Args:
+      builder_class: makes the records.
+      cache_dir: the folder for prepared data; '' means `paths.cache('')`.
+      files: see `StreamConfig`.
+      parameters: see `StreamConfig`; default {}.
 
     Returns:
-      Its directory, in `cache_dir` ('' is `paths.cache`).
+      The directory of the prepared data, in `cache_dir`.
 
     Raises:
-      OSError: nothing can be written there.
+      OSError: nothing can be written in `cache_dir`.
       Stopped: the run was asked to stop.
     """
-    cache, described = paths.cache(cache_dir), StreamConfig(name="", **config)
-    place = Path(builder_class.name, described.name, str(builder_class.VERSION))
+    config = StreamConfig(name="", files=files, parameters=parameters or {})
+    cache, name = paths.cache(cache_dir), builder_class.name
+    place = Path(name, config.name, str(builder_class.VERSION))
     if (cache / place).exists():
         return cache / place
-    name = builder_class.name
-    logging.info(
-        "Preparing %s, once, from %s in %s", name, described.files[0].parent, cache / place
-    )
+    logging.info("Preparing %s, once, from %s in %s", name, files[0].parent, cache / place)
     with atomic.folder(cache / name) as scratch:
         with _quiet():
-            builder = builder_class(data_dir=scratch, config=described, file_format="array_record")
-            made = builder._split_generators
+            builder = builder_class(data_dir=scratch, config=config, file_format="array_record")
+            split_generators = builder._split_generators
 
             def watched(dl_manager):
-                splits = made(dl_manager)
                 return {
-                    split: watch(of, f"writing {split} of {name}", "records")
-                    for split, of in splits.items()
+                    split: watch(records, f"writing {split} of {name}", "records")
+                    for split, records in split_generators(dl_manager).items()
                 }
 
             builder._split_generators = watched  # type: ignore[method-assign]
@@ -152,52 +186,79 @@ def prepare(builder_class: type[StreamBuilder], cache_dir: str, **config: Any) -
 
 
 def open_records(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The metadata, and the records of each split by index, of what `prepare` left in a directory.
+    """Opens the directory that `prepare` returned.
 
-    Raises FileNotFoundError naming a file that is gone since.
+    Args:
+      directory: the prepared data.
+
+    Returns:
+      (metadata of the builder, {split: records by index, a TFDS data source}).
+
+    Raises:
+      FileNotFoundError: a file was removed; names it.
     """
     with _quiet():
         wanted = [directory / "dataset_info.json", directory / "features.json"]
         if all(path.is_file() for path in wanted):
             builder = tfds.builder_from_directory(directory)
-            wanted = [
-                Path(path) for split in builder.info.splits.values() for path in split.filepaths
-            ]
+            splits = builder.info.splits
+            wanted = [Path(path) for split in splits.values() for path in split.filepaths]
         for path in wanted:
             if not path.is_file():
                 raise FileNotFoundError(
-                    f"{path} is gone: remove {directory}, and it is prepared anew"
+                    f"{path} is gone: remove {directory}, and the next run prepares it again"
                 )
-        return dict(builder.info.metadata), {
-            split: builder.as_data_source(split) for split in builder.info.splits
-        }
+        records = {split: builder.as_data_source(split) for split in splits}
+        return dict(builder.info.metadata), records
 
 
 def find_files(
     directory: str, names: tuple[str, ...], folders: tuple[str, ...], advice: str
 ) -> tuple[Path, ...]:
-    """Paths of `names` in the first of `directory`/`folders` that has all; FileNotFoundError with `advice` if none."""
+    """Finds the raw files of a data set.
+
+    Args:
+      directory: config.data.dir, as the user gave it.
+      names: the files.
+      folders: folders of `directory` to search; the first one that has all files is taken.
+      advice: where to get the files, for the error.
+
+    Returns:
+      The paths of `names`.
+
+    Raises:
+      FileNotFoundError: no folder has all files; says why and ends with `advice`.
+    """
     for folder in folders if directory else ():
-        of_folder = tuple(
-            paths.resolve(directory, "config.data.dir") / folder / name for name in names
-        )
-        if all(path.is_file() for path in of_folder):
-            return of_folder
-    raise FileNotFoundError(
-        f"{' and '.join(names)} not found in {paths.lacks(directory, names[0])}. {advice}"
-    )
+        root = paths.resolve(directory, "config.data.dir") / folder
+        files = tuple(root / name for name in names)
+        if all(path.is_file() for path in files):
+            return files
+    place = paths.lacks(directory, names[0])
+    raise FileNotFoundError(f"{' and '.join(names)} not found in {place}. {advice}")
 
 
-def malformed(path: Path, line: int, field: str, expected: str, found: str) -> ValueError:
-    """The error of a line that is not of the format."""
-    found = found if len(found) <= 60 else found[:60] + "..."
-    return ValueError(f"{path}, line {line}, field {field}: expected {expected}, found {found!r}")
+def malformed(path: Path, line: int, field: str, expected: str, actual: str) -> ValueError:
+    """Makes the error of a line that does not follow the format.
+
+    Args:
+      path: the file.
+      line: the number of the line, from 1.
+      field: the name of the field.
+      expected: what the field must hold, such as 'an integer'.
+      actual: what the field holds; cut after 60 characters.
+
+    Returns:
+      The error, to be raised.
+    """
+    actual = actual if len(actual) <= 60 else actual[:60] + "..."
+    return ValueError(f"{path}, line {line}, field {field}: expected {expected}, found {actual!r}")
 
 
 def _stack(
     records: list[dict[str, np.ndarray]], name: str, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """i32 [B, width], padded with 0, and length i32 [B]."""
+    """Stacks one field of records: i32 [B, width], padded with 0, and lengths i32 [B]."""
     stacked = np.zeros((len(records), width), np.int32)
     length = np.array([len(record[name]) for record in records], np.int32)
     for row, record in zip(stacked, records, strict=True):
@@ -207,7 +268,10 @@ def _stack(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps TFDS from printing, and from spilling more than 1000 MiB through tf.io, which would need TensorFlow."""
+    """Keeps TFDS from printing and from spilling to disk.
+
+    TFDS spills more than 1000 MiB through tf.io, which needs TensorFlow.
+    """
     tfds.disable_progress_bar()
     folder = os.fspath(Path(tfds.__file__).parent)
     logger, limit = logging.get_absl_logger(), shuffle.MAX_MEM_BUFFER_SIZE

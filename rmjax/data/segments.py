@@ -1,4 +1,4 @@
-"""Streams cut into segments: [B, L] -> [B, T, N] and a mask, on the host."""
+"""Cuts streams into segments on the host: [B, L] -> [B, T, N] and a mask."""
 
 from __future__ import annotations
 
@@ -8,10 +8,19 @@ import numpy as np
 def segment(
     items: np.ndarray, length: np.ndarray, segment_length: int, num_segments: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts items i32 [B,L], of which the first `length` [B] are valid, into items [B,T,N] and mask bool [B,T,N].
+    """Cuts streams into segments of N items.
 
-    Front aligned: a stream's last segment may be short, and wholly padded ones follow it; padding holds 0.
-    T = `num_segments`, by default ceil(L / N).
+    Segments are aligned to the front: the last segment of a stream may be short, and completely
+    padded ones follow it. Padding holds 0.
+
+    Args:
+      items: i32 [B, L].
+      length: i [B], number of valid items at the front of each stream.
+      segment_length: N.
+      num_segments: T; default ceil(L / N).
+
+    Returns:
+      (items [B, T, N], mask bool [B, T, N], true where an item is).
 
     Raises:
       ValueError: a stream is longer than T N items, or N or T is below one.
@@ -22,11 +31,13 @@ def segment(
     total = num_segments * segment_length
     if segment_length < 1 or num_segments < 1:
         raise ValueError(
-            f"segments must be at least 1 of at least 1 item, not {num_segments} of {segment_length}"
+            "num_segments and segment_length must be at least 1, "
+            f"not {num_segments} and {segment_length}"
         )
     if batch and length.max() > total:
         raise ValueError(
-            f"a stream of {length.max()} items does not fit {num_segments} segments of {segment_length}"
+            f"a stream of {length.max()} items does not fit {num_segments} segments of "
+            f"{segment_length}: raise num_segments, or shorten the stream"
         )
     mask = np.arange(total) < np.asarray(length)[:, None]
     padded = np.zeros((batch, total), items.dtype)
@@ -36,9 +47,16 @@ def segment(
 
 
 def position_in_segments(position: np.ndarray, segment_length: int) -> np.ndarray:
-    """Segments written before a question that `position` items precede: floor(position / N).
+    """Counts the segments that are written before a question: floor(position / N).
 
-    A question sees full segments only, so up to N - 1 of the items before it are withheld; an N that divides the
-    positions loses none.
+    A question sees full segments only, so up to N - 1 of the items before it are withheld. No item
+    is withheld if N divides the positions.
+
+    Args:
+      position: i [...], number of items before each question.
+      segment_length: N.
+
+    Returns:
+      i [...], number of full segments before each question.
     """
     return position // segment_length

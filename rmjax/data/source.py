@@ -1,4 +1,4 @@
-"""What the pipeline reads from, and the one way of drawing numbers on the host."""
+"""The sources that the pipeline reads, and the one way of drawing numbers on the host."""
 
 from __future__ import annotations
 
@@ -6,39 +6,62 @@ import abc
 import dataclasses
 import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-Examples = dict[str, np.ndarray]  # leading axis B; the keys are listed at `Source.fetch`
+Examples = dict[str, np.ndarray]  # leading axis B; `Source.fetch` lists the keys
 
 
 class Questions(NamedTuple):
-    """How a source asks, and what it takes for an answer."""
+    """How a source asks, and what counts as an answer.
 
-    query: str = "item"  # the id of an item | "kind": one of `kinds` | "words": a sentence
+    Attributes:
+      query: the form of a question. "item": an item id. "kind": one of `kinds` fixed questions.
+        "words": a sentence. Default "item".
+      kinds: number of fixed questions; used by query = "kind". Default 0.
+      words: size of the questions' vocabulary, if it is not the items' vocabulary. Default 0.
+      answer: the form of an answer. "click": whether the item was clicked. "class": one of
+        `classes`. "choice": one of the question's candidates. Default "click".
+      classes: number of classes; used by answer = "class". Default 0.
+      metric: the metric of the final table, a name in `rmjax.registry.METRICS`: "auc",
+        "accuracy", "mrr", or "error" (1 - accuracy, averaged over the groups). Default "auc".
+      f1: whether the mean F1 over the classes is reported beside the accuracy. Default False.
+    """
+
+    query: str = "item"
     kinds: int = 0
-    words: int = 0  # vocabulary of the questions, where it is not that of the items
-    answer: str = "click"  # was it clicked | "class": one of `classes` | "choice": one of the question's candidates
+    words: int = 0
+    answer: str = "click"
     classes: int = 0
-    metric: str = "auc"  # of the final table; "accuracy", "error" (1 - accuracy, its mean over the groups) or "mrr"
-    f1: bool = False  # with accuracy, of classes: the mean of their F1 is reported too
+    metric: str = "auc"
+    f1: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What a task, and a reader of its results, needs to know of the data. A run keeps it, and needs no data then.
+    """What a task, and a reader of its results, needs to know of the data.
+
+    A run stores it beside the checkpoints, so the trained model can be used without the data.
 
     Attributes:
-      num_items, max_items, num_queries, positions_at_end, questions, feature_width: as `Source` has them.
-      vocabulary: the words, by id.
-      classes: the answers, by number.
-      numbering: what item ids stand for, see `Source`; ids from outside are a tuple.
-      max_segments: of the longest stream, where streams come in segments.
-      vector_width: of the word vectors that item features begin with; 0: there are none.
-      endless: these are texts, whose rows are read on and on (`rmjax.data.texts.streams`).
-      tokenizer: what makes the texts' tokenizer, see `rmjax.data.texts.tokenizers.unpacked`.
+      num_items: as in `Source`.
+      max_items: as in `Source`. Default 0.
+      num_queries: as in `Source`. Default 0.
+      positions_at_end: as in `Source`. Default True.
+      questions: as in `Source`. Default `Questions()`.
+      feature_width: as in `Source`. Default 0.
+      vocabulary: the word of each item id; () if items are not words.
+      classes: the name of each class; () if answers are not classes.
+      numbering: what item ids stand for, as in `Source`; an array of outside ids becomes a tuple.
+      max_segments: number of segments of the longest stream, for sources with buckets;
+        None for all others.
+      vector_width: width of the word vectors that initialise the item features;
+        0: the run uses none.
+      endless: True for texts, whose rows are read without end (`rmjax.data.texts.streams`).
+      tokenizer: the texts' tokenizer as JSON, see `rmjax.data.texts.tokenizers.unpacked`;
+        None if items are not tokens.
     """
 
     num_items: int
@@ -49,44 +72,54 @@ class Description:
     feature_width: int = 0
     vocabulary: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
-    numbering: tuple | str | None = None
+    numbering: tuple[int, ...] | str | None = None
     max_segments: int | None = None
     vector_width: int = 0
     endless: bool = False
     tokenizer: dict[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """As values of JSON."""
+        """Returns the fields as values that JSON can hold."""
         return vars(self) | {"questions": self.questions._asdict()}
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Description:
-        """The way back.
+    def from_json(cls, values: Mapping[str, Any]) -> Description:
+        """Rebuilds the description that `as_json` converted.
+
+        Args:
+          values: what `as_json` returned. Lists, which JSON makes of tuples, are accepted.
+
+        Returns:
+          An equal description.
 
         Raises:
-          TypeError, KeyError: the values are not those of a description.
+          TypeError: a field is unknown, or num_items is missing.
+          KeyError: `questions` is missing.
         """
         lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-        return cls(**values | lists | {"questions": Questions(**values["questions"])})
+        return cls(**{**values, **lists, "questions": Questions(**values["questions"])})
 
 
 class Source(abc.ABC):
-    """Streams with their questions, read by index. Splits are 'train', 'valid' and 'test'.
+    """Streams with their questions, read by index. The splits are 'train', 'valid' and 'test'.
 
-    A subclass sets the first four attributes, gives `size` and `fetch`, and overrides what is not as below.
+    A subclass sets the first four attributes and implements `size` and `fetch`. Every other
+    attribute and method has a default; override those that do not fit your data.
 
     Attributes:
-      num_items: item ids are 0 .. num_items - 1; 0: items are features.
-      max_items: L, the longest stream.
-      num_queries: Q, the most questions of an example.
-      positions_at_end: whether every question comes after the whole stream.
-      questions: how the source asks.
-      feature_width: F, where items are features and not ids.
-      vocabulary: the words, by id, where items are words.
-      classes: the answers, by number.
-      numbering: what item ids stand for. Either ids from outside [num_items], such as movieIds; or a text that two
-        sources have in common only if their ids mean the same. None: nobody knows.
-      popularity: i64 [num_items], how often an item comes in the training part; None: it was not counted.
+      num_items: number of item ids, which are 0 .. num_items - 1; 0 if items are feature vectors.
+      max_items: L, the number of items of the longest stream.
+      num_queries: Q, the largest number of questions of an example.
+      positions_at_end: whether every question comes after the complete stream.
+      questions: how the source asks. Default `Questions()`: was this item clicked?
+      feature_width: F, the width of items that are feature vectors. Default 0: items are ids.
+      vocabulary: the word of each item id, where items are words. Default ().
+      classes: the name of each class, where answers are classes. Default ().
+      numbering: what item ids stand for. Either the outside id of each item, i64 [num_items],
+        such as movieIds; or a text that two sources share only if their ids mean the same.
+        Default None: unknown.
+      popularity: i64 [num_items], how often each item occurs in the training part.
+        Default None: not counted.
     """
 
     num_items: int
@@ -102,69 +135,113 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def size(self, split: str) -> int:
-        """Number of examples."""
-
-    @abc.abstractmethod
-    def fetch(self, split: str, indices: np.ndarray) -> Examples:
-        """Examples by index: a function of its arguments alone, called from several threads.
+        """Counts the examples of a split.
 
         Args:
           split: 'train', 'valid' or 'test'.
-          indices: i64 [B].
 
         Returns:
-          items i32 [B,L], length i32 [B], query i32 [B,Q], query_mask bool [B,Q], target i32 [B,Q], example_id i32 [B]
-          (the index) and, unless positions_at_end, position i32 [B,Q], how many items come before the question.
+          The number of examples; 0 for an empty split.
+        """
 
-          Streams that come in segments have items [B,T,N] (or f32 [B,T,N,F]) and item_mask bool [B,T,N] in place of
-          length, and position counts segments. Further leaves of `Batch` (word_mask, candidates, ...) are as described
-          there.
+    @abc.abstractmethod
+    def fetch(self, split: str, indices: np.ndarray) -> Examples:
+        """Reads examples by index.
+
+        The result depends on the arguments alone. Several threads call this method at once.
+
+        Args:
+          split: 'train', 'valid' or 'test'.
+          indices: i64 [B], each in [0, size(split)); an index may occur more than once.
+
+        Returns:
+          A dict of arrays, padded to the sizes L and Q that the attributes give:
+
+          - items: i32 [B, L], item ids, 0 after the end of the stream.
+          - length: i32 [B], items of each stream.
+          - query: i32 [B, Q], the questions; i32 [B, Q, W] if they are sentences of W words.
+          - query_mask: bool [B, Q], which questions exist.
+          - target: i32 [B, Q], the answers. Clicks: 1 clicked, 0 not. Otherwise the number of
+            the class, or of the right choice.
+          - example_id: i32 [B], the index.
+          - position: i32 [B, Q], number of items before each question. Absent if
+            `positions_at_end`.
+
+          Streams that are already cut into segments have items [B, T, N] (or f32 [B, T, N, F])
+          and item_mask bool [B, T, N] in place of length. Their position counts segments.
+
+          Other fields of `rmjax.Batch` (word_mask, candidates, ...) may be added; their shapes
+          are those of `rmjax.Batch`.
         """
 
     def stream_id(self, split: str) -> np.ndarray:
-        """Which examples are cut from one stream.
+        """Names the stream that each example is cut from. Negatives never come from that stream.
+
+        Args:
+          split: 'train', 'valid' or 'test'.
 
         Returns:
-          i64 [size], equal for those; without an override every example is a stream of its own.
+          i64 [size], equal for examples of one stream. Default: each example is a stream.
         """
         return np.arange(self.size(split))
 
     def buckets(self, split: str) -> tuple[np.ndarray, list[int]] | None:
-        """Which examples may share a batch, for streams that come in segments of several numbers.
+        """Groups examples by number of segments, for streams that are cut into segments.
+
+        A batch comes from one bucket, so batches have at most as many shapes as there are buckets.
+
+        Args:
+          split: 'train', 'valid' or 'test'.
 
         Returns:
-          i64 [size], the bucket of each example; and the segments T of each bucket, rising. A batch comes from one
-          bucket, so there are as many shapes as buckets, or fewer. None: all examples have one shape.
+          (bucket of each example i64 [size], number of segments T of each bucket, ascending).
+          Default None: all examples have one shape.
         """
         return None
 
     def groups(self, split: str) -> dict[str, np.ndarray]:
-        """Parts of the questions that are also reported on their own.
+        """Names groups of questions whose scores are also reported separately.
+
+        Args:
+          split: 'train', 'valid' or 'test'.
 
         Returns:
-          {name: bool [size, Q]}.
+          {name: bool [size, Q], which questions belong to the group}. Default {}.
         """
         return {}
 
     def references(self, split: str) -> dict[str, np.ndarray]:
-        """What other readers answer: rows of the final table.
+        """Gives the answers of other readers, such as oracles. Each is a row of the final table.
+
+        Args:
+          split: 'train', 'valid' or 'test'.
 
         Returns:
-          {name: scores of clicks f [size, Q], or the chosen answers i [size, Q]}.
+          {name: answers}. Answers are f [size, Q] scores if the source asks for clicks, otherwise
+          i [size, Q] chosen classes or choices. Default {}.
         """
         return {}
 
     def also(self, split: str) -> np.ndarray | None:
-        """Second right choices.
+        """Gives a second right choice, for questions that have two.
+
+        Args:
+          split: 'train', 'valid' or 'test'.
 
         Returns:
-          i [size, Q], -1 where a question has none; None: no question has one.
+          i [size, Q], -1 where a question has one right choice only. Default None: no question
+          has two.
         """
         return None
 
     def describe(self) -> Description:
-        """All that a task needs to know of the source, to be kept with what is trained on it."""
+        """Collects what a task needs to know of the source. A run stores it with the model.
+
+        Returns:
+          The attributes above, and the largest number of segments.
+        """
         buckets, ids = self.buckets("train"), self.numbering
+        numbering = ids if ids is None or isinstance(ids, str) else tuple(np.asarray(ids).tolist())
         return Description(
             num_items=int(self.num_items),
             max_items=int(self.max_items),
@@ -174,15 +251,17 @@ class Source(abc.ABC):
             feature_width=int(self.feature_width),
             vocabulary=tuple(self.vocabulary),
             classes=tuple(self.classes),
-            numbering=ids
-            if ids is None or isinstance(ids, str)
-            else tuple(np.asarray(ids).tolist()),
+            numbering=numbering,
             max_segments=None if buckets is None else int(buckets[1][-1]),
         )
 
 
 class Wrapper(Source):
-    """Another source; a subclass overrides what differs from it."""
+    """A source that behaves like another one. A subclass overrides what differs.
+
+    Args:
+      source: the source to read.
+    """
 
     def __init__(self, source: Source):
         self._source = source
@@ -193,42 +272,57 @@ class Wrapper(Source):
         self.numbering, self.popularity = source.numbering, source.popularity
 
     def size(self, split: str) -> int:
+        """See `Source.size`."""
         return self._source.size(split)
 
     def fetch(self, split: str, indices: np.ndarray) -> Examples:
+        """See `Source.fetch`."""
         return self._source.fetch(split, indices)
 
     def stream_id(self, split: str) -> np.ndarray:
+        """See `Source.stream_id`."""
         return self._source.stream_id(split)
 
     def buckets(self, split: str) -> tuple[np.ndarray, list[int]] | None:
+        """See `Source.buckets`."""
         return self._source.buckets(split)
 
     def groups(self, split: str) -> dict[str, np.ndarray]:
+        """See `Source.groups`."""
         return self._source.groups(split)
 
     def references(self, split: str) -> dict[str, np.ndarray]:
+        """See `Source.references`."""
         return self._source.references(split)
 
     def also(self, split: str) -> np.ndarray | None:
+        """See `Source.also`."""
         return self._source.also(split)
 
     def describe(self) -> Description:
+        """See `Source.describe`."""
         return self._source.describe()
 
 
-def hash64(*parts: Any) -> np.ndarray:
-    """u64 of the broadcast shape of `parts` (names, integers, integer arrays): SplitMix64's finalizer, chained.
+def hash64(*parts: str | int | np.integer | np.ndarray) -> np.ndarray:
+    """Hashes names and integers to 64 bits: SplitMix64's finalizer, chained over the parts.
 
-    What the host draws, it draws from this: the same on every machine, for any order and any number of readers.
+    The host draws all its random numbers from this hash. A draw is therefore the same on every
+    machine, in any order and with any number of readers.
+
+    Args:
+      parts: names, integers or integer arrays, whose shapes broadcast.
+
+    Returns:
+      u64, of the broadcast shape.
     """
 
-    def mix(z):
+    def mix(z: np.ndarray) -> np.ndarray:
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return z ^ (z >> np.uint64(31))
 
-    state = np.uint64(0)
+    state = np.zeros((), np.uint64)
     with np.errstate(over="ignore"):
         for part in parts:
             value = zlib.crc32(part.encode()) if isinstance(part, str) else part
@@ -240,41 +334,50 @@ def hash64(*parts: Any) -> np.ndarray:
 
 
 def cached(source: Source, ram_bytes: int) -> Source:
-    """`source` with every split that takes at most `ram_bytes` kept in RAM, from its first use."""
+    """Keeps the splits of a source in RAM from their first use.
+
+    Args:
+      source: the source to read.
+      ram_bytes: largest size of a split that is kept; larger ones are read from `source`.
+
+    Returns:
+      A source with the same examples.
+    """
     return _Cached(source, ram_bytes)
 
 
 class _Cached(Wrapper):
+    """The source that `cached` returns."""
+
     def __init__(self, source: Source, ram_bytes: int):
         super().__init__(source)
         self._ram_bytes = ram_bytes
         self._splits: dict[str, Examples | None] = {}
         self._lock = threading.Lock()
 
-    def __reduce__(self):  # another process fills its own
+    def __reduce__(self):  # a copy in another process fills its own cache
         return _Cached, (self._source, self._ram_bytes)
 
     def fetch(self, split: str, indices: np.ndarray) -> Examples:
         with self._lock:
             if split not in self._splits:
                 self._splits[split] = self._load(split)
-        whole = self._splits[split]
-        if whole is None:
+        examples = self._splits[split]
+        if examples is None:
             return self._source.fetch(split, indices)
-        return {name: values[indices] for name, values in whole.items()}
+        return {name: values[indices] for name, values in examples.items()}
 
     def _load(self, split: str) -> Examples | None:
+        """Reads a complete split; None if it is larger than `ram_bytes`."""
         size = self._source.size(split)
-        block = min(size, 256)  # always as many rows, so that a jitted generator compiles once
+        block = min(size, 256)  # a constant size, so that a jitted generator compiles once
         part = self._source.fetch(split, np.arange(block))
         if size * sum(values[:1].nbytes for values in part.values()) > self._ram_bytes:
             return None
-        whole = {
-            name: np.empty((size, *values.shape[1:]), values.dtype) for name, values in part.items()
-        }
+        examples = {k: np.empty((size, *v.shape[1:]), v.dtype) for k, v in part.items()}
         for start in range(0, size, block):
             if start:
                 part = self._source.fetch(split, np.arange(start, start + block) % size)
             for name, values in part.items():
-                whole[name][start : start + block] = values[: size - start]
-        return whole
+                examples[name][start : start + block] = values[: size - start]
+        return examples

@@ -20,7 +20,7 @@ ARGS = dict(seed=3, batch_size=8, segment_length=4, negatives=5)
 
 
 class Made(Source):
-    """Every stream's items say whose they are: user 1000, then which; lengths differ, some streams are empty."""
+    """The items of stream i are 1000 i, 1000 i + 1, ...; lengths differ, some streams are empty."""
 
     num_items, max_items, num_queries, positions_at_end = 10**6, 11, 2, False
 
@@ -65,6 +65,11 @@ def assert_same(ours, theirs):
         jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+def joined(*batches):
+    """Concatenates the rows of batches."""
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *batches)
+
+
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
     options = dict(first=5, every=4, max_targets=3)
@@ -74,31 +79,26 @@ def real(tmp_path_factory):
 
 
 @pytest.mark.parametrize("start", [0, 1, 7, 12])
-def test_starting_at_a_step_gives_what_an_uninterrupted_run_has_there(real, start):
-    whole = list(batches(real, **ARGS, num_steps=12))
-    assert len(whole) == 12
-    assert_same(batches(real, **ARGS, num_steps=12, start_step=start), whole[start:])
+def test_a_start_at_a_later_step_gives_the_batches_of_an_uninterrupted_run(real, start):
+    expected = list(batches(real, **ARGS, num_steps=12))
+    assert len(expected) == 12
+    assert_same(batches(real, **ARGS, num_steps=12, start_step=start), expected[start:])
 
 
 @pytest.mark.parametrize("source", [Made(), Made(3), "real"])
-def test_processes_together_have_the_one_batch(source, real):
+def test_the_rows_of_all_processes_make_up_one_batch(source, real):
     source = real if source == "real" else source
-    whole = batches(source, **ARGS, num_steps=5)
-    parts = zip(
-        *(batches(source, **ARGS, num_steps=5, process_index=i, process_count=4) for i in range(4)),
-        strict=True,
-    )
-    assert_same(
-        whole, (jax.tree.map(lambda *leaves: np.concatenate(leaves), *part) for part in parts)
-    )
+    expected = batches(source, **ARGS, num_steps=5)
+    of_process = [
+        batches(source, **ARGS, num_steps=5, process_index=i, process_count=4) for i in range(4)
+    ]
+    assert_same(expected, (joined(*parts) for parts in zip(*of_process, strict=True)))
 
 
 @pytest.mark.parametrize("prefetch", [1, 2, 9])
 def test_prefetch_changes_nothing(real, prefetch):
-    assert_same(
-        batches(real, **ARGS, num_steps=9, prefetch=0),
-        batches(real, **ARGS, num_steps=9, prefetch=prefetch),
-    )
+    at_once = batches(real, **ARGS, num_steps=9, prefetch=0)
+    assert_same(at_once, batches(real, **ARGS, num_steps=9, prefetch=prefetch))
 
 
 def test_workers_change_nothing(real):
@@ -106,9 +106,8 @@ def test_workers_change_nothing(real):
     got = list(with_workers)
     with_workers.close()
     assert_same(batches(real, **ARGS, num_steps=5), got)
-    assert all(
-        type(leaf) is np.ndarray for leaf in jax.tree.leaves(got)
-    )  # not the workers' shared memory
+    # The leaves are plain arrays, not the workers' shared memory.
+    assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(got))
 
 
 WORKERS = """
@@ -129,27 +128,24 @@ if __name__ == "__main__":
 def test_workers_leave_nothing_behind(tmp_path):
     (tmp_path / "reads.py").write_text(WORKERS)
     environment = os.environ | {"PYTHONPATH": str(FIXTURES.parents[1])}
-    done = subprocess.run(
-        [sys.executable, tmp_path / "reads.py"], capture_output=True, text=True, env=environment
-    )
+    command = [sys.executable, tmp_path / "reads.py"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_batch_holds_its_examples():
     for batch in batches(Made(), **ARGS, num_steps=6):
         for row, i in enumerate(batch.example_id):
-            assert batch.items[row][batch.item_mask[row]].tolist() == [
-                i * 1000 + j for j in range(i % 12)
-            ]
+            items = batch.items[row][batch.item_mask[row]]
+            assert items.tolist() == [i * 1000 + j for j in range(i % 12)]
             assert (batch.query[row] == i).all() and (batch.position[row] == i % 12 // 4).all()
         assert batch.items.shape == (8, 3, 4) and batch.negative_items.shape == (8, 5)
 
 
 def test_each_epoch_is_a_permutation_of_its_own():
     size, steps = 21, 21
-    ids = np.concatenate(
-        [batch.example_id for batch in batches(Made(size), **ARGS, num_steps=steps)]
-    )
+    made = batches(Made(size), **ARGS, num_steps=steps)
+    ids = np.concatenate([batch.example_id for batch in made])
     epochs = ids[: len(ids) // size * size].reshape(-1, size)
     assert (np.sort(epochs, 1) == np.arange(size)).all()
     assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
@@ -165,25 +161,20 @@ def test_negatives_are_valid_items_of_another_stream(users):
         for row, i in enumerate(batch.example_id):
             (partner,) = set(batch.negative_items[row] // 1000)
             assert partner % (users or 21) != i % (users or 21)
-            assert (
-                batch.negative_mask[row].all()
-                == batch.negative_mask[row].any()
-                == (partner % 12 > 0)
-            )
+            mask = batch.negative_mask[row]
+            assert mask.all() == mask.any() == (partner % 12 > 0)
             if partner % 12:
                 assert (batch.negative_items[row] % 1000 < partner % 12).all()
             partners_of.setdefault(int(i), set()).add(int(partner))
-    assert min(map(len, partners_of.values())) > 5  # drawn anew each epoch
+    assert min(map(len, partners_of.values())) > 5  # every epoch draws its own partners
 
 
 def test_partners_are_even_over_the_other_streams():
     stream = np.array([7, 3, 3, 7, 3, 9])
     drawn = partner_drawer(stream)(np.full(300, 1), np.arange(300, dtype=np.uint64))
     assert np.bincount(drawn, minlength=6).tolist() == [100, 0, 0, 100, 0, 100]
-    assert (
-        partner_drawer(np.zeros(4))(np.arange(4), np.arange(4, dtype=np.uint64)).tolist()
-        == [-1] * 4
-    )
+    alone = partner_drawer(np.zeros(4))(np.arange(4), np.arange(4, dtype=np.uint64))
+    assert alone.tolist() == [-1] * 4
 
 
 def test_without_a_partner_there_are_no_negatives():
@@ -194,27 +185,21 @@ def test_without_a_partner_there_are_no_negatives():
 @pytest.mark.parametrize("size, processes", [(16, 1), (21, 1), (21, 4), (3, 2)])
 def test_evaluation_has_every_example_once_in_order(size, processes):
     args = ARGS | dict(process_count=processes)
-    each = [eval_batches(Made(size), "valid", **args, process_index=i) for i in range(processes)]
-    whole = [
-        jax.tree.map(lambda *leaves: np.concatenate(leaves), *part)
-        for part in zip(*each, strict=True)
-    ]
-    assert (
-        len(whole) == -(-size // 8) and len({jax.tree.map(np.shape, batch) for batch in whole}) == 1
-    )
-    batch = jax.tree.map(lambda *leaves: np.concatenate(leaves), *whole)
+    parts = [eval_batches(Made(size), "valid", **args, process_index=i) for i in range(processes)]
+    made = [joined(*part) for part in zip(*parts, strict=True)]
+    shapes = {jax.tree.map(np.shape, batch) for batch in made}
+    assert len(made) == -(-size // 8) and len(shapes) == 1
+    batch = joined(*made)
     real = batch.query_mask.any(1)
     assert batch.example_id[real].tolist() == list(range(size))
-    assert (
-        len(set(batch.example_id)) == len(batch.example_id)
-        and batch.example_id[~real].min(initial=size) >= size
-    )
+    assert len(set(batch.example_id)) == len(batch.example_id)
+    assert batch.example_id[~real].min(initial=size) >= size
     for mask in (batch.query_mask, batch.item_mask, batch.negative_mask):
         assert not mask[~real].any()
 
 
 class Cut(Made):
-    """Streams that come in segments of up to three items, one of 1, 2 or 4 segments to a bucket, in turn."""
+    """Streams in segments of up to three items. Buckets have 1, 2 and 4 segments, in turn."""
 
     T = (1, 2, 4)
 
@@ -223,13 +208,12 @@ class Cut(Made):
 
     def fetch(self, split, indices):
         made = super().fetch(split, indices)
-        mask = (
-            np.arange(3) < 1 + (made["example_id"][:, None, None] + np.arange(4)[:, None]) % 3
-        )  # ragged
-        mask &= (np.arange(4) < np.array(self.T)[made["example_id"] % 3, None])[..., None]
+        ids, segments = made["example_id"], np.array(self.T)[made["example_id"] % 3, None]
+        mask = np.arange(3) < 1 + (ids[:, None, None] + np.arange(4)[:, None]) % 3  # ragged
+        mask &= (np.arange(4) < segments)[..., None]
         items = made["items"][:, :1, None] + np.arange(12, dtype=np.int32).reshape(4, 3)
         del made["length"]
-        position = np.minimum(made["position"], np.array(self.T)[made["example_id"] % 3, None])
+        position = np.minimum(made["position"], segments)
         return made | {"items": items, "item_mask": mask, "position": position}
 
 
@@ -237,56 +221,47 @@ class Cut(Made):
 def test_a_batch_comes_from_one_bucket_and_an_epoch_has_every_example(size):
     source, per_epoch = Cut(size), sum(-(-len(range(b, size, 3)) // 8) for b in range(3))
     assert steps_per_epoch(source, 8) == per_epoch
-    whole = list(batches(source, **ARGS, num_steps=2 * per_epoch))
-    for batch in whole:
+    expected = list(batches(source, **ARGS, num_steps=2 * per_epoch))
+    for batch in expected:
         (bucket,) = set(batch.example_id % 3)
         assert batch.items.shape == (8, Cut.T[bucket], 3) and batch.item_mask.any(-1).all()
         assert (batch.items // 1000 == batch.example_id[:, None, None]).all()
-        np.testing.assert_array_equal(
-            batch.position, source.fetch("train", batch.example_id)["position"]
-        )
-    epochs = [
-        np.concatenate([b.example_id for b in part])
-        for part in (whole[:per_epoch], whole[per_epoch:])
-    ]
+        position = source.fetch("train", batch.example_id)["position"]
+        np.testing.assert_array_equal(batch.position, position)
+    halves = expected[:per_epoch], expected[per_epoch:]
+    epochs = [np.concatenate([b.example_id for b in half]) for half in halves]
     assert all(set(ids) == set(range(size)) for ids in epochs) and (epochs[0] != epochs[1]).any()
-    first, second = (
-        {tuple(b.example_id) for b in part} for part in (whole[:per_epoch], whole[per_epoch:])
-    )
-    assert not first & second  # within a bucket too an epoch has its own order
-    assert_same(batches(source, **ARGS, num_steps=2 * per_epoch, start_step=3), whole[3:])
-    halves = [
-        list(batches(source, **ARGS, num_steps=3, process_index=i, process_count=2)) for i in (0, 1)
+    first, second = ({tuple(b.example_id) for b in half} for half in halves)
+    assert not first & second  # an epoch has its own order within a bucket too
+    assert_same(batches(source, **ARGS, num_steps=2 * per_epoch, start_step=3), expected[3:])
+    of_process = [
+        batches(source, **ARGS, num_steps=3, process_index=i, process_count=2) for i in (0, 1)
     ]
-    assert_same(
-        (jax.tree.map(lambda *x: np.concatenate(x), *pair) for pair in zip(*halves, strict=True)),
-        whole[:3],
-    )
+    assert_same((joined(*parts) for parts in zip(*of_process, strict=True)), expected[:3])
 
 
 def test_buckets_of_less_than_a_batch_join_a_larger_one():
-    """Of four streams each of 1, 2 and 4 segments: four, twice, of 1, and eight of 4 are the fewest cells."""
+    """Four streams each have 1, 2 and 4 segments.
+
+    The fewest cells are one batch of 1 segment, with each of its four streams twice, and one batch
+    of 4 segments with the eight other streams.
+    """
     assert steps_per_epoch(Cut(12), 8) == 2
     for batch in batches(Cut(12), **ARGS, num_steps=6):
         short = batch.items.shape[1] == 1
-        assert (
-            batch.items.shape == (8, 1 if short else 4, 3)
-            and ((batch.example_id % 3 == 0) == short).all()
-        )
+        assert batch.items.shape == (8, 1 if short else 4, 3)
+        assert ((batch.example_id % 3 == 0) == short).all()
         assert len(set(batch.example_id)) == (4 if short else 8)
 
 
 def test_negatives_of_streams_in_segments_are_items_of_another():
     for batch in batches(Cut(), **ARGS, num_steps=4):
         owner, item = np.divmod(batch.negative_items, 1000)
-        assert (
-            batch.negative_mask.all()
-            and (owner == owner[:, :1]).all()
-            and (owner[:, 0] != batch.example_id).all()
-        )
-        there = Cut().fetch("train", owner[:, 0])["item_mask"].reshape(8, -1)
-        assert np.take_along_axis(there, item, 1).all()
-    one, two = {}, {}  # of every epoch its own
+        assert batch.negative_mask.all() and (owner == owner[:, :1]).all()
+        assert (owner[:, 0] != batch.example_id).all()
+        valid = Cut().fetch("train", owner[:, 0])["item_mask"].reshape(8, -1)
+        assert np.take_along_axis(valid, item, 1).all()
+    one, two = {}, {}  # negatives of two epochs
     for step, batch in enumerate(batches(Cut(40), **ARGS, num_steps=12)):
         for example, items in zip(batch.example_id, batch.negative_items, strict=True):
             (one if step < 6 else two)[int(example)] = items.tobytes()
@@ -294,10 +269,10 @@ def test_negatives_of_streams_in_segments_are_items_of_another():
 
 
 def test_evaluation_of_buckets_has_every_example_once():
-    whole = list(eval_batches(Cut(21), "valid", **ARGS))
-    real = np.concatenate([b.example_id[b.query_mask.any(1)] for b in whole])
-    assert sorted(real) == list(range(21)) and [b.items.shape[1] for b in whole] == [1, 2, 4]
-    assert all(not b.item_mask[~b.query_mask.any(1)].any() for b in whole)
+    expected = list(eval_batches(Cut(21), "valid", **ARGS))
+    real = np.concatenate([b.example_id[b.query_mask.any(1)] for b in expected])
+    assert sorted(real) == list(range(21)) and [b.items.shape[1] for b in expected] == [1, 2, 4]
+    assert all(not b.item_mask[~b.query_mask.any(1)].any() for b in expected)
 
 
 def test_leaving_early_does_not_hang():
@@ -351,21 +326,14 @@ def test_make_source(tmp_path):
     assert batch.position is None and batch.items.shape == (8, 25, 4)
     stand_in = make_source(config(name="xlong"), 0)
     assert_same(batches(simulated, **ARGS, num_steps=2), batches(stand_in, **ARGS, num_steps=2))
-    xlong = make_source(
-        config(name="xlong", dir=str(FIXTURES / "xlong"), cache_dir=str(tmp_path)), 0
-    )
+    cache = dict(cache_dir=str(tmp_path))
+    xlong = make_source(config(name="xlong", dir=str(FIXTURES / "xlong"), **cache), 0)
     assert xlong.num_items == 3_269_017
     options = dict(test_fraction=0.3, valid_fraction=0.2, first=5, every=4, max_targets=3)
-    films = config(
-        name="movielens",
-        dir=str(FIXTURES / "movielens"),
-        cache_dir=str(tmp_path),
-        movielens=options,
-    )
+    films = config(name="movielens", dir=str(FIXTURES / "movielens"), movielens=options, **cache)
     assert make_source(films, 0).num_queries == 6
-    with pytest.raises(
-        ValueError, match="config.data.name='taobao': no such source; there are simulated_clicks,"
-    ):
+    says = "config.data.name='taobao': no such source; there are simulated_clicks,"
+    with pytest.raises(ValueError, match=says):
         make_source(config(name="taobao"), 0)
     with pytest.raises(FileNotFoundError, match="grouplens"):
         make_source(config(name="movielens", movielens=options), 0)

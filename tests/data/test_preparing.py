@@ -1,4 +1,4 @@
-"""Whatever prepares data leaves soon after it is asked to stop, and leaves nothing behind."""
+"""Every preparation stops soon after a signal, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def books(tmp_path):
 
 
 def asks(patch, where, name, number, call):
-    """The `call`-th call of a function sends this process a signal first."""
+    """Makes the `call`-th call of a function send this process a signal first."""
     right, calls = getattr(where, name), []
 
     def asking(*args, **kwargs):
@@ -58,7 +58,7 @@ def files(folder):
         ("characters", tokenizers.Characters, "encode", 3),
     ],
 )
-def test_documents_are_left_at_the_next_piece(
+def test_documents_stop_at_the_next_piece(
     tmp_path, monkeypatch, books, tokenizer, where, name, call
 ):
     calls = asks(monkeypatch, where, name, signal.SIGTERM, call)
@@ -67,7 +67,7 @@ def test_documents_are_left_at_the_next_piece(
     assert len(calls) <= call + 1 and not files(tmp_path / "cache")
 
 
-def test_a_second_interrupt_interrupts(tmp_path, monkeypatch, books):
+def test_a_second_interrupt_stops_at_once(tmp_path, monkeypatch, books):
     def interrupts(self, string):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
@@ -89,7 +89,7 @@ class Made(TextBuilder):
         return {"train": [story] * 1000, "valid": [story], "test": [story]}
 
 
-def test_records_are_left_at_the_next_story(tmp_path, monkeypatch):
+def test_records_stop_at_the_next_story(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with monkeypatch.context() as patch, pytest.raises(progress.Stopped), Preemption():
         calls = asks(patch, np, "array", signal.SIGTERM, 9)
@@ -100,7 +100,7 @@ def test_records_are_left_at_the_next_story(tmp_path, monkeypatch):
     assert [path.name for path in left] == [prepared.parent.name]
 
 
-def test_lines_are_left_within_a_thousand(tmp_path):
+def test_reading_lines_stops_within_a_thousand_lines(tmp_path):
     (tmp_path / "lines").write_text("a\n" * 5000)
     with pytest.raises(progress.Stopped, match="while reading .*lines"), Preemption():
         os.kill(os.getpid(), signal.SIGTERM)
@@ -110,7 +110,7 @@ def test_lines_are_left_within_a_thousand(tmp_path):
 @pytest.mark.parametrize(
     "where, name", [(tokenizers.text, "tokenize"), (tokenizers.Words, "encode")]
 )
-def test_hyperpartisan_is_left_at_the_next_article(tmp_path, monkeypatch, where, name):
+def test_hyperpartisan_stops_at_the_next_article(tmp_path, monkeypatch, where, name):
     directory = write_hyperpartisan(tmp_path / "data")
     calls = asks(monkeypatch, where, name, signal.SIGTERM, 2)
     with pytest.raises(progress.Stopped), Preemption():
@@ -133,20 +133,11 @@ main.cli()
 """
 
 
-def test_a_run_that_prepares_exits_as_one_that_trains(tmp_path, books):
-    options = [
-        f"--config={ROOT}/configs/books.py",
-        f"--config.data.dir={books}",
-        f"--workdir={tmp_path / 'run'}",
-    ]
+def test_a_run_stopped_in_preparation_exits_like_one_stopped_in_training(tmp_path, books):
+    options = [f"--config={ROOT}/configs/books.py", f"--config.data.dir={books}"]
+    options += [f"--config.data.cache_dir={tmp_path / 'cache'}", f"--workdir={tmp_path / 'run'}"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-    command = [
-        sys.executable,
-        "-c",
-        COMMAND,
-        *options,
-        f"--config.data.cache_dir={tmp_path / 'cache'}",
-    ]
+    command = [sys.executable, "-c", COMMAND, *options]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == EXIT_PREEMPTED, done.stderr
     assert "Stopped: asked to stop while making tokens; run the same line again" in done.stderr

@@ -1,4 +1,4 @@
-"""What a source says of itself, and what is kept of it."""
+"""Defaults, descriptions, cached sources and subsets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rmjax.data.texts.sorting import Sorting
 
 
 class Plain(Source):
-    """Four streams; nothing is said that need not be."""
+    """Four streams, and no optional attribute or method."""
 
     num_items, max_items, num_queries, positions_at_end = 5, 3, 1, True
 
@@ -27,7 +27,7 @@ class Plain(Source):
 
 
 class Full(Plain):
-    """All is said; two streams to a bucket."""
+    """All optional attributes and methods; each bucket has two streams."""
 
     questions = Questions("words", answer="class", classes=2, metric="accuracy")
     feature_width, vocabulary, classes = 7, ["<unk>", "mill"], ["no", "yes"]
@@ -49,15 +49,13 @@ class Full(Plain):
         return np.arange(4)[:, None] - 1
 
 
-def test_a_source_has_a_default_for_all_that_it_need_not_say():
+def test_optional_attributes_and_methods_have_defaults():
     source = Plain()
-    assert (
-        source.questions == Questions() and source.numbering is None and source.popularity is None
-    )
+    assert source.questions == Questions()
+    assert source.numbering is None and source.popularity is None
     assert source.stream_id("train").tolist() == [0, 1, 2, 3] and source.buckets("train") is None
-    assert (
-        source.groups("train") == source.references("train") == {} and source.also("train") is None
-    )
+    assert source.groups("train") == source.references("train") == {}
+    assert source.also("train") is None
     assert source.describe() == Description(num_items=5, max_items=3, num_queries=1)
     with pytest.raises(TypeError, match="fetch"):
         type("Half", (Source,), {"size": Plain.size})()
@@ -75,26 +73,20 @@ def test_a_description_is_the_same_after_json():
         Description.from_json(world.as_json() | {"later": 1})
 
 
-def test_a_source_in_memory_says_what_the_source_says():
+def test_a_cached_source_has_the_methods_of_the_source():
     source, kept = Full(), cached(Full(), 2**20)
     assert kept.describe() == source.describe() and kept.stream_id("test").tolist() == [0, 0, 1, 1]
-    assert kept.groups("test")["first"].sum() == 1 and kept.also("test").tolist() == [
-        [-1],
-        [0],
-        [1],
-        [2],
-    ]
+    assert kept.groups("test")["first"].sum() == 1
+    assert kept.also("test").tolist() == [[-1], [0], [1], [2]]
     assert kept.fetch("test", np.array([1, 1]))["items"].shape == (2, 3)
     assert pickle.loads(pickle.dumps(kept)).describe() == source.describe()
 
 
-def test_a_part_of_a_split_says_what_the_source_says_of_that_part():
+def test_a_subset_has_the_rows_of_the_source():
     some = Subset(Full(), "test", 2, 0)
     rows = some.references("test")["place"][:, 0]
     assert some.size("test") == 2 == len(set(rows)) and some.vocabulary == ["<unk>", "mill"]
     assert some.also("test")[:, 0].tolist() == (rows - 1).tolist()
     assert some.groups("test")["first"][:, 0].tolist() == (rows == 0).tolist()
-    assert (
-        some.buckets("test")[0].tolist() == (rows // 2).tolist()
-        and Subset(Plain(), "test", 2, 0).also("test") is None
-    )
+    assert some.buckets("test")[0].tolist() == (rows // 2).tolist()
+    assert Subset(Plain(), "test", 2, 0).also("test") is None

@@ -1,1 +1,1 @@
-"""Sources of clicks: streams of items of one user each, asked about items."""
+"""Sources of clicks. A stream holds the items of one user, and questions ask about items."""

@@ -1,7 +1,8 @@
-"""XLong (Ren et al. 2019): Alibaba click logs, 1,000 items a user, then one clicked and one sampled item.
+"""XLong (Ren et al. 2019): click logs of Alibaba with 1,000 items a user.
 
-One line of the release is one example of two questions; lines that share a history stay apart. The item-side lists
-are not used.
+After the history, each user is asked about one clicked and one sampled item. One line of the
+release is one example with these two questions; lines that share a history stay separate examples.
+The item-side lists are not used.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 
 from rmjax.data import records
 from rmjax.data.source import Source, cached, hash64
@@ -22,34 +23,44 @@ from rmjax.registry import SOURCES
 
 NUM_ITEMS, NUM_USERS, HISTORY, SIDE = 3_269_017, 20_000, 1000, 184
 FIELDS = ("index", "uid", "history", "pos item", "neg item", "pos item side", "neg item side")
-_ID = "[0-9]{1,18}"  # always fits in an i64
+_ID = "[0-9]{1,18}"  # 18 digits always fit in an i64
 _IDS = re.compile(f"{_ID}(,{_ID})*")
 ADVICE = (
-    "XLong is downloaded by hand from Alibaba's Tianchi, data set 22482 (login needed), the release of HPMN's authors; "
-    "set data.dir to the folder of the two files. Without it: --config=configs/xlong.py with config.data.dir empty "
-    "simulates clicks."
+    "Download XLong by hand from Alibaba's Tianchi, data set 22482 (login needed), the release of "
+    "HPMN's authors. Set data.dir to the folder of the two files. Without the files: "
+    "--config=configs/xlong.py with an empty config.data.dir simulates clicks."
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """None."""
+    """XLong has no settings."""
 
 
-def make(settings: Settings, common: Any, seed: int) -> Source:
+def make(settings: Settings, common: ConfigDict, seed: int) -> Source:
+    """Opens the source, see `rmjax.Source`; simulates clicks if config.data.dir is empty."""
     if not common.dir:
-        logging.info("config.data.dir is empty: simulated clicks in place of XLong.")
-        made = SOURCES.settings("simulated_clicks", common.simulated, "config.data.simulated.")
-        return SOURCES["simulated_clicks"].make(made, common, seed)
+        logging.info("config.data.dir is empty: simulated clicks replace XLong.")
+        values = SOURCES.settings("simulated_clicks", common.simulated, "config.data.simulated.")
+        return SOURCES["simulated_clicks"].make(values, common, seed)
     return cached(open_xlong(common.dir, common.cache_dir, seed), common.ram_bytes)
 
 
 def open_xlong(directory: str, cache_dir: str, seed: int, valid_fraction: float = 0.1) -> XLong:
-    """The source. 'valid' is `valid_fraction` of the training users, by a hash of (seed, uid).
+    """Opens the source. A hash of (seed, uid) chooses the training users that become 'valid'.
+
+    Args:
+      directory: the folder with the two files, or the folder above its data/xlong.
+      cache_dir: the folder for prepared data; '' means `paths.cache('')`.
+      seed: seed of the choice of users.
+      valid_fraction: share of the training users that become 'valid'; at least one user does.
+
+    Returns:
+      The source.
 
     Raises:
-      FileNotFoundError: `directory` (or its data/xlong) has not both files.
-      ValueError: a malformed line, or fewer than two training users.
+      FileNotFoundError: `directory` lacks one of the files.
+      ValueError: a line is malformed, or there are fewer than two training users.
     """
     names = ("train_corpus_total_dual.txt", "test_corpus_total_dual.txt")
     files = records.find_files(directory, names, (".", "data/xlong"), ADVICE)
@@ -57,12 +68,10 @@ def open_xlong(directory: str, cache_dir: str, seed: int, valid_fraction: float 
     uid = source.stream_id("train")
     users = np.unique(uid)
     if len(users) < 2:
-        raise ValueError(
-            f"{files[0]}: expected two users or more, to hold one out for 'valid', found {len(users)}"
-        )
-    held_out = users[np.argsort(hash64("xlong valid", seed, users))][
-        : max(1, round(valid_fraction * len(users)))
-    ]
+        expected = "expected two users or more, to hold one out for 'valid'"
+        raise ValueError(f"{files[0]}: {expected}, found {len(users)}")
+    count = max(1, round(valid_fraction * len(users)))
+    held_out = users[np.argsort(hash64("xlong valid", seed, users))][:count]
     valid = np.isin(uid, held_out)
     source.rows |= {
         "train": ("train", np.flatnonzero(~valid)),
@@ -72,13 +81,13 @@ def open_xlong(directory: str, cache_dir: str, seed: int, valid_fraction: float 
 
 
 class XLong(records.Records):
-    """The source."""
+    """The source that `open_xlong` returns."""
 
     numbering = "XLong's own item ids"
 
 
 class XLongBuilder(records.StreamBuilder):
-    """The two files, in their order."""
+    """Prepares the records of the two files, in the order of their lines."""
 
     name = "xlong"
 
@@ -90,7 +99,10 @@ class XLongBuilder(records.StreamBuilder):
             "test": self._generate_examples("test", test),
         }
 
-    def _generate_examples(self, split: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(
+        self, split: str, path: Path
+    ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """Yields the numbered records of a file."""
         streams = self.info.metadata["streams"].setdefault(split, [])
         for number, line in text.read_lines(path):
             uid, example = parse_line(line, path, number)
@@ -101,28 +113,38 @@ class XLongBuilder(records.StreamBuilder):
 
 
 def parse_line(line: str, path: Path, number: int) -> tuple[int, dict[str, np.ndarray]]:
-    """(uid, record) of line `number` (from 1) of `path`; ValueError names the field that is wrong."""
+    """Parses a line of the release.
+
+    Args:
+      line: the line without its end.
+      path: the file, for errors.
+      number: the number of the line, from 1, for errors.
+
+    Returns:
+      (uid, record), see `StreamBuilder`.
+
+    Raises:
+      ValueError: a field is wrong; names the file, the line and the field.
+    """
 
     def ids(field: int, count: int, high: int) -> np.ndarray:
+        """Parses `count` ids below `high`."""
         entries = fields[field].split(",")
         if len(entries) != count:
             expected = "one id" if count == 1 else f"{count} comma-separated ids"
-            raise records.malformed(
-                path, number, FIELDS[field], expected, f"{len(entries)}: {fields[field]}"
-            )
+            actual = f"{len(entries)}: {fields[field]}"
+            raise records.malformed(path, number, FIELDS[field], expected, actual)
         if not _IDS.fullmatch(fields[field]) or max(map(int, entries)) >= high:
             wrong = next(e for e in entries if not re.fullmatch(_ID, e) or int(e) >= high)
-            raise records.malformed(
-                path, number, FIELDS[field], f"an integer in [0, {high})", wrong
-            )
+            expected = f"an integer in [0, {high})"
+            raise records.malformed(path, number, FIELDS[field], expected, wrong)
         return np.array(entries, np.int32)
 
     fields = line.split("\t")
     if len(fields) != len(FIELDS):
         missing = FIELDS[min(len(fields), len(FIELDS) - 1)]
-        raise records.malformed(
-            path, number, missing, f"{len(FIELDS)} tab-separated fields", f"{len(fields)}: {line}"
-        )
+        expected, actual = f"{len(FIELDS)} tab-separated fields", f"{len(fields)}: {line}"
+        raise records.malformed(path, number, missing, expected, actual)
     if not re.fullmatch("-?[0-9]+", fields[0]):
         raise records.malformed(path, number, FIELDS[0], "an integer", fields[0])
     uid = int(ids(1, 1, NUM_USERS)[0])
@@ -130,8 +152,9 @@ def parse_line(line: str, path: Path, number: int) -> tuple[int, dict[str, np.nd
     for field in (5, 6):
         entries = fields[field].split(",")
         if len(entries) != SIDE or not all(entries):
-            got = f"{sum(map(bool, entries))}: {fields[field]}"
-            raise records.malformed(path, number, FIELDS[field], f"{SIDE} comma-separated ids", got)
+            actual = f"{sum(map(bool, entries))}: {fields[field]}"
+            expected = f"{SIDE} comma-separated ids"
+            raise records.malformed(path, number, FIELDS[field], expected, actual)
     return uid, {
         "items": history,
         "query": np.concatenate([pos, neg]),

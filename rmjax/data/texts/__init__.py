@@ -1,1 +1,1 @@
-"""Sources of long texts, for sequence models, and the tokenizers that make ids of them."""
+"""Sources of long texts for sequence models, and the tokenizers that turn texts into ids."""

@@ -1,4 +1,4 @@
-"""PG-19 (Rae et al. 2020): books before 1919."""
+"""PG-19 (Rae et al. 2020): books from before 1919."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import csv
 import dataclasses
 import io
 from pathlib import Path
-from typing import Any
+
+from ml_collections import ConfigDict
 
 from rmjax.data import records
 from rmjax.data.texts import corpora
@@ -24,31 +25,43 @@ ADVICE = (
 
 @dataclasses.dataclass(frozen=True)
 class Settings(TextSettings):
-    """Those of all texts, and how many books train."""
+    """The settings of all texts, and the share of the training books."""
 
     train_share: float = setting(
-        0.07, between(1e-6, 1), "pg19: share of the training books that is read"
+        0.07, between(1e-6, 1), "pg19: share of the training books that are read"
     )
 
 
-def make(settings: Any, common: Any, seed: int) -> Texts:
-    return open_texts(
-        "pg19", lambda root: corpus(root, settings.train_share), ADVICE, settings, common
-    )
+def make(settings: Settings, common: ConfigDict, seed: int) -> Texts:
+    """Opens the texts, see `Texts`."""
+    read = lambda root: corpus(root, settings.train_share)
+    return open_texts("pg19", read, ADVICE, settings, common)
 
 
 def corpus(root: Path, train_share: float) -> Corpus:
-    """Folders train, validation and test of <id>.txt, and metadata.csv for the titles."""
-    files = corpora.folders(
-        root, dict(train=["train"], valid=["validation"], test=["test"]), ADVICE
-    )
+    """Describes the corpus.
+
+    Args:
+      root: a folder with the folders train, validation and test of <id>.txt. metadata.csv has the
+        titles; without it, ids name the books.
+      train_share: share of the training books that are read, the first ones by id; at least one.
+
+    Returns:
+      The corpus.
+
+    Raises:
+      FileNotFoundError: a folder has no .txt file.
+      ValueError: metadata.csv is malformed.
+    """
+    names = dict(train=["train"], valid=["validation"], test=["test"])
+    files = corpora.folders(root, names, ADVICE)
     files["train"] = files["train"][: max(1, round(train_share * len(files["train"])))]
     titles = _titles(root / "metadata.csv")
     return Corpus(files, lambda _, file: corpora.book(file, titles.get(file.stem, file.stem)))
 
 
 def _titles(path: Path) -> dict[str, str]:
-    """{book id: title}, of no books where there is no such file."""
+    """Reads {book id: title}; empty if the file does not exist."""
     titles: dict[str, str] = {}
     if not path.is_file():
         return titles
@@ -66,6 +79,6 @@ def _titles(path: Path) -> dict[str, str]:
         raise ValueError(f"{path}, line {rows.line_num}: {error}; fetch it again") from error
     if len(row) == 4 and not text.endswith("\n") and not row[3].strip().endswith(row[0]):
         cure = "the file is cut short, fetch it again"
-        expected = f"a whole line, whose address ends in {row[0]}: {cure}"
+        expected = f"a complete line, whose address ends in {row[0]}: {cure}"
         raise records.malformed(path, rows.line_num, "url", expected, row[3])
     return titles

@@ -1,80 +1,107 @@
-"""Sorting (Martins et al. 2021; Memoria section 4.1): symbols by how often they came in a long sequence.
+"""Sorting (Martins et al. 2021; Memoria section 4.1): symbols by frequency in a long sequence.
 
-Frequencies drift from one drawn distribution to another along the sequence, so the last part alone does not tell them.
-The sequence, a separator and all but the last of the sorted symbols are the stream; each of the last 20 tokens asks for
-the next symbol (teacher forcing).
+The frequencies drift from one drawn distribution to another along the sequence, so the last part
+alone does not reveal them. A stream is the sequence, a separator, and all sorted symbols but the
+last. Each of the last 20 tokens asks for the next symbol (teacher forcing).
 """
 
 # mypy: disable-error-code=override
-# What `Source` has as attributes, the sizes of a world give as properties.
+# `Source` declares attributes that are properties here, since they follow from other fields.
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from rmjax.data.source import Examples, Questions, Source
 from rmjax.registry import at_least, setting
 from rmjax.types import Array, Key
 
 SPLITS = ("train", "valid", "test")
-_ITEMS_AT_ONCE = 2**20  # bounds what one call of `fetch` holds beside its result
+_ITEMS_AT_ONCE = 2**20  # bounds the memory of `fetch` beside its result
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The sequences, and how many in each split."""
+    """The sequences, and the number of them in each split."""
 
     task: ClassVar[str] = "last tokens"
 
-    segments: int = setting(4, at_least(1), "segments of a sequence")
+    segments: int = setting(4, at_least(1), "number of segments of a sequence")
     length: int = setting(
-        0, at_least(0), "symbols of a sequence; 0: the thousands that fit its segments"
+        0, at_least(0), "number of symbols of a sequence; 0: the thousands that fit the segments"
     )
-    symbols: int = setting(20, at_least(2), "different symbols, all of them asked for")
-    train: int = setting(80_000, at_least(1), "sequences to train on")
-    valid: int = setting(800, at_least(1), "sequences to validate on")
-    test: int = setting(800, at_least(1), "sequences to test on")
+    symbols: int = setting(
+        20, at_least(2), "number of different symbols; all of them are asked for"
+    )
+    train: int = setting(80_000, at_least(1), "number of sequences in the training split")
+    valid: int = setting(800, at_least(1), "number of sequences in the validation split")
+    test: int = setting(800, at_least(1), "number of sequences in the test split")
 
 
-def make(settings: Settings, common: Any, seed: int) -> Source:
-    options = dict(vars(settings))
+def make(settings: Settings, common: ConfigDict, seed: int) -> Source:
+    """Opens the source, see `rmjax.Source`."""
+    options, N = dict(vars(settings)), common.segment_length
     segments = options.pop("segments")
-    options["length"] = settings.length or fitting(
-        segments, common.segment_length, settings.symbols
-    )
-    return Sorting(seed=seed, segment_length=common.segment_length, **options)
+    options["length"] = settings.length or fitting_length(segments, N, settings.symbols)
+    return Sorting(seed=seed, segment_length=N, **options)
 
 
-def fitting(segments: int, segment_length: int, answers: int = 20) -> int:
-    """Symbols of a sequence that fills so many segments, with the separator and all answers but the last; whole
-    thousands where there are any, as published. Raises ValueError where there is no room.
+def fitting_length(segments: int, segment_length: int, answers: int = 20) -> int:
+    """Computes the length of a sequence that fills a number of segments.
+
+    The separator and all answers but the last need room too. The length is a multiple of 1,000 if
+    there is room for one, as published.
+
+    Args:
+      segments: number of segments.
+      segment_length: N, tokens of a segment.
+      answers: number of answers.
+
+    Returns:
+      The number of symbols of the sequence.
+
+    Raises:
+      ValueError: the segments have no room for a sequence.
     """
     room = segments * segment_length - answers
     length = room // 1000 * 1000 or room
     if length < 1:
         raise ValueError(
-            f"{segments} segments of {segment_length} tokens have no room for a sequence and its {answers} answers: "
-            "more of them, or longer ones (config.data.sorting.segments, config.data.segment_length)"
+            f"{segments} segments of {segment_length} tokens have no room for a sequence and its "
+            f"{answers} answers: take more segments (config.data.sorting.segments), or longer ones "
+            "(config.data.segment_length)"
         )
     return length
 
 
 @dataclasses.dataclass(frozen=True)
 class Sorting(Source):
-    """A source. A stream depends on (seed, split, index) alone. Raises ValueError naming the field.
+    """The source. A stream depends on (seed, split, index) alone.
 
-    The answers are asked of the last `symbols` tokens, so `positions_at_end` speaks of those.
+    Attributes:
+      length: number of symbols of the sequence, without the separator and the answers.
+      seed: seed of the streams.
+      segment_length: N; the references see the last one or two segments.
+      symbols: number of different symbols.
+      train: number of streams in 'train'.
+      valid: number of streams in 'valid'.
+      test: number of streams in 'test'.
+      positions_at_end: see `Source`. The last `symbols` tokens, which ask, count as the end.
+
+    Raises:
+      ValueError: a field is out of range; names it.
     """
 
-    length: int = 1000  # of the sequence, without the separator and the answers
+    length: int = 1000
     seed: int = 0
-    segment_length: int = 256  # what the references see
+    segment_length: int = 256
     symbols: int = 20
     train: int = 80_000
     valid: int = 800
@@ -90,50 +117,62 @@ class Sorting(Source):
 
     @property
     def num_items(self) -> int:
-        """The symbols, and after them the separator."""
+        """See `Source`; the separator follows the symbols."""
         return self.symbols + 1
 
     @property
     def max_items(self) -> int:
+        """See `Source`."""
         return self.length + self.symbols
 
     @property
     def num_queries(self) -> int:
+        """See `Source`."""
         return self.symbols
 
     @property
     def questions(self) -> Questions:
-        return Questions(
-            query="kind", kinds=1, answer="class", classes=self.symbols, metric="accuracy"
-        )
+        """See `Source`."""
+        return Questions("kind", 1, answer="class", classes=self.symbols, metric="accuracy")
 
     def size(self, split: str) -> int:
+        """See `Source.size`.
+
+        Raises:
+          ValueError: `split` is not in SPLITS.
+        """
         if split not in SPLITS:
             raise ValueError(f"split={split!r}: must be one of {SPLITS}")
         return int(getattr(self, split))
 
     def fetch(self, split: str, indices: np.ndarray) -> Examples:
-        """As `Source.fetch`; L = length + symbols, Q = symbols."""
+        """See `Source.fetch`; L = length + symbols, Q = symbols.
+
+        Raises:
+          ValueError: the split is unknown, or an index is outside it.
+        """
         indices = np.asarray(indices)
         outside = indices[(indices < 0) | (indices >= self.size(split))]
         if outside.size:
-            raise ValueError(
-                f"indices={outside[:8].tolist()}: must be in [0, {self.size(split)}) for split {split!r}"
-            )
+            allowed = f"must be in [0, {self.size(split)}) for split {split!r}"
+            raise ValueError(f"indices={outside[:8].tolist()}: {allowed}")
         total = len(indices)
         chunk = max(1, min(total, _ITEMS_AT_ONCE // (self.length * self.symbols)))
         padded = np.pad(indices.astype(np.int32), (0, max(1, -(-total // chunk)) * chunk - total))
-        parts = [
-            jax.device_get(
-                generate(self.length, self.symbols, self.seed, SPLITS.index(split), part)
-            )
-            for part in padded.reshape(-1, chunk)
-        ]
+        world = self.length, self.symbols, self.seed, SPLITS.index(split)
+        parts = [jax.device_get(generate(*world, part)) for part in padded.reshape(-1, chunk)]
         return {name: np.concatenate([part[name] for part in parts])[:total] for name in parts[0]}
 
     def references(self, split: str) -> dict[str, np.ndarray]:
-        """Answers i32 [size, symbols] of readers that count in a part of the sequence, and know what was answered
-        before: the most frequent of the symbols that are left.
+        """Answers as readers do that count symbols in a part of the sequence.
+
+        A reader knows the earlier answers. It chooses the most frequent of the other symbols.
+
+        Args:
+          split: 'train', 'valid' or 'test'.
+
+        Returns:
+          {name of the reader: answers i32 [size, symbols]}.
         """
         first = (self.max_items - 1) // self.segment_length * self.segment_length
         starts = {
@@ -143,18 +182,15 @@ class Sorting(Source):
             "oracle, all counts": 0,
         }
         answers: dict[str, np.ndarray] = {}
-        size, chunk = (
-            self.size(split),
-            max(1, min(self.size(split), _ITEMS_AT_ONCE // (self.length * self.symbols))),
-        )
+        size = self.size(split)
+        chunk = max(1, min(size, _ITEMS_AT_ONCE // (self.length * self.symbols)))
         for begin in range(0, size, chunk):
             streams = self.fetch(split, np.arange(begin, begin + chunk) % size)
             sequence = jnp.asarray(streams["items"][:, : self.length])
             for name, start in starts.items():
-                found = counted(sequence, streams["target"], max(start, 0), self.symbols)
-                answers.setdefault(name, np.empty((size, self.symbols), np.int32))[
-                    begin : begin + chunk
-                ] = found[: size - begin]
+                part = answers_by_count(sequence, streams["target"], max(start, 0), self.symbols)
+                answers.setdefault(name, np.empty((size, self.symbols), np.int32))
+                answers[name][begin : begin + chunk] = part[: size - begin]
         return answers
 
 
@@ -162,22 +198,34 @@ class Sorting(Source):
 def generate(
     length: int, symbols: int, seed: Array | int, split_id: Array | int, indices: Array
 ) -> dict[str, Array]:
-    """Streams `indices` [B]: the arrays of `Sorting.fetch`."""
+    """Draws streams.
+
+    Args:
+      length: number of symbols of the sequence.
+      symbols: number of different symbols.
+      seed: seed of the streams.
+      split_id: index of the split in `SPLITS`.
+      indices: i32 [B], the streams.
+
+    Returns:
+      The arrays of `Sorting.fetch`.
+    """
     split_key = jax.random.fold_in(jax.random.key(seed), split_id)
-    return jax.vmap(lambda i: _stream(length, symbols, jax.random.fold_in(split_key, i), i))(
-        jnp.asarray(indices)
-    )
+    stream = lambda i: _stream(length, symbols, jax.random.fold_in(split_key, i), i)
+    return jax.vmap(stream)(jnp.asarray(indices))
 
 
 def _stream(length: int, symbols: int, key: Key, index: Array) -> dict[str, Array]:
+    """Draws one stream."""
     ends_key, which_key, symbol_key = jax.random.split(key, 3)
     ends = jax.random.randint(ends_key, (2, symbols), 1, 10).astype(jnp.float32)
     below = jnp.cumsum(ends / ends.sum(1, keepdims=True), 1)[:, :-1]
     share = (jnp.arange(length) + 1) / length
-    late = jax.random.uniform(which_key, (length,)) < share  # of which end a token is drawn
-    sequence = (jax.random.uniform(symbol_key, (length, 1)) >= below[late.astype(jnp.int32)]).sum(
-        1, dtype=jnp.int32
-    )
+    late = (
+        jax.random.uniform(which_key, (length,)) < share
+    )  # from which of the two a symbol is drawn
+    above = jax.random.uniform(symbol_key, (length, 1)) >= below[late.astype(jnp.int32)]
+    sequence = above.sum(1, dtype=jnp.int32)
     target = by_frequency(sequence, 0, symbols)
     return {
         "items": jnp.concatenate([sequence, jnp.full(1, symbols, jnp.int32), target[:-1]]),
@@ -190,8 +238,18 @@ def _stream(length: int, symbols: int, key: Key, index: Array) -> dict[str, Arra
 
 
 def by_frequency(sequence: Array, start: Array | int, symbols: int) -> Array:
-    """Symbols [symbols] of a sequence [L] from `start` on, the most frequent first; of equally frequent ones that which
-    came first, and those that did not come in rising order.
+    """Orders the symbols by frequency, the most frequent first.
+
+    Of equally frequent symbols the one that occurs first comes first. Symbols that do not occur
+    come last, in ascending order.
+
+    Args:
+      sequence: i32 [L].
+      start: the place from which symbols are counted.
+      symbols: number of different symbols.
+
+    Returns:
+      i32 [symbols].
     """
     place = jnp.arange(len(sequence))
     seen = (sequence[:, None] == jnp.arange(symbols)) & (place >= start)[:, None]
@@ -200,14 +258,23 @@ def by_frequency(sequence: Array, start: Array | int, symbols: int) -> Array:
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def counted(sequence: Array, target: Array, start: Array | int, symbols: int) -> Array:
-    """Sequence [B, L], target [B, symbols] -> answers [B, symbols] of one who counts from `start` on."""
+def answers_by_count(sequence: Array, target: Array, start: Array | int, symbols: int) -> Array:
+    """Answers as a reader does that counts from a place on, and knows the earlier answers.
+
+    Args:
+      sequence: i32 [B, L].
+      target: i32 [B, symbols], the right answers.
+      start: the place from which symbols are counted.
+      symbols: number of different symbols.
+
+    Returns:
+      i32 [B, symbols].
+    """
 
     def answers(sequence: Array, target: Array) -> Array:
         rank = jnp.argsort(by_frequency(sequence, start, symbols))
-        told = (target[:, None] == jnp.arange(symbols)).cumsum(0) - (
-            target[:, None] == jnp.arange(symbols)
-        )
-        return jnp.where(told > 0, symbols, rank).argmin(1).astype(jnp.int32)
+        asked = target[:, None] == jnp.arange(symbols)
+        earlier = asked.cumsum(0) - asked
+        return jnp.where(earlier > 0, symbols, rank).argmin(1).astype(jnp.int32)
 
     return jax.vmap(answers)(sequence, target)

@@ -1,7 +1,7 @@
-"""Long texts for language models: every row of a batch reads a part of the text of its own, on and on.
+"""Long texts for language models: each row of a batch reads its own part of the text, step by step.
 
-Row b of B has the b-th of B equal parts; step s reads its next T segments of N tokens. What is remembered is carried
-from step to step, so the order is that of the text, not a drawn one.
+Row b of B reads the b-th of B equal parts; step s reads its next T segments of N tokens. The memory
+is carried from step to step, so the order is the order of the text and not a drawn one.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from rmjax.data.source import Description
 from rmjax.data.texts.corpora import Corpus
-from rmjax.data.texts.documents import Documents, documents
+from rmjax.data.texts.documents import Documents, open_documents
 from rmjax.data.texts.tokenizers import packed
 from rmjax.registry import a_path, at_least, setting
 from rmjax.types import Batch
@@ -23,32 +24,30 @@ from rmjax.types import Batch
 
 @dataclasses.dataclass(frozen=True)
 class TextSettings:
-    """Keys of every corpus: how texts become tokens, and where memories begin anew."""
+    """Settings of every corpus: how texts become tokens, and where memories are reset."""
 
     section: ClassVar[str] = "text"
     task: ClassVar[str] = "every token"
 
     tokenizer: str = setting(
-        "bytes", a_path, "texts: bytes, characters, words, or a tokenizer.json"
+        "bytes", a_path, "tokenizer: bytes, characters, words, or the path of a tokenizer.json"
     )
-    aligned: bool = setting(
-        True, doc="documents are cut to whole segments; the rest of each is dropped"
-    )
+    aligned: bool = setting(True, doc="cut documents into full segments and drop what is left over")
     reset_documents: bool = setting(
-        False, doc="memories begin anew with every document; needs aligned"
+        False, doc="reset memories at the start of every document; needs aligned"
     )
     reset_segments: int = setting(
-        0, at_least(0), "training: memories begin anew after so many segments; 0: never"
+        0, at_least(0), "number of segments after which training resets memories; 0: never"
     )
-    reset_evaluation: bool = setting(False, doc="and in evaluation too")
-    skip_first: bool = setting(False, doc="the first token of a segment is not predicted")
+    reset_evaluation: bool = setting(False, doc="apply reset_segments in evaluation too")
+    skip_first: bool = setting(False, doc="do not predict the first token of a segment")
 
 
 class Parts(NamedTuple):
-    """How a split falls into the rows of a batch."""
+    """How a split is divided among the rows of a batch."""
 
-    first: np.ndarray  # i64 [B], token where each row begins
-    steps: int  # of T segments, to the end of the rows
+    first: np.ndarray  # i64 [B] first segment of each row, among the segments of the split
+    steps: int  # number of steps of T segments in a row
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,17 +55,19 @@ class Texts:
     """Splits of documents as streams of segments.
 
     Attributes:
-      splits: 'train', 'valid' and 'test'.
-      segment_length: N.
-      step_segments: T, what a row reads in a step.
-      aligned: documents are cut to whole segments, what is left over is dropped (as Memoria's experiments do), so that
-        no segment has tokens of two.
-      reset_documents: streams begin anew with every document; needs `aligned`.
-      reset_segments: and, in training, after so many segments, where this is not 0.
-      reset_evaluation: and in evaluation too; with `reset_segments` = 1, what a model does without any memory.
-      skip_first: the first token of a segment is not predicted, as in released code of Memoria.
+      splits: {split: its documents}, for 'train', 'valid' and 'test'.
+      segment_length: N, tokens of a segment.
+      step_segments: T, segments that a row reads in a step.
+      aligned: whether documents are cut to full segments, as in Memoria's experiments. What is left
+        over is dropped, and no segment has tokens of two documents.
+      reset_documents: whether streams restart at every document; needs `aligned`.
+      reset_segments: number of segments after which streams restart in training; 0: never.
+      reset_evaluation: whether `reset_segments` holds in evaluation too. With `reset_segments` = 1
+        the result is that of a model without any memory.
+      skip_first: whether the first token of a segment is not predicted, as in Memoria's code.
 
-    Raises ValueError where a split is too short, or documents are to be told apart that are not aligned.
+    Raises:
+      ValueError: `reset_documents` is set without `aligned`.
     """
 
     splits: dict[str, Documents]
@@ -77,7 +78,7 @@ class Texts:
     reset_segments: int = 0
     reset_evaluation: bool = False
     skip_first: bool = False
-    # What a `Source` has and texts have not: a class for an answer, ids from outside, counts of items.
+    # A `Source` has these attributes; texts have no classes, outside ids or item counts.
     classes: ClassVar[tuple[str, ...]] = ()
     numbering: ClassVar[None] = None
     popularity: ClassVar[None] = None
@@ -86,12 +87,13 @@ class Texts:
     def __post_init__(self):
         if self.reset_documents and not self.aligned:
             raise ValueError(
-                "reset_documents needs aligned: a segment with two documents cannot begin anew within"
+                "reset_documents needs aligned: no reset is possible inside a segment, which could "
+                "have two documents; set config.data.text.aligned=True"
             )
 
     @property
     def num_items(self) -> int:
-        """Size of the vocabulary."""
+        """The size of the vocabulary."""
         return self.splits["train"].tokenizer.size
 
     @property
@@ -100,19 +102,31 @@ class Texts:
         return self.splits["train"].tokenizer.vocabulary
 
     def size(self, split: str) -> int:
-        """Tokens of a split."""
+        """Counts the tokens of a split.
+
+        Args:
+          split: 'train', 'valid' or 'test'.
+
+        Returns:
+          The number of tokens.
+        """
         return len(self.splits[split].tokens)
 
     def describe(self) -> Description:
-        """As `Source.describe`."""
+        """See `Source.describe`."""
         tokenizer = self.splits["train"].tokenizer
-        vocabulary = tuple(tokenizer.vocabulary)
-        return Description(
-            self.num_items, vocabulary=vocabulary, endless=True, tokenizer=packed(tokenizer)
-        )
+        words, state = tuple(tokenizer.vocabulary), packed(tokenizer)
+        return Description(self.num_items, vocabulary=words, endless=True, tokenizer=state)
 
     def segments(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """i64 [S], where each segment begins; bool [S], whether a document does."""
+        """Finds the S segments of a split.
+
+        Args:
+          split: 'train', 'valid' or 'test'.
+
+        Returns:
+          (first token of each segment i64 [S], whether a document begins with it bool [S]).
+        """
         if split not in self._segments:
             self._segments[split] = self._find_segments(split)
         return self._segments[split]
@@ -121,21 +135,33 @@ class Texts:
         documents, n = self.splits[split], self.segment_length
         ends = np.append(documents.starts[1:], len(documents.tokens))
         if not self.aligned:
-            whole = (len(documents.tokens) - 1) // n
-            return np.arange(whole) * n, np.arange(whole) == 0
+            full = (len(documents.tokens) - 1) // n
+            return np.arange(full) * n, np.arange(full) == 0
         counts = np.maximum(ends - documents.starts, 0) // n
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         return np.repeat(documents.starts, counts) + within * n, within == 0
 
     def parts(self, split: str, batch_size: int) -> Parts:
-        """first: place of each row's first segment among all. Raises ValueError if a row has not one step."""
+        """Divides the segments of a split among rows.
+
+        Args:
+          split: 'train', 'valid' or 'test'.
+          batch_size: B, rows of a batch over all processes.
+
+        Returns:
+          The first segment of each row, and the steps of a row.
+
+        Raises:
+          ValueError: the split is too short for one step of every row.
+        """
         number = len(self.segments(split)[0])
         steps = number // batch_size // self.step_segments
         if not steps:
             raise ValueError(
-                f"split {split!r} has {number} segments of {self.segment_length} tokens: too few for {batch_size} rows "
-                f"of {self.step_segments}; take a smaller batch (config.train.batch_size, eval_batch_size), shorter "
-                "segments (config.data.segment_length) or more text (of pg19: config.data.text.train_share)"
+                f"split {split!r} has {number} segments of {self.segment_length} tokens: too few "
+                f"for {batch_size} rows of {self.step_segments}; take a smaller batch "
+                "(config.train.batch_size, eval_batch_size), shorter segments "
+                "(config.data.segment_length) or more text (pg19: config.data.text.train_share)"
             )
         return Parts(np.arange(batch_size) * (number // batch_size), steps)
 
@@ -147,24 +173,33 @@ class Texts:
         rows: np.ndarray | slice = slice(None),
         reset_segments: int | None = None,
     ) -> Batch:
-        """Batch `step` of all rows, or of some: epoch after epoch, every one of which begins anew. reset_segments: in
-        place of the source's own.
+        """Reads one step. Epoch follows epoch, and streams restart with each.
+
+        Args:
+          split: 'train', 'valid' or 'test'.
+          step: the number of the step, from 0.
+          batch_size: B, rows of a batch over all processes.
+          rows: the rows of the batch to read; default all.
+          reset_segments: replaces the attribute `reset_segments`; None: the attribute holds.
+
+        Returns:
+          A batch of NumPy arrays, whose targets are the next tokens.
+
+        Raises:
+          ValueError: the split is too short for one step of every row.
         """
         every = self.reset_segments if reset_segments is None else reset_segments
-        n, segments, (first, steps) = (
-            self.segment_length,
-            self.step_segments,
-            self.parts(split, batch_size),
-        )
+        n, segments = self.segment_length, self.step_segments
+        first, steps = self.parts(split, batch_size)
         begins, of_document = self.segments(split)
         tokens = self.splits[split].tokens
         epoch, place = divmod(step, steps)
-        number = place * segments + np.arange(segments)  # of a row's segments
+        number = place * segments + np.arange(segments)  # places among the segments of a row
         where = first[rows][:, None] + number
         index = begins[where][..., None] + np.arange(n + 1)
         read = tokens[np.minimum(index, len(tokens) - 1)].astype(np.int32)
         asked = index[..., 1:] < len(tokens)
-        if self.reset_documents:  # where one begins is not to be told from the one before
+        if self.reset_documents:  # the first token does not follow from the previous document
             asked[..., -1] &= ~np.isin(index[..., -1], self.splits[split].starts)
         if self.skip_first:
             asked[..., -1] = False
@@ -191,8 +226,21 @@ class Texts:
     def evaluation(
         self, split: str, batch_size: int, rows: np.ndarray | slice = slice(None)
     ) -> Iterator[Batch]:
-        """A split once, but for what does not fill a step of all rows; nothing begins anew but with documents, unless
+        """Reads a split once. A remainder that does not fill a step of all rows is left out.
+
+        Streams restart with documents if `reset_documents`; `reset_segments` holds only if
         `reset_evaluation`.
+
+        Args:
+          split: 'train', 'valid' or 'test'.
+          batch_size: B, rows of a batch over all processes.
+          rows: the rows of the batch to read; default all.
+
+        Yields:
+          The batch of each step.
+
+        Raises:
+          ValueError: the split is too short for one step of every row.
         """
         every = self.reset_segments if self.reset_evaluation else 0
         for step in range(self.parts(split, batch_size).steps):
@@ -200,23 +248,28 @@ class Texts:
 
 
 def open_texts(
-    name: str, corpus: Callable[[Path], Corpus], advice: str, settings: TextSettings, common: Any
+    name: str,
+    corpus: Callable[[Path], Corpus],
+    advice: str,
+    settings: TextSettings,
+    common: ConfigDict,
 ) -> Texts:
-    """The streams of a corpus.
+    """Opens the streams of a corpus.
 
     Args:
-      name: of the corpus; prepared files go by it.
-      corpus: the folder or file of the user -> which files each split has.
-      advice: where the corpus is to be had, for errors.
-      settings: of the corpus.
+      name: the name of the corpus, which is part of the prepared folder's name.
+      corpus: corpus(path) describes the user's folder or file.
+      advice: where to get the corpus, for errors.
+      settings: the settings of the corpus.
       common: the section `data` of the config.
 
+    Returns:
+      The texts.
+
     Raises:
-      FileNotFoundError, ValueError, OSError, Stopped: as `documents`.
+      FileNotFoundError, ValueError, OSError, Stopped: as `open_documents`.
     """
-    splits = documents(name, corpus, advice, common.dir, common.cache_dir, settings.tokenizer)
-    options = {
-        field.name: getattr(settings, field.name) for field in dataclasses.fields(TextSettings)
-    }
-    del options["tokenizer"]
+    splits = open_documents(name, corpus, advice, common.dir, common.cache_dir, settings.tokenizer)
+    names = {field.name for field in dataclasses.fields(TextSettings)} - {"tokenizer"}
+    options = {name: getattr(settings, name) for name in names}
     return Texts(splits, common.segment_length, common.segments, **options)

@@ -1,4 +1,4 @@
-"""From text to token ids and back: bytes, characters, words, or what a tokenizer.json says."""
+"""Tokenizers from text to ids and back: bytes, characters, words, or a tokenizer.json."""
 
 from __future__ import annotations
 
@@ -19,42 +19,66 @@ ODD = " \n\nThe  Cat\n\nsat,\tzyzzyva-like: «Ünïcode» ﬁ½ 中文 ☃.\n "
 EXPECTED = (
     f"expected {', '.join(map(repr, KINDS))}, or the path of a tokenizer.json, or of its folder"
 )
-SPARSE = 16  # ids stay below so many times the number of tokens, or below MOST
+# There are at most SPARSE ids for each token, or MOST ids in all if that is more.
+SPARSE = 16
 MOST = 1 << 16
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back. Bytes that are not UTF-8 are lone surrogates in a text (errors="surrogateescape")."""
+    """Converts text to ids and back.
+
+    Bytes that are not UTF-8 are lone surrogates in a text (errors="surrogateescape").
+    """
 
     size: int
     """Ids are 0 .. size - 1."""
     vocabulary: list[str]
-    """The token of each id, no two the same."""
+    """The token of each id; all are different."""
     lossless: bool
-    """Whether all of a text is in its tokens, so that a loss is one of its words and characters too."""
+    """Whether the tokens hold the complete text. Losses by word and by character are then exact."""
     state: dict[str, Any]
-    """What is kept beside the data, as JSON: equal where two tokenizers make the same ids."""
+    """What is stored with the data, as JSON; equal if two tokenizers make the same ids."""
 
     def encode(self, string: str) -> np.ndarray:
-        """Unsigned [tokens]. Nothing is added at the ends."""
+        """Converts a text to ids.
+
+        Args:
+          string: the text.
+
+        Returns:
+          unsigned [tokens], without special tokens at the ends.
+        """
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text; of 'words' without its punctuation and in lower case."""
+        """Converts ids back to text.
+
+        Args:
+          ids: the ids.
+
+        Returns:
+          The text; 'words' loses punctuation and upper case.
+        """
 
 
 def make_tokenizer(
     name: str, training_texts: Iterable[str] | None = None, min_count: int = 1
 ) -> Tokenizer:
-    """'bytes' (256 ids), 'characters' and 'words' (as `rmjax.data.stories.text` has them), or the path of a
-    tokenizer.json or of its folder.
+    """Makes a tokenizer.
 
-    Of characters and words id 0 is what `training_texts`, read once, have less than `min_count` times.
+    Args:
+      name: 'bytes' (256 ids), 'characters', 'words' (as `rmjax.data.stories.text.tokenize`), or the
+        path of a tokenizer.json or of the folder with that file.
+      training_texts: the texts whose characters or words become the vocabulary; read once.
+      min_count: characters and words that occur less often in the training texts have id 0.
+
+    Returns:
+      The tokenizer.
 
     Raises:
       FileNotFoundError: `name` is none of these.
-      ValueError: there are no training texts and 'characters' or 'words' need them; the file is no
-        tokenizer.json, or its ids go far beyond the number of its tokens.
-      ModuleNotFoundError: a tokenizer.json is asked for and `tokenizers` is not installed.
+      ValueError: 'characters' or 'words' get no training texts; or the file is not a
+        tokenizer.json, or has ids far above the number of tokens.
+      ModuleNotFoundError: `tokenizers`, which reads a tokenizer.json, is not installed.
     """
     if name == "bytes":
         return Bytes()
@@ -66,48 +90,78 @@ def make_tokenizer(
         counts.update(split(string))
     if not counts:
         raise ValueError(
-            f"tokenizer={name!r}: its vocabulary is that of the training texts, and they are empty"
+            f"tokenizer={name!r}: the training texts, which give the vocabulary, are empty"
         )
     return restore(name, dict(kind=name, vocabulary=text.make_vocabulary(counts, min_count)))
 
 
 def restore(name: str, state: dict[str, Any]) -> Tokenizer:
-    """The tokenizer `name` whose `state` this is."""
+    """Makes the tokenizer of a stored state.
+
+    Args:
+      name: as in `make_tokenizer`.
+      state: the attribute `state` of the tokenizer.
+
+    Returns:
+      An equal tokenizer.
+
+    Raises:
+      FileNotFoundError, ValueError, ModuleNotFoundError: as `make_tokenizer`.
+    """
     if "vocabulary" not in state:
         return make_tokenizer(name)
     return (Words if name == "words" else Characters)(state["vocabulary"])
 
 
 def packed(tokenizer: Tokenizer) -> dict[str, Any]:
-    """All that `unpacked` needs beside the vocabulary to make the tokenizer again, without a file; as JSON."""
+    """Packs a tokenizer so that `unpacked` needs no file.
+
+    Args:
+      tokenizer: the tokenizer.
+
+    Returns:
+      What `unpacked` needs beside the vocabulary, as JSON.
+    """
     state = {key: value for key, value in tokenizer.state.items() if key != "vocabulary"}
     return state | {"json": tokenizer.json} if isinstance(tokenizer, FromFile) else state
 
 
 def unpacked(state: dict[str, Any], vocabulary: Iterable[str]) -> Tokenizer:
-    """The tokenizer that was `packed`.
+    """Makes a packed tokenizer again.
 
     Args:
-      state: what `packed` gave.
+      state: what `packed` returned.
       vocabulary: the token of each id.
 
+    Returns:
+      An equal tokenizer.
+
     Raises:
-      ModuleNotFoundError: it is a tokenizer.json, and `tokenizers` is not installed.
+      ModuleNotFoundError: `tokenizers`, which reads a tokenizer.json, is not installed.
     """
     if "json" in state:
         return FromFile("the tokenizer.json that a run kept", state["json"])
-    return restore(
-        state["kind"], {} if state["kind"] == "bytes" else {"vocabulary": list(vocabulary)}
-    )
+    kind = state["kind"]
+    return restore(kind, {} if kind == "bytes" else {"vocabulary": list(vocabulary)})
 
 
 def identity(name: str) -> str:
-    """Equal for two names where they make the same ids of the same training texts; FileNotFoundError if for none."""
+    """Identifies a tokenizer by content.
+
+    Args:
+      name: as in `make_tokenizer`.
+
+    Returns:
+      A text that is equal for two names if both make the same ids from the same training texts.
+
+    Raises:
+      FileNotFoundError: `name` is not a tokenizer.
+    """
     return name if name in KINDS else _digest(name)
 
 
 class Bytes:
-    """UTF-8."""
+    """The bytes of UTF-8; an id is the value of a byte."""
 
     lossless = True
 
@@ -116,16 +170,22 @@ class Bytes:
         self.vocabulary = [f"<0x{i:02X}>" for i in range(256)]
 
     def encode(self, string: str) -> np.ndarray:
+        """See `Tokenizer.encode`."""
         return np.frombuffer(string.encode("utf-8", "surrogateescape"), np.uint8)
 
     def decode(self, ids: Iterable[int]) -> str:
+        """See `Tokenizer.decode`."""
         return bytes(map(int, ids)).decode("utf-8", "replace")
 
 
 class Characters:
-    """Code points by a vocabulary whose id 0 is all others."""
+    """Code points. Id 0 stands for all that are not in the vocabulary.
 
-    lossless = True  # but for characters that the training texts have not
+    Args:
+      vocabulary: the character of each id.
+    """
+
+    lossless = True  # except for characters that the training texts lack
 
     def __init__(self, vocabulary: list[str]):
         self.vocabulary, self.size = vocabulary, len(vocabulary)
@@ -134,14 +194,20 @@ class Characters:
         self._ids[[ord(character) for character in vocabulary[1:]]] = np.arange(1, self.size)
 
     def encode(self, string: str) -> np.ndarray:
+        """See `Tokenizer.encode`."""
         return self._ids[np.frombuffer(string.encode("utf-32-le", "surrogatepass"), "<u4")]
 
     def decode(self, ids: Iterable[int]) -> str:
+        """See `Tokenizer.decode`."""
         return "".join(self.vocabulary[int(i)] for i in ids)
 
 
 class Words:
-    """`text.tokenize` by a vocabulary whose id 0 is all others."""
+    """The words of `rmjax.data.stories.text.tokenize`. Id 0 stands for all others.
+
+    Args:
+      vocabulary: the word of each id.
+    """
 
     lossless = False
 
@@ -151,20 +217,32 @@ class Words:
         self._ids = {word: i for i, word in enumerate(vocabulary)}
 
     def encode(self, string: str) -> np.ndarray:
+        """See `Tokenizer.encode`."""
         return np.array([self._ids.get(word, 0) for word in text.tokenize(string)], np.uint32)
 
     def decode(self, ids: Iterable[int]) -> str:
+        """See `Tokenizer.decode`."""
         return " ".join(self.vocabulary[int(i)] for i in ids)
 
 
 class FromFile:
-    """A tokenizer.json of the `tokenizers` library; what it says of truncation, padding and special tokens at the ends
-    is left out. It is lossless if it gives back a text of odd spaces, letters and words, some of which those that it
-    was trained on may not have had.
+    """A tokenizer.json of the `tokenizers` library.
+
+    Settings of the file for truncation, padding and special tokens at the ends are ignored. The
+    tokenizer counts as lossless if it returns a text of odd spaces, letters and words unchanged.
+    The training texts of the tokenizer may lack some of these.
+
+    Args:
+      name: the path of the file or folder; for errors only if `content` is given.
+      content: the content of the file; None: the file is read.
+
+    Raises:
+      FileNotFoundError: the file does not exist.
+      ValueError: the content is not a valid tokenizer.json.
+      ModuleNotFoundError: the library is not installed.
     """
 
     def __init__(self, name: str, content: str | None = None):
-        """content: of the file, which is not read then; `name` is for errors."""
         if content is None:
             self.state = dict(kind="file", sha256=_digest(name))
             self._file: Path | str = _file(name)
@@ -174,29 +252,27 @@ class FromFile:
         try:
             import tokenizers
         except ModuleNotFoundError as error:
-            message = (
-                f"{name}: tokenizers, which reads it, is not installed: pip install 'rmjax[text]'"
-            )
-            raise ModuleNotFoundError(message) from error
+            cause = "the library tokenizers, which reads it, is not installed"
+            raise ModuleNotFoundError(f"{name}: {cause}: pip install 'rmjax[text]'") from error
         try:
             make = tokenizers.Tokenizer
-            self._tokenizer = (
-                make.from_file(str(self._file)) if content is None else make.from_str(content)
-            )
-        except Exception as error:  # the library raises no narrower one
-            cure = "save one with Tokenizer.save, or pip install -U tokenizers where yours is older than the file"
+            file = str(self._file)
+            self._tokenizer = make.from_file(file) if content is None else make.from_str(content)
+        except Exception as error:  # the library raises no narrower error
+            cure = "save one with Tokenizer.save; if your library is older than the file, "
+            cure += "pip install -U tokenizers"
             raise ValueError(f"{self._file}: not a tokenizer.json ({error}); {cure}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         ids = self._tokenizer.get_vocab()
         self.size = max(ids.values(), default=-1) + 1
         if not self.size:
-            raise ValueError(f"{self._file}: its vocabulary is empty")
-        if self.size > max(SPARSE * len(ids), MOST):  # a list of all would fill the memory
+            raise ValueError(f"{self._file}: the vocabulary is empty; fetch the file again")
+        if self.size > max(SPARSE * len(ids), MOST):  # a list of all ids would fill the memory
             token = max(ids, key=ids.__getitem__)
             raise ValueError(
-                f"{self._file}: its token {token!r} has the id {ids[token]}, of {len(ids)} tokens in all: ids "
-                "must run from 0 on with few gaps. Is the file damaged? Fetch it again"
+                f"{self._file}: the token {token!r} has the id {ids[token]}, of {len(ids)} tokens: "
+                "ids must count up from 0 with few gaps. Is the file damaged? Fetch it again"
             )
         if content is None:
             self._check(ids, read_json(_file(name)).get("added_tokens") or ())
@@ -204,49 +280,47 @@ class FromFile:
         for token, i in ids.items():
             self.vocabulary[i] = token
         try:
-            self.lossless = self.decode(self.encode(ODD)) in (
-                ODD,
-                f" {ODD}",
-            )  # some put a space first
-        except Exception:  # no narrower one here either: it has no token for what it does not know
+            # Some tokenizers put a space first.
+            self.lossless = self.decode(self.encode(ODD)) in (ODD, f" {ODD}")
+        except Exception:  # no token for an unknown word; the library raises no narrower error
             self.lossless = False
 
     @property
     def json(self) -> str:
-        """What a tokenizer.json of it has in it."""
+        """The content of a tokenizer.json with this tokenizer."""
         return self._tokenizer.to_str()
 
-    def _check(self, ids: dict[str, int], added: Sequence[Mapping[str, Any]]) -> None:
-        """Raises ValueError where two tokens have one id, or a token has another id than the file says."""
+    def _check(self, ids: Mapping[str, int], added: Sequence[Mapping[str, Any]]) -> None:
+        """Raises ValueError if two tokens share an id, or an id differs from that in the file."""
         stated = {token["content"]: token["id"] for token in added}
         seen: dict[int, str] = {}
         for token, i in ids.items():
-            wrong = (
-                f"the id {i} of {seen[i]!r}"
-                if i in seen
-                else f"the id {stated.get(token, i)}, and gets {i}"
-            )
-            if i in seen or stated.get(token, i) != i:
-                raise ValueError(
-                    f"{self._file}: its token {token!r} has {wrong}. Is the file damaged? Fetch it again"
+            of_file = stated.get(token, i)
+            if i in seen or of_file != i:
+                wrong = (
+                    f"the id {i} of {seen[i]!r}" if i in seen else f"the id {of_file}, and gets {i}"
                 )
+                cure = "Is the file damaged? Fetch it again"
+                raise ValueError(f"{self._file}: the token {token!r} has {wrong}. {cure}")
             seen[i] = token
 
     def encode(self, string: str) -> np.ndarray:
+        """See `Tokenizer.encode`."""
         valid = string.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         try:
             return np.array(self._tokenizer.encode(valid, add_special_tokens=False).ids, np.uint32)
-        except Exception as error:  # the library raises no narrower one
-            cause = f"a text cannot be made tokens ({error})"
-            raise ValueError(
-                f"{self._file}: {cause}; take one that has a token for every text"
-            ) from error
+        except Exception as error:  # the library raises no narrower error
+            cause = f"a text cannot be tokenized ({error})"
+            cure = "take a tokenizer that has a token for every text"
+            raise ValueError(f"{self._file}: {cause}; {cure}") from error
 
     def decode(self, ids: Iterable[int]) -> str:
+        """See `Tokenizer.decode`."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
 
 
 def _file(name: str) -> Path:
+    """Finds the tokenizer.json that a path names."""
     path = paths.resolve(name, "tokenizer")
     path = path / "tokenizer.json" if path.is_dir() else path
     if not path.is_file():
@@ -255,4 +329,5 @@ def _file(name: str) -> Path:
 
 
 def _digest(name: str) -> str:
+    """Digests the content of a tokenizer.json."""
     return hashlib.sha256(_file(name).read_bytes()).hexdigest()

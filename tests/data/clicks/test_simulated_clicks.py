@@ -21,18 +21,15 @@ def log(config: ClicksConfig, users: int):
 
 def auc(scores, target):
     order = np.sort(scores[target == 0])
-    wins = np.searchsorted(order, scores[target == 1], "left") + np.searchsorted(
-        order, scores[target == 1], "right"
-    )
+    positives = scores[target == 1]
+    wins = np.searchsorted(order, positives, "left") + np.searchsorted(order, positives, "right")
     return wins.mean() / 2 / len(order)
 
 
 def close(successes, trials, probability, sigmas=4.5):
-    """Whether a count is what independent trials of this probability give."""
-    return (
-        abs(successes - trials * probability)
-        < sigmas * np.sqrt(trials * probability * (1 - probability)) + 1e-9
-    )
+    """Whether a count agrees with independent trials of this probability."""
+    deviation = np.sqrt(trials * probability * (1 - probability))
+    return abs(successes - trials * probability) < sigmas * deviation + 1e-9
 
 
 # ---- the oracle
@@ -57,11 +54,11 @@ def test_the_oracle_sums_over_every_possible_user(changed, last):
     for user, length in enumerate(streams["length"]):
         visits = length // config.visit
         seen = range(0 if last is None else visits - last // config.visit, visits)
-        told = [
+        visible = [
             (drawn.visit_cluster[user, v], drawn.visit_style[user, v], v < visits // 2)
             for v in seen
         ]
-        positive, negative = brute_force.group_probabilities(config, told)
+        positive, negative = brute_force.group_probabilities(config, visible)
         asked = drawn.query_cluster[user], drawn.query_style[user]
         with np.errstate(divide="ignore"):
             expected = np.log(positive[asked]) - np.log(negative[asked])
@@ -73,12 +70,11 @@ def test_the_sigmoid_of_a_score_is_the_frequency_of_clicks(options):
     streams, _ = log(LONG, 2000)
     predicted = 1 / (1 + np.exp(-oracle_scores(LONG, streams, **options)))
     for part in np.array_split(np.argsort(predicted, axis=None), 12):
-        assert close(
-            streams["target"].ravel()[part].sum(), len(part), predicted.ravel()[part].mean()
-        )
+        clicked, probability = streams["target"].ravel()[part], predicted.ravel()[part].mean()
+        assert close(clicked.sum(), len(part), probability)
 
 
-def test_a_reader_of_recent_clicks_alone_falls_far_behind():
+def test_a_reader_of_the_recent_clicks_alone_is_much_worse():
     config = ClicksConfig()
     streams = SimulatedClicks(config).fetch("test", np.arange(1000))
     full, recent, clusters = (
@@ -90,25 +86,22 @@ def test_a_reader_of_recent_clicks_alone_falls_far_behind():
     assert full - clusters >= 0.05
 
 
-def test_the_oracle_looks_at_nothing_but_items_length_and_query():
+def test_the_oracle_reads_items_length_and_query_only():
     streams, _ = log(TINY, 6)
     seen = {name: streams[name] for name in ("items", "length", "query")}
-    seen["items"] = np.where(
-        np.arange(18) < streams["length"][:, None], streams["items"], TINY.num_items - 1
-    )
+    valid = np.arange(18) < streams["length"][:, None]
+    seen["items"] = np.where(valid, streams["items"], TINY.num_items - 1)
     np.testing.assert_array_equal(oracle_scores(TINY, seen), oracle_scores(TINY, streams))
     first = {name: value[:1] for name, value in seen.items()}
-    np.testing.assert_allclose(
-        oracle_scores(TINY, first), oracle_scores(TINY, streams)[:1], rtol=1e-12
-    )
+    expected = oracle_scores(TINY, streams)[:1]
+    np.testing.assert_allclose(oracle_scores(TINY, first), expected, rtol=1e-12)
     assert oracle_scores(TINY, {name: value[:0] for name, value in seen.items()}).shape == (0, 8)
 
 
 @pytest.mark.slow
 def test_the_oracle_holds_for_the_longest_logs_of_a_large_world():
-    config = ClicksConfig(
-        clusters=200, styles=5, items_per_style=100, clicks_min=20000, clicks_max=50000
-    )
+    world = dict(clusters=200, styles=5, items_per_style=100)
+    config = ClicksConfig(**world, clicks_min=20000, clicks_max=50000)
     source = SimulatedClicks(config, test=20)
     streams = source.fetch("test", np.arange(20))
     assert streams["items"].shape == (20, 50000) and streams["items"].max() < source.num_items
@@ -122,29 +115,26 @@ def test_the_oracle_holds_for_the_longest_logs_of_a_large_world():
 
 def test_a_user_is_the_same_in_any_batch():
     source = SimulatedClicks(TINY)
-    whole = source.fetch("train", np.arange(20))
+    every = source.fetch("train", np.arange(20))
     some = source.fetch("train", np.array([13, 5, 14]))
-    assert whole.keys() == some.keys()
+    assert every.keys() == some.keys()
     for name, value in some.items():
-        np.testing.assert_array_equal(value, whole[name][[13, 5, 14]])
+        np.testing.assert_array_equal(value, every[name][[13, 5, 14]])
 
 
 def test_a_fetch_in_several_parts_is_one_fetch(monkeypatch):
     source = SimulatedClicks(TINY)
-    whole = source.fetch("valid", np.arange(20))
+    every = source.fetch("valid", np.arange(20))
     monkeypatch.setattr("rmjax.data.clicks.simulated._CLICKS_AT_ONCE", 3 * TINY.clicks_max)
     for name, value in source.fetch("valid", np.arange(20)).items():
-        np.testing.assert_array_equal(value, whole[name])
+        np.testing.assert_array_equal(value, every[name])
     assert source.fetch("valid", np.arange(0))["items"].shape == (0, TINY.clicks_max)
 
 
 def test_other_splits_and_seeds_have_other_users():
     at = np.arange(20)
-    drawn = [
-        SimulatedClicks(TINY, seed).fetch(split, at)
-        for seed in (0, 1)
-        for split in ("train", "valid", "test")
-    ]
+    sources, splits = [SimulatedClicks(TINY, seed) for seed in (0, 1)], ("train", "valid", "test")
+    drawn = [source.fetch(split, at) for source in sources for split in splits]
     assert len({d["items"].tobytes() for d in drawn}) == 6
     other_world = SimulatedClicks(dataclasses.replace(TINY, world_seed=1)).fetch("train", at)
     assert (other_world["items"] != drawn[0]["items"]).any()
@@ -155,13 +145,10 @@ def test_arrays_follow_the_schema():
     source = SimulatedClicks(LONG, test=300)
     drawn = source.fetch("test", np.arange(300))
     shapes = {"items": (300, 1000), "length": (300,), "query": (300, 16), "query_mask": (300, 16)}
-    assert {k: v.shape for k, v in drawn.items()} == shapes | {
-        "target": (300, 16),
-        "example_id": (300,),
-    }
-    assert {k: v.dtype.name for k, v in drawn.items()} == dict.fromkeys(drawn, "int32") | {
-        "query_mask": "bool"
-    }
+    shapes |= {"target": (300, 16), "example_id": (300,)}
+    assert {k: v.shape for k, v in drawn.items()} == shapes
+    dtypes = dict.fromkeys(drawn, "int32") | {"query_mask": "bool"}
+    assert {k: v.dtype.name for k, v in drawn.items()} == dtypes
     assert (source.max_items, source.num_queries, source.positions_at_end) == (1000, 16, True)
     for name in ("items", "query"):
         assert drawn[name].min() >= 0 and drawn[name].max() < source.num_items
@@ -199,7 +186,7 @@ def test_users_have_three_to_eight_distinct_interests():
     assert all(len(set(row)) == 8 for row in drawn.cluster)
 
 
-def test_visits_keep_to_the_lives_of_their_interests():
+def test_an_interest_is_visited_in_the_halves_of_its_life_only():
     streams, drawn = log(LONG, 2000)
     visits = streams["length"][:, None] // LONG.visit
     at = np.arange(drawn.visit_interest.shape[1])
@@ -221,10 +208,8 @@ def test_styles_drift_between_the_visits_of_an_interest():
         for slot in range(drawn.interests[user]):
             visits = drawn.visit_interest[user, : streams["length"][user] // LONG.visit] == slot
             style = drawn.visit_style[user, : len(visits)][visits]
-            stays, changes = (
-                stays + (style[1:] == style[:-1]).sum(),
-                changes + (style[1:] != style[:-1]).sum(),
-            )
+            stays += (style[1:] == style[:-1]).sum()
+            changes += (style[1:] != style[:-1]).sum()
             assert len(style) == 0 or style[-1] == drawn.style[user, slot]
     assert close(changes, stays + changes, LONG.drift)
 
@@ -241,10 +226,8 @@ def test_clicks_are_staples_or_of_the_visit_by_zipf():
     assert close(staple[:, 1:].sum(), staple[:, 1:].size, LONG.staple_rate)
     group = np.broadcast_to((cluster * LONG.styles + style)[:, None], items.shape)
     np.testing.assert_array_equal(items[~staple] // LONG.items_per_style, group[~staple])
-    for ranks, many in [
-        (items[~staple] % LONG.items_per_style, 20),
-        (items[staple] - first_staple, 80),
-    ]:
+    topical, staples = items[~staple] % LONG.items_per_style, items[staple] - first_staple
+    for ranks, many in ((topical, 20), (staples, 80)):
         weight = np.arange(1, many + 1) ** -1.2
         for rank in (0, 1, 7, many - 1):
             assert close((ranks == rank).sum(), len(ranks), weight[rank] / weight.sum())
@@ -257,9 +240,8 @@ def test_half_of_the_unexplored_positives_need_the_first_half():
     early = asked & (drawn.target_interest < drawn.lives[:, :1])
     assert close(early.sum(), asked.sum(), 0.5)
     at = np.arange(drawn.visit_interest.shape[1])
-    second = (at >= streams["length"][:, None] // LONG.visit // 2) & (
-        at < streams["length"][:, None] // LONG.visit
-    )
+    visits = streams["length"][:, None] // LONG.visit
+    second = (at >= visits // 2) & (at < visits)
     visited = (drawn.visit_interest[:, None] == drawn.target_interest[..., None]) & second[:, None]
     assert not visited.any(-1)[early].any()
     cluster = np.take_along_axis(drawn.cluster, drawn.target_interest, 1)
@@ -270,9 +252,8 @@ def test_half_of_the_unexplored_positives_need_the_first_half():
 
 def test_a_negative_is_as_popular_as_its_positive_and_of_another_group():
     streams, drawn = log(LONG, 2000)
-    cluster, style, rank = (
-        x.reshape(2000, -1, 2) for x in (drawn.query_cluster, drawn.query_style, drawn.query_rank)
-    )
+    of_queries = drawn.query_cluster, drawn.query_style, drawn.query_rank
+    cluster, style, rank = (values.reshape(2000, -1, 2) for values in of_queries)
     np.testing.assert_array_equal(rank[..., 0], rank[..., 1])
     hard = cluster[..., 0] == cluster[..., 1]
     assert (style[..., 0] != style[..., 1])[hard].all()
@@ -288,9 +269,10 @@ def test_a_negative_is_as_popular_as_its_positive_and_of_another_group():
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"clusters": 8}, {"styles": 1}, {"items_per_style": 0}, {"staples": 0}, {"visit": 0}, {"targets": 0},
-        {"zipf": -1.0}, {"browse": 1.5}, {"drift": -0.1}, {"staple_rate": 2.0}, {"explore": float("nan")},
-        {"hard": -1.0}, {"clicks_min": 10}, {"clicks_min": 995}, {"clicks_max": 1005}, {"clicks_max": 900},
+        {"clusters": 8}, {"styles": 1}, {"items_per_style": 0}, {"staples": 0}, {"visit": 0},
+        {"targets": 0}, {"zipf": -1.0}, {"browse": 1.5}, {"drift": -0.1}, {"staple_rate": 2.0},
+        {"explore": float("nan")}, {"hard": -1.0}, {"clicks_min": 10}, {"clicks_min": 995},
+        {"clicks_max": 1005}, {"clicks_max": 900},
     ],
     ids=str,
 )  # fmt: skip

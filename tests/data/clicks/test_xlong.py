@@ -34,16 +34,11 @@ def test_every_line_is_an_example_of_two_questions(tmp_path):
     for row, line in enumerate(lines):
         assert examples["items"][row].tolist() == [int(item) for item in line[2].split(",")]
         assert examples["query"][row].tolist() == [int(line[3]), int(line[4])]
-    assert (
-        (examples["target"] == [1, 0]).all()
-        and examples["query_mask"].all()
-        and (examples["length"] == 1000).all()
-    )
+    assert (examples["target"] == [1, 0]).all() and examples["query_mask"].all()
+    assert (examples["length"] == 1000).all()
     assert examples["example_id"].tolist() == list(range(len(lines)))
-    assert all(
-        examples[name].dtype == np.int32
-        for name in ("items", "length", "query", "target", "example_id")
-    )
+    integers = ("items", "length", "query", "target", "example_id")
+    assert all(examples[name].dtype == np.int32 for name in integers)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -57,21 +52,20 @@ def test_valid_has_a_tenth_of_the_users_and_train_the_others(tmp_path, seed):
     assert source.size("train") + source.size("valid") == len(users)
     again = open_xlong(str(tmp_path), str(tmp_path / "cache"), seed)
     np.testing.assert_array_equal(source.stream_id("valid"), again.stream_id("valid"))
-    assert valid != set(
-        open_xlong(str(tmp_path), str(tmp_path / "cache"), seed + 1).stream_id("valid")
-    )
+    other = open_xlong(str(tmp_path), str(tmp_path / "cache"), seed + 1)
+    assert valid != set(other.stream_id("valid"))
 
 
-def test_the_folder_above_data_will_do(tmp_path):
+def test_the_folder_above_data_is_accepted(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "xlong").symlink_to(FIXTURE)
-    assert open_xlong(str(tmp_path), str(tmp_path / "cache"), 0).size("test") == len(
-        fields_of(TEST)
-    )
+    source = open_xlong(str(tmp_path), str(tmp_path / "cache"), 0)
+    assert source.size("test") == len(fields_of(TEST))
 
 
 LONG = ",".join(["1"] * 1000)
-WRONG = [  # (column or None for the whole line, its text, the field named, what was expected, what was found)
+# (column, or None for the complete line; new text; field, expected and actual of the error)
+WRONG = [
     (0, "x1", "index", "an integer", "'x1'"),
     (1, "20000", "uid", "an integer in [0, 20000)", "'20000'"),
     (1, "1.5", "uid", "an integer in [0, 20000)", "'1.5'"),
@@ -97,42 +91,36 @@ WRONG = [  # (column or None for the whole line, its text, the field named, what
 ]
 
 
-@pytest.mark.parametrize("column, text, field, expected, found", WRONG)
-def test_a_malformed_line_is_named(column, text, field, expected, found):
+@pytest.mark.parametrize("column, text, field, expected, actual", WRONG)
+def test_a_malformed_line_is_named(column, text, field, expected, actual):
     line = fields_of(TRAIN)[0]
     line = text.split("\t") if column is None else [*line[:column], text, *line[column + 1 :]]
     with pytest.raises(ValueError) as error:
         parse_line("\t".join(line), Path("a/b.txt"), 17)
-    assert str(error.value).startswith(
-        f"a/b.txt, line 17, field {field}: expected {expected}, found {found}"
-    )
+    says = f"a/b.txt, line 17, field {field}: expected {expected}, found {actual}"
+    assert str(error.value).startswith(says)
 
 
-def test_a_malformed_line_leaves_nothing_and_repair_is_noticed(tmp_path):
+def test_a_malformed_line_leaves_nothing_and_a_repaired_file_is_read_again(tmp_path):
     lines = fields_of(TRAIN)
     write(tmp_path, [*lines, ["nonsense"]])
+    says = f"{TRAIN}, line {len(lines) + 1}, field {FIELDS[1]}: expected 7"
     for _ in range(2):
-        with pytest.raises(
-            ValueError, match=f"{TRAIN}, line {len(lines) + 1}, field {FIELDS[1]}: expected 7"
-        ):
+        with pytest.raises(ValueError, match=says):
             open_xlong(str(tmp_path), str(tmp_path / "cache"), 0)
         assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     write(tmp_path, lines)
     source = open_xlong(str(tmp_path), str(tmp_path / "cache"), 0)
     assert source.size("train") + source.size("valid") == len(lines)
-    write(tmp_path, lines[:-1])  # other data under the same name is not taken for this
+    write(tmp_path, lines[:-1])  # other data under the same name is prepared again
     source = open_xlong(str(tmp_path), str(tmp_path / "cache"), 0)
     assert source.size("train") + source.size("valid") == len(lines) - 1
 
 
-def test_marks_and_ends_of_lines_do_no_harm(tmp_path, caplog):
+def test_byte_order_marks_and_line_ends_change_nothing(tmp_path, caplog):
     lines, test = fields_of(TRAIN), (FIXTURE / TEST).read_bytes()
-    variants = (
-        codecs.BOM_UTF8 + test,
-        test.replace(b"\n", b"\r\n"),
-        test + b"\n\r\n \n",
-        test.rstrip(b"\n"),
-    )
+    variants = [codecs.BOM_UTF8 + test, test.replace(b"\n", b"\r\n")]
+    variants += [test + b"\n\r\n \n", test.rstrip(b"\n")]
     want = open_xlong(str(FIXTURE), str(tmp_path / "cache"), 0).fetch("test", np.arange(2))
     for number, data in enumerate(variants):
         assert "has no end" not in caplog.text
@@ -147,14 +135,13 @@ def test_marks_and_ends_of_lines_do_no_harm(tmp_path, caplog):
     assert f"line {len(fields_of(TEST))}, the last, has no end" in caplog.text
 
 
-def test_too_little_data(tmp_path):
+def test_one_user_and_an_empty_file_are_refused(tmp_path):
     write(tmp_path, fields_of(TRAIN)[:1])
     with pytest.raises(ValueError, match="expected two users or more"):
         open_xlong(str(tmp_path), str(tmp_path / "cache"), 0)
     (tmp_path / TEST).write_text("")
-    with pytest.raises(
-        ValueError, match=f"{TEST}, line 1, field index: expected a line, found 'an empty file'"
-    ):
+    says = f"{TEST}, line 1, field index: expected a line, found 'an empty file'"
+    with pytest.raises(ValueError, match=says):
         open_xlong(str(tmp_path), str(tmp_path / "cache2"), 0)
 
 
@@ -163,24 +150,21 @@ def test_missing_files_say_where_they_come_from(tmp_path):
     for directory in ("", str(tmp_path), str(tmp_path / "none")):
         with pytest.raises(FileNotFoundError) as error:
             open_xlong(directory, str(tmp_path), 0)
-        assert (
-            TEST in str(error.value)
-            and directory in str(error.value)
-            and ADVICE in str(error.value)
-        )
+        assert all(part in str(error.value) for part in (TEST, directory, ADVICE))
     assert "Tianchi" in ADVICE and "--config=configs/xlong.py" in ADVICE
 
 
-def test_of_two_that_prepare_at_once_the_second_takes_what_the_first_left(tmp_path, monkeypatch):
+def test_the_second_of_two_concurrent_preparations_takes_the_result_of_the_first(
+    tmp_path, monkeypatch
+):
     generate, nested = XLongBuilder._generate_examples, []
 
     def during(self, split, path):
         for key, example in generate(self, split, path):
             if not nested:
                 nested.append(True)
-                nested.append(
-                    records.prepare(XLongBuilder, str(tmp_path), files=self.builder_config.files)
-                )
+                files = self.builder_config.files
+                nested.append(records.prepare(XLongBuilder, str(tmp_path), files=files))
             yield key, example
 
     monkeypatch.setattr(XLongBuilder, "_generate_examples", during)
@@ -195,7 +179,7 @@ def test_large_splits_do_not_spill_through_tensorflow(tmp_path, monkeypatch):
     assert shuffle.MAX_MEM_BUFFER_SIZE == 1  # as it was
 
 
-def test_quiet_and_without_tensorflow(tmp_path):
+def test_preparation_prints_nothing_and_imports_no_tensorflow(tmp_path):
     program = f"""
 import sys
 from absl import logging
@@ -206,10 +190,7 @@ for _ in range(2):
     open_xlong({str(FIXTURE)!r}, {str(tmp_path)!r}, 0).fetch("train", np.arange(2))
 assert not [name for name in sys.modules if name.split(".")[0] in ("tensorflow", "jax")]
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert done.stdout == ""
-    assert (
-        len(done.stderr.strip().splitlines()) == 1 and "Preparing xlong, once, from" in done.stderr
-    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "" and len(done.stderr.strip().splitlines()) == 1
+    assert "Preparing xlong, once, from" in done.stderr
