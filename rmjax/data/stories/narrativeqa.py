@@ -1,4 +1,4 @@
-"""NarrativeQA summaries (Kocisky et al. 2018) as multiple choice: which answer belongs to a question?
+"""NarrativeQA summaries (Kocisky et al. 2018), multiple choice: which answer fits a question?
 
 The candidates are the first answers to all questions of a story. The second answer to a question is
 right too, if it is one of the candidates.

@@ -42,7 +42,7 @@ def word_vectors(config: ConfigDict, data: Source | Description) -> tuple[np.nda
       Stopped: the run was asked to stop.
     """
     if not data.num_items or not data.vocabulary:
-        cause = f"the items of {config.name} are not words; leave it empty"
+        cause = f"the items of {config.name} are no words; leave it empty"
         raise ValueError(f"config.data.vectors = {config.vectors!r}: {cause}")
     return _word_vectors(config.vectors, tuple(data.vocabulary))
 
