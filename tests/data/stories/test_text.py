@@ -23,7 +23,7 @@ WORDS = [f"w{i}" for i in range(7)]
 
 
 class MadeBuilder(TextBuilder):
-    """Stories drawn from a seed; some without a sentence, some candidates without a word."""
+    """Random stories; some have no sentence, and some candidates have no word."""
 
     name = "made"
     fields = (*TextBuilder.fields, "group", "also", *TextBuilder.choice_fields)
@@ -37,10 +37,8 @@ def made_stories():
     rng = np.random.default_rng(0)
 
     def sentences(least, most, longest, shortest=1):
-        return [
-            list(rng.choice(WORDS, rng.integers(shortest, longest + 1)))
-            for _ in range(rng.integers(least, most))
-        ]
+        lengths = (rng.integers(shortest, longest + 1) for _ in range(rng.integers(least, most)))
+        return [list(rng.choice(WORDS, length)) for length in lengths]
 
     def story():
         text, asked, answers = (
