@@ -44,7 +44,8 @@ ADVICE = (
 EXPECTED = (
     "expected a folder with a file <video_name>.npy, <video_name>.npz or <video_name>.h5 (or "
     "v_<video_name>...) for each video, or one .h5 file with a dataset or a group for each video; "
-    "each must hold one array, or one named 'features' or 'c3d_features', f32 [frames, F]"
+    "a file or a group must hold one array f32 [frames, F], or one named 'features' or "
+    "'c3d_features'"
 )
 H5 = (".h5", ".hdf5")
 NAMES = ("features", "c3d_features")
@@ -108,6 +109,10 @@ def open_activitynet(
     and 'test' such questions stay. Their target is the number of classes, so that every answer to
     them counts as wrong.
 
+    Features are read when an example is fetched. `fetch` raises ValueError if an array is not
+    [frames, F] with the F of the first video. It also does so if an array is not finite, has over
+    1 GiB, or is a link to another file.
+
     Args:
       directory: a clone of the release, or its folder dataset.
       features: a folder with a file for each video, <video_name>.npy, .npz, .h5 or .hdf5; or one
@@ -120,8 +125,7 @@ def open_activitynet(
       ram_bytes: most bytes of frames kept in RAM.
 
     Returns:
-      The source. When it reads features, it raises ValueError if an array is not [frames, F] with
-      the F of the first video, is not finite, has over 1 GiB, or is a link to another file.
+      The source.
 
     Raises:
       FileNotFoundError: `directory`, or its folder dataset, does not have all six files; or
