@@ -1,1 +1,1 @@
-"""Sources of stories: sentences, subtitles, frames or facts, asked in words or by class."""
+"""Sources of stories: sentences, subtitles, video frames or facts, with questions about them."""

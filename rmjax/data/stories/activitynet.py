@@ -1,8 +1,11 @@
-"""ActivityNet-QA (Yu et al. 2019): questions about long videos, answered with one of the most frequent answers.
+"""ActivityNet-QA (Yu et al. 2019): questions about long videos.
 
-The release has questions and answers. Features of the videos' frames come from elsewhere: ActivityNet's
-own are one file (sub_activitynet_v1-3.c3d.hdf5), with a group v_<video_name> of each video and
-'c3d_features' in it. As in the release's evaluation an answer is right if it is the same string.
+The classes are the most frequent answers. As in the release's evaluation, an answer is right if it
+is the same string.
+
+The release has questions and answers. Features of the video frames come from elsewhere.
+ActivityNet's own features are one file, sub_activitynet_v1-3.c3d.hdf5. It has a group
+v_<video_name> for each video, with a dataset 'c3d_features'.
 """
 
 from __future__ import annotations
@@ -14,10 +17,11 @@ import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 
 from rmjax.data import records
 from rmjax.data.source import Examples, Source
@@ -26,23 +30,22 @@ from rmjax.io import paths
 from rmjax.io import text as text_files
 from rmjax.registry import a_path, at_least, setting
 
-SPLITS = {"train": "train", "valid": "val", "test": "test"}  # {ours: theirs}
-TYPES = (
-    "motion",
-    "spatial",
-    "temporal",
-    "yes-no",
-    "color",
-    "object",
-    "location",
-    "number",
-    "other",
-)  # by number
-ADVICE = "Clone https://github.com/MILVLG/activitynet-qa and set data.dir to it, or to its folder 'dataset'."
+if TYPE_CHECKING:
+    import h5py
+
+T = TypeVar("T")
+SPLITS = {"train": "train", "valid": "val", "test": "test"}  # {our name: the release's name}
+TYPES: tuple[str, ...] = ("motion", "spatial", "temporal", "yes-no", "color")  # by number
+TYPES += ("object", "location", "number", "other")
+ADVICE = (
+    "Clone https://github.com/MILVLG/activitynet-qa and set data.dir to it, or to its folder "
+    "'dataset'."
+)
 EXPECTED = (
     "expected a folder with a file <video_name>.npy, <video_name>.npz or <video_name>.h5 (or "
-    "v_<video_name>...) of each video, or one .h5 file with a dataset or a group of each; they hold one "
-    "array, or one named 'features' or 'c3d_features', f32 [frames, F]"
+    "v_<video_name>...) for each video, or one .h5 file with a dataset or a group for each video; "
+    "a file or a group must hold one array f32 [frames, F], or one named 'features' or "
+    "'c3d_features'"
 )
 H5 = (".h5", ".hdf5")
 NAMES = ("features", "c3d_features")
@@ -58,17 +61,31 @@ class Settings:
     answers: int = setting(1000, at_least(1), "classes: the most frequent answers")
 
 
-def make(settings: Settings, common: Any, seed: int) -> Source:
-    options = dict(segment_length=common.segment_length, ram_bytes=common.ram_bytes)
-    return open_activitynet(common.dir, cache_dir=common.cache_dir, **options, **vars(settings))
+def make(settings: Settings, common: ConfigDict, seed: int) -> Source:
+    """Builds the source, see `open_activitynet`."""
+    return open_activitynet(
+        common.dir,
+        cache_dir=common.cache_dir,
+        segment_length=common.segment_length,
+        ram_bytes=common.ram_bytes,
+        **vars(settings),
+    )
 
 
 def question_only(directory: str, cache_dir: str, *, answers: int = 1000) -> Asked:
-    """The questions without their videos: a source of streams without an item.
+    """Opens the questions without their videos, as a source of empty streams.
+
+    Args:
+      directory: as in `open_activitynet`.
+      cache_dir: as in `open_activitynet`.
+      answers: as in `open_activitynet`.
+
+    Returns:
+      The source.
 
     Raises:
-      FileNotFoundError: `directory` (or its folder dataset) has not all six files.
-      ValueError: a file is not of the format, or a question has no answer.
+      FileNotFoundError: `directory`, or its folder dataset, does not have all six files.
+      ValueError: a file is malformed, or a question has no answer.
     """
     return Asked(_prepare(directory, cache_dir, answers), segment_length=1)
 
@@ -83,22 +100,39 @@ def open_activitynet(
     answers: int = 1000,
     ram_bytes: int = 1 << 30,
 ) -> ActivityNet:
-    """The source. An example is a video, `frames` of its frames in segments, and all its questions.
+    """Opens the source; the first call prepares the questions.
 
-    Classes are the `answers` most frequent answers of the training questions, of equally frequent ones the first by
-    the alphabet. Training questions with another answer are left out. In 'valid' and 'test' they stay: their target is
-    the number of classes, which no answer given is equal to. Up to `ram_bytes` of frames are kept in RAM.
+    An example is a video with all its questions. Its stream is `frames` frames, in segments.
 
-    features: a folder with a file of each video, <video_name>.npy, .npz, .h5 or .hdf5, or one .h5 or
-    .hdf5 file with a dataset or a group of each video; names may begin with v_. A file or a group has one
-    array, or one that is named 'features' or 'c3d_features'.
+    The classes are the most frequent answers to the training questions; answers of equal frequency
+    are taken in alphabetical order. Training questions with another answer are left out. In 'valid'
+    and 'test' such questions stay. Their target is the number of classes, so that every answer to
+    them counts as wrong.
+
+    Features are read when an example is fetched. `fetch` raises ValueError if an array is not
+    [frames, F] with the F of the first video. It also does so if an array is not finite, has over
+    1 GiB, or is a link to another file.
+
+    Args:
+      directory: a clone of the release, or its folder dataset.
+      features: a folder with a file for each video, <video_name>.npy, .npz, .h5 or .hdf5; or one
+        .h5 or .hdf5 file with a dataset or a group for each video. Names may begin with v_. A file
+        or a group has one array, or one that is named 'features' or 'c3d_features'.
+      cache_dir: folder for prepared data, see `records.prepare`.
+      segment_length: frames of a segment.
+      frames: most frames taken of a video, see `sample_frames`.
+      answers: most classes.
+      ram_bytes: most bytes of frames kept in RAM.
+
+    Returns:
+      The source.
 
     Raises:
-      FileNotFoundError: `directory` (or its folder dataset) has not all six files, or `features` not every video.
-      ValueError: a file is not of the format, or a question has no answer; a size below 1; features, when they are
-        read, that are not [frames, F] with the F of the first video, or not finite, or of over 1 GiB, or
-        that are links to other files.
-      ModuleNotFoundError: an .h5 is read and h5py is not installed.
+      FileNotFoundError: `directory`, or its folder dataset, does not have all six files; or
+        `features` does not have every video.
+      ValueError: a file is malformed, a question has no answer, a size is below 1, or the features
+        of the first video are wrong, as above.
+      ModuleNotFoundError: an .h5 file is read and h5py is not installed.
     """
     place = paths.resolve(features, "config.data.activitynet.features")
     if not features or not (place.is_dir() or place.is_file() and place.suffix in H5):
@@ -108,14 +142,22 @@ def open_activitynet(
     if min(segment_length, frames) < 1:
         raise ValueError(f"segment_length={segment_length}, frames={frames}: expected 1 or more")
     prepared = _prepare(directory, cache_dir, answers)
-    return ActivityNet(
-        prepared, place, segment_length=segment_length, frames=frames, ram_bytes=ram_bytes
-    )
+    sizes = dict(segment_length=segment_length, frames=frames, ram_bytes=ram_bytes)
+    return ActivityNet(prepared, place, **sizes)
 
 
 class Asked(text.TextRecords):
-    """The questions; `videos` {split: names}. metadata["counts"] {split: {videos, questions, outside}}, where `outside`
-    counts questions whose answer is none of the classes.
+    """The questions of the videos, with empty streams.
+
+    metadata["counts"] is {split: {videos, questions, outside}}. `outside` counts the questions
+    whose answer is not a class.
+
+    Args:
+      directory: folder that `records.prepare` returned.
+      segment_length: as in `open_activitynet`.
+
+    Attributes:
+      videos: {split: names of the videos}.
     """
 
     def __init__(self, directory: Path, *, segment_length: int):
@@ -123,51 +165,54 @@ class Asked(text.TextRecords):
             directory, segment_length=segment_length, metric="accuracy", positions_at_end=True
         )
         self.videos: dict[str, list[str]] = self.metadata["videos"]
+        message = (
+            "ActivityNet-QA %s: %d questions of %d videos; the answers to %d questions (%s) are "
+            "not among the %d classes."
+        )
         for split, counts in self.metadata["counts"].items():
             note = "left out" if split == "train" else "counted as wrong"
-            logging.info(
-                "ActivityNet-QA %s: %d questions of %d videos; the answers of %d (%s) are none of the %d classes.",
-                *(
-                    split,
-                    counts["questions"],
-                    counts["videos"],
-                    counts["outside"],
-                    note,
-                    len(self.classes),
-                ),
-            )
+            sizes = counts["questions"], counts["videos"], counts["outside"]
+            logging.info(message, split, *sizes, note, len(self.classes))
 
     def references(self, split: str) -> dict[str, np.ndarray]:
-        """What one answers without a video: i32 [size, Q], the most frequent class of the training questions that
-        begin with the same words, as many words as there is such a question for. (To ask for more than one such
-        question made it no better on 'valid'.)
+        """The answers of a reader that sees no video, {"question only": i32 [size, Q]}.
+
+        The reader takes the longest beginning of the question that a training question shares. It
+        answers the most frequent class of the training questions with this beginning. (To require
+        more than one such question did not improve 'valid'.)
         """
-        seen: dict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
-        for _, words, target in self._each("train"):
-            for count in range(len(words) + 1):
-                seen[words[:count]][target] += 1
-        best = {start: min(found, key=lambda c: (-found[c], c)) for start, found in seen.items()}
+        counts: dict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
+        for _, words, target in self._asked("train"):
+            for length in range(len(words) + 1):
+                counts[words[:length]][target] += 1
+        best = {start: min(seen, key=lambda c: (-seen[c], c)) for start, seen in counts.items()}
         chosen = np.zeros((self.size(split), self.num_queries), np.int32)
-        for place, words, _ in self._each(split):
-            chosen[place] = next(
-                best[words[:n]] for n in range(len(words), -1, -1) if words[:n] in best
-            )
+        for place, words, _ in self._asked(split):
+            starts = (words[:length] for length in range(len(words), -1, -1))
+            chosen[place] = next(best[start] for start in starts if start in best)
         return {"question only": chosen}
 
-    def _each(self, split: str) -> Iterator[tuple[tuple[int, int], tuple[int, ...], int]]:
-        """(place in [size, Q], words, target) of each question; no frame is read."""
+    def _asked(self, split: str) -> Iterator[tuple[tuple[int, int], tuple[int, ...], int]]:
+        """(place in [size, Q], words, target) of all questions; no frame is read."""
         asked = text.TextRecords.fetch(self, split, np.arange(self.size(split)))
         length = asked["word_mask"].sum(-1)
         for place in zip(*np.nonzero(asked["query_mask"]), strict=True):
-            yield (
-                place,
-                tuple(asked["query"][place][: length[place]].tolist()),
-                int(asked["target"][place]),
-            )
+            words = asked["query"][place][: length[place]].tolist()
+            yield place, tuple(words), int(asked["target"][place])
 
 
 class ActivityNet(Asked):
-    """The questions with the frames of their videos, read when an example is fetched. Videos are of one bucket."""
+    """The questions with the frames of their videos. All videos share one bucket.
+
+    Frames are read when an example is fetched.
+
+    Args:
+      directory: folder that `records.prepare` returned.
+      features: as in `open_activitynet`.
+      segment_length: as in `open_activitynet`.
+      frames: as in `open_activitynet`.
+      ram_bytes: as in `open_activitynet`.
+    """
 
     def __init__(
         self, directory: Path, features: Path, *, segment_length: int, frames: int, ram_bytes: int
@@ -181,10 +226,11 @@ class ActivityNet(Asked):
         self.feature_width = self._frames.width
 
     def buckets(self, split: str) -> tuple[np.ndarray, list[int]]:
+        """See `Source.buckets`."""
         return np.zeros(self.size(split), np.int64), [self._segments]
 
     def fetch(self, split: str, indices: np.ndarray) -> Examples:
-        """As `Source.fetch`, in segments; items are f32 [B, T, N, F]."""
+        """See `Source.fetch`. The streams come in segments; items are f32 [B, T, N, F]."""
         shape = (len(indices), self._segments, self._segment_length)
         items = np.zeros((len(indices), shape[1] * shape[2], self.feature_width), np.float32)
         item_mask = np.zeros(items.shape[:2], bool)
@@ -198,12 +244,16 @@ class ActivityNet(Asked):
 
 
 class ActivityNetBuilder(text.TextBuilder):
-    """A story is the questions of a video, in the order of the file, without a sentence; a group is a type."""
+    """Stores a story without sentences for each video, with questions in the order of the file.
+
+    A group is a type of question.
+    """
 
     name = "activitynet"
     fields = (*text.TextBuilder.fields, "group")
 
     def stories(self) -> dict[str, list[text.Story]]:
+        """See `TextBuilder.stories`."""
         files = self.builder_config.files
         asked = {split: _read(*files[2 * i : 2 * i + 2]) for i, split in enumerate(SPLITS)}
         frequency = Counter(question.answer for question in asked["train"])
@@ -234,17 +284,30 @@ class ActivityNetBuilder(text.TextBuilder):
 
 
 class Question(NamedTuple):
+    """A question about a video, with the right answer."""
+
     video: str
     text: str
     answer: str
-    type: int
+    type: int  # index in `TYPES`
 
 
 def sample_frames(count: int, frames: int) -> np.ndarray:
-    """i64 [min(count, frames)], which frames of `count` are taken: all, or `frames` from the first to the last."""
+    """Chooses which frames of a video are taken.
+
+    Args:
+      count: frames of the video.
+      frames: most frames taken.
+
+    Returns:
+      i64 [min(count, frames)]: all frames, or evenly spaced ones from the first to the last.
+    """
     if count <= frames:
         return np.arange(count)
     return np.rint(np.arange(frames) * (count - 1) / max(frames - 1, 1)).astype(np.int64)
+
+
+# ---- the files of questions and answers
 
 
 def _prepare(directory: str, cache_dir: str, answers: int) -> Path:
@@ -252,27 +315,24 @@ def _prepare(directory: str, cache_dir: str, answers: int) -> Path:
         raise ValueError(f"answers={answers}: expected 1 or more")
     names = tuple(f"{split}_{kind}.json" for split in SPLITS.values() for kind in "qa")
     files = records.find_files(directory, names, (".", "dataset"), ADVICE)
-    return records.prepare(
-        ActivityNetBuilder, cache_dir, files=files, parameters=dict(answers=answers)
-    )
+    parameters = dict(answers=answers)
+    return records.prepare(ActivityNetBuilder, cache_dir, files=files, parameters=parameters)
 
 
 def _read(questions: Path, answers: Path) -> list[Question]:
-    """The questions of a split with their answers, in the order of the questions' file."""
+    """The questions of a split with their answers, in the order of the file of questions."""
     answered = _entries(answers, {"answer": str, "type": int})
     joined = []
     for name, question in _entries(questions, {"video_name": str, "question": str}).items():
         if name not in answered:
             raise ValueError(
-                f"{questions}: question {name!r} of video {question['video_name']!r} has no answer in {answers}; "
-                "take both files from one release"
+                f"{questions}: question {name!r} of video {question['video_name']!r} has no answer "
+                f"in {answers}; take both files from one release"
             )
         answer = answered[name]
         if answer["type"] not in range(len(TYPES)):
-            wrong = str(answer["type"])[:60]
-            raise ValueError(
-                f"{answers}, question {name!r}, key 'type': expected 0 to 8, found {wrong}"
-            )
+            cause = f"expected 0 to 8, found {str(answer['type'])[:60]}"
+            raise ValueError(f"{answers}, question {name!r}, key 'type': {cause}")
         joined.append(
             Question(question["video_name"], question["question"], answer["answer"], answer["type"])
         )
@@ -288,30 +348,32 @@ def _entries(path: Path, keys: dict[str, type]) -> dict[str, dict[str, Any]]:
     for number, entry in enumerate(content, 1):
         for key, kind in {"question_id": str, **keys}.items():
             if not isinstance(entry, dict) or type(entry.get(key)) is not kind:
-                found = repr(entry.get(key) if isinstance(entry, dict) else entry)[:60]
-                raise ValueError(
-                    f"{path}, entry {number}, key {key!r}: expected {kind.__name__}, found {found}"
-                )
-        if entry["question_id"] in entries:
-            raise ValueError(
-                f"{path}, entry {number}: question_id {entry['question_id']!r} is there twice"
-            )
-        entries[entry["question_id"]] = entry
+                value = repr(entry.get(key) if isinstance(entry, dict) else entry)[:60]
+                cause = f"expected {kind.__name__}, found {value}"
+                raise ValueError(f"{path}, entry {number}, key {key!r}: {cause}")
+        name = entry["question_id"]
+        if name in entries:
+            cause = f"question_id {name!r} occurs twice; remove one of the entries"
+            raise ValueError(f"{path}, entry {number}: {cause}")
+        entries[name] = entry
     return entries
 
 
+# ---- the files of features
+
+
 class _Place(NamedTuple):
-    """Where a video's features are."""
+    """Where the features of a video are."""
 
     path: Path
-    name: str = ""  # of a dataset or a group, in the one file of all videos
+    name: str = ""  # of a dataset or a group, in a file with all videos
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.path}, {self.name}" if self.name else str(self.path)
 
 
 def _places(features: Path, videos: Sequence[str]) -> dict[str, _Place]:
-    """The place of each video's features, in a folder of files or in one file."""
+    """The place of the features of each video, in a folder of files or in one file."""
     by_name: dict[str, _Place] = {}
     if features.is_file():
         by_name = {name: _Place(features, name) for name in _read_file(_Place(features), _names)}
@@ -320,23 +382,26 @@ def _places(features: Path, videos: Sequence[str]) -> dict[str, _Place]:
             if path.suffix not in (".npy", ".npz", *H5):
                 continue
             if path.stem in by_name:
-                raise ValueError(
-                    f"{path} and {by_name[path.stem].path.name} are of one video: remove one of them"
-                )
+                other = by_name[path.stem].path.name
+                raise ValueError(f"{path} and {other} are of one video: remove one of them")
             by_name[path.stem] = _Place(path)
     places = {video: by_name.get(video) or by_name.get(f"v_{video}") for video in videos}
     missing = [video for video, place in places.items() if place is None]
     if missing:
         few = ", ".join(missing[:5]) + ", ..." * (len(missing) > 5)
         raise FileNotFoundError(
-            f"{features}: {len(missing)} of {len(places)} videos have no features: {few}; {EXPECTED}. Extract those of "
-            "the missing ones too, or take their questions out of the json files."
+            f"{features}: {len(missing)} of {len(places)} videos have no features: {few}; "
+            f"{EXPECTED}. Extract the missing features too, or take the questions about these "
+            "videos out of the json files."
         )
     return {video: place for video, place in places.items() if place}
 
 
 class _Frames:
-    """Sampled frames by video, of which the last used are kept in RAM; `width` is F, that of the first video."""
+    """Reads sampled frames by video, and keeps the most recently used in RAM.
+
+    `width` is F, taken from the first video.
+    """
 
     def __init__(self, places: dict[str, _Place], frames: int, ram_bytes: int):
         self._settings = (places, frames, ram_bytes)
@@ -345,58 +410,51 @@ class _Frames:
         self.width = self._read(self._first).shape[1]
         self.read = functools.lru_cache(max(ram_bytes // (frames * self.width * 4), 1))(self._read)
 
-    def __reduce__(self):  # another process fills its own
+    def __reduce__(self):  # another process fills a cache of its own
         return _Frames, self._settings
 
     def _read(self, video: str) -> np.ndarray:
-        """f32 [n, F], n at most `frames`."""
+        """f32 [n, F], where n is at most `frames`."""
         places, frames, _ = self._settings
         place = places[video]
         array = _array(place)
         if array.ndim != 2 or array.dtype.kind not in "fiu" or not array.size:
-            raise ValueError(
-                f"{place}: expected numbers [frames, F], found {array.dtype} {list(array.shape)}"
-            )
+            cause = f"expected numbers [frames, F], found {array.dtype} {list(array.shape)}"
+            raise ValueError(f"{place}: {cause}")
         if self.width and array.shape[1] != self.width:
             raise ValueError(
-                f"{place}: expected features of width {self.width}, as in {places[self._first]}, found "
-                f"{array.shape[1]}; extract those of all videos with one network"
+                f"{place}: expected features of width {self.width}, as in {places[self._first]}, "
+                f"found {array.shape[1]}; extract the features of all videos with one network"
             )
         taken = sample_frames(len(array), frames)
         with np.errstate(over="ignore"):
             array = array[taken].astype(np.float32)
         finite = np.isfinite(array).all(1)
         if not finite.all():
-            wrong = taken[np.argmin(finite)]
-            raise ValueError(
-                f"{place}: expected finite features, found nan or inf in frame {wrong}; extract them again"
-            )
+            cause = f"found nan or inf in frame {taken[np.argmin(finite)]}; extract them again"
+            raise ValueError(f"{place}: expected finite features, {cause}")
         return array
 
 
 def _array(place: _Place) -> np.ndarray:
-    """The one array of a place, or the one of a known name."""
+    """The only array of a place, or the one with a known name."""
     array = _read_file(place, {".npy": _npy, ".npz": _npz}.get(place.path.suffix, _h5))
     if isinstance(array, list):
         raise ValueError(f"{place}: expected one array, or one named 'features', found {array}")
     return array
 
 
-def _read_file(place: _Place, read: Callable[[_Place], Any]) -> Any:
-    """What `read` reads; an error names the file."""
+def _read_file(place: _Place, read: Callable[[_Place], T]) -> T:
+    """Calls `read`; an error names the file."""
     suffix = place.path.suffix
     try:
         return read(place)
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{place.path}: h5py, which reads it, is not installed: pip install 'rmjax[video]'"
-        ) from error
-    except (
-        Exception
-    ) as error:  # what the readers of three formats raise of a damaged file is not listed anywhere
-        raise ValueError(
-            f"{place}: not to be read as {suffix} ({error}); extract it again"
-        ) from error
+        cause = "h5py, which reads this file, is not installed: pip install 'rmjax[video]'"
+        raise ModuleNotFoundError(f"{place.path}: {cause}") from error
+    except Exception as error:  # what the three readers raise on a damaged file is not documented
+        cause = f"cannot be read as {suffix} ({error}); extract it again"
+        raise ValueError(f"{place}: {cause}") from error
 
 
 def _npy(place: _Place) -> np.ndarray:
@@ -405,20 +463,20 @@ def _npy(place: _Place) -> np.ndarray:
 
 
 def _npz(place: _Place) -> np.ndarray | list[str]:
+    """The chosen array of an archive, or the names of all arrays."""
     with zipfile.ZipFile(place.path) as archive:
         members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
         name = _chosen(members)
         if name is None:
             return [*members]
-        _bounded(
-            (members[name].file_size,), np.dtype(np.uint8)
-        )  # its header too is read as a whole
+        # NumPy reads the header of the array in one piece, so the size of the member is bounded.
+        _bounded((members[name].file_size,), np.dtype(np.uint8))
         with archive.open(members[name]) as file:
             return _numbers(file)
 
 
 def _numbers(file: IO[bytes]) -> np.ndarray:
-    """The array of an .npy file, whose size is looked at before there is room made for it."""
+    """The array of an .npy file, whose size is checked before memory is allocated."""
     version = np.lib.format.read_magic(file)
     headers = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -440,6 +498,7 @@ def _names(place: _Place) -> list[str]:
 
 
 def _h5(place: _Place) -> np.ndarray | list[str]:
+    """The chosen array of an .h5 file or of one of its groups, or the names of all entries."""
     import h5py
 
     with h5py.File(place.path) as file:
@@ -452,36 +511,35 @@ def _h5(place: _Place) -> np.ndarray | list[str]:
         if not isinstance(entry, h5py.Dataset) or entry.shape is None or entry.dtype.hasobject:
             raise ValueError(f"{entry.name} is no array of numbers")
         if entry.external or entry.is_virtual:
-            raise ValueError(
-                f"{entry.name} has its numbers in other files: copy them into this one"
-            )
+            cause = "has its numbers in other files: copy them into this one"
+            raise ValueError(f"{entry.name} {cause}")
         for shape in (entry.shape, entry.chunks or ()):
             _bounded(shape, entry.dtype)
         return entry[()]
 
 
-def _own(group: Any, name: str) -> Any:
-    """An entry of an .h5 file's group that lies in the file itself: links may lead to other files."""
+def _own(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
+    """An entry that the .h5 file itself holds. A link may lead to another file, and is refused."""
     import h5py
 
     link = group.get(name, getlink=True)
     if not isinstance(link, h5py.HardLink):
-        raise ValueError(
-            f"{name} is a link ({type(link).__name__}): copy what it leads to into this file"
+        cause = (
+            f"is a link ({type(link).__name__}): copy the array that it points to into this file"
         )
+        raise ValueError(f"{name} {cause}")
     return group[name]
 
 
 def _chosen(names: Collection[str]) -> str | None:
-    """The one name, or the one that is known."""
-    return next(
-        (name for name in NAMES if name in names), next(iter(names)) if len(names) == 1 else None
-    )
+    """The name that is known, or else the only name."""
+    only = next(iter(names)) if len(names) == 1 else None
+    return next((name for name in NAMES if name in names), only)
 
 
 def _bounded(shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Raises ValueError if an array is larger than `MOST_BYTES`, or has a negative axis."""
     size = math.prod(shape) * dtype.itemsize
     if min(shape, default=0) < 0 or size > MOST_BYTES:
-        raise ValueError(
-            f"an array {list(shape)} of {size:,} bytes, and at most {MOST_BYTES:,} are read"
-        )
+        cause = f"an array {list(shape)} of {size:,} bytes; at most {MOST_BYTES:,} are read"
+        raise ValueError(cause)

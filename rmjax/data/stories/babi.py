@@ -1,9 +1,9 @@
-"""bAbI v1.2 (Weston et al. 2015): 20 tasks of short stories in a small language, questions asked along each story.
+"""bAbI v1.2 (Weston et al. 2015): 20 tasks of short stories in a small language.
 
-A story is one example, asked at every question's place; the questions themselves are not part of the stream. A whole
-answer is one class, a list ('milk,football') too. Words and answers are those of all three splits, as in published
-work (the language is closed), and of all tasks that have files, so that a run on some of them may begin from a run on
-others.
+A story is one example. Its questions are asked along the story, and are not part of the stream. An
+answer is one class as written, even if it is a list ('milk,football'). Words and answers are
+collected from all three splits, as in published work: the language is closed. They are also
+collected from all tasks that have files. Thus a run on some tasks can start from a run on others.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from absl import logging
+from ml_collections import ConfigDict
 
 from rmjax.data import records
 from rmjax.data.source import Source
@@ -27,24 +27,30 @@ from rmjax.registry import at_least, one_of, setting
 TASKS = 20
 MOST_BYTES = 1 << 26  # of a task's file; the largest of the release has 2.5 MB
 ADVICE = (
-    "The release is tasks_1-20_v1-2.tar.gz of https://research.facebook.com/downloads/babi; set data.dir to it, or to "
-    "the folder it unpacks to."
+    "The release is tasks_1-20_v1-2.tar.gz of https://research.facebook.com/downloads/babi; set "
+    "data.dir to it, or to the folder it unpacks to."
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Which tasks, and how their stories are written."""
+    """The tasks, and how their stories are written."""
 
     subset: str = setting("en-10k", one_of("en", "en-10k"), "1,000 or 10,000 questions a task")
     tasks: str = setting("", doc="numbers of the tasks, such as '1,2,15'; empty: all 20")
     per_question: bool = setting(False, doc="writes a story anew for each of its questions")
-    max_sentences: int = setting(0, at_least(0), "latest sentences kept of a story; 0: all")
+    max_sentences: int = setting(0, at_least(0), "last sentences kept of a story; 0: all")
 
 
-def make(settings: Settings, common: Any, seed: int) -> Source:
-    options = dict(segment_length=common.segment_length, buckets=common.buckets)
-    return open_babi(common.dir, common.cache_dir, **options, **vars(settings))
+def make(settings: Settings, common: ConfigDict, seed: int) -> Source:
+    """Builds the source, see `open_babi`."""
+    return open_babi(
+        common.dir,
+        common.cache_dir,
+        segment_length=common.segment_length,
+        buckets=common.buckets,
+        **vars(settings),
+    )
 
 
 def open_babi(
@@ -58,41 +64,38 @@ def open_babi(
     max_sentences: int = 0,
     buckets: int = 6,
 ) -> TextRecords:
-    """The source. `directory` is the release's folder, the one above it or the archive (.tar.gz, .tar.xz, .tar).
+    """Opens the source; the first call prepares the data.
 
-    `tasks` are numbers ('1,2,15'; '' is all 20), `subset` 'en' (1,000 questions to train on) or 'en-10k'. The splits
-    are the release's own ('en-valid', 'en-valid-10k'); of a task that is not there, 'valid' is the last tenth of the
-    training stories. Of a task whose training file is missing, one named ..._train.PARTIAL-... is taken.
-    `metadata['splits']` says which each task has, `metadata['partial']` {task: questions} which are in part, and
-    `metadata['missing']` which have no files.
-    `per_question`, `max_sentences` and `buckets` are as in `TextRecords`; groups are the tasks, 'qa1' to 'qa20'.
+    The splits are the release's own ('en-valid', 'en-valid-10k'). If the release has none for a
+    task, 'valid' is the last tenth of the training stories. If the training file of a task is
+    missing, a file named ..._train.PARTIAL-... takes its place. The metadata tell which: 'splits'
+    {task: where its splits come from}, 'partial' {task: questions in the partial file}, 'missing'
+    {task: a file that is missing}. The groups are the tasks, 'qa1' to 'qa20'.
+
+    Args:
+      directory: the release's folder, the folder above it, or the archive (.tar.gz, .tar.xz, .tar).
+      cache_dir: folder for prepared data, see `records.prepare`.
+      segment_length: most words of a segment.
+      subset: 'en' (1,000 training questions a task) or 'en-10k'.
+      tasks: numbers of the tasks, such as '1,2,15'; '' is all 20.
+      per_question: as in `TextRecords`.
+      max_sentences: as in `TextRecords`.
+      buckets: as in `TextRecords`.
+
+    Returns:
+      The source.
 
     Raises:
-      FileNotFoundError: there is no release, or a task has no file.
-      ValueError: a malformed line of any task, a file that ends within a story, an archive that is damaged
-        or has links or too large files in the place of tasks, or `tasks` that are not.
+      FileNotFoundError: the release is missing, or a file of a chosen task.
+      ValueError: `tasks` are not numbers from 1 to 20; a line of any task is malformed; a file ends
+        within a story; the archive is damaged, or holds links or too large files in the place of
+        tasks.
     """
-    every = range(1, TASKS + 1)
-    asked = [task.strip() for task in tasks.split(",")] if tasks else map(str, every)
-    numbers = [int(task) if re.fullmatch("[0-9]{1,9}", task) else 0 for task in asked]
-    if not set(numbers) <= set(every):
-        raise ValueError(
-            f"config.data.babi.tasks={tasks!r}: expected numbers from 1 to {TASKS}, with commas between, or nothing"
-        )
+    chosen = _task_names(tasks)
     folders = (subset, re.sub("(-10k)?$", r"-valid\1", subset, count=1))
-    path = paths.resolve(directory, "config.data.dir")
-    files: list[Path] = [path] if directory and path.is_file() else []
-    for root in (path, path / "tasks_1-20_v1-2"):
-        if directory and not files:
-            files = [file for folder in folders for file in paths.visible(root / folder, "qa*.txt")]
-    if not files:
-        raise FileNotFoundError(
-            f"{subset}/qa1_..._train.txt not found in {paths.lacks(directory, f'{subset}/qa*.txt')}. {ADVICE}"
-        )
-    chosen = [f"qa{task}" for task in sorted(set(numbers))]
-    stored = records.prepare(
-        BabiBuilder, cache_dir, files=tuple(files), parameters=dict(folders=folders)
-    )
+    files = _find_files(directory, folders)
+    parameters = dict(folders=folders)
+    stored = records.prepare(BabiBuilder, cache_dir, files=files, parameters=parameters)
     for task, name in records.open_records(stored)[0]["missing"].items():
         if task in chosen:
             raise not_found(name, files[0], f"; fetch it or leave {task} out of tasks")
@@ -108,20 +111,44 @@ def open_babi(
     )
     for task, questions in source.metadata["partial"].items():
         if task in chosen:
-            logging.warning(
-                "bAbI %s: only a part of its training file is there, %d questions.", task, questions
-            )
+            note = "bAbI %s: the training file is only a part of the release's, with %d questions."
+            logging.warning(note, task, questions)
     return source
 
 
+def _task_names(tasks: str) -> list[str]:
+    """The tasks that a setting such as '1,2,15' names: ['qa1', 'qa2', 'qa15']."""
+    numbers = range(1, TASKS + 1)
+    asked = [task.strip() for task in tasks.split(",")] if tasks else map(str, numbers)
+    chosen = {int(task) if re.fullmatch("[0-9]{1,9}", task) else 0 for task in asked}
+    if not chosen <= set(numbers):
+        expected = f"expected numbers from 1 to {TASKS}, separated by commas, or nothing"
+        raise ValueError(f"config.data.babi.tasks={tasks!r}: {expected}")
+    return [f"qa{task}" for task in sorted(chosen)]
+
+
+def _find_files(directory: str, folders: tuple[str, str]) -> tuple[Path, ...]:
+    """The archive, or the files of all tasks in `folders`."""
+    path = paths.resolve(directory, "config.data.dir")
+    files: list[Path] = [path] if directory and path.is_file() else []
+    for root in (path, path / "tasks_1-20_v1-2"):
+        if directory and not files:
+            files = [file for folder in folders for file in paths.visible(root / folder, "qa*.txt")]
+    if not files:
+        place = paths.lacks(directory, f"{folders[0]}/qa*.txt")
+        raise FileNotFoundError(f"{folders[0]}/qa1_..._train.txt not found in {place}. {ADVICE}")
+    return tuple(files)
+
+
 class BabiBuilder(TextBuilder):
-    """The stories of each task, in the files' order, task after task."""
+    """Stores the stories of each task, task after task, in the order of the files."""
 
     name = "babi"
     fields = (*TextBuilder.fields, "group")
     counted = ("train", "valid", "test")
 
     def stories(self) -> dict[str, list[Story]]:
+        """See `TextBuilder.stories`."""
         folders = self.builder_config.parameters["folders"]
         texts = read_files(self.builder_config.files, folders)
         classes: dict[str, int] = {}
@@ -131,22 +158,17 @@ class BabiBuilder(TextBuilder):
             try:
                 files, chosen[f"qa{task}"] = task_files(texts, folders, task)
             except FileNotFoundError as error:
-                missing[f"qa{task}"] = str(
-                    error
-                )  # its file; where that should be is another question
+                missing[f"qa{task}"] = str(error)  # the name of the file, without its folder
                 continue
-            parts = {
-                split: parse(*texts[name], len(chosen) - 1, classes)
-                for split, name in files.items()
-            }
+            group = len(chosen) - 1
+            parts = {split: parse(*texts[name], group, classes) for split, name in files.items()}
             if "PARTIAL" in files["train"]:
                 partial[f"qa{task}"] = sum(len(story.target) for story in parts["train"])
             if "valid" not in parts:
                 kept = len(parts["train"]) - max(1, round(len(parts["train"]) / 10))
                 if not kept:
-                    raise records.malformed(
-                        texts[files["train"]][0], 1, "story", "two stories or more", "one"
-                    )
+                    path = texts[files["train"]][0]
+                    raise records.malformed(path, 1, "story", "two stories or more", "one")
                 parts["train"], parts["valid"] = parts["train"][:kept], parts["train"][kept:]
             for split, stories in parts.items():
                 splits[split] += stories
@@ -158,13 +180,23 @@ class BabiBuilder(TextBuilder):
 
 
 def read_files(files: tuple[Path, ...], folders: tuple[str, ...]) -> dict[str, tuple[Path, str]]:
-    """{'en-10k/qa1_single-supporting-fact_train.txt': (its path, its text)} of an archive, or of the files given."""
+    """Reads the files of all tasks.
+
+    Args:
+      files: the text files, or one archive.
+      folders: the folders of an archive whose files are read.
+
+    Returns:
+      {'en-10k/qa1_single-supporting-fact_train.txt': (path of the file, text of the file)}.
+
+    Raises:
+      FileNotFoundError: the archive has no file of a task.
+      ValueError: the archive is damaged, or a member is a link, a device or too large.
+    """
     if files[0].suffix == ".txt":
         return {f"{file.parent.name}/{file.name}": (file, text.read_text(file)) for file in files}
-    wanted, texts = (
-        re.compile(rf"(?:.*/)?((?:{'|'.join(map(re.escape, folders))})/qa[^/]*\.txt)"),
-        {},
-    )
+    wanted = re.compile(rf"(?:.*/)?((?:{'|'.join(map(re.escape, folders))})/qa[^/]*\.txt)")
+    texts = {}
     for match, member, content in _members(files[0], wanted):
         path = files[0] / member.name
         if content is None and member.isreg():
@@ -180,8 +212,10 @@ def read_files(files: tuple[Path, ...], folders: tuple[str, ...]) -> dict[str, t
 
 def _members(
     path: Path, wanted: re.Pattern[str]
-) -> Iterator[tuple[re.Match, tarfile.TarInfo, bytes | None]]:
-    """The members of an archive whose names are wanted. Their bytes are None where they are no file, or too large.
+) -> Iterator[tuple[re.Match[str], tarfile.TarInfo, bytes | None]]:
+    """(match, member, content) of an archive's members with a wanted name.
+
+    The content is None if the member is not a file, or is too large.
 
     Raises:
       ValueError: the archive is damaged.
@@ -191,26 +225,21 @@ def _members(
             for member in archive:
                 match = wanted.fullmatch(member.name)
                 if match and not member.isdir():
-                    file = (
-                        archive.extractfile(member)
-                        if member.isreg() and member.size <= MOST_BYTES
-                        else None
-                    )
+                    readable = member.isreg() and member.size <= MOST_BYTES
+                    file = archive.extractfile(member) if readable else None
                     yield match, member, file.read() if file else None
             while archive.fileobj and archive.fileobj.read(1 << 20):  # the checksum is at the end
                 pass
-    except Exception as error:  # what tarfile raises of a damaged header is not listed anywhere
-        cause = str(error).partition(":")[
-            0
-        ]  # tarfile adds what each of its methods says, a line each
+    except Exception as error:  # what tarfile raises on a damaged header is not documented
+        cause = str(error).partition(":")[0]  # tarfile appends one line per method it has tried
         message = f"{path}: the archive is damaged or cut short ({cause}); fetch it again. {ADVICE}"
         raise ValueError(message) from error
 
 
 class _Member(tarfile.TarInfo):
-    """A member of an archive.
+    """A member of an archive, whose headers have a bounded size.
 
-    tarfile reads a member's long name, and other notes on it, into memory as a whole: their size is bounded.
+    tarfile reads the long name of a member, and other notes on it, into memory in one piece.
     """
 
     @classmethod
@@ -222,7 +251,16 @@ class _Member(tarfile.TarInfo):
 
 
 def not_found(name: str, beside: Path, more: str) -> FileNotFoundError:
-    """beside: a file of the release, in a folder of its own, or its archive."""
+    """Makes the error of a missing file.
+
+    Args:
+      name: the missing file, with its folder in the release.
+      beside: a file of the release, or the archive.
+      more: continues the sentence.
+
+    Returns:
+      The error, which says where the release comes from.
+    """
     where = beside.parent.parent if beside.suffix == ".txt" else beside
     return FileNotFoundError(f"{name} not found in {where}{more}. {ADVICE}")
 
@@ -230,8 +268,19 @@ def not_found(name: str, beside: Path, more: str) -> FileNotFoundError:
 def task_files(
     texts: dict[str, tuple[Path, str]], folders: tuple[str, ...], task: int
 ) -> tuple[dict[str, str], str]:
-    """({split: its file}, where they come from) of a task; without a file of 'valid' where the release has none.
-    FileNotFoundError is the name of one that is missing.
+    """Chooses the files of a task.
+
+    Args:
+      texts: see `read_files`.
+      folders: (subset, folder of the same subset with official splits).
+      task: 1 to 20.
+
+    Returns:
+      ({split: name of the file}, where the splits come from). There is no file of 'valid' if the
+      release has none.
+
+    Raises:
+      FileNotFoundError: a file is missing; the message is the name of the file.
     """
     subset, valid = folders
     files = {split: f"{valid}/qa{task}_{split}.txt" for split in ("train", "valid", "test")}
@@ -239,27 +288,35 @@ def task_files(
         return files, valid
     files = {}
     for split, endings in {"train": (r"\.txt", r"\.PARTIAL-.*\.txt"), "test": (r"\.txt",)}.items():
-        patterns = [
-            re.compile(rf"{re.escape(subset)}/qa{task}_.*_{split}{ending}") for ending in endings
-        ]
-        found = [name for pattern in patterns for name in texts if pattern.fullmatch(name)]
-        if not found:
+        start = rf"{re.escape(subset)}/qa{task}_.*_{split}"
+        patterns = [re.compile(start + ending) for ending in endings]
+        names = [name for pattern in patterns for name in texts if pattern.fullmatch(name)]
+        if not names:
             raise FileNotFoundError(f"{subset}/qa{task}_..._{split}.txt")
-        files[split] = found[0]
+        files[split] = names[0]
     return files, f"{subset}, the last tenth of its training stories as valid"
 
 
 def parse(path: Path, content: str, group: int, classes: dict[str, int]) -> list[Story]:
-    """The stories of a file of this content. New answers are added to `classes`.
+    """Parses the stories of a file.
+
+    Args:
+      path: the file, for messages.
+      content: the text of the file.
+      group: index of the task among the groups.
+      classes: {answer: number}; new answers are added.
+
+    Returns:
+      The stories.
 
     Raises:
-      ValueError: a line is not of the format, or the last story ends without a question, as a file that was
-        cut short does; names the line and field.
+      ValueError: a line is malformed, or the last story ends without a question, as in a file that
+        was cut short; names the line and field.
     """
     words = functools.cache(tokenize)  # lines recur
-    stories: list[Story] = []
     wrong = functools.partial(records.malformed, path)
-    begins, last = [], 0  # lines where stories begin; the ID before this one
+    stories: list[Story] = []
+    begins, last = [], 0  # lines at which stories begin; the ID of the previous line
     lines = text.split_lines(content, path)
     for number, line in enumerate(lines, 1):
         match = re.fullmatch(r"(\d{1,9}) (.*)", line, re.ASCII)
@@ -284,11 +341,8 @@ def parse(path: Path, content: str, group: int, classes: dict[str, int]) -> list
         if not answer:
             raise wrong(number, "answer", "an answer after the tab", match[2])
         if not words(answer) or re.search(r"\s", answer):
-            raise wrong(number, "answer", "a word, or several with commas between", answer)
-        facts = rest[1].split() if len(rest) == 2 else []
-        if not facts or not all(
-            re.fullmatch("[0-9]{1,9}", fact) and 0 < int(fact) < last for fact in facts
-        ):
+            raise wrong(number, "answer", "a word, or several separated by commas", answer)
+        if not _are_facts(rest[1:], last):
             expected = f"one more tab and numbers from 1 to {last - 1}"
             raise wrong(number, "supporting facts", expected, "\t".join(rest[1:]))
         story.questions.append(words(sentence))
@@ -300,6 +354,14 @@ def parse(path: Path, content: str, group: int, classes: dict[str, int]) -> list
         if not story.questions:
             raise wrong(number, "story", "a question before its end", "none")
     if "\t" not in lines[-1]:
-        expected = "a question at its end (fetch a file that was cut short again)"
+        expected = "a question at its end (the file may be cut short: fetch it again)"
         raise wrong(len(lines), "story", expected, lines[-1])
     return [story._replace(group=[group] * len(story.questions)) for story in stories]
+
+
+def _are_facts(columns: list[str], last: int) -> bool:
+    """Whether the columns after an answer are one list of IDs of earlier lines."""
+    facts = columns[0].split() if len(columns) == 1 else []
+    return bool(facts) and all(
+        re.fullmatch("[0-9]{1,9}", fact) and 0 < int(fact) < last for fact in facts
+    )

@@ -1,25 +1,28 @@
-"""CM's synthetic evidence task (CM section 4.2): a few facts of a stream, in order, are the answer's evidence.
+"""CM's synthetic evidence task (CM section 4.2): a few planted facts tell the answer to a query.
 
-Facts and queries fall into groups. Every answer to a query has an evidence, some facts of the query's group in order;
-each (query, answer) is a logic chain. A stream is of uniformly random facts, the evidence of one chain is planted into
-one part of it, and its query asks for the answer: one of `answers` ids, which all queries share.
+Facts and queries are divided into groups. Every answer to a query has an evidence: some facts of
+the query's group, in order. A (query, answer) pair is a logic chain. A stream holds uniformly
+random facts, and the evidence of one chain is planted into one part of it. The question of the
+stream is the query of that chain. The answer is one of `answers` ids, which all queries share.
 
-As stated one evidence is planted, so its answer can nearly be told without the query; `distractors` mend that.
+The paper plants a single evidence, so a reader can nearly find the answer without the query.
+`distractors` prevent this.
 """
 
 # mypy: disable-error-code=override
-# What `Source` has as attributes, the sizes of a world give as properties.
+# `Source` declares its sizes as attributes; here they are properties computed from the world.
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from rmjax.data.source import Examples, Questions, Source, hash64
 from rmjax.registry import at_least, between, one_of, setting
@@ -28,23 +31,21 @@ from rmjax.types import Array, Key
 SPLITS = ("train", "valid", "test")
 PLACINGS = ("consecutive", "discrete")
 _PARTS = {2: ("early", "later"), 4: ("0-25%", "25-50%", "50-75%", "75-100%")}
-_TRIES = 64  # of a stream until its answer is the only one
-_ITEMS_AT_ONCE = 2**18  # bounds what one call of `fetch` or `references` holds beside its result
+_TRIES = 64  # most draws of a stream until its answer is the only one
+_ITEMS_AT_ONCE = 2**18  # bounds the memory that `fetch` and `references` take beside their results
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The world, and the streams of each logic chain in each split."""
+    """The world, and the number of streams of each logic chain in each split."""
 
     facts: int = setting(400, at_least(1), "kinds of fact, R_f")
-    length: int = setting(200, at_least(1), "facts of a stream, R_l")
+    length: int = setting(200, at_least(1), "facts in a stream, R_l")
     queries: int = setting(40, at_least(1), "kinds of query, R_q")
-    answers: int = setting(30, at_least(2), "answers of a query, R_a")
-    evidence: int = setting(5, at_least(1), "facts of an evidence, R_c")
-    groups: int = setting(20, at_least(1), "groups that facts and queries are split into")
-    placing: str = setting(
-        "consecutive", one_of("consecutive", "discrete"), "how evidence lies in a stream"
-    )
+    answers: int = setting(30, at_least(2), "answers to a query, R_a")
+    evidence: int = setting(5, at_least(1), "facts in an evidence, R_c")
+    groups: int = setting(20, at_least(1), "groups of facts and queries")
+    placing: str = setting("consecutive", one_of(*PLACINGS), "how evidence lies in a stream")
     window: float = setting(
         0.2, between(0, 1), "longest span of discrete evidence, as a share of the stream"
     )
@@ -52,36 +53,41 @@ class Settings:
         2, at_least(1), "parts of the stream that evidence lies in: 2 halves, 4 quarters"
     )
     distractors: int = setting(0, at_least(0), "evidences of other queries in a stream")
-    train: int = setting(400, at_least(1), "streams of each logic chain to train on")
-    valid: int = setting(20, at_least(1), "streams of each logic chain to validate on")
-    test: int = setting(50, at_least(1), "streams of each logic chain to test on")
+    train: int = setting(400, at_least(1), "training streams of each logic chain")
+    valid: int = setting(20, at_least(1), "validation streams of each logic chain")
+    test: int = setting(50, at_least(1), "test streams of each logic chain")
 
 
-def make(settings: Settings, common: Any, seed: int) -> Source:
+def make(settings: Settings, common: ConfigDict, seed: int) -> Source:
+    """Builds the source. It is not cached, since drawing a stream is faster than keeping it."""
     world = dict(vars(settings))
     samples = {split: world.pop(split) for split in SPLITS}
-    return Synthetic(SyntheticConfig(**world), seed, **samples)  # faster made than kept
+    return Synthetic(SyntheticConfig(**world), seed, **samples)
 
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticConfig:
-    """The sizes of CM section 4.2; its longer streams are facts=2000, length=1000, evidence=10, parts=4.
+    """The sizes of a world; the defaults are those of CM section 4.2.
 
-    Raises ValueError naming the field, its value and what is allowed.
+    CM's longer streams are facts=2000, length=1000, evidence=10, parts=4.
+
+    Raises:
+      ValueError: a size is out of range, or conflicts with another; names the field, its value and
+        the allowed values.
     """
 
     facts: int = 400  # R_f
     length: int = 200  # R_l, facts in a stream
     queries: int = 40  # R_q
-    answers: int = 30  # R_a, to each query
+    answers: int = 30  # R_a, answers to each query
     evidence: int = 5  # R_c, facts in the evidence of an answer
-    groups: int = 20  # of facts and queries; the facts of an evidence are of its query's group
-    placing: str = (
-        "consecutive"  # the evidence's facts are neighbours | "discrete": in order within `window`
-    )
+    groups: int = 20  # of facts and queries; an evidence has facts of its query's group
+    placing: str = "consecutive"  # side by side | "discrete": in order within `window`
     window: float = 0.2  # the largest span of discrete evidence, as a share of the stream
-    parts: int = 2  # of the stream; evidence lies in one. 2: early and later; 4: quartiles
-    distractors: int = 0  # evidences of other queries, for other answers, anywhere; later ones overwrite earlier ones
+    parts: int = 2  # of the stream; evidence lies in one. 2: early and later; 4: quarters
+    # Evidences of other queries, for other answers, anywhere in the stream. What is planted later
+    # overwrites what was planted earlier.
+    distractors: int = 0
 
     def __post_init__(self) -> None:
         for name in ("facts", "length", "queries", "answers", "evidence", "groups"):
@@ -89,9 +95,8 @@ class SyntheticConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be at least 1")
         for name in ("facts", "queries"):
             if getattr(self, name) % self.groups:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r}: must be a multiple of groups={self.groups}"
-                )
+                must = f"must be a multiple of groups={self.groups}"
+                raise ValueError(f"{name}={getattr(self, name)!r}: {must}")
         if self.placing not in PLACINGS:
             raise ValueError(f"placing={self.placing!r}: must be one of {PLACINGS}")
         if self.parts not in _PARTS:
@@ -99,9 +104,8 @@ class SyntheticConfig:
         part = self.length // self.parts
         for name, most in {"a group": self.group_facts, "a part of the stream": part}.items():
             if self.evidence > most:
-                raise ValueError(
-                    f"evidence={self.evidence!r}: must be at most {most}, the facts of {name}"
-                )
+                must = f"must be at most {most}, the facts of {name}"
+                raise ValueError(f"evidence={self.evidence!r}: {must}")
         orders = math.perm(self.group_facts, self.evidence)
         if self.answers > orders:
             raise ValueError(
@@ -115,23 +119,22 @@ class SyntheticConfig:
             )
         most = self.queries - 1 if self.answers > 1 else 0
         if not 0 <= self.distractors <= most:
-            raise ValueError(
-                f"distractors={self.distractors!r}: must be in [0, {most}], of other queries and answers"
-            )
+            must = f"must be in [0, {most}], since they belong to other queries and other answers"
+            raise ValueError(f"distractors={self.distractors!r}: {must}")
 
     @property
     def chains(self) -> int:
-        """Number of (query, answer)."""
+        """Number of (query, answer) pairs."""
         return self.queries * self.answers
 
     @property
     def group_facts(self) -> int:
-        """Facts in a group: group g has facts g * group_facts and on."""
+        """Facts in a group. Group g starts at fact g * group_facts."""
         return self.facts // self.groups
 
     @property
     def group_queries(self) -> int:
-        """Queries in a group: group g has queries g * group_queries and on."""
+        """Queries in a group. Group g starts at query g * group_queries."""
         return self.queries // self.groups
 
     @property
@@ -141,33 +144,45 @@ class SyntheticConfig:
 
     @property
     def span(self) -> int:
-        """Within how many positions the evidence lies."""
+        """Number of successive positions within which an evidence lies."""
         return self.evidence if self.placing == "consecutive" else self.width
 
 
 class Planted(NamedTuple):
-    """What was planted into a stream, in that order: the distractors, then the true evidence."""
+    """The evidences planted into a stream, in order: the distractors, then the true evidence."""
 
     query: Array  # i32 [distractors + 1]
     answer: Array  # i32 [distractors + 1]
-    positions: Array  # i32 [distractors + 1, evidence]; what is planted later overwrites
-    unique: Array  # bool [], whether no other evidence of the last query occurs
+    positions: Array  # i32 [distractors + 1, evidence]; later rows overwrite earlier ones
+    unique: Array  # bool [], no other answer to the last query has its evidence in the stream
 
 
 @dataclasses.dataclass(frozen=True)
 class Synthetic(Source):
-    """A source of streams of facts, each with one query after its end.
+    """A source of streams of facts. Every stream has one query, after its end.
 
-    Example i is of chain i % chains (query, answer = divmod(chain, answers)), with its evidence in part
-    (i // chains) % parts: every split has as many examples of each chain, and a chain as many in each part, up to one.
+    Example i belongs to chain i % chains, where query, answer = divmod(chain, answers). The
+    evidence lies in part (i // chains) % parts. Therefore every split has equally many examples of
+    each chain. Within a chain, the parts differ by at most one example.
 
-    With the defaults a reader that counts each evidence's facts in a window is right in 96% of streams, of a bag of all
-    facts in 66%, of the last half alone in 97% of those with late evidence and 3% of the others (chance).
+    With the defaults, a reader that counts the facts of each evidence in a window is right in 96%
+    of the streams. A reader of the bag of all facts is right in 66%. A reader of the last half
+    alone is right in 97% of the streams with late evidence, and in 3% of the others (chance).
+
+    Attributes:
+      config: the sizes of the world.
+      seed: of the world and its streams.
+      train: streams of each chain in the training split.
+      valid: streams of each chain in the validation split.
+      test: streams of each chain in the test split.
+
+    Raises:
+      ValueError: a number of streams is negative.
     """
 
     config: SyntheticConfig = SyntheticConfig()
-    seed: int = 0  # of the world and its streams
-    train: int = 400  # samples of each chain in each split
+    seed: int = 0
+    train: int = 400
     valid: int = 20
     test: int = 50
     positions_at_end: bool = dataclasses.field(default=True, init=False)
@@ -179,29 +194,31 @@ class Synthetic(Source):
 
     @property
     def num_items(self) -> int:
+        """See `Source`."""
         return self.config.facts
 
     @property
     def numbering(self) -> str:
-        """What facts, queries and answers stand for: all that `make_world` depends on."""
+        """The meaning of facts, queries and answers: everything that `make_world` depends on."""
         c = self.config
         sizes = f"{c.facts} facts in {c.groups} groups, {c.queries} queries of {c.answers} answers"
         return f"synthetic evidence, world {self.seed}: {sizes}, {c.evidence} facts each"
 
     @property
     def max_items(self) -> int:
+        """See `Source`."""
         return self.config.length
 
     @property
     def num_queries(self) -> int:
+        """See `Source`."""
         return 1
 
     @property
     def questions(self) -> Questions:
+        """See `Source`."""
         kinds, classes = self.config.queries, self.config.answers
-        return Questions(
-            query="kind", kinds=kinds, answer="class", classes=classes, metric="accuracy"
-        )
+        return Questions("kind", kinds=kinds, answer="class", classes=classes, metric="accuracy")
 
     @functools.cached_property
     def world(self) -> np.ndarray:
@@ -209,24 +226,35 @@ class Synthetic(Source):
         return make_world(self.config, self.seed)
 
     def size(self, split: str) -> int:
-        """Streams in a split. Raises ValueError for a split not in SPLITS."""
+        """Number of streams in a split.
+
+        Raises:
+          ValueError: the split is not one of `SPLITS`.
+        """
         if split not in SPLITS:
             raise ValueError(f"split={split!r}: must be one of {SPLITS}")
         return int(getattr(self, split)) * self.config.chains
 
     def fetch(self, split: str, indices: np.ndarray) -> Examples:
-        """The streams `indices` [B] of a split; a stream depends on (seed, split, index) alone.
+        """Draws streams. A stream depends on (seed, split, index) alone.
 
-        Returns items i32 [B, L], length i32 [B], query i32 [B, 1], query_mask bool [B, 1], target i32 [B, 1],
-        example_id i32 [B].
-        Raises ValueError for an unknown split, an index outside it, or a world too small for answers to be unique.
+        Args:
+          split: one of `SPLITS`.
+          indices: integers [B].
+
+        Returns:
+          items i32 [B, L], length i32 [B], query i32 [B, 1], query_mask bool [B, 1],
+          target i32 [B, 1], example_id i32 [B].
+
+        Raises:
+          ValueError: the split is unknown, an index is outside the split, or the world is too small
+            for answers to be unique.
         """
         indices = np.asarray(indices)
         outside = indices[(indices < 0) | (indices >= self.size(split))]
         if outside.size:
-            raise ValueError(
-                f"indices={outside[:8].tolist()}: must be in [0, {self.size(split)}) for split {split!r}"
-            )
+            must = f"must be in [0, {self.size(split)}) for split {split!r}"
+            raise ValueError(f"indices={outside[:8].tolist()}: {must}")
         total = len(indices)
         chunk = max(1, min(total, _ITEMS_AT_ONCE // self.max_items))
         padded = np.pad(indices.astype(np.int32), (0, max(1, -(-total // chunk)) * chunk - total))
@@ -235,46 +263,57 @@ class Synthetic(Source):
             streams, planted = draw(self.config, self.world, self.seed, SPLITS.index(split), part)
             if not np.all(planted.unique):
                 raise ValueError(
-                    f"facts={self.config.facts}: other answers' evidence occurs in every one of {_TRIES} tries of a "
-                    "stream; take more facts or evidence, or fewer answers"
+                    f"facts={self.config.facts}: a stream was drawn {_TRIES} times, and other "
+                    "answers' evidence occurs in every draw; use more facts, longer evidence or "
+                    "fewer answers"
                 )
             parts.append(jax.device_get(streams))
         return {name: np.concatenate([part[name] for part in parts])[:total] for name in parts[0]}
 
     def groups(self, split: str) -> dict[str, np.ndarray]:
-        """Which streams have their evidence in each part, bool [size, 1]."""
+        """{part of the stream: bool [size, 1], whether the evidence lies in it}."""
         part = np.arange(self.size(split))[:, None] // self.config.chains % self.config.parts
         return {name: part == i for i, name in enumerate(_PARTS[self.config.parts])}
 
     def references(self, split: str) -> dict[str, np.ndarray]:
-        """Answers i32 [size, 1] of readers that know every evidence but not the order of its facts; see `oracles`."""
+        """{reader: answers i32 [size, 1]}, for readers that know the evidences; see `oracles`.
+
+        These readers ignore the order of the facts in an evidence.
+        """
         size = self.size(split)
         chunk = max(1, min(size, _ITEMS_AT_ONCE // self.max_items))
         answers: dict[str, np.ndarray] = {}
         for start in range(0, size, chunk):
-            streams = self.fetch(split, np.arange(start, start + chunk) % size)  # all of one shape
-            for name, chosen in oracles(
-                self.config, self.world, streams["items"], streams["query"]
-            ).items():
-                answers.setdefault(name, np.empty((size, 1), np.int32))[start : start + chunk] = (
-                    chosen[: size - start]
-                )
+            # Indices wrap around, so that all chunks have one shape.
+            streams = self.fetch(split, np.arange(start, start + chunk) % size)
+            chosen = oracles(self.config, self.world, streams["items"], streams["query"])
+            for name, answer in chosen.items():
+                rows = answers.setdefault(name, np.empty((size, 1), np.int32))
+                rows[start : start + chunk] = answer[: size - start]
         return answers
 
 
-# ---- the world, on the host
+# ---- the world, computed on the host
 
 
 def make_world(config: SyntheticConfig, seed: int) -> np.ndarray:
-    """Evidence i32 [queries, answers, evidence]: distinct facts of the query's group, in order; no two answers to a
-    query have the same.
+    """Draws the evidence of every answer to every query.
+
+    An evidence has distinct facts of the query's group, in order. No two answers to a query have
+    the same evidence.
+
+    Args:
+      config: the sizes.
+      seed: of the draws.
+
+    Returns:
+      i32 [queries, answers, evidence].
     """
     query, answer, fact = np.ogrid[: config.queries, : config.answers, : config.group_facts]
     attempt = np.zeros((config.queries, config.answers, 1), int)
     while True:
-        order = np.argsort(hash64("evidence", seed, query, answer, attempt, fact), axis=-1)[
-            ..., : config.evidence
-        ]
+        draws = hash64("evidence", seed, query, answer, attempt, fact)
+        order = np.argsort(draws, axis=-1)[..., : config.evidence]
         same = (order[:, :, None] == order[:, None]).all(-1)  # [queries, answers, answers]
         again = np.tril(same, -1).any(-1)
         if not again.any():
@@ -282,14 +321,14 @@ def make_world(config: SyntheticConfig, seed: int) -> np.ndarray:
         attempt[again] += 1
 
 
-# ---- streams: one at a time, vmapped in `draw`
+# ---- streams; written for one stream, vmapped in `draw`
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def generate(
     config: SyntheticConfig, world: Array, seed: Array | int, split_id: Array | int, indices: Array
 ) -> dict[str, Array]:
-    """Streams and questions `indices` [B]: the arrays of `Synthetic.fetch`, for the `world` of `make_world`."""
+    """Draws streams and questions, as `draw` without what was planted."""
     return draw(config, world, seed, split_id, indices)[0]
 
 
@@ -297,7 +336,18 @@ def generate(
 def draw(
     config: SyntheticConfig, world: Array, seed: Array | int, split_id: Array | int, indices: Array
 ) -> tuple[dict[str, Array], Planted]:
-    """`generate`, and what was planted."""
+    """Draws streams and questions.
+
+    Args:
+      config: the sizes.
+      world: i32 [queries, answers, evidence], see `make_world`.
+      seed: i32 [], of the streams.
+      split_id: i32 [], index of the split in `SPLITS`.
+      indices: i32 [B], the streams.
+
+    Returns:
+      (the arrays of `Synthetic.fetch`, what was planted with leading axis B).
+    """
     split_key = jax.random.fold_in(jax.random.key(seed), split_id)
     world, indices = jnp.asarray(world, jnp.int32), jnp.asarray(indices, jnp.int32)
     return jax.vmap(
@@ -335,26 +385,26 @@ def _stream(
 def _plant(
     config: SyntheticConfig, world: Array, key: Key, query: Array, answer: Array, part: Array
 ) -> tuple[Array, Planted]:
-    """A stream [L] with distractors anywhere and the evidence of (query, answer) in the part; `unique` is not known."""
+    """Draws a stream [L]: distractors anywhere, the evidence of (query, answer) in the part.
+
+    `unique` is not computed.
+    """
     many = config.distractors + 1
     sizes = {"fact": config.length, "query": config.queries - 1, "answer": many - 1, "start": many}
     sizes |= {"place": many * config.span}
-    uniform = jax.random.uniform(
-        key, (sum(sizes.values()),), jnp.float32
-    )  # at once: every call costs compilation
-    fact_u, query_u, answer_u, start_u, place_u = jnp.split(
-        uniform, np.cumsum(list(sizes.values()))[:-1]
-    )
+    # One call draws all numbers, since every call costs compilation.
+    uniform = jax.random.uniform(key, (sum(sizes.values()),), jnp.float32)
+    ends = np.cumsum(list(sizes.values()))[:-1]
+    fact_u, query_u, answer_u, start_u, place_u = jnp.split(uniform, ends)
 
-    # Distances from the true query and answer, modulo how many there are: never 0.
-    far, away = (
-        jnp.argsort(query_u)[: many - 1].astype(jnp.int32) + 1,
-        _integers(answer_u, 1, config.answers),
-    )
+    # Distances from the true query and the true answer, modulo their numbers; never 0.
+    far = jnp.argsort(query_u)[: many - 1].astype(jnp.int32) + 1
+    away = _integers(answer_u, 1, config.answers)
     queries = jnp.append((query + far) % config.queries, query)
     answers = jnp.append((answer + away) % config.answers, answer)
 
-    # Of a window anywhere in a part, uniformly random positions; a distractor's part is the stream.
+    # A window lies anywhere in its part, and the positions are uniformly random in the window.
+    # The part of a distractor is the stream.
     bounds = jnp.array(
         [i * config.length // config.parts for i in range(config.parts + 1)], jnp.int32
     )
@@ -371,25 +421,28 @@ def _plant(
 
 
 def _integers(uniform: Array, low: Array | int, high: Array | int) -> Array:
-    """Uniform in [low, high). The product stays below high - low, for `uniform` has 23 bits."""
+    """Uniform integers in [low, high).
+
+    The product stays below high - low, because `uniform` has 23 bits.
+    """
     return low + jnp.floor(uniform * jnp.asarray(high - low, jnp.float32)).astype(jnp.int32)
 
 
 def _occurs(items: Array, evidence: Array, span: int) -> Array:
-    """Which of the evidences [A, C] occur in order within `span` positions of the stream [L]: bool [A]."""
+    """Which evidences [A, C] occur in order within `span` positions of a stream [L]: bool [A]."""
 
-    def step(state, now):
-        latest, found = (
-            state  # latest [A, C]: where a match of the first 1 .. C facts starts, the latest such
-        )
-        item, at = now
+    def step(state, entry):
+        # latest i32 [A, C]: the latest start of a match of the first 1 .. C facts.
+        latest, occurred = state
+        item, at = entry
         longer = jnp.concatenate([jnp.full_like(latest[:, :1], at), latest[:, :-1]], axis=1)
         latest = jnp.where(evidence == item, longer, latest)
-        return (latest, found | (at - latest[:, -1] < span)), None
+        return (latest, occurred | (at - latest[:, -1] < span)), None
 
     start = jnp.full(evidence.shape, -span, jnp.int32), jnp.zeros(len(evidence), bool)
-    (_, found), _ = jax.lax.scan(step, start, (items, jnp.arange(len(items), dtype=jnp.int32)))
-    return found
+    entries = (items, jnp.arange(len(items), dtype=jnp.int32))
+    (_, occurred), _ = jax.lax.scan(step, start, entries)
+    return occurred
 
 
 # ---- readers that know the world
@@ -398,19 +451,31 @@ def _occurs(items: Array, evidence: Array, span: int) -> Array:
 def oracles(
     config: SyntheticConfig, world: np.ndarray, items: np.ndarray, query: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """The answer [B, 1] with most distinct facts of its evidence present, by reader (ties: the smallest answer; without
-    the query the smallest query first). A window is as wide as evidence can be, wherever it holds most.
+    """Answers of readers that know every evidence.
+
+    A reader chooses the answer with the most distinct facts of its evidence in the stream. On a
+    tie it chooses the smallest answer; the reader without the query chooses the smallest query
+    first. A window has the width of `config.span`. It lies where it holds the most facts.
+
+    Args:
+      config: the sizes.
+      world: i32 [queries, answers, evidence].
+      items: i32 [B, L], the streams.
+      query: i32 [B, 1].
+
+    Returns:
+      {reader: answers i32 [B, 1]}.
     """
     inside = most_in_window(config, world, items, config.span)
     last_half = most_in_window(config, world, items[:, config.length // 2 :], config.span)
     anywhere = most_in_window(config, world, items, config.length)
     rows = np.arange(len(items))[:, None]
+    chain = inside.reshape(len(items), -1).argmax(-1)[:, None]
     chosen = {
         "oracle, bag of facts": anywhere[rows, query].argmax(-1),
         "oracle, bag in a window": inside[rows, query].argmax(-1),
         "oracle, last half only": last_half[rows, query].argmax(-1),
-        "oracle, without the query": inside.reshape(len(items), -1).argmax(-1)[:, None]
-        % config.answers,
+        "oracle, without the query": chain % config.answers,
     }
     return {name: answer.astype(np.int32) for name, answer in chosen.items()}
 
@@ -418,7 +483,17 @@ def oracles(
 def most_in_window(
     config: SyntheticConfig, world: np.ndarray, items: np.ndarray, width: int
 ) -> np.ndarray:
-    """Most distinct facts of each evidence within `width` positions of streams [B, L]: i32 [B, queries, answers]."""
+    """Counts the distinct facts of each evidence in the window that holds the most of them.
+
+    Args:
+      config: the sizes.
+      world: i32 [queries, answers, evidence].
+      items: i32 [B, L], the streams.
+      width: positions of a window.
+
+    Returns:
+      i32 [B, queries, answers].
+    """
     return jax.device_get(_most_in_window(config, world, items, width))
 
 
@@ -426,42 +501,35 @@ def most_in_window(
 def _most_in_window(
     config: SyntheticConfig, world: Array, items: Array, width: Array | int
 ) -> Array:
+    """i32 [B, queries, answers]. Below, C counts the chains of a group, and R its facts."""
     batch, length = items.shape
     per = config.group_facts
-    # A group's facts side by side, in time: only windows that end at one of them need a look.
+    # Sort the facts by group, then by time. Only windows that end at a fact of the group matter.
     order = jnp.sort(items // per * length + jnp.arange(length, dtype=jnp.int32), axis=1)
     position, fact = order % length, jnp.take_along_axis(items, order % length, axis=1) % per
-    ends = jax.vmap(lambda row: jnp.searchsorted(row, jnp.arange(config.groups + 1) * length))(
-        order
-    )  # [B, groups + 1]
+    bounds = jnp.arange(config.groups + 1) * length
+    ends = jax.vmap(lambda row: jnp.searchsorted(row, bounds))(order)  # [B, groups + 1]
     chains = world.reshape(config.groups, -1, config.evidence) % per
-    member = (
-        (chains[..., None] == jnp.arange(per)).any(2).astype(jnp.float32)
-    )  # [groups, chains of one, facts of one]
+    member = (chains[..., None] == jnp.arange(per)).any(2).astype(jnp.float32)  # [groups, C, R]
 
     def of_group(group):
-        first, end, member = group  # [B], [B], [chains of one, facts of one]
+        first, end, member = group  # [B], [B], [C, R]
 
         def step(state):
             i, last, best = state
             at = jnp.minimum(first + i, length - 1)[:, None]
-            # Past its last fact a stream looks at its last window, again and again.
-            now = jnp.where(first + i < end, jnp.take_along_axis(position, at, 1)[:, 0], length - 1)
-            new = jnp.where(first + i < end, jnp.take_along_axis(fact, at, 1)[:, 0], -1)
-            last = jnp.where(jnp.arange(per)[:, None] == new, now, last)  # [facts of one, B]
-            present = (now - last < width).astype(jnp.float32)
+            # A stream that has no more facts of the group looks at its last window again.
+            inside = first + i < end
+            time = jnp.where(inside, jnp.take_along_axis(position, at, 1)[:, 0], length - 1)
+            new = jnp.where(inside, jnp.take_along_axis(fact, at, 1)[:, 0], -1)
+            last = jnp.where(jnp.arange(per)[:, None] == new, time, last)  # [R, B]
+            present = (time - last < width).astype(jnp.float32)
             return i + 1, last, jnp.maximum(best, member @ present)
 
-        start = (
-            0,
-            jnp.full((per, batch), -width, jnp.int32),
-            jnp.zeros((len(member), batch), jnp.float32),
-        )
-        return jax.lax.while_loop(lambda s: s[0] < jnp.max(end - first), step, start)[2].astype(
-            jnp.int32
-        )
+        last = jnp.full((per, batch), -width, jnp.int32)
+        start = (0, last, jnp.zeros((len(member), batch), jnp.float32))
+        _, _, best = jax.lax.while_loop(lambda s: s[0] < jnp.max(end - first), step, start)
+        return best.astype(jnp.int32)
 
-    best = jax.lax.map(
-        of_group, (ends[:, :-1].T, ends[:, 1:].T, member)
-    )  # [groups, chains of one, B]
+    best = jax.lax.map(of_group, (ends[:, :-1].T, ends[:, 1:].T, member))  # [groups, C, B]
     return best.reshape(config.queries, config.answers, batch).transpose(2, 0, 1)

@@ -1,6 +1,7 @@
-"""NarrativeQA (Kocisky et al. 2018), of the summaries, as a choice: which of a story's answers is the question's?
+"""NarrativeQA summaries (Kocisky et al. 2018), multiple choice: which answer fits a question?
 
-Candidates are the first answers to all questions of the story. Its second answer is right too where it is one of them.
+The candidates are the first answers to all questions of a story. The second answer to a question is
+right too, if it is one of the candidates.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+from ml_collections import ConfigDict
 
 from rmjax.data import records
 from rmjax.data.source import Source
@@ -21,23 +23,28 @@ from rmjax.registry import at_least, setting
 SETS = ("train", "valid", "test")
 NAMES = ("documents.csv", "qaps.csv", "third_party/wikipedia/summaries.csv")
 ADVICE = (
-    "Clone https://github.com/google-deepmind/narrativeqa and set data.dir to its folder; the stories themselves "
-    "(download_stories.sh) are not needed."
+    "Clone https://github.com/google-deepmind/narrativeqa and set data.dir to its folder; the full "
+    "stories (download_stories.sh) are not needed."
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What is read of a summary."""
+    """The part of a summary that is read."""
 
     max_segments: int = setting(64, at_least(1), "segments kept of a summary")
 
 
-def make(settings: Settings, common: Any, seed: int) -> Source:
-    options = dict(
-        segment_length=common.segment_length, min_count=common.min_count, buckets=common.buckets
+def make(settings: Settings, common: ConfigDict, seed: int) -> Source:
+    """Builds the source, see `open_narrativeqa`."""
+    return open_narrativeqa(
+        common.dir,
+        common.cache_dir,
+        segment_length=common.segment_length,
+        min_count=common.min_count,
+        buckets=common.buckets,
+        **vars(settings),
     )
-    return open_narrativeqa(common.dir, common.cache_dir, **options, **vars(settings))
 
 
 def open_narrativeqa(
@@ -49,16 +56,27 @@ def open_narrativeqa(
     max_segments: int = 64,
     buckets: int = 6,
 ) -> TextRecords:
-    """The source. A story is a summary, a sentence a segment, or several of `segment_length` words; the first
-    `max_segments` are kept.
+    """Opens the source; the first call prepares the data.
 
-    Questions come at the end. Every answer that some question of the story has first is a choice of each of them; equal
-    ones, as words, are one. Words that are rarer than `min_count` in 'train' are '<unk>'. Groups are the kinds of
-    document, 'gutenberg' and 'movie'.
+    A story is a summary, and its questions come at the end. Every question may choose among the
+    first answers to all questions of its story. Answers with equal words are one candidate. The
+    groups are the kinds of document, 'gutenberg' and 'movie'.
+
+    Args:
+      directory: a clone of the release, with the three files of `NAMES`.
+      cache_dir: folder for prepared data, see `records.prepare`.
+      segment_length: most words of a segment. A segment is a sentence, or a part of a longer one.
+      min_count: words with fewer occurrences in 'train' become '<unk>'.
+      max_segments: the first segments of a summary that are kept.
+      buckets: most sizes that streams are padded to.
+
+    Returns:
+      The source.
 
     Raises:
-      FileNotFoundError: `directory` has not all three files.
-      ValueError: a malformed row, a question of an unknown document, or a set without a question.
+      FileNotFoundError: `directory` does not have all three files.
+      ValueError: a row is malformed, a question is about an unknown document, or a set has no
+        question.
     """
     files = records.find_files(directory, NAMES, (".",), ADVICE)
     parameters = dict(segment_length=segment_length, min_count=min_count, max_segments=max_segments)
@@ -72,17 +90,16 @@ def open_narrativeqa(
 
 
 class NarrativeQABuilder(TextBuilder):
-    """Stories in the order of documents.csv, those without a question left out."""
+    """Stores the stories in the order of documents.csv, without those that have no question."""
 
     name = "narrativeqa"
     fields = (*TextBuilder.fields, "group", "also", *TextBuilder.choice_fields)
 
     def stories(self) -> dict[str, list[Story]]:
+        """See `TextBuilder.stories`."""
         documents_csv, qaps_csv, summaries_csv = self.builder_config.files
-        documents = {
-            row["document_id"]: row
-            for _, row in read_rows(documents_csv, ("document_id", "set", "kind"))
-        }
+        rows = read_rows(documents_csv, ("document_id", "set", "kind"))
+        documents = {row["document_id"]: row for _, row in rows}
         summaries = {}
         for line, row in read_rows(summaries_csv, ("document_id", "summary", "summary_tokenized")):
             sentences = split_sentences(row["summary_tokenized"] or row["summary"])
@@ -95,35 +112,31 @@ class NarrativeQABuilder(TextBuilder):
             name = row["document_id"]
             for path, known in ((documents_csv, documents), (summaries_csv, summaries)):
                 if name not in known:
-                    raise records.malformed(
-                        qaps_csv, line, "document_id", f"one that {path.name} has", name
-                    )
+                    expected = f"an id that {path.name} has"
+                    raise records.malformed(qaps_csv, line, "document_id", expected, name)
             asked[name].append(row)
         kinds = sorted({row["kind"] for row in documents.values()})
         splits: dict[str, list[Story]] = {name: [] for name in SETS}
-        for name, rows in asked.items():
-            if rows:
-                story = self._story(summaries[name], rows, kinds.index(documents[name]["kind"]))
-                splits[documents[name]["set"]].append(story)
+        for name, questions in asked.items():
+            if questions:
+                kind = kinds.index(documents[name]["kind"])
+                splits[documents[name]["set"]].append(self._story(summaries[name], questions, kind))
         for split, stories in splits.items():
             if not stories:
-                raise ValueError(
-                    f"{qaps_csv}: expected questions in every set, found none in {split!r}"
-                )
+                cause = f"expected questions in every set, found none in {split!r}"
+                raise ValueError(f"{qaps_csv}: {cause}")
         self.info.metadata.update(groups=kinds)
         return splits
 
     def _story(self, sentences: list[list[str]], rows: list[dict[str, str]], kind: int) -> Story:
-        length, most = (
-            self.builder_config.parameters[name] for name in ("segment_length", "max_segments")
-        )
+        parameters = self.builder_config.parameters
+        length, most = parameters["segment_length"], parameters["max_segments"]
         segments = [
             words[i : i + length] for words in sentences for i in range(0, len(words), length)
         ][:most]
         pool: dict[tuple[str, ...], int] = {}
-        target = [
-            pool.setdefault(tuple(tokenize(row["answer1_tokenized"])), len(pool)) for row in rows
-        ]
+        first = [tuple(tokenize(row["answer1_tokenized"])) for row in rows]
+        target = [pool.setdefault(answer, len(pool)) for answer in first]
         second = [pool.get(tuple(tokenize(row["answer2_tokenized"])), -1) for row in rows]
         return Story(
             sentences=segments,
@@ -138,16 +151,30 @@ class NarrativeQABuilder(TextBuilder):
 
 
 def split_sentences(text: str) -> list[list[str]]:
-    """Sentences of tokenised text, where a full stop, '!' or '?' that ends one stands alone."""
+    """Splits a tokenised text into sentences.
+
+    Args:
+      text: a text in which a full stop, '!' or '?' at the end of a sentence stands alone.
+
+    Returns:
+      The words of each sentence that has any.
+    """
     return [words for part in re.split(r"\s[.!?]+(?=\s|$)", text) if (words := tokenize(part))]
 
 
 def read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line it begins at, row) of a CSV file with at least `columns`.
+    """Reads the rows of a CSV file.
+
+    Args:
+      path: the file.
+      columns: the columns that the file must have.
+
+    Yields:
+      (number of the first line of the row, the row).
 
     Raises:
-      ValueError: a row has too few or too many fields, or a quoted one that does not end; names the line
-        and field.
+      ValueError: a column is missing, a row has too few or too many fields, or a quoted field does
+        not end; names the line and field.
     """
     reader = csv.DictReader((f"{line}\n" for _, line in text_files.read_lines(path)), strict=True)
     line = 1
@@ -159,11 +186,10 @@ def read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[
         line = reader.line_num + 1
         for row in reader:
             if None in row or None in row.values():
-                missing = next(
-                    (name for name, value in row.items() if value is None), "after the last"
-                )
+                empty = (name for name, value in row.items() if value is None)
+                missing = str(next(empty, "after the last"))
                 fields = ",".join(value for value in row.values() if isinstance(value, str))
-                raise records.malformed(path, line, str(missing), f"{len(names)} fields", fields)
+                raise records.malformed(path, line, missing, f"{len(names)} fields", fields)
             if row.get("set", "train") not in SETS:
                 raise records.malformed(path, line, "set", f"one of {', '.join(SETS)}", row["set"])
             yield line, row

@@ -1,4 +1,4 @@
-"""TVQA (Lei et al. 2018) from the subtitles alone: of five answers about a clip, which is right?"""
+"""TVQA (Lei et al. 2018) from the subtitles alone: which of five answers about a clip is right?"""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import dataclasses
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 
 from rmjax.data import records
 from rmjax.data.source import Source, hash64
@@ -20,24 +21,31 @@ from rmjax.registry import at_least, below, setting
 ANSWERS = ("a0", "a1", "a2", "a3", "a4")
 NAMES = ("tvqa_train.jsonl", "tvqa_val.jsonl", "tvqa_preprocessed_subtitles.jsonl")
 ADVICE = (
-    "The questions are in https://tvqa.cs.unc.edu/files/tvqa_qa_release.tar.gz, the subtitles in the folder data of "
-    "https://github.com/jayleicn/TVRetrieval; set data.dir to one folder with all three files."
+    "The questions are in https://tvqa.cs.unc.edu/files/tvqa_qa_release.tar.gz. The subtitles are "
+    "in the folder data of https://github.com/jayleicn/TVRetrieval. Set data.dir to one folder "
+    "with all three files."
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What is read of a clip, and which clips validate."""
+    """The words read of a clip, and the share of clips for validation."""
 
     max_words: int = setting(300, at_least(1), "words kept of a clip's subtitles")
     valid_fraction: float = setting(0.1, below(0, 1), "share of the training clips for validation")
 
 
-def make(settings: Settings, common: Any, seed: int) -> Source:
-    options = dict(
-        segment_length=common.segment_length, min_count=common.min_count, buckets=common.buckets
+def make(settings: Settings, common: ConfigDict, seed: int) -> Source:
+    """Builds the source, see `open_tvqa`."""
+    return open_tvqa(
+        common.dir,
+        common.cache_dir,
+        seed,
+        segment_length=common.segment_length,
+        min_count=common.min_count,
+        buckets=common.buckets,
+        **vars(settings),
     )
-    return open_tvqa(common.dir, common.cache_dir, seed, **options, **vars(settings))
 
 
 def open_tvqa(
@@ -51,16 +59,31 @@ def open_tvqa(
     valid_fraction: float = 0.1,
     buckets: int = 4,
 ) -> TextRecords:
-    """The source. An example is a clip: the first `max_words` words of its subtitles, speakers' names too, as one
-    stream, and all its questions, at the end.
+    """Opens the source; the first call prepares the data.
 
-    'test' is the release's validation part, since its test has no answers; 'valid' is `valid_fraction` of the training
-    clips, by a hash of (seed, clip). Words that are rarer than `min_count` in 'train' are '<unk>'. A clip without
-    subtitles is an empty stream; metadata['without_subtitles'] {split: clips} counts them.
+    An example is a clip. Its stream is the subtitles, with the speakers' names; all its questions
+    come at the end. A clip without subtitles is an empty stream, and
+    metadata['without_subtitles'] {split: clips} counts such clips.
+
+    'test' is the release's validation file, since the release's test file has no answers. 'valid'
+    is a part of the training clips, drawn by a hash of (seed, clip).
+
+    Args:
+      directory: a folder with the three files of `NAMES`.
+      cache_dir: folder for prepared data, see `records.prepare`.
+      seed: draws the validation clips.
+      segment_length: most words of a segment.
+      max_words: the first words of the subtitles that are kept.
+      min_count: words with fewer occurrences in 'train' become '<unk>'.
+      valid_fraction: share of the training clips for validation.
+      buckets: most sizes that streams are padded to.
+
+    Returns:
+      The source.
 
     Raises:
-      FileNotFoundError: `directory` has not all three files.
-      ValueError: a malformed line, or fewer than two training clips.
+      FileNotFoundError: `directory` does not have all three files.
+      ValueError: a line is malformed, or there are fewer than two training clips.
     """
     files = records.find_files(directory, NAMES, (".",), ADVICE)
     parameters = dict(
@@ -75,31 +98,29 @@ def open_tvqa(
     )
     for split, clips in source.metadata["without_subtitles"].items():
         if clips:
-            logging.warning(
-                "TVQA %s: %d of %d clips have no subtitles.", split, clips, source.size(split)
-            )
+            size = source.size(split)
+            logging.warning("TVQA %s: %d of %d clips have no subtitles.", split, clips, size)
     return source
 
 
 class TVQABuilder(TextBuilder):
-    """Clips in the order of their first questions; the subtitles are one sentence."""
+    """Stores the clips in the order of their first questions; the subtitles are one sentence."""
 
     name = "tvqa"
     fields = (*TextBuilder.fields, *TextBuilder.choice_fields)
 
     def stories(self) -> dict[str, list[Story]]:
+        """See `TextBuilder.stories`."""
         train, val, subtitles = self.builder_config.files
         options = self.builder_config.parameters
-        said = read_subtitles(subtitles, options["max_words"])
+        words = read_subtitles(subtitles, options["max_words"])
         asked, test = read_questions(train), read_questions(val)
         clips = sorted(asked)
         if len(clips) < 2:
-            raise ValueError(
-                f"{train}: expected two clips or more, to hold one out for 'valid', found {len(clips)}"
-            )
-        draw = hash64(
-            "tvqa valid", options["seed"], np.array([zlib.crc32(clip.encode()) for clip in clips])
-        )
+            expected = "expected two clips or more, since one is held out for 'valid'"
+            raise ValueError(f"{train}: {expected}, found {len(clips)}")
+        checksums = np.array([zlib.crc32(clip.encode()) for clip in clips])
+        draw = hash64("tvqa valid", options["seed"], checksums)
         count = min(len(clips) - 1, max(1, round(options["valid_fraction"] * len(clips))))
         held_out = np.argsort(draw, kind="stable")[:count]
         chosen = {clips[i] for i in held_out}
@@ -109,46 +130,76 @@ class TVQABuilder(TextBuilder):
             "test": test,
         }
         without = {
-            split: sum(not said.get(clip) for clip in rows) for split, rows in splits.items()
+            split: sum(not words.get(clip) for clip in rows) for split, rows in splits.items()
         }
         self.info.metadata.update(without_subtitles=without)
         return {
-            split: [_story(said.get(clip, []), questions) for clip, questions in of_clips.items()]
-            for split, of_clips in splits.items()
+            split: [_story(words.get(clip, []), questions) for clip, questions in rows.items()]
+            for split, rows in splits.items()
         }
 
 
-def _story(words: list[str], questions: list[dict[str, Any]]) -> Story:
+class Question(NamedTuple):
+    """A question about a clip."""
+
+    text: str
+    answers: tuple[str, ...]  # five
+    right: int  # index of the right answer
+
+
+def _story(words: list[str], questions: list[Question]) -> Story:
     pool: dict[tuple[str, ...], int] = {}
     return Story(
         sentences=[words],
-        questions=[tokenize(question["q"]) for question in questions],
+        questions=[tokenize(question.text) for question in questions],
         position=[1] * len(questions),
-        target=[question["answer_idx"] for question in questions],
+        target=[question.right for question in questions],
         choices=[
-            [pool.setdefault(tuple(tokenize(q[a])), len(pool)) for a in ANSWERS] for q in questions
+            [pool.setdefault(tuple(tokenize(answer)), len(pool)) for answer in question.answers]
+            for question in questions
         ],
         candidates=list(pool),
     )
 
 
-def read_questions(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """{clip: its questions}, in the order of the file."""
-    clips: dict[str, list[dict[str, Any]]] = {}
-    for number, question in read_lines(path, ("vid_name", "q", *ANSWERS)):
-        answer = question.get("answer_idx")
-        if type(answer) is not int or not 0 <= answer < len(ANSWERS):
-            raise records.malformed(
-                path, number, "answer_idx", f"0 to {len(ANSWERS) - 1}", str(answer)
-            )
-        clips.setdefault(question["vid_name"], []).append(question)
+def read_questions(path: Path) -> dict[str, list[Question]]:
+    """Reads a file of questions.
+
+    Args:
+      path: a .jsonl file of the release.
+
+    Returns:
+      {clip: questions about it}, in the order of the file.
+
+    Raises:
+      ValueError: a line is malformed, or the file is empty; names the line and key.
+    """
+    clips: dict[str, list[Question]] = {}
+    for number, row in read_lines(path, ("vid_name", "q", *ANSWERS)):
+        right = row.get("answer_idx")
+        if type(right) is not int or not 0 <= right < len(ANSWERS):
+            expected = f"0 to {len(ANSWERS) - 1}"
+            raise records.malformed(path, number, "answer_idx", expected, str(right))
+        question = Question(row["q"], tuple(row[name] for name in ANSWERS), right)
+        clips.setdefault(row["vid_name"], []).append(question)
     if not clips:
         raise records.malformed(path, 1, "q", "a question", "an empty file")
     return clips
 
 
 def read_subtitles(path: Path, max_words: int) -> dict[str, list[str]]:
-    """{clip: the first `max_words` words said in it}."""
+    """Reads the file of subtitles.
+
+    Args:
+      path: the .jsonl file.
+      max_words: most words kept of a clip.
+
+    Returns:
+      {clip: the first `max_words` words of its subtitles}.
+
+    Raises:
+      ValueError: a line is malformed; names the line and key.
+    """
     clips = {}
     for number, clip in read_lines(path, ("vid_name",)):
         lines = clip.get("sub")
@@ -164,21 +215,31 @@ def read_subtitles(path: Path, max_words: int) -> dict[str, list[str]]:
 
 
 def read_lines(path: Path, strings: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number, object) of each line; ValueError names the line and the key that is wrong."""
-    for number, line in text_files.read_lines(
-        path, ended=False
-    ):  # the release's last line has no end
+    """Reads a file of JSON lines.
+
+    Args:
+      path: the file.
+      strings: keys of every object whose values must be strings.
+
+    Yields:
+      (number of the line, object).
+
+    Raises:
+      ValueError: a line is not a JSON object, or a key of `strings` is missing or holds another
+        type; names the line and key.
+    """
+    # The last line of the release has no line end, so a missing one is not reported.
+    for number, line in text_files.read_lines(path, ended=False):
         try:
             entry = text_files.parse_json(line, str(path))
         except ValueError as error:
             cause = getattr(error.__cause__, "msg", error.__cause__)
-            raise records.malformed(
-                path, number, "line", f"JSON ({cause})", line.strip()
-            ) from error
+            wrong = records.malformed(path, number, "line", f"JSON ({cause})", line.strip())
+            raise wrong from error
         if not isinstance(entry, dict):
             raise records.malformed(path, number, "line", "a JSON object", line.strip())
         for key in strings:
             if not isinstance(entry.get(key), str):
                 value = repr(entry[key]) if key in entry else "no such key"
-                raise records.malformed(path, number, key, "a text", value)
+                raise records.malformed(path, number, key, "a string", value)
         yield number, entry

@@ -34,7 +34,7 @@ def alone(cache):
 
 
 def raw(name):
-    """The stories of a file: (statements before it, question, answer) of every question, read in another way."""
+    """Reads a file independently: for each story, (statements before, question, answer) tuples."""
     stories = []
     for line in (RELEASE / name).read_text().split("\n")[:-1]:
         number, text = line.split(" ", 1)
@@ -55,26 +55,20 @@ def words(text):
 
 @pytest.fixture(scope="module")
 def stories():
-    three, eight = (
-        raw("en-10k/qa3_three-supporting-facts_train.PARTIAL-3.txt"),
-        raw("en-10k/qa8_lists-sets_train.txt"),
-    )
+    three = raw("en-10k/qa3_three-supporting-facts_train.PARTIAL-3.txt")
+    eight = raw("en-10k/qa8_lists-sets_train.txt")
+    tests = ("en-10k/qa3_three-supporting-facts_test.txt", "en-10k/qa8_lists-sets_test.txt")
     return {
         "train": raw("en-valid-10k/qa1_train.txt") + three[:-1] + eight[:-1],
         "valid": raw("en-valid-10k/qa1_valid.txt") + three[-1:] + eight[-1:],
-        "test": raw("en-valid-10k/qa1_test.txt")
-        + raw("en-10k/qa3_three-supporting-facts_test.txt")
-        + raw("en-10k/qa8_lists-sets_test.txt"),
+        "test": raw("en-valid-10k/qa1_test.txt") + raw(tests[0]) + raw(tests[1]),
     }
 
 
 def text_of(source, items, mask):
     """The words of each segment that has any."""
-    return [
-        [source.vocabulary[i] for i in row[there]]
-        for row, there in zip(items, mask, strict=True)
-        if there.any()
-    ]
+    rows = (row[kept] for row, kept in zip(items, mask, strict=True) if kept.any())
+    return [[source.vocabulary[i] for i in row] for row in rows]
 
 
 def joined(segments):
@@ -94,31 +88,20 @@ def test_one_story_word_for_word(source):
         "ann's hat isn't on the hook in the attic where cy who is 12 put",
         "it down",
     ]
-    assert text_of(source, story["query"][0], story["word_mask"][0]) == [
-        ["where", "is", who] for who in ("bo", "cy")
-    ]
-    assert story["position"][0].tolist() == [1, 4, 0] and story["query_mask"][0].tolist() == [
-        True,
-        True,
-        False,
-    ]
-    assert [source.classes[c] for c in story["target"][0, :2]] == ["barn", "attic"] and story[
-        "target"
-    ][0, 2] == 0
-    assert (
-        not story["items"][~story["item_mask"]].any()
-        and not story["query"][~story["word_mask"]].any()
-    )
+    questions = text_of(source, story["query"][0], story["word_mask"][0])
+    assert questions == [["where", "is", who] for who in ("bo", "cy")]
+    assert story["position"][0].tolist() == [1, 4, 0]
+    assert story["query_mask"][0].tolist() == [True, True, False]
+    assert [source.classes[c] for c in story["target"][0, :2]] == ["barn", "attic"]
+    assert story["target"][0, 2] == 0 and not story["items"][~story["item_mask"]].any()
+    assert not story["query"][~story["word_mask"]].any()
 
 
 @pytest.mark.parametrize("segment_length", [1, 3, 5, 15])
 def test_every_question_follows_what_the_file_has_before_it(cache, stories, segment_length):
     source = open_babi(str(FIXTURE), cache, tasks=TASKS, segment_length=segment_length)
-    assert (
-        [source.size(split) for split in SPLITS]
-        == [5, 3, 4]
-        == [len(stories[split]) for split in SPLITS]
-    )
+    assert [source.size(split) for split in SPLITS] == [5, 3, 4]
+    assert [len(stories[split]) for split in SPLITS] == [5, 3, 4]
     for split in SPLITS:
         examples = every(source, split)
         assert examples["example_id"].tolist() == list(range(source.size(split)))
@@ -126,63 +109,56 @@ def test_every_question_follows_what_the_file_has_before_it(cache, stories, segm
             assert examples["query_mask"][row].sum() == len(asked)
             for q, (statements, question, answer) in enumerate(asked):
                 position = examples["position"][row, q]
-                assert position == sum(
-                    -(-len(statement) // segment_length) for statement in statements
-                )
+                lengths = [-(-len(statement) // segment_length) for statement in statements]
+                assert position == sum(lengths)
                 written = examples["items"][row, :position], examples["item_mask"][row, :position]
                 assert joined(text_of(source, *written)) == joined(statements)
-                assert text_of(
-                    source, *(examples[k][row, q : q + 1] for k in ("query", "word_mask"))
-                ) == [question]
+                query = (examples[name][row, q : q + 1] for name in ("query", "word_mask"))
+                assert text_of(source, *query) == [question]
                 assert source.classes[examples["target"][row, q]] == answer
 
 
-def test_a_question_alone_has_the_story_up_to_it(source, alone):
+def test_a_question_alone_follows_its_part_of_the_story(source, alone):
     assert alone.positions_at_end and not source.positions_at_end and alone.num_queries == 1
     for split in SPLITS:
-        whole, single, row = every(source, split), every(alone, split), 0
+        stories, single, row = every(source, split), every(alone, split), 0
         assert "position" not in single
+        items, mask = stories["items"], stories["item_mask"]
         for story in range(source.size(split)):
-            for q in np.flatnonzero(whole["query_mask"][story]):
-                before = np.arange(whole["items"].shape[1]) < whole["position"][story, q]
+            for q in np.flatnonzero(stories["query_mask"][story]):
+                before = (np.arange(items.shape[1]) < stories["position"][story, q])[:, None]
                 assert alone.stream_id(split)[row] == story
-                np.testing.assert_array_equal(
-                    single["items"][row], whole["items"][story] * before[:, None]
-                )
-                np.testing.assert_array_equal(
-                    single["item_mask"][row], whole["item_mask"][story] & before[:, None]
-                )
+                np.testing.assert_array_equal(single["items"][row], items[story] * before)
+                np.testing.assert_array_equal(single["item_mask"][row], mask[story] & before)
                 for name in ("query", "word_mask", "query_mask", "target"):
-                    np.testing.assert_array_equal(single[name][row, 0], whole[name][story, q])
+                    np.testing.assert_array_equal(single[name][row, 0], stories[name][story, q])
                 row += 1
         assert row == alone.size(split)
 
 
 def test_words_classes_groups_and_where_splits_come_from(source, alone):
     assert source.vocabulary[0] == "<unk>" and source.num_items == len(set(source.vocabulary))
-    assert (
-        " ".join(source.classes) == "shed mill barn attic loft lamp,map nothing lamp map map,lamp"
-    )
+    classes = "shed mill barn attic loft lamp,map nothing lamp map map,lamp"
+    assert " ".join(source.classes) == classes
     assert source.questions == ("words", 0, 0, "class", len(source.classes), "error", False)
-    assert (
-        source.metadata["splits"]["qa1"] == "en-valid-10k"
-        and "last tenth" in source.metadata["splits"]["qa8"]
-    )
+    assert source.metadata["splits"]["qa1"] == "en-valid-10k"
+    assert "last tenth" in source.metadata["splits"]["qa8"]
     assert source.metadata["partial"] == {"qa3": 3}
     assert source.num_queries == 3 and source.max_items == 28 and not source.positions_at_end
-    sizes = {
-        split: {name: int(mask.sum()) for name, mask in source.groups(split).items()}
-        for split in SPLITS
-    }
+
+    def sizes_of(source, split):
+        return {name: int(mask.sum()) for name, mask in source.groups(split).items()}
+
+    sizes = {split: sizes_of(source, split) for split in SPLITS}
     assert sizes["train"] == {"qa1": 6, "qa3": 2, "qa8": 2}
     assert sizes["valid"] == {"qa1": 1, "qa3": 1, "qa8": 1}
     assert sizes["test"] == {"qa1": 3, "qa3": 1, "qa8": 2}
     for split in SPLITS:
         assert (sum(source.groups(split).values()) == every(source, split)["query_mask"]).all()
-        assert {name: int(mask.sum()) for name, mask in alone.groups(split).items()} == sizes[split]
+        assert sizes_of(alone, split) == sizes[split]
 
 
-def test_the_archive_is_the_folder(tmp_path, source, cache):
+def test_an_archive_gives_the_same_data_as_the_folder(tmp_path, source, cache):
     archives = [tmp_path / f"babi.tar{end}" for end in ("", ".gz", ".xz")]
     for path, mode in zip(archives, ("w", "w:gz", "w:xz"), strict=True):
         with tarfile.open(path, mode) as archive:
@@ -195,16 +171,16 @@ def test_the_archive_is_the_folder(tmp_path, source, cache):
                 np.testing.assert_array_equal(every(other, split)[name], values)
 
 
-def test_last_sentences(source, stories, cache):
+def test_max_sentences_keeps_the_last_sentences(source, stories, cache):
     short = open_babi(str(FIXTURE), cache, tasks="3", max_sentences=2)
     examples = every(short, "train")
     ((first, second),) = stories["train"][3:4]
     assert examples["items"].shape[1] == 2
     assert text_of(short, examples["items"][0], examples["item_mask"][0]) == second[0][-2:]
-    assert examples["position"][0].tolist() == [0, 2] and len(first[0]) == 3  # of six, the last two
-    alone = every(
-        open_babi(str(FIXTURE), cache, tasks="3", max_sentences=2, per_question=True), "train"
-    )
+    assert examples["position"][0].tolist() == [0, 2]  # the last two of six sentences
+    assert len(first[0]) == 3
+    alone = open_babi(str(FIXTURE), cache, tasks="3", max_sentences=2, per_question=True)
+    alone = every(alone, "train")
     for row, asked in enumerate((first, second)):
         assert text_of(short, alone["items"][row], alone["item_mask"][row]) == asked[0][-2:]
     longest = max(len(asked[-1][0]) for asked in stories["train"])
@@ -215,107 +191,63 @@ def test_last_sentences(source, stories, cache):
 
 def test_batches_are_cut_to_their_bucket(source):
     bucket, segments = source.buckets("train")
-    batches = list(
-        eval_batches(source, "train", seed=0, batch_size=2, segment_length=15, negatives=4)
-    )
+    settings = dict(seed=0, batch_size=2, segment_length=15, negatives=4)
+    batches = list(eval_batches(source, "train", **settings))
     assert {batch.items.shape[1] for batch in batches} == {segments[b] for b in bucket}
     seen = np.concatenate([batch.example_id for batch in batches])
     assert sorted(seen[seen < source.size("train")]) == list(range(source.size("train")))
-    assert (
-        sum(int(batch.item_mask.sum()) for batch in batches)
-        == every(source, "train")["item_mask"].sum()
-    )
+    words = sum(int(batch.item_mask.sum()) for batch in batches)
+    assert words == every(source, "train")["item_mask"].sum()
 
 
-WRONG = [  # (lines, the line and field named, what was expected, what was found)
-    (
-        "1 A b.\n2 Where is A?\n",
-        "line 2, field answer: expected a tab and an answer after the question",
-        "Where is A?",
-    ),
-    (
-        "1 A b.\n2 Where is A? \t\t1\n",
-        "line 2, field answer: expected an answer after the tab",
-        r"Where is A? \t\t1",
-    ),
-    ("1 A b.\n3 B c.\n", "line 2, field ID: expected 1 or 2", "3"),
-    ("1 A b.\n2 C?\tb\t1\n2 D?\tb\t1\n", "line 3, field ID: expected 1 or 3", "2"),
-    ("2 A b.\n", "line 1, field ID: expected 1", "2"),
-    ("1 A b.\nx B c.\n", "line 2, field ID: expected a number, a space and a sentence", "x B c."),
-    ("1 A b.\n\n2 C?\tb\t1\n", "line 2, field ID: expected a number, a space and a sentence", ""),
-    ("1 A b.\n\n", "line 1, field story: expected a question before its end", "none"),
-    (
-        "1 A b.\n2 C?\tb\n",
-        "line 2, field supporting facts: expected one more tab and numbers from 1 to 1",
-        "",
-    ),
-    (
-        "1 A b.\n2 C?\tb\t\n",
-        "line 2, field supporting facts: expected one more tab and numbers from 1 to 1",
-        "",
-    ),
-    (
-        "1 A b.\n2 C?\tb\t2\n",
-        "line 2, field supporting facts: expected one more tab and numbers from 1 to 1",
-        "2",
-    ),
-    (
-        "1 A b.\n2 C?\tb\tx\n",
-        "line 2, field supporting facts: expected one more tab and numbers from 1 to 1",
-        "x",
-    ),
-    (
-        "1 A b.\n2 C?\tb c\t1\n",
-        "line 2, field answer: expected a word, or several with commas between",
-        "b c",
-    ),
-    (
-        "1 A b.\n2 C?\t,\t1\n",
-        "line 2, field answer: expected a word, or several with commas between",
-        ",",
-    ),
-    (
-        "9" * 5000 + " A b.\n",
-        "line 1, field ID: expected a number, a space and a sentence",
-        "9" * 60 + "...",
-    ),
-    (
-        "1 A b.\n2 C?\tb\t1\n3 D e.\n",
-        "line 3, field story: expected a question at its end (fetch a file that was cut short again)",
-        "3 D e.",
-    ),
-    ("1 A b.\n2 .\n", "line 2, field sentence: expected words", "."),
-    ("1 A b.\n2 \tc\t1\n", "line 2, field sentence: expected words", ""),
-    (
-        "1 A b.\n2 C?\tb\t1\n1 A b.\n2 C d.\n",
-        "line 3, field story: expected a question before its end",
-        "none",
-    ),
-    (
-        "1 A b.\n1 C d.\n2 C?\td\t1\n",
-        "line 1, field story: expected a question before its end",
-        "none",
-    ),
-    ("", "line 1, field ID: expected a line", "an empty file"),
+AFTER = "a tab and an answer after the question"
+ID = "a number, a space and a sentence"
+FACTS = "one more tab and numbers from 1 to 1"
+LIST = "a word, or several separated by commas"
+END = "a question at its end (the file may be cut short: fetch it again)"
+NO_END = "a question before its end"
+WRONG = [  # (lines, line number, field, expected, found)
+    ("1 A b.\n2 Where is A?\n", 2, "answer", AFTER, "Where is A?"),
+    ("1 A b.\n2 Where? \t\t1\n", 2, "answer", "an answer after the tab", r"Where? \t\t1"),
+    ("1 A b.\n3 B c.\n", 2, "ID", "1 or 2", "3"),
+    ("1 A b.\n2 C?\tb\t1\n2 D?\tb\t1\n", 3, "ID", "1 or 3", "2"),
+    ("2 A b.\n", 1, "ID", "1", "2"),
+    ("1 A b.\nx B c.\n", 2, "ID", ID, "x B c."),
+    ("1 A b.\n\n2 C?\tb\t1\n", 2, "ID", ID, ""),
+    ("9" * 5000 + " A b.\n", 1, "ID", ID, "9" * 60 + "..."),
+    ("", 1, "ID", "a line", "an empty file"),
+    ("1 A b.\n\n", 1, "story", NO_END, "none"),
+    ("1 A b.\n2 C?\tb\n", 2, "supporting facts", FACTS, ""),
+    ("1 A b.\n2 C?\tb\t\n", 2, "supporting facts", FACTS, ""),
+    ("1 A b.\n2 C?\tb\t2\n", 2, "supporting facts", FACTS, "2"),
+    ("1 A b.\n2 C?\tb\tx\n", 2, "supporting facts", FACTS, "x"),
+    ("1 A b.\n2 C?\tb c\t1\n", 2, "answer", LIST, "b c"),
+    ("1 A b.\n2 C?\t,\t1\n", 2, "answer", LIST, ","),
+    ("1 A b.\n2 C?\tb\t1\n3 D e.\n", 3, "story", END, "3 D e."),
+    ("1 A b.\n2 .\n", 2, "sentence", "words", "."),
+    ("1 A b.\n2 \tc\t1\n", 2, "sentence", "words", ""),
+    ("1 A b.\n2 C?\tb\t1\n1 A b.\n2 C d.\n", 3, "story", NO_END, "none"),
+    ("1 A b.\n1 C d.\n2 C?\td\t1\n", 1, "story", NO_END, "none"),
 ]
 
 
-@pytest.mark.parametrize("text, where, found", WRONG)
-def test_a_malformed_line_is_named(text, where, found):
+@pytest.mark.parametrize("text, line, field, expected, value", WRONG)
+def test_a_malformed_line_is_named(text, line, field, expected, value):
     with pytest.raises(ValueError) as error:
         parse(Path("en/qa1.txt"), text, 0, {})
-    assert str(error.value) == f"en/qa1.txt, {where}, found '{found}'"
+    place = f"en/qa1.txt, line {line}, field {field}"
+    assert str(error.value) == f"{place}: expected {expected}, found '{value}'"
 
 
 def release(folder, change=lambda content: content):
-    """A folder with en-10k's task 8, one file of it changed."""
+    """Makes a folder with task 8 of en-10k, in which one file is changed."""
     shutil.copytree(RELEASE / "en-10k", folder / "en-10k", ignore=lambda *_: ["qa1_", "qa3_"])
     path = folder / "en-10k" / "qa8_lists-sets_train.txt"
     path.write_bytes(change(path.read_bytes()))
     return path
 
 
-def test_a_file_cut_anywhere_is_refused_or_warned_of(tmp_path, caplog):
+def test_a_file_cut_anywhere_gives_an_error_or_a_warning(tmp_path, caplog):
     for path in sorted((RELEASE / "en-10k").glob("qa8_*.txt")):
         content, end = path.read_bytes(), 0
         for cut in range(len(content)):
@@ -337,7 +269,7 @@ def test_a_file_cut_anywhere_is_refused_or_warned_of(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, message",
     [
         (lambda content: b"\xef\xbb\xbf" + content, ""),
         (lambda content: content + b"\n \r\n", ""),
@@ -347,14 +279,14 @@ def test_a_file_cut_anywhere_is_refused_or_warned_of(tmp_path, caplog):
         (lambda content: content.replace(b".", b".\xe9"), "bytes are not UTF-8"),
     ],
 )
-def test_text_files_as_people_have_them(tmp_path, caplog, change, said):
+def test_text_files_with_marks_blank_lines_and_other_encodings(tmp_path, caplog, change, message):
     read = {}
     for name, how in (("a", lambda content: content), ("b", change)):
         (tmp_path / name).mkdir()
         path = release(tmp_path / name, how)
         (path.parent / f"._{path.name}").write_bytes(b"\0\5\x16\7")
         read[name] = open_babi(str(tmp_path / name), str(tmp_path / "cache"), tasks="8")
-    assert said in caplog.text and bool(said) == ("qa8_lists-sets_train" in caplog.text)
+    assert message in caplog.text and bool(message) == ("qa8_lists-sets_train" in caplog.text)
     assert read["a"].vocabulary == read["b"].vocabulary and read["a"].classes == read["b"].classes
     for name, values in every(read["a"], "train").items():
         np.testing.assert_array_equal(every(read["b"], "train")[name], values)
@@ -369,7 +301,7 @@ def archived(path, name, content, **attributes):
     return str(path)
 
 
-def test_members_of_an_archive_are_files_of_a_size_that_tasks_have(tmp_path, monkeypatch):
+def test_links_and_large_members_of_an_archive_are_refused(tmp_path, monkeypatch):
     path, cache, name = tmp_path / "x.tar.gz", str(tmp_path / "cache"), "en-10k/qa1_a_train.txt"
     for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
         archived(path, name, b"", type=kind, linkname="/etc/hostname")
@@ -377,9 +309,8 @@ def test_members_of_an_archive_are_files_of_a_size_that_tasks_have(tmp_path, mon
             open_babi(str(path), cache)
     monkeypatch.setattr(module, "MOST_BYTES", 100)
     archived(path, name, b" " * 101)
-    with pytest.raises(
-        ValueError, match=re.escape(f"{path / name}: 101 bytes, but no file of a task has over 100")
-    ):
+    message = f"{path / name}: 101 bytes, but no file of a task has over 100"
+    with pytest.raises(ValueError, match=re.escape(message)):
         open_babi(str(path), cache)
     archived(path, "x", b" " * (1 << 21), type=tarfile.GNUTYPE_LONGNAME)
     with pytest.raises(ValueError, match=re.escape(f"{path}: the archive is damaged")):
@@ -396,20 +327,17 @@ def test_a_malformed_file_leaves_nothing(tmp_path):
     shutil.copy(RELEASE / "en-valid-10k" / "qa1_valid.txt", path)
     one = tmp_path / "release" / "en-10k" / "qa8_lists-sets_train.txt"
     one.write_text("".join(one.read_text().splitlines(True)[:6]))
-    with pytest.raises(
-        ValueError, match=re.escape(f"{one}, line 1, field story: expected two stories or more")
-    ):
+    message = f"{one}, line 1, field story: expected two stories or more"
+    with pytest.raises(ValueError, match=re.escape(message)):
         open_babi(str(tmp_path / "release"), str(tmp_path / "cache"), tasks="8")
 
 
-def test_a_task_without_all_three_official_splits_has_the_last_tenth(tmp_path):
+def test_a_task_without_official_splits_validates_on_the_last_tenth(tmp_path):
     shutil.copytree(RELEASE, tmp_path / "release")
     (tmp_path / "release" / "en-valid-10k" / "qa1_valid.txt").unlink()
     source = open_babi(str(tmp_path / "release"), str(tmp_path / "cache"), tasks="1")
-    assert (
-        source.metadata["splits"]["qa1"]
-        == "en-10k, the last tenth of its training stories as valid"
-    )
+    origin = "en-10k, the last tenth of its training stories as valid"
+    assert source.metadata["splits"]["qa1"] == origin
     assert [source.size(split) for split in SPLITS] == [3, 1, 2]
 
 
@@ -418,20 +346,18 @@ def test_some_tasks_keep_the_words_and_answers_of_all(source, cache):
     assert eight.vocabulary == source.vocabulary and eight.classes == source.classes
     for split in SPLITS:
         assert list(eight.groups(split)) == ["qa8"]
-        theirs = np.flatnonzero(source.groups(split)["qa8"].any(1))
-        assert 0 < len(theirs) < source.size(split) and len(theirs) == eight.size(split)
-        mine = eight.fetch(split, np.arange(eight.size(split)))
-        every = source.fetch(split, theirs)
-        for values, masks in (
-            ("items", "item_mask"),
-            ("query", "word_mask"),
-            ("target", "query_mask"),
-            ("position", "query_mask"),
-        ):
-            for row in range(len(theirs)):
-                np.testing.assert_array_equal(
-                    mine[values][row][mine[masks][row]], every[values][row][every[masks][row]]
+        rows = np.flatnonzero(source.groups(split)["qa8"].any(1))
+        assert 0 < len(rows) < source.size(split) and len(rows) == eight.size(split)
+        mine, other = every(eight, split), source.fetch(split, rows)
+        masks = dict(items="item_mask", query="word_mask")
+        masks |= dict(target="query_mask", position="query_mask")
+        for name, mask in masks.items():
+            for row in range(len(rows)):
+                kept, other_kept = (
+                    mine[name][row][mine[mask][row]],
+                    other[name][row][other[mask][row]],
                 )
+                np.testing.assert_array_equal(kept, other_kept)
 
 
 @pytest.mark.parametrize("end, mode", [(".gz", "w:gz"), (".xz", "w:xz"), ("", "w")])
@@ -440,21 +366,21 @@ def test_a_damaged_archive_is_named(tmp_path, end, mode):
     (tmp_path / "text").write_text("".join(f"{i} went to the {i * i}.\n" for i in range(5000)))
     with tarfile.open(path, mode) as archive:
         archive.add(tmp_path / "text", "en-10k/qa9_text.txt")
-    whole = path.read_bytes()
-    damaged = [whole[: len(whole) // 2], b"nothing of the kind"]
+    content = path.read_bytes()
+    damaged = [content[: len(content) // 2], b"nothing of the kind"]
     if end:  # a plain one has no checksum
         noise = np.random.default_rng(0).bytes(64)
-        places = [int(share * len(whole)) for share in np.linspace(0.1, 0.9, 20)]
-        damaged += [whole[:at] + noise + whole[at + 64 :] for at in places]
-        damaged += [whole[:-6] + bytes([whole[-6] ^ 1]) + whole[-5:]]
-    for content in damaged:
-        path.write_bytes(content)
+        places = [int(share * len(content)) for share in np.linspace(0.1, 0.9, 20)]
+        damaged += [content[:at] + noise + content[at + 64 :] for at in places]
+        damaged += [content[:-6] + bytes([content[-6] ^ 1]) + content[-5:]]
+    for data in damaged:
+        path.write_bytes(data)
         with pytest.raises(ValueError, match="damaged or cut short") as error:
             open_babi(str(path), str(tmp_path / "cache"))
         assert str(path) in str(error.value) and ADVICE in str(error.value)
 
 
-def test_missing_files_say_where_they_come_from(tmp_path):
+def test_an_error_of_a_missing_file_names_the_download(tmp_path):
     (tmp_path / "en-10k").mkdir()
     with tarfile.open(tmp_path / "other.tar", "w") as archive:
         archive.add(tmp_path / "en-10k", "en-10k")
@@ -464,46 +390,43 @@ def test_missing_files_say_where_they_come_from(tmp_path):
         assert "en-10k/qa1_..._train.txt" in str(error.value) and ADVICE in str(error.value)
         assert (directory or "data.dir, which is empty") in str(error.value)
     for tasks, name in (("", "qa2_..._train.txt"), ("1,20", "qa20_..._train.txt")):
-        with pytest.raises(
-            FileNotFoundError, match=re.escape(f"en-10k/{name} not found in {RELEASE}")
-        ):
+        message = re.escape(f"en-10k/{name} not found in {RELEASE}")
+        with pytest.raises(FileNotFoundError, match=message):
             open_babi(str(FIXTURE), str(tmp_path / "cache"), tasks=tasks)
     with pytest.raises(FileNotFoundError, match="en/qa1_"):
         open_babi(str(FIXTURE), str(tmp_path / "cache"), subset="en", tasks="1")
     moved = shutil.copytree(RELEASE, tmp_path / "elsewhere", copy_function=shutil.copy2)
-    with pytest.raises(
-        FileNotFoundError, match=re.escape(f"qa2_..._train.txt not found in {moved};")
-    ):
-        open_babi(
-            str(moved), str(tmp_path / "cache"), tasks="2"
-        )  # prepared before, from another folder
+    message = re.escape(f"qa2_..._train.txt not found in {moved};")
+    with pytest.raises(FileNotFoundError, match=message):  # prepared before, from another folder
+        open_babi(str(moved), str(tmp_path / "cache"), tasks="2")
     half = tmp_path / "half" / "en-10k"
     half.mkdir(parents=True)
     shutil.copy(RELEASE / "en-10k" / "qa8_lists-sets_train.txt", half)
-    with pytest.raises(
-        FileNotFoundError, match=re.escape(f"en-10k/qa1_..._train.txt not found in {half.parent},")
-    ):
+    message = re.escape(f"en-10k/qa1_..._train.txt not found in {half.parent},")
+    with pytest.raises(FileNotFoundError, match=message):
         open_babi(str(half.parent), str(tmp_path / "cache"), tasks="8")
     assert "tasks_1-20_v1-2.tar.gz" in ADVICE
 
 
 @pytest.mark.parametrize("tasks", ["9" * 5000, "0", "21", "1,,2", "one", "1;2", "-1", "1.5", ","])
 def test_tasks_are_numbers(tasks, tmp_path):
-    with pytest.raises(
-        ValueError, match=re.escape(f"tasks={tasks!r}: expected numbers from 1 to 20")
-    ):
+    message = re.escape(f"tasks={tasks!r}: expected numbers from 1 to 20")
+    with pytest.raises(ValueError, match=message):
         open_babi(str(FIXTURE), str(tmp_path), tasks=tasks)
 
 
-def test_a_part_of_a_task_is_said_each_time(cache, caplog):
+def test_every_run_warns_of_a_partial_task(cache, caplog):
     for _ in range(2):
         caplog.clear()
         open_babi(str(FIXTURE), cache, tasks=TASKS)
-        assert "qa3: only a part of its training file is there, 3 questions" in caplog.text
+        assert (
+            "qa3: the training file is only a part of the release's, with 3 questions"
+            in caplog.text
+        )
 
 
 @pytest.mark.parametrize("size", ["9" * 30, "9" * 5000])
-def test_a_number_in_an_archives_header_that_cannot_be_is_named(tmp_path, size):
+def test_an_impossible_number_in_an_archive_header_is_named(tmp_path, size):
     path = tmp_path / "babi.tar"
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
         note = tarfile.TarInfo("note")

@@ -37,10 +37,8 @@ def copy(tmp_path):
 
 
 def text_of(source, items, mask):
-    return [
-        " ".join(source.vocabulary[i] for i in row[there])
-        for row, there in zip(items, mask, strict=True)
-    ]
+    rows = (row[kept] for row, kept in zip(items, mask, strict=True))
+    return [" ".join(source.vocabulary[i] for i in row) for row in rows]
 
 
 def known(source, text):
@@ -54,11 +52,8 @@ def edit(path, old, new):
 
 
 def test_one_story_word_for_word(source):
-    assert [source.size(split) for split in SPLITS] == [
-        2,
-        1,
-        1,
-    ]  # of a document no question is about, there is none
+    # A document that no question is about gives no story.
+    assert [source.size(split) for split in SPLITS] == [2, 1, 1]
     story = {name: values[0] for name, values in source.fetch("train", np.array([1])).items()}
     segments = text_of(source, story["items"], story["item_mask"])
     assert segments == [
@@ -79,32 +74,26 @@ def test_one_story_word_for_word(source):
     assert candidates == ["ann", "the miller", "the miller s", "<unk>"]  # '?!' has no word
     assert story["target"].tolist() == [0, 1, 2, 0, 3]
     assert source.also("train")[1].tolist() == [1, 0, -1, -1, -1]
-    assert (
-        story["choices"].tolist() == [[0, 1, 2, 3]] * 5
-        and story["choice_mask"].all()
-        and story["query_mask"].all()
-    )
+    assert story["choices"].tolist() == [[0, 1, 2, 3]] * 5
+    assert story["choice_mask"].all() and story["query_mask"].all()
     assert "position" not in story and source.positions_at_end
     assert source.questions == ("words", 0, 0, "choice", 0, "mrr", False) and source.classes == []
 
 
-def test_every_answer_is_that_of_the_file(source):
+def test_answers_equal_those_of_the_file(source):
     asked = {split: {} for split in SPLITS}
     for _, row in read_rows(FIXTURE / QAPS, ()):
         asked[row["set"]].setdefault(row["document_id"], []).append(row)
 
     def plain(text):
-        return (
-            known(source, re.sub(r" +", " ", re.sub(r"[^a-z ]", "", text.lower())).strip())
-            or "<unk>"
-        )
+        words = re.sub(r" +", " ", re.sub(r"[^a-z ]", "", text.lower())).strip()
+        return known(source, words) or "<unk>"
 
     for split, documents in asked.items():
         examples = source.fetch(split, np.arange(source.size(split)))
         assert len(documents) == source.size(split)
-        for row, questions in enumerate(
-            sorted(documents.values(), key=lambda rows: rows[0]["document_id"])
-        ):
+        by_name = sorted(documents.values(), key=lambda rows: rows[0]["document_id"])
+        for row, questions in enumerate(by_name):
             e = {name: values[row] for name, values in examples.items()}
             pool = text_of(source, e["candidates"], e["candidate_mask"])
             assert e["query_mask"].sum() == len(questions)
@@ -117,16 +106,13 @@ def test_every_answer_is_that_of_the_file(source):
             assert (source.also(split)[row, len(questions) :] == -1).all()
 
 
-def test_sizes_words_and_kinds(source, cache):
+def test_sizes_vocabulary_and_groups(source, cache):
     assert (source.num_queries, source.max_items) == (5, 39)
     counts = Counter()
     for row in range(2):
         e = source.fetch("train", np.array([row]))
-        for name, mask in (
-            ("items", "item_mask"),
-            ("query", "word_mask"),
-            ("candidates", "candidate_mask"),
-        ):
+        masks = dict(items="item_mask", query="word_mask", candidates="candidate_mask")
+        for name, mask in masks.items():
             counts.update(source.vocabulary[i] for i in e[name][e[mask]])
     del counts["<unk>"]
     assert source.vocabulary == ["<unk>", *sorted(counts, key=lambda word: (-counts[word], word))]
@@ -139,52 +125,39 @@ def test_sizes_words_and_kinds(source, cache):
 
 @pytest.mark.parametrize("length, most", [(20, 3), (7, 64), (5, 2)])
 def test_long_sentences_are_cut_and_long_summaries_end(source, cache, length, most):
-    other = open_narrativeqa(
-        str(FIXTURE), cache, min_count=1, segment_length=length, max_segments=most
-    )
-    whole, cut = (s.fetch("train", np.array([1])) for s in (source, other))
-    sentences = [31, 4, 3, 1]
-    lengths = [
-        n
-        for words in sentences
-        for n in [length] * (words // length) + [words % length] * (words % length > 0)
-    ]
+    sizes = dict(segment_length=length, max_segments=most)
+    other = open_narrativeqa(str(FIXTURE), cache, min_count=1, **sizes)
+    long, cut = (s.fetch("train", np.array([1])) for s in (source, other))
+    lengths = []
+    for words in (31, 4, 3, 1):
+        lengths += [length] * (words // length) + [words % length] * (words % length > 0)
     assert [n for n in cut["item_mask"][0].sum(-1) if n] == lengths[:most]
-    whole, cut = (
-        " ".join(text_of(s, e["items"][0], e["item_mask"][0])).split()
-        for s, e in ((source, whole), (other, cut))
-    )
-    assert cut == whole[: len(cut)]
+
+    def words_of(source, e):
+        return " ".join(text_of(source, e["items"][0], e["item_mask"][0])).split()
+
+    words = words_of(other, cut)
+    assert words == words_of(source, long)[: len(words)]
 
 
 def test_split_sentences():
-    assert split_sentences("Mr. A . B 4.5 ! C ? ! . D") == [
-        ["mr", "a"],
-        ["b", "4", "5"],
-        ["c"],
-        ["d"],
-    ]
+    sentences = [["mr", "a"], ["b", "4", "5"], ["c"], ["d"]]
+    assert split_sentences("Mr. A . B 4.5 ! C ? ! . D") == sentences
     assert split_sentences(" . ") == []
 
 
-WRONG = [  # (file, text, its replacement, line, field, what was expected)
-    (
-        QAPS,
-        "document_id,",
-        "document,",
-        1,
-        "document_id",
-        "a column of this name, found 'document,set",
-    ),
-    (QAPS, "answer1_tokenized", "a1", 1, "answer1_tokenized", "a column of this name"),
+COLUMN = "a column of this name"
+WRONG = [  # (file, text, replacement, line, field, expected)
+    (QAPS, "document_id,", "document,", 1, "document_id", f"{COLUMN}, found 'document,set"),
+    (QAPS, "answer1_tokenized", "a1", 1, "answer1_tokenized", COLUMN),
     (QAPS, ",the wrong door\n", "\n", 3, "answer2_tokenized", "8 fields, found 'bbbb"),
     (QAPS, ",A key .\n", ",A key .,more\n", 4, "after the last", "8 fields"),
     (QAPS, "test", "dev", 4, "set", "one of train, valid, test, found 'dev'"),
-    (QAPS, "c" * 40, "f" * 40, 4, "document_id", "one that documents.csv has, found 'ffff"),
-    (SUMMARIES, "c" * 40, "f" * 40, 4, "document_id", "one that summaries.csv has, found 'cccc"),
+    (QAPS, "c" * 40, "f" * 40, 4, "document_id", "an id that documents.csv has, found 'ffff"),
+    (SUMMARIES, "c" * 40, "f" * 40, 4, "document_id", "an id that summaries.csv has, found 'ccc"),
     (SUMMARIES, "Bo finds a key.,Bo finds a key .", ".,.", 6, "summary", "words, found '.'"),
     (DOCUMENTS, ",Fade out", "", 4, "story_end", "10 fields"),
-    (DOCUMENTS, "set", "Set", 1, "set", "a column of this name"),
+    (DOCUMENTS, "set", "Set", 1, "set", COLUMN),
 ]
 
 
@@ -200,22 +173,19 @@ def test_a_malformed_row_is_named(copy, name, old, new, line, field, expected):
 
 def test_a_quote_without_end_is_named(copy):
     (copy / QAPS).write_text((copy / QAPS).read_text() + '"' + "a" * 200_000)
-    with pytest.raises(
-        ValueError,
-        match=r"qaps.csv, line 13, field document_id: expected a row of CSV, found 'field l",
-    ):
+    message = "qaps.csv, line 13, field document_id: expected a row of CSV, found 'field l"
+    with pytest.raises(ValueError, match=message):
         open_narrativeqa(str(copy), str(copy / "cache"))
 
 
 def test_a_short_quote_without_end_is_named(copy):
     (copy / QAPS).write_text((copy / QAPS).read_text() + 'a,train,"b,c,d,e,f,g\n')
-    with pytest.raises(
-        ValueError, match="qaps.csv, line 13, field document_id: .* found 'unexpected end of data"
-    ):
+    message = "qaps.csv, line 13, field document_id: .* found 'unexpected end of data"
+    with pytest.raises(ValueError, match=message):
         open_narrativeqa(str(copy), str(copy / "cache"))
 
 
-def test_a_file_that_is_cut_is_refused_or_warned_of(tmp_path, caplog):
+def test_a_file_that_is_cut_gives_an_error_or_a_warning(tmp_path, caplog):
     for name in NAMES:
         content, short, ends = (FIXTURE / name).read_bytes(), tmp_path / "short.csv", 0
         for cut in range(0, len(content), 7):
@@ -240,17 +210,17 @@ def test_a_file_that_is_cut_is_refused_or_warned_of(tmp_path, caplog):
         lambda content: content.decode().encode("utf-16"),
     ],
 )
-def test_files_as_people_have_them(copy, source, change, caplog):
+def test_files_with_marks_blank_lines_and_other_encodings(copy, source, change, caplog):
     for name in NAMES:
         (copy / name).write_bytes(change((copy / name).read_bytes()))
     other = open_narrativeqa(str(copy), str(copy / "cache"), min_count=1)
     assert other.vocabulary == source.vocabulary
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     for split in SPLITS:
-        for name, values in source.fetch(split, np.arange(source.size(split))).items():
-            np.testing.assert_array_equal(
-                other.fetch(split, np.arange(source.size(split)))[name], values
-            )
+        indices = np.arange(source.size(split))
+        examples = other.fetch(split, indices)
+        for name, values in source.fetch(split, indices).items():
+            np.testing.assert_array_equal(examples[name], values)
 
 
 def test_letters_of_another_encoding_are_counted(copy, caplog):
@@ -261,24 +231,17 @@ def test_letters_of_another_encoding_are_counted(copy, caplog):
 
 
 def test_a_set_without_questions(copy):
-    text = (copy / QAPS).read_text()
-    (copy / QAPS).write_text(
-        "".join(line for line in text.splitlines(True) if ",valid," not in line)
-    )
-    with pytest.raises(
-        ValueError, match=r"qaps.csv: expected questions in every set, found none in 'valid'"
-    ):
+    lines = (copy / QAPS).read_text().splitlines(True)
+    (copy / QAPS).write_text("".join(line for line in lines if ",valid," not in line))
+    message = "qaps.csv: expected questions in every set, found none in 'valid'"
+    with pytest.raises(ValueError, match=message):
         open_narrativeqa(str(copy), str(copy / "cache"))
 
 
-def test_missing_files_say_where_they_come_from(copy):
+def test_an_error_of_a_missing_file_names_the_download(copy):
     (copy / SUMMARIES).unlink()
     for directory in ("", str(copy), str(copy / "none")):
         with pytest.raises(FileNotFoundError) as error:
             open_narrativeqa(directory, str(copy / "cache"))
-        assert (
-            SUMMARIES in str(error.value)
-            and directory in str(error.value)
-            and ADVICE in str(error.value)
-        )
+        assert all(part in str(error.value) for part in (SUMMARIES, directory, ADVICE))
     assert "https://github.com/google-deepmind/narrativeqa" in ADVICE

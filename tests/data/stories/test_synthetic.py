@@ -11,7 +11,7 @@ from rmjax.data.stories import evidence as source_of_evidence
 from rmjax.data.stories.evidence import Synthetic, SyntheticConfig, draw, generate, make_world
 from tests.oracles import synthetic as plain
 
-# Crowded: of the first tries of a stream a third or more hold another answer's evidence.
+# A crowded world: a third or more of the first draws of a stream hold another answer's evidence.
 TINY = SyntheticConfig(facts=24, length=41, queries=4, answers=6, evidence=3, groups=2, window=0.24)
 DISCRETE = dataclasses.replace(TINY, placing="discrete")
 QUARTERS = dataclasses.replace(DISCRETE, parts=4)
@@ -26,7 +26,7 @@ ALL = pytest.mark.parametrize(
 
 @functools.cache
 def drawn(config, many=600, seed=0):
-    """World, streams, what was planted and in which part, of the first streams of test."""
+    """(world, streams, what was planted, part of the evidence) of the first test streams."""
     world = make_world(config, seed)
     streams, planted = jax.device_get(draw(config, world, seed, 2, np.arange(many, dtype=np.int32)))
     return world, streams, planted, np.arange(many) // config.chains % config.parts
@@ -37,22 +37,19 @@ def bounds(config, part):
 
 
 def close(successes, trials, probability, sigmas=4.5):
-    """Whether a count is what independent trials of this probability give."""
-    return (
-        abs(successes - trials * probability)
-        < sigmas * np.sqrt(trials * probability * (1 - probability)) + 1e-9
-    )
+    """Whether independent trials of this probability give such a count."""
+    deviation = np.sqrt(trials * probability * (1 - probability))
+    return abs(successes - trials * probability) < sigmas * deviation + 1e-9
 
 
 # ---- the world
 
 
 @pytest.mark.parametrize("config", [SyntheticConfig(), TINY], ids=["default", "tiny"])
-def test_evidence_is_of_distinct_facts_of_the_group_and_its_order_is_the_answers_own(config):
+def test_evidence_has_distinct_facts_of_the_group_in_an_order_that_no_other_answer_has(config):
     world = make_world(config, 0)
-    assert (
-        world.shape == (config.queries, config.answers, config.evidence) and world.dtype == np.int32
-    )
+    assert world.shape == (config.queries, config.answers, config.evidence)
+    assert world.dtype == np.int32
     for query, of_query in enumerate(world):
         group = query // (config.queries // config.groups)
         per = config.facts // config.groups
@@ -65,9 +62,8 @@ def test_evidence_is_of_distinct_facts_of_the_group_and_its_order_is_the_answers
 
 
 def test_a_world_with_as_many_answers_as_orders_has_them_all():
-    world = make_world(
-        SyntheticConfig(facts=6, queries=2, answers=6, evidence=2, groups=2, length=20), 3
-    )
+    config = SyntheticConfig(facts=6, queries=2, answers=6, evidence=2, groups=2, length=20)
+    world = make_world(config, 3)
     assert {tuple(e) for e in world[0]} == set(itertools.permutations(range(3), 2))
     assert {tuple(e) for e in world[1]} == set(itertools.permutations(range(3, 6), 2))
 
@@ -92,35 +88,30 @@ def test_the_evidence_lies_in_its_part_within_the_span(config):
 def test_no_other_answer_to_the_query_has_its_evidence_in_the_stream(config):
     world, streams, planted, _ = drawn(config)
     width = {"consecutive": 3, "discrete": 10}[config.placing]
-    for stream, (query,), (target,) in zip(
-        streams["items"], streams["query"], streams["target"], strict=True
-    ):
-        found = [
-            a
-            for a in range(config.answers)
-            if plain.occurs(stream.tolist(), world[query, a].tolist(), width)
-        ]
-        assert found == [target]
+    rows = zip(streams["items"].tolist(), streams["query"], streams["target"], strict=True)
+    for stream, (query,), (target,) in rows:
+        present = [plain.occurs(stream, evidence, width) for evidence in world[query].tolist()]
+        assert np.flatnonzero(present).tolist() == [target]
     assert planted.unique.all()
 
 
 @pytest.mark.parametrize("span", [1, 2, 3, 7, 41])
-def test_evidence_is_found_as_a_plain_search_finds_it(span):
+def test_occurrences_equal_those_of_a_plain_search(span):
     rng = np.random.default_rng(0)
     items = rng.integers(0, 5, (60, 41)).astype(np.int32)
     for length in (1, 2, 4):
         evidence = rng.integers(0, 5, (60, 7, length)).astype(np.int32)
-        found = jax.vmap(functools.partial(source_of_evidence._occurs, span=span))(items, evidence)
+        occurs = jax.vmap(functools.partial(source_of_evidence._occurs, span=span))
         expected = [
             [plain.occurs(x, e, span) for e in of_query]
             for x, of_query in zip(items.tolist(), evidence.tolist(), strict=True)
         ]
-        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(occurs(items, evidence), expected)
 
 
 @BOTH
 def test_places_and_background_are_uniform(config):
-    # Facts enough that hardly a stream is drawn twice, which would favour some places.
+    # With many facts few streams are drawn twice. A second draw would favour some places.
     config = dataclasses.replace(config, facts=400, answers=2, length=40, window=0.25)
     _, streams, planted, part = drawn(config, 6000)
     span = {"consecutive": 3, "discrete": 10}[config.placing]
@@ -128,15 +119,15 @@ def test_places_and_background_are_uniform(config):
     if config.placing == "consecutive":
         expected = np.full(20 - span + 1, 1 / (20 - span + 1))
         counts = np.bincount(positions[:, 0], minlength=len(expected))
-    else:  # a fact is at p as often as a window over p
+    else:  # a fact lies at p as often as a window covers p
         over = [sum(start <= p < start + span for start in range(20 - span + 1)) for p in range(20)]
         expected = np.array(over) / (20 - span + 1) * 3 / span
         counts = np.bincount(positions.ravel(), minlength=20)
     assert len(counts) == len(expected)
     assert all(close(n, 6000, p) for n, p in zip(counts, expected, strict=True))
-    planted_there = np.zeros_like(streams["items"], bool)
-    np.put_along_axis(planted_there, planted.positions[:, -1], True, 1)
-    counts = np.bincount(streams["items"][~planted_there], minlength=400)
+    is_evidence = np.zeros_like(streams["items"], bool)
+    np.put_along_axis(is_evidence, planted.positions[:, -1], True, 1)
+    counts = np.bincount(streams["items"][~is_evidence], minlength=400)
     assert all(close(n, counts.sum(), 1 / 400) for n in counts)
 
 
@@ -151,7 +142,9 @@ def test_distractors_are_evidence_of_other_queries_for_other_answers():
         for query, answer, at in zip(queries, answers, positions, strict=True):
             expected[at] = world[query, answer]
             assert (np.diff(at) > 0).all() and np.ptp(at) < 10
-        np.testing.assert_array_equal(stream, expected)  # the later overwrites the earlier
+        np.testing.assert_array_equal(
+            stream, expected
+        )  # later evidence overwrites earlier evidence
     far = (planted.query[:, :-1] - planted.query[:, -1:]) % 4
     away = (planted.answer[:, :-1] - planted.answer[:, -1:]) % 6
     assert set(far.ravel()) == {1, 2, 3} and set(away.ravel()) == {1, 2, 3, 4, 5}
@@ -178,14 +171,14 @@ def test_every_split_is_balanced_over_chains_and_parts():
 
 
 def test_a_stream_is_the_same_in_any_batch():
-    world, whole, _, _ = drawn(DISTRACTED)
+    world, streams, _, _ = drawn(DISTRACTED)
     some = generate(DISTRACTED, world, 0, 2, np.array([13, 5, 14], np.int32))
-    assert whole.keys() == some.keys()
+    assert streams.keys() == some.keys()
     for name, value in some.items():
-        np.testing.assert_array_equal(value, whole[name][[13, 5, 14]])
+        np.testing.assert_array_equal(value, streams[name][[13, 5, 14]])
 
 
-def test_a_fetch_in_several_parts_is_one_fetch(monkeypatch):
+def test_a_fetch_in_several_parts_equals_one_fetch(monkeypatch):
     monkeypatch.setattr(source_of_evidence, "_ITEMS_AT_ONCE", 7 * TINY.length)
     for name, value in Synthetic(TINY).fetch("test", np.arange(20)).items():
         np.testing.assert_array_equal(value, drawn(TINY)[1][name][:20])
@@ -195,11 +188,8 @@ def test_a_fetch_in_several_parts_is_one_fetch(monkeypatch):
 def test_other_splits_and_seeds_have_other_streams():
     at = np.arange(24)
     sources = [Synthetic(TINY, seed) for seed in (0, 1)]
-    streams = [
-        source.fetch(split, at)["items"]
-        for source in sources
-        for split in ("train", "valid", "test")
-    ]
+    splits = ("train", "valid", "test")
+    streams = [source.fetch(split, at)["items"] for source in sources for split in splits]
     assert len({row.tobytes() for items in streams for row in items}) == 6 * 24
 
 
@@ -207,27 +197,15 @@ def test_arrays_follow_the_schema():
     source = Synthetic(DISTRACTED)
     streams = drawn(DISTRACTED)[1]
     shapes = {"items": (600, 41), "length": (600,), "query": (600, 1), "query_mask": (600, 1)}
-    assert {k: v.shape for k, v in streams.items()} == shapes | {
-        "target": (600, 1),
-        "example_id": (600,),
-    }
-    assert {k: v.dtype.name for k, v in streams.items()} == dict.fromkeys(streams, "int32") | {
-        "query_mask": "bool"
-    }
-    assert (source.num_items, source.max_items, source.num_queries, source.positions_at_end) == (
-        24,
-        41,
-        1,
-        True,
-    )
+    shapes |= {"target": (600, 1), "example_id": (600,)}
+    assert {name: value.shape for name, value in streams.items()} == shapes
+    dtypes = dict.fromkeys(streams, "int32") | {"query_mask": "bool"}
+    assert {name: value.dtype.name for name, value in streams.items()} == dtypes
+    sizes = (source.num_items, source.max_items, source.num_queries, source.positions_at_end)
+    assert sizes == (24, 41, 1, True)
     asked = source.questions
-    assert (asked.query, asked.kinds, asked.answer, asked.classes, asked.metric) == (
-        "kind",
-        4,
-        "class",
-        6,
-        "accuracy",
-    )
+    assert (asked.query, asked.kinds) == ("kind", 4)
+    assert (asked.answer, asked.classes, asked.metric) == ("class", 6, "accuracy")
     assert streams["items"].min() == 0 and streams["items"].max() == 23
     assert (streams["length"] == 41).all() and streams["query_mask"].all()
     np.testing.assert_array_equal(streams["example_id"], np.arange(600))
@@ -243,7 +221,7 @@ def test_draws_do_not_depend_on_the_default_precision():
         assert value.dtype == wide[name].dtype
 
 
-def test_a_source_survives_the_way_to_another_process():
+def test_a_pickled_source_is_equal():
     source = Synthetic(TINY, seed=3)
     again = pickle.loads(pickle.dumps(source))
     assert again == source
@@ -253,21 +231,22 @@ def test_a_source_survives_the_way_to_another_process():
 # ---- readers that know the world
 
 
-def test_readers_answer_as_plain_python_does(monkeypatch):
+def test_readers_give_the_answers_of_plain_python(monkeypatch):
     monkeypatch.setattr(source_of_evidence, "_ITEMS_AT_ONCE", 30 * DISCRETE.length)  # in two parts
     source, streams = Synthetic(DISCRETE, test=2), drawn(DISCRETE)[1]
     answers = source.references("test")
-    for i, (stream, (query,)) in enumerate(zip(streams["items"][:48].tolist(), streams["query"])):  # noqa: B905
+    asked = zip(streams["items"][:48].tolist(), streams["query"][:48], strict=True)
+    for i, (stream, (query,)) in enumerate(asked):
         expected = plain.answers(source.world.tolist(), stream, query, 10)
         assert {name: int(chosen[i, 0]) for name, chosen in answers.items()} == expected
     assert all(chosen.shape == (48, 1) and chosen.dtype == np.int32 for chosen in answers.values())
 
 
 @pytest.mark.parametrize("width", [1, 4, 41])
-def test_the_most_facts_in_a_window_are_those_of_the_best_window(width):
+def test_most_in_window_equals_a_plain_search(width):
     world, streams, _, _ = drawn(DISCRETE)
     items = streams["items"][:12].copy()
-    items[0] = 3  # a stream of one fact; the other groups have none
+    items[0] = 3  # a stream with a single kind of fact; the other groups have none
     most = source_of_evidence.most_in_window(DISCRETE, world, items, width)
     expected = [
         [[plain.most(x, e, width) for e in of_query] for of_query in world.tolist()]
@@ -283,32 +262,30 @@ def test_what_readers_of_the_default_world_answer():
     early = source.groups("test")["early"]
     assert 0.61 < right["oracle, bag of facts"].mean() < 0.72
     assert 0.95 < right["oracle, bag in a window"].mean() < 0.99
-    assert (
-        right["oracle, last half only"][early].mean() < 0.06
-        and right["oracle, last half only"][~early].mean() > 0.9
-    )
+    assert right["oracle, last half only"][early].mean() < 0.06
+    assert right["oracle, last half only"][~early].mean() > 0.9
     assert 0.85 < right["oracle, without the query"].mean() < 0.93
 
 
 # ---- errors
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"facts": 0}, {"facts": 401}, {"queries": 0}, {"queries": 41}, {"answers": 0}, {"evidence": 0}, {"groups": 0},
-        {"length": 0}, {"evidence": 41}, {"answers": 10**7}, {"placing": "random"}, {"parts": 3}, {"window": 0.01},
-        {"window": 0.6}, {"window": float("nan")}, {"window": -0.2}, {"distractors": -1}, {"distractors": 40},
-    ],
-    ids=str,
-)  # fmt: skip
-def test_a_wrong_parameter_is_named_with_what_is_allowed(wrong):
+WRONG = [
+    *({"facts": 0}, {"facts": 401}, {"queries": 0}, {"queries": 41}, {"answers": 0}),
+    *({"evidence": 0}, {"groups": 0}, {"length": 0}, {"evidence": 41}, {"answers": 10**7}),
+    *({"placing": "random"}, {"parts": 3}, {"window": 0.01}, {"window": 0.6}),
+    *({"window": float("nan")}, {"window": -0.2}, {"distractors": -1}, {"distractors": 40}),
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
+def test_a_wrong_parameter_is_named_with_the_allowed_values(wrong):
     ((name, value),) = wrong.items()
     with pytest.raises(ValueError, match=rf"^{name}={value!r}: must be"):
         SyntheticConfig(**wrong)
 
 
-def test_parameters_that_do_not_fit_each_other_are_named():
+def test_conflicting_parameters_are_named():
     with pytest.raises(ValueError, match="evidence=5: must be at most 4, the facts of a part"):
         SyntheticConfig(length=8)
     with pytest.raises(ValueError, match=r"distractors=1: must be in \[0, 0\]"):
@@ -317,7 +294,7 @@ def test_parameters_that_do_not_fit_each_other_are_named():
         dataclasses.replace(SyntheticConfig(length=32, window=0.25), parts=4, window=0.3)
 
 
-def test_a_wrong_request_is_named_with_what_is_allowed():
+def test_a_wrong_request_is_named_with_the_allowed_values():
     source = Synthetic(TINY, test=1)
     with pytest.raises(ValueError, match="dev.*train.*valid.*test"):
         source.size("dev")
@@ -329,5 +306,7 @@ def test_a_wrong_request_is_named_with_what_is_allowed():
 
 def test_a_world_whose_streams_are_full_of_evidence_is_refused():
     config = SyntheticConfig(facts=4, length=80, queries=2, answers=4, evidence=2, groups=1)
-    with pytest.raises(ValueError, match="facts=4: other answers' evidence occurs"):
+    with pytest.raises(
+        ValueError, match="facts=4: .* other answers' evidence occurs in every draw"
+    ):
         Synthetic(config).fetch("test", np.arange(8))

@@ -34,30 +34,25 @@ def rows(name, directory=FIXTURE):
 
 
 def clips(source, split):
-    """{clip: (example, its questions)}, each found by its questions."""
+    """{clip: (example, questions)}; an example is identified by its questions."""
     asked = {}
     for row in rows(VAL if split == "test" else TRAIN):
         asked.setdefault(row["vid_name"], []).append(row)
+    texts = {clip: [known(source, q["q"]) for q in questions] for clip, questions in asked.items()}
     examples = source.fetch(split, np.arange(source.size(split)))
-    found = {}
+    named = {}
     for row in range(source.size(split)):
         example = {name: values[row] for name, values in examples.items()}
         questions = lines(source, example["query"], example["word_mask"])
-        name = next(
-            clip
-            for clip, questions_of in asked.items()
-            if questions == [known(source, question["q"]) for question in questions_of]
-            and clip not in found
-        )
-        found[name] = example, asked[name]
-    return found
+        same = (clip for clip, text in texts.items() if text == questions)
+        name = next(clip for clip in same if clip not in named)
+        named[name] = example, asked[name]
+    return named
 
 
 def lines(source, words, mask):
-    text = [
-        " ".join(source.vocabulary[i] for i in row[there])
-        for row, there in zip(words, mask, strict=True)
-    ]
+    kept = (row[present] for row, present in zip(words, mask, strict=True))
+    text = [" ".join(source.vocabulary[i] for i in row) for row in kept]
     return [line for line in text if line]
 
 
@@ -67,93 +62,78 @@ def known(source, text):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_every_clip_is_in_one_split_with_all_that_is_said_and_asked(cache, seed):
+def test_every_clip_is_in_one_split_with_all_subtitles_and_questions(cache, seed):
     source = open_tvqa(str(FIXTURE), cache, seed, min_count=1, segment_length=6)
     assert [source.size(split) for split in SPLITS] == [3, 1, 2] and source.positions_at_end
-    said = {
+    subtitles = {
         row["vid_name"]: " ".join(line["text"] for line in row["sub"]) for row in rows(SUBTITLES)
     }
-    found = {split: clips(source, split) for split in SPLITS}
-    assert sorted([*found["train"], *found["valid"]]) == sorted(
-        {row["vid_name"] for row in rows(TRAIN)}
-    )
-    assert set(found["test"]) == {row["vid_name"] for row in rows(VAL)}
+    named = {split: clips(source, split) for split in SPLITS}
+    trained = {row["vid_name"] for row in rows(TRAIN)}
+    assert sorted([*named["train"], *named["valid"]]) == sorted(trained)
+    assert set(named["test"]) == {row["vid_name"] for row in rows(VAL)}
     for split in SPLITS:
-        for clip, (e, questions) in found[split].items():
-            text = known(source, said[clip]).split() if said.get(clip) else []
-            assert e["items"][e["item_mask"]].tolist() == [
-                source.vocabulary.index(word) for word in text
-            ]
+        for clip, (e, questions) in named[split].items():
+            text = known(source, subtitles[clip]).split() if subtitles.get(clip) else []
+            ids = [source.vocabulary.index(word) for word in text]
+            assert e["items"][e["item_mask"]].tolist() == ids
             full, rest = divmod(len(text), 6)
             assert [n for n in e["item_mask"].sum(-1) if n] == [6] * full + [rest] * (rest > 0)
             pool = lines(source, e["candidates"], e["candidate_mask"])
             for q, question in enumerate(questions):
                 assert e["choice_mask"][q].all() and e["target"][q] == question["answer_idx"]
-                assert [pool[c] for c in e["choices"][q]] == [
-                    known(source, question[a]) for a in ANSWERS
-                ]
+                answers = [known(source, question[a]) for a in ANSWERS]
+                assert [pool[c] for c in e["choices"][q]] == answers
             assert e["query_mask"].sum() == len(questions)
 
 
 def test_one_clip_word_for_word(source):
     e, _ = clips(source, "train")["castle_s01e01_seg01_clip_01"]
-    assert lines(source, e["items"], e["item_mask"]) == [
-        "bo one lantern two lanterns three lanterns four lanterns five lanterns six ada don't count them again bo why"
-    ]
-    assert lines(source, e["candidates"], e["candidate_mask"]) == [
-        "a red cup",
-        "a map",
-        "her hat",
-        "nothing",
-        "a lantern",
-    ]
+    text = (
+        "bo one lantern two lanterns three lanterns four lanterns five lanterns six ada don't "
+        "count them again bo why"
+    )
+    assert lines(source, e["items"], e["item_mask"]) == [text]
+    candidates = ["a red cup", "a map", "her hat", "nothing", "a lantern"]
+    assert lines(source, e["candidates"], e["candidate_mask"]) == candidates
     assert source.questions == ("words", 0, 0, "choice", 0, "accuracy", False)
     assert source.groups("train") == {} and (source.also("train") == -1).all()
 
 
 def test_a_clip_without_subtitles_is_an_empty_stream(source, cache, caplog):
     open_tvqa(str(FIXTURE), cache, SEED, min_count=1)
-    found = {clip: e for split in SPLITS for clip, (e, _) in clips(source, split).items()}
-    empty = {clip for clip, e in found.items() if not e["item_mask"].any()}
-    assert empty == {
-        "s02e03_seg02_clip_07",
-        "s02e03_seg02_clip_08",
-    }  # not in the file, and without a line there
+    examples = {clip: e for split in SPLITS for clip, (e, _) in clips(source, split).items()}
+    empty = {clip for clip, e in examples.items() if not e["item_mask"].any()}
+    # One is not in the file of subtitles; the other has an entry without lines.
+    assert empty == {"s02e03_seg02_clip_07", "s02e03_seg02_clip_08"}
     counts = source.metadata["without_subtitles"]
     assert sum(counts.values()) == 2 and counts["test"] == 0
     for split, count in counts.items():
-        assert (
-            f"TVQA {split}: {count} of {source.size(split)} clips have no subtitles." in caplog.text
-        ) == (count > 0)
+        message = f"TVQA {split}: {count} of {source.size(split)} clips have no subtitles."
+        assert (message in caplog.text) == (count > 0)
 
 
-def test_the_first_words(cache):
+def test_max_words_keeps_the_first_words(cache):
     source = open_tvqa(str(FIXTURE), cache, SEED, min_count=1, max_words=4)
     e, _ = clips(source, "test")["castle_s01e02_seg01_clip_00"]
-    assert (
-        lines(source, e["items"], e["item_mask"]) == ["<unk> <unk> <unk> the"]
-        and source.max_items == 4
-    )
+    assert lines(source, e["items"], e["item_mask"]) == ["<unk> <unk> <unk> the"]
+    assert source.max_items == 4
 
 
 def many(directory, count):
     row = rows(TRAIN)[0]
-    made = [
-        json.dumps(row | {"vid_name": f"clip_{i:03}", "q": f"who is {i}"})
-        for i in range(count)
-        for _ in range(2)
-    ]
-    (directory / TRAIN).write_text("\n".join(made))
+    made = (row | {"vid_name": f"clip_{i:03}", "q": f"who is {i}"} for i in range(count))
+    made = (json.dumps(question) for question in made)
+    (directory / TRAIN).write_text("\n".join(f"{line}\n{line}" for line in made))
 
 
 @pytest.mark.parametrize("fraction, held_out", [(0.1, 4), (0.5, 20), (0.0, 1)])
-def test_valid_is_a_part_of_the_clips_that_the_seed_draws(copy, fraction, held_out):
+def test_the_seed_draws_the_validation_clips(copy, fraction, held_out):
     many(copy, 40)
     trained = {}
     for seed in (0, 1):
-        source = open_tvqa(
-            str(copy), str(copy / "cache"), seed, min_count=1, valid_fraction=fraction
-        )
+        options = dict(min_count=1, valid_fraction=fraction)
+        source = open_tvqa(str(copy), str(copy / "cache"), seed, **options)
         assert (source.size("valid"), source.size("train")) == (held_out, 40 - held_out)
         e = source.fetch("train", np.arange(40 - held_out))
         assert (e["query_mask"].sum(1) == 2).all()
@@ -162,78 +142,49 @@ def test_valid_is_a_part_of_the_clips_that_the_seed_draws(copy, fraction, held_o
     assert trained[0] != trained[1]
 
 
-WRONG = [  # (file, text, its replacement, line, key, what was expected, what was found)
-    (
-        TRAIN,
-        '"q": "Where does',
-        '"q: "Where does',
-        2,
-        "line",
-        "JSON (Expecting ':' delimiter)",
-        '{"a0": "A red cup"',
-    ),
-    (TRAIN, '"a3": "Bo", ', "", 3, "a3", "a text", "'no such key'"),
-    (TRAIN, '"a0": "The clerk"', '"a0": 7', 3, "a0", "a text", "'7'"),
-    (TRAIN, '"answer_idx": 3', '"answer_idx": 5', 4, "answer_idx", "0 to 4", "'5'"),
-    (TRAIN, '"answer_idx": 3', '"answer_idx": "3"', 4, "answer_idx", "0 to 4", "'3'"),
-    (TRAIN, ', "answer_idx": 3', "", 4, "answer_idx", "0 to 4", "'None'"),
-    (
-        VAL,
-        '"vid_name": "castle_s01e02',
-        '"vid": "castle_s01e02',
-        2,
-        "vid_name",
-        "a text",
-        "'no such key'",
-    ),
-    (SUBTITLES, '"sub": []', '"subs": []', 3, "sub", "a list", "'None'"),
-    (SUBTITLES, '"text": ""', '"said": ""', 2, "sub", "lines that have a text", '"{'),
-    (
-        SUBTITLES,
-        '{"vid_name": "s02e03_seg02_clip_08", "sub": []}',
-        "[]",
-        3,
-        "line",
-        "a JSON object",
-        "'[]'",
-    ),
-    (
-        SUBTITLES,
-        '{"vid_name": "s02e03_seg02_clip_08", "sub": []}',
-        "",
-        3,
-        "line",
-        "JSON (Expecting value)",
-        "''",
-    ),
+EMPTY = '{"vid_name": "s02e03_seg02_clip_08", "sub": []}'
+NO_COLON = "JSON (Expecting ':' delimiter)"
+CASTLE = '"vid_name": "castle_s01e02'
+WRONG = [  # (file, text, replacement, line, key, expected, part of the value)
+    (TRAIN, '"q": "Where does', '"q: "Where does', 2, "line", NO_COLON, '{"a0": "A red cup"'),
+    (TRAIN, '"a3": "Bo", ', "", 3, "a3", "a string", "no such key"),
+    (TRAIN, '"a0": "The clerk"', '"a0": 7', 3, "a0", "a string", "7"),
+    (TRAIN, '"answer_idx": 3', '"answer_idx": 5', 4, "answer_idx", "0 to 4", "5"),
+    (TRAIN, '"answer_idx": 3', '"answer_idx": "3"', 4, "answer_idx", "0 to 4", "3"),
+    (TRAIN, ', "answer_idx": 3', "", 4, "answer_idx", "0 to 4", "None"),
+    (VAL, CASTLE, CASTLE.replace("_name", ""), 2, "vid_name", "a string", "no such key"),
+    (SUBTITLES, '"sub": []', '"subs": []', 3, "sub", "a list", "None"),
+    (SUBTITLES, '"text": ""', '"words": ""', 2, "sub", "lines that have a text", '"{'),
+    (SUBTITLES, EMPTY, "[]", 3, "line", "a JSON object", "[]"),
+    (SUBTITLES, EMPTY, "", 3, "line", "JSON (Expecting value)", ""),
 ]
 
 
-@pytest.mark.parametrize("name, old, new, line, key, expected, found", WRONG)
-def test_a_malformed_line_is_named(copy, name, old, new, line, key, expected, found):
+@pytest.mark.parametrize("name, old, new, line, key, expected, value", WRONG)
+def test_a_malformed_line_is_named(copy, name, old, new, line, key, expected, value):
     text = (copy / name).read_text()
     assert old in text
     (copy / name).write_text(text.replace(old, new, 1))
     with pytest.raises(ValueError) as error:
         open_tvqa(str(copy), str(copy / "cache"), 0)
-    assert str(error.value).startswith(
-        f"{copy / name}, line {line}, field {key}: expected {expected}, found "
-    )
-    assert found.strip("'") in str(error.value)
+    place = f"{copy / name}, line {line}, field {key}"
+    assert str(error.value).startswith(f"{place}: expected {expected}, found ")
+    assert value in str(error.value)
     assert not [path for path in (copy / "cache").rglob("*") if path.is_file()]
 
 
-@pytest.mark.parametrize(
-    "content, cause", [("[" * 100_000, "recursion"), ("1" * 5000, "4300 digits")]
-)
-def test_json_that_cannot_be_read_is_named(copy, content, cause):
+UNREADABLE = [("[" * 100_000, "recursion"), ("1" * 5000, "4300 digits")]
+
+
+@pytest.mark.parametrize("content, cause", UNREADABLE, ids=["nested", "long"])
+def test_a_line_that_cannot_be_read_is_named(copy, content, cause):
     (copy / VAL).write_text((copy / VAL).read_text().rstrip() + "\n" + content)
     with pytest.raises(ValueError, match=rf"{VAL}, line 3, field line: expected JSON \(.*{cause}"):
         open_tvqa(str(copy), str(copy / "cache"), 0)
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, message",
     [
         (lambda content: b"\xef\xbb\xbf" + content, ""),
         (lambda content: content.rstrip() + b"\n\n \r\n", ""),
@@ -241,35 +192,29 @@ def test_json_that_cannot_be_read_is_named(copy, content, cause):
         (lambda content: content.replace(b"Who is", b"Who \xe9 is"), "1 bytes are not UTF-8"),
     ],
 )
-def test_files_as_people_have_them(copy, source, change, said, caplog):
+def test_files_with_marks_blank_lines_and_other_encodings(copy, source, change, message, caplog):
     (copy / VAL).write_bytes(change((copy / VAL).read_bytes()))
     other = open_tvqa(str(copy), str(copy / "cache"), SEED, min_count=1)
-    assert (f"{copy / VAL}: {said}" in caplog.text) == bool(said)
+    assert (f"{copy / VAL}: {message}" in caplog.text) == bool(message)
     for name, values in source.fetch("test", np.arange(2)).items():
         np.testing.assert_array_equal(other.fetch("test", np.arange(2))[name], values)
 
 
 def test_too_little_data(copy):
     many(copy, 1)
-    with pytest.raises(
-        ValueError, match="expected two clips or more, to hold one out for 'valid', found 1"
-    ):
+    message = "expected two clips or more, since one is held out for 'valid', found 1"
+    with pytest.raises(ValueError, match=message):
         open_tvqa(str(copy), str(copy / "cache"), 0)
     (copy / VAL).write_text("")
-    with pytest.raises(
-        ValueError, match=f"{VAL}, line 1, field q: expected a question, found 'an empty file'"
-    ):
+    message = f"{VAL}, line 1, field q: expected a question, found 'an empty file'"
+    with pytest.raises(ValueError, match=message):
         open_tvqa(str(copy), str(copy / "cache"), 0)
 
 
-def test_missing_files_say_where_they_come_from(copy):
+def test_an_error_of_a_missing_file_names_the_download(copy):
     (copy / SUBTITLES).unlink()
     for directory in ("", str(copy), str(copy / "none")):
         with pytest.raises(FileNotFoundError) as error:
             open_tvqa(directory, str(copy / "cache"), 0)
-        assert (
-            SUBTITLES in str(error.value)
-            and directory in str(error.value)
-            and ADVICE in str(error.value)
-        )
+        assert all(part in str(error.value) for part in (SUBTITLES, directory, ADVICE))
     assert "tvqa.cs.unc.edu" in ADVICE
