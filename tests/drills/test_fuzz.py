@@ -69,11 +69,7 @@ PLACES = (
     r"|not found in|SHA256SUMS|config\.\w|two clips or more|expected one array"
 )
 WHOLE = (  # what is wrong with all of a file
-<<<<<<< HEAD
-    r"cut short|not an intact archive|not a whole \.gz|not to be read as \.|not a tokenizer\.json|vocabulary is empty"
-=======
-    r"cut short|no whole archive|not a whole \.gz|cannot be read as \.|not a tokenizer\.json|vocabulary is empty"
->>>>>>> lang-c
+    r"cut short|not an intact archive|not a whole \.gz|cannot be read as \.|not a tokenizer\.json|vocabulary is empty"
     r"|the file is empty|cannot be read: (nested too deep|Exceeds)|is UTF-16|begins as UTF-|encoding that is not read"
     r"|: 0 of \d+ words found"
 )
