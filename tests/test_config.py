@@ -198,7 +198,8 @@ def get_config(arg=None):
     ("arguments", "words"),
     [
         (["--config={card}:local", "--config.train.batch_size=3"], "3 7"),
-        (["--config={card}", "--config.train.bach_size=3"], "did you mean config.train.batch_size?"),
+        (["--config={card}", "--config.train.bach_size=3"],
+         "did you mean config.train.batch_size?"),
         (["--config={card}:lcal"], "config option 'lcal': no such option; there are local"),
         (["--config={card}", "--config.train.batch_size=many"],
          "config.train.batch_size = 'many': must be a whole number"),
