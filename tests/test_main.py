@@ -127,7 +127,7 @@ MISTAKES = {  # what is wrong -> arguments, the cause, the cure
     "untrained": (["--mode=eval"], "run has no checkpoint of the model", "train first, with --mode=train"),
     "workdir": (["--workdir="], "--workdir is missing", "name a directory"),
     "address": (["--workdir=gs://b/x"], "--workdir=gs://b/x is an address", "mount it (gcsfuse, s3fs, NFS)"),
-    "pattern": (["--workdir=runs/lr[1]"], "--workdir=runs/lr[1] has '[' in its whole path", "Use a name without"),
+    "pattern": (["--workdir=runs/lr[1]"], "--workdir=runs/lr[1] has '[' in its whole path", "use a name without"),
 }  # fmt: skip
 
 
