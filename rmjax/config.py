@@ -394,12 +394,13 @@ def _unread_of_machines(config: ConfigDict, section: str, key: str) -> str:
         return "" if known else f"config.machine.kind = {kind!r}"
     if section == "rehearsal":
         return "" if decodes or key in ("recollection", "familiarity") else no_losses
-    if section == "teacher" and key != "share_items":
+    # teacher.dir may be set for all rows of a table, those without a teacher included.
+    if section == "teacher" and key not in ("share_items", "dir"):
         if not teacher.share_items and rehearsal.sampler != "teacher":
             return f"config.rehearsal.sampler = {rehearsal.sampler!r}"
         if not teacher.share_items and not losses:
             return no_losses
-        if teacher.dir and key not in ("dir", "dim"):
+        if teacher.dir and key != "dim":
             return f"config.teacher.dir = {teacher.dir!r}"
     return ""
 

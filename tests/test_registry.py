@@ -157,6 +157,7 @@ def test_options_of_make_are_checked():
         ({"rehearsal.sampler": "uniform"}, "teacher.share_items", True),
         ({"teacher.dir": "runs/a"}, "teacher.steps", False),
         ({"teacher.dir": "runs/a"}, "teacher.dim", True),
+        (PLAIN | {"teacher.dir": "runs/a"}, "teacher.dir", True),
         ({}, "train.split_layers", False),
         ({"train.mapping": "mesh"}, "train.split_layers", True),
         ({}, "data.segments", False),
