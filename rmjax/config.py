@@ -706,8 +706,7 @@ def _conflicts(config: ConfigDict) -> Iterator[str]:
         yield f"{fractions}: must be below 1, so that users are left to train on"
     if teacher.share_items:
         yield from _share_conflicts(config)
-    words = data.name in ("babi", "narrativeqa", "tvqa", "activitynet")
-    if machine.dim % 2 and words:
+    if machine.dim % 2 and SOURCES.asks_in_words(data.name):
         cause = "a bidirectional GRU reads the questions, half of the width in each direction"
         yield f"config.machine.dim = {machine.dim}: must be even: {cause}"
     if is_sequence(config):
@@ -718,7 +717,7 @@ def _conflicts(config: ConfigDict) -> Iterator[str]:
         yield f"{asked}: needs config.rehearsal.sampled_items above 0"
     if train.sparse_items and rehearsal.recollection and not rehearsal.sampled_items:
         yield f"config.train.sparse_items: with {none_sampled} every step touches all items"
-    if train.sparse_items and (data.name == "activitynet" or is_sequence(config)):
+    if train.sparse_items and (is_sequence(config) or not SOURCES.has_item_table(data.name)):
         yield f"config.train.sparse_items: {data.name} has no item table"
     if train.model_devices > 1 and train.mapping == "pmap":
         devices = f"config.train.model_devices = {train.model_devices}"
@@ -734,7 +733,7 @@ def _share_conflicts(config: ConfigDict) -> Iterator[str]:
         yield f"{shares}: needs config.teacher.dim = {teacher.dim} to be {item_width}"
     if config.train.start_from and not teacher.dir:
         yield f"{shares} and config.train.start_from: set config.teacher.dir to that run's teacher"
-    if config.data.vectors or config.data.name == "activitynet":
+    if config.data.vectors or not SOURCES.has_item_table(config.data.name):
         yield f"{shares}: with word vectors (config.data.vectors) or frames no table can be shared"
 
 

@@ -289,9 +289,10 @@ TASKS = ("questions", "last tokens", "every token", "documents")
 class Sources(Registry):
     """Sources of data. Each source has its keys in a section within data, such as data.babi.
 
-    The `Settings` of a source may have two class variables: `section`, if the section is not
-    called like the source, and `task`, one of `TASKS`. Its `make` takes the settings, the section
-    `data` of the config, and the seed.
+    The `Settings` of a source may have these class variables: `section`, if the section is not
+    called like the source; `task`, one of `TASKS`; `asks_in_words = True`, if questions are
+    sentences; `has_item_table = False`, if items are features, not ids. The `make` of a source
+    takes the settings, the section `data` of the config, and the seed.
     """
 
     def section_of(self, name: str) -> str:
@@ -309,6 +310,14 @@ class Sources(Registry):
             must = one_of(*TASKS).text
             raise ValueError(f"data {name!r}: Settings.task = {task!r}: must be {must}")
         return task
+
+    def asks_in_words(self, name: str) -> bool:
+        """Whether a source's questions are sentences, not items."""
+        return bool(getattr(self[name].settings, "asks_in_words", False))
+
+    def has_item_table(self, name: str) -> bool:
+        """Whether a source's items are ids, which index a table, not features."""
+        return bool(getattr(self[name].settings, "has_item_table", True))
 
     def fields(self) -> dict[str, Field]:
         """The fields of all sources, by names such as 'babi.subset'."""

@@ -30,6 +30,7 @@ ADVICE = (
 class Settings:
     """What is read of a summary."""
 
+    asks_in_words = True
     max_segments: int = setting(64, at_least(1), "segments kept of a summary")
 
 
