@@ -1,9 +1,13 @@
-"""rmjax: reasoning after memorizing. Compress a stream of any length into a fixed-size memory, then ask the memory."""
+"""rmjax: reasoning after memorizing.
+
+A machine compresses a stream of any length into a memory of fixed size. Questions are then answered
+from the memory alone.
+"""
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rmjax.data.segments import segment
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Imported when they are first asked for, so that `import rmjax` takes no time.
+# {public name: module}. A name is imported at its first use, so that `import rmjax` is fast.
 _PUBLIC = {
     "Batch": "rmjax.types",
     "Context": "rmjax.types",
@@ -91,7 +95,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in _PUBLIC:
         return getattr(importlib.import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'rmjax' has no attribute {name!r}")

@@ -1,25 +1,24 @@
-"""Names that moved, for one release."""
+"""Old names of modules that moved; they work for one release."""
 
 from __future__ import annotations
 
 import importlib
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
 
 
-def forward(old: str, places: Mapping[str, str]) -> Callable[[str], Any]:
-    """A `__getattr__` of a module whose names moved.
+def forward(old: str, places: Mapping[str, str]) -> Callable[[str], object]:
+    """A `__getattr__` for a module whose names moved to other modules.
 
     Args:
       old: the name of the module.
-      places: of each name, the module that it is in now; '*' stands for all others.
+      places: {name: module that defines it}; '*' stands for all other names.
 
     Returns:
-      The function; it warns of each name that is asked for, once a place.
+      The function. It imports the name from its new module, with a DeprecationWarning.
     """
 
-    def __getattr__(name: str) -> Any:
+    def __getattr__(name: str) -> object:
         new = places.get(name, places.get("*"))
         if new is None or name.startswith("__"):
             raise AttributeError(f"module {old!r} has no attribute {name!r}")

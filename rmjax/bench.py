@@ -3,7 +3,7 @@
 if __name__ == "__main__":
     from rmjax.run.workdir import leave_when_asked
 
-    leave_when_asked()  # before the imports, which take seconds: a signal is answered then too
+    leave_when_asked()  # before the imports, which take seconds, so that signals count
 
     from rmjax.tools.bench import cli
 

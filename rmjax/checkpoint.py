@@ -1,4 +1,4 @@
-"""Moved to `rmjax.io.checkpoint`."""
+"""The old name of `rmjax.io.checkpoint`."""
 
 from rmjax._moved import forward
 

@@ -1,4 +1,7 @@
-"""Every key of a config: its default, what it may be, what it means; and plain words for what is wrong."""
+"""Every key of a config: its default, the values that it takes, and its meaning.
+
+`validate` and the flag parsers below answer a wrong key or value with one line: cause and cure.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import importlib
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from rmjax.registry import (
     LANGUAGE_MODELS,
     LOGGERS,
     MACHINES,
-    METRICS,
+    REGISTRIES,
     SCHEDULES,
     SOURCES,
     Field,
@@ -43,146 +46,179 @@ from rmjax.registry import (
 )
 
 IMPORT = flags.DEFINE_list(
-    "import", [], "Modules that register kinds of their own, such as my_package.memories."
+    "import", [], "Modules to import, which register kinds, such as my_package.memories."
 )
-flags.DEFINE_string(
-    "list", None, "Prints all kinds; --list=machine.rehearsal prints the keys of one."
-)
+flags.DEFINE_string("list", None, "Prints all kinds; --list=machine.rehearsal: the keys of one.")
 
 _FIELDS: dict[str, Field] = {
-    "seed": Field(0, a_seed, "every random draw is a function of it"),
+    "seed": Field(0, a_seed, "seed of every random draw, except those of data.seed"),
     # data
-    "data.dir": Field("", a_path, "where the raw files are"),
-    "data.cache_dir": Field("", a_path, "where prepared files go; empty: $XDG_CACHE_HOME/rmjax, or ~/.cache/rmjax"),
-    "data.ram_bytes": Field(2**31, at_least(0), "a split of at most so many bytes is kept in memory; 0: none is"),
-    "data.seed": Field(0, a_seed, "of simulated users and drawn negatives; the same for every `seed`"),
-    "data.segment_length": Field(20, at_least(1), "items a segment, N"),
-    "data.negatives": Field(64, at_least(1), "items of another stream that come with each, P"),
-    "data.workers": Field(0, at_least(0), "processes that read; 0: this one"),
-    "data.prefetch": Field(2, at_least(0), "batches made ahead"),
-    "data.buckets": Field(6, at_least(1), "texts: shapes that batches of streams of several lengths come in"),
-    "data.min_count": Field(2, at_least(1), "texts: rarer words are unknown ones"),
-    "data.vectors": Field("", a_path, "texts: file of word vectors (GloVe) to begin with; empty: drawn ones"),
-    "data.segments": Field(1, at_least(1), "language models: segments a step, T"),
-    # model, of sequences
-    "model.pretrained": Field("", a_path, "folder of a Hugging Face checkpoint to begin with; empty: drawn values"),
-    "model.gradient_segments": Field(1, at_least(0), "segments that gradients pass through at a time; 0: all"),
-    "memoria.working": Field(50, at_least(1), "engrams born each segment, N_wm"),
+    "data.name": Field("simulated_clicks", kind_of(SOURCES), "source of the streams"),
+    "data.dir": Field("", a_path, "folder of the raw files"),
+    "data.cache_dir": Field("", a_path,
+        "folder for prepared files; empty: $XDG_CACHE_HOME/rmjax, or ~/.cache/rmjax"),
+    "data.ram_bytes": Field(2**31, at_least(0),
+        "largest size in bytes of a split that is kept in memory; 0: no split is kept"),
+    "data.seed": Field(0, a_seed, "seed of simulated users and drawn negatives, apart from `seed`"),
+    "data.segment_length": Field(20, at_least(1), "items in a segment, N"),
+    "data.negatives": Field(64, at_least(1), "items of another stream beside each stream, P"),
+    "data.workers": Field(0, at_least(0), "processes that read data; 0: the main process reads"),
+    "data.prefetch": Field(2, at_least(0), "batches prepared ahead"),
+    "data.buckets": Field(6, at_least(1),
+        "texts: number of batch shapes, for streams of different lengths"),
+    "data.min_count": Field(2, at_least(1), "texts: rarer words count as unknown"),
+    "data.vectors": Field("", a_path,
+        "texts: file of word vectors (GloVe) as initial values; empty: random values"),
+    "data.segments": Field(1, at_least(1), "language models: segments in a step, T"),
+    # sequence models
+    "model.kind": Field("memoria", kind_of(LANGUAGE_MODELS, CLASSIFIERS), "the sequence model"),
+    "model.pretrained": Field("", a_path,
+        "folder of a Hugging Face checkpoint with initial values; empty: random values"),
+    "model.gradient_segments": Field(1, at_least(0),
+        "number of segments that a gradient passes through; 0: all"),
+    "memoria.working": Field(50, at_least(1), "new engrams in each segment, N_wm"),
     "memoria.short_term_capacity": Field(400, at_least(0), "engrams in short-term memory, C_stm"),
-    "memoria.remind_short_term": Field(50, at_least(0), "engrams reminded of it at most; 0: none"),
-    "memoria.remind_long_term": Field(50, at_least(0), "engrams reminded of long-term memory at most; 0: none"),
+    "memoria.remind_short_term": Field(50, at_least(0),
+        "largest number of engrams reminded from short-term memory; 0: none"),
+    "memoria.remind_long_term": Field(50, at_least(0),
+        "largest number of engrams reminded from long-term memory; 0: none"),
     "memoria.search_depth": Field(10, at_least(0), "steps of the search in long-term memory"),
-    "memoria.initial_lifespan": Field(9.0, at_least(0), "segments that an engram lives if it is never reminded"),
-    "memoria.lifespan_extend": Field(8.0, at_least(0), "segments that a reminded engram gains on average, alpha"),
-    "memoria.correlation": Field("exp", one_of("exp", "negative_square"), "how near two engrams are"),
-    "memoria.search_seeds": Field(
-        "reminded", one_of("reminded", "all_short_term", "full"), "where the search in long-term memory starts"
-    ),
-    "memoria.ties": Field("hash", one_of("hash", "oldest", "newest"), "which of equally strong edges is taken"),
-    "memoria.order": Field("paper", one_of("paper", "released"), "paper: forget, then move; released: the other way"),
-    "memoria.lifespan_increment": Field("paper", one_of("paper", "released"), "what a reminded engram gains"),
-    "memoria.layer": Field(-1, at_least(-1), "layer that engrams are of; -1: the last norm, BERT: the last but one"),
-    "memoria.activation": Field("relu", one_of("relu", "none"), "of the abstractor's feed-forward layer"),
-    # machine
-    "machine.block": Field(0, at_least(0), "segments encoded at once; 0: all"),
-    "machine.remat": Field(False, anything, "computes a block again in the backward pass rather than keep it"),
-    "machine.gradient_segments": Field(0, at_least(0), "segments that gradients pass through at a time; 0: all"),
-    "machine.loss": Field(1.0, at_least(0), "weight of the loss that some machines have of their own"),
+    "memoria.initial_lifespan": Field(9.0, at_least(0),
+        "segments that an engram lives without being reminded"),
+    "memoria.lifespan_extend": Field(8.0, at_least(0),
+        "segments that a reminded engram gains on average, alpha"),
+    "memoria.correlation": Field("exp", one_of("exp", "negative_square"),
+        "similarity of engrams at distance d: exp(-d^2) or -d^2"),
+    "memoria.search_seeds": Field("reminded", one_of("reminded", "all_short_term", "full"),
+        "start of the search in long-term memory: at reminded engrams, or also at engrams drawn "
+        "for the other short-term ones; full: no search, all are candidates"),
+    "memoria.ties": Field("hash", one_of("hash", "oldest", "newest"),
+        "choice among equally strong edges at the start of the search"),
+    "memoria.order": Field("paper", one_of("paper", "released"),
+        "paper: forget, then move engrams; released (the authors' code): move, then forget"),
+    "memoria.lifespan_increment": Field("paper", one_of("paper", "released"),
+        "rule for what a reminded engram gains: the paper's or that of the authors' code"),
+    "memoria.layer": Field(-1, at_least(-1),
+        "layer whose output becomes engrams; -1: the last norm, in BERT the last layer but one"),
+    "memoria.activation": Field("relu", one_of("relu", "none"),
+        "activation of the abstractor's feed-forward layer"),
+    # memory machines
+    "machine.kind": Field("rehearsal", kind_of(MACHINES), "the memory machine"),
+    "machine.block": Field(0, at_least(0), "segments that are encoded at once; 0: all"),
+    "machine.remat": Field(False, anything,
+        "recompute each block in the backward pass, to store less"),
+    "machine.gradient_segments": Field(0, at_least(0),
+        "number of segments that a gradient passes through; 0: all"),
+    "machine.loss": Field(1.0, at_least(0), "weight of the machine's own loss, if it has one"),
     # rehearsal
-    "rehearsal.fragments": Field(6, at_least(1), "rehearsed segments of a stream, B"),
-    "rehearsal.mask_ratio": Field(0.5, between(0, 1), "share of items masked, to recollect"),
-    "rehearsal.replace_ratio": Field(0.5, between(0, 1), "share of items replaced, to be found unfamiliar"),
-    "rehearsal.sampled_items": Field(200, at_least(0), "items each masked one is told from, J; 0: all"),
+    "rehearsal.fragments": Field(6, at_least(1), "segments of a stream that are rehearsed, B"),
+    "rehearsal.mask_ratio": Field(0.5, between(0, 1),
+        "share of a fragment's items that are masked, for recollection"),
+    "rehearsal.replace_ratio": Field(0.5, between(0, 1),
+        "share of items replaced in an unfamiliar fragment"),
+    "rehearsal.sampled_items": Field(200, at_least(0),
+        "wrong items that a masked item is compared with, J; 0: all items"),
     "rehearsal.recollection": Field(1.0, at_least(0), "weight of the recollection loss"),
     "rehearsal.familiarity": Field(0.5, at_least(0), "weight of the familiarity loss"),
-    "rehearsal.sampler": Field("teacher", one_of("teacher", "uniform"), "what picks the fragments"),
-    "rehearsal.negatives": Field(
-        "uniform",
-        one_of("uniform", "near", "stream", "partner"),
-        "what masked items are told from: any items, the nearest to the truth, the stream's own, another stream's",
-    ),
-    "rehearsal.span": Field(1, at_least(1), "masked items lie in runs of so many"),
-    "rehearsal.detach_items": Field(False, anything, "recollection does not train the features it compares with"),
-    "rehearsal.sum_pairs": Field(False, anything, "familiarity is a sum over a stream's pairs (CM Eq. 5), not a mean"),
-    "rehearsal.schedule": Field("constant", kind_of(SCHEDULES), "of both weights, over the steps"),
+    "rehearsal.sampler": Field("teacher", one_of("teacher", "uniform"),
+        "method that chooses the fragments"),
+    "rehearsal.negatives": Field("uniform", one_of("uniform", "near", "stream", "partner"),
+        "origin of the wrong items for recollection: all items, those nearest to the right item, "
+        "the same stream, another stream"),
+    "rehearsal.span": Field(1, at_least(1), "length of a run of masked items"),
+    "rehearsal.detach_items": Field(False, anything,
+        "recollection does not train the item features that it compares with"),
+    "rehearsal.sum_pairs": Field(False, anything,
+        "familiarity is a sum over a stream's pairs (CM Eq. 5), not a mean"),
+    "rehearsal.schedule": Field("constant", kind_of(SCHEDULES),
+        "course of both weights over the steps"),
     "rehearsal.layers": Field(3, at_least(1), "layers of the decoder"),
     # reason
-    "reason.weight": Field(1.0, at_least(0), "weight of the task's own loss"),
+    "reason.weight": Field(1.0, at_least(0), "weight of the task's loss"),
     "reason.hops": Field(1, at_least(1), "attention hops over the slots"),
-    "reason.head": Field("linear", one_of("linear", "mlp"), "from answer features to scores"),
+    "reason.head": Field("linear", one_of("linear", "mlp"), "layers between answer and scores"),
     # teacher
-    "teacher.steps": Field(1000, at_least(1), "steps of the history sampler"),
-    "teacher.batch_size": Field(32, at_least(1), "streams a step, over all devices"),
-    "teacher.learning_rate": Field(1e-3, above(0), "of Adam"),
-    "teacher.dim": Field(64, at_least(1), "width"),
-    "teacher.share_items": Field(False, anything, "the machine has the teacher's item table, fixed"),
-    "teacher.dir": Field("", a_workdir, "workdir of a run whose teacher is taken; empty: one is trained here"),
+    "teacher.steps": Field(1000, at_least(1), "training steps of the history sampler"),
+    "teacher.batch_size": Field(32, at_least(1), "streams in a step, over all devices"),
+    "teacher.learning_rate": Field(1e-3, above(0), "learning rate of Adam"),
+    "teacher.dim": Field(64, at_least(1), "width of the history sampler"),
+    "teacher.share_items": Field(False, anything, "the machine takes the teacher's item table"),
+    "teacher.dir": Field("", a_workdir,
+        "workdir of a run whose teacher is used; empty: train one"),
     # probe
-    "probe.steps": Field(0, at_least(0), "steps of a decoder trained on the memory as it is; 0: the model's own"),
+    "probe.steps": Field(0, at_least(0),
+        "training steps of a decoder on fixed memories; 0: use the model's decoder"),
     "probe.fragments": Field(8, at_least(1), "fragments of a stream"),
     "probe.streams": Field(2000, at_least(1), "test streams"),
     # train
-    "train.steps": Field(2000, at_least(1), "steps of training"),
-    "train.start_from": Field("", a_workdir, "workdir of a run whose best parameters this one begins with"),
-    "train.batch_size": Field(32, at_least(1), "streams a step, over all devices"),
-    "train.eval_batch_size": Field(64, at_least(1), "streams an evaluation step, over all devices"),
-    "train.microbatch": Field(
-        0, at_least(0), "streams a device holds at once, gradients are summed; 0: on a CPU about 8,000 items, else all"
-    ),
-    "train.learning_rate": Field(1e-3, above(0), "of Adam"),
-    "train.schedule": Field("constant", kind_of(SCHEDULES), "of both stages' rates, after the warm-up"),
-    "train.warmup": Field(0.0, below(0, 1), "share of the steps in which both stages' rates rise from 0, linearly"),
+    "train.steps": Field(2000, at_least(1), "training steps"),
+    "train.start_from": Field("", a_workdir,
+        "workdir of a run whose best parameters are the initial values; empty: random values"),
+    "train.batch_size": Field(32, at_least(1), "streams in a step, over all devices"),
+    "train.eval_batch_size": Field(64, at_least(1),
+        "streams in an evaluation step, over all devices"),
+    "train.microbatch": Field(0, at_least(0),
+        "streams that a device computes at once; gradients are summed; 0: on a CPU as many as have "
+        "about 8,000 items, elsewhere all"),
+    "train.learning_rate": Field(1e-3, above(0), "learning rate of Adam"),
+    "train.schedule": Field("constant", kind_of(SCHEDULES),
+        "course of both stages' learning rates after the warm-up"),
+    "train.warmup": Field(0.0, below(0, 1),
+        "share of the steps in which both stages' learning rates rise linearly from 0"),
     "train.clip": Field(5.0, above(0), "largest norm of the gradient"),
-    "train.compute_dtype": Field("float32", one_of("float32", "bfloat16"), "of Transformers; parameters are float32"),
-    "train.devices": Field(0, at_least(0), "how many devices; 0: all"),
-    "train.mapping": Field("pmap", one_of("pmap", "mesh"), "how the step is mapped over devices"),
-    "train.model_devices": Field(1, at_least(1), "mesh: devices that share the rows of an item table"),
-    "train.split_layers": Field(False, anything, "mesh: they also share heads and feed-forward layers of Transformers"),
-    "train.sparse_items": Field(
-        False, anything, "a step updates those rows of the item table that its streams touch; the others wait"
-    ),
-    "train.loggers": Field("jsonl,tensorboard", kinds_of(LOGGERS), "what takes the numbers, beside the log"),
-    "train.log_every": Field(20, at_least(1), "steps from one line of the log to the next"),
-    "train.eval_every": Field(500, at_least(1), "steps from one evaluation to the next"),
-    "train.save_every": Field(200, at_least(1), "steps from one checkpoint to the next"),
-    "train.keep_last": Field(2, at_least(1), "latest checkpoints kept"),
-    "train.keep_best": Field(1, at_least(0), "best checkpoints kept besides; the best one kept is tested"),
+    "train.compute_dtype": Field("float32", one_of("float32", "bfloat16"),
+        "number format of matrix products in Transformers; parameters stay float32"),
+    "train.devices": Field(0, at_least(0), "number of devices; 0: all"),
+    "train.mapping": Field("pmap", one_of("pmap", "mesh"),
+        "method that spreads a step over devices"),
+    "train.model_devices": Field(1, at_least(1),
+        "mesh: devices that share the rows of an item table"),
+    "train.split_layers": Field(False, anything,
+        "mesh: these devices share heads and feed-forward layers of Transformers too"),
+    "train.sparse_items": Field(False, anything,
+        "update only the rows of the item table that the step's streams contain"),
+    "train.loggers": Field("jsonl,tensorboard", kinds_of(LOGGERS),
+        "loggers that receive the numbers of a run, separated by commas"),
+    "train.log_every": Field(20, at_least(1), "steps between lines of the log"),
+    "train.eval_every": Field(500, at_least(1), "steps between evaluations"),
+    "train.save_every": Field(200, at_least(1), "steps between checkpoints"),
+    "train.keep_last": Field(2, at_least(1), "number of latest checkpoints that are kept"),
+    "train.keep_best": Field(1, at_least(0),
+        "number of best checkpoints kept beside these; the best one kept is tested"),
 }  # fmt: skip
+# The kinds that a key chooses from; their keys stand behind it, in the same section.
+_KINDS: dict[str, tuple[Registry, ...]] = {
+    "data.name": (SOURCES,),
+    "machine.kind": (MACHINES,),
+    "model.kind": (LANGUAGE_MODELS, CLASSIFIERS),
+}
+
+
+def _all_fields() -> Iterator[tuple[str, Field]]:
+    """Every key with its field: the common keys, and the keys of all kinds."""
+    for name, field in _FIELDS.items():
+        yield name, field
+        for registry in _KINDS.get(name, ()):
+            yield from _fields_of_kinds(registry)
+    yield from _fields_of_kinds(SCHEDULES)
+    yield from _fields_of_kinds(LOGGERS)
+
+
+def _fields_of_kinds(registry: Registry) -> Iterator[tuple[str, Field]]:
+    return ((f"{registry.section}.{key}", field) for key, field in registry.fields().items())
 
 
 class Schema(Mapping[str, Field]):
-    """Every key: those above, and those of all registered kinds, which come where their section begins."""
+    """Every key of a config, those of registered kinds included."""
 
     def __init__(self) -> None:
         self._kinds: list[str] = []
         self._fields: dict[str, Field] = {}
 
     def _current(self) -> dict[str, Field]:
-        kinds = [*SOURCES, *MACHINES, *LANGUAGE_MODELS, *CLASSIFIERS, *SCHEDULES, *LOGGERS]
-        if self._kinds != kinds:  # also after one was registered
-            models = {**LANGUAGE_MODELS.fields(), **CLASSIFIERS.fields()}
-            model_kinds = one_of(*LANGUAGE_MODELS, *CLASSIFIERS)
-            sources = Field("simulated_clicks", one_of(*SOURCES), "where streams come from")
-            sections = {
-                "data": {"name": sources, **SOURCES.fields()},
-                "machine": {
-                    "kind": Field("rehearsal", one_of(*MACHINES), "the memory"),
-                    **MACHINES.fields(),
-                },
-                "model": {"kind": Field("memoria", model_kinds, "the sequence model"), **models},
-                "schedule": SCHEDULES.fields(),
-                "logger": LOGGERS.fields(),
-            }
-            self._kinds, self._fields = kinds, {}
-            for name, field in _FIELDS.items():
-                section = name.partition(".")[0]
-                self._fields |= {
-                    f"{section}.{key}": of_kind
-                    for key, of_kind in sections.pop(section, {}).items()
-                }
-                self._fields[name] = field
-            for section, fields in sections.items():  # that have no keys but those of kinds
-                self._fields |= {f"{section}.{key}": of_kind for key, of_kind in fields.items()}
+        kinds = [kind for registry in REGISTRIES for kind in registry]
+        if self._kinds != kinds:  # at the first call, and after a kind was registered
+            self._kinds, self._fields = kinds, dict(_all_fields())
         return self._fields
 
     def __getitem__(self, name: str) -> Field:
@@ -199,7 +235,10 @@ SCHEMA = Schema()
 
 
 def base() -> ConfigDict:
-    """All defaults. Unlocked, so that a misspelt key gets as far as `validate`, which knows the right one."""
+    """A config of all defaults.
+
+    It is not locked: a misspelt key then gets as far as `validate`, which suggests the right one.
+    """
     config: dict[str, Any] = {}
     for name, field in SCHEMA.items():
         *sections, key = name.split(".")
@@ -211,14 +250,19 @@ def base() -> ConfigDict:
 
 
 def validate(config: ConfigDict) -> None:
-    """Raises ValueError at the first key that is unknown or missing or whose value cannot be.
+    """Checks keys, values and their conflicts.
 
-    A path may not exist; it may be no address, and its home directory must be known.
+    Args:
+      config: of a run. Its paths need not exist.
+
+    Raises:
+      ValueError: a key is unknown or missing, a value is wrong, or values conflict; a path is an
+        address such as gs://b/x, or its home directory is unknown.
     """
     values = dict(_flatten(config))
     for name in values:
         if name not in SCHEMA:
-            raise ValueError(_unknown(name))
+            raise ValueError(_no_such_key(name))
     for name, field in SCHEMA.items():
         if name not in values:
             raise ValueError(f"config.{name}: missing; its default is {field.default!r}")
@@ -235,140 +279,208 @@ def validate(config: ConfigDict) -> None:
 
 
 def check_flags(argv: Sequence[str], also: str = "$^") -> None:
-    """Imports what --import names, answers --help and --list, and ends the process in one line if a key of a config
-    cannot be, or its value.
+    """Acts on --import, --help and --list, and checks the keys and values of --config.* flags.
 
-    Call it before absl parses: absl would show a traceback instead, and end --help as a mistake.
+    Call it before absl parses the flags. absl would answer a wrong key with a traceback, and end
+    --help with the exit code of a mistake.
 
     Args:
       argv: the command line.
-      also: a pattern of further keys.
+      also: a regular expression; keys that match it entirely are not checked.
+
+    Raises:
+      SystemExit: with one line that names the wrong key or value, and the cure; or with 0 after
+        --help or --list.
     """
     import_modules(argv)
     answer_list(argv)
     answer_help(argv, describe())
-    for name, value, alone in _given(argv):
+    for name, value, alone in _flags_in(argv):
         override = re.fullmatch(r"(?:no)?config\.(.+)", name)
         if not override or re.fullmatch(also, override[1]):
             continue
         key = override[1]
         if not any(f"{known}.".startswith(f"{key}.") for known in SCHEMA):
-            raise SystemExit(_unknown(key))
+            raise SystemExit(_no_such_key(key))
         if key in SCHEMA and name.startswith("config"):
             _check_text(key, value, alone)
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """The `flags_parser` of `app.run`: what is wrong ends the process with one line that says why."""
-    cards = [
-        value for name, value, _ in _given(argv) if name == "config" and "config" in flags.FLAGS
-    ]
+    """Parses the command line; pass it to `app.run` as `flags_parser`.
+
+    Args:
+      argv: the command line.
+
+    Returns:
+      The arguments that are no flags: the program's name.
+
+    Raises:
+      SystemExit: with one line that says what is wrong with the flags or the config file.
+    """
+    defined = "config" in flags.FLAGS
+    cards = [value for name, value, _ in _flags_in(argv) if name == "config" and defined]
     for card in cards:
         _check_card(card)
     try:
         rest = flags.FLAGS(list(argv))
     except flags.UnrecognizedFlagError as error:
-        raise SystemExit(_unknown_flag(error.flagname)) from None
+        raise SystemExit(_no_such_flag(error.flagname)) from None
     except flags.Error as error:
         if "parsing config file" in str(error):
-            original = (
-                error.__context__ and error.__context__.__context__
-            )  # absl and ml_collections wrapped it
-            raise SystemExit(_broken(cards[-1], original or error)) from None
+            # absl and ml_collections have wrapped the card's own error.
+            original = error.__context__ and error.__context__.__context__
+            raise SystemExit(_card_error(cards[-1], original or error)) from None
         missing = re.search(r"Flag --(\w+) must have a value other than None", str(error))
         if missing:
             raise SystemExit(f"--{missing[1]} is missing: {flags.FLAGS[missing[1]].help}") from None
-        shown = re.sub(
-            r"invalid literal for int.*", "must be a whole number", str(error).rstrip(".")
-        )
-        shown = re.sub(r"could not convert string to float.*", "must be a number", shown)
-        raise SystemExit(f"{shown}; --help shows all flags") from None
+        text = str(error).rstrip(".")
+        text = re.sub(r"invalid literal for int.*", "must be a whole number", text)
+        text = re.sub(r"could not convert string to float.*", "must be a number", text)
+        raise SystemExit(f"{text}; --help shows all flags") from None
     except Exception as error:  # a card may raise anything
-        raise SystemExit(_broken(cards[-1], error)) from None
+        raise SystemExit(_card_error(cards[-1], error)) from None
     if len(rest) > 1:
         cure = "options are flags, such as --mode=eval, without spaces around ="
         raise SystemExit(f"unexpected arguments: {' '.join(rest[1:])}; {cure}")
     return rest
 
 
-def reads(config: Any, name: str) -> bool:
-    """Whether a run with this config looks at a key."""
-    section, *inner = name.split(".")
-    sequence = is_sequence(config)
-    if section == "data" and len(inner) == 2:
-        source = config.data.name
-        if source == "xlong" and not config.data.dir:
-            source = "simulated_clicks"
-        return inner[0] == SOURCES.section_of(source)
-    if section == "memoria":
-        return sequence and "memoria" in config.model.kind
-    if section == "model":
-        kinds = {**LANGUAGE_MODELS.fields(), **CLASSIFIERS.fields()}
-        mine = fields_of(models_of(config)[config.model.kind].settings)
-        return sequence and (inner[0] not in kinds or inner[0] in mine)
-    if section in ("machine", "rehearsal", "reason", "teacher"):
-        of_kinds = MACHINES.fields() if section == "machine" else {}
-        return not sequence and (
-            inner[0] not in of_kinds
-            or inner[0] in fields_of(MACHINES[config.machine.kind].settings)
-        )
-    if section == "schedule":
-        chosen = (config.train.schedule, *(() if sequence else (config.rehearsal.schedule,)))
-        return any(inner[0] in fields_of(SCHEDULES[kind].settings) for kind in chosen)
-    if section == "logger":
-        return any(
-            inner[0] in fields_of(LOGGERS[kind].settings) for kind in names_in(config.train.loggers)
-        )
-    return True
+def reads(config: ConfigDict, name: str) -> bool:
+    """Whether a run with this config reads a key, such as 'machine.slots'."""
+    return not why_unread(config, name)
 
 
-def refuse_unread(config: Any, argv: Sequence[str], warn: bool = False) -> None:
-    """Looks for keys that are set and that this run does not look at.
-
-    Args:
-      argv: the command line; what it sets is refused, and what the config file sets is a warning.
-      warn: all of them are warnings, as for one row of a table whose flags hold for all rows.
+def why_unread(config: ConfigDict, name: str) -> str:
+    """Why a run with this config does not read a key, as a clause; '' if the run reads it.
 
     Raises:
-      ValueError: a flag sets such a key; names it, and what the run has in its place.
+      ValueError: there is no such key.
     """
-    flagged = {re.sub(r"^(no)?config\.", "", name) for name, _, _ in _given(argv)}
+    section, _, key = name.partition(".")
+    sequence = is_sequence(config)
+    if section in ("machine", "rehearsal", "reason", "teacher"):
+        reader = f"config.model reads config.data.name = {config.data.name!r}"
+        return reader if sequence else _unread_of_machines(config, section, key)
+    if section in ("model", "memoria"):
+        reader = f"config.machine reads config.data.name = {config.data.name!r}"
+        return _unread_of_models(config, section, key) if sequence else reader
+    if section == "data":
+        return _unread_of_data(config, key)
+    if section == "schedule":
+        chosen = [config.train.schedule, *([] if sequence else [config.rehearsal.schedule])]
+        return _unread_of_kinds(SCHEDULES, chosen, key)
+    if section == "logger":
+        return _unread_of_kinds(LOGGERS, names_in(config.train.loggers), key)
+    if name == "train.split_layers" and config.train.mapping != "mesh":
+        return f"config.train.mapping = {config.train.mapping!r}"
+    if section in ("seed", "probe", "train"):
+        return ""
+    raise ValueError(_no_such_key(name))
+
+
+def _unread_of_machines(config: ConfigDict, section: str, key: str) -> str:
+    """`why_unread` for memory machines and what is trained with them."""
+    kind, rehearsal, teacher = config.machine.kind, config.rehearsal, config.teacher
+    losses = bool(rehearsal.recollection or rehearsal.familiarity)
+    no_losses = "config.rehearsal.recollection and config.rehearsal.familiarity are 0"
+    decodes = losses or bool(config.probe.steps)  # a probe trains a decoder in any case
+    if f"{section}.{key}" in MACHINES.ignored_by(kind):
+        return f"config.machine.kind = {kind!r}"
+    if section == "machine":
+        if key in ("heads", "dropout") and decodes:
+            return ""  # the rehearsal's decoder reads them, whatever the machine
+        known = key not in MACHINES.fields() or key in fields_of(MACHINES[kind].settings)
+        return "" if known else f"config.machine.kind = {kind!r}"
+    if section == "rehearsal":
+        return "" if decodes or key in ("recollection", "familiarity") else no_losses
+    # teacher.dir may be set for all rows of a table, those without a teacher included.
+    if section == "teacher" and key not in ("share_items", "dir"):
+        if not teacher.share_items and rehearsal.sampler != "teacher":
+            return f"config.rehearsal.sampler = {rehearsal.sampler!r}"
+        if not teacher.share_items and not losses:
+            return no_losses
+        if teacher.dir and key != "dim":
+            return f"config.teacher.dir = {teacher.dir!r}"
+    return ""
+
+
+def _unread_of_models(config: ConfigDict, section: str, key: str) -> str:
+    """`why_unread` for sequence models."""
+    kind = config.model.kind
+    if section == "memoria":
+        known = "memoria" in kind
+    else:
+        of_kinds = {**LANGUAGE_MODELS.fields(), **CLASSIFIERS.fields()}
+        known = key not in of_kinds or key in fields_of(models_of(config)[kind].settings)
+    return "" if known else f"config.model.kind = {kind!r}"
+
+
+def _unread_of_data(config: ConfigDict, key: str) -> str:
+    """`why_unread` for sources, whose keys have a section within data."""
+    source = config.data.name
+    if source == "xlong" and not config.data.dir:
+        source = "simulated_clicks"
+    section, dot, _ = key.partition(".")
+    known = section == SOURCES.section_of(source) if dot else True
+    if key == "segments":
+        known = SOURCES.task_of(source) == "every token"
+    return "" if known else f"config.data.name = {config.data.name!r}"
+
+
+def _unread_of_kinds(registry: Registry, chosen: Sequence[str], key: str) -> str:
+    """`why_unread` for the keys of kinds of which several may be chosen."""
+    known = any(key in fields_of(registry[kind].settings) for kind in chosen)
+    return "" if known else f"no {registry.section} among {', '.join(chosen) or 'none'} has it"
+
+
+def refuse_unread(config: ConfigDict, argv: Sequence[str], warn: bool = False) -> None:
+    """Refuses flags for keys that the run does not read; warns of such keys in a config file.
+
+    Args:
+      config: of the run.
+      argv: the command line.
+      warn: warn of flags too, as for one row of a table, where one set of flags serves all rows.
+
+    Raises:
+      ValueError: a flag sets such a key; names the key, the reason, and the cure.
+    """
+    flagged = {re.sub(r"^(no)?config\.", "", name) for name, _, _ in _flags_in(argv)}
     for name, value in _flatten(config):
-        if reads(config, name) or (name not in flagged and value == SCHEMA[name].default):
+        # A card may set up losses or a teacher that one of its options switches off.
+        idle = name.startswith(("rehearsal.", "teacher.")) and not is_sequence(config)
+        if name not in flagged and (idle or value == SCHEMA[name].default):
             continue
-        kind = config.model.kind if is_sequence(config) else config.machine.kind
-        message = f"config.{name} = {value!r}: this run does not read it (config.data.name = {config.data.name!r}, "
-        message += f"and {kind!r} remembers)"
-        if name in flagged and not warn:
-            raise ValueError(f"{message}: leave the flag out, or choose what reads it")
-        logging.warning("%s.", message)
+        if why := why_unread(config, name):
+            message = f"config.{name} = {value!r}: this run does not read it, since {why}"
+            if name in flagged and not warn:
+                raise ValueError(f"{message}: leave the flag out, or change that")
+            logging.warning("%s.", message)
 
 
 def import_modules(argv: Sequence[str]) -> None:
-    """Imports what --import=my_package.memories,... names, so that it can register kinds before flags are parsed.
+    """Imports the modules of --import=my_package.memories,..., which register kinds.
+
+    It acts before flags are parsed, since the kinds' keys are flags.
 
     Raises:
-      SystemExit: there is no such module, or it fails; says why.
+      SystemExit: a module does not exist or fails; says why.
     """
-    for argument in argv:
-        if named := re.fullmatch(r"--?import=(.*)", argument):
-            for module in filter(None, named[1].split(",")):
-                sys.path[:0] = (
-                    [] if "" in sys.path or str(Path.cwd()) in sys.path else [str(Path.cwd())]
-                )
-                try:
-                    importlib.import_module(module)
-                except Exception as error:
-                    raise SystemExit(
-                        f"--import={module}: {type(error).__name__}: {error}"
-                    ) from error
+    listed = [value for name, value, _ in _flags_in(argv) if name == "import"]
+    for module in filter(None, ",".join(listed).split(",")):
+        if not {"", str(Path.cwd())} & {*sys.path}:
+            sys.path.insert(0, str(Path.cwd()))
+        try:
+            importlib.import_module(module)
+        except Exception as error:
+            raise SystemExit(f"--import={module}: {type(error).__name__}: {error}") from error
 
 
 def answer_list(argv: Sequence[str]) -> None:
-    """Prints all kinds, or the keys of one, and ends the process, if argv has --list or --list=machine.rehearsal.
+    """Prints all kinds for --list, and the keys of one kind for --list=machine.rehearsal.
 
     Raises:
-      SystemExit: with 0, or with the right names where there is no such kind.
+      SystemExit: with 0 after printing; with the right names if there is no such kind.
     """
     for argument in argv[1:]:
         if asked := re.fullmatch(r"--?list(?:=(.*))?", argument):
@@ -377,35 +489,30 @@ def answer_list(argv: Sequence[str]) -> None:
 
 
 def _listed(name: str) -> str:
-    registries = (MACHINES, LANGUAGE_MODELS, CLASSIFIERS, SOURCES, SCHEDULES, LOGGERS, METRICS)
-    kinds = {
-        f"{registry.section}.{kind}": (registry, kind)
-        for registry in registries
-        for kind in registry
-    }
+    """The text for --list=<name>."""
     if not name:
-        rows = [f"{registry.section}: {', '.join(registry)}" for registry in registries]
+        rows = [f"{registry.section}: {', '.join(registry)}" for registry in REGISTRIES]
         return "\n".join([*rows, "", "--list=machine.rehearsal prints the keys of one."])
+    kinds = {f"{r.section}.{kind}": (r, kind) for r in REGISTRIES for kind in r}
     if name not in kinds:
         near = difflib.get_close_matches(name, kinds, n=1)
-        raise SystemExit(
-            f"--list={name}: no such kind; "
-            + (f"did you mean {near[0]}?" if near else ", ".join(kinds))
-        )
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(kinds)}"
+        raise SystemExit(f"--list={name}: no such kind; {hint}")
     registry, kind = kinds[name]
     section = f"data.{SOURCES.section_of(kind)}" if registry is SOURCES else registry.section
-    fields = fields_of(registry[kind].settings)
-    if not fields:
-        return f"{name} has no keys of its own."
-    return "\n".join(
-        f"--config.{section}.{field}={f.default!r}  {f.doc}"
-        + ("" if f.check is anything else f" ({f.check.text})")
-        for field, f in fields.items()
-    )
+    lines = []
+    for key, field in fields_of(registry[kind].settings).items():
+        check = "" if field.check is anything else f" ({field.check.text})"
+        lines.append(f"--config.{section}.{key}={field.default!r}  {field.doc}{check}")
+    return "\n".join(lines) or f"{name} has no keys of its own."
 
 
 def answer_help(argv: Sequence[str], more: str = "") -> None:
-    """Prints the program's flags and `more`, and ends the process with 0, if argv asks for help."""
+    """Prints the program's flags, and then `more`, if the command line asks for help.
+
+    Raises:
+      SystemExit: with 0, after printing.
+    """
     asked = [name for argument in argv[1:] if (name := argument.lstrip("-")) != argument]
     if not {"help", "helpshort", "helpfull", "h", "?"}.isdisjoint(asked):
         app.usage(shorthelp="helpfull" not in asked, writeto_stdout=True)
@@ -414,30 +521,42 @@ def answer_help(argv: Sequence[str], more: str = "") -> None:
 
 
 def describe() -> str:
-    """Every key as a flag: what it means, what it may be, its default."""
-    lines = (
-        f"  --config.{name}: {f.doc} ({expected(f)}; default {f.default!r})"
-        for name, f in SCHEMA.items()
-    )
-    return "\n".join(
-        ["keys of a config (a config file sets them, and a flag changes one):", *lines]
-    )
+    """The text of --help about keys: each one as a flag, with its meaning, values and default."""
+    lines = ["keys of a config (a config file sets them, and a flag changes one):"]
+    for name, field in SCHEMA.items():
+        values = f"{expected(field)}; default {field.default!r}"
+        lines.append(f"  --config.{name}: {field.doc} ({values})")
+    return "\n".join(lines)
 
 
 def options(arg: str | None, allowed: Sequence[str]) -> frozenset[str]:
-    """What a config file's `get_config(arg)` was asked for: `file.py:long,local` -> {"long", "local"}."""
+    """The options of a config file: `file.py:long,local` -> {"long", "local"}.
+
+    Args:
+      arg: the text behind the colon, as `get_config(arg)` receives it.
+      allowed: the options that the file knows.
+
+    Returns:
+      The chosen options.
+
+    Raises:
+      IllegalFlagValueError: an option is unknown. config_flags would wrap a ValueError in a
+        traceback.
+    """
     chosen = frozenset(filter(None, (arg or "").split(",")))
     unknown = sorted(chosen - set(allowed))
-    if unknown:  # no ValueError: config_flags would wrap it in a traceback
-        there_are = f"there are {', '.join(allowed)}" if allowed else "this card has none"
-        raise flags.IllegalFlagValueError(
-            f"config option {unknown[0]!r}: no such option; {there_are}"
-        )
+    if unknown:
+        hint = f"there are {', '.join(allowed)}" if allowed else "this card has none"
+        text = f"config option {unknown[0]!r}: no such option; {hint}"
+        raise flags.IllegalFlagValueError(text)
     return chosen
 
 
 class Recorder:
-    """A config that remembers which keys were read, as dotted names in `read`; written out whole, none was."""
+    """A config that records which keys are read, as dotted names in `read`.
+
+    `to_json` counts as reading none.
+    """
 
     def __init__(self, config: ConfigDict, prefix: str = "", read: set[str] | None = None):
         self._config, self._prefix = config, prefix
@@ -456,15 +575,17 @@ class Recorder:
     def __iter__(self) -> Iterator[str]:
         return iter(self._config)
 
-    def keys(self) -> Iterable[str]:
-        return self._config.keys()
+    def keys(self) -> list[str]:
+        """The names in this section."""
+        return list(self._config)
 
     def to_json(self) -> str:
-        return self._config.to_json()
+        """The config as JSON."""
+        return str(self._config.to_json())
 
 
-def _given(argv: Sequence[str]) -> Iterator[tuple[str, str, bool]]:
-    """(name, value, whether the flag stands alone, so that the value is the next argument) of each flag."""
+def _flags_in(argv: Sequence[str]) -> Iterator[tuple[str, str, bool]]:
+    """(name, value, alone) of each flag; alone: the flag has no =, so the next argument is it."""
     arguments = flags.FLAGS.read_flags_from_files(list(argv), force_gnu=False)
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         name, equals, value = argument.lstrip("-").partition("=")
@@ -478,64 +599,46 @@ def _check_card(value: str) -> None:
     if path.suffix == ".py" and path.is_file():
         return
     cards = [str(card) for card in paths.visible(path if path.is_dir() else path.parent, "*.py")]
-    names = difflib.get_close_matches(path.name, [Path(card).name for card in cards], n=1)
-    near = [str(path.with_name(name)) for name in names]
-    cure = "cards are in the folder configs of a clone of rmjax: go there, or give the path"
-    if cards:
-        cure = (
-            f"did you mean {near[0]}?"
-            if near and not path.exists()
-            else f"there are {', '.join(cards)}"
-        )
-    state = (
-        "a folder"
-        if path.is_dir()
-        else "no card, which is a .py file"
-        if path.exists()
-        else "no such file"
-    )
-    raise SystemExit(f"--config={value}: {state}; {cure}")
+    near = difflib.get_close_matches(path.name, [Path(card).name for card in cards], n=1)
+    if near and not path.exists():
+        cure = f"did you mean {path.with_name(near[0])}?"
+    elif cards:
+        cure = f"there are {', '.join(cards)}"
+    else:
+        cure = "cards are in the folder configs of a clone of rmjax: go there, or give the path"
+    if path.is_dir():
+        cause = "a folder"
+    else:
+        cause = "no card, which is a .py file" if path.exists() else "no such file"
+    raise SystemExit(f"--config={value}: {cause}; {cure}")
 
 
-def _broken(card: str, error: BaseException) -> str:
-    """What to say of an error that a card raised, with the card's line."""
+def _card_error(card: str, error: BaseException) -> str:
+    """The words for an error that a card raised, with the card's line."""
     path = card.partition(":")[0]
-    lines = [
-        frame.lineno
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename == path
-    ]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == path]
     cause = str(error)
     if isinstance(error, SyntaxError):
         lines, cause = [error.lineno], error.msg
     place = f"{path}, line {lines[-1]}" if lines else path
-    cure = (
-        "mend it; a card defines get_config(arg), which returns a config, as configs/xlong.py does"
-    )
+    cure = "mend it; a card defines get_config(arg), which returns a config (see configs/xlong.py)"
     return f"--config={card}: {place}: {type(error).__name__}: {cause}: {cure}"
 
 
-def _unknown_flag(name: str) -> str:
-    """What to say of a flag that there is not: some leave out the section of a key."""
+def _no_such_flag(name: str) -> str:
+    """The words for an unknown flag; people often leave out the section of a key."""
     near = [f"--config.{key}" for key in sorted(SCHEMA) if f".{key}".endswith(f".{name}")]
     names = [flag for flag in flags.FLAGS if not flag.startswith("config.")]
     near = near or [f"--{flag}" for flag in difflib.get_close_matches(name, names, n=1)]
-    return f"--{name}: no such flag; " + (
-        f"did you mean {' or '.join(near)}?" if near else "--help shows all flags"
-    )
+    hint = f"did you mean {' or '.join(near)}?" if near else "--help shows all flags"
+    return f"--{name}: no such flag; {hint}"
 
 
 def _check_text(name: str, text: str, alone: bool) -> None:
     """Ends the process if the text of a flag is no value of the key."""
     kind = type(SCHEMA[name].default)
-    truth = (
-        "true",
-        "t",
-        "1",
-        "false",
-        "f",
-        "0",
-    )  # as absl reads them; `--config.key` alone is true
+    truth = ("true", "t", "1", "false", "f", "0")  # as absl reads them; a flag alone is true
     try:
         if kind in (int, float):
             kind(text)
@@ -546,6 +649,7 @@ def _check_text(name: str, text: str, alone: bool) -> None:
 
 
 def _flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every key."""
     for key, value in config.items():
         name = f"{prefix}{key}"
         if isinstance(value, ConfigDict) and name not in SCHEMA:
@@ -554,90 +658,103 @@ def _flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _unknown(name: str) -> str:
+def _no_such_key(name: str) -> str:
+    """The words for an unknown key: the most similar key, or all keys of the section."""
     near = difflib.get_close_matches(name, SCHEMA, n=1)
-    return f"config.{name}: no such key" + (
-        f"; did you mean config.{near[0]}?" if near else _neighbours(name)
-    )
-
-
-def _neighbours(name: str) -> str:
+    if near:
+        return f"config.{name}: no such key; did you mean config.{near[0]}?"
     section = name.rpartition(".")[0]
-    inside = [key for key in SCHEMA if key.startswith(f"{section}.")]
-    if not section or not inside:
-        inside = sorted({key if "." not in key else key.partition(".")[0] + ".*" for key in SCHEMA})
-    return "; there are " + ", ".join(f"config.{key}" for key in inside) + " (--help shows all)"
+    known = [key for key in SCHEMA if key.startswith(f"{section}.")]
+    if not section or not known:
+        known = sorted({key if "." not in key else key.partition(".")[0] + ".*" for key in SCHEMA})
+    listed = ", ".join(f"config.{key}" for key in known)
+    return f"config.{name}: no such key; there are {listed} (--help shows all)"
 
 
-def _conflicts(config: ConfigDict) -> Iterator[str]:
-    """What values that are right one by one cannot be together."""
-    machine, train, simulated, movielens = (
-        config.machine,
-        config.train,
-        config.data.simulated,
-        config.data.movielens,
-    )
-    width = "item_dim" if machine.item_dim and machine.kind == "continual" else "dim"
-    if simulated.clicks_min > simulated.clicks_max:
-        least, most = simulated.clicks_min, simulated.clicks_max
-        yield f"config.data.simulated.clicks_min = {least} must be at most config.data.simulated.clicks_max = {most}"
-    if movielens.test_fraction + movielens.valid_fraction >= 1:
-        yield "config.data.movielens.test_fraction + valid_fraction must be below 1: none are left to train on"
-    if config.teacher.share_items and config.teacher.dim != machine[width]:
-        item_width = f"machine.{width} = {machine[width]}"
-        yield f"config.teacher.share_items needs teacher.dim = {config.teacher.dim} to be {item_width}"
-    if config.teacher.share_items and train.start_from and not config.teacher.dir:
-        yield "config.train.start_from with teacher.share_items: set config.teacher.dir to the teacher of that run too"
-    if config.teacher.share_items and (config.data.vectors or config.data.name == "activitynet"):
-        yield "config.teacher.share_items: with config.data.vectors, or frames for items, there is no table to share"
-    words = config.data.name in ("babi", "narrativeqa", "tvqa", "activitynet")
-    if machine.dim % 2 and words:
-        yield f"config.machine.dim = {machine.dim} must be even: a bidirectional GRU has half of it each way"
-    if is_sequence(config):
-        yield from _model_conflicts(config)
-    rehearsal = config.rehearsal
-    if rehearsal.negatives in ("near", "stream") and not rehearsal.sampled_items:
-        yield f"config.rehearsal.negatives = {rehearsal.negatives!r} needs config.rehearsal.sampled_items above 0"
-    if train.sparse_items and config.rehearsal.recollection and not config.rehearsal.sampled_items:
-        yield "config.train.sparse_items: with config.rehearsal.sampled_items = 0 every step touches all items"
-    if train.sparse_items and (config.data.name == "activitynet" or is_sequence(config)):
-        yield f"config.train.sparse_items: {config.data.name} has no item table"
-    if train.model_devices > 1 and train.mapping == "pmap":
-        yield f"config.train.model_devices = {train.model_devices} needs config.train.mapping = 'mesh'"
+def models_of(config: ConfigDict) -> Registry:
+    """The registry of sequence models for the data of a config.
 
+    Without a sequence model it is the registry that has config.model.kind.
 
-def models_of(config: Any) -> Registry:
-    """The kinds of sequence model for the data of a config; raises ValueError if config.model.kind is none of them."""
+    Raises:
+      ValueError: config.model.kind is not in the registry.
+    """
     kind, classifies = config.model.kind, SOURCES.task_of(config.data.name) == "documents"
     if not is_sequence(config):
-        return CLASSIFIERS if kind in CLASSIFIERS else LANGUAGE_MODELS  # none is made
+        return CLASSIFIERS if kind in CLASSIFIERS else LANGUAGE_MODELS
     registry = CLASSIFIERS if classifies else LANGUAGE_MODELS
     if kind not in registry:
-        raise ValueError(
-            f"config.model.kind = {kind!r}: for {config.data.name} there are {', '.join(registry)}"
-        )
+        known = f"for {config.data.name} there are {', '.join(registry)}"
+        raise ValueError(f"config.model.kind = {kind!r}: {known}")
     return registry
 
 
-def is_sequence(config: Any) -> bool:
-    """Whether a sequence model (config.model) reads the data, or a memory machine (config.machine)."""
+def is_sequence(config: ConfigDict) -> bool:
+    """Whether a sequence model (config.model) reads the data, not a machine (config.machine)."""
     return SOURCES.task_of(config.data.name) != "questions"
 
 
+def _conflicts(config: ConfigDict) -> Iterator[str]:
+    """A message for each conflict between values that are right one by one."""
+    data, machine, teacher, train = config.data, config.machine, config.teacher, config.train
+    simulated, movielens = data.simulated, data.movielens
+    if simulated.clicks_min > simulated.clicks_max:
+        most = f"config.data.simulated.clicks_max = {simulated.clicks_max}"
+        yield f"config.data.simulated.clicks_min = {simulated.clicks_min}: must be at most {most}"
+    if movielens.test_fraction + movielens.valid_fraction >= 1:
+        fractions = "config.data.movielens.test_fraction + valid_fraction"
+        yield f"{fractions}: must be below 1, so that users are left to train on"
+    if teacher.share_items:
+        yield from _share_conflicts(config)
+    if machine.dim % 2 and SOURCES.asks_in_words(data.name):
+        cause = "a bidirectional GRU reads the questions, half of the width in each direction"
+        yield f"config.machine.dim = {machine.dim}: must be even: {cause}"
+    if is_sequence(config):
+        yield from _model_conflicts(config)
+    rehearsal, none_sampled = config.rehearsal, "config.rehearsal.sampled_items = 0"
+    if rehearsal.negatives in ("near", "stream") and not rehearsal.sampled_items:
+        asked = f"config.rehearsal.negatives = {rehearsal.negatives!r}"
+        yield f"{asked}: needs config.rehearsal.sampled_items above 0"
+    if train.sparse_items and rehearsal.recollection and not rehearsal.sampled_items:
+        yield f"config.train.sparse_items: with {none_sampled} every step touches all items"
+    if train.sparse_items and (is_sequence(config) or not SOURCES.has_item_table(data.name)):
+        yield f"config.train.sparse_items: {data.name} has no item table"
+    if train.model_devices > 1 and train.mapping == "pmap":
+        devices = f"config.train.model_devices = {train.model_devices}"
+        yield f"{devices}: needs config.train.mapping = 'mesh'"
+
+
+def _share_conflicts(config: ConfigDict) -> Iterator[str]:
+    """The conflicts of config.teacher.share_items."""
+    machine, teacher, shares = config.machine, config.teacher, "config.teacher.share_items"
+    width = "item_dim" if machine.item_dim and machine.kind == "continual" else "dim"
+    if teacher.dim != machine[width]:
+        item_width = f"config.machine.{width} = {machine[width]}"
+        yield f"{shares}: needs config.teacher.dim = {teacher.dim} to be {item_width}"
+    if config.train.start_from and not teacher.dir:
+        yield f"{shares} and config.train.start_from: set config.teacher.dir to that run's teacher"
+    if config.data.vectors or not SOURCES.has_item_table(config.data.name):
+        yield f"{shares}: with word vectors (config.data.vectors) or frames no table can be shared"
+
+
 def _model_conflicts(config: ConfigDict) -> Iterator[str]:
-    """The same of sequence models."""
+    """The conflicts of sequence models."""
     model, data, train = config.model, config.data, config.train
     texts = SOURCES.task_of(data.name) == "every token"
     if data.name == "hyperpartisan" and data.segment_length < 3:
-        yield f"config.data.segment_length = {data.segment_length}: must be at least 3, two tokens of it are marks"
+        length = f"config.data.segment_length = {data.segment_length}"
+        yield f"{length}: must be at least 3, since two tokens of a segment are marks"
     if texts and model.gradient_segments > data.segments:
         reach = f"config.model.gradient_segments = {model.gradient_segments}"
-        yield f"{reach}: gradients end with a step of config.data.segments = {data.segments}: raise that too"
+        yield f"{reach}: more than the config.data.segments = {data.segments} of a step: raise that"
     if texts and train.microbatch:
-        yield "config.train.microbatch: of texts a device holds all rows at once; lower config.train.batch_size"
+        cure = "lower config.train.batch_size"
+        yield f"config.train.microbatch: with texts a device computes all rows at once; {cure}"
     if model.pretrained and train.start_from:
-        yield "config.model.pretrained and config.train.start_from: a model begins with one of them"
+        both = "config.model.pretrained and config.train.start_from"
+        yield f"{both}: both give initial values; leave one of them out"
     if data.vectors:
-        yield f"config.data.vectors = {data.vectors!r}: is for memory machines, not for {data.name}"
+        yield f"config.data.vectors = {data.vectors!r}: for memory machines, not for {data.name}"
     if train.model_devices > 1:
-        yield f"config.train.model_devices = {train.model_devices}: splits item tables, which {data.name} has not"
+        devices = f"config.train.model_devices = {train.model_devices}"
+        yield f"{devices}: splits item tables, and {data.name} has none"

@@ -1,4 +1,4 @@
-"""The command `python -m rmjax.load`, which is `python -m rmjax.load_test` now."""
+"""The old name of the command `python -m rmjax.load_test`."""
 
 from rmjax._moved import forward
 

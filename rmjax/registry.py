@@ -1,7 +1,8 @@
-"""One mechanism for everything that comes in kinds: a name, its settings, and what makes it.
+"""Registries: one mechanism that turns the name of a kind into its settings and its maker.
 
-A kind is one file with a dataclass `Settings`, whose fields are `setting`s, and a function `make`; and one row
-of a `Registry`. config.py makes flags of the settings of all kinds. Code outside this package registers its own.
+A kind is one module with a dataclass `Settings`, whose fields are made by `setting`, and a function
+`make`. One row of a `Registry` names the module. config.py turns the settings of all kinds into
+flags. Code outside this package adds kinds with the `register_*` functions below.
 """
 
 from __future__ import annotations
@@ -12,47 +13,56 @@ import importlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import entry_points
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+Value = int | float | str | bool  # of one key of a config
+V = TypeVar("V", bound=Value)
+Make = TypeVar("Make", bound=Callable[..., Any])
 
 
 class Check(NamedTuple):
-    """What values a field takes, and the words for it."""
+    """A test for the value of a field, and the words that describe right values."""
 
-    holds: Callable[[Any], bool]
+    holds: Callable[[Any], bool]  # called with values of the field's type only
     text: str
 
 
 def names_in(names: str) -> list[str]:
-    """What a key that names several kinds stands for: 'jsonl,wandb' -> ['jsonl', 'wandb']."""
+    """The names in a value that lists kinds: 'jsonl,wandb' -> ['jsonl', 'wandb']."""
     return [name.strip() for name in names.split(",") if name.strip()]
 
 
 class KindOf(NamedTuple):
-    """A check that the value names a kind of a registry, those included that are registered later.
+    """A check that a value names a kind. It knows kinds that are registered later, too.
 
-    several: it names any number of different ones, with commas between.
+    Args:
+      registries: the registries whose kinds are right.
+      several: the value lists any number of different names, separated by commas.
     """
 
-    registry: Mapping[str, Any]
+    registries: tuple[Mapping[str, object], ...]
     several: bool = False
 
     def holds(self, value: str) -> bool:
-        """Whether every name is of a kind, and none comes twice."""
+        """Whether every name is in a registry, and no name comes twice."""
         names = names_in(value) if self.several else [value]
-        return len({*names}) == len(names) and all(name in self.registry for name in names)
+        known = {kind for registry in self.registries for kind in registry}
+        return len({*names}) == len(names) and known.issuperset(names)
 
     @property
     def text(self) -> str:
-        """The words for it."""
-        return f"{'any' if self.several else 'one'} of {', '.join(self.registry)}"
+        """The words that describe right values."""
+        names = [kind for registry in self.registries for kind in registry]
+        return f"{'any' if self.several else 'one'} of {', '.join(names)}"
 
 
 class Field(NamedTuple):
-    """One key. Its type is that of the default; an int will do for a float."""
+    """One key of a config. Values must have the default's type; a float key takes an int too."""
 
-    default: Any
+    default: Value
     check: Check | KindOf
     doc: str
 
@@ -61,55 +71,68 @@ anything = Check(lambda value: True, "anything")
 
 
 def at_least(low: float) -> Check:
+    """A check for numbers in [low, infinity)."""
     return Check(lambda value: value >= low, f"at least {low}")
 
 
 def above(low: float) -> Check:
+    """A check for numbers in (low, infinity)."""
     return Check(lambda value: value > low, f"above {low}")
 
 
 def between(low: float, high: float) -> Check:
+    """A check for numbers in [low, high]."""
     return Check(lambda value: low <= value <= high, f"from {low} to {high}")
 
 
 def below(low: float, high: float) -> Check:
+    """A check for numbers in [low, high)."""
     return Check(lambda value: low <= value < high, f"from {low} to just below {high}")
 
 
 def inside(low: float, high: float) -> Check:
+    """A check for numbers in (low, high)."""
     return Check(lambda value: low < value < high, f"above {low} and below {high}")
 
 
 def one_of(*choices: str) -> Check:
+    """A check for one of some strings."""
     return Check(lambda value: value in choices, f"one of {', '.join(choices)}")
 
 
-a_path = Check(
-    lambda value: True, "the path of a file or folder"
-)  # `config.validate` refuses addresses
+# `config.validate` recognises these two by identity, and refuses addresses such as gs://b/x.
+a_path = Check(lambda value: True, "the path of a file or folder")
 a_workdir = Check(lambda value: True, "the path of a workdir")
-a_seed = between(0, 2**32 - 1)  # JAX takes 32 bits of a seed: beyond, two seeds would be one
+a_seed = between(0, 2**32 - 1)  # JAX takes 32 bits of a seed; beyond, two seeds would draw the same
 
 
-def kind_of(registry: Mapping[str, Any]) -> KindOf:
-    """The name of a kind."""
-    return KindOf(registry)
+def kind_of(*registries: Mapping[str, object]) -> KindOf:
+    """A check for the name of one kind."""
+    return KindOf(registries)
 
 
-def kinds_of(registry: Mapping[str, Any]) -> KindOf:
-    """Names of kinds, with commas between; none, too."""
-    return KindOf(registry, several=True)
+def kinds_of(*registries: Mapping[str, object]) -> KindOf:
+    """A check for any number of different kinds, separated by commas; an empty string is right."""
+    return KindOf(registries, several=True)
 
 
-def setting(default: T, check: Check = anything, doc: str = "") -> T:
-    """A field of a dataclass of settings: its default, what it may be, and what it means."""
-    field: Any = dataclasses.field(default=default, metadata={"field": Field(default, check, doc)})
-    return field
+def setting(default: V, check: Check = anything, doc: str = "") -> V:
+    """A field of a dataclass of settings.
+
+    Args:
+      default: the value if a config does not set the field; it also gives the type.
+      check: which values are right.
+      doc: the field's meaning, a phrase that --help prints.
+
+    Returns:
+      A dataclass field, typed as the default.
+    """
+    return dataclasses.field(default=default, metadata={"field": Field(default, check, doc)})
 
 
 @dataclasses.dataclass(frozen=True)
 class NoSettings:
-    """Of kinds without keys of their own."""
+    """The settings of kinds that have no keys."""
 
 
 def fields_of(settings: type) -> dict[str, Field]:
@@ -118,7 +141,7 @@ def fields_of(settings: type) -> dict[str, Field]:
 
 
 def wrong(field: Field, value: Any) -> str | None:
-    """What a value should have been, None where it is."""
+    """The words for what `value` must be, if it is wrong for `field`; None if it is right."""
     wanted = type(field.default)
     fits = type(value) is wanted or (wanted is float and type(value) is int)
     if fits and (wanted is not float or math.isfinite(value)) and field.check.holds(value):
@@ -127,87 +150,105 @@ def wrong(field: Field, value: Any) -> str | None:
 
 
 def expected(field: Field) -> str:
-    """What a value is to be, in words."""
-    kind = {int: "a whole number", float: "a number", str: "a string", bool: "True or False"}[
-        type(field.default)
-    ]
+    """The words for the values that a field takes."""
+    kinds = {int: "a whole number", float: "a number", str: "a string", bool: "True or False"}
+    kind = kinds[type(field.default)]
     return kind if field.check is anything else f"{kind}, {field.check.text}"
 
 
 class Kind(NamedTuple):
-    """What a name stands for."""
+    """An entry of a registry."""
 
     settings: type
     make: Callable[..., Any]
 
 
 class Registry(Mapping[str, Kind]):
-    """Kinds by name. What is not asked for is not imported.
+    """Kinds by name. A kind's module is imported when the kind is first looked up.
 
     Args:
-      section: what its keys begin with in a config, such as 'machine'.
-      rows: {name: module}; the module has `Settings` and `make`. Packages add rows by entry points of the group
-        'rmjax.<section>'.
-      maker: the name of that function, if it is another one.
+      section: the section of a config that has the kinds' keys, such as 'machine'.
+      rows: {name: module}; the module defines `Settings` and the maker. Installed packages add rows
+        through entry points of the group 'rmjax.<section>'.
+      maker: the name of the maker in the modules.
     """
 
     def __init__(self, section: str, rows: Mapping[str, str], maker: str = "make"):
         self.section, self._maker = section, maker
-        self._modules = {
-            **rows,
-            **{point.name: point.value for point in entry_points(group=f"rmjax.{section}")},
-        }
+        points = entry_points(group=f"rmjax.{section}")
+        self._modules = {**rows, **{point.name: point.value for point in points}}
         self._registered: dict[str, Kind] = {}
 
-    def register(self, name: str, settings: type) -> Callable[[T], T]:
-        """Decorates the `make` of a kind that is not part of this package.
+    def register(self, name: str, settings: type) -> Callable[[Make], Make]:
+        """A decorator for the maker of a kind from outside this package.
+
+        Args:
+          name: of the kind.
+          settings: its dataclass of settings; every field is a `setting`.
+
+        Returns:
+          The decorator; it returns the maker as it is.
 
         Raises:
-          ValueError: the name is taken; or a field is no `setting`, or differs from another kind's of that name.
+          ValueError: the name is taken, a field is no `setting`, or a field has another default
+            than the field of that name of another kind.
         """
         if name in self:
             raise ValueError(f"there is a {self.section} {name!r} already: take another name")
-        bare = [
-            field.name for field in dataclasses.fields(settings) if "field" not in field.metadata
-        ]
-        if bare:
-            raise ValueError(
-                f"{settings.__name__}.{bare[0]}: give it a default with rmjax.registry.setting(...)"
-            )
+        for plain in dataclasses.fields(settings):
+            if "field" not in plain.metadata:
+                cure = "give it a default with rmjax.registry.setting(...)"
+                raise ValueError(f"{settings.__name__}.{plain.name}: {cure}")
         known = self.fields()
-        for field, mine in fields_of(settings).items():
-            if field in known and known[field].default != mine.default:
-                theirs = f"config.{self.section}.{field} has the default {known[field].default!r} in another kind"
-                raise ValueError(f"{settings.__name__}.{field}: {theirs}: take it, or another name")
+        for key, field in fields_of(settings).items():
+            if key in known and known[key].default != field.default:
+                raise ValueError(
+                    f"{settings.__name__}.{key}: config.{self.section}.{key} has the default "
+                    f"{known[key].default!r} in another kind: take it, or another name"
+                )
 
-        def add(make: T) -> T:
-            self._registered[name] = Kind(settings, make)  # type: ignore[arg-type]
+        def add(make: Make) -> Make:
+            self._registered[name] = Kind(settings, make)
             return make
 
         return add
 
     def fields(self) -> dict[str, Field]:
-        """The fields of all kinds; those of one name are one key."""
-        return {
-            name: field
-            for kind in self.values()
-            for name, field in fields_of(kind.settings).items()
-        }
+        """The fields of all kinds. Kinds share a key where their fields have the same name."""
+        kinds = self.values()
+        return {name: field for kind in kinds for name, field in fields_of(kind.settings).items()}
+
+    def ignored_by(self, name: str) -> tuple[str, ...]:
+        """Common keys that runs of a kind do not read, such as 'reason.hops'.
+
+        The `Settings` of the kind list them in a class variable `ignores`.
+        """
+        return tuple(getattr(self[name].settings, "ignores", ()))
 
     def settings(
-        self, name: str, values: Mapping[str, Any], prefix: str = "", config: Any = None
+        self,
+        name: str,
+        values: Mapping[str, Any],
+        prefix: str = "",
+        config: ConfigDict | None = None,
     ) -> Any:
-        """The settings of a kind, from values among which there may be others.
+        """The settings of a kind, made from the values of a config.
 
-        A dataclass of settings may have a method `conflicts(config)`, which yields what is wrong with values that are
-        right one by one: "{heads} must divide {dim}".
+        A dataclass of settings may define `conflicts(config)`. It yields a message for each
+        conflict between values that are right one by one, such as "{heads} must divide {dim}".
+        Each {field} is replaced by the field's full name and value.
 
         Args:
-          prefix: stands before the names in errors, such as 'config.machine.'.
-          config: of the whole run, where there is one.
+          name: of the kind.
+          values: {key: value}; keys of other kinds are ignored.
+          prefix: stands before the keys in errors, such as 'config.machine.'.
+          config: the config of the run, for `conflicts`; None: no run is known.
+
+        Returns:
+          An instance of the kind's dataclass of settings.
 
         Raises:
-          ValueError: no such kind; a value out of range, or in conflict with another.
+          ValueError: the kind does not exist; a value is out of range; or values conflict.
         """
         settings, fields = self[name].settings, fields_of(self[name].settings)
         chosen = {field: values[field] for field in fields if field in values}
@@ -216,11 +257,8 @@ class Registry(Mapping[str, Kind]):
                 raise ValueError(f"{prefix}{field} = {value!r}: must be {must}")
         made = settings(**chosen)
         for message in made.conflicts(config) if hasattr(made, "conflicts") else ():
-            raise ValueError(
-                message.format(
-                    **{field: f"{prefix}{field} = {getattr(made, field)}" for field in fields}
-                )
-            )
+            shown = {field: f"{prefix}{field} = {getattr(made, field)}" for field in fields}
+            raise ValueError(message.format(**shown))
         return made
 
     def __getitem__(self, name: str) -> Kind:
@@ -229,9 +267,8 @@ class Registry(Mapping[str, Kind]):
         if name not in self._modules:
             near = difflib.get_close_matches(name, [*self], n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(self)}"
-            raise ValueError(
-                f"unknown {self.section} {name!r}; {hint} (one from outside: import its module, --import)"
-            )
+            outside = "(--import=MODULE imports a module that registers kinds)"
+            raise ValueError(f"unknown {self.section} {name!r}; {hint} {outside}")
         module = importlib.import_module(self._modules[name])
         return Kind(module.Settings, getattr(module, self._maker))
 
@@ -245,24 +282,45 @@ class Registry(Mapping[str, Kind]):
         return len(self._modules) + len(self._registered)
 
 
-class Sources(Registry):
-    """Sources of data; the keys of each are a section of their own, such as data.babi.
+# What a source asks of its reader: memory machines answer questions, sequence models do the rest.
+TASKS = ("questions", "last tokens", "every token", "documents")
 
-    Its `Settings` may say `section`, the name of that section, if it is not that of the source; and `task`, what is
-    asked: "questions" (a memory machine answers them), or, of a sequence model, "last tokens", "every token" or
-    "documents". A `make` takes the settings, the section `data` of the config, and the seed.
+
+class Sources(Registry):
+    """Sources of data. Each source has its keys in a section within data, such as data.babi.
+
+    The `Settings` of a source may have these class variables: `section`, if the section is not
+    called like the source; `task`, one of `TASKS`; `asks_in_words = True`, if questions are
+    sentences; `has_item_table = False`, if items are features, not ids. The `make` of a source
+    takes the settings, the section `data` of the config, and the seed.
     """
 
     def section_of(self, name: str) -> str:
-        """Where the keys of a source are, in the section data."""
-        return getattr(self[name].settings, "section", name)
+        """The section within data that has a source's keys."""
+        return str(getattr(self[name].settings, "section", name))
 
     def task_of(self, name: str) -> str:
-        """What is asked of a source's streams."""
-        return getattr(self[name].settings, "task", "questions")
+        """What a source asks of a reader, one of `TASKS`.
+
+        Raises:
+          ValueError: the source does not exist, or its settings name another task.
+        """
+        task = str(getattr(self[name].settings, "task", "questions"))
+        if task not in TASKS:
+            must = one_of(*TASKS).text
+            raise ValueError(f"data {name!r}: Settings.task = {task!r}: must be {must}")
+        return task
+
+    def asks_in_words(self, name: str) -> bool:
+        """Whether a source's questions are sentences, not items."""
+        return bool(getattr(self[name].settings, "asks_in_words", False))
+
+    def has_item_table(self, name: str) -> bool:
+        """Whether a source's items are ids, which index a table, not features."""
+        return bool(getattr(self[name].settings, "has_item_table", True))
 
     def fields(self) -> dict[str, Field]:
-        """The fields of all sources, as 'babi.subset'."""
+        """The fields of all sources, by names such as 'babi.subset'."""
         return {
             f"{self.section_of(name)}.{key}": field
             for name, kind in self.items()
@@ -356,38 +414,52 @@ METRICS = Registry(
 )
 
 
-def register_machine(name: str, settings: type) -> Callable[[T], T]:
-    """Decorates `make(num_items, settings, context) -> MemoryMachine`, of a machine from outside this package.
+REGISTRIES = (MACHINES, LANGUAGE_MODELS, CLASSIFIERS, SOURCES, SCHEDULES, LOGGERS, METRICS)
 
-    Then `--config.machine.kind=<name>` works with `--import=<its module>`; see `Registry.register` for errors.
+
+def register_machine(name: str, settings: type) -> Callable[[Make], Make]:
+    """Decorates `make(num_items, settings, context) -> MemoryMachine`.
+
+    After `--import=<the module>`, `--config.machine.kind=<name>` selects it. For arguments and
+    errors see `Registry.register`.
     """
     return MACHINES.register(name, settings)
 
 
-def register_model(name: str, settings: type) -> Callable[[T], T]:
-    """Decorates `build(settings, context: ModelContext) -> SequenceModel`, as `register_machine` does for machines."""
+def register_model(name: str, settings: type) -> Callable[[Make], Make]:
+    """Decorates `build(settings, context: ModelContext) -> SequenceModel`, a language model.
+
+    After `--import=<the module>`, `--config.model.kind=<name>` selects it. For arguments and
+    errors see `Registry.register`.
+    """
     return LANGUAGE_MODELS.register(name, settings)
 
 
-def register_source(name: str, settings: type) -> Callable[[T], T]:
-    """Decorates `make(settings, common, seed) -> Source`, of a source from outside this package.
+def register_source(name: str, settings: type) -> Callable[[Make], Make]:
+    """Decorates `make(settings, common, seed) -> Source`.
 
-    Its keys are --config.data.<name>.<field>; `common` is the section `data` of the config, with `dir`, `cache_dir`,
-    `segment_length` and so on. See `Registry.register` for errors.
+    Its keys are --config.data.<name>.<field>. `common` is the section `data` of the config, with
+    `dir`, `cache_dir`, `segment_length` and so on. For errors see `Registry.register`.
     """
     return SOURCES.register(name, settings)
 
 
-def register_schedule(name: str, settings: type) -> Callable[[T], T]:
-    """Decorates `make(settings, steps) -> step -> factor`, for config.train.schedule and config.rehearsal.schedule."""
+def register_schedule(name: str, settings: type) -> Callable[[Make], Make]:
+    """Decorates `make(settings, steps) -> (step -> factor)`, for train and rehearsal schedules.
+
+    config.train.schedule and config.rehearsal.schedule select it.
+    """
     return SCHEDULES.register(name, settings)
 
 
-def register_logger(name: str, settings: type) -> Callable[[T], T]:
+def register_logger(name: str, settings: type) -> Callable[[Make], Make]:
     """Decorates `make(settings, context: LoggerContext) -> Logger`, for config.train.loggers."""
     return LOGGERS.register(name, settings)
 
 
-def register_metric(name: str) -> Callable[[T], T]:
-    """Decorates `make(settings) -> Metric`, for the `Questions.metric` of a source; settings are empty."""
+def register_metric(name: str) -> Callable[[Make], Make]:
+    """Decorates `make(settings) -> Metric`, for `Questions.metric` of a source.
+
+    The settings are empty, see `NoSettings`.
+    """
     return METRICS.register(name, NoSettings)

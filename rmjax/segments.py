@@ -1,4 +1,4 @@
-"""Moved to `rmjax.data.segments`."""
+"""The old name of `rmjax.data.segments`."""
 
 from rmjax._moved import forward
 

@@ -1,4 +1,4 @@
-"""Moved to `rmjax.serve.store`."""
+"""The old name of `rmjax.serve.store`."""
 
 from rmjax._moved import forward
 

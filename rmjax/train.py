@@ -1,4 +1,4 @@
-"""Moved to `rmjax.run`."""
+"""The old name of `rmjax.run`."""
 
 from rmjax._moved import forward
 

@@ -1,8 +1,16 @@
-"""The contract, read first: what a batch is, what a memory machine is, what a task is.
+"""The contracts of the package; read them first: batches, machines, models, tasks, loggers.
 
-Shapes use B examples, T segments, N items a segment, Q queries, K slots, d item width, m answer width; where questions
-are sentences W words of one, A candidate answers of an example, C of them to choose from in a question.
-Every array has its mask; what a masked entry holds is never looked at.
+Letters in shapes:
+
+    B  examples (streams) of a batch      Q  questions of an example
+    T  segments of a stream               W  words of a question
+    N  items of a segment                 A  candidate answers of an example
+    L  items of the longest stream        V  words of a candidate; or the vocabulary's size
+    K  slots of a memory                  C  candidates that one question chooses from
+    d  width of items in a machine        m  width of questions and answers in a machine
+    F  width of an item given as features P  items of another stream, for negative fragments
+
+Every array has a mask. Code never lets the value of a masked entry reach a result.
 """
 
 from __future__ import annotations
@@ -23,83 +31,84 @@ import numpy as np
 Array = jax.Array
 Key = jax.Array  # typed PRNG key(s), `jax.random.key`; a leading axis means one key per example
 Params = Any  # pytree of f32 arrays
-Memory = Any  # a machine's own frozen dataclass; leading axis B; has `segments` i32[B]
-Weight = float | Callable[[Array], Array]  # of a loss term; a function of the step, i32 []
+Memory = Any  # frozen dataclass of the machine; leading axis B; has a field `segments`, i32 [B]
+Features = Any  # pytree of arrays with the same leading axes; the machine chooses the rest
+State = Any  # pytree with leading axis B: what a sequence model remembers
+Carry = Any  # pytree that a task hands from step to step; () where a task carries nothing
+Weight = float | Callable[[Array], Array]  # a number, or a function of the step i32 []
 Sum = tuple[Array, Array]  # (sum, count), both f32 []; added over devices first, divided once
+Terms = dict[str, tuple[Weight, Sum]]  # of a loss: the loss adds up weight * sum / count
 
 
 @flax.struct.dataclass
 class Batch:
     """Streams cut into segments, and the questions asked of their memories.
 
-    `position` counts the segments written before each question; None means every question comes at the end. Of a text
-    whose every token asks for the next one, Q = T N.
+    In a language model's batch every token asks for the next one, so Q = T N.
     """
 
     items: Array  # i32 [B, T, N] item ids, or f32 [B, T, N, F] features (frames of a video)
-    item_mask: Array  # bool [B, T, N] true where an item is
-    query: Array  # i32 [B, Q] asked item ids or kinds of question, or [B, Q, W] words
+    item_mask: Array  # bool [B, T, N], true where an item is
+    query: Array  # i32 [B, Q], items asked about or kinds of question; or i32 [B, Q, W] words
     query_mask: Array  # bool [B, Q]
-    target: Array  # i32 [B, Q] the answers (clicks: 1 clicked, 0 not; else which class, or which of the choices)
-    negative_items: (
-        Array  # i32 [B, P] or f32 [B, P, F] items of another stream, for negative fragments
-    )
+    target: Array  # i32 [B, Q], answers: 1 clicked, 0 not; else the class or the right choice
+    negative_items: Array  # i32 [B, P] or f32 [B, P, F], of another stream: negative fragments
     negative_mask: Array  # bool [B, P]
-    example_id: (
-        Array  # i32 [B] names the example in its split: what is drawn for it is drawn from this
-    )
-    position: Array | None = None  # i32 [B, Q]
-    word_mask: Array | None = None  # bool [B, Q, W] words of the questions
-    candidates: Array | None = None  # i32 [B, A, V] candidate answers of an example, as words
+    example_id: Array  # i32 [B], names the example in its split; its random draws depend on it
+    position: Array | None = None  # i32 [B, Q], segments before each question; None: all of them
+    word_mask: Array | None = None  # bool [B, Q, W], words of the questions
+    candidates: Array | None = None  # i32 [B, A, V], candidate answers of an example, as words
     candidate_mask: Array | None = None  # bool [B, A, V]
-    choices: Array | None = None  # i32 [B, Q, C] which candidates a question has
+    choices: Array | None = None  # i32 [B, Q, C], indices of the candidates that a question has
     choice_mask: Array | None = None  # bool [B, Q, C]
-    reset: Array | None = None  # bool [B, T] whether a stream begins anew before a segment
+    reset: Array | None = None  # bool [B, T], true where a new stream begins with the segment
 
 
 class SegmentEncoder(NamedTuple):
-    """What a machine of slots reads a segment with: items in, features of the same width out."""
+    """Reads segments for machines of slots: items in, features of the same width out."""
 
     init: Callable[[Key, int, int], Params]
     """init(key, d, N): draws parameters.
 
     Args:
-      key: draws them.
+      key: of the draws.
       d: width of the machine.
-      N: most items of a segment.
+      N: largest number of items in a segment.
 
     Returns:
-      The encoder's own tree.
+      The encoder's parameters.
     """
     apply: Callable[..., Array]
     """apply(params, items, x, mask, key=None): reads t segments at once.
 
     Args:
-      params: of `init`.
-      items: [B, t, N]; an encoder with a table of its own reads the ids.
+      params: from `init`.
+      items: i32 [B, t, N] or f32 [B, t, N, F]; for encoders that look ids up in their own table.
       x: f32 [B, t, N, d], the items' rows in the machine's table.
       mask: bool [B, t, N].
-      key: [B, t], draws dropout; None: there is none.
+      key: [B, t], for dropout; None: no dropout.
 
     Returns:
-      Features f32 [B, t, N, d].
+      f32 [B, t, N, d], features.
     """
 
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What a machine is told of the streams that it will read, beside its own settings."""
+    """What a machine must know of the run, beside its own settings.
+
+    Raises:
+      ValueError: a size is no integer, or too small.
+    """
 
     segment_length: int = 20  # N
-    max_items: int = 1000  # L, of the longest stream
-    width: int = (
-        0  # of items that are features, or of word vectors; 0: the table is as wide as the machine
-    )
-    hops: int = 1  # of attention over the slots, in reading
-    dtype: Any = jnp.float32  # of the encoder's products
-    segment_encoder: SegmentEncoder | None = None  # in the place of the one that the settings name
+    max_items: int = 1000  # L
+    width: int = 0  # of feature items or word vectors; 0: items are ids, and table rows are d wide
+    hops: int = 1  # attention hops over the slots in `read`
+    dtype: jnp.dtype = jnp.float32  # of the encoder's matrix products
+    segment_encoder: SegmentEncoder | None = None  # replaces the encoder that the settings name
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, least in (("segment_length", 1), ("max_items", 0), ("width", 0), ("hops", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
@@ -107,39 +116,43 @@ class Context:
 
 
 class MemoryMachine(NamedTuple):
-    """A memory as a bundle of pure functions; variants rebind one of them.
+    """A memory as a bundle of pure functions; variants replace one of them.
 
-    No function keeps state, and `write` never sees a query. `machines.make` sees to it that a wholly padded segment
-    returns the memory bit for bit, and that others are counted in its `segments`.
+    No function keeps state. `write` never sees a question. `machines.make` wraps `write` in two
+    ways: a wholly padded segment returns the memory bit for bit, and `memory.segments` counts all
+    other segments.
     """
 
     init: Callable[[Key], Params]
     """init(key): draws parameters.
 
     Args:
-      key: draws them.
+      key: of the draws.
 
     Returns:
-      The machine's own tree.
+      The machine's parameters.
     """
     init_memory: Callable[[Params, int], Memory]
     """init_memory(params, batch_size): the memory of an empty stream.
 
     Args:
-      params: of `init`.
+      params: from `init`.
       batch_size: B.
 
     Returns:
       A memory with leading axis B.
     """
-    encode: Callable[..., Any]
-    """encode(params, items, mask, key=None): what `write` reads. It never looks at the memory.
+    encode: Callable[..., Features]
+    """encode(params, items, mask, key=None): turns items into what `write` reads.
+
+    It never sees the memory, so all segments can be encoded at once.
 
     Args:
-      params: of `init`.
-      items: [B, t, N]. Segments are independent, so the two leading axes may come in either order.
+      params: from `init`.
+      items: i32 [B, t, N] or f32 [B, t, N, F]. Segments are independent of one another, so the
+        axes B and t may be swapped.
       mask: bool [B, t, N].
-      key: [B, t], draws dropout; None: there is none.
+      key: [B, t], for dropout; None: no dropout.
 
     Returns:
       Features, a pytree of [B, t, N, ...].
@@ -148,249 +161,261 @@ class MemoryMachine(NamedTuple):
     """write(params, memory, features, mask, key=None): writes one segment; `memorize` scans it.
 
     Args:
-      params: of `init`.
+      params: from `init`.
       memory: of B streams.
       features: of one segment, a pytree of [B, N, ...].
       mask: bool [B, N].
-      key: [B], draws dropout; None: there is none.
+      key: [B], for dropout; None: no dropout.
 
     Returns:
-      The memory after the segment, and aux: the (sum, count) of the machine's own loss, see `has_loss`. Padded rows
-      count for nothing in it.
+      The memory after the segment, and aux: the (sum, count) of the machine's own loss, see
+      `has_loss`. Padded rows add nothing to aux.
     """
     slots: Callable[[Params, Memory], tuple[Array, Array]]
-    """slots(params, memory): what readers attend to.
+    """slots(params, memory): the rows that readers attend to.
 
     Args:
-      params: of `init`.
+      params: from `init`.
       memory: of B streams.
 
     Returns:
-      f32 [B, K, d] and its mask bool [B, K].
+      f32 [B, K, d] slots, and their mask bool [B, K].
     """
     read: Callable[..., Array]
     """read(params, memory, query, query_mask, key=None): answers from the memory alone.
 
     Args:
-      params: of `init`.
+      params: from `init`.
       memory: of B streams.
       query: f32 [B, Q, m], features of the questions.
       query_mask: bool [B, Q].
-      key: [B], draws dropout; None: there is none.
+      key: [B], for dropout; None: no dropout.
 
     Returns:
-      Answer features f32 [B, Q, m].
+      f32 [B, Q, m], answer features.
     """
     embed: Callable[[Params, Array | None], Array]
     """embed(params, items): features of single items, as `encode` sees them.
 
     Args:
-      params: of `init`.
-      items: ids i32 [...], or features f32 [..., F]; None: all items.
+      params: from `init`.
+      items: i32 [...] ids, or f32 [..., F] features; None: all items of the table.
 
     Returns:
-      f32 [..., d] with entries of about unit variance; [V, d] of all items.
+      f32 [..., d], entries of about unit variance; f32 [num_items, d] for None.
     """
     constant_size: bool
-    """Whether bytes of memory per stream are the same for every length."""
+    """Whether a stream's memory takes the same number of bytes at every length of the stream."""
     gradient_range: int | None
-    """How many segments back a gradient from the memory reaches; None: to the first."""
+    """How many segments back gradients from the memory reach; None: to the first segment."""
     table: tuple[str, ...] | None = ("embed",)
-    """Path in the parameters of a table with a row for each item id; None: there is none."""
+    """Path in the parameters to the item table, one row for each item id; None: no such table."""
     has_loss: bool = False
-    """Whether `write` adds to the loss."""
+    """Whether the aux of `write` is added to the loss."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelContext:
-    """What a sequence model is told of the streams that it will read, beside its own settings."""
+    """What a sequence model must know of the run, beside its own settings."""
 
     vocabulary: int  # V
     segment_length: int  # N
-    max_segments: int | None = None  # of the longest stream, where there is one
-    classes: int = 0  # of a classifier
-    dtype: Any = jnp.float32  # of products
-    engrams: Any = None  # models.memoria_gpt2.Engrams, of models with Memoria
+    max_segments: int | None = None  # of the longest stream; None: no limit is known
+    classes: int = 0  # of a classifier; 0: the model is a language model
+    dtype: jnp.dtype = jnp.float32  # of matrix products
+    engrams: Any = None  # `models.memoria_gpt2.Engrams`, for models with Memoria
 
 
 class SequenceModel(NamedTuple):
-    """A model of token streams as a bundle of pure functions; what it remembers of earlier segments is `state`, a
-    pytree with leading axis B. V is the vocabulary, D the width.
+    """A model of token streams as a bundle of pure functions.
 
-    A wholly padded segment returns the state bit for bit. `rmjax.models.scan` scans `step` over segments.
+    Its `state` holds what it remembers of earlier segments: a pytree with leading axis B. V is the
+    size of the vocabulary, D the width. A wholly padded segment returns the state bit for bit.
+    `rmjax.models.scan` scans `step` over segments.
     """
 
     init: Callable[[Key], Params]
     """init(key): draws parameters.
 
     Args:
-      key: draws them.
+      key: of the draws.
 
     Returns:
-      The model's own tree.
+      The model's parameters.
     """
-    init_state: Callable[[Params, int], Any]
-    """init_state(params, batch_size): what is remembered before a stream's first segment.
+    init_state: Callable[[Params, int], State]
+    """init_state(params, batch_size): the state before a stream's first segment.
 
     Args:
-      params: of `init`.
+      params: from `init`.
       batch_size: B.
 
     Returns:
       A state with leading axis B.
     """
-    reset: Callable[[Any, Array], Any]
-    """reset(state, where): some streams begin anew.
+    reset: Callable[[State, Array], State]
+    """reset(state, where): empties the state of some streams, which begin anew.
 
     Args:
       state: of B streams.
-      where: bool [B], which ones.
+      where: bool [B], which streams.
 
     Returns:
-      The state; that of the other streams stays bit for bit.
+      The state; that of all other streams stays bit for bit.
     """
-    step: Callable[..., tuple[Array, Any, Sum]]
+    step: Callable[..., tuple[Array, State, Sum]]
     """step(params, state, tokens, mask, key=None): reads one segment.
 
     Args:
-      params: of `init`.
+      params: from `init`.
       state: of B streams.
-      tokens: i32 [B, N]. They come first in their segment, padding after them.
+      tokens: i32 [B, N]. Padding stands at the end of a row only.
       mask: bool [B, N].
-      key: [B], draws dropout; None: there is none.
+      key: [B], for dropout; None: no dropout.
 
     Returns:
-      hidden [B, N, D]; the state after the segment; aux, a (sum, count) that is added to the loss.
+      f32 [B, N, D] hidden values; the state after the segment; aux, a (sum, count) that is added
+      to the loss.
     """
     logits: Callable[..., Array]
-    """logits(params, hidden, key=None): what the hidden values say.
+    """logits(params, hidden, key=None): scores of tokens or classes.
 
     Args:
-      params: of `init`.
-      hidden: [..., D]; [B, N, D] where the model is a classifier.
-      key: [B], draws dropout; None: there is none.
+      params: from `init`.
+      hidden: f32 [..., D]; f32 [B, N, D] for a classifier.
+      key: [B], for dropout; None: no dropout.
 
     Returns:
-      f32 [..., V]; f32 [B, classes] of a classifier.
+      f32 [..., V]; f32 [B, classes] from a classifier.
     """
-
-
-Terms = dict[
-    str, tuple[Weight, Sum]
-]  # {term: (weight, (sum, count))}; the loss adds up weight * sum / count
 
 
 class Task(Protocol):
-    """Binds a machine or a model to a kind of data: batch -> loss terms and scores. One train step serves every task.
+    """Binds a machine or a model to a kind of data: batch -> loss terms and scores.
 
-    A task is a subclass: it has `init` and `losses`, and overrides of the rest what it is able to do. `scores` gives
-    answers to questions; `measure` takes its place where streams go on from step to step.
+    One train step serves every task. A task is a subclass of this one. It must define `init` and
+    `losses`; it overrides those of the other members that it supports. `scores` answers
+    questions. Tasks whose streams continue from step to step define `measure` in place of it.
     """
 
     @property
     def carries(self) -> bool:
-        """Whether streams go on from step to step: `memory` is carried then, and () otherwise."""
+        """Whether streams continue from step to step, so that their memory is carried along."""
         return False
 
     @property
     def table(self) -> tuple[str, ...] | None:
-        """Path in the parameters of a table with a row for each item id; None: there is none."""
+        """Path in the parameters to the item table, a row for each item id; None: no such table."""
         return None
 
     @property
     def rehearses(self) -> bool:
-        """Whether `rehearsals` can tell what the rehearsal owes to the memory."""
+        """Whether `rehearsals` is defined."""
         return False
 
     @abc.abstractmethod
     def init(self, key: Key) -> Params:
-        """Parameters of everything that is trained.
+        """Draws all trained parameters.
 
         Args:
-          key: draws them.
+          key: of the draws.
 
         Returns:
           A tree of f32 arrays.
         """
 
-    def memory(self, params: Params, batch_size: int) -> Any:
-        """What is remembered of streams before their first segment.
+    def memory(self, params: Params, batch_size: int) -> Carry:
+        """The carry of streams before their first segment.
 
         Args:
-          params: of `init`.
+          params: from `init`.
           batch_size: B.
 
         Returns:
-          A tree with leading axis B; () where nothing is remembered.
+          A tree with leading axis B; () where nothing is carried.
         """
         return ()
 
     @abc.abstractmethod
     def losses(
-        self, params: Params, frozen: Params, carry: Any, batch: Batch, key: Key
-    ) -> tuple[Terms, Any]:
+        self, params: Params, frozen: Params, carry: Carry, batch: Batch, key: Key
+    ) -> tuple[Terms, Carry]:
         """The terms of the loss.
 
         Args:
-          params: of `init`.
-          frozen: parameters that are used but not trained; () where there are none.
-          carry: what the step before returned, at first `memory`; () unless `carries`.
+          params: from `init`.
+          frozen: parameters that are used but not trained; () if none are.
+          carry: what the previous step returned, `memory` at the first step; () unless `carries`.
           batch: B streams with their questions.
-          key: a function of (seed, step). What differs between examples is drawn from
+          key: a function of (seed, step). Draws that differ between examples come from
             `example_keys(key, batch.example_id)`.
 
         Returns:
-          {term: (weight, (sum, count))} and the carry after the batch. A weight is a number, or a function of the step.
+          {term: (weight, (sum, count))}, and the carry after the batch.
         """
 
     def scores(self, params: Params, batch: Batch) -> Array:
         """Answers to a batch's questions.
 
         Args:
-          params: of `init`.
+          params: from `init`.
           batch: B streams with their questions.
 
         Returns:
-          f32 [B, Q], larger = more likely a click; or [B, Q, C], the largest where the answer is.
+          f32 [B, Q], larger where a click is more likely; or f32 [B, Q, C], largest at the answer.
+
+        Raises:
+          NotImplementedError: the task answers no questions.
         """
         raise _unable(self, "answers no questions")
 
-    def measure(self, params: Params, carry: Any, batch: Batch) -> tuple[dict[str, Array], Any]:
-        """What evaluation adds up, of a task that `carries`.
+    def measure(self, params: Params, carry: Carry, batch: Batch) -> tuple[dict[str, Array], Carry]:
+        """The sums that evaluation adds up over batches, for tasks that `carries` marks.
 
         Args:
-          params: of `init`.
-          carry: what the batch before returned, at first `memory`.
+          params: from `init`.
+          carry: what the previous batch returned, `memory` at the first batch.
           batch: the next segments of B streams.
 
         Returns:
           {name: f32 [B, T]}, sums over each segment; and the carry after the batch.
+
+        Raises:
+          NotImplementedError: the task carries nothing.
         """
-        raise _unable(self, "has no streams that go on")
+        raise _unable(self, "has no streams that continue from step to step")
 
     def item_ids(self, batch: Batch, key: Key, num_items: int) -> Array:
-        """Which rows of the `table` `losses` reads.
+        """The rows of `table` that `losses` reads for a batch.
 
         Args:
           batch: as `losses` takes it.
-          key: the same.
+          key: as `losses` takes it.
           num_items: rows of the table.
 
         Returns:
           i32 [M], with repetitions; ids out of range are clipped.
+
+        Raises:
+          NotImplementedError: the task has no item table.
         """
         raise _unable(self, "has no item table")
 
     def rehearsals(self, params: Params, batch: Batch, other: Batch) -> dict[str, Array]:
-        """The rehearsal's losses with each stream's own memory and with another stream's.
+        """Rehearsal losses with a stream's own memory and with the memory of another stream.
+
+        The difference shows what the rehearsal owes to the memory.
 
         Args:
-          params: of `init`.
+          params: from `init`.
           batch: B streams.
           other: a batch of the same shape, with another stream in each row.
 
         Returns:
-          {name: f32 [B, n]}: sums of each stream, see `evaluate.memory_gain`.
+          {name: f32 [B, n]}, sums for each stream, see `evaluate.memory_gain`.
+
+        Raises:
+          NotImplementedError: the task rehearses nothing.
         """
         raise _unable(self, "rehearses nothing")
 
@@ -401,42 +426,54 @@ def _unable(task: Task, words: str) -> NotImplementedError:
 
 @dataclasses.dataclass(frozen=True)
 class LoggerContext:
-    """What a logger is told of the run, beside its own settings."""
+    """What a logger must know of the run, beside its own settings."""
 
     workdir: Path
-    config: dict[str, Any]  # all of the run's
-    stage: str  # what counts the steps: 'teacher' or 'model'
-    start_step: int = 0  # that the stage goes on from; 0 at its start
-    evaluated: bool = True  # False: `start_step` is still to be evaluated, perhaps again
+    config: dict[str, Any]  # the whole config of the run, as nested dicts
+    stage: str  # 'teacher' or 'model'; steps are counted within a stage
+    start_step: int = 0  # the step that the stage resumes from; 0 at its start
+    evaluated: bool = True  # False: `start_step` is still to be evaluated, perhaps a second time
 
 
 class Logger(Protocol):
-    """Where numbers go. Going on after a stop it leaves no step twice: steps after `start_step` come again."""
+    """Receives the numbers of a run.
+
+    A run that stopped resumes from `LoggerContext.start_step`, so later steps are reported again.
+    A logger must then keep no step twice.
+    """
 
     def write(self, kind: str, step: int, values: Mapping[str, int | float]) -> None:
         """Takes the numbers of one step.
 
         Args:
-          kind: 'train', 'valid', ...: what they are of.
-          step: of the stage.
-          values: numbers by name; they may be NaN or infinite.
+          kind: what was measured: 'train', 'valid' and so on.
+          step: within the stage.
+          values: {name: number}; a number may be NaN or infinite.
         """
 
     def close(self) -> None:
-        """Nothing more comes from this stage."""
+        """Ends the log of this stage; `write` is not called afterwards."""
 
 
 def example_keys(key: Key, example_id: Array) -> Key:
-    """One key per example, [B]: the same wherever in whatever batch the example comes."""
+    """One key for each example, the same in whatever batch the example comes.
+
+    Args:
+      key: one key, [].
+      example_id: i32 [B].
+
+    Returns:
+      Keys [B].
+    """
     return jax.vmap(jax.random.fold_in, (None, 0))(key, example_id)
 
 
-def at(tree: Params, path: tuple[str, ...]) -> Any:
-    """The part of a tree of dicts at a path."""
+def at(tree: Params, path: tuple[str, ...]) -> Params:
+    """The subtree at a path of a tree of dicts."""
     return functools.reduce(operator.getitem, path, tree)
 
 
-def replace_at(tree: Params, path: tuple[str, ...], value: Any) -> Params:
-    """A copy of a tree of dicts, with another part at a path."""
+def replace_at(tree: Params, path: tuple[str, ...], value: Params) -> Params:
+    """A copy of a tree of dicts whose subtree at `path` is `value`."""
     first, *rest = path
     return tree | {first: replace_at(tree[first], tuple(rest), value) if rest else value}

@@ -1,7 +1,9 @@
-"""Eight simulated CPU devices, and little optimising: compiling takes longer than any of these tests runs.
+"""Eight simulated CPU devices, and compilation with few optimisations.
 
-All is set before anything initialises JAX; what the environment already says wins, so
-XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true" tests the code as it runs elsewhere.
+Compiling takes longer than any of these tests runs. The settings are made before JAX is
+initialised. Values in the environment win, so this tests the code as it runs elsewhere:
+
+    XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true" pytest
 """
 
 import os
@@ -11,7 +13,7 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 FASTER = "--xla_backend_optimization_level=0 "
-if version("jaxlib").startswith("0.10."):  # a version that does not know a flag aborts
+if version("jaxlib").startswith("0.10."):  # other versions abort at an unknown flag
     FASTER += "--xla_cpu_use_fusion_emitters=false "  # compiles in half the time
 os.environ["XLA_FLAGS"] = FASTER + os.environ.get("XLA_FLAGS", "")
 
@@ -24,7 +26,7 @@ import pytest  # noqa: E402
 
 @pytest.fixture(autouse=True)
 def room_for_compiled_code():
-    """Every compiled program holds memory maps, of which Linux gives a process 65,530; without room XLA aborts."""
+    """Frees compiled programs. Each holds memory maps; Linux allows 65,530, then XLA aborts."""
     begin = time.monotonic()
     yield
     maps = Path("/proc/self/maps")

@@ -1,4 +1,4 @@
-"""Runs so small that a test can hold several, what they leave behind, and a way to reach into the middle of one."""
+"""Small runs for tests, the files that they leave, and a hook to act in the middle of a run."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from rmjax.tasks.reasoning import Reasoning, Teacher
 
 
 def tiny(**changes) -> ConfigDict:
-    """6 steps of the teacher, 12 of the model, every one logged; 15 test users, so that the last batch has a padded
-    row. `changes`: {"train.steps": 3}."""
+    """A config of a small run: 6 steps of the teacher, 12 of the model, each of them logged.
+
+    It has 15 test users, so that the last batch has a padded row.
+
+    Args:
+      changes: values of other keys, such as {"train.steps": 3}.
+    """
     config = configs.base()
     values = {
         "data.segment_length": 10,
         "data.negatives": 8,
         "data.simulated": dict(
-            clusters=9, styles=2, items_per_style=3, staples=4, clicks_min=40, clicks_max=40
+            clusters=9, styles=2, items_per_style=3, staples=4, clicks_min=40, clicks_max=40,
+            visit=10, targets=2, train=64, valid=16, test=15,
         ),
         "machine": dict(dim=8, slots=4, layers=1, heads=2, recent=5),
         "rehearsal": dict(fragments=2, sampled_items=8, layers=1),
         "teacher": dict(steps=6, batch_size=8, dim=8),
         "train": dict(
-            steps=12,
-            batch_size=8,
-            eval_batch_size=8,
-            devices=1,
-            log_every=1,
-            eval_every=4,
+            steps=12, batch_size=8, eval_batch_size=8, devices=1, log_every=1, eval_every=4,
             save_every=3,
         ),
         "train.schedule": "cosine",
-    }
-    values["data.simulated"] |= dict(visit=10, targets=2, train=64, valid=16, test=15)
+    }  # fmt: skip
     for name, value in {**values, **changes}.items():
         for key, one in value.items() if isinstance(value, dict) else [(None, value)]:
             set_key(config, f"{name}.{key}" if key else name, one)
@@ -58,13 +58,13 @@ def set_key(config: ConfigDict, name: str, value) -> None:
     config[key] = value
 
 
-# Of the rehearsal's options none, and a machine that compiles fast.
+# No rehearsal, and a machine that compiles fast.
 PLAIN = {"machine.kind": "gru", "rehearsal.recollection": 0.0, "rehearsal.familiarity": 0.0}
 
 
 @contextlib.contextmanager
 def compilations_kept(directory: Path) -> Iterator[None]:
-    """What is compiled in this process is kept in `directory`; a second run with the same shapes compiles nothing."""
+    """Keeps compiled programs in `directory`; a second run of the same shapes compiles nothing."""
     settings = {
         "jax_compilation_cache_dir": str(directory),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
@@ -80,8 +80,14 @@ def compilations_kept(directory: Path) -> Iterator[None]:
 
 
 def before(moment: str, act: Callable[[], None], setattr: Callable = builtins.setattr) -> None:
-    """Has every run call `act` at a moment: '<stage> compilation', '<stage> step <n>', '<stage> validation <step>' or
-    'test', the stage being 'teacher' or 'model'."""
+    """Makes every run call `act` at a moment.
+
+    Args:
+      moment: '<stage> compilation', '<stage> step <n>', '<stage> validation <step>' or 'test';
+        the stage is 'teacher' or 'model'.
+      act: the function to call.
+      setattr: replaces an attribute; monkeypatch.setattr undoes it after a test.
+    """
     stage = ""
 
     def entered(begun, start, *_) -> str:
@@ -108,7 +114,7 @@ def before(moment: str, act: Callable[[], None], setattr: Callable = builtins.se
 
 
 def lines(workdir: Path) -> list[dict]:
-    """metrics.jsonl without what depends on the clock."""
+    """The lines of metrics.jsonl, without values that depend on the clock."""
     entries = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     return [{k: v for k, v in entry.items() if not k.endswith("_per_second")} for entry in entries]
 
@@ -116,11 +122,10 @@ def lines(workdir: Path) -> list[dict]:
 def saved(
     workdir: Path, stage: str = "model", step: int | None = None
 ) -> tuple[int, dict[str, np.ndarray]] | None:
-    """A checkpoint's step and its leaves by name: the newest intact one not after `step`."""
+    """The step and the leaves by name of the newest intact checkpoint, at most of `step`."""
     folder = workdir / stage
     leaves = json.loads(min(folder.glob("*/manifest.json")).read_text())["leaves"]
-    like = {
-        name: jax.ShapeDtypeStruct(tuple(shape), dtype) for name, (dtype, shape) in leaves.items()
-    }
+    shape_of = lambda dtype, shape: jax.ShapeDtypeStruct(tuple(shape), dtype)
+    like = {name: shape_of(*spec) for name, spec in leaves.items()}
     with contextlib.closing(Checkpoints(folder, keep_last=2, keep_best=1)) as checkpoints:
         return checkpoints.restore(like, step)

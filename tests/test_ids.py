@@ -1,4 +1,4 @@
-"""An id that is none is clipped to the nearest one, below as above: it never counts from the end."""
+"""Ids out of range are clipped to the nearest id; a negative id never counts from the end."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ STRANGE = np.array([[-1, -2, 3, ITEMS]], np.int32)
 NEAREST = np.array([[0, 0, 3, ITEMS - 1]], np.int32)
 
 
-def same(found, expected) -> None:
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+def same(actual, expected) -> None:
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 def test_tables_of_items():
@@ -46,17 +46,13 @@ def test_machines_and_live_streams(name):
             stream = feed(machine, params, open_stream(machine, params, 1, LENGTH), items)
             memory = current_memory(machine, params, stream)
         else:
-            memory = memorize(
-                machine, params, items[:, None], jnp.ones((1, 1, LENGTH), bool)
-            ).memory
-        return machine.slots(params, memory), machine.read(
-            params, memory, machine.embed(params, items), items < ITEMS
-        )
+            mask = jnp.ones((1, 1, LENGTH), bool)
+            memory = memorize(machine, params, items[:, None], mask).memory
+        query, query_mask = machine.embed(params, items), items < ITEMS
+        return machine.slots(params, memory), machine.read(params, memory, query, query_mask)
 
     for live in (False, True):
-        found, expected = written(live, STRANGE), written(live, NEAREST)
-        same(found[0], expected[0])
-        same(found[1], expected[1])
+        same(written(live, STRANGE), written(live, NEAREST))
 
 
 def test_questions():
@@ -67,9 +63,8 @@ def test_questions():
     same(ask(jnp.asarray(STRANGE)), ask(jnp.asarray(NEAREST)))
     kinds = Answers(Questions(query="kind", kinds=3), DIM, DIM)
     encoder = noise(kinds.init_encoder)
-    encode = lambda *query: kinds.encode(
-        encoder, None, questions_only(jnp.array([query]), jnp.ones((1, 3), bool))
-    )
+    mask = jnp.ones((1, 3), bool)
+    encode = lambda *query: kinds.encode(encoder, None, questions_only(jnp.array([query]), mask))
     same(encode(-1, 1, 9), encode(0, 1, 2))
 
 
@@ -82,12 +77,13 @@ def test_choices():
     @jax.jit
     def logits(choices):
         asked = dict(
-            candidates=jnp.array([[[1], [2], [3]]]), candidate_mask=jnp.ones((1, 3, 1), bool)
+            candidates=jnp.array([[[1], [2], [3]]]),
+            candidate_mask=jnp.ones((1, 3, 1), bool),
+            choices=choices,
+            choice_mask=jnp.ones((1, 1, 3), bool),
+            word_mask=jnp.ones((1, 1, 1), bool),
         )
-        asked |= dict(choices=choices, choice_mask=jnp.ones((1, 1, 3), bool))
-        batch = questions_only(
-            jnp.array([[[1]]]), jnp.ones((1, 1), bool), word_mask=jnp.ones((1, 1, 1), bool), **asked
-        )
+        batch = questions_only(jnp.array([[[1]]]), jnp.ones((1, 1), bool), **asked)
         return answers.logits(encoder, head, lambda items: look_up(table, items), x, x, batch)
 
     same(logits(jnp.array([[[-1, 1, 7]]])), logits(jnp.array([[[0, 1, 2]]])))
@@ -95,26 +91,21 @@ def test_choices():
 
 def test_positions_before_the_first_segment_do_not_see_the_last():
     machine, params = small("gru").machine, small("gru").params
-    items, mask = (
-        jnp.asarray(np.random.default_rng(0).integers(0, ITEMS, (1, 3, LENGTH))),
-        jnp.ones((1, 3, LENGTH), bool),
-    )
+    items = jnp.asarray(np.random.default_rng(0).integers(0, ITEMS, (1, 3, LENGTH)))
+    mask = jnp.ones((1, 3, LENGTH), bool)
     asked = small("gru").run(params, items, mask, positions=jnp.array([[-1, 0, 3, 7]])).asked
     same(jax.tree.map(lambda x: x[:, 0], asked), jax.tree.map(lambda x: x[:, 1], asked))
     same(jax.tree.map(lambda x: x[:, 3], asked), jax.tree.map(lambda x: x[:, 2], asked))
-    nothing = memorize(
-        machine, params, items[:, :0], mask[:, :0], positions=jnp.array([[-1, 2]])
-    ).asked
-    same(nothing.hidden, np.zeros((1, 2, DIM)))
+    positions = jnp.array([[-1, 2]])
+    empty = memorize(machine, params, items[:, :0], mask[:, :0], positions=positions).asked
+    same(empty.hidden, np.zeros((1, 2, DIM)))
 
 
-def test_a_target_below_zero_is_no_answer():
+def test_a_target_out_of_range_is_no_answer():
     logits, mask = jnp.array([[[0.0, 2.0], [1.0, 0.0], [0.5, 0.5]]]), jnp.ones((1, 3), bool)
-    found = heads.cross_entropy(logits, jnp.array([[-1, 1, 2]]), mask)
-    same(
-        found,
-        heads.cross_entropy(logits, jnp.array([[0, 1, 0]]), jnp.array([[False, True, False]])),
-    )
+    right = jnp.array([[False, True, False]])
+    actual = heads.cross_entropy(logits, jnp.array([[-1, 1, 2]]), mask)
+    same(actual, heads.cross_entropy(logits, jnp.array([[0, 1, 0]]), right))
 
 
 @pytest.mark.parametrize("model", [gpt2.GPT2, transformer_xl.TransformerXL])
@@ -131,7 +122,5 @@ def test_tokens_and_types_of_bert():
     layer = bert.Embeddings(bert.Sizes(vocabulary=ITEMS, positions=4, dim=8, layers=1, heads=2))
     mask, types = jnp.ones((1, 4), bool), jnp.array([[-1, 0, 1, 5]])
     params = noise(lambda key: layer.init(key, NEAREST, mask))
-    same(
-        layer.apply(params, STRANGE, mask, types),
-        layer.apply(params, NEAREST, mask, jnp.clip(types, 0, 1)),
-    )
+    expected = layer.apply(params, NEAREST, mask, jnp.clip(types, 0, 1))
+    same(layer.apply(params, STRANGE, mask, types), expected)

@@ -1,4 +1,4 @@
-"""Imports point one way, no module needs itself, data knows nothing of machines, and TensorFlow is not imported."""
+"""Imports point one way, without cycles; data needs no machines; nothing imports TensorFlow."""
 
 from __future__ import annotations
 
@@ -25,12 +25,10 @@ TIERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(TIERS) for name in names}
 CORE = ("layers", "machines", "memoria", "rehearsal", "reason", "models")
-APART = {
-    "rmjax.memoria.saving",
-    "rmjax.models.huggingface",
-}  # of the core, what reads and writes files
-MOVED = {  # modules that forward to where their names are now
-    "rmjax.train", "rmjax.streams", "rmjax.segments", "rmjax.checkpoint", "rmjax.data.simulated_clicks",
+APART = {"rmjax.memoria.saving", "rmjax.models.huggingface"}  # these read and write files
+MOVED = {  # old names of modules, which forward to the new ones
+    "rmjax.train", "rmjax.streams", "rmjax.segments", "rmjax.checkpoint",
+    "rmjax.data.simulated_clicks",
 }  # fmt: skip
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
@@ -39,28 +37,34 @@ FILES = {
 
 
 def names_imported(path: Path, package: list[str]) -> set[str]:
-    """Full names of whatever a file imports, at any depth of its code."""
-    found = set()
+    """Full names that a file imports, at any depth of its code."""
+    names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             base = ".".join([*base, *(node.module or "").split(".")]).strip(".")
-            found |= {f"{base}.{alias.name}" for alias in node.names}
-    return found
+            names |= {f"{base}.{alias.name}" for alias in node.names}
+    return names
+
+
+def package_of(module: str) -> list[str]:
+    """The package that a module's relative imports begin from."""
+    names = module.split(".")
+    return names if FILES[module].name == "__init__.py" else names[:-1]
 
 
 @functools.cache
 def imports(module: str) -> frozenset[str]:
-    """Which of our modules this one imports."""
-    package = module.split(".") if FILES[module].name == "__init__.py" else module.split(".")[:-1]
-    names = names_imported(FILES[module], package)
+    """The modules of rmjax that a module imports."""
+    names = names_imported(FILES[module], package_of(module))
     ours = {n if n in FILES else n.rpartition(".")[0] for n in names if n.split(".")[0] == "rmjax"}
     return frozenset(ours & FILES.keys() - {module, "rmjax"})
 
 
 def part(module: str) -> str:
+    """'rmjax.data.source' -> 'data'."""
     return (module.split(".") + [""])[1]
 
 
@@ -68,16 +72,15 @@ def allowed(importer: str, imported: str) -> bool:
     return importer == imported or LEVEL[imported] < LEVEL[importer]
 
 
-def test_every_module_has_its_room():
-    rooms = {part(module) for module in FILES.keys() - {"rmjax", "rmjax._moved", *MOVED}}
-    assert rooms == LEVEL.keys()
+def test_every_part_has_a_tier():
+    parts = {part(module) for module in FILES.keys() - {"rmjax", "rmjax._moved", *MOVED}}
+    assert parts == LEVEL.keys()
 
 
 @pytest.mark.parametrize("module", FILES.keys() - {"rmjax", *MOVED})
 def test_imports_point_one_way(module):
-    wrong = {
-        name for name in imports(module) - {"rmjax._moved"} if not allowed(part(module), part(name))
-    }
+    others = imports(module) - {"rmjax._moved"}
+    wrong = {name for name in others if not allowed(part(module), part(name))}
     assert not wrong, f"{module} must not import {', '.join(sorted(wrong))}"
 
 
@@ -87,39 +90,35 @@ def test_modules_that_moved_only_forward(module):
 
 
 def modules_after(code: str) -> set[str]:
-    """What Python has imported after a program, by the first part of the name."""
+    """The top names of the modules that Python has imported after a program."""
     line = f"{code}; import sys; print(*{{name.split('.')[0] for name in sys.modules}})"
-    return set(
-        subprocess.run(
-            [sys.executable, "-c", line], capture_output=True, text=True, check=True
-        ).stdout.split()
-    )
+    command = [sys.executable, "-c", line]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
 
 
 @pytest.mark.parametrize("module", [m for m in FILES if part(m) in CORE and m not in APART])
-def test_the_pure_core_writes_and_reads_nothing(module):
-    package = module.split(".") if FILES[module].name == "__init__.py" else module.split(".")[:-1]
-    roots = {name.split(".")[0] for name in names_imported(FILES[module], package)}
+def test_the_core_imports_no_library_for_files(module):
+    names = names_imported(FILES[module], package_of(module))
+    roots = {name.split(".")[0] for name in names}
     assert not {"absl", "grain", "orbax", "tensorflow_datasets"} & roots
 
 
 def test_imports_bring_no_more_than_they_need():
     core = [m for m in FILES if part(m) in CORE and m not in APART | {"rmjax.memoria.plots"}]
-    assert not {"orbax", "grain", "tensorflow_datasets"} & modules_after(
-        f"import {', '.join(core)}"
-    )
-    assert not {"jax", "orbax", "grain", "tensorflow_datasets"} & modules_after("import rmjax")
+    files = {"orbax", "grain", "tensorflow_datasets"}
+    assert not files & modules_after(f"import {', '.join(core)}")
+    assert not {"jax", *files} & modules_after("import rmjax")
     serving = "import rmjax.serve; rmjax.serve.open_model, rmjax.serve.Streams"
     assert not {"optax", "grain", "tensorflow_datasets"} & modules_after(serving)
 
 
-def test_no_module_needs_itself():
-    assert list(
-        graphlib.TopologicalSorter({module: imports(module) for module in FILES}).static_order()
-    )
+def test_there_are_no_import_cycles():
+    graph = {module: imports(module) for module in FILES}
+    assert list(graphlib.TopologicalSorter(graph).static_order())
 
 
-def test_data_never_needs_machines():
+def test_data_needs_no_machines():
     reached, todo = set(), [module for module in FILES if part(module) == "data"]
     assert todo
     while todo:

@@ -1,4 +1,4 @@
-"""What the launchers do with an exit code, before clusters that are made up."""
+"""Launchers and exit codes, with stand-ins for the commands of a cluster."""
 
 from __future__ import annotations
 
@@ -12,40 +12,43 @@ import pytest
 from tests import ROOT
 
 LAUNCH = ROOT / "launch"
-AGAIN = (75, 134, 137)  # asked to stop, or a process was lost; killed by JAX, by the system
+# Asked to stop, or a process was lost; killed by JAX; killed by the system.
+AGAIN = (75, 134, 137)
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="launches with bash")
 
 
 def launch(
-    tmp_path: Path, commands: dict[str, str], *line: str, **more: str
+    tmp_path: Path, commands: dict[str, str], *line: str, **variables: str
 ) -> tuple[int, list[str]]:
-    """-> exit code, lines printed, with those commands (name -> bash) first in the path."""
+    """Runs a launcher, with `commands` {name: bash} first in the path.
+
+    Returns:
+      The exit code, and the printed lines.
+    """
     for name, text in commands.items():
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
-    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"} | more
-    found = subprocess.run(
-        ["bash", *line], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
-    )
-    return found.returncode, found.stdout.splitlines()
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"} | variables
+    command, options = ["bash", *line], dict(capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=env, cwd=tmp_path, **options)
+    return done.returncode, done.stdout.splitlines()
 
 
 @pytest.mark.parametrize("code", [0, 1, *AGAIN, 200])
-def test_slurm_queues_a_job_again_unless_it_ended_or_is_a_mistake(tmp_path, code):
+def test_slurm_requeues_a_job_unless_it_ended_or_made_a_mistake(tmp_path, code):
     commands = {"srun": f'echo "$@"; exit {code}', "scontrol": 'echo "$@"'}
     job = dict(SLURM_SUBMIT_DIR=str(tmp_path), SLURM_CPUS_PER_TASK="7", SLURM_JOB_ID="12")
-    ended, (step, *queued) = launch(
-        tmp_path, commands, str(LAUNCH / "slurm.sbatch"), "--config=c", **job
-    )
+    script = str(LAUNCH / "slurm.sbatch")
+    ended, (step, *queued) = launch(tmp_path, commands, script, "--config=c", **job)
     assert ended == code and step == "--cpus-per-task=7 .venv/bin/python -m rmjax.main --config=c"
     assert queued == (["requeue 12"] if code in AGAIN else [])
     often = job | {"SLURM_RESTART_COUNT": "100"}
-    assert len(launch(tmp_path, commands, str(LAUNCH / "slurm.sbatch"), **often)[1]) == 1
+    assert len(launch(tmp_path, commands, script, **often)[1]) == 1
 
 
 @pytest.mark.parametrize("code", [0, 1, *AGAIN, 255, 200])
-def test_a_tpu_pod_goes_on_unless_it_ended_or_any_host_made_a_mistake(tmp_path, code):
-    """The third start ends well. Between starts the hosts are cleared."""
+def test_a_tpu_pod_starts_again_unless_it_ended_or_a_host_made_a_mistake(tmp_path, code):
+    """The third start succeeds. Between starts the launcher clears the hosts."""
     run = f'echo run >> ran; [ "$(wc -l < ran)" -lt 3 ] || exit 0; exit {code}'
     gcloud = f'case "$*" in *pkill*) echo cleared; exit "${{HOSTS:-0}}" ;; esac; {run}'
     line = [str(LAUNCH / "tpu_pod.sh"), "pod", "zone", "--config=c"]

@@ -1,4 +1,7 @@
-"""Kinds from outside the package: registered, listed, made, trained by the command line."""
+"""Registries: kinds of the package and from outside it, their keys, and the keys that a run reads.
+
+Kinds from outside are registered, listed, made, and trained by the command line.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,12 @@ import pytest
 
 import rmjax
 from rmjax import config as configs
-from rmjax import machines
+from rmjax import machines, tasks
 from rmjax.data import make_source
 from rmjax.data.texts.sorting import Sorting
-from rmjax.registry import MACHINES, SOURCES, Registry, fields_of
+from rmjax.registry import MACHINES, SOURCES, TASKS, Registry, fields_of
 from tests import ROOT, decayed
-from tests.runs import tiny
+from tests.runs import PLAIN, tiny
 
 
 @pytest.mark.parametrize("name", MACHINES)
@@ -31,27 +34,25 @@ def test_every_field_has_a_default_in_range_and_a_meaning(name):
     MACHINES.settings(name, {})
 
 
-def test_equal_names_are_equal_keys():
-    """One key cannot have two defaults or two meanings."""
+def test_machines_share_keys_with_one_default_and_one_range():
     fields = [item for name in MACHINES for item in fields_of(MACHINES[name].settings).items()]
     for name in {name for name, _ in fields}:
         defaults = {(field.default, field.check.text) for other, field in fields if other == name}
         assert len(defaults) == 1, name
 
 
-def test_a_registered_kind_has_keys_of_its_own():
+def test_a_registered_kind_has_its_keys_in_the_schema():
     assert configs.SCHEMA["machine.decay"].default == 0.99
     assert "decayed" in configs.SCHEMA["machine.kind"].check.text
     config = tiny(**{"machine.kind": "decayed", "machine.decay": 0.5})
     assert MACHINES.settings("decayed", config.machine) == decayed.Settings(8, 0.5)
-    with pytest.raises(
-        ValueError, match=r"config\.machine\.decay = 1\.5: must be a number, above 0 and below 1"
-    ):
+    wrong = r"config\.machine\.decay = 1\.5: must be a number, above 0 and below 1"
+    with pytest.raises(ValueError, match=wrong):
         tiny(**{"machine.kind": "decayed", "machine.decay": 1.5})
 
 
-def test_a_registered_source_has_a_section_of_its_own(monkeypatch, capsys):
-    """And all that a source of ours has: flags with ranges, a name in the list, a reader."""
+def test_a_registered_source_has_a_section_in_data(monkeypatch, capsys):
+    """It has flags with ranges, a name in the list, and a reader, as a source of ours has."""
     monkeypatch.setattr(SOURCES, "_registered", {})
 
     @dataclasses.dataclass(frozen=True)
@@ -64,17 +65,12 @@ def test_a_registered_source_has_a_section_of_its_own(monkeypatch, capsys):
 
     config = tiny(**{"data.name": "mine", "data.mine.streams": 7})
     source = make_source(config.data, 3)
-    assert (source.size("train"), source.length, source.seed) == (
-        7,
-        10,
-        3,
-    ) and not configs.is_sequence(config)
-    assert configs.reads(config, "data.mine.streams") and not configs.reads(
-        config, "data.babi.tasks"
-    )
-    with pytest.raises(
-        ValueError, match=r"config\.data\.mine\.streams = 0: must be a whole number, at least 1"
-    ):
+    assert (source.size("train"), source.length, source.seed) == (7, 10, 3)
+    assert not configs.is_sequence(config)
+    assert configs.reads(config, "data.mine.streams")
+    assert not configs.reads(config, "data.babi.tasks")
+    wrong = r"config\.data\.mine\.streams = 0: must be a whole number, at least 1"
+    with pytest.raises(ValueError, match=wrong):
         tiny(**{"data.name": "mine", "data.mine.streams": 0})
     with pytest.raises(SystemExit):
         configs.answer_list(["main", "--list=data.mine"])
@@ -85,7 +81,18 @@ def test_a_registered_source_has_a_section_of_its_own(monkeypatch, capsys):
 def test_every_key_of_a_source_has_a_default_in_range_and_a_meaning(name):
     for field in fields_of(SOURCES[name].settings).values():
         assert field.doc and field.check.holds(field.default)
-    assert SOURCES.task_of(name) in ("questions", "last tokens", "every token", "documents")
+    assert SOURCES.task_of(name) in TASKS
+
+
+def test_an_unknown_task_of_a_source_is_an_error(monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class Settings:
+        task = "question"
+
+    monkeypatch.setattr(SOURCES, "_registered", {})
+    rmjax.register_source("mine", Settings)(lambda *_: None)
+    with pytest.raises(ValueError, match="data 'mine': Settings.task = 'question': must be one of"):
+        SOURCES.task_of("mine")
 
 
 def test_what_cannot_be_registered():
@@ -105,22 +112,19 @@ def test_what_cannot_be_registered():
         ValueError, match=r"Bare\.dim: give it a default with rmjax\.registry\.setting"
     ):
         registry.register("bare", Bare)
-    with pytest.raises(
-        ValueError, match=r"Other\.dim: config\.thing\.dim has the default 64 in another kind"
-    ):
+    default = r"Other\.dim: config\.thing\.dim has the default 64 in another kind"
+    with pytest.raises(ValueError, match=default):
         registry.register("other", Other)
     with pytest.raises(ValueError, match="unknown thing 'gur'; did you mean 'gru'"):
         registry["gur"]
 
 
 def test_options_of_make_are_checked():
-    with pytest.raises(
-        ValueError, match="machine 'gru' has no option 'slots'; there are dim, history_sum"
-    ):
+    unknown = "machine 'gru' has no option 'slots'; there are dim, history_sum"
+    with pytest.raises(ValueError, match=unknown):
         machines.make("gru", 10, slots=3)
-    with pytest.raises(
-        ValueError, match="normalize = 'both': must be a string, one of slots, items"
-    ):
+    wrong = "normalize = 'both': must be a string, one of slots, items"
+    with pytest.raises(ValueError, match=wrong):
         machines.make("rehearsal", 10, normalize="both")
 
 
@@ -139,95 +143,125 @@ def test_options_of_make_are_checked():
         ({"data.name": "books", "model.kind": "transformer"}, "memoria.working", False),
         ({}, "model.dim", False),
         ({}, "train.steps", True),
+        ({}, "reason.hops", True),
+        ({"machine.kind": "gru"}, "reason.hops", False),
+        ({"machine.kind": "directly_reason"}, "reason.hops", False),
+        ({"machine.kind": "gru"}, "machine.heads", True),  # by the rehearsal's decoder
+        (PLAIN, "machine.heads", False),
+        (PLAIN, "rehearsal.layers", False),
+        (PLAIN | {"probe.steps": 5}, "rehearsal.layers", True),
+        (PLAIN, "rehearsal.recollection", True),
+        (PLAIN, "teacher.steps", False),
+        (PLAIN | {"teacher.share_items": True}, "teacher.steps", True),
+        ({"rehearsal.sampler": "uniform"}, "teacher.steps", False),
+        ({"rehearsal.sampler": "uniform"}, "teacher.share_items", True),
+        ({"teacher.dir": "runs/a"}, "teacher.steps", False),
+        ({"teacher.dir": "runs/a"}, "teacher.dim", True),
+        (PLAIN | {"teacher.dir": "runs/a"}, "teacher.dir", True),
+        ({}, "train.split_layers", False),
+        ({"train.mapping": "mesh"}, "train.split_layers", True),
+        ({}, "data.segments", False),
+        ({"data.name": "books"}, "data.segments", True),
+        ({"data.name": "sorting"}, "data.segments", False),
     ],
 )
 def test_which_keys_a_run_reads(changes, name, read):
     assert configs.reads(tiny(**changes), name) == read
 
 
-def test_keys_that_are_not_read_are_refused_from_flags_and_a_warning_from_cards(tmp_path, caplog):
-    config = tiny(**{"machine.kind": "gru", "machine.slots": 3})
-    configs.refuse_unread(config, ["main.py"])
-    assert (
-        "config.machine.slots = 3: this run does not read it" in caplog.text
-        and "'gru' remembers" in caplog.text
+@pytest.mark.parametrize(
+    "changes",
+    [{}, PLAIN, {"rehearsal.sampler": "uniform"}, PLAIN | {"teacher.share_items": True}],
+)
+def test_teacher_keys_are_read_where_a_teacher_is_made(changes):
+    config = tiny(**changes)
+    teacher = tasks.make_teacher(config, make_source(config.data, 0))
+    assert configs.reads(config, "teacher.steps") == (teacher is not None)
+
+
+def test_a_key_that_does_not_exist_is_not_read_and_is_an_error():
+    with pytest.raises(ValueError, match=r"config\.trian\.steps: no such key"):
+        configs.reads(tiny(), "trian.steps")
+
+
+def test_flags_for_unread_keys_are_refused(tmp_path):
+    config = tiny(**{"machine.kind": "gru", "machine.slots": 3, "reason.hops": 2})
+    for key, value in (("machine.slots", 3), ("reason.hops", 2)):
+        flag = f"--config.{key}={value}"
+        wrong = (
+            rf"config\.{key} = {value}: .* since config\.machine\.kind = 'gru': leave the flag out"
+        )
+        with pytest.raises(ValueError, match=wrong):
+            configs.refuse_unread(config, ["main.py", flag])
+        configs.refuse_unread(config, ["main.py", flag], warn=True)
+        (tmp_path / "flags").write_text(f"{flag}\n")
+        with pytest.raises(ValueError, match=wrong):
+            configs.refuse_unread(config, ["main.py", f"--flagfile={tmp_path / 'flags'}"])
+        configs.refuse_unread(tiny(), ["main.py", flag])
+
+
+def test_unread_keys_of_a_config_file_are_warnings(caplog):
+    configs.refuse_unread(tiny(**{"machine.kind": "gru", "machine.slots": 3}), ["main.py"])
+    unread = (
+        "config.machine.slots = 3: this run does not read it, since config.machine.kind = 'gru'"
     )
-    with pytest.raises(ValueError, match=r"config\.machine\.slots = 3.*leave the flag out"):
-        configs.refuse_unread(config, ["main.py", "--config.machine.slots=3"])
-    configs.refuse_unread(config, ["main.py", "--config.machine.slots=3"], warn=True)
-    (tmp_path / "flags").write_text("--config.machine.slots=3\n")
-    with pytest.raises(ValueError, match=r"config\.machine\.slots = 3.*leave the flag out"):
-        configs.refuse_unread(config, ["main.py", f"--flagfile={tmp_path / 'flags'}"])
-    configs.refuse_unread(tiny(), ["main.py", "--config.machine.slots=3"])
+    assert unread in caplog.text
+
+
+def test_a_config_file_may_set_losses_that_are_switched_off(caplog):
+    configs.refuse_unread(tiny(**PLAIN), ["main.py"])
+    assert "config.rehearsal" not in caplog.text and "config.teacher" not in caplog.text
 
 
 def main(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}", "JAX_PLATFORMS": "cpu"}
+    env = os.environ | {"PYTHONPATH": f"{ROOT}", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "rmjax.main", *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, env=environment, cwd=cwd, check=False
-    )
+    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd, check=False)
 
 
 def test_kinds_are_listed():
     done = main("--import=tests.decayed", "--list")
-    assert (
-        done.returncode == 0
-        and "machine: rehearsal, continual, gru" in done.stdout
-        and "decayed" in done.stdout
-    )
-    done = main("--import=tests.decayed", "--list=machine.decayed")
-    assert done.returncode == 0 and "--config.machine.decay=0.99  decayed: what" in done.stdout
+    assert done.returncode == 0 and "machine: rehearsal, continual, gru" in done.stdout
+    assert "decayed" in done.stdout
+    done = main("--import", "tests.decayed", "--list=machine.decayed")
+    assert done.returncode == 0 and "--config.machine.decay=0.99  decayed: " in done.stdout
     done = main("--list=machine.rehersal")
     assert done.returncode == 1 and "did you mean machine.rehearsal?" in done.stderr
     done = main("--import=no_such.module", "--list")
     assert done.returncode == 1 and "--import=no_such.module: ModuleNotFoundError" in done.stderr
 
 
-def test_a_machine_of_somebody_else_trains_by_the_command_line(tmp_path):
-    world = [f"--config.data.synthetic.{name}=2" for name in ("train", "valid", "test")]
-    sizes = [
-        "--config.train.steps=2",
-        "--config.train.batch_size=8",
-        "--config.machine.dim=8",
-        "--config.machine.decay=0.9",
-    ]
+def test_a_machine_from_outside_trains_by_the_command_line(tmp_path):
+    sizes = {
+        **{f"data.synthetic.{split}": 2 for split in ("train", "valid", "test")},
+        **{"train.steps": 2, "train.batch_size": 8, "train.eval_batch_size": 8},
+        **{"machine.dim": 8, "machine.decay": 0.9, "rehearsal.layers": 1},
+    }
     card = f"--config={ROOT / 'configs' / 'synthetic.py'}:local"
-    kind = [
-        "--import=tests.decayed",
-        "--config.machine.kind=decayed",
-        f"--workdir={tmp_path / 'run'}",
-    ]
-    done = main(
-        card,
-        *kind,
-        *world,
-        *sizes,
-        "--config.rehearsal.layers=1",
-        "--config.train.eval_batch_size=8",
-    )
+    kind = ["--import=tests.decayed", "--config.machine.kind=decayed"]
+    keys = [f"--config.{key}={value}" for key, value in sizes.items()]
+    done = main(card, *kind, f"--workdir={tmp_path / 'run'}", *keys)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "results.json").read_text())[0]["memory"] == "decayed"
 
 
-def test_importing_the_package_imports_nothing():
+def test_importing_the_package_imports_no_heavy_library():
     heavy = ("jax", "orbax", "grain", "tensorflow_datasets", "optax", "numpy")
     code = f"import sys, rmjax; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
-    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
 
 
-def test_public_names_are_there():
+def test_public_names_exist():
     for name in rmjax.__all__:
         assert getattr(rmjax, name) is not None and name in dir(rmjax)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         rmjax.nothing  # noqa: B018
 
 
-def test_a_segment_encoder_is_a_value_that_is_passed_in():
-    """One that reads ids by a table of its own, as a pretrained text encoder does."""
+def test_a_segment_encoder_can_be_passed_in():
+    """This one looks ids up in its own table, as a pretrained text encoder does."""
     table = np.random.default_rng(0).normal(size=(10, 8)).astype(np.float32)
 
     def init(key, dim, length):

@@ -1,4 +1,4 @@
-"""Schedules by name: their ends, the keys that take them, and one from outside the package."""
+"""Schedules by name: their first and last factors, their keys, and one from outside the package."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ ENDS = {"constant": (1, 1), "cosine": (1, 0), "linear": (1, 0), "falling": (1, 0
 
 
 @pytest.mark.parametrize("name", ENDS)
-def test_a_schedule_is_a_factor_that_runs_over_the_steps(name):
+def test_a_schedule_goes_from_its_first_to_its_last_factor(name):
     schedule = schedules.build(name, 10) or (lambda step: 1.0)
     assert (float(schedule(0)), float(schedule(10))) == pytest.approx(ENDS[name])
     assert float(schedule(10)) == float(schedule(99))
 
 
 @pytest.mark.parametrize("key", ["train.schedule", "rehearsal.schedule"])
-def test_every_name_is_taken_by_both_keys(key):
+def test_both_keys_take_every_name(key):
     for name in ENDS:
         assert tiny(**{key: name})
-    with pytest.raises(
-        ValueError, match=rf"config\.{key} = 'cosin': must be a string, one of constant, cosine, "
-    ):
+    wrong = rf"config\.{key} = 'cosin': must be a string, one of constant, cosine, "
+    with pytest.raises(ValueError, match=wrong):
         tiny(**{key: "cosin"})
 
 
@@ -39,14 +38,12 @@ def test_a_schedule_from_outside_has_a_name_and_keys(monkeypatch):
         every: int = rmjax.setting(5, rmjax.at_least(1), "steps after which the factor is halved")
 
     monkeypatch.setattr(SCHEDULES, "_registered", {})
-    rmjax.register_schedule("halving", Settings)(
-        lambda settings, steps: lambda step: 0.5 ** (step // settings.every)
-    )
+    halve = lambda settings, steps: lambda step: 0.5 ** (step // settings.every)
+    rmjax.register_schedule("halving", Settings)(halve)
     config = tiny(**{"train.schedule": "halving", "schedule.every": 3})
     assert schedules.build(config.train.schedule, 10, config)(7) == 0.25
     assert configs.reads(config, "schedule.every") and not configs.reads(tiny(), "schedule.every")
-    with pytest.raises(
-        ValueError, match=r"config\.schedule\.every = 0: must be a whole number, at least 1"
-    ):
+    wrong = r"config\.schedule\.every = 0: must be a whole number, at least 1"
+    with pytest.raises(ValueError, match=wrong):
         tiny(**{"train.schedule": "halving", "schedule.every": 0})
     assert schedules.build("halving", 10, types.SimpleNamespace(schedule={}))(5) == 0.5

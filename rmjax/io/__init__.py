@@ -1,1 +1,1 @@
-"""Files and folders: the paths that users give, text of any encoding, writes that cannot be half done."""
+"""Files and folders: users' paths, text of any encoding, writes that are complete or absent."""

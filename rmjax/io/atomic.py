@@ -1,4 +1,4 @@
-"""Files and folders that are there wholly or not at all, and on the disk when a call returns."""
+"""Writes of files and folders that are complete or absent, and on the disk when a call returns."""
 
 from __future__ import annotations
 
@@ -19,13 +19,19 @@ _FULL = {
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Writes a file in the place of what was there: beside it first, then by a rename that a power failure survives.
+    """Writes a file, or replaces it; after a crash or power failure it is either old or new.
+
+    The content is written to a second file beside the first, which is then renamed.
+
+    Args:
+      path: the file; for a link, the file that it points to.
+      content: text is written as UTF-8.
 
     Raises:
-      OSError: it could not be written; names the file, its size and, of a full disk, what to do. What was there stays.
+      OSError: the write failed; names the file, its size and the cure. The old file stays.
     """
     data = content.encode() if isinstance(content, str) else content
-    path = path.resolve()  # a link stays a link, and what it points to is replaced
+    path = path.resolve()  # a link stays a link; its target is replaced
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -41,13 +47,19 @@ def write(path: Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def folder(root: Path) -> Iterator[Path]:
-    """An empty folder within `root`: fill it, then rename from it. What stays in it is removed.
+    """A temporary folder within `root`. The caller fills it and renames files out of it.
 
-    A lock on it tells other processes that this one lives. What killed processes left in `root` is
-    removed first. On file systems without locks nobody knows who lives, and all left-overs stay.
+    A lock shows other processes that this process lives. Folders of killed processes in `root` are
+    removed first. On file systems without locks no process can tell, so all left-overs stay.
+
+    Args:
+      root: made if it is missing.
+
+    Yields:
+      The folder, empty. It is removed at the end, with all files that are still in it.
 
     Raises:
-      OSError: nothing can be written in `root`; says what to do.
+      OSError: `root` cannot be written; says what to do.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -61,7 +73,7 @@ def folder(root: Path) -> Iterator[Path]:
         with (scratch / "lock").open("w") as lock:
             with contextlib.suppress(OSError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Others sweep by name. It gets that name once it is locked, so they never see it unlocked.
+            # Other processes sweep folders of this name. It is given after the lock is taken.
             scratch = scratch.rename(root / scratch.name.replace(".making", "incomplete"))
             yield scratch
     finally:
@@ -69,7 +81,7 @@ def folder(root: Path) -> Iterator[Path]:
 
 
 def _sweep(root: Path) -> None:
-    """Removes the folders of `folder` whose processes are gone."""
+    """Removes folders whose processes have ended."""
     for scratch in root.glob("incomplete.*"):
         with contextlib.suppress(OSError), (scratch / "lock").open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -77,7 +89,16 @@ def _sweep(root: Path) -> None:
 
 
 def explained(error: OSError, path: Path, size: int) -> OSError:
-    """`error`, of writing `size` bytes to `path`, in words that say what to do."""
+    """An error of a write, in words that name the cure.
+
+    Args:
+      error: the error of the operating system.
+      path: the file or folder that was written.
+      size: bytes that were to be written.
+
+    Returns:
+      The error to raise.
+    """
     cause = _FULL.get(error.errno or 0)
     cure = "free space there, and do it again" if cause else "check that this user may write there"
     return OSError(
@@ -86,7 +107,7 @@ def explained(error: OSError, path: Path, size: int) -> OSError:
 
 
 def sync(path: Path) -> None:
-    """Returns when a file, or the names in a folder, would outlast a power failure."""
+    """Returns when a file, or the names in a folder, would survive a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,12 +1,12 @@
-"""Checkpoints: the last N and the best M, written in the background, every file under a digest.
+"""Checkpoints: the last N and the best M, written in the background, with a digest of every file.
 
-One directory a step:
+Each step has a directory:
 
     000000200/arrays/...      the leaves, written by Orbax
     000000200/manifest.json   step, score, and shape and dtype of every leaf
-    000000200/SHA256SUMS      digests of all of the above; `sha256sum -c SHA256SUMS` checks them by hand
+    000000200/SHA256SUMS      digests of these files; check by hand: `sha256sum -c SHA256SUMS`
 
-It is written under `000000200.tmp` and renamed when whole, so a killed write never counts.
+It is written as `000000200.tmp` and renamed when complete, so a killed write never counts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from logging import WARNING, LogRecord
 from pathlib import Path
@@ -33,20 +33,27 @@ from rmjax.io.paths import resolve, resolve_checkpoint
 from rmjax.io.text import read_json
 
 _SUMS = "SHA256SUMS"
+Tree = Any  # a pytree of arrays, of their shapes, or of Python numbers
+Leaves = dict[str, np.ndarray]
+Spec = list[Any]  # [name of the dtype, shape as a list]
 
 
 class Checkpoints:
-    """Checkpoints under `directory`; one writer at a time (`workdir.lock`).
+    """The checkpoints in a directory, which has one writer at a time (`workdir.lock`).
 
-    With several processes all of them call every method, process 0 alone writes, and `directory` is one that all see.
-    Leaves come back as host arrays, so any number of devices or processes can go on from them.
+    With several processes all of them call every method, and process 0 alone writes. All processes
+    must see the directory. Leaves are restored as host arrays, so a run can resume on any number of
+    devices or processes.
 
     Args:
-      directory: made if missing; what killed writes left in it is removed. Names that Orbax takes for
-        patterns are refused with a ValueError.
+      directory: made if it is missing; left-overs of killed writes are removed.
       keep_last: how many of the latest checkpoints to keep, at least 1.
-      keep_best: how many of those with the highest scores to keep besides.
-      read_only: for a directory of somebody else: nothing is made, cleaned or saved there.
+      keep_best: how many of the checkpoints with the highest scores to keep beside those.
+      read_only: for a directory of another run: nothing is made, removed or saved.
+
+    Raises:
+      ValueError: keep_last or keep_best is too small, or Orbax would take a character of the
+        directory's path for a pattern.
     """
 
     def __init__(
@@ -63,16 +70,25 @@ class Checkpoints:
         self._keep_last, self._keep_best = keep_last, keep_best
         self._damaged: set[int] = set()
         self._pool = ThreadPoolExecutor(1, "checkpoint")
-        self._writing: Future | None = None
+        self._writing: Future[None] | None = None
         logging.get_absl_logger().addFilter(_is_not_orbax_chatter)
         if jax.process_index() == 0 and not read_only:
             self._directory.mkdir(parents=True, exist_ok=True)
             _clean(self._directory)
 
-    def save(self, step: int, tree: Any, score: float | None = None) -> None:
-        """Copies `tree` to the host and writes it in the background, replacing a checkpoint of the same step.
+    def save(self, step: int, tree: Tree, score: float | None = None) -> None:
+        """Copies a tree to the host and writes it in the background.
 
-        Waits for the write before; raises what that one raised. The next train step may donate `tree`.
+        It first waits for the previous write, and raises the error of that write. The next train
+        step may donate the tree's buffers.
+
+        Args:
+          step: names the checkpoint; a checkpoint of the same step is replaced.
+          tree: of arrays and Python numbers.
+          score: larger is better; None: the checkpoint is never one of the best.
+
+        Raises:
+          OSError: the previous write failed, for example on a full disk.
         """
         self.wait()
         self._damaged.discard(step)
@@ -81,18 +97,18 @@ class Checkpoints:
             self._writing = self._pool.submit(self._commit, step, leaves, score)
 
     def wait(self) -> None:
-        """Returns when nothing is being written; raises what the write raised."""
+        """Waits for the write in the background, and raises the error of that write."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, rising, without those found damaged."""
-        found = {int(path.name) for path in self._directory.glob("*") if path.name.isdigit()}
-        return sorted(found - self._damaged)
+        """Steps of the complete checkpoints, rising, without those known to be damaged."""
+        steps = {int(path.name) for path in self._directory.glob("*") if path.name.isdigit()}
+        return sorted(steps - self._damaged)
 
     def score(self, step: int) -> float | None:
-        """The score saved with `step`; None where there is no such checkpoint or no score, or it was NaN."""
+        """The score saved with a step; None if there is none, or if it was NaN."""
         if step in self._damaged:
             return None
         try:
@@ -101,40 +117,41 @@ class Checkpoints:
             return None
 
     def best_step(self) -> int | None:
-        """The step of the highest score (ties: the first), None where no checkpoint has one."""
+        """The step with the highest score, the earliest of equal ones; None if no step has one."""
         return next(iter(self._by_score(self.steps())), None)
 
     def restore(
-        self, like: Any, step: int | None = None, part: bool = False, best: bool = False
-    ) -> tuple[int, Any] | None:
-        """The newest intact checkpoint (not after `step`, where given), None if there is none.
+        self, like: Tree, step: int | None = None, part: bool = False, best: bool = False
+    ) -> tuple[int, Tree] | None:
+        """Restores the newest intact checkpoint.
 
-        Every damaged one on the way is named in the log with the file that is wrong; the next save clears it away.
+        Damaged checkpoints are skipped. The log names each with its damaged file, and the next save
+        removes it.
 
         Args:
-          like: the tree to restore: its structure, shapes and dtypes (`jax.eval_shape` will do).
-          step: take this checkpoint, or the newest intact one before it.
-          part: `like` is a part of what was saved; the rest is left out.
-          best: take that of the highest score; if it is damaged, one before it, else the newest intact one.
+          like: a tree with the structure, shapes and dtypes to restore, e.g. `jax.eval_shape`'s.
+          step: restore this checkpoint, or the newest intact one before it.
+          part: `like` is a part of the saved tree; the rest is left out.
+          best: restore the checkpoint with the highest score; if it is damaged, the newest intact
+            one before it, else the newest intact one.
 
         Returns:
-          The checkpoint's step and the tree, of host arrays (Python numbers where `like` has them).
+          The checkpoint's step, and the tree of host arrays, with Python numbers where `like` has
+          them. None if there is no intact checkpoint.
 
         Raises:
-          ValueError: an intact checkpoint does not fit `like`; names the leaves, what was found and what expected.
+          ValueError: an intact checkpoint does not fit `like`; names the leaves.
         """
         self.wait()
-        found = self._intact(step, best) if jax.process_index() == 0 else None
-        if (
-            jax.process_count() > 1
-        ):  # what process 0 sees: the others may look before it has written
-            said = [-1 if found is None else found, *sorted(self._damaged)][:64]
-            known = multihost_utils.broadcast_one_to_all(
-                np.array(said + [-1] * (64 - len(said)), np.int32)
-            )
-            found, *damaged = (None if number < 0 else int(number) for number in known)
+        intact = self._intact(step, best) if jax.process_index() == 0 else None
+        if jax.process_count() > 1:
+            # All use what process 0 sees: other processes may look before it has written.
+            numbers = [-1 if intact is None else intact, *sorted(self._damaged)][:64]
+            padded = np.array(numbers + [-1] * (64 - len(numbers)), np.int32)
+            shared = multihost_utils.broadcast_one_to_all(padded)
+            intact, *damaged = (None if number < 0 else int(number) for number in shared)
             self._damaged = {number for number in damaged if number is not None}
-        return None if found is None else (found, _read(self._path(found), like, part))
+        return None if intact is None else (intact, _read(self._path(intact), like, part))
 
     def close(self) -> None:
         """Waits for the last write and ends the writing thread."""
@@ -144,7 +161,7 @@ class Checkpoints:
             self._pool.shutdown()
 
     def _intact(self, step: int | None, best: bool) -> int | None:
-        """Of which step the checkpoint is that `restore` wants."""
+        """The step of the checkpoint that `restore` returns."""
         candidates = [s for s in reversed(self.steps()) if step is None or s <= step]
         if best and (highest := self.best_step()) is not None:
             candidates.sort(key=lambda s: (s > highest, -s))
@@ -153,17 +170,15 @@ class Checkpoints:
             if damage is None:
                 return candidate
             self._damaged.add(candidate)
-            logging.error(
-                "Checkpoint %s is damaged: %s. Trying the one before it.",
-                self._path(candidate),
-                damage,
-            )
+            message = "Checkpoint %s is damaged: %s. Trying the one before it."
+            logging.error(message, self._path(candidate), damage)
         return None
 
     def _path(self, step: int) -> Path:
         return self._directory / f"{step:09d}"
 
-    def _commit(self, step: int, leaves: dict[str, np.ndarray], score: float | None) -> None:
+    def _commit(self, step: int, leaves: Leaves, score: float | None) -> None:
+        """Writes a checkpoint, then removes those that are no longer kept."""
         number = None if score is None or math.isnan(score) else float(score)
         path = self._path(step)
         about = {"step": step, "score": number}
@@ -173,18 +188,16 @@ class Checkpoints:
             if not _is_full(error):
                 raise
             _clean(self._directory)
-            kept = (
-                f"the newest one kept is of step {self.steps()[-1]}"
-                if self.steps()
-                else "there is none before it"
-            )
+            steps, cause = self.steps(), str(error).rpartition(": ")[2]
+            kept = f"the newest one kept is of step {steps[-1]}" if steps else "none is kept"
             raise OSError(
-                f"the checkpoint of step {step} did not fit into {self._directory} ({str(error).rpartition(': ')[2]}); "
+                f"the checkpoint of step {step} did not fit into {self._directory} ({cause}); "
                 f"{kept}. Free space, and run the same line again"
             ) from error
         self._rotate(step)
 
     def _rotate(self, newest: int) -> None:
+        """Removes all checkpoints but the newest, the last and the best."""
         steps = self.steps()
         keep = {newest, *steps[-self._keep_last :], *self._by_score(steps)[: self._keep_best]}
         for path in [self._path(step) for step in {*steps, *self._damaged} - keep]:
@@ -193,29 +206,34 @@ class Checkpoints:
         _clean(self._directory)
 
     def _by_score(self, steps: list[int]) -> list[int]:
+        """Steps with a score, the highest first."""
         scored = [(-score, step) for step in steps if (score := self.score(step)) is not None]
         return [step for _, step in sorted(scored)]
 
 
-def save_tree(path: str | Path, tree: Any, about: dict[str, Any]) -> None:
-    """Writes a tree of arrays and `about` (JSON) as the directory `path`, whole or not at all.
+def save_tree(path: str | Path, tree: Tree, about: dict[str, Any]) -> None:
+    """Writes a tree of arrays as a directory, which is complete or absent.
 
-    The layout is that of one checkpoint: arrays, manifest.json with `about` in it, SHA256SUMS. With several processes
-    all of them call it, and process 0 writes.
+    The layout is that of a checkpoint. With several processes all of them call this function, and
+    process 0 writes.
+
+    Args:
+      path: the directory. A tree saved there before is replaced.
+      tree: of arrays.
+      about: JSON values, stored in manifest.json.
 
     Raises:
       ValueError: the path is an address, or has a character that Orbax takes for a pattern.
-      FileExistsError: something is there that `save_tree` did not write; what it did write is replaced.
-      OSError: the disk is full; names the directory, its size and what to do. What was there stays.
+      FileExistsError: the path holds something else than a saved tree.
+      OSError: the disk is full; names the directory, its size and the cure. The old tree stays.
     """
     logging.get_absl_logger().addFilter(_is_not_orbax_chatter)
     path = _behind_links(path)
     leaves = {name: _to_host(leaf) for name, leaf in _named_leaves(tree).items()}
     if jax.process_index() == 0:
         if path.exists() and not (path / "manifest.json").is_file():
-            raise FileExistsError(
-                f"{path} is there, and was not saved by this library: take another name or move it"
-            )
+            cause = "exists, and was not saved by this library"
+            raise FileExistsError(f"{path} {cause}: take another name, or move it")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary, old = _beside(path)
         try:
@@ -231,64 +249,65 @@ def save_tree(path: str | Path, tree: Any, about: dict[str, Any]) -> None:
         multihost_utils.sync_global_devices(f"saved {path}")
 
 
-def load_tree(path: str | Path, like: Callable[[dict[str, Any]], Any]) -> Any:
-    """The tree of host arrays that `save_tree` wrote.
+def load_tree(path: str | Path, like: Callable[[dict[str, Any]], Tree]) -> Tree:
+    """Reads a tree that `save_tree` wrote.
 
     Args:
-      like: manifest -> a tree of the same structure, shapes and dtypes (`jax.eval_shape` will do). The manifest is
-        `about` and "leaves", {name: [dtype, shape]}. Called before any array is read.
+      path: the directory.
+      like: manifest -> a tree with the structure, shapes and dtypes to restore. The manifest is
+        `about` and "leaves", {name: [dtype, shape]}. It is called before any array is read.
+
+    Returns:
+      The tree, of host arrays.
 
     Raises:
-      FileNotFoundError: nothing is there.
-      ValueError: it is damaged, or does not fit `like`; names the file or the leaves. Or as
-        `save_tree`.
+      FileNotFoundError: nothing was saved as `path`.
+      ValueError: the directory is damaged or does not fit `like`; names the file or the leaves. Or
+        as `save_tree`.
     """
     logging.get_absl_logger().addFilter(_is_not_orbax_chatter)
     path = _behind_links(path)
     if not path.exists() and _beside(path)[1].exists():
         path = _beside(path)[1]  # a save was killed between its two renames
     if not (path / "manifest.json").is_file():
-        raise FileNotFoundError(
-            f"{path}: no manifest.json there, so nothing was saved under this name"
-        )
+        cause = "it has no manifest.json, so nothing was saved under this name"
+        raise FileNotFoundError(f"{path}: {cause}")
     damage = _damage(path)
     if damage:
         raise ValueError(f"{path} is damaged: {damage}")
     manifest = read_json(path / "manifest.json")
     leaves = manifest.get("leaves") if isinstance(manifest, dict) else None
     if not isinstance(leaves, dict) or not all(map(_is_spec, leaves.values())):
-        raise ValueError(
-            f"{path / 'manifest.json'}: leaves must be {{name: [dtype, shape]}}: it was not written by a save"
-        )
+        must = "leaves must be {name: [dtype, shape]}"
+        raise ValueError(f"{path / 'manifest.json'}: {must}: it was not written by a save")
     return _read(path, like(manifest), part=False)
 
 
 def _behind_links(path: str | Path) -> Path:
-    """The directory that a user means; a link stays a link, and what it points to is replaced."""
+    """The directory that a user means; a link stays a link, and its target is replaced."""
     return resolve_checkpoint(resolve(path, "path").resolve(), "path")
 
 
 def _is_full(error: Exception) -> bool:
-    return any(
-        cause in str(error) for cause in ("No space left", "quota exceeded", "File too large")
-    )
+    causes = ("No space left", "quota exceeded", "File too large")
+    return any(cause in str(error) for cause in causes)
 
 
-def _is_spec(spec: Any) -> bool:
-    """Whether it is what `_spec` makes, read from JSON."""
+def _is_spec(spec: object) -> bool:
+    """Whether a value from JSON is one that `_spec` makes."""
     if not isinstance(spec, list) or list(map(type, spec)) != [str, list]:
         return False
     return all(type(size) is int and size >= 0 for size in spec[1])
 
 
 def _is_not_orbax_chatter(record: LogRecord) -> bool:
-    again = "raised an exception" in str(
-        record.msg
-    )  # with a traceback, of an error that it raises besides
+    """A filter for Orbax's log: infos, and tracebacks of errors that it raises too."""
+    again = "raised an exception" in str(record.msg)
     return "/orbax/" not in record.pathname or record.levelno >= WARNING and not again
 
 
 def _clean(directory: Path) -> None:
+    """Restores what a killed write was replacing, and removes what killed writes left."""
     for path in directory.glob("[0-9]*.old"):
         if not path.with_suffix("").exists():
             path.rename(path.with_suffix(""))
@@ -296,13 +315,14 @@ def _clean(directory: Path) -> None:
         shutil.rmtree(path)
 
 
-def _named_leaves(tree: Any) -> dict[str, Any]:
+def _named_leaves(tree: Tree) -> dict[str, Any]:
+    """The leaves of a tree by their paths, such as 'params/encoder/kernel'."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def _to_host(leaf: Any) -> np.ndarray:
-    """A copy: on CPU, `jax.device_get` may be a view of a buffer that the next step donates."""
+    """A copy: on a CPU `jax.device_get` may be a view of a buffer that the next step donates."""
     if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
         leaf = multihost_utils.process_allgather(leaf, tiled=True)
     return np.array(leaf, _dtype(leaf), copy=True)
@@ -312,12 +332,13 @@ def _dtype(leaf: Any) -> np.dtype:
     return np.dtype(leaf.dtype if hasattr(leaf, "dtype") else jax.dtypes.result_type(leaf))
 
 
-def _spec(leaf: Any) -> list:
+def _spec(leaf: Any) -> Spec:
+    """The dtype and shape of a leaf, as the manifest has them."""
     return [_dtype(leaf).name, list(np.shape(leaf))]
 
 
 def _checkpointer() -> ocp.Checkpointer:
-    """Of this process alone: Orbax's barriers would wait for processes that write nothing."""
+    """Orbax for this process alone; its barriers would wait for processes that write nothing."""
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
@@ -327,76 +348,69 @@ def _checkpointer() -> ocp.Checkpointer:
 
 
 def _beside(path: Path) -> tuple[Path, Path]:
-    """Where `save_tree` writes first, and where it keeps what it replaces until the new one is in place."""
+    """Where `save_tree` writes first, and where it keeps the old tree until the new one is done."""
     return path.with_name(f".{path.name}.rmjax-new"), path.with_name(f".{path.name}.rmjax-old")
 
 
-def _replace(
-    path: Path, temporary: Path, old: Path, leaves: dict[str, np.ndarray], about: dict[str, Any]
-) -> None:
+def _replace(path: Path, temporary: Path, old: Path, leaves: Leaves, about: dict[str, Any]) -> None:
+    """Writes a directory beside `path`, then puts it in place of `path`, which becomes `old`."""
     _write(temporary, leaves, about)
     if path.exists():
         shutil.rmtree(old, ignore_errors=True)
-        path.rename(old)  # killed before the next line, it is taken back
+        path.rename(old)  # if killed before the next line, `_clean` takes it back
     temporary.rename(path)
     sync(path.parent)
 
 
-def _write(path: Path, leaves: dict[str, np.ndarray], about: dict[str, Any]) -> None:
-    shutil.rmtree(path, ignore_errors=True)  # of a write that failed
+def _write(path: Path, leaves: Leaves, about: dict[str, Any]) -> None:
+    """Writes arrays, manifest and digests, and waits until the disk has them."""
+    shutil.rmtree(path, ignore_errors=True)  # left by a write that failed
     path.mkdir()
-    arrays = {
-        name: leaf for name, leaf in leaves.items() if leaf.size
-    }  # Orbax refuses arrays of size 0
+    arrays = {name: leaf for name, leaf in leaves.items() if leaf.size}  # Orbax refuses size 0
     if arrays:
         _checkpointer().save(path / "arrays", ocp.args.PyTreeSave(arrays))
     specs = {name: _spec(leaf) for name, leaf in leaves.items()}
     (path / "manifest.json").write_text(json.dumps(about | {"leaves": specs}, indent=1))
     (path / _SUMS).write_text(_sums(path))
-    for each in [*path.rglob("*"), path]:
-        sync(each)
+    for entry in [*path.rglob("*"), path]:
+        sync(entry)
 
 
-def _read(path: Path, like: Any, part: bool) -> Any:
-    found = json.loads((path / "manifest.json").read_text())["leaves"]
+def _read(path: Path, like: Tree, part: bool) -> Tree:
+    """The tree of an intact directory; `part`: `like` may lack some of the saved leaves."""
+    saved = json.loads((path / "manifest.json").read_text())["leaves"]
     wanted = {name: _spec(leaf) for name, leaf in _named_leaves(like).items()}
-    _check_fit(
-        path, {name: spec for name, spec in found.items() if name in wanted or not part}, wanted
-    )
-    full = {
-        name: ocp.RestoreArgs(restore_type=np.ndarray)
-        for name, (_, shape) in found.items()
-        if 0 not in shape
-    }
-    arrays = (
-        _checkpointer().restore(path / "arrays", ocp.args.PyTreeRestore(restore_args=full))
-        if full
-        else {}
-    )
+    fitting = {name: spec for name, spec in saved.items() if name in wanted or not part}
+    _check_fit(path, fitting, wanted)
+    full = {name for name, (_, shape) in saved.items() if 0 not in shape}
+    arrays = {}
+    if full:
+        args = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in full}
+        restore = ocp.args.PyTreeRestore(restore_args=args)
+        arrays = _checkpointer().restore(path / "arrays", restore)
 
     def leaf(name: str, like_leaf: Any) -> Any:
-        array = arrays[name] if name in full else np.zeros(found[name][1], _dtype(like_leaf))
-        if _spec(array) != found[name]:
-            raise ValueError(
-                f"{path}: {name} is {_spec(array)} in arrays, but {found[name]} in manifest.json"
-            )
+        array = arrays[name] if name in full else np.zeros(saved[name][1], _dtype(like_leaf))
+        if _spec(array) != saved[name]:
+            both = f"{_spec(array)} in arrays, but {saved[name]} in manifest.json"
+            raise ValueError(f"{path}: {name} is {both}")
         return array if hasattr(like_leaf, "dtype") else array.item()
 
-    return jax.tree.unflatten(
-        jax.tree.structure(like), [leaf(*pair) for pair in _named_leaves(like).items()]
-    )
+    leaves = [leaf(*pair) for pair in _named_leaves(like).items()]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def _check_fit(path: Path, found: dict[str, list], wanted: dict[str, list]) -> None:
-    def show(spec: list | None) -> str:
+def _check_fit(path: Path, saved: Mapping[str, Spec], wanted: Mapping[str, Spec]) -> None:
+    """Raises ValueError if the saved leaves are not the wanted ones; names the first five."""
+
+    def show(spec: Spec | None) -> str:
         return "nothing" if spec is None else f"{spec[0]}{spec[1]}"
 
-    names = [
-        name for name in [*wanted, *(found.keys() - wanted)] if found.get(name) != wanted.get(name)
-    ]
+    names = [*wanted, *(name for name in saved if name not in wanted)]
     wrong = [
-        f"{name}: found {show(found.get(name))}, expected {show(wanted.get(name))}"
+        f"{name}: found {show(saved.get(name))}, expected {show(wanted.get(name))}"
         for name in names
+        if saved.get(name) != wanted.get(name)
     ]
     if wrong:
         more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
@@ -404,7 +418,7 @@ def _check_fit(path: Path, found: dict[str, list], wanted: dict[str, list]) -> N
 
 
 def _sums(path: Path) -> str:
-    """The text of SHA256SUMS as it should be."""
+    """The right text of SHA256SUMS for the files of a directory."""
     lines = []
     for file in sorted(f for f in path.rglob("*") if f.is_file() and f != path / _SUMS):
         with file.open("rb") as stream:
@@ -414,7 +428,7 @@ def _sums(path: Path) -> str:
 
 
 def _damage(path: Path) -> str | None:
-    """What is wrong with the checkpoint, None where nothing is."""
+    """The damage of a checkpoint in words; None if it is intact."""
     try:
         stored = (path / _SUMS).read_bytes().decode(errors="replace")
         actual = _sums(path)
@@ -426,11 +440,8 @@ def _damage(path: Path) -> str | None:
     for line in actual.splitlines():
         if digests.pop(line[66:], None) not in (None, line[:64]):
             return f"{line[66:]}: its SHA-256 is not the one in {_SUMS} (truncated or changed)"
-    missing = [
-        name[:60] for name in digests if name and name != _SUMS
-    ]  # any text, where that file is damaged
-    return (
-        f"{missing[0]}: missing, though {_SUMS} lists it"
-        if missing
-        else f"{_SUMS}: does not list the files here"
-    )
+    # Any text may stand in a damaged list, so names are cut.
+    missing = [name[:60] for name in digests if name and name != _SUMS]
+    if missing:
+        return f"{missing[0]}: missing, though {_SUMS} lists it"
+    return f"{_SUMS}: does not list the files here"

@@ -1,125 +1,142 @@
-"""What a function costs, counted from its jaxpr: XLA's own analysis counts the body of a loop once."""
+"""The cost of a function, counted from its jaxpr.
+
+XLA's own analysis counts the body of a loop only once.
+"""
 
 from __future__ import annotations
 
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 from jax.extend import core
+from jax.stages import Compiled
 
 # fmt: off
 _MOVES_DATA = frozenset({
-    "all_gather", "all_gather_invariant", "all_to_all", "axis_index", "bitcast_convert_type", "broadcast_in_dim",
-    "concatenate", "convert_element_type", "copy", "copy_p", "device_put", "dynamic_slice", "dynamic_update_slice",
-    "empty", "expand_dims", "gather", "iota", "name", "optimization_barrier", "pad", "pbroadcast", "pcast", "ppermute",
-    "pvary", "random_clone", "random_seed", "random_unwrap", "random_wrap", "reshape", "reshard", "rev", "scatter",
+    "all_gather", "all_gather_invariant", "all_to_all", "axis_index", "bitcast_convert_type",
+    "broadcast_in_dim", "concatenate", "convert_element_type", "copy", "copy_p", "device_put",
+    "dynamic_slice", "dynamic_update_slice", "empty", "expand_dims", "gather", "iota", "name",
+    "optimization_barrier", "pad", "pbroadcast", "pcast", "ppermute", "pvary", "random_clone",
+    "random_seed", "random_unwrap", "random_wrap", "reshape", "reshard", "rev", "scatter",
     "select_n", "sharding_constraint", "slice", "split", "squeeze", "stop_gradient", "transpose",
 })
+# Bytes of a number in XLA's names of types; all others have 4.
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s64": 8, "u64": 8,
+          "f64": 8}
 # fmt: on
 _COLLECTIVE = re.compile(
-    r"= (.*?) (all-gather|all-reduce|all-to-all|collective-broadcast|collective-permute|reduce-scatter)(?:-start)?\("
+    r"= (.*?) (all-gather|all-reduce|all-to-all|collective-broadcast|collective-permute|"
+    r"reduce-scatter)(?:-start)?\("
 )
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
-_BYTES = {
-    "pred": 1,
-    "s8": 1,
-    "u8": 1,
-    "s16": 2,
-    "u16": 2,
-    "bf16": 2,
-    "f16": 2,
-    "s64": 8,
-    "u64": 8,
-    "f64": 8,
-}  # else 4
-_READS_ALL = (
-    "reduce",
-    "arg",
-    "cum",
-    "scatter",
-    "select_and_scatter",
-)  # prefixes: one operation per element read
+# Prefixes of primitives with one operation for each element that they read.
+_READS_ALL = ("reduce", "arg", "cum", "scatter", "select_and_scatter")
 
 
 def flops(fn: Callable, *args: Any) -> int:
-    """Floating-point operations of one call of `fn`, over all devices; arguments may be ShapeDtypeStructs."""
+    """Floating-point operations of one call, over all devices.
+
+    Args:
+      fn: the function.
+      *args: arrays or ShapeDtypeStructs.
+
+    Returns:
+      Their number, as `breakdown` counts.
+    """
     return sum(breakdown(fn, *args).values())
 
 
 def breakdown(fn: Callable, *args: Any) -> dict[str, int]:
-    """{"matmul": operations of products and convolutions (2 per multiply-add), "other": of everything else}.
+    """Floating-point operations of one call, over all devices, by type.
 
-    Elementwise functions, exp and tanh too, are 1 per output, reductions 1 per input, moving data is 0.
-    A scan is its length times its body, a branch the dearest one, a `while_loop` one turn, as its length is not known.
+    A multiply-add counts as 2. Elementwise functions, exp and tanh too, count as 1 for each output,
+    reductions as 1 for each input, moves of data as 0. A scan costs its length times its body, a
+    branch as much as the most expensive one. A `while_loop` counts as one turn, since its length is
+    unknown.
+
+    Args:
+      fn: the function.
+      *args: arrays or ShapeDtypeStructs.
+
+    Returns:
+      {"matmul": operations in matrix products and convolutions, "other": all other operations}.
     """
     counts = _count(jax.make_jaxpr(fn)(*args).jaxpr)
     return {"matmul": counts["matmul"], "other": counts["other"]}
 
 
-def peak_bytes(compiled: Any) -> int:
-    """Bytes one device needs to run `jax.jit(fn).lower(...).compile()`: arguments, outputs and temporaries."""
-    memory = compiled.memory_analysis()
-    inputs_and_outputs = (
-        memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    )
-    return inputs_and_outputs + memory.temp_size_in_bytes
+def peak_bytes(compiled: Compiled) -> int:
+    """Bytes that one device needs: arguments, outputs and temporaries.
 
+    Args:
+      compiled: from `jax.jit(fn).lower(...).compile()`.
 
-def collectives(compiled: Any) -> list[tuple[str, int]]:
-    """(operation between devices, bytes of its result on one of them), as often as each is in the compiled program: one
-    in a loop once. Several arrays that travel together are one.
+    Returns:
+      The number of bytes.
     """
-    return [
-        (
-            name,
-            sum(
-                math.prod(map(int, filter(None, shape.split(",")))) * _BYTES.get(dtype, 4)
-                for dtype, shape in found
-            ),
-        )
-        for result, name in _COLLECTIVE.findall(compiled.as_text())
-        if (found := _ARRAY.findall(result))
-    ]
+    memory = compiled.memory_analysis()
+    assert memory is not None  # some backends have no analysis
+    arguments, outputs = memory.argument_size_in_bytes, memory.output_size_in_bytes
+    shared = memory.alias_size_in_bytes
+    return int(arguments + outputs - shared + memory.temp_size_in_bytes)
+
+
+def collectives(compiled: Compiled) -> list[tuple[str, int]]:
+    """The operations between devices in a compiled program.
+
+    An operation in a loop counts once. Arrays that travel together are one operation.
+
+    Args:
+      compiled: from `jax.jit(fn).lower(...).compile()`.
+
+    Returns:
+      (name of the operation, bytes of its result on one device), in the order of the program.
+    """
+    size = lambda shape: math.prod(map(int, filter(None, shape.split(","))))
+    operations, program = [], compiled.as_text()
+    assert program is not None
+    for result, name in _COLLECTIVE.findall(program):
+        if arrays := _ARRAY.findall(result):
+            total = sum(size(shape) * _BYTES.get(dtype, 4) for dtype, shape in arrays)
+            operations.append((name, total))
+    return operations
 
 
 def tree_bytes(tree: Any) -> int:
-    """Bytes of all arrays (or ShapeDtypeStructs) of a tree."""
+    """Bytes of all arrays or ShapeDtypeStructs of a tree."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def parameter_count(tree: Any) -> int:
-    """Numbers in all arrays (or ShapeDtypeStructs) of a tree."""
+    """Numbers in all arrays or ShapeDtypeStructs of a tree."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def _count(jaxpr: Any) -> Counter:
+def _count(jaxpr: core.Jaxpr) -> Counter[str]:
     return sum((_count_equation(equation) for equation in jaxpr.eqns), Counter())
 
 
-def _count_equation(equation: Any) -> Counter:
+def _count_equation(equation: core.JaxprEqn) -> Counter[str]:
+    """The operations of one equation, those of inner jaxprs included."""
     name, params = equation.primitive.name, equation.params
     written = sum(_size(v) for v in equation.outvars)
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
-        return Counter(
-            matmul=2 * written * math.prod(equation.invars[0].aval.shape[d] for d in contracted)
-        )
+        left = _shape(equation.invars[0])
+        return Counter(matmul=2 * written * math.prod(left[d] for d in contracted))
     if name == "conv_general_dilated":
-        kernel, out_features = (
-            equation.invars[1].aval.shape,
-            params["dimension_numbers"].rhs_spec[0],
-        )
+        kernel = _shape(equation.invars[1])
+        out_features = params["dimension_numbers"].rhs_spec[0]
         return Counter(matmul=2 * written * math.prod(kernel) // kernel[out_features])
     if name in _MOVES_DATA:
         return Counter()
     if name.startswith(_READS_ALL):
-        return Counter(
-            other=max(_size(v) for v in equation.invars[-1 if name.startswith("scatter") else 0 :])
-        )
+        read = equation.invars[-1 if name.startswith("scatter") else 0 :]
+        return Counter(other=max(_size(v) for v in read))
     bodies = [_count(body) for body in _bodies(params)]
     if not bodies:
         return Counter(other=written)
@@ -129,11 +146,16 @@ def _count_equation(equation: Any) -> Counter:
     return Counter({kind: times * number for kind, number in sum(bodies, Counter()).items()})
 
 
-def _size(variable: Any) -> int:
-    return math.prod(getattr(variable.aval, "shape", ()))
+def _shape(variable: core.Var | core.Literal) -> tuple[int, ...]:
+    return getattr(variable.aval, "shape", ())
 
 
-def _bodies(params: dict) -> Iterator[Any]:
+def _size(variable: core.Var | core.Literal) -> int:
+    return math.prod(_shape(variable))
+
+
+def _bodies(params: Mapping[str, object]) -> Iterator[core.Jaxpr]:
+    """The inner jaxprs among an equation's parameters."""
     for value in params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
             if isinstance(item, core.ClosedJaxpr):
@@ -142,7 +164,8 @@ def _bodies(params: dict) -> Iterator[Any]:
                 yield item
 
 
-def _times(name: str, params: dict) -> int:
+def _times(name: str, params: Mapping[str, Any]) -> int:
+    """How often an equation runs its inner jaxpr."""
     if name == "scan":
         return params["length"]
     if name == "shard_map":  # jax.pmap too

@@ -1,4 +1,4 @@
-"""The paths that users give, and the files that lie in their folders."""
+"""Paths that users give, and the files in their folders."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ _GLOB = re.compile(r"[*?\[\]\\]")
 
 
 def resolve(path: str | Path, name: str) -> Path:
-    """The path that a user means. Every path from a flag or an argument goes through here.
+    """The path that a user means. Every path from a flag or an argument goes through this function.
 
     Args:
       path: as the user gave it; `~` stands for the home directory.
-      name: what the user calls it, such as '--workdir', for errors.
+      name: the user's name for it, such as '--workdir', for errors.
+
+    Returns:
+      The path; it need not exist.
 
     Raises:
-      ValueError: the path is an address such as gs://bucket/runs, or the home directory is not known.
+      ValueError: the path is an address such as gs://bucket/runs, or the home directory is unknown.
     """
     text = os.fspath(path)
     if _SCHEME.match(text):
@@ -38,24 +41,37 @@ def resolve(path: str | Path, name: str) -> Path:
 
 
 def resolve_checkpoint(path: str | Path, name: str) -> Path:
-    """As `resolve`, for a folder in which checkpoints lie.
+    """As `resolve`, for a folder of checkpoints.
+
+    Args:
+      path: as the user gave it.
+      name: the user's name for it, for errors.
+
+    Returns:
+      The path; it need not exist.
 
     Raises:
-      ValueError: as `resolve`; or the path has a character that Orbax takes for a pattern, so that what is written
-        there could never be read.
+      ValueError: as `resolve`; or the path has a character that Orbax takes for a pattern, so a
+        checkpoint could be written but never read.
     """
     resolved = resolve(path, name)
     odd = _GLOB.search(os.fspath(resolved.absolute()))
     if odd:
-        raise ValueError(
-            f"{name}={path} has {odd[0]!r} in its whole path, {resolved.absolute()}: a checkpoint there could not be "
-            "read again. Use a name without * ? [ ] and backslashes"
-        )
+        cause = f"{name}={path} has {odd[0]!r} in its whole path, {resolved.absolute()}"
+        cure = "use a name without * ? [ ] and backslashes"
+        raise ValueError(f"{cause}: a checkpoint there could not be read again; {cure}")
     return resolved
 
 
 def cache(folder: str) -> Path:
-    """The folder for prepared data; '' is $XDG_CACHE_HOME/rmjax, or ~/.cache/rmjax where that is not set.
+    """The folder for prepared data.
+
+    Args:
+      folder: config.data.cache_dir; '' stands for $XDG_CACHE_HOME/rmjax, or for ~/.cache/rmjax if
+        that variable is not set.
+
+    Returns:
+      The path; it need not exist.
 
     Raises:
       ValueError: as `resolve`; names config.data.cache_dir.
@@ -63,22 +79,24 @@ def cache(folder: str) -> Path:
     if folder:
         return resolve(folder, "config.data.cache_dir")
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if base.is_absolute():  # the standard says to pass over others
+    if base.is_absolute():  # the XDG standard says to ignore relative paths
         return base / "rmjax"
     try:
         return Path("~/.cache/rmjax").expanduser()
     except RuntimeError as error:
-        raise ValueError(
-            "no home directory is known, in which prepared data would be kept: set config.data.cache_dir to a folder"
-        ) from error
+        cause = "no home directory is known, so prepared data have no place"
+        raise ValueError(f"{cause}: set config.data.cache_dir to a folder") from error
 
 
 def lacks(folder: str, name: str) -> str:
-    """Why a folder may lack a file, as the end of a sentence: '<folder>, which does not exist'.
+    """Why a folder lacks a file, as the end of a sentence: '<folder>, which does not exist'.
 
     Args:
       folder: config.data.dir, as the user gave it.
-      name: the file, or a pattern.
+      name: the file's name, or a pattern.
+
+    Returns:
+      The folder, followed by the cause or the cure if one is known.
     """
     if not folder:
         return "data.dir, which is empty"
@@ -99,8 +117,8 @@ def lacks(folder: str, name: str) -> str:
 
 
 def visible(folder: Path, pattern: str = "*") -> list[Path]:
-    """The entries of a folder that fit a pattern, by name, without those whose name begins with a dot.
+    """The entries of a folder that fit a pattern, sorted, without names that begin with a dot.
 
-    macOS leaves a `._book.txt` beside each `book.txt`: it is no book.
+    macOS leaves a file `._book.txt` beside each `book.txt`, which is no book.
     """
     return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))

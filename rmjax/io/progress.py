@@ -1,4 +1,7 @@
-"""Preparations that take minutes: a log line every ten seconds, and a way out when asked to stop."""
+"""Progress of preparations that take minutes.
+
+They log a line every ten seconds, and end early if the run is asked to stop.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ class Stopped(Exception):
 
 
 class Request:
-    """Whether somebody asked this process to stop. A signal handler sets it: it takes no lock."""
+    """Whether this process was asked to stop.
+
+    A signal handler sets it, so it is a plain attribute: a lock could block in a handler.
+    """
 
     made = False
 
@@ -26,27 +32,38 @@ REQUEST = Request()
 
 
 def look(doing: str) -> None:
-    """Raises Stopped if the run was asked to stop while it was `doing` something."""
+    """Checks whether the run was asked to stop.
+
+    Args:
+      doing: what the run does, for the error, such as 'preparing documents'.
+
+    Raises:
+      Stopped: the run was asked to stop.
+    """
     if REQUEST.made:
         raise Stopped(f"asked to stop while {doing}; run the same line again to begin this anew")
 
 
 class Progress:
-    """How far a preparation is. Call `step` several times a second."""
+    """Counts the steps of a preparation and logs them. Call `step` several times a second.
+
+    Args:
+      doing: what is done, for the log, such as 'preparing documents'.
+      total: all steps, as `step` counts them; 0: unknown.
+      unit: the unit of the log.
+      size: how many counts of `step` make one unit.
+    """
 
     def __init__(self, doing: str, total: int = 0, unit: str = "MB", size: float = 1e6):
-        """Args:
-        doing: what is done, for the log, such as 'preparing documents'.
-        total: how much there is to do, counted as `step` counts; 0 where this is not known.
-        unit: what the log counts in.
-        size: how many of `step`'s counts are one unit.
-        """
         self._doing, self._total, self._unit, self._size = doing, total, unit, size
         self._done, self._begin = 0, time.monotonic()
         self._last = self._begin
 
     def step(self, count: int = 1) -> None:
-        """Counts what is done since the last call.
+        """Adds to the count.
+
+        Args:
+          count: steps since the last call.
 
         Raises:
           Stopped: the run was asked to stop.
@@ -54,22 +71,40 @@ class Progress:
         self.to(self._done + count)
 
     def to(self, done: int) -> None:
-        """As `step`, for callers who know how much is done in all."""
+        """Sets the count.
+
+        Args:
+          done: all steps so far.
+
+        Raises:
+          Stopped: the run was asked to stop.
+        """
         self._done = done
         look(self._doing)
         moment = time.monotonic()
         if moment >= self._last + EVERY:
             self._last = moment
             rate = self._done / self._size / (moment - self._begin)
-            some = f"{min(done, self._total or done) / self._size:,.1f}"
-            of = f" of {self._total / self._size:,.1f}" if self._total else ""
-            logging.info(
-                "%s: %s%s %s, %.1f %s/s", self._doing, some, of, self._unit, rate, self._unit
-            )
+            amount = f"{min(done, self._total or done) / self._size:,.1f}"
+            total = f" of {self._total / self._size:,.1f}" if self._total else ""
+            unit = self._unit
+            logging.info("%s: %s%s %s, %.1f %s/s", self._doing, amount, total, unit, rate, unit)
 
 
 def watch(entries: Iterable[T], doing: str, unit: str) -> Iterator[T]:
-    """`entries`, each of them a step of a `Progress`."""
+    """Passes entries on, and counts each as a step of a `Progress`.
+
+    Args:
+      entries: any number of them; the total is unknown.
+      doing: as `Progress` takes it.
+      unit: the name of the entries.
+
+    Yields:
+      The entries.
+
+    Raises:
+      Stopped: the run was asked to stop.
+    """
     progress = Progress(doing, unit=unit, size=1)
     for entry in entries:
         progress.step()

@@ -1,0 +1,1 @@
+"""Layers without task logic: attention, Transformers, recurrent cells, embeddings, queues."""

@@ -1,4 +1,7 @@
-"""A memory of two speeds (Rae et al. 2020): what falls out of a short queue is compressed into a second one."""
+"""The Compressive Transformer's memory (Rae et al. 2020).
+
+Rows that leave a first queue are compressed into a second queue.
+"""
 
 from __future__ import annotations
 
@@ -13,50 +16,80 @@ from rmjax.types import Array, Params
 
 @flax.struct.dataclass
 class Compressed:
-    """What one layer remembers: `recent`, its newest inputs; `old`, those before them, `rate` of them in one row."""
+    """The memory of one layer."""
 
-    recent: Queue
-    old: Queue
+    recent: Queue  # the newest inputs
+    old: Queue  # the inputs before them, compressed: `rate` inputs make one row
 
     @property
     def rows(self) -> Array:
-        """[B, M_old + M_recent, D], the newest last."""
+        """All rows, [B, M_old + M_recent, D], the newest last."""
         return jnp.concatenate([self.old.rows, self.recent.rows], 1)
 
     @property
     def mask(self) -> Array:
+        """Bool [B, M_old + M_recent], true at valid rows."""
         return jnp.concatenate([self.old.mask, self.recent.mask], 1)
 
 
 def empty(
     batch_size: int, recent: int, old: int, dim: int, dtype: jnp.dtype = jnp.float32
 ) -> Compressed:
-    return Compressed(
-        queue.empty(batch_size, recent, dim, dtype), queue.empty(batch_size, old, dim, dtype)
-    )
+    """A memory without inputs.
+
+    Args:
+      batch_size: B.
+      recent: M_recent, rows of the first queue.
+      old: M_old, rows of the second queue.
+      dim: D.
+      dtype: of the rows.
+
+    Returns:
+      The memory.
+    """
+    first, second = (queue.empty(batch_size, size, dim, dtype) for size in (recent, old))
+    return Compressed(first, second)
 
 
 def reset(memory: Compressed, where: Array) -> Compressed:
+    """Empties the memories of the streams where `where` [B] is true."""
     return Compressed(queue.reset(memory.recent, where), queue.reset(memory.old, where))
 
 
 def init_compression(key: Array, dim: int, rate: int) -> Params:
-    """Kernel [rate D, D] and bias of a convolution whose stride is its width. Untrained it is near the mean."""
+    """Parameters of a convolution whose stride is its width; untrained it is near the mean.
+
+    Args:
+      key: of the draws.
+      dim: D.
+      rate: rows that make one.
+
+    Returns:
+      {kernel: f32 [rate D, D], bias: f32 [D]}.
+    """
     mean = jnp.tile(jnp.eye(dim) / rate, (rate, 1))
     return {"kernel": mean + 0.1 * lecun_normal()(key, (rate * dim, dim)), "bias": jnp.zeros(dim)}
 
 
 def compress(params: Params, rows: Array, mask: Array) -> tuple[Array, Array]:
-    """Rows [B, N, D], the valid ones at the end -> [B, ceil(N / rate), D] and their mask. Groups are counted from the
-    end; one that is not full counts its missing rows as zeros.
+    """Compresses groups of rows into one row each (Rae et al. 2020, section 3.2).
+
+    Groups are counted from the end. In an incomplete group the missing rows are zeros.
+
+    Args:
+      params: from `init_compression`.
+      rows: [B, N, D], the valid ones at the end.
+      mask: bool [B, N].
+
+    Returns:
+      [B, ceil(N / rate), D], and the mask bool [B, ceil(N / rate)].
     """
     batch, n, dim = rows.shape
     rate = params["kernel"].shape[0] // dim
     groups = -(-n // rate)
     missing = [(0, 0), (groups * rate - n, 0)]
-    rows = jnp.pad(jnp.where(mask[..., None], rows, 0.0), [*missing, (0, 0)]).reshape(
-        batch, groups, rate * dim
-    )
+    rows = jnp.pad(jnp.where(mask[..., None], rows, 0.0), [*missing, (0, 0)])
+    rows = rows.reshape(batch, groups, rate * dim)
     kernel, bias = (params[name].astype(rows.dtype) for name in ("kernel", "bias"))
     return rows @ kernel + bias, jnp.pad(mask, missing).reshape(batch, groups, rate).any(-1)
 
@@ -64,8 +97,17 @@ def compress(params: Params, rows: Array, mask: Array) -> tuple[Array, Array]:
 def push(
     params: Params, memory: Compressed, rows: Array, mask: Array
 ) -> tuple[Compressed, tuple[Array, Array], tuple[Array, Array]]:
-    """-> the memory with rows [B, N, D] in it; what fell out of `recent`, and what it was compressed to, each with its
-    mask: between these two the reconstruction loss compares.
+    """Appends rows to the memory.
+
+    Args:
+      params: from `init_compression`.
+      memory: of B streams.
+      rows: [B, N, D].
+      mask: bool [B, N].
+
+    Returns:
+      The memory; the rows that left the first queue; and the rows that they were compressed to,
+      each with a mask. The reconstruction loss compares the last two.
     """
     recent, fallen, fallen_mask = queue.push(memory.recent, rows, mask)
     short, short_mask = compress(params, fallen, fallen_mask)

@@ -1,4 +1,4 @@
-"""A linear layer whose kernel is stored by rows of outputs."""
+"""A linear layer whose kernel has a row for each output."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ from rmjax.types import Array
 
 
 class Dense(nn.Module):
-    """x [..., in] -> x @ kernel.T + bias [..., features]; kernel [features, in], bias [features].
+    """A linear layer: x @ kernel.T + bias, with kernel [features, in] and bias [features].
 
-    For the gradient of a kernel [in, features], as nn.Dense has it, XLA on a CPU first copies the activations into the
-    other order: an eighth of a transformer layer's time. Initial values are those of nn.Dense, transposed:
-    `kernel_init` is called with [in, features].
+    nn.Dense has a kernel [in, features]. For its gradient XLA on a CPU first copies the activations
+    into the other order, an eighth of a Transformer layer's time. Initial values are those of
+    nn.Dense, transposed: `kernel_init` is called with [in, features].
+
+    Attributes:
+      features: width of the output.
+      use_bias: whether there is a bias.
+      dtype: of the product; None: that of x and the parameters.
+      kernel_init: draws the kernel's initial values.
     """
 
     features: int
@@ -26,6 +32,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """Maps x [..., in] to [..., features]."""
         kernel = self.param(
             "kernel", lambda key: self.kernel_init(key, (x.shape[-1], self.features), jnp.float32).T
         )

@@ -1,4 +1,7 @@
-"""Items as vectors: one table, shared by the segment encoder, the queries and the rehearsal; or features, projected."""
+"""Items as vectors: rows of one table, or projected features.
+
+The segment encoder, the questions and the rehearsal share the table.
+"""
 
 from __future__ import annotations
 
@@ -11,27 +14,45 @@ from rmjax.types import Array, Key, Params
 
 
 def init_embed(key: Key, num_items: int, dim: int) -> Array:
-    """Item table f32 [num_items, dim], rows of about unit length."""
+    """Draws an item table f32 [num_items, dim], rows of about unit length."""
     return normal(dim**-0.5)(key, (num_items, dim))
 
 
 def init_items(key: Key, num_items: int, dim: int, width: int = 0) -> Params:
-    """What `embed` reads: a table of `num_items` rows; with `width` one of rows so wide (word vectors from elsewhere)
-    and its projection to `dim`. num_items = 0: the projection of features of that width alone.
+    """Draws the parameters of `embed`.
+
+    Args:
+      key: of the draws.
+      num_items: rows of the table; 0: items are features, and there is no table.
+      dim: d.
+      width: of the features, or of table rows that come from a file (word vectors); they are
+        projected to `dim`. 0: the table has rows of `dim`.
+
+    Returns:
+      {embed: [num_items, dim]}; with a width {embed: [num_items, width], project: [width, dim]},
+      without `embed` for features.
     """
     if not width:
         return {"embed": init_embed(key, num_items, dim)}
     table, project = jax.random.split(key)
-    found = {"embed": init_embed(table, num_items, width)} if num_items else {}
-    return found | {"project": lecun_normal()(project, (width, dim))}
+    tables = {"embed": init_embed(table, num_items, width)} if num_items else {}
+    return tables | {"project": lecun_normal()(project, (width, dim))}
 
 
 def embed(params: Params, items: Array | None) -> Array:
-    """Items i32 [...], features f32 [..., F], or None, all items there are, -> f32 [..., d], entries of unit variance.
+    """Vectors of items.
 
-    That is sqrt(width) times the rows of params['embed'], so that the targets of inner products have unit length
-    (Vaswani et al. 2017, 3.4); features are scaled to a mean square of 1. Both then go through params['project'] where
-    there is one. Sources check ids; a padded entry may hold anything finite.
+    Rows of the table are multiplied by sqrt(width), so that the targets of inner products have unit
+    length (Vaswani et al. 2017, 3.4). Features are scaled to a mean square of 1. Then both go
+    through params['project'], if it exists. Sources check ids; a padded entry may hold any finite
+    number.
+
+    Args:
+      params: from `init_items`.
+      items: i32 [...] ids, or f32 [..., F] features; None: all items of the table.
+
+    Returns:
+      f32 [..., d], entries of unit variance.
     """
     if items is None or not jnp.issubdtype(items.dtype, jnp.floating):
         x = params["embed"] if items is None else look_up(params["embed"], items)
@@ -43,18 +64,25 @@ def embed(params: Params, items: Array | None) -> Array:
 
 @flax.struct.dataclass
 class Rows:
-    """In the place of an item table, those of its rows that a batch asks for."""
+    """Stands for an item table, and holds only the rows that a batch reads."""
 
-    ids: Array  # i32 [M] whose rows, rising
+    ids: Array  # i32 [M], rising
     rows: Array  # f32 [M, width]
-    num_items: int = flax.struct.field(pytree_node=False)
+    num_items: int = flax.struct.field(pytree_node=False)  # of the table
 
 
 def look_up(table: Array | Rows, items: Array) -> Array:
-    """Rows [..., width] of items i32 [...]; all of them must be among the `Rows`.
+    """The rows of items in a table.
 
-    An id that is none is clipped, so one below 0 is the first: elsewhere in JAX it would count from
-    the end.
+    An id out of range is clipped, so an id below 0 is the first. JAX's own indexing would count it
+    from the end.
+
+    Args:
+      table: f32 [num_items, width], or `Rows` that contain all of the items.
+      items: i32 [...].
+
+    Returns:
+      f32 [..., width].
     """
     items = jnp.clip(items, 0, num_items(table) - 1)
     if isinstance(table, Rows):
@@ -63,4 +91,5 @@ def look_up(table: Array | Rows, items: Array) -> Array:
 
 
 def num_items(table: Array | Rows) -> int:
+    """The number of items in a table."""
     return table.num_items if isinstance(table, Rows) else len(table)

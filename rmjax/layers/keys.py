@@ -1,4 +1,7 @@
-"""Dropout drawn per example: the mask of a row depends on that row's key alone, on any number of devices."""
+"""Dropout with one key for each example.
+
+The mask of a row depends on the row's key alone, so it is the same on any number of devices.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,15 @@ from rmjax.types import Array, Key
 
 
 def fold(key: Key | None, data: int | Array) -> Key | None:
-    """`fold_in` for a key array of any shape; None stays None. `data` is one number or an array of the keys' shape."""
+    """`jax.random.fold_in` for keys of any shape.
+
+    Args:
+      key: keys [...]; None stays None.
+      data: one number, or i32 of the keys' shape.
+
+    Returns:
+      Keys [...].
+    """
     if key is None:
         return None
     fold_in = jax.random.fold_in
@@ -19,7 +30,16 @@ def fold(key: Key | None, data: int | Array) -> Key | None:
 
 
 def dropout(x: Array, rate: float, key: Key | None) -> Array:
-    """Inverted dropout; key [...] are the leading axes of x. `key` None or rate 0 returns x."""
+    """Inverted dropout: kept entries are divided by 1 - rate.
+
+    Args:
+      x: f32 [...].
+      rate: share of entries that become 0; 0: x is returned.
+      key: keys, whose axes are the leading axes of x; None: x is returned.
+
+    Returns:
+      f32, of the shape of x.
+    """
     if key is None or rate == 0.0:
         return x
     rest = x.shape[key.ndim :]

@@ -1,4 +1,7 @@
-"""The gated recurrent unit, with its input projection apart so that it can be hoisted out of a scan."""
+"""The gated recurrent unit (GRU).
+
+Its input projection is a function of its own, so that it can be computed before a scan.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,25 @@ from rmjax.types import Array, Key, Params
 
 
 def init_gru(key: Key, inputs: int, hidden: int, timescale: int = 0) -> Params:
-    """Parameters of a GRU: {input [inputs, 3h], hidden [h, 3h], bias [3h], hidden_bias [h]}; gates in order r, z, n.
+    """Draws the parameters of a GRU, whose gates are in the order r, z, n.
 
-    timescale: how many steps back the state reaches before training; 0: about two, the usual random kernels. Otherwise
-    the untrained state is a leaky average of its inputs' tanh, in their own space: update gates keep it for `timescale`
-    steps (2 at least) whatever is read (after the chrono initialisation of Tallec & Ollivier 2018), and the candidate
-    is tanh of the input (after the identity of Le et al. 2015). Needs inputs == hidden, else ValueError.
+    With a timescale the untrained state is a leaky average of tanh(input), in the input's space.
+    Update gates keep it for `timescale` steps (2 at least) at any input, after the chrono
+    initialisation of Tallec & Ollivier 2018. The candidate is tanh of the input, after the identity
+    initialisation of Le et al. 2015.
+
+    Args:
+      key: of the draws.
+      inputs: width of the input.
+      hidden: h, width of the state.
+      timescale: steps that the untrained state reaches back; 0: about two, the usual random
+        kernels.
+
+    Returns:
+      {input: [inputs, 3h], hidden: [h, 3h], bias: [3h], hidden_bias: [h]}.
+
+    Raises:
+      ValueError: there is a timescale, and inputs and hidden differ.
     """
     a, b = jax.random.split(key)
     kernel = nn.initializers.lecun_normal()(a, (inputs, 3 * hidden))
@@ -27,9 +43,7 @@ def init_gru(key: Key, inputs: int, hidden: int, timescale: int = 0) -> Params:
     keep = 0.0
     if timescale:
         if inputs != hidden:
-            raise ValueError(
-                f"timescale wants inputs as wide as the state, got {inputs} and {hidden}"
-            )
+            raise ValueError(f"timescale needs inputs == hidden, got {inputs} and {hidden}")
         gates = slice(2 * hidden)
         kernel = (0.1 * kernel).at[:, 2 * hidden :].set(jnp.eye(hidden))
         recurrent = jnp.zeros_like(recurrent).at[:, gates].set(0.1 * recurrent[:, gates])
@@ -43,22 +57,44 @@ def init_gru(key: Key, inputs: int, hidden: int, timescale: int = 0) -> Params:
 
 
 def gru_input(params: Params, x: Array) -> Array:
-    """X [..., inputs] -> the input's part of the three gates [..., 3h]; knows nothing of the state."""
+    """The part of the gates that depends on the input alone.
+
+    Args:
+      params: from `init_gru`.
+      x: [..., inputs].
+
+    Returns:
+      [..., 3h].
+    """
     return x @ params["input"] + params["bias"]
 
 
 def gru(params: Params, h: Array, gates: Array) -> Array:
-    """One step, reset after the product (cuDNN's form): h [..., h], gates = `gru_input(x)` -> new h."""
+    """One step; the reset gate acts after the product, as in cuDNN.
+
+    Args:
+      params: from `init_gru`.
+      h: state [..., h].
+      gates: from `gru_input`, [..., 3h].
+
+    Returns:
+      The new state [..., h].
+    """
     return _gated(h, gates, h @ params["hidden"], params["hidden_bias"])
 
 
 @jax.custom_vjp
 def _gated(h: Array, gates: Array, recurrent: Array, bias: Array) -> Array:
-    """What a GRU does after its products. Its own gradient, since that of slices is a sum of padded arrays."""
+    """The part of a GRU step after the products.
+
+    It defines its gradient, since the automatic gradient of slices is a sum of padded arrays.
+    """
     return _gated_forward(h, gates, recurrent, bias)[0]
 
 
-def _gated_forward(h, gates, recurrent, bias):
+def _gated_forward(
+    h: Array, gates: Array, recurrent: Array, bias: Array
+) -> tuple[Array, tuple[Array, ...]]:
     d = h.shape[-1]
     rz = jax.nn.sigmoid(gates[..., : 2 * d] + recurrent[..., : 2 * d])
     r, z = rz[..., :d], rz[..., d:]
@@ -67,7 +103,7 @@ def _gated_forward(h, gates, recurrent, bias):
     return n + z * (h - n), (h, r, z, n, past)
 
 
-def _gated_backward(saved, g):
+def _gated_backward(saved: tuple[Array, ...], g: Array) -> tuple[Array, ...]:
     h, r, z, n, past = saved
     d_n = g * (1.0 - z) * (1.0 - n * n)
     d_past = d_n * r
@@ -82,9 +118,20 @@ _gated.defvjp(_gated_forward, _gated_backward)
 def gru_scan(
     params: Params, h: Array, gates: Array, mask: Array, reverse: bool = False
 ) -> tuple[Array, Array]:
-    """H [B, h] through gates [B, N, 3h]; masked items keep h. -> last h [B, h], all h [B, N, h]."""
+    """Steps through the items of a row; masked items keep the state.
 
-    def step(h, x):
+    Args:
+      params: from `init_gru`.
+      h: state [B, h].
+      gates: from `gru_input`, [B, N, 3h].
+      mask: bool [B, N].
+      reverse: goes from the last item to the first.
+
+    Returns:
+      The last state [B, h], and the states after each item [B, N, h].
+    """
+
+    def step(h: Array, x: tuple[Array, Array]) -> tuple[Array, Array]:
         g, m = x
         h = jnp.where(m[:, None], gru(params, h, g), h)
         return h, h
@@ -94,7 +141,19 @@ def gru_scan(
 
 
 def init_bigru(key: Key, inputs: int, width: int) -> Params:
-    """Parameters of a bidirectional GRU whose two outputs together are `width` wide."""
+    """Draws the parameters of a bidirectional GRU.
+
+    Args:
+      key: of the draws.
+      inputs: width of the input.
+      width: of both outputs together.
+
+    Returns:
+      {forward, backward}: parameters of a GRU for each direction.
+
+    Raises:
+      ValueError: the width is odd.
+    """
     if width % 2:
         raise ValueError(f"a bidirectional GRU needs an even width, got {width}")
     a, b = jax.random.split(key)
@@ -102,7 +161,16 @@ def init_bigru(key: Key, inputs: int, width: int) -> Params:
 
 
 def bigru(params: Params, x: Array, mask: Array) -> tuple[Array, Array]:
-    """X [R, N, d], mask [R, N] -> outputs [R, N, width], last states of both directions [R, width]."""
+    """Reads rows in both directions.
+
+    Args:
+      params: from `init_bigru`.
+      x: [R, N, d].
+      mask: bool [R, N].
+
+    Returns:
+      Outputs [R, N, width], and the last states of both directions [R, width].
+    """
     runs = []
     for name in ("forward", "backward"):
         p = params[name]

@@ -1,8 +1,8 @@
-"""What machines of slots read a segment with: bidirectional Transformer layers, or a bidirectional GRU."""
+"""Segment encoders: bidirectional Transformer layers, or a bidirectional GRU."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import jax.numpy as jnp
 
@@ -12,9 +12,19 @@ from rmjax.types import Array, Key, Params, SegmentEncoder
 
 
 def transformer(
-    layers: int, heads: int, dropout: float = 0.0, dtype: Any = jnp.float32
+    layers: int, heads: int, dropout: float = 0.0, dtype: jnp.dtype = jnp.float32
 ) -> SegmentEncoder:
-    """RM's segment encoder (section 3.2). Shorter segments use the first of its positions."""
+    """The segment encoder of RM section 3.2.
+
+    Args:
+      layers: Transformer layers.
+      heads: attention heads; divides the width.
+      dropout: rate.
+      dtype: of matrix products.
+
+    Returns:
+      The encoder. Segments shorter than N use the first of its positions.
+    """
     model = Transformer(layers, heads, dropout, dtype)
 
     def init(key: Key, dim: int, length: int) -> Params:
@@ -34,9 +44,8 @@ def bigru() -> SegmentEncoder:
         return recurrent.init_bigru(key, dim, dim)
 
     def apply(params: Params, items: Array, x: Array, mask: Array, key: Key | None = None) -> Array:
-        rows = recurrent.bigru(
-            params, x.reshape(-1, *x.shape[-2:]), mask.reshape(-1, mask.shape[-1])
-        )
-        return rows[0].reshape(x.shape)
+        rows, row_mask = x.reshape(-1, *x.shape[-2:]), mask.reshape(-1, mask.shape[-1])
+        outputs, _ = recurrent.bigru(params, rows, row_mask)
+        return outputs.reshape(x.shape)
 
     return SegmentEncoder(init, apply)

@@ -17,6 +17,7 @@ from rmjax.types import Array, Context, Key, MemoryMachine, Params
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
+    ignores = ("reason.hops",)  # common keys that such a run does not read
     dim: int = setting(64, at_least(1), "item width, d")
     buffer_length: int = setting(0, at_least(0), "items a buffer holds; 0: the longest stream")
     timescale: int = setting(

@@ -26,6 +26,7 @@ class GRUMemory:
 class Settings:
     """timescale: the state reaches back so many segments; see `recurrent.init_gru`."""
 
+    ignores = ("reason.hops",)  # common keys that such a run does not read
     dim: int = setting(64, at_least(1), "item width, d")
     history_sum: bool = setting(True, doc="gru: reads the mean of all items besides its state")
     timescale: int = setting(

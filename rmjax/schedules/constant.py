@@ -1,4 +1,4 @@
-"""Nothing changes."""
+"""A constant factor of 1."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from rmjax.registry import NoSettings as Settings
 
 
 def make(settings: Settings, steps: int) -> None:
-    """None: the factor is always 1, and optimizers keep no count of steps for it."""
+    """Returns None, which stands for a factor of 1; optimizers then need no count of steps."""

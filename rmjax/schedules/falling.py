@@ -1,4 +1,4 @@
-"""From 1 to 0 along a line."""
+"""A factor that falls from 1 to 0 along a line."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from rmjax.registry import NoSettings as Settings
 
 
 def make(settings: Settings, steps: int) -> optax.Schedule:
-    """A factor over so many steps."""
+    """Builds the schedule over `steps` steps."""
     return optax.linear_schedule(1.0, 0.0, steps)

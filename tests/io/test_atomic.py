@@ -1,4 +1,4 @@
-"""Writes that are there wholly or not at all."""
+"""Writes are complete or absent."""
 
 from __future__ import annotations
 
@@ -27,15 +27,14 @@ def test_a_link_stays_a_link(tmp_path):
     assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_text() == "new"
 
 
-def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     (tmp_path / "f").write_text("old")
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(
-        OSError, match=r"f: 1,000 bytes could not be written \(no space is left\): free space"
-    ):
+    full_disk = r"f: 1,000 bytes could not be written \(no space is left\): free space"
+    with pytest.raises(OSError, match=full_disk):
         atomic.write(tmp_path / "f", "x" * 1000)
     assert (tmp_path / "f").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
@@ -47,7 +46,7 @@ def test_an_unwritable_folder(tmp_path):
 
 
 @pytest.mark.parametrize("outcome", ["renamed", "error", "left"])
-def test_a_folder_leaves_nothing_but_what_was_renamed(tmp_path, outcome):
+def test_a_folder_leaves_only_what_was_renamed(tmp_path, outcome):
     def fill():
         with atomic.folder(tmp_path / "root") as scratch:
             (scratch / "made").mkdir()
@@ -79,7 +78,7 @@ with atomic.folder(Path(sys.argv[1])) as scratch:
 """
 
 
-def test_what_killed_processes_left_is_removed(tmp_path):
+def test_folders_of_killed_processes_are_removed(tmp_path):
     """One process is killed while it prepares; another lives on."""
     pipe, line = subprocess.PIPE, [sys.executable, "-c", HOLDS, str(tmp_path)]
     dead, living = (subprocess.Popen(line, stdin=pipe, stdout=pipe, cwd=ROOT) for _ in range(2))
@@ -90,12 +89,12 @@ def test_what_killed_processes_left_is_removed(tmp_path):
     assert len(list(tmp_path.glob("incomplete.*"))) == 2
     with atomic.folder(tmp_path) as scratch:
         assert len(list(tmp_path.glob("incomplete.*"))) == 2 and scratch in tmp_path.iterdir()
-    assert len(list(tmp_path.iterdir())) == 1  # the living one's
+    assert len(list(tmp_path.iterdir())) == 1  # of the living process
     living.communicate(b"\n")
     assert living.returncode == 0 and not list(tmp_path.iterdir())
 
 
-def test_without_locks_nothing_is_removed(tmp_path, monkeypatch):
+def test_without_locks_no_folder_is_removed(tmp_path, monkeypatch):
     def none(*_):
         raise OSError(37, "No locks available")
 

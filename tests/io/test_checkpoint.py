@@ -1,4 +1,4 @@
-"""A checkpoint is whole or it is nothing: killed, truncated and flipped ones never come back as state."""
+"""A checkpoint is complete or ignored: killed, cut and changed ones are never restored."""
 
 import json
 import logging
@@ -31,26 +31,20 @@ class State:
 
 def make_state(seed=0):
     key = jax.random.key(seed)
-    params = {
-        "encoder": {
-            "kernel": jax.random.normal(key, (3, 5)),
-            "half": jnp.full((4,), seed, jnp.bfloat16),
-        },
-        "list": [
-            jnp.arange(3, dtype=jnp.int32) + seed,
-            jnp.zeros((0, 7)),
-            jnp.array(seed % 2 == 0),
-        ],
+    encoder = {
+        "kernel": jax.random.normal(key, (3, 5)),
+        "half": jnp.full((4,), seed, jnp.bfloat16),
     }
+    numbers = jnp.arange(3, dtype=jnp.int32) + seed
+    params = {"encoder": encoder, "list": [numbers, jnp.zeros((0, 7)), jnp.array(seed % 2 == 0)]}
     return State(params, seed)
 
 
 def assert_same(actual, expected):
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert np.shape(a) == np.shape(b) and getattr(a, "dtype", type(a)) == getattr(
-            b, "dtype", type(b)
-        )
+        assert np.shape(a) == np.shape(b)
+        assert getattr(a, "dtype", type(a)) == getattr(b, "dtype", type(b))
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
@@ -88,19 +82,19 @@ def test_restored_equals_saved_bit_for_bit(open_checkpoints):
     assert_same(open_checkpoints().restore(make_state(), step=3)[1], make_state(3))
 
 
-def test_like_may_be_shapes_alone(open_checkpoints):
+def test_like_may_have_shapes_only(open_checkpoints):
     step, state = saved(open_checkpoints(), 5).restore(jax.eval_shape(lambda: make_state(5)))
     assert step == 5 and state.step == 5
     assert_same(state.params, make_state(5).params)
 
 
-def test_nothing_saved_is_none(open_checkpoints):
+def test_restore_returns_none_if_nothing_was_saved(open_checkpoints):
     checkpoints = open_checkpoints()
     assert checkpoints.restore(make_state()) is None
     assert checkpoints.steps() == [] and checkpoints.best_step() is None
 
 
-def test_the_next_step_may_donate_what_was_saved(open_checkpoints):
+def test_the_next_step_may_donate_the_saved_tree(open_checkpoints):
     checkpoints = open_checkpoints()
     state, host = {"x": jnp.ones((1000, 1000))}, np.ones(3)
     bump = jax.jit(lambda s: jax.tree.map(lambda x: x * 2, s), donate_argnums=0)
@@ -130,7 +124,7 @@ def test_a_score_of_zero_or_below_counts(open_checkpoints):
     assert checkpoints.best_step() == 2 and checkpoints.steps() == [2, 4]
 
 
-def test_what_was_just_written_stays_even_if_it_is_not_the_latest(open_checkpoints):
+def test_the_newest_write_stays_even_if_its_step_is_not_the_latest(open_checkpoints):
     checkpoints = saved(open_checkpoints(keep_last=1), 10, 4)
     assert 4 in checkpoints.steps()
 
@@ -139,16 +133,17 @@ def test_same_step_is_replaced(open_checkpoints):
     checkpoints = saved(open_checkpoints(keep_best=1), 1, scores={1: 0.1})
     checkpoints.save(1, make_state(9), 0.2)
     assert_same(checkpoints.restore(make_state())[1], make_state(9))
-    assert checkpoints.steps() == [1] and [p.name for p in (checkpoints._directory).iterdir()] == [
-        "000000001"
-    ]
+    assert checkpoints.steps() == [1]
+    assert [path.name for path in checkpoints._directory.iterdir()] == ["000000001"]
 
 
-def test_old_ones_stay_until_the_new_one_is_whole(open_checkpoints, monkeypatch):
+def test_old_checkpoints_stay_until_the_new_one_is_complete(open_checkpoints, monkeypatch):
     checkpoints = saved(open_checkpoints(keep_last=1), 1)
-    monkeypatch.setattr(
-        checkpoint, "_sums", lambda path: (_ for _ in ()).throw(OSError("disk full"))
-    )
+
+    def fail(path):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(checkpoint, "_sums", fail)
     checkpoints.save(2, make_state(2))
     with pytest.raises(OSError, match="disk full"):
         checkpoints.save(3, make_state(3))
@@ -158,7 +153,7 @@ def test_old_ones_stay_until_the_new_one_is_whole(open_checkpoints, monkeypatch)
     assert saved(checkpoints, 2).steps() == [2]
 
 
-def test_every_flipped_byte_and_every_truncation_is_found(open_checkpoints, tmp_path, log):
+def test_every_changed_byte_and_every_cut_is_noticed(open_checkpoints, tmp_path, log):
     saved(open_checkpoints(), 1, 2)
     newest, intact = tmp_path / "run" / "000000002", tmp_path / "intact"
     shutil.copytree(newest, intact)
@@ -168,9 +163,9 @@ def test_every_flipped_byte_and_every_truncation_is_found(open_checkpoints, tmp_
     for file in files:
         content = (intact / file).read_bytes()
         damages = [content[:-1], content[: len(content) // 2], None] if content else [b"x", None]
-        for place in (
-            {0, len(content) - 1, *rng.integers(0, max(len(content), 1), 4)} if content else ()
-        ):
+        size = len(content)
+        places = {0, size - 1, *rng.integers(0, max(size, 1), 4)} if content else ()
+        for place in places:
             flipped = bytearray(content)
             flipped[place] ^= 1 << rng.integers(8)
             damages.append(bytes(flipped))
@@ -187,7 +182,9 @@ def test_every_flipped_byte_and_every_truncation_is_found(open_checkpoints, tmp_
     assert open_checkpoints().restore(make_state())[0] == 2
 
 
-def test_fallback_goes_on_and_clears_the_damaged_one_away(open_checkpoints, tmp_path, log):
+def test_damaged_checkpoints_are_skipped_and_removed_by_the_next_save(
+    open_checkpoints, tmp_path, log
+):
     saved(open_checkpoints(), 10, 20)
     (tmp_path / "run" / "000000020" / "manifest.json").write_text("{}")
     checkpoints = open_checkpoints()
@@ -200,7 +197,7 @@ def test_fallback_goes_on_and_clears_the_damaged_one_away(open_checkpoints, tmp_
 
 
 @pytest.mark.parametrize("line", ["x" * 5000, "\0", "a" * 66 + "\0"])
-def test_a_damaged_list_of_digests_is_refused_by_its_name(tmp_path, line):
+def test_the_error_of_a_damaged_list_of_digests_names_the_file(tmp_path, line):
     checkpoint.save_tree(tmp_path / "tree", {"w": jnp.ones(2)}, {})
     sums = tmp_path / "tree" / "SHA256SUMS"
     sums.write_text(f"{sums.read_text()}{line}\n")
@@ -209,19 +206,18 @@ def test_a_damaged_list_of_digests_is_refused_by_its_name(tmp_path, line):
     assert len(str(error.value)) < 300
 
 
-def test_a_file_too_many_is_damage_too(open_checkpoints, tmp_path, log):
+def test_an_extra_file_is_damage(open_checkpoints, tmp_path, log):
     saved(open_checkpoints(), 1, 2)
     (tmp_path / "run" / "000000002" / "arrays" / "extra").write_text("")
     assert open_checkpoints().restore(make_state())[0] == 1 and "SHA256SUMS" in log()[0]
 
 
-def test_mismatch_names_the_leaf(open_checkpoints):
+def test_the_error_of_a_mismatch_names_the_leaves(open_checkpoints):
     checkpoints = saved(open_checkpoints(), 1)
     like = make_state()
     like.params["encoder"]["kernel"] = jnp.zeros((3, 6))
-    with pytest.raises(
-        ValueError, match=r"params/encoder/kernel: found float32\[3, 5\], expected float32\[3, 6\]"
-    ):
+    mismatch = r"params/encoder/kernel: found float32\[3, 5\], expected float32\[3, 6\]"
+    with pytest.raises(ValueError, match=mismatch):
         checkpoints.restore(like)
     like.params["encoder"] = {"half": jnp.zeros((4,), jnp.float32), "new": jnp.zeros(2)}
     with pytest.raises(ValueError) as error:
@@ -232,7 +228,7 @@ def test_mismatch_names_the_leaf(open_checkpoints):
         "[3, 5], expected nothing",
     ):
         assert words in str(error.value)
-    assert checkpoints.steps() == [1]  # what does not fit is not damaged
+    assert checkpoints.steps() == [1]  # a mismatch is no damage
 
 
 def _save_until_killed(directory):
@@ -257,14 +253,14 @@ def test_killed_writes_never_count(tmp_path):
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         leftovers += len(list(tmp_path.glob("*.tmp")))
-        whole = _newest(tmp_path)
+        complete = _newest(tmp_path)
         checkpoints = Checkpoints(tmp_path, keep_last=2, keep_best=0)
         assert not [p for p in tmp_path.iterdir() if p.suffix]
         step, state = checkpoints.restore(make_state())
-        assert step == whole
+        assert step == complete
         assert_same(state, make_state(step))
         checkpoints.close()
-    assert leftovers  # at least one kill did hit a write
+    assert leftovers  # at least one kill hit a write
 
 
 def _newest(directory):
@@ -286,11 +282,12 @@ def place(x, spec):
     return jax.jit(lambda: x, out_shardings=NamedSharding(mesh, spec))()
 
 host = {"everywhere": np.arange(6.0, dtype="f4"), "split": np.arange(8, dtype="i4"), "step": 3}
-state = {"everywhere": place(host["everywhere"], P()), "split": place(host["split"], P("data")), "step": 3}
+state = {"everywhere": place(host["everywhere"], P()), "split": place(host["split"], P("data"))}
+state["step"] = 3
 
 def check(step):
-    found, tree = checkpoints.restore(state)
-    assert found == step == checkpoints.steps()[-1], (found, step)
+    restored, tree = checkpoints.restore(state)
+    assert restored == step == checkpoints.steps()[-1], (restored, step)
     jax.tree.map(np.testing.assert_array_equal, tree, host)
 
 checkpoints = Checkpoints(directory, keep_last=2, keep_best=0)
@@ -310,13 +307,11 @@ checkpoints.close()
 def test_two_processes_write_once_and_restore_the_same(tmp_path):
     with socket.create_server(("localhost", 0)) as server:
         address = f"localhost:{server.getsockname()[1]}"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
     command = [sys.executable, "-c", TWO_PROCESSES, address, str(tmp_path / "run")]
-    processes = [
-        subprocess.Popen([*command, str(i)], env=environment, stderr=subprocess.PIPE)
-        for i in range(2)
-    ]
+    start = lambda i: subprocess.Popen([*command, str(i)], env=env, stderr=subprocess.PIPE)
+    processes = [start(i) for i in range(2)]
     try:
         errors = [process.communicate(timeout=120)[1].decode() for process in processes]
     finally:
@@ -325,23 +320,22 @@ def test_two_processes_write_once_and_restore_the_same(tmp_path):
     assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
 
 
-def test_killed_while_replacing_takes_the_old_one_back(open_checkpoints, tmp_path):
+def test_a_kill_between_two_renames_keeps_the_old_checkpoint(open_checkpoints, tmp_path):
     saved(open_checkpoints(), 1)
     (tmp_path / "run" / "000000001").rename(tmp_path / "run" / "000000001.old")
     assert_same(open_checkpoints().restore(make_state())[1], make_state(1))
 
 
-def test_manifest_and_digests_read_by_hand(open_checkpoints, tmp_path):
+def test_manifest_and_digests_can_be_checked_by_hand(open_checkpoints, tmp_path):
     saved(open_checkpoints(), 7, scores={7: 0.25})
     manifest = json.loads((tmp_path / "run" / "000000007" / "manifest.json").read_text())
     assert manifest["step"] == 7 and manifest["score"] == 0.25
     assert manifest["leaves"]["params/encoder/kernel"] == ["float32", [3, 5]]
-    assert (
-        os.system(f"cd {tmp_path}/run/000000007 && sha256sum --quiet --strict -c SHA256SUMS") == 0
-    )
+    check = f"cd {tmp_path}/run/000000007 && sha256sum --quiet --strict -c SHA256SUMS"
+    assert os.system(check) == 0
 
 
-def test_a_full_disk_is_said_and_takes_nothing_that_was_whole(open_checkpoints, monkeypatch):
+def test_a_full_disk_is_an_error_and_keeps_old_checkpoints(open_checkpoints, monkeypatch):
     checkpoints = open_checkpoints()
     checkpoints.save(1, {"w": np.ones(3)})
     checkpoints.wait()
@@ -352,10 +346,8 @@ def test_a_full_disk_is_said_and_takes_nothing_that_was_whole(open_checkpoints, 
 
     monkeypatch.setattr(checkpoint, "_write", full)
     checkpoints.save(2, {"w": np.ones(3)})
-    with pytest.raises(
-        OSError,
-        match=r"step 2 did not fit .*No space left.*kept is of step 1. Free space, and run the",
-    ):
+    kept = r"step 2 did not fit .*No space left.*kept is of step 1. Free space, and run the"
+    with pytest.raises(OSError, match=kept):
         checkpoints.wait()
     assert checkpoints.steps() == [1] and checkpoints.restore({"w": np.ones(3)})[0] == 1
 
@@ -372,11 +364,10 @@ def test_a_folder_that_orbax_would_take_for_a_pattern_is_refused(tmp_path, read_
     assert not any(tmp_path.iterdir())
 
 
-def test_orbax_logs_no_traceback_of_an_error_that_it_raises_too():
+def test_the_log_has_no_traceback_of_an_error_that_orbax_also_raises():
     def passes(message: str, path: str = "/x/orbax/checkpoint/futures.py") -> bool:
-        return checkpoint._is_not_orbax_chatter(
-            logging.LogRecord("absl", logging.ERROR, path, 1, message, (), None)
-        )
+        record = logging.LogRecord("absl", logging.ERROR, path, 1, message, (), None)
+        return checkpoint._is_not_orbax_chatter(record)
 
     assert passes("lost") and not passes("run() raised an exception: full")
     assert passes("run() raised an exception: full", "/x/rmjax/train.py")

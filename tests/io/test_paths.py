@@ -1,4 +1,4 @@
-"""Paths of users: home directories, addresses, patterns, hidden files."""
+"""Paths that users give: home directories, addresses, patterns, hidden files."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def test_addresses_are_refused(path):
 
 
 @pytest.mark.parametrize("path", ["c:/runs", "a:b", "runs/lr:0.1", "x//y"])
-def test_what_only_looks_like_an_address(path):
+def test_a_path_may_look_like_an_address(path):
     if path != "c:/runs":
         assert paths.resolve(path, "--workdir") == Path(path)
 
 
 @pytest.mark.parametrize("name", ["lr[0.01]", "a*b", "what?", "back\\slash"])
-def test_patterns_are_refused_where_checkpoints_lie(tmp_path, name):
+def test_patterns_are_refused_for_folders_of_checkpoints(tmp_path, name):
     with pytest.raises(ValueError, match="could not be read again"):
         paths.resolve_checkpoint(tmp_path / name, "--workdir")
     with pytest.raises(ValueError, match="could not be read again"):
@@ -74,7 +74,7 @@ def test_visible(tmp_path):
     assert [path.name for path in paths.visible(tmp_path)] == ["a.txt", "b.txt", "c.md"]
 
 
-def test_what_a_folder_lacks_is_said_with_its_cause(tmp_path):
+def test_the_cause_of_a_missing_file_is_given(tmp_path):
     folder = tmp_path / "data"
     assert paths.lacks("", "a.csv") == "data.dir, which is empty"
     assert paths.lacks(str(folder), "a.csv") == f"{folder}, which does not exist"
@@ -82,10 +82,8 @@ def test_what_a_folder_lacks_is_said_with_its_cause(tmp_path):
     assert paths.lacks(str(folder), "a.csv") == f"{folder}, which has no files"
     (folder / "b.csv").touch()
     assert paths.lacks(str(folder), "a.csv") == str(folder)
-    assert (
-        paths.lacks(str(folder / "b.csv"), "a.csv")
-        == f"{folder}/b.csv, which is a file: give its folder"
-    )
+    a_file = f"{folder}/b.csv, which is a file: give its folder"
+    assert paths.lacks(str(folder / "b.csv"), "a.csv") == a_file
     (folder / "c.zip").touch()
     unpack = f"unpack {folder}/c.zip, and give the folder it makes"
     assert paths.lacks(str(folder), "a.csv") == f"{folder}: {unpack}"

@@ -1,4 +1,4 @@
-"""Long preparations say how far they are, and leave when the run is asked to stop."""
+"""Long preparations log their progress, and end when the run is asked to stop."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_line_every_ten_seconds(monkeypatch, caplog):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_request_is_forgotten_at_the_end(number):
+def test_a_request_to_stop_ends_with_the_run(number):
     with pytest.raises(progress.Stopped, match="asked to stop while copying"), Preemption():
         progress.Progress("copying").step()
         os.kill(os.getpid(), number)

@@ -68,7 +68,7 @@ def test_utf_16_cut_in_the_middle(tmp_path):
         ("1" * 5000, "4300 digits"),
     ],
 )
-def test_no_json(tmp_path, content, message):
+def test_the_error_of_wrong_json_names_the_cause(tmp_path, content, message):
     (tmp_path / "f.json").write_text(content)
     with pytest.raises(ValueError, match=f"f.json: .*{message}"):
         text.read_json(tmp_path / "f.json")
@@ -89,12 +89,12 @@ def test_any_encoding_as_utf_8(encoding):
 
 
 @pytest.mark.parametrize("data", [b"\xff\xfea", b"\xff\xfe\0\xd8a\0", b"\xff\xfe\0\0a\0\0"])
-def test_what_begins_as_utf_16_and_goes_on_otherwise(data):
+def test_wrong_bytes_after_a_mark_of_utf_16_or_utf_32(data):
     with pytest.raises(ValueError, match="f: begins as UTF-(16|32) and goes on otherwise"):
         text.as_utf8(io.BytesIO(data), len(data), "f")
 
 
-def test_lines_of_a_text_are_those_of_its_file(tmp_path, caplog):
+def test_a_text_and_its_file_have_the_same_lines(tmp_path, caplog):
     path = tmp_path / "f"
     for body in ("", "\n", "a\n\nb\n", "a\r\nb\r\n\r\n \n", "a\u2028b\x0cc\n", "a\nb", "a\nb "):
         caplog.clear()
@@ -106,7 +106,7 @@ def test_lines_of_a_text_are_those_of_its_file(tmp_path, caplog):
         assert bool(caplog.text) == bool(of_file) == body.endswith(("b", "b "))
 
 
-def test_lines_that_show_their_own_end(tmp_path, caplog):
+def test_the_warning_of_an_unended_last_line_can_be_turned_off(tmp_path, caplog):
     (tmp_path / "f").write_text("{}\n{}")
     assert list(text.read_lines(tmp_path / "f", ended=False)) == [(1, "{}"), (2, "{}")]
     assert not caplog.text

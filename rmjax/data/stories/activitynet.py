@@ -56,6 +56,8 @@ MOST_BYTES = 1 << 30  # of a video's array
 class Settings:
     """The videos' frames and the classes."""
 
+    asks_in_words = True
+    has_item_table = False  # items are features
     features: str = setting("", a_path, "frame features: a folder, or one .h5 file")
     frames: int = setting(200, at_least(1), "frames taken of a video")
     answers: int = setting(1000, at_least(1), "classes: the most frequent answers")

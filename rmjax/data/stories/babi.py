@@ -36,6 +36,7 @@ ADVICE = (
 class Settings:
     """The tasks, and how their stories are written."""
 
+    asks_in_words = True
     subset: str = setting("en-10k", one_of("en", "en-10k"), "1,000 or 10,000 questions a task")
     tasks: str = setting("", doc="numbers of the tasks, such as '1,2,15'; empty: all 20")
     per_question: bool = setting(False, doc="writes a story anew for each of its questions")

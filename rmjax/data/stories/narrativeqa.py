@@ -32,6 +32,7 @@ ADVICE = (
 class Settings:
     """The part of a summary that is read."""
 
+    asks_in_words = True
     max_segments: int = setting(64, at_least(1), "segments kept of a summary")
 
 

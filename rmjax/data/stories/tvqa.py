@@ -31,6 +31,7 @@ ADVICE = (
 class Settings:
     """The words read of a clip, and the share of clips for validation."""
 
+    asks_in_words = True
     max_words: int = setting(300, at_least(1), "words kept of a clip's subtitles")
     valid_fraction: float = setting(0.1, below(0, 1), "share of the training clips for validation")
 
