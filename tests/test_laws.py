@@ -63,7 +63,7 @@ def test_any_split_of_a_stream_gives_the_same_memory(case):
         close((memory, aux), (whole.memory, whole.aux), atol=1e-5)
 
 
-def test_a_memory_asked_for_at_a_position_is_that_of_the_segments_before_it(case):
+def test_a_memory_at_a_position_holds_the_segments_before_it(case):
     items, mask = stream()
     positions = np.array([[0, 4, 2], [1, 1, 3], [3, 0, 2]])
     asked = case.run(case.params, items, mask, positions=positions).asked
@@ -121,7 +121,7 @@ def test_rows_are_independent(case):
 
 
 @pytest.mark.parametrize("garbage", [2**31 - 1, -1, -(2**31), ITEMS])
-def test_what_padding_holds_changes_neither_memory_nor_answers_nor_gradients(case, garbage):
+def test_padded_values_change_neither_memory_nor_answers_nor_gradients(case, garbage):
     items, mask = stream()
     filled = np.where(mask, items, garbage).astype(np.int32)
     same(
@@ -155,7 +155,7 @@ def test_padding_to_another_shape_changes_nothing(case):
 
 
 @pytest.mark.parametrize("name", MACHINES)
-def test_shorter_segments_have_the_first_positions(name):
+def test_shorter_segments_use_the_first_positions(name):
     machine, params, run = small(name)[:3]
     items, mask = stream()
     short = np.arange(mask.shape[2]) < 2  # of four
@@ -181,7 +181,7 @@ def test_masked_queries_change_no_other_answer(case):
     chex.assert_tree_all_finite(garbage)
 
 
-def test_where_a_question_stands_among_others_does_not_matter(case):
+def test_the_order_of_questions_does_not_matter(case):
     memory, mask, read = (
         case.exact(case.params, *stream()).memory,
         np.ones(QUERY.shape, bool),
@@ -198,7 +198,7 @@ def test_where_a_question_stands_among_others_does_not_matter(case):
 # Law 3: scan = Python loop = jitted = one by one.
 
 
-def test_scan_is_a_loop_is_one_by_one(case):
+def test_scan_equals_a_loop_and_one_stream_at_a_time(case):
     machine, params = case.machine, case.params
     items, mask = stream()
     scanned = case.run(params, items, mask).memory
@@ -220,7 +220,7 @@ def test_scan_is_a_loop_is_one_by_one(case):
     close(rows(single, (slice(None), 0)), scanned, atol=1e-5)
 
 
-def test_without_jit_it_is_the_same():
+def test_results_without_jit_are_the_same():
     machine, params, run = small("gru")[:3]
     close(memorize(machine, params, *stream()).memory, run(params, *stream()).memory, atol=1e-5)
 
@@ -231,7 +231,7 @@ def test_blocks_and_remat_change_neither_answers_nor_gradients(name):
     close(small(name, block=3, remat=True).learn(*data), small(name).learn(*data), atol=1e-5)
 
 
-def test_gradients_of_rows_add_up_however_many_there_are():
+def test_gradients_of_a_large_batch_are_the_sum_of_smaller_batches():
     _, params, _, _, learn = small("rehearsal")
     data = *stream(batch=600, segments=3), np.tile(QUERY, (200, 1)), keys(600)
     parts = [learn(params, *(x[i : i + 100] for x in data)) for i in range(0, 600, 100)]
@@ -239,7 +239,7 @@ def test_gradients_of_rows_add_up_however_many_there_are():
 
 
 @pytest.mark.parametrize("name", ["rehearsal", "gru"])
-def test_truncated_gradients_pass_through_so_many_segments(name):
+def test_truncated_gradients_pass_through_the_last_segments(name):
     """Of the last segments, from where the count from the end is a multiple: those of a memory that began there."""
     case, (items, mask) = small(name), stream(2, segments=5)
     key = keys(3)
@@ -283,7 +283,7 @@ def test_truncated_gradients_pass_through_so_many_segments(name):
 
 
 @pytest.mark.parametrize("block", [1, 3])
-def test_blocks_draw_the_same(block):
+def test_blocks_draw_the_same_dropout(block):
     data = small("rehearsal").params, *stream(), None, keys(3)
     close(
         small("rehearsal", block=block).run(*data).memory,
@@ -413,7 +413,7 @@ def test_gradients_reach_as_far_back_as_the_machine_says(case):
 # What the makers refuse.
 
 
-def test_makers_name_what_they_refuse():
+def test_make_names_wrong_kinds_and_options():
     with pytest.raises(
         ValueError, match="rehearsal, continual, gru, buffer, directly_reason, multihop_reason"
     ):
@@ -431,7 +431,7 @@ def test_makers_name_what_they_refuse():
         machines.make("buffer", ITEMS, recent=0, pooled=False)
 
 
-def test_makers_name_settings_that_cannot_be():
+def test_make_names_settings_out_of_range():
     wrong = {
         "dim": "32",
         "slots": 0,
@@ -456,7 +456,7 @@ def test_makers_name_settings_that_cannot_be():
         machines.make("gru", ITEMS, slots=4)
 
 
-def test_memorize_names_what_it_refuses():
+def test_memorize_names_wrong_arguments():
     machine, params = small("gru")[:2]
     items, mask = stream()
     with pytest.raises(ValueError, match="are ids and must be whole numbers, got float32"):
@@ -469,7 +469,7 @@ def test_memorize_names_what_it_refuses():
         memorize(machine, params, items, mask, machine.init_memory(params, 5))
 
 
-def test_memorize_names_the_shapes_it_refuses():
+def test_memorize_names_wrong_shapes():
     machine, params = small("gru")[:2]
     with pytest.raises(ValueError, match=r"\(3, 4, 4\).*\(3, 16\)"):
         memorize(machine, params, stream()[0], np.ones((3, 16), bool))

@@ -68,7 +68,7 @@ def test_directly_reason_is_a_gru_over_the_whole_stream():
         )
 
 
-def test_multihop_reason_attends_to_a_bidirectional_gru_over_what_is_kept():
+def test_multihop_reason_attends_to_a_bidirectional_gru_over_kept_items():
     case, (items, mask) = small("multihop_reason"), stream()
     params, memory = f64(case.params), case.run(case.params, items, mask).memory
     query = normal(3, 2, 8)
@@ -147,7 +147,7 @@ def test_equation_3(sampled):
     assert count == len(there)
 
 
-def test_equation_4_falls_with_what_is_recognised_and_with_what_is_not():
+def test_equation_4():
     positive, negative, pair = normal(2, 3) * 3, normal(2, 3) * 3, RNG.random((2, 3)) < 0.7
     each = objectives.familiarity(positive, negative, pair)
     total, count = objectives.over_fragments(*each)
@@ -234,7 +234,7 @@ def test_classes_and_their_loss(hidden):
     assert count == 4
 
 
-def test_choices_are_told_apart_by_the_question():
+def test_the_scores_of_choices_depend_on_the_question():
     params = noise(lambda key: heads.init_click(key, 8, 8, 5))
     x, candidates, mask = normal(3, 2, 8), normal(3, 2, 4, 8), RNG.random((3, 2, 4)) < 0.7
     mask[0, 0], mask[1, 1], mask[..., 0] = False, False, mask[..., 0] | mask.any(-1)
@@ -312,7 +312,7 @@ def test_additive_scores_of_large_sums_and_differences(a, b):
 
 
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, -np.inf, 1e30])
-def test_masked_softmax_sees_nothing_that_is_masked(garbage):
+def test_masked_softmax_ignores_masked_values(garbage):
     x, mask = normal(3, 6), RNG.random((3, 6)) < 0.6
     mask[2] = False
     got, back = jax.vjp(
@@ -347,7 +347,7 @@ def test_masked_softmax_over_any_axis_and_its_derivatives(shape, axis):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("use_bias", [True, False])
-def test_a_dense_layer_is_flax_s_with_its_kernel_transposed(dtype, use_bias):
+def test_a_dense_layer_is_that_of_flax_with_a_transposed_kernel(dtype, use_bias):
     x, key = normal(2, 3, 5), jax.random.key(3)
     ours, flaxs = (layer(7, use_bias=use_bias, dtype=dtype) for layer in (Dense, nn.Dense))
     params, expected = ours.init(key, x)["params"], flaxs.init(key, x)["params"]

@@ -1,4 +1,4 @@
-"""Bad input is named, with its cure, when it is traced; bad values where they are checked."""
+"""Errors name bad input and the cure: shapes while tracing, values if `checked`."""
 
 from __future__ import annotations
 
@@ -44,20 +44,20 @@ CONFIG = small()
         ({"counts_dtype": "uint16"}, "counts_dtype='uint16': must be one of int8, int16, int32"),
     ],
 )
-def test_a_config_that_cannot_be(changes, message):
+def test_a_wrong_config_is_refused(changes, message):
     with pytest.raises(ValueError, match=f"MemoriaConfig.{message}"):
         small(**changes)
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (4, 2), (2, 3, 2)])
-def test_working_engrams_of_another_shape(shape):
+def test_wrong_shapes_of_working_engrams_are_refused(shape):
     with pytest.raises(
         ValueError, match=r"working has shape .*, expected \[3, 2\] \(config.working, config.dim\)"
     ):
         memoria.remind(CONFIG, memoria.init(CONFIG), jnp.zeros(shape))
 
 
-def test_a_state_of_another_config():
+def test_a_state_of_another_config_is_refused():
     other = memoria.init(small(long_term_capacity=5))
     with pytest.raises(
         ValueError,
@@ -71,12 +71,12 @@ def test_a_state_of_another_config():
         memoria.memorize_and_forget(small(counts_dtype="int8"), state, reminded, jnp.zeros(5))
 
 
-def test_many_streams_without_vmap():
+def test_many_streams_without_vmap_are_refused():
     with pytest.raises(ValueError, match=r"float32\[4, 29, 2\].*for several streams use jax.vmap"):
         memoria.remind(CONFIG, memoria.fork(memoria.init(CONFIG), 4), jnp.zeros((4, 3, 2)))
 
 
-def test_active_of_many_streams_without_vmap():
+def test_active_of_many_streams_without_vmap_is_refused():
     with pytest.raises(
         ValueError,
         match=r"active has shape \(4,\), expected one bool: for several streams use jax.vmap",
@@ -87,17 +87,17 @@ def test_active_of_many_streams_without_vmap():
         memoria.memorize_and_forget(CONFIG, state, reminded, jnp.zeros(5), jnp.ones(2, bool))
 
 
-def test_numbers_of_numpy_are_numbers():
+def test_a_config_takes_numpy_numbers():
     config = small(working=np.int64(3), initial_lifespan=np.float32(4), lifespan_extend=2)
     assert config == small() and hash(config) == hash(small()) and json.dumps(vars(config))
 
 
-def test_ties_that_need_a_key():
+def test_random_ties_need_a_key():
     with pytest.raises(ValueError, match="config.ties='random' needs a key"):
         memoria.remind(small(ties="random"), memoria.init(CONFIG), jnp.zeros((3, 2)))
 
 
-def test_weights_for_another_set_of_engrams():
+def test_weights_of_another_config_are_refused():
     state, reminded = memoria.remind(CONFIG, memoria.init(CONFIG), jnp.zeros((3, 2)))
     with pytest.raises(
         ValueError,
@@ -110,7 +110,7 @@ def test_weights_for_another_set_of_engrams():
         )
 
 
-def test_a_mask_of_another_shape_and_a_history_of_several_streams():
+def test_statistics_and_reset_refuse_wrong_shapes():
     with pytest.raises(
         ValueError, match=r"mask has shape \(3,\), but the state has streams \(2,\)"
     ):
@@ -127,7 +127,7 @@ def test_a_mask_of_another_shape_and_a_history_of_several_streams():
         memoria.edges_above(memoria.fork(memoria.init(CONFIG), 2), 0.5)
 
 
-# Values: `checked=True`, under checkify, here of two streams of which one is wrong.
+# Values, with `checked=True` under checkify, in two streams. One of the two is wrong.
 
 CHECKED = MemoriaConfig(**vars(CONFIG) | {"checked": True, "search_seeds": "all_short_term"})
 
@@ -152,7 +152,7 @@ def step(state, working, weights):
     return after, state, reminded
 
 
-def test_values_are_checked_where_asked():
+def test_a_checked_config_checks_values():
     empty, fine, ones = (
         memoria.fork(memoria.init(CHECKED), 2),
         jnp.zeros((2, 3, 2)),
@@ -174,14 +174,14 @@ def test_values_are_checked_where_asked():
         )[0].throw()
     with pytest.raises(checkify.JaxRuntimeError, match="no step has begun: call remind first"):
         checked_memorize(later, reminded, ones, jnp.ones(2, bool))[0].throw()
-    # What is not active, or not valid, may be anything.
+    # Values that are not active or not valid may be anything.
     off = jnp.array([True, False])
     checked_remind(after, fine.at[1].set(jnp.nan), off)[0].throw()
     checked_memorize(state, reminded, ones.at[1].set(jnp.nan), off)[0].throw()
     step(empty, fine, jnp.full((2, 5), jnp.nan))
 
 
-def test_checking_changes_nothing_else():
+def test_checking_changes_no_result():
     config = MemoriaConfig(**vars(CHECKED) | {"lifespan_extend": 6.0})
     xs = stream(config, 30, grid=None)
     checked = checkify.checkify(functools.partial(_scan, config, given))
@@ -200,13 +200,11 @@ def test_unchecked_nan_does_not_spread():
     assert reminded.short_term.serials.tolist() == [0, 2], "an engram that is NaN comes last"
     state = memoria.memorize_and_forget(CONFIG, state, reminded, jnp.ones(5))
     state, reminded = memoria.remind(CONFIG, state, jnp.full((3, 2), jnp.nan))
-    assert reminded.short_term.serials.tolist() == [0, 1], (
-        "where all are alike the oldest come first"
-    )
+    assert reminded.short_term.serials.tolist() == [0, 1], "of equal engrams the oldest come first"
     assert jnp.isfinite(state.lifespan).all()
 
 
-def test_reminded_engrams_that_are_gone_are_left_out():
+def test_reminded_engrams_that_died_are_left_out():
     state = memoria.init(CONFIG)
     for _ in range(2):
         state, reminded = memoria.remind(CONFIG, state, jnp.zeros((3, 2)))

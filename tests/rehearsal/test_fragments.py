@@ -70,7 +70,7 @@ def built(*data, **ratios):
 
 
 @pytest.mark.parametrize("ratio", [0.5, 0.15, 0.8])
-def test_as_many_items_are_masked_as_the_ratio_says_and_never_none(ratio):
+def test_the_ratio_sets_the_number_of_masked_items_at_least_one(ratio):
     items, mask, chosen, *others = case()
     cut = built(items, mask, chosen, *others, mask_ratio=ratio)
     size = cut.mask.sum(-1)
@@ -81,7 +81,7 @@ def test_as_many_items_are_masked_as_the_ratio_says_and_never_none(ratio):
     assert (at == cut.hidden).all()
 
 
-def test_a_fragment_holds_its_segment_and_a_missing_one_nothing():
+def test_a_fragment_holds_its_segment_and_a_missing_fragment_is_empty():
     items, mask, (indices, found), *others = case()
     cut = built(items, mask, (indices, found), *others)
     row = np.arange(ROWS)[:, None]
