@@ -80,7 +80,7 @@ def test_dropout_is_drawn_for_each_stream_and_each_segment():
     unlike = run(params, items, mask, key=keys(2)).memory.slots
     plain = run(params, items, mask).memory.slots
     assert (unlike[0] != unlike[1]).any() and (unlike[0] != plain[0]).any()
-    # The second of two equal segments draws anew.
+    # The second of two equal segments draws other dropout.
     twice = np.repeat(items[:, :1], 2, 1), np.ones((2, 2, 4), bool)
     both = run(params, *twice, key=keys(2), memory=machine.init_memory(params, 2)).memory
     first = run(params, *(x[:, :1] for x in twice), key=keys(2)).memory

@@ -57,13 +57,13 @@ def make(kind: str, num_items: int, **options: Any) -> MemoryMachine:
 def build(kind: str, num_items: int, settings: object, context: Context) -> MemoryMachine:
     """Builds a machine from the settings dataclass of its kind.
 
-    `inert` wraps the `write` of every machine, so no kind needs to treat padded segments itself.
+    `inert` wraps the `write` of every machine, so a kind need not treat padded segments itself.
 
     Args:
       kind: name in the registry `MACHINES`.
       num_items: number of item ids. 0: the items are feature vectors.
       settings: an instance of the kind's `Settings`.
-      context: what the machine must know of the streams.
+      context: facts about the streams, such as their segment length.
 
     Returns:
       The machine.

@@ -53,7 +53,7 @@ def make(
 
     Args:
       num_items: number of item ids. 0: the items are features of `context.width`.
-      context: what the machine must know of the streams.
+      context: facts about the streams, such as their segment length.
       length: places in the ring, L.
       init: as in `MemoryMachine`.
       slots: as in `MemoryMachine`.

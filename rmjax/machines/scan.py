@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +17,18 @@ from rmjax.layers.keys import fold
 from rmjax.types import Array, Key, Memory, MemoryMachine, Params, Sum
 
 ITEMS_AT_ONCE = 4096  # items that a block encodes at once, with `remat` and no `block`
-MEMORIES_A_SEGMENT = 40  # about what a segment keeps for the backward pass, for any batch
+MEMORIES_A_SEGMENT = 40  # a segment keeps about so many for the backward pass, for any batch
+
+_Segment = tuple[object, Array, Key | None, Array | None]  # features, mask, keys, cut
+_Written = tuple[Memory, tuple[Sum, Memory | None]]  # the last memory; aux, memory of each segment
 
 
 class Memorized(NamedTuple):
-    """What `memorize` returns."""
+    """The results of `memorize`."""
 
     memory: Memory  # after the last segment, leading axis B
     asked: Memory | None  # before the asked positions, leading axes B, Q; None without positions
-    aux: Sum  # (sum, count) of what the machine's `write` adds to the loss
+    aux: Sum  # (sum, count) of the machine's own loss, see `MemoryMachine.has_loss`
 
 
 def inert(write: Callable[..., tuple[Memory, Sum]]) -> Callable[..., tuple[Memory, Sum]]:
@@ -40,7 +43,7 @@ def inert(write: Callable[..., tuple[Memory, Sum]]) -> Callable[..., tuple[Memor
     """
 
     def wrapped(
-        params: Params, memory: Memory, features: Any, mask: Array, key: Key | None = None
+        params: Params, memory: Memory, features: object, mask: Array, key: Key | None = None
     ) -> tuple[Memory, Sum]:
         new, aux = write(params, memory, features, mask, key)
         alive = mask.any(-1)
@@ -114,7 +117,7 @@ def memorize(
     keys = None if key is None else time_first(_segment_keys(key, memory, mask))
     cuts = time_first(_cuts(mask, gradient_segments)) if gradient_segments else None
     keep = positions is not None
-    write: Callable[..., Any] = functools.partial(_write_block, machine, params, keep)
+    write: Callable[..., _Written] = functools.partial(_write_block, machine, params, keep)
     if remat:
         write = jax.checkpoint(write, prevent_cse=False)
     blocked = (time_first(items), time_first(mask), keys, cuts)
@@ -132,7 +135,7 @@ def _write_block(
     keep: bool,
     memory: Memory,
     block: tuple[Array, Array, Key | None, Array | None],
-) -> tuple[Memory, tuple[Sum, Memory | None]]:
+) -> _Written:
     """Encodes a block of t segments at once, and writes them one by one.
 
     The block is items [t, B, N], mask bool [t, B, N], keys [t, B] and cuts bool [t, B]. Returns the
@@ -141,7 +144,7 @@ def _write_block(
     items, mask, keys, cuts = block
     features = machine.encode(params, items, mask, fold(keys, 0))
 
-    def write_segment(memory: Memory, segment: Any) -> tuple[Memory, tuple[Sum, Memory | None]]:
+    def write_segment(memory: Memory, segment: _Segment) -> _Written:
         features, mask, key, cut = segment
         if cut is not None:
             memory = jax.tree.map(functools.partial(_stop_gradient, cut), memory)
@@ -175,7 +178,7 @@ def _check_streams(items: Array, mask: Array, memory: Memory | None) -> None:
 def _block_size(block: int, remat: bool, segments: int, items: int) -> int:
     """Segments of a block; `items` counts the places of one segment in all rows."""
     if remat and not block:
-        # The last number balances the memories between blocks with what one block keeps.
+        # The last number balances the memories between blocks against the memories inside a block.
         block = max(1, ITEMS_AT_ONCE // items, math.isqrt(segments // MEMORIES_A_SEGMENT))
     return min(block or segments, segments)
 

@@ -42,14 +42,15 @@ class Settings:
       encoder: kind of the segment encoder.
       dropout: rate in the segment encoder.
       normalize: axis of the softmax in Eq. 1: over the slots, as RM prints it, or over the items.
-      item_scale: scales the untrained W2 of Eq. 1. The larger it is, the more the item decides
-        which slots take it in, and the less the slots take what all items have in common. Where
-        items are as wide as the model, the untrained reader uses the same kernel for the question.
-      slot_identity: Eq. 1 scores m_k plus the initial value of m_k instead of m_k. Slots that
-        receive nothing come to be the same, but still differ in what they would take in (after
+      item_scale: scales the untrained W2 of Eq. 1. If it is larger, the item itself has more
+        influence on which slots take it in. The slots then take in less of the part that all
+        items share. Where items are as wide as the model, the untrained reader uses the same
+        kernel for the question.
+      slot_identity: Eq. 1 scores m_k plus the initial value of m_k, instead of m_k. Slots that
+        receive nothing become equal; with this they still take in different items later (after
         the keys of EntNet, Henaff et al. 2017).
       timescale: segments that an untrained memory reaches back. With 0 all slots forget within a
-        few segments, and come to be the same; see `recurrent.init_gru`.
+        few segments, and become equal; see `recurrent.init_gru`.
     """
 
     dim: int = setting(64, at_least(1), "item width, d")
@@ -58,7 +59,7 @@ class Settings:
     heads: int = setting(4, at_least(1), "attention heads; divides machine.dim")
     encoder: str = setting("transformer", one_of("transformer", "bigru"), "the segment encoder")
     dropout: float = setting(0.0, below(0, 1), "dropout rate of the Transformer layers")
-    normalize: str = setting("slots", one_of("slots", "items"), "what Eq. 1 normalises over")
+    normalize: str = setting("slots", one_of("slots", "items"), "axis of the softmax in Eq. 1")
     item_scale: float = setting(1.0, above(0), "factor of the untrained item kernel in Eq. 1")
     slot_identity: bool = setting(
         False, doc="Eq. 1 sees the initial value of each slot beside the present one"
@@ -103,7 +104,7 @@ def make(
     Args:
       num_items: number of item ids. 0: the items are feature vectors.
       settings: of the kind.
-      context: what the machine must know of the streams.
+      context: facts about the streams, such as their segment length.
       widths: d_model, d_x and d_m.
       update: how the slots change, given their aligned features.
 

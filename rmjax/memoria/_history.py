@@ -71,10 +71,10 @@ def autocorrelation(history: Record, lags: int, kind: int = LONG_TERM) -> np.nda
     """Returns the autocorrelation of being reminded (Appendix D, Table 7, Figure 6).
 
     The series x of an engram covers the n recorded steps in which it was of this kind. It is 1
-    where the engram was reminded, and 0 elsewhere. Its coefficient at lag k < n is
-    sum (x_t - m)(x_t+k - m) / sum (x_t - m)^2, with m the mean of the entire series. The
-    coefficient of a constant series is 1, as in the paper. The result is the mean over engrams:
-    unweighted for short-term memory, weighted by n for long-term memory.
+    where the engram was reminded, and 0 elsewhere. Let m be the mean of the entire series. The
+    coefficient at lag k < n is sum (x_t - m)(x_t+k - m) / sum (x_t - m)^2. The coefficient of a
+    constant series is 1, as in the paper. The result is the mean over engrams: unweighted for
+    short-term memory, weighted by n for long-term memory.
 
     Args:
       history: of one stream, fields [T, C].

@@ -121,9 +121,9 @@ def _check_values(
 def _fire(config: MemoriaConfig, state: State, slots: Array, active: Array) -> State:
     """Step 1: adds one to Count_ij for all pairs of M^act, the working engrams and `slots` [k].
 
-    A slot of C stands for no engram. A count stops at the largest number of its type. Rows of the
-    engrams that fire are written in full, which clears what earlier owners of a slot left there.
-    The other rows keep such remains; `State.fired` tells them apart.
+    Slot C stands for no engram. A count stops at the largest number of its type. The rows of
+    engrams that fire are written in full, which clears counts that earlier owners of a slot left.
+    Other rows keep such old counts; `State.fired` shows which are old.
     """
     capacity = config.capacity
     working = working_slots(config, state)

@@ -77,7 +77,7 @@ def remind(
     Args:
       config: sizes and rules.
       state: of one stream.
-      working: f32 [N_wm, D], M_wm; no gradient goes into what is stored. Working engrams that the
+      working: f32 [N_wm, D], M_wm; no gradient goes into the memory. Working engrams that the
         state still holds are replaced, as if they had never been. If a value is NaN, the oldest
         engrams are reminded, and the rest of the memory stays sound.
       key: decides ties where config.ties is 'random'; otherwise it may be None.
@@ -121,8 +121,8 @@ def remind(
 def _renumber(config: MemoriaConfig, state: State, active: Array) -> State:
     """Gives the living engrams new serials, from 0 by birth, before serials would pass 2^31.
 
-    What serials say stays true: which of two engrams is older, and which engrams were born before
-    an engram last fired. Ties that a hash of serials decides are drawn anew.
+    Serials keep their order. So it stays known which of two engrams is older, and which engrams
+    were born before an engram last fired. Ties that a hash of serials decides are drawn again.
     """
     slots = jnp.arange(config.capacity, dtype=jnp.int32)
     largest = np.iinfo(np.int32).max
@@ -188,7 +188,7 @@ def correlation(config: MemoriaConfig, state: State, working: Array) -> Array:
     if config.correlation == "exp":
         # The log of the sum over j of exp(-|x - w_j|^2). The sum itself is 0 in f32 for all but the
         # nearest engrams. -|x - w|^2 = -|x - c|^2 + 2 (x - c) (w - c) - |w - c|^2.
-        highest = jax.lax.Precision.HIGHEST  # the default of accelerators changes who is reminded
+        highest = jax.lax.Precision.HIGHEST  # the default of accelerators would change the choice
         center = working.mean(0)
         spread = working - center
         products = (
@@ -257,7 +257,7 @@ def _salt(config: MemoriaConfig, state: State, key: Key | None) -> Array:
 
 
 def _hash(salt: Array, source: Array, candidate: Array) -> Array:
-    """Returns u32 of the broadcast shape; it serves as random bits, drawn anew for each salt.
+    """Returns u32 of the broadcast shape; it serves as random bits, new for each salt.
 
     One hash costs less than one random number.
     """

@@ -100,7 +100,7 @@ def _by_birth(state: State, x: np.ndarray) -> np.ndarray:
 
 
 def _unsound(state: State) -> str | None:
-    """Returns what no memory can hold, None where all is sound.
+    """Names the first fault of a state; None: it has no fault.
 
     The state has NumPy arrays and any number of streams.
     """

@@ -74,7 +74,7 @@ def build(
       key: [B].
       items: i32 [B, T, N] ids, or f32 [B, T, N, d_in] features.
       mask: bool [B, T, N].
-      chosen: what `select` returned.
+      chosen: the indices and the mask that `select` returned.
       negative_items: [B, P] or [B, P, d_in], items of other streams.
       negative_mask: bool [B, P].
       mask_ratio: share of a fragment's valid items that is masked, but at least one item.

@@ -17,8 +17,8 @@ def recollection(
 ) -> tuple[Array, Array]:
     """Returns the recollection loss L_rec^b of each fragment (RM Eq. 3, CM Eq. 4).
 
-    It is the mean over the masked items of -log softmax of the inner products, so the mean divides
-    by the number of masked items where RM divides by N / 2.
+    It is the mean over the masked items of -log softmax of the inner products. RM divides by N / 2,
+    this code by the number of masked items.
 
     Args:
       recalled: f32 [..., M, d], decoder outputs at the masked items, r.

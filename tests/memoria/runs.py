@@ -32,9 +32,9 @@ def small(**changes) -> MemoriaConfig:
 class Steps(NamedTuple):
     """The results of T steps; every field is stacked, as NumPy arrays."""
 
-    reminding: State  # what `remind` returned
+    reminding: State  # as `remind` returned it
     reminded: Reminded
-    after: State  # what `memorize_and_forget` returned
+    after: State  # as `memorize_and_forget` returned it
 
 
 def given(reminded: Reminded, x: dict) -> jax.Array:

@@ -62,9 +62,9 @@ def test_loading_nothing_and_saving_a_wrong_state_are_refused(tmp_path):
     assert not (tmp_path / "state").exists()
 
 
-@pytest.mark.parametrize("what", ["file", "folder"])
-def test_saving_never_replaces_files_of_others(tmp_path, what):
-    theirs = tmp_path / "mine" / "thesis.tex" if what == "folder" else tmp_path / "mine"
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_saving_never_replaces_files_of_others(tmp_path, kind):
+    theirs = tmp_path / "mine" / "thesis.tex" if kind == "folder" else tmp_path / "mine"
     for path in (theirs, tmp_path / "mine.old" / "notes", tmp_path / "mine.tmp" / "notes"):
         path.parent.mkdir(exist_ok=True)
         path.write_text("years of work")
