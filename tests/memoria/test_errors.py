@@ -51,23 +51,19 @@ def test_a_wrong_config_is_refused(changes, message):
 
 @pytest.mark.parametrize("shape", [(3, 5), (4, 2), (2, 3, 2)])
 def test_wrong_shapes_of_working_engrams_are_refused(shape):
-    with pytest.raises(
-        ValueError, match=r"working has shape .*, expected \[3, 2\] \(config.working, config.dim\)"
-    ):
+    message = r"working has shape .*, expected \[3, 2\] \(config.working, config.dim\)"
+    with pytest.raises(ValueError, match=message):
         memoria.remind(CONFIG, memoria.init(CONFIG), jnp.zeros(shape))
 
 
 def test_a_state_of_another_config_is_refused():
     other = memoria.init(small(long_term_capacity=5))
-    with pytest.raises(
-        ValueError,
-        match=r"state.engrams is float32\[14, 2\], but this config's is float32\[29, 2\]",
-    ):
+    message = r"state.engrams is float32\[14, 2\], but this config's is float32\[29, 2\]"
+    with pytest.raises(ValueError, match=message):
         memoria.remind(CONFIG, other, jnp.zeros((3, 2)))
     state, reminded = memoria.remind(CONFIG, memoria.init(CONFIG), jnp.zeros((3, 2)))
-    with pytest.raises(
-        ValueError, match=r"state.counts is int16\[29, 29\], but this config's is int8\[29, 29\]"
-    ):
+    message = r"state.counts is int16\[29, 29\], but this config's is int8\[29, 29\]"
+    with pytest.raises(ValueError, match=message):
         memoria.memorize_and_forget(small(counts_dtype="int8"), state, reminded, jnp.zeros(5))
 
 
@@ -77,10 +73,8 @@ def test_many_streams_without_vmap_are_refused():
 
 
 def test_active_of_many_streams_without_vmap_is_refused():
-    with pytest.raises(
-        ValueError,
-        match=r"active has shape \(4,\), expected one bool: for several streams use jax.vmap",
-    ):
+    message = r"active has shape \(4,\), expected one bool: for several streams use jax.vmap"
+    with pytest.raises(ValueError, match=message):
         memoria.remind(CONFIG, memoria.init(CONFIG), jnp.zeros((3, 2)), None, jnp.ones(4, bool))
     state, reminded = memoria.remind(CONFIG, memoria.init(CONFIG), jnp.zeros((3, 2)))
     with pytest.raises(ValueError, match=r"active has shape \(2,\)"):
@@ -99,10 +93,8 @@ def test_random_ties_need_a_key():
 
 def test_weights_of_another_config_are_refused():
     state, reminded = memoria.remind(CONFIG, memoria.init(CONFIG), jnp.zeros((3, 2)))
-    with pytest.raises(
-        ValueError,
-        match=r"weights has shape \(4,\), expected \[5\].*2 short-term ones first, then 3",
-    ):
+    message = r"weights has shape \(4,\), expected \[5\].*2 short-term ones first, then 3"
+    with pytest.raises(ValueError, match=message):
         memoria.memorize_and_forget(CONFIG, state, reminded, jnp.zeros(4))
     with pytest.raises(ValueError, match=r"reminded holds \(2, 3\) .* expected \(2, 4\)"):
         memoria.memorize_and_forget(
@@ -111,15 +103,13 @@ def test_weights_of_another_config_are_refused():
 
 
 def test_statistics_and_reset_refuse_wrong_shapes():
-    with pytest.raises(
-        ValueError, match=r"mask has shape \(3,\), but the state has streams \(2,\)"
-    ):
+    message = r"mask has shape \(3,\), but the state has streams \(2,\)"
+    with pytest.raises(ValueError, match=message):
         memoria.reset(memoria.fork(memoria.init(CONFIG), 2), jnp.ones(3, bool))
     record = memoria.Record(*(jnp.zeros((4, 2, 29), jnp.int32),) * 4)
     for statistic in (memoria.mean_age, functools.partial(memoria.autocorrelation, lags=2)):
-        with pytest.raises(
-            ValueError, match=r"shape \(4, 2, 29\), expected \[T, C\]: take one stream"
-        ):
+        message = r"shape \(4, 2, 29\), expected \[T, C\]: take one stream"
+        with pytest.raises(ValueError, match=message):
             statistic(record)
     with pytest.raises(ValueError, match="lags=0"):
         memoria.autocorrelation(record, 0)
@@ -160,13 +150,11 @@ def test_a_checked_config_checks_values():
     )
     after, _, _ = step(empty, fine, ones)
     later, state, reminded = step(after, fine, ones)
-    with pytest.raises(
-        checkify.JaxRuntimeError, match="working: engram 2 holds a NaN or an infinity"
-    ):
+    message = "working: engram 2 holds a NaN or an infinity"
+    with pytest.raises(checkify.JaxRuntimeError, match=message):
         step(after, fine.at[1, 2, 1].set(jnp.nan), ones)
-    with pytest.raises(
-        checkify.JaxRuntimeError, match="weights: entry 1 is -1.0, not a finite number from 0 up"
-    ):
+    message = "weights: entry 1 is -1.0, not a finite number from 0 up"
+    with pytest.raises(checkify.JaxRuntimeError, match=message):
         step(after, fine, ones.at[0, 1].set(-1))
     with pytest.raises(checkify.JaxRuntimeError, match="reminded: entry 0 is not in the state"):
         checked_memorize(

@@ -41,19 +41,16 @@ def test_many_streams_and_saving_again(tmp_path):
 
 def test_another_config_is_refused_and_the_difference_is_named(tmp_path):
     memoria.save(CONFIG, memoria.init(CONFIG), tmp_path / "state")
-    with pytest.raises(
-        ValueError,
-        match="search_depth: saved 2, asked 7; ties: saved 'hash', asked 'oldest'$",
-    ):
+    message = "another config: search_depth: saved 2, asked 7; ties: saved 'hash', asked 'oldest'$"
+    with pytest.raises(ValueError, match=message):
         memoria.load(small(lifespan_extend=4.0, search_depth=7, ties="oldest"), tmp_path / "state")
 
 
 def test_loading_nothing_and_saving_a_wrong_state_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing was saved"):
         memoria.load(CONFIG, tmp_path / "nothing")
-    with pytest.raises(
-        ValueError, match=r"state.counts is int16\[29, 29\], but this config's is int8"
-    ):
+    message = r"state.counts is int16\[29, 29\], but this config's is int8"
+    with pytest.raises(ValueError, match=message):
         memoria.save(
             small(counts_dtype="int8", long_term_capacity=20),
             memoria.init(small()),
@@ -68,9 +65,8 @@ def test_saving_never_replaces_files_of_others(tmp_path, kind):
     for path in (theirs, tmp_path / "mine.old" / "notes", tmp_path / "mine.tmp" / "notes"):
         path.parent.mkdir(exist_ok=True)
         path.write_text("years of work")
-    with pytest.raises(
-        FileExistsError, match="was not saved by this library: take another name or move it"
-    ):
+    message = "was not saved by this library: take another name or move it"
+    with pytest.raises(FileExistsError, match=message):
         memoria.save(CONFIG, memoria.init(CONFIG), tmp_path / "mine")
     memoria.save(CONFIG, memoria.init(CONFIG), tmp_path / "mine.old" / "state")
     assert theirs.read_text() == "years of work" and len(list(tmp_path.rglob("notes"))) == 2
@@ -109,9 +105,8 @@ def test_a_state_of_another_version_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("rmjax.memoria.saving.VERSION", 0)
     memoria.save(CONFIG, memoria.init(CONFIG), tmp_path / "old")
     monkeypatch.undo()
-    with pytest.raises(
-        ValueError, match="of version 0; this code reads Memoria states of version 1"
-    ):
+    message = "of version 0; this code reads Memoria states of version 1"
+    with pytest.raises(ValueError, match=message):
         memoria.load(CONFIG, tmp_path / "old")
 
 
