@@ -1,6 +1,7 @@
-"""A memory machine from outside the package: decayed linear attention (RetNet's recurrent form, Sun et al. 2023).
+"""A memory machine from outside the package: decayed linear attention.
 
-S_t = g S_{t-1} + k_t^T v_t over single items, read as q S: one matrix a stream, whatever its length.
+It is the recurrent form of RetNet (Sun et al. 2023): S_t = g S_{t-1} + k_t^T v_t over single items,
+read as q S. The memory is one matrix for each stream, of any length.
 """
 
 from __future__ import annotations
@@ -20,9 +21,7 @@ from rmjax.registry import inside
 @dataclasses.dataclass(frozen=True)
 class Settings:
     dim: int = rmjax.setting(64, rmjax.at_least(1), "item width, d")
-    decay: float = rmjax.setting(
-        0.99, inside(0, 1), "decayed: what an item later is left of an item, g"
-    )
+    decay: float = rmjax.setting(0.99, inside(0, 1), "decayed: factor at each later item, g")
 
 
 @flax.struct.dataclass
@@ -37,9 +36,8 @@ def make(num_items: int, settings: Settings, context: rmjax.Context) -> rmjax.Me
 
     def init(key):
         a, *keys = jax.random.split(key, 5)
-        kernels = {
-            name: lecun_normal()(k, (dim, dim)) for name, k in zip("qkvo", keys, strict=True)
-        }
+        draw = lambda k: lecun_normal()(k, (dim, dim))
+        kernels = {name: draw(k) for name, k in zip("qkvo", keys, strict=True)}
         return init_items(a, num_items, dim, context.width) | kernels
 
     def init_memory(params, batch_size):
@@ -51,9 +49,7 @@ def make(num_items: int, settings: Settings, context: rmjax.Context) -> rmjax.Me
 
     def write(params, memory, features, mask, key=None):
         keys, values = features
-        after = mask.sum(1, keepdims=True) - jnp.cumsum(
-            mask, 1
-        )  # valid items that come later in the segment
+        after = mask.sum(1, keepdims=True) - jnp.cumsum(mask, 1)  # later items of the segment
         weight = jnp.where(mask, decay**after, 0.0)
         news = jnp.einsum("bn,bnk,bnv->bkv", weight, keys, values)
         matrix = decay ** mask.sum(1)[:, None, None] * memory.matrix + news
@@ -65,16 +61,6 @@ def make(num_items: int, settings: Settings, context: rmjax.Context) -> rmjax.Me
     def read(params, memory, query, query_mask, key=None):
         return query + (query @ params["q"]) @ memory.matrix @ params["o"]
 
+    functions = init, init_memory, encode, write, slots, read, embed
     table = ("embed",) if num_items else None
-    return rmjax.MemoryMachine(
-        init,
-        init_memory,
-        encode,
-        write,
-        slots,
-        read,
-        embed,
-        constant_size=True,
-        gradient_range=None,
-        table=table,
-    )
+    return rmjax.MemoryMachine(*functions, constant_size=True, gradient_range=None, table=table)

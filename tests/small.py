@@ -18,7 +18,7 @@ from rmjax.tasks.answers import Answers
 from rmjax.tasks.reasoning import Reasoning, Teacher
 from rmjax.tasks.rehearsing import Rehearsal
 from rmjax.types import Batch, MemoryMachine
-from tests import decayed  # noqa: F401  a machine of somebody else's
+from tests import decayed  # noqa: F401  registers a machine from outside the package
 
 ITEMS, N, DIM = 50, 4, 8
 SLOTS = {"dim": DIM, "slots": 4, "layers": 1, "heads": 2, "segment_length": N, "dropout": 0.5}
@@ -32,10 +32,7 @@ MACHINES = {  # name -> kind, settings
     "gru": ("gru", {"dim": DIM}),
     "buffer": ("buffer", {"dim": DIM, "buffer_length": 3 * N, "recent": 5}),
     "directly_reason": ("directly_reason", {"dim": DIM, "buffer_length": 4 * N}),
-    "decayed": (
-        "decayed",
-        {"dim": DIM, "decay": 0.9},
-    ),  # registered by the import below, from outside the package
+    "decayed": ("decayed", {"dim": DIM, "decay": 0.9}),  # from outside, see tests/decayed.py
     "multihop_reason": ("multihop_reason", {"dim": DIM, "buffer_length": 3 * N, "hops": 2}),
 }
 
@@ -44,12 +41,12 @@ class Small(NamedTuple):
     machine: MemoryMachine
     params: Any
     run: Callable  # jitted memorize(params, items, mask, memory, key, positions)
-    exact: Callable  # the same, as optimised elsewhere: what must be bitwise equal is
+    exact: Callable  # the same at full optimisation, for tests of bitwise equality
     learn: Callable  # jitted (params, items, mask, query, key) -> loss, gradient
 
 
 def noise(init: Callable, seed: int = 0) -> Any:
-    """Random parameters of the shapes `init(key)` has: no bias is zero, no norm is the identity."""
+    """Draws parameters in the shapes of `init(key)`: no bias is zero, no norm is the identity."""
     rng, shapes = np.random.default_rng(seed), jax.eval_shape(init, jax.random.key(0))
     return jax.tree.map(lambda x: jnp.asarray(0.4 * rng.normal(size=x.shape), x.dtype), shapes)
 
@@ -61,24 +58,21 @@ def answers(machine: MemoryMachine, params, items, mask, query, key=None, **how)
 
 @functools.cache
 def small(name: str, **how) -> Small:
-    """The machine of this row; `how` = block, remat."""
+    """Builds the machine of a row of MACHINES; `how` = block, remat."""
     kind, settings = MACHINES[name]
     machine = machines.make(kind, ITEMS, **settings)
     loss = lambda params, *data: jnp.sin(answers(machine, params, *data, **how)).sum()
     run = functools.partial(machines.memorize, machine, **how)
     exact = jax.jit(run, compiler_options={"xla_backend_optimization_level": 3})
-    return Small(
-        machine, noise(machine.init), jax.jit(run), exact, jax.jit(jax.value_and_grad(loss))
-    )
+    learn = jax.jit(jax.value_and_grad(loss))
+    return Small(machine, noise(machine.init), jax.jit(run), exact, learn)
 
 
 def stream(seed: int = 0, batch: int = 3, segments: int = 4) -> tuple[np.ndarray, np.ndarray]:
-    """Items and mask [B, T, N] with holes; row 0 has an empty segment inside."""
+    """Draws items and mask [B, T, N] with holes; row 0 has an empty segment inside."""
     rng = np.random.default_rng(seed)
-    items, mask = (
-        rng.integers(0, ITEMS, (batch, segments, N)),
-        rng.random((batch, segments, N)) < 0.8,
-    )
+    shape = batch, segments, N
+    items, mask = rng.integers(0, ITEMS, shape), rng.random(shape) < 0.8
     mask[0, segments // 2] = False
     return items.astype(np.int32), mask
 
@@ -90,7 +84,10 @@ def keys(batch: int, seed: int = 0) -> jax.Array:
 def batch(
     seed: int = 0, batch: int = 4, segments: int = 8, queries: int = 2, position: bool = False
 ) -> Batch:
-    """Row 1 is a short stream, row 2 has one query less; the items of row b, and its negatives, never meet."""
+    """Draws a batch.
+
+    Row 1 is a short stream, and row 2 has one query less. No item of a row is among its negatives.
+    """
     rng = np.random.default_rng(seed)
     items, mask = stream(seed, batch, segments)
     mask[1 % batch, 2:] = False
@@ -111,19 +108,17 @@ def batch(
 
 
 class Spy:
-    """A decoder that keeps what it was last given: the traced values, to be returned by the function being traced."""
+    """A decoder that keeps its last arguments.
+
+    They are traced values, so the traced function must return them.
+    """
 
     def __init__(self, decoder: Decoder):
         self.decoder, self.init, self.seen = decoder, decoder.init, {}
 
     def __call__(self, params, x, mask, hidden, slots, slot_mask, key=None):
-        self.seen = {
-            "x": x,
-            "mask": mask,
-            "hidden": hidden,
-            "slots": slots,
-            "key": jax.random.key_data(key),
-        }
+        self.seen = {"x": x, "mask": mask, "hidden": hidden, "slots": slots}
+        self.seen["key"] = jax.random.key_data(key)
         return self.decoder(params, x, mask, hidden, slots, slot_mask, key)
 
 
@@ -139,6 +134,9 @@ def recommendation(
 
 
 def teacher() -> tuple[Teacher, Any]:
-    """The history sampler's task and parameters; its 'sampler' entry is what a student takes as frozen."""
+    """Returns the task of the history sampler and its parameters.
+
+    A student takes the entry 'sampler' as its frozen parameters.
+    """
     task = Teacher(ITEMS, Answers(Questions(), DIM, DIM))
     return task, noise(task.init, 7)

@@ -52,26 +52,24 @@ def rows(tree, index):
 
 def test_any_split_of_a_stream_gives_the_same_memory(case):
     items, mask = stream()
-    whole = case.run(case.params, items, mask, key=keys(3))
-    for cuts in itertools.chain.from_iterable(
-        itertools.combinations([0, 1, 2, 3, 4], n) for n in (1, 2, 3)
-    ):
+    once = case.run(case.params, items, mask, key=keys(3))
+    some = (itertools.combinations(range(5), n) for n in (1, 2, 3))
+    for cuts in itertools.chain.from_iterable(some):
         memory, aux = case.machine.init_memory(case.params, 3), (0.0, 0.0)
         for part in zip(np.split(items, cuts, 1), np.split(mask, cuts, 1), strict=True):
             memory, _, added = case.run(case.params, *part, memory=memory, key=keys(3))
             aux = (aux[0] + added[0], aux[1] + added[1])
-        close((memory, aux), (whole.memory, whole.aux), atol=1e-5)
+        close((memory, aux), (once.memory, once.aux), atol=1e-5)
 
 
-def test_a_memory_asked_for_at_a_position_is_that_of_the_segments_before_it(case):
+def test_a_memory_at_a_position_holds_the_segments_before_it(case):
     items, mask = stream()
     positions = np.array([[0, 4, 2], [1, 1, 3], [3, 0, 2]])
     asked = case.run(case.params, items, mask, positions=positions).asked
     for row, q in np.ndindex(positions.shape):
         before = mask & (np.arange(4) < positions[row, q])[:, None]
-        close(
-            rows(asked, (row, q)), rows(case.run(case.params, items, before).memory, row), atol=1e-5
-        )
+        expected = rows(case.run(case.params, items, before).memory, row)
+        close(rows(asked, (row, q)), expected, atol=1e-5)
 
 
 def test_dropout_is_drawn_for_each_stream_and_each_segment():
@@ -80,22 +78,15 @@ def test_dropout_is_drawn_for_each_stream_and_each_segment():
     alike = run(params, items, mask, key=jnp.stack([keys(1)[0]] * 2)).memory.slots
     assert (alike[0] == alike[1]).all()
     unlike = run(params, items, mask, key=keys(2)).memory.slots
-    assert (unlike[0] != unlike[1]).any() and (
-        unlike[0] != run(params, items, mask).memory.slots[0]
-    ).any()
-    twice = (
-        np.repeat(items[:, :1], 2, 1),
-        np.ones((2, 2, 4), bool),
-    )  # the second of two equal segments draws anew
-    asked = run(params, *twice, key=keys(2), memory=machine.init_memory(params, 2)).memory
+    plain = run(params, items, mask).memory.slots
+    assert (unlike[0] != unlike[1]).any() and (unlike[0] != plain[0]).any()
+    # The second of two equal segments draws other dropout.
+    twice = np.repeat(items[:, :1], 2, 1), np.ones((2, 2, 4), bool)
+    both = run(params, *twice, key=keys(2), memory=machine.init_memory(params, 2)).memory
     first = run(params, *(x[:, :1] for x in twice), key=keys(2)).memory
-    again = run(
-        params,
-        *(x[:, 1:] for x in twice),
-        key=keys(2),
-        memory=first.replace(segments=first.segments * 0),
-    ).memory
-    assert (asked.slots != again.slots).any()
+    rewound = first.replace(segments=first.segments * 0)
+    again = run(params, *(x[:, 1:] for x in twice), key=keys(2), memory=rewound).memory
+    assert (both.slots != again.slots).any()
 
 
 # Law 2: padding is inert and rows are independent.
@@ -103,33 +94,28 @@ def test_dropout_is_drawn_for_each_stream_and_each_segment():
 
 def test_rows_are_independent(case):
     items, mask = stream()
-    whole, drawn = (
-        case.exact(case.params, items, mask).memory,
-        case.run(case.params, items, mask, key=keys(3)).memory,
-    )
+    plain = case.exact(case.params, items, mask).memory
+    drawn = case.run(case.params, items, mask, key=keys(3)).memory
     order = np.array([2, 0, 1])
-    same(case.exact(case.params, items[order], mask[order]).memory, rows(whole, order))
-    same(
-        case.run(case.params, items[order], mask[order], key=keys(3)[order]).memory,
-        rows(drawn, order),
-    )
+    moved = items[order], mask[order]
+    same(case.exact(case.params, *moved).memory, rows(plain, order))
+    same(case.run(case.params, *moved, key=keys(3)[order]).memory, rows(drawn, order))
     others = zip((items, mask), stream(1), strict=True)
     replaced = [np.concatenate([x[:1], y[1:]]) for x, y in others]
-    same(rows(case.exact(case.params, *replaced).memory, 0), rows(whole, 0))
+    same(rows(case.exact(case.params, *replaced).memory, 0), rows(plain, 0))
     key = jnp.concatenate([keys(3)[:1], keys(3, 1)[1:]])
     same(rows(case.run(case.params, *replaced, key=key).memory, 0), rows(drawn, 0))
 
 
 @pytest.mark.parametrize("garbage", [2**31 - 1, -1, -(2**31), ITEMS])
-def test_what_padding_holds_changes_neither_memory_nor_answers_nor_gradients(case, garbage):
+def test_padded_values_change_neither_memory_nor_answers_nor_gradients(case, garbage):
     items, mask = stream()
     filled = np.where(mask, items, garbage).astype(np.int32)
-    same(
-        case.exact(case.params, filled, mask).memory,
-        case.exact(case.params, np.where(mask, items, 0), mask).memory,
-    )
+    zeros = np.where(mask, items, 0)
+    expected = case.exact(case.params, zeros, mask).memory
+    same(case.exact(case.params, filled, mask).memory, expected)
     learned = case.learn(case.params, filled, mask, QUERY)
-    same(learned, case.learn(case.params, np.where(mask, items, 0), mask, QUERY))
+    same(learned, case.learn(case.params, zeros, mask, QUERY))
     chex.assert_tree_all_finite(learned)
 
 
@@ -155,7 +141,7 @@ def test_padding_to_another_shape_changes_nothing(case):
 
 
 @pytest.mark.parametrize("name", MACHINES)
-def test_shorter_segments_have_the_first_positions(name):
+def test_shorter_segments_use_the_first_positions(name):
     machine, params, run = small(name)[:3]
     items, mask = stream()
     short = np.arange(mask.shape[2]) < 2  # of four
@@ -168,7 +154,7 @@ def test_longer_segments_are_refused_with_both_numbers():
     params = jax.eval_shape(machine.init, jax.random.key(0))
     shapes = jax.ShapeDtypeStruct((3, 2, 25), np.int32), jax.ShapeDtypeStruct((3, 2, 25), bool)
     with pytest.raises(ValueError, match="rows of 25 .* positions for 20: .*segment_length"):
-        jax.eval_shape(lambda *given: memorize(machine, *given), params, *shapes)
+        jax.eval_shape(functools.partial(memorize, machine), params, *shapes)
 
 
 def test_masked_queries_change_no_other_answer(case):
@@ -181,46 +167,38 @@ def test_masked_queries_change_no_other_answer(case):
     chex.assert_tree_all_finite(garbage)
 
 
-def test_where_a_question_stands_among_others_does_not_matter(case):
-    memory, mask, read = (
-        case.exact(case.params, *stream()).memory,
-        np.ones(QUERY.shape, bool),
-        jax.jit(case.machine.read),
-    )
+def test_the_order_of_questions_does_not_matter(case):
+    memory = case.exact(case.params, *stream()).memory
+    mask, read = np.ones(QUERY.shape, bool), jax.jit(case.machine.read)
     query = np.asarray(case.machine.embed(case.params, QUERY))
-    close(
-        read(case.params, memory, query[:, ::-1], mask),
-        read(case.params, memory, query, mask)[:, ::-1],
-        atol=1e-6,
-    )
+    expected = read(case.params, memory, query, mask)[:, ::-1]
+    close(read(case.params, memory, query[:, ::-1], mask), expected, atol=1e-6)
 
 
-# Law 3: scan = Python loop = jitted = one by one.
+# Law 3: scan = Python loop = jitted = one stream at a time.
 
 
-def test_scan_is_a_loop_is_one_by_one(case):
+def test_scan_equals_a_loop_and_one_stream_at_a_time(case):
     machine, params = case.machine, case.params
     items, mask = stream()
     scanned = case.run(params, items, mask).memory
 
     @jax.jit
     def write(memory, items, mask):
-        features = jax.tree.map(
-            lambda x: x[:, 0], machine.encode(params, items[:, None], mask[:, None])
-        )
+        features = machine.encode(params, items[:, None], mask[:, None])
+        features = jax.tree.map(lambda x: x[:, 0], features)
         return machine.write(params, memory, features, mask)[0]
 
     looped = machine.init_memory(params, 3)
     for t in range(4):
         looped = write(looped, items[:, t], mask[:, t])
     close(looped, scanned, atol=1e-5)
-    single = jax.jit(jax.vmap(lambda x, m: memorize(machine, params, x[None], m[None]).memory))(
-        items, mask
-    )
+    one = lambda x, m: memorize(machine, params, x[None], m[None]).memory
+    single = jax.jit(jax.vmap(one))(items, mask)
     close(rows(single, (slice(None), 0)), scanned, atol=1e-5)
 
 
-def test_without_jit_it_is_the_same():
+def test_results_without_jit_are_the_same():
     machine, params, run = small("gru")[:3]
     close(memorize(machine, params, *stream()).memory, run(params, *stream()).memory, atol=1e-5)
 
@@ -231,7 +209,7 @@ def test_blocks_and_remat_change_neither_answers_nor_gradients(name):
     close(small(name, block=3, remat=True).learn(*data), small(name).learn(*data), atol=1e-5)
 
 
-def test_gradients_of_rows_add_up_however_many_there_are():
+def test_gradients_of_a_large_batch_are_the_sum_of_smaller_batches():
     _, params, _, _, learn = small("rehearsal")
     data = *stream(batch=600, segments=3), np.tile(QUERY, (200, 1)), keys(600)
     parts = [learn(params, *(x[i : i + 100] for x in data)) for i in range(0, 600, 100)]
@@ -239,8 +217,11 @@ def test_gradients_of_rows_add_up_however_many_there_are():
 
 
 @pytest.mark.parametrize("name", ["rehearsal", "gru"])
-def test_truncated_gradients_pass_through_so_many_segments(name):
-    """Of the last segments, from where the count from the end is a multiple: those of a memory that began there."""
+def test_truncated_gradients_pass_through_the_last_segments(name):
+    """Gradients stop where the number of segments up to the last one is a multiple.
+
+    They equal those of a memory that is a constant up to that place.
+    """
     case, (items, mask) = small(name), stream(2, segments=5)
     key = keys(3)
     mask[:] = True
@@ -248,9 +229,8 @@ def test_truncated_gradients_pass_through_so_many_segments(name):
     @functools.partial(jax.jit, static_argnums=0)
     def learn(segments, params, items, mask):
         how = dict(key=key, gradient_segments=segments, block=2)
-        return jax.grad(
-            lambda p: jnp.sin(answers(case.machine, p, items, mask, QUERY, **how)).sum()
-        )(params)
+        loss = lambda p: jnp.sin(answers(case.machine, p, items, mask, QUERY, **how)).sum()
+        return jax.grad(loss)(params)
 
     @jax.jit
     def by_hand(params):
@@ -258,62 +238,50 @@ def test_truncated_gradients_pass_through_so_many_segments(name):
         before = jax.lax.stop_gradient(before)
 
         def loss(p):
-            memory = machines.memorize(
-                case.machine, p, items[:, 3:], mask[:, 3:], before, key
-            ).memory
-            read = case.machine.read(
-                p, memory, case.machine.embed(p, QUERY), jnp.ones(QUERY.shape, bool)
-            )
-            return jnp.sin(read).sum()
+            after = memorize(case.machine, p, items[:, 3:], mask[:, 3:], before, key).memory
+            query, asked = case.machine.embed(p, QUERY), jnp.ones(QUERY.shape, bool)
+            return jnp.sin(case.machine.read(p, after, query, asked)).sum()
 
         return jax.grad(loss)(params)
 
-    two, five, whole = (learn(n, case.params, items, mask) for n in (2, 5, 0))
+    two, five, full = (learn(n, case.params, items, mask) for n in (2, 5, 0))
     close(two, by_hand(case.params), atol=1e-5)
-    close(five, whole, atol=1e-6)
-    assert (
-        max(jax.tree.leaves(jax.tree.map(lambda a, b: float(np.abs(a - b).max()), two, whole)))
-        > 1e-4
-    )
+    close(five, full, atol=1e-6)
+    differences = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), two, full)
+    assert max(jax.tree.leaves(differences)) > 1e-4
     gap = np.zeros_like
     padded = (
         np.concatenate([x[:, :2], gap(x[:, :1]), x[:, 2:], gap(x[:, :2])], 1) for x in (items, mask)
     )
-    close(learn(2, case.params, *padded), two, atol=1e-5)  # empty segments are none to count
+    close(learn(2, case.params, *padded), two, atol=1e-5)  # empty segments do not count
 
 
 @pytest.mark.parametrize("block", [1, 3])
-def test_blocks_draw_the_same(block):
+def test_blocks_draw_the_same_dropout(block):
     data = small("rehearsal").params, *stream(), None, keys(3)
-    close(
-        small("rehearsal", block=block).run(*data).memory,
-        small("rehearsal").run(*data).memory,
-        atol=1e-5,
-    )
+    expected = small("rehearsal").run(*data).memory
+    close(small("rehearsal", block=block).run(*data).memory, expected, atol=1e-5)
 
 
-# Law 4: what is memorized never depends on what is asked.
+# Law 4: the memory never depends on the questions.
 
 
 @pytest.mark.parametrize("position", [False, True])
 def test_memory_is_blind_to_queries_targets_and_negatives(case, position):
     def read(params, memory, query, query_mask, key=None):
         slots, mask = case.machine.slots(params, memory)
-        return jnp.broadcast_to(
-            jnp.where(mask[..., None], slots, 0).sum((1, 2))[:, None, None], (*query.shape[:2], 8)
-        )
+        total = jnp.where(mask[..., None], slots, 0).sum((1, 2))
+        return jnp.broadcast_to(total[:, None, None], (*query.shape[:2], 8))
 
-    def embed(params, items):  # what the head sees of the query
+    def embed(params, items):  # the head sees nothing of the query
         return jnp.zeros((*items.shape, 8))
 
-    task = recommendation(
-        case.machine._replace(read=read, embed=embed), rehearsal(recollection=0, familiarity=0)
-    )
+    blind = case.machine._replace(read=read, embed=embed)
+    task = recommendation(blind, rehearsal(recollection=0, familiarity=0))
     params = noise(task.init)
     one, other = batch(0, position=position), batch(1)
-    asked = one.replace(
-        query=other.query, target=1 - one.target, negative_items=other.negative_items
-    )
+    changed = {"query": other.query, "negative_items": other.negative_items}
+    asked = one.replace(target=1 - one.target, **changed)
     scores = jax.jit(task.scores)
     same(scores(params, asked), scores(params, one))
 
@@ -322,11 +290,7 @@ def test_memory_is_blind_to_queries_targets_and_negatives(case, position):
 
 
 def test_a_second_call_compiles_nothing_and_keeps_types(case):
-    run = jax.jit(
-        lambda params, items, mask, memory, key: memorize(
-            case.machine, params, items, mask, memory, key
-        )
-    )
+    run = jax.jit(functools.partial(memorize, case.machine))
     first = jax.jit(case.machine.init_memory, static_argnums=1)(case.params, 3)
     memory = run(case.params, *stream(), first, keys(3)).memory
     chex.assert_trees_all_equal_structs(first, memory)
@@ -336,10 +300,8 @@ def test_a_second_call_compiles_nothing_and_keeps_types(case):
 
 
 def test_init_works_on_shapes_alone(case):
-    shapes, params = (
-        jax.eval_shape(case.machine.init, jax.random.key(0)),
-        jax.jit(case.machine.init)(jax.random.key(0)),
-    )
+    key = jax.random.key(0)
+    shapes, params = jax.eval_shape(case.machine.init, key), jax.jit(case.machine.init)(key)
     chex.assert_trees_all_equal_shapes_and_dtypes(shapes, params)
     chex.assert_tree_all_finite(params)
     memory = jax.eval_shape(lambda params: case.machine.init_memory(params, 3), shapes)
@@ -356,16 +318,14 @@ def test_memory_of_an_empty_stream_counts_no_segments(case):
 @pytest.mark.parametrize("name", MACHINES)
 def test_bytes_of_memory_do_not_depend_on_the_length(name):
     machine, params = small(name)[:2]
-    assert machine.constant_size == (
-        MACHINES[name][0] not in ("buffer", "directly_reason", "multihop_reason")
-    )
-    if not machine.constant_size:  # keeps raw items
+    keeps_items = MACHINES[name][0] in ("buffer", "directly_reason", "multihop_reason")
+    assert machine.constant_size != keeps_items
+    if keeps_items:
         return
 
     def size(segments):
-        shapes = jax.eval_shape(
-            lambda *x: memorize(machine, params, *x).memory, *stream(segments=segments)
-        )
+        run = lambda *x: memorize(machine, params, *x).memory
+        shapes = jax.eval_shape(run, *stream(segments=segments))
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
 
     assert size(1) == size(2) == size(500)
@@ -377,16 +337,14 @@ def test_a_full_buffer_drops_the_oldest_and_counts_them(length):
     params = machine.init(jax.random.key(0))
     items, mask = stream(segments=3)
     memory = jax.jit(lambda *x: memorize(machine, *x).memory)(params, items, mask)
-    slots, there = machine.slots(params, memory)
+    slots, slot_mask = machine.slots(params, memory)
     for row in range(3):
         written = items[row][mask[row]]
         kept = np.asarray(machine.embed(params, written[-length:]))
-        assert memory.count[row] == len(written) and memory.dropped[row] == max(
-            0, len(written) - length
-        )
-        close(
-            slots[row][there[row]], np.concatenate([kept, kept.mean(0, keepdims=True)]), atol=1e-6
-        )
+        assert memory.count[row] == len(written)
+        assert memory.dropped[row] == max(0, len(written) - length)
+        expected = np.concatenate([kept, kept.mean(0, keepdims=True)])
+        close(slots[row][slot_mask[row]], expected, atol=1e-6)
 
 
 # Law 7: gradients are finite, and reach as far back as the machine says.
@@ -400,9 +358,8 @@ def test_gradients_are_finite_with_half_the_segments_empty(case, segments):
 
 
 def test_gradients_reach_as_far_back_as_the_machine_says(case):
-    items = np.tile(
-        np.arange(16, 32, dtype=np.int32).reshape(4, 4), (3, 1, 1)
-    )  # each segment its own, none asked for
+    # Every segment has items of its own, and no query asks for them.
+    items = np.tile(np.arange(16, 32, dtype=np.int32).reshape(4, 4), (3, 1, 1))
     mask = np.tile(np.arange(4)[:, None] < 3, (3, 1, 4))
     _, grads = case.learn(case.params, items, mask, QUERY)
     norms = np.abs(np.asarray(grads["embed"])[items[0, :3]]).max((1, 2))
@@ -410,13 +367,12 @@ def test_gradients_reach_as_far_back_as_the_machine_says(case):
     assert ((norms > 1e-6) == [reach is None or 3 - t <= reach for t in range(3)]).all()
 
 
-# What the makers refuse.
+# Wrong arguments.
 
 
-def test_makers_name_what_they_refuse():
-    with pytest.raises(
-        ValueError, match="rehearsal, continual, gru, buffer, directly_reason, multihop_reason"
-    ):
+def test_make_names_wrong_kinds_and_options():
+    names = "rehearsal, continual, gru, buffer, directly_reason, multihop_reason"
+    with pytest.raises(ValueError, match=names):
         machines.make("hopfield", ITEMS)
     for name, wrong in {"encoder": "cnn", "normalize": "both", "heads": 3}.items():
         with pytest.raises(ValueError, match=name):
@@ -431,45 +387,35 @@ def test_makers_name_what_they_refuse():
         machines.make("buffer", ITEMS, recent=0, pooled=False)
 
 
-def test_makers_name_settings_that_cannot_be():
-    wrong = {
-        "dim": "32",
-        "slots": 0,
-        "layers": -1,
-        "heads": 0,
-        "segment_length": 0,
-        "dropout": 2.0,
-        "timescale": -1,
-    }
+def test_make_names_settings_out_of_range():
+    wrong = {"dim": "32", "slots": 0, "layers": -1, "heads": 0, "segment_length": 0}
+    wrong |= {"dropout": 2.0, "timescale": -1}
     for name, value in wrong.items():
         with pytest.raises(ValueError, match=f"{name} = {value!r}: must be a "):
             machines.make("rehearsal", ITEMS, **SLOTS | {name: value})
     with pytest.raises(ValueError, match="num_items = -3: must be a whole number, at least 0"):
         machines.make("gru", -3)
-    with pytest.raises(
-        ValueError, match="machine 'rehearsal' has no option 'slot'; there are dim, .*slots, layers"
-    ):
+    message = "machine 'rehearsal' has no option 'slot'; there are dim, .*slots, layers"
+    with pytest.raises(ValueError, match=message):
         machines.make("rehearsal", ITEMS, slot=4)
-    with pytest.raises(
-        ValueError, match="machine 'gru' has no option 'slots'; there are dim, history_sum"
-    ):
+    message = "machine 'gru' has no option 'slots'; there are dim, history_sum"
+    with pytest.raises(ValueError, match=message):
         machines.make("gru", ITEMS, slots=4)
 
 
-def test_memorize_names_what_it_refuses():
+def test_memorize_names_wrong_arguments():
     machine, params = small("gru")[:2]
     items, mask = stream()
     with pytest.raises(ValueError, match="are ids and must be whole numbers, got float32"):
         memorize(machine, params, items.astype(np.float32), mask)
-    with pytest.raises(ValueError, match="wants items and mask as arrays"):
+    with pytest.raises(ValueError, match="needs items and mask as arrays"):
         memorize(machine, params, items.tolist(), mask.tolist())
-    with pytest.raises(
-        ValueError, match="memory has 5 streams, items have 3: give the same streams"
-    ):
+    message = "memory has 5 streams, items have 3: give the same streams"
+    with pytest.raises(ValueError, match=message):
         memorize(machine, params, items, mask, machine.init_memory(params, 5))
 
 
-def test_memorize_names_the_shapes_it_refuses():
+def test_memorize_names_wrong_shapes():
     machine, params = small("gru")[:2]
     with pytest.raises(ValueError, match=r"\(3, 4, 4\).*\(3, 16\)"):
         memorize(machine, params, stream()[0], np.ones((3, 16), bool))

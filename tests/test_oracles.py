@@ -61,38 +61,28 @@ def test_directly_reason_is_a_gru_over_the_whole_stream():
         h = np.zeros(8)
         for x in oracle.embed(params, items[row][mask[row]]):
             h = oracle.gru(params["encoder"], h, x)
-        close(
-            answers[row, 1],
-            np.concatenate([h, np.zeros(8)]) @ params["reader"]["kernel"]
-            + params["reader"]["bias"],
-        )
+        state, reader = np.concatenate([h, np.zeros(8)]), params["reader"]
+        close(answers[row, 1], state @ reader["kernel"] + reader["bias"])
 
 
-def test_multihop_reason_attends_to_a_bidirectional_gru_over_what_is_kept():
+def test_multihop_reason_attends_to_a_bidirectional_gru_over_kept_items():
     case, (items, mask) = small("multihop_reason"), stream()
     params, memory = f64(case.params), case.run(case.params, items, mask).memory
     query = normal(3, 2, 8)
     answers = case.machine.read(case.params, memory, query, np.ones((3, 2), bool))
     for row in range(3):
         kept = items[row][mask[row]][-12:]  # the buffer's length
-        states = oracle.bigru(
-            params["encoder"], oracle.embed(params, kept), np.ones(len(kept), bool)
-        )
-        close(
-            answers[row, 0],
-            oracle.multihop(params["reader"], f64(query[row, 0]), states, np.ones(len(kept), bool))[
-                0
-            ],
-        )
+        every = np.ones(len(kept), bool)
+        states = oracle.bigru(params["encoder"], oracle.embed(params, kept), every)
+        expected = oracle.multihop(params["reader"], f64(query[row, 0]), states, every)
+        close(answers[row, 0], expected[0])
 
 
 def test_the_gru_machine_is_a_gru_and_a_mean():
     case, (items, mask) = small("gru"), stream()
     params, memory = f64(case.params), case.run(case.params, items, mask).memory
-    query = np.array([[1, 2]] * 3)
-    answers = case.machine.read(
-        case.params, memory, case.machine.embed(case.params, query), np.ones((3, 2), bool)
-    )
+    query = case.machine.embed(case.params, np.array([[1, 2]] * 3))
+    answers = case.machine.read(case.params, memory, query, np.ones((3, 2), bool))
     for row in range(3):
         h, x = np.zeros(8), oracle.embed(params, items[row][mask[row]])
         for item in x:
@@ -109,15 +99,14 @@ def test_the_decoder():
     params = noise(lambda key: decoder.init(key, 8, 6, 4))
     x, slots = normal(2, 3, 4, 8), normal(2, 5, 6)
     mask, hidden = RNG.random((2, 3, 4)) < 0.7, RNG.random((2, 3, 4)) < 0.5
-    out = jax.jit(lambda *x: decoder(*x))(
-        params, x, mask, hidden & mask, slots, np.ones((2, 5), bool)
-    )
+    hidden &= mask
+    run = jax.jit(lambda *x: decoder(*x))
+    out = run(params, x, mask, hidden, slots, np.ones((2, 5), bool))
     for b, f in np.ndindex(2, 3):
-        there = np.array([True, *mask[b, f]])
-        expected = oracle.decode(
-            f64(params), x[b, f], mask[b, f], (hidden & mask)[b, f], f64(slots[b]), 2
-        )
-        close(out[b, f][there], expected[there])
+        valid = np.array([True, *mask[b, f]])
+        fragment = x[b, f], mask[b, f], hidden[b, f]
+        expected = oracle.decode(f64(params), *fragment, f64(slots[b]), 2)
+        close(out[b, f][valid], expected[valid])
 
 
 @pytest.mark.parametrize("sampled", [[3, 5, 5, 9, 11], [3, 3, 3], None], ids=str)
@@ -126,47 +115,35 @@ def test_equation_3(sampled):
     recalled, table = normal(2, 3, 4, 8), normal(20, 8)
     truth, mask = RNG.integers(0, 20, (2, 3, 4)), RNG.random((2, 3, 4)) < 0.5
     truth[0, 0], mask[0, 0], mask[1, 2] = [3, 5, 3, 7], True, False
-    table[0] = 100.0  # far from any scale at which exp holds
+    table[0] = 100.0  # exp overflows at this scale
     truth[~mask] = 2**31 - 1
     ids = jnp.arange(20) if sampled is None else jnp.array(sampled)
     same = None if sampled is None else ids == truth[..., None]
     target = jnp.asarray(table).at[truth].get(mode="clip")
-    each = objectives.recollection(recalled / 100, target, jnp.asarray(table)[ids], same, mask)
-    total, count = objectives.over_fragments(*each)
-    there = np.argwhere(mask.any(-1))
-    fragments = [
-        oracle.recollection(
-            f64(recalled[b, f] / 100)[mask[b, f]],
-            truth[b, f][mask[b, f]],
-            f64(table),
-            sampled or range(20),
-        )
-        for b, f in there
-    ]
-    close(total, sum(fragments))
-    assert count == len(there)
+    losses = objectives.recollection(recalled / 100, target, jnp.asarray(table)[ids], same, mask)
+    total, count = objectives.over_fragments(*losses)
+    expected, others = [], sampled or range(20)
+    for b, f in np.argwhere(mask.any(-1)):
+        r, y = f64(recalled[b, f] / 100)[mask[b, f]], truth[b, f][mask[b, f]]
+        expected.append(oracle.recollection(r, y, f64(table), others))
+    close(total, sum(expected))
+    assert count == len(expected)
 
 
-def test_equation_4_falls_with_what_is_recognised_and_with_what_is_not():
+def test_equation_4():
     positive, negative, pair = normal(2, 3) * 3, normal(2, 3) * 3, RNG.random((2, 3)) < 0.7
-    each = objectives.familiarity(positive, negative, pair)
-    total, count = objectives.over_fragments(*each)
-    close(
-        total,
-        sum(
-            oracle.familiarity(*x)
-            for x in zip(f64(positive[pair]), f64(negative[pair]), strict=True)
-        ),
-    )
+    losses = objectives.familiarity(positive, negative, pair)
+    total, count = objectives.over_fragments(*losses)
+    pairs = zip(f64(positive[pair]), f64(negative[pair]), strict=True)
+    close(total, sum(oracle.familiarity(*logits) for logits in pairs))
     assert count == pair.sum()
-    summed, streams = objectives.over_streams(*each)
+    summed, streams = objectives.over_streams(*losses)
     assert summed == total and streams == pair.any(1).sum()  # CM Eq. 5
-    slopes = jax.grad(lambda *x: objectives.familiarity(*x, pair)[0].sum(), (0, 1))(
-        positive, negative
-    )
-    assert (
-        (slopes[0][pair] < 0).all() and (slopes[1][pair] > 0).all() and not slopes[0][~pair].any()
-    )
+    # The loss falls as s+ rises and as s- falls.
+    loss = lambda *x: objectives.familiarity(*x, pair)[0].sum()
+    slopes = jax.grad(loss, (0, 1))(positive, negative)
+    assert (slopes[0][pair] < 0).all() and (slopes[1][pair] > 0).all()
+    assert not slopes[0][~pair].any()
 
 
 def test_equation_5():
@@ -175,8 +152,8 @@ def test_equation_5():
     valid[1, 0] = False
     features = sampler.fragment_features(params, items, mask)
     asked = embed(params, query)
-    scores, found = sampler.attend(params, asked, features, valid)
-    reason = np.concatenate([found, asked], -1)
+    scores, e = sampler.attend(params, asked, features, valid)
+    reason = np.concatenate([e, asked], -1)
     for b, q in np.ndindex(3, 2):
         expected = oracle.sample(f64(params), query[b, q], items[b], mask[b], valid[b, q])
         close(scores[b, q], expected[0])
@@ -196,45 +173,39 @@ def test_multihop_attention():
 
 @pytest.mark.parametrize("hidden", [0, 5])
 def test_the_click_head_and_its_loss(hidden):
-    params, x, query = (
-        noise(lambda key: heads.init_click(key, 8, 8, hidden)),
-        normal(3, 2, 8),
-        normal(3, 2, 8),
-    )
+    params = noise(lambda key: heads.init_click(key, 8, 8, hidden))
+    x, query = normal(3, 2, 8), normal(3, 2, 8)
     target, mask = RNG.integers(0, 2, (3, 2)), RNG.random((3, 2)) < 0.7
     logits = heads.click(params, x, query)
-    expected = np.array(
-        [
-            [oracle.click(f64(params), f64(x[i, j]), f64(query[i, j])) for j in (0, 1)]
-            for i in range(3)
-        ]
-    )
+    expected = np.zeros((3, 2))
+    for i, j in np.ndindex(3, 2):
+        expected[i, j] = oracle.click(f64(params), f64(x[i, j]), f64(query[i, j]))
     close(logits, expected)
     total, count = heads.click_loss(logits, target, mask)
-    close(
-        total,
-        sum(oracle.click_loss(*pair) for pair in zip(expected[mask], target[mask], strict=True)),
-    )
+    pairs = zip(expected[mask], target[mask], strict=True)
+    close(total, sum(oracle.click_loss(*pair) for pair in pairs))
     assert count == mask.sum()
 
 
 @pytest.mark.parametrize("hidden", [0, 5])
 def test_classes_and_their_loss(hidden):
-    """A target that is none of the classes counts as no question; the others' loss is -log of their share."""
+    """A question with a target outside the classes does not count.
+
+    The loss of every other question is -log of the target's probability.
+    """
     params, x = noise(lambda key: heads.init_classes(key, 8, 6, hidden)), normal(3, 2, 8)
     logits = heads.classify(params, x)
     target, mask = np.array([[0, 5], [3, 6], [2, 2]]), np.array([[1, 1], [0, 1], [1, 1]], bool)
-    shares = [
-        [np.log(oracle.softmax(oracle.classes(f64(params), f64(x[i, j])))) for j in (0, 1)]
-        for i in range(3)
-    ]
-    counted = [(0, 0), (0, 1), (2, 0), (2, 1)]
+    expected = 0.0
+    for i, j in [(0, 0), (0, 1), (2, 0), (2, 1)]:
+        probabilities = oracle.softmax(oracle.classes(f64(params), f64(x[i, j])))
+        expected -= np.log(probabilities[target[i, j]])
     total, count = heads.cross_entropy(logits, target, mask)
-    close(total, -sum(shares[i][j][target[i, j]] for i, j in counted))
+    close(total, expected)
     assert count == 4
 
 
-def test_choices_are_told_apart_by_the_question():
+def test_the_scores_of_choices_depend_on_the_question():
     params = noise(lambda key: heads.init_click(key, 8, 8, 5))
     x, candidates, mask = normal(3, 2, 8), normal(3, 2, 4, 8), RNG.random((3, 2, 4)) < 0.7
     mask[0, 0], mask[1, 1], mask[..., 0] = False, False, mask[..., 0] | mask.any(-1)
@@ -242,18 +213,15 @@ def test_choices_are_told_apart_by_the_question():
     logits = heads.choose(params, x, candidates, mask)
     asked, losses = mask.any(-1), []
     for i, j in np.argwhere(asked):
-        each = np.array(
-            [oracle.click(f64(params), f64(x[i, j]), f64(c)) for c in candidates[i, j][mask[i, j]]]
-        )
-        close(logits[i, j][mask[i, j]], each)
-        losses.append(-np.log(oracle.softmax(each)[0]))
+        head, offered = f64(params), f64(candidates[i, j][mask[i, j]])
+        expected = np.array([oracle.click(head, f64(x[i, j]), c) for c in offered])
+        close(logits[i, j][mask[i, j]], expected)
+        losses.append(-np.log(oracle.softmax(expected)[0]))
     total, count = heads.cross_entropy(logits, target, asked)
     close(total, sum(losses))
     assert count == asked.sum()
-    slope = jax.grad(
-        lambda p: heads.cross_entropy(heads.choose(p, x, candidates, mask), target, asked)[0]
-    )(params)
-    chex.assert_tree_all_finite(slope)  # a question without choices included
+    loss = lambda p: heads.cross_entropy(heads.choose(p, x, candidates, mask), target, asked)[0]
+    chex.assert_tree_all_finite(jax.grad(loss)(params))  # even with a question without choices
 
 
 def test_a_question_of_words():
@@ -265,13 +233,9 @@ def test_a_question_of_words():
 
 
 def test_the_gradient_of_a_gru():
-    """Against that of the same equation, by finite differences in float64."""
-    params, h, gates, g = (
-        noise(lambda key: recurrent.init_gru(key, 5, 5)),
-        normal(3, 5),
-        normal(3, 15),
-        normal(3, 5),
-    )
+    """The gradient equals finite differences of the same equation in float64."""
+    params = noise(lambda key: recurrent.init_gru(key, 5, 5))
+    h, gates, g = normal(3, 5), normal(3, 15), normal(3, 5)
     back = jax.vjp(recurrent.gru, params, h, gates)[1](g)
     inputs = params | {"h": h, "gates": gates}
 
@@ -280,13 +244,14 @@ def test_the_gradient_of_a_gru():
         p |= {"input": np.eye(15), "bias": np.zeros(15)}
         return sum(f64(g[b]) @ oracle.gru(p, p["h"][b], p["gates"][b]) for b in range(3))
 
-    found = back[0] | {"h": back[1], "gates": back[2]}
+    actual = back[0] | {"h": back[1], "gates": back[2]}
     for name in ("hidden", "hidden_bias", "h", "gates"):
         x = f64(inputs[name])
         for index in np.ndindex(x.shape):
             step = np.zeros_like(x)
             step[index] = 1e-6
-            close(found[name][index], (loss(**{name: x + step}) - loss(**{name: x - step})) / 2e-6)
+            change = loss(**{name: x + step}) - loss(**{name: x - step})
+            close(actual[name][index], change / 2e-6)
 
 
 @pytest.mark.parametrize("scale", [1, 10])
@@ -296,28 +261,25 @@ def test_additive_scores_and_their_gradient(scale):
     t = np.tanh(f64(a)[:, :, None] + f64(b)[:, None])  # [2, 3, 5, 8]
     slope = f64(g)[..., None] * w * (1 - t**2)
     close(got, t @ f64(w))
-    for x, y in zip(
-        back(g), (slope.sum(2), slope.sum(1), np.einsum("bkn,bknm->m", f64(g), t)), strict=True
-    ):
-        close(x, y)
+    expected = slope.sum(2), slope.sum(1), np.einsum("bkn,bknm->m", f64(g), t)
+    for actual, wanted in zip(back(g), expected, strict=True):
+        close(actual, wanted)
 
 
 @pytest.mark.parametrize(
     ("a", "b"), [(30.0, -25.0), (-25.0, 40.0), (300.0, -300.0), (300.0, 300.0), (21.0, -22.0)]
 )
 def test_additive_scores_of_large_sums_and_differences(a, b):
-    close(
-        additive_scores(jnp.full((1, 1), a), jnp.full((1, 1), b), jnp.ones(1))[0, 0], np.tanh(a + b)
-    )
+    scores = additive_scores(jnp.full((1, 1), a), jnp.full((1, 1), b), jnp.ones(1))
+    close(scores[0, 0], np.tanh(a + b))
 
 
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, -np.inf, 1e30])
-def test_masked_softmax_sees_nothing_that_is_masked(garbage):
+def test_masked_softmax_ignores_masked_values(garbage):
     x, mask = normal(3, 6), RNG.random((3, 6)) < 0.6
     mask[2] = False
-    got, back = jax.vjp(
-        lambda x: masked_softmax(x, mask), np.where(mask, x, garbage).astype(np.float32)
-    )
+    filled = np.where(mask, x, garbage).astype(np.float32)
+    got, back = jax.vjp(lambda x: masked_softmax(x, mask), filled)
     expected = np.zeros((3, 6))
     for row in range(2):
         expected[row, mask[row]] = oracle.softmax(f64(x[row, mask[row]]))
@@ -347,25 +309,27 @@ def test_masked_softmax_over_any_axis_and_its_derivatives(shape, axis):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("use_bias", [True, False])
-def test_a_dense_layer_is_flax_s_with_its_kernel_transposed(dtype, use_bias):
+def test_a_dense_layer_is_that_of_flax_with_a_transposed_kernel(dtype, use_bias):
     x, key = normal(2, 3, 5), jax.random.key(3)
     ours, flaxs = (layer(7, use_bias=use_bias, dtype=dtype) for layer in (Dense, nn.Dense))
     params, expected = ours.init(key, x)["params"], flaxs.init(key, x)["params"]
     turned = lambda p: p | {"kernel": p["kernel"].T}
     chex.assert_trees_all_equal(turned(params), expected)
-    run = lambda layer: jax.value_and_grad(
-        lambda p, x: (layer.apply({"params": p}, x) ** 2).sum(), (0, 1)
-    )
-    (y, (d_p, d_x)), (y_flax, (d_p_flax, d_x_flax)) = run(ours)(params, x), run(flaxs)(expected, x)
+
+    def run(layer, params):
+        loss = lambda p, x: (layer.apply({"params": p}, x) ** 2).sum()
+        y, (to_params, to_x) = jax.value_and_grad(loss, (0, 1))(params, x)
+        return y, to_params, to_x
+
+    y, to_params, to_x = run(ours, params)
+    both = (y, turned(to_params), to_x), run(flaxs, expected)
     tolerance = 1e-5 if dtype == jnp.float32 else 3e-2
-    chex.assert_trees_all_close(
-        (y, turned(d_p), d_x), (y_flax, d_p_flax, d_x_flax), rtol=tolerance, atol=tolerance
-    )
-    chex.assert_trees_all_equal_dtypes((y, turned(d_p), d_x), (y_flax, d_p_flax, d_x_flax))
+    chex.assert_trees_all_close(*both, rtol=tolerance, atol=tolerance)
+    chex.assert_trees_all_equal_dtypes(*both)
 
 
 class Terms(Task):
-    """A task of three terms, one of which counts nothing."""
+    """A task with three terms; the last has a count of 0."""
 
     def init(self, key):
         return jnp.array([1.0, 2.0])
@@ -383,8 +347,7 @@ class Terms(Task):
 def test_equation_7_weighs_the_mean_of_each_term_and_follows_its_gradient():
     state = init_state(Terms(), optax.sgd(1.0), jax.random.key(0))
     after, _, metrics = make_train_step(Terms(), optax.sgd(1.0), seed=0)(state, (), None, None)
-    close(
-        [metrics[name] for name in ("a", "b", "c", "loss")], [2.0, 0.5, 0.0, 0.3 * 2.0 + 0.7 * 0.5]
-    )
+    values = [metrics[name] for name in ("a", "b", "c", "loss")]
+    close(values, [2.0, 0.5, 0.0, 0.3 * 2.0 + 0.7 * 0.5])
     close(state.params - after.params, [0.3 * 2 + 0.7 * 2 / 4, 0.7 * 1 / 4])
     assert after.step == 1

@@ -224,7 +224,7 @@ def test_kinds_are_listed():
     assert done.returncode == 0 and "machine: rehearsal, continual, gru" in done.stdout
     assert "decayed" in done.stdout
     done = main("--import", "tests.decayed", "--list=machine.decayed")
-    assert done.returncode == 0 and "--config.machine.decay=0.99  decayed: " in done.stdout
+    assert done.returncode == 0 and "--config.machine.decay=0.99  decayed: factor" in done.stdout
     done = main("--list=machine.rehersal")
     assert done.returncode == 1 and "did you mean machine.rehearsal?" in done.stderr
     done = main("--import=no_such.module", "--list")

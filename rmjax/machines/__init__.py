@@ -26,13 +26,19 @@ __all__ = [
 
 
 def make(kind: str, num_items: int, **options: Any) -> MemoryMachine:
-    """A machine of a kind, over `num_items` item ids (0: over features).
+    """Builds a machine from keyword arguments.
 
     Args:
-      options: the settings of the kind, and the fields of `types.Context`.
+      kind: name in the registry `MACHINES`, such as 'rehearsal'.
+      num_items: number of item ids. 0: the items are feature vectors.
+      **options: settings of the kind, and fields of `types.Context`.
+
+    Returns:
+      The machine; a wholly padded segment leaves its memory as it is.
 
     Raises:
-      ValueError: no such kind or option; a value out of range, or in conflict with another.
+      ValueError: the kind or an option does not exist, a value is out of range, or two values
+        contradict each other.
     """
     if isinstance(num_items, bool) or not isinstance(num_items, int | np.integer) or num_items < 0:
         raise ValueError(f"num_items = {num_items!r}: must be a whole number, at least 0")
@@ -41,16 +47,29 @@ def make(kind: str, num_items: int, **options: Any) -> MemoryMachine:
     settings = MACHINES.settings(kind, options)
     unknown = [name for name in options if not hasattr(settings, name)]
     if unknown:
-        options_are = [
-            field.name for kind in (settings, context) for field in dataclasses.fields(kind)
-        ]
+        known = [field.name for part in (settings, context) for field in dataclasses.fields(part)]
         raise ValueError(
-            f"machine {kind!r} has no option {unknown[0]!r}; there are {', '.join(options_are)}"
+            f"machine {kind!r} has no option {unknown[0]!r}; there are {', '.join(known)}"
         )
     return build(kind, num_items, settings, context)
 
 
-def build(kind: str, num_items: int, settings: Any, context: Context) -> MemoryMachine:
-    """As `make`, from a kind's own settings; here `write` becomes inert to padding, whatever the kind."""
-    machine = MACHINES[kind].make(num_items, settings, context)
+def build(kind: str, num_items: int, settings: object, context: Context) -> MemoryMachine:
+    """Builds a machine from the settings dataclass of its kind.
+
+    `inert` wraps the `write` of every machine, so a kind need not treat padded segments itself.
+
+    Args:
+      kind: name in the registry `MACHINES`.
+      num_items: number of item ids. 0: the items are feature vectors.
+      settings: an instance of the kind's `Settings`.
+      context: facts about the streams, such as their segment length.
+
+    Returns:
+      The machine.
+
+    Raises:
+      ValueError: the kind does not exist, or the settings contradict the context.
+    """
+    machine: MemoryMachine = MACHINES[kind].make(num_items, settings, context)
     return machine._replace(write=inert(machine.write))

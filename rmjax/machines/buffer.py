@@ -1,10 +1,9 @@
-"""A buffer as a memory: the last items one by one, the mean of all, and multi-hop attention over these."""
+"""A buffer memory: multi-hop attention over the last items one by one and the mean of all items."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +20,15 @@ __all__ = ["BufferMemory", "Settings", "make"]
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
+    """Settings of the buffer machine."""
+
     dim: int = setting(64, at_least(1), "item width, d")
     buffer_length: int = setting(0, at_least(0), "items a buffer holds; 0: the longest stream")
     recent: int = setting(20, at_least(0), "buffer: latest items read one by one; 0: none")
     pooled: bool = setting(True, doc="buffer: reads the mean of all items")
 
-    def conflicts(self, config: Any = None) -> Iterator[str]:
+    def conflicts(self, config: object = None) -> Iterator[str]:
+        """Yields a message for each contradiction, see `rmjax.registry.Registry.settings`."""
         if self.buffer_length and self.recent > self.buffer_length:
             yield "{recent} must be at most {buffer_length}"
         if not self.recent and not self.pooled:
@@ -34,7 +36,11 @@ class Settings:
 
 
 def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
-    """Slots are the features of the `recent` last items, oldest first, and, if `pooled`, the mean feature of all."""
+    """Builds the machine, see `rmjax.types.MemoryMachine`.
+
+    The slots are the features of the `recent` last items, oldest first. If `pooled`, one more slot
+    holds the mean feature of all items in the buffer.
+    """
     dim, recent, length = settings.dim, settings.recent, settings.buffer_length or context.max_items
     if recent > length:
         raise ValueError(
@@ -43,9 +49,8 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
 
     def init(key: Key) -> Params:
         a, b = jax.random.split(key)
-        return init_items(a, num_items, dim, context.width) | {
-            "reader": hops.init(b, dim, dim, context.hops)
-        }
+        items = init_items(a, num_items, dim, context.width)
+        return items | {"reader": hops.init(b, dim, dim, context.hops)}
 
     def slots(params: Params, memory: BufferMemory) -> tuple[Array, Array]:
         features, masks = [], []

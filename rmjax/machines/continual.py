@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +18,14 @@ from rmjax.types import Array, Context, Key, MemoryMachine, Params
 
 @dataclasses.dataclass(frozen=True)
 class Settings(slots.Settings):
+    """Settings of the continual machine: those of every slot machine, and three of its own."""
+
     item_dim: int = setting(0, at_least(0), "continual: width of items, d_x; 0: machine.dim")
     slot_dim: int = setting(0, at_least(0), "continual: width of slots, d_m; 0: machine.dim")
     subspaces: int = setting(4, at_least(1), "continual: gated subspaces, Z; 1: a single head")
 
-    def conflicts(self, config: Any = None) -> Iterator[str]:
+    def conflicts(self, config: object = None) -> Iterator[str]:
+        """Yields a message for each contradiction, see `rmjax.registry.Registry.settings`."""
         if not self.item_dim:
             yield from super().conflicts(config)
         elif self.item_dim % self.heads:
@@ -33,33 +35,40 @@ class Settings(slots.Settings):
 
 
 def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
-    """CM's machine: d_model = `dim`, d_x = `item_dim`, d_m = `slot_dim`."""
+    """Builds the machine, see `rmjax.types.MemoryMachine`.
+
+    The paper's widths are d_model = `dim`, d_x = `item_dim` and d_m = `slot_dim`.
+    """
     dim, subspaces, timescale = settings.dim, settings.subspaces, settings.timescale
     item_dim, slot_dim = settings.item_dim or dim, settings.slot_dim or dim
     width = dim // subspaces
 
+    def init_gru(key: Key) -> Params:
+        return recurrent.init_gru(key, width, width, timescale)
+
     def init(key: Key) -> Params:
-        """W^M, W^L and W^O with the subspaces side by side; the Z GRUs stacked."""
+        """Draws W^M, W^L and W^O, with the subspaces side by side, and Z stacked GRUs."""
         a, b, c = jax.random.split(key, 3)
-        # Untrained, W^O brings back what W^M took apart, so a slot that nothing is written to stays what it is.
+        # Before training W^O inverts W^M, so a slot that receives nothing keeps its value.
         apart = jnp.eye(dim) if slot_dim == dim else orthogonal()(a, (slot_dim, dim))
         return {
-            "slot": apart,
-            "item": identity(b, (item_dim, dim)),
-            "gru": jax.vmap(lambda key: recurrent.init_gru(key, width, width, timescale))(
-                jax.random.split(c, subspaces)
-            ),
-            "merge": apart.T,
+            "slot": apart,  # W^M  f32 [d_m, d_model]
+            "item": identity(b, (item_dim, dim)),  # W^L  f32 [d_x, d_model]
+            "gru": jax.vmap(init_gru)(jax.random.split(c, subspaces)),
+            "merge": apart.T,  # W^O  f32 [d_model, d_m]
         }
 
     def split(x: Array) -> Array:
         return x.reshape(*x.shape[:-1], subspaces, width)
 
+    def gate(gru: Params, m: Array, l: Array) -> Array:
+        return recurrent.gru(gru, m, recurrent.gru_input(gru, l))
+
     def apply(params: Params, slots: Array, aligned: Array) -> Array:
-        m, l = split(slots @ params["slot"]), split(aligned @ params["item"])  # noqa: E741  Eq. 2
-        gate = lambda p, m, l: recurrent.gru(p, m, recurrent.gru_input(p, l))  # noqa: E731, E741
-        new = jax.vmap(gate, (0, -2, -2), -2)(params["gru"], m, l)  # Eq. 3
-        return new.reshape(*new.shape[:-2], dim) @ params["merge"]
+        m, l = split(slots @ params["slot"]), split(aligned @ params["item"])  # CM Eq. 2
+        new = jax.vmap(gate, (0, -2, -2), -2)(params["gru"], m, l)  # CM Eq. 3
+        merged: Array = new.reshape(*new.shape[:-2], dim) @ params["merge"]  # W^O Concat(...)
+        return merged
 
     widths = slots.Widths(dim, item_dim, slot_dim)
     return slots.make(num_items, settings, context, widths, slots.Update(init, apply))

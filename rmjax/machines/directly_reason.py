@@ -1,4 +1,7 @@
-"""CM's Directly Reason (section 4.1): the last state of a GRU over all kept items, read as linear([h; q])."""
+"""CM's Directly Reason baseline (CM section 4.1): a GRU over all kept items, and a linear layer.
+
+The answer is linear([h; q]), with the last state h of the GRU and the query q.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ from rmjax.types import Array, Context, Key, MemoryMachine, Params
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
+    """Settings of the Directly Reason machine."""
+
     ignores = ("reason.hops",)  # common keys that such a run does not read
+
     dim: int = setting(64, at_least(1), "item width, d")
     buffer_length: int = setting(0, at_least(0), "items a buffer holds; 0: the longest stream")
     timescale: int = setting(
@@ -26,12 +32,17 @@ class Settings:
 
 
 def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
-    """One slot, the last state of the GRU; its timescale is in segments, see `recurrent.init_gru`."""
+    """Builds the machine, see `rmjax.types.MemoryMachine`.
+
+    The only slot is the last state of the GRU. The timescale counts segments, see
+    `recurrent.init_gru`.
+    """
     dim, length = settings.dim, settings.buffer_length or context.max_items
 
     def init(key: Key) -> Params:
         a, b = jax.random.split(key)
-        # Untrained, what is read is the state, in the items' space, where the head can hold the query.
+        # Before training the answer is the state itself. It lies in the space of the items, so the
+        # head can compare it with the query.
         kernel = jnp.concatenate([jnp.eye(dim), jnp.zeros((dim, dim))])
         gru = recurrent.init_gru(b, dim, dim, settings.timescale * context.segment_length)
         return init_items(a, num_items, dim, context.width) | {
@@ -54,6 +65,7 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
     ) -> Array:
         state, _ = slots(params, memory)
         both = jnp.concatenate([jnp.broadcast_to(state, query.shape), query], -1)
-        return both @ params["reader"]["kernel"] + params["reader"]["bias"]
+        answer: Array = both @ params["reader"]["kernel"] + params["reader"]["bias"]
+        return answer
 
     return ring.make(num_items, context, length, init, slots, read)

@@ -1,4 +1,7 @@
-"""An item-level GRU as a memory (GRU4REC in its click form, Hidasi et al. 2015): one slot, its own read."""
+"""An item-level GRU as a memory: one slot, and a linear layer to read it.
+
+In the form for clicks this is GRU4REC (Hidasi et al. 2015).
+"""
 
 from __future__ import annotations
 
@@ -11,20 +14,22 @@ import jax.numpy as jnp
 from rmjax.layers import recurrent
 from rmjax.layers.embeddings import embed, init_items
 from rmjax.registry import at_least, setting
-from rmjax.types import Array, Context, Key, MemoryMachine, Params
+from rmjax.types import Array, Context, Key, MemoryMachine, Params, Sum
 
 
 @flax.struct.dataclass
 class GRUMemory:
+    """The memory of B streams."""
+
     hidden: Array  # f32 [B, d] state after the last valid item
     history: Array  # f32 [B, d] mean of all item features so far
-    items: Array  # f32 [B] how many items that is
-    segments: Array  # i32 [B] written so far
+    items: Array  # f32 [B] number of items in that mean
+    segments: Array  # i32 [B] segments written so far
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """timescale: the state reaches back so many segments; see `recurrent.init_gru`."""
+    """Settings of the GRU machine; for `timescale` see `recurrent.init_gru`."""
 
     ignores = ("reason.hops",)  # common keys that such a run does not read
     dim: int = setting(64, at_least(1), "item width, d")
@@ -35,20 +40,21 @@ class Settings:
 
 
 def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
-    """A GRU of width d over single items; the answer is read from [h; target; history].
+    """Builds the machine, see `rmjax.types.MemoryMachine`.
 
-    The history is the mean of all item features: the sum of the released click models, scaled so that its size does
-    not grow with the stream. Without it the state is h alone.
+    A linear layer reads [h; history; query]. The history is the mean of all item features. Released
+    click models use their sum; the mean does not grow with the stream. Without `history_sum` the
+    layer reads [h; query].
     """
     dim, history_sum = settings.dim, settings.history_sum
     timescale = settings.timescale * context.segment_length
 
     def init(key: Key) -> Params:
         a, b = jax.random.split(key)
-        # Untrained, what is read is the state (and the mean), in the items' space, where the head can hold the query.
-        reader = jnp.concatenate(
-            [jnp.eye(dim)] * (2 if history_sum else 1) + [jnp.zeros((dim, dim))]
-        )
+        # Before training the answer is the state (plus the history). It lies in the space of the
+        # items, so the head can compare it with the query.
+        identities = [jnp.eye(dim)] * (2 if history_sum else 1)
+        reader = jnp.concatenate([*identities, jnp.zeros((dim, dim))])
         return init_items(a, num_items, dim, context.width) | {
             "gru": recurrent.init_gru(b, dim, dim, timescale),
             "reader": {"kernel": reader, "bias": jnp.zeros(dim)},
@@ -58,20 +64,13 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
         zeros = jnp.zeros((batch_size, dim))
         return GRUMemory(zeros, zeros, jnp.zeros(batch_size), jnp.zeros(batch_size, jnp.int32))
 
-    def encode(
-        params: Params, items: Array, mask: Array, key: Key | None = None
-    ) -> tuple[Array, Array]:
-        """-> item features and their part of the GRU's gates, hoisted out of the scan."""
+    def encode(params: Params, items: Array, mask: Array, key: Key | None = None) -> _Features:
         x = embed(params, items)
-        return x, recurrent.gru_input(params["gru"], x)
+        return x, recurrent.gru_input(params["gru"], x)  # the gates are computed outside the scan
 
     def write(
-        params: Params,
-        memory: GRUMemory,
-        features: tuple[Array, Array],
-        mask: Array,
-        key: Key | None = None,
-    ):
+        params: Params, memory: GRUMemory, features: _Features, mask: Array, key: Key | None = None
+    ) -> tuple[GRUMemory, Sum]:
         x, gates = features
         hidden, _ = recurrent.gru_scan(params["gru"], memory.hidden, gates, mask)
         history, items = memory.history, memory.items
@@ -89,20 +88,13 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
     ) -> Array:
         state = [memory.hidden, memory.history] if history_sum else [memory.hidden]
         state = [jnp.broadcast_to(s[:, None], query.shape) for s in state]
-        return (
-            jnp.concatenate([*state, query], -1) @ params["reader"]["kernel"]
-            + params["reader"]["bias"]
-        )
+        reader = params["reader"]
+        answer: Array = jnp.concatenate([*state, query], -1) @ reader["kernel"] + reader["bias"]
+        return answer
 
-    return MemoryMachine(
-        init,
-        init_memory,
-        encode,
-        write,
-        slots,
-        read,
-        embed,
-        constant_size=True,
-        gradient_range=None,
-        table=("embed",) if num_items else None,
-    )
+    functions = init, init_memory, encode, write, slots, read, embed
+    table = ("embed",) if num_items else None
+    return MemoryMachine(*functions, constant_size=True, gradient_range=None, table=table)
+
+
+_Features = tuple[Array, Array]  # item features f32 [B, N, d], input part of the gates [B, N, 3d]

@@ -1,4 +1,4 @@
-"""A live stream: items come one, seven or a thousand at a time; only full segments are committed to the memory."""
+"""A live stream: items arrive in chunks of any length; only full segments are written for good."""
 
 from __future__ import annotations
 
@@ -12,19 +12,30 @@ from rmjax.types import Array, Memory, MemoryMachine, Params
 
 @flax.struct.dataclass
 class LiveStream:
+    """The state of B live streams with segments of N items."""
+
     memory: Memory  # of all full segments
     tail: Array  # i32 [B, N] items that do not fill a segment yet
-    tail_len: Array  # i32 [B] how many of them are there, < N
+    tail_len: Array  # i32 [B] number of items in the tail, < N
 
 
 def open_stream(
     machine: MemoryMachine, params: Params, batch_size: int, segment_length: int
 ) -> LiveStream:
-    """An empty stream for each of `batch_size` rows."""
+    """Opens empty streams.
+
+    Args:
+      machine: the machine that will write them.
+      params: of `machine.init`.
+      batch_size: number of streams, B.
+      segment_length: items of a segment, N.
+
+    Returns:
+      B streams without any item.
+    """
     empty = jnp.zeros((batch_size, segment_length), jnp.int32)
-    return LiveStream(
-        machine.init_memory(params, batch_size), empty, jnp.zeros(batch_size, jnp.int32)
-    )
+    no_items = jnp.zeros(batch_size, jnp.int32)
+    return LiveStream(machine.init_memory(params, batch_size), empty, no_items)
 
 
 def feed(
@@ -34,39 +45,61 @@ def feed(
     items: Array,
     mask: Array | None = None,
 ) -> LiveStream:
-    """Appends items i32 [B, n] (mask bool [B, n], default all) and commits the segments that are now full."""
+    """Appends items to live streams, and writes the segments that are full now.
+
+    Args:
+      machine: the machine that writes.
+      params: of `machine.init`.
+      stream: B live streams.
+      items: i32 [B, n], any number of new items.
+      mask: bool [B, n], true where an item is. None: everywhere.
+
+    Returns:
+      The streams after these items.
+
+    Raises:
+      ValueError: `items` does not have one row for each stream.
+    """
     batch, length = stream.tail.shape
     if items.ndim != 2 or items.shape[0] != batch:
         raise ValueError(
-            f"feed wants items [B, n] with B = {batch} rows as the stream was opened, got {items.shape}"
+            f"feed needs items [B, n] with B = {batch}, as in open_stream; got {items.shape}"
         )
     if mask is None:
         mask = jnp.ones(items.shape, bool)
     count = items.shape[1]
     room = -(-(length + count) // length) * length
-    # Line up behind the tail, without gaps; index == room is dropped.
+    # New items line up behind the tail without gaps. The scatter drops masked items, at `room`.
     place = jnp.where(mask, stream.tail_len[:, None] + jnp.cumsum(mask, 1) - 1, room)
     held = jnp.pad(stream.tail, ((0, 0), (0, room - length)))
     held = jax.vmap(lambda h, p, x: h.at[p].set(x, mode="drop"))(held, place, items)
     total = stream.tail_len + mask.sum(1)
-    full = total // length
+    full = total // length  # i32 [B] full segments
     segments = held.reshape(batch, -1, length)
-    whole = jnp.broadcast_to(
-        (jnp.arange(segments.shape[1]) < full[:, None])[..., None], segments.shape
-    )
-    most = (length - 1 + count) // length  # segments that can have filled up
+    is_full = jnp.arange(segments.shape[1]) < full[:, None]
+    written = jnp.broadcast_to(is_full[..., None], segments.shape)
+    most = (length - 1 + count) // length  # the most segments that these items can fill
     memory = stream.memory
     if most:
-        memory = memorize(machine, params, segments[:, :most], whole[:, :most], memory).memory
-    tail = jnp.take_along_axis(
-        segments, jnp.minimum(full, segments.shape[1] - 1)[:, None, None], 1
-    )[:, 0]
+        memory = memorize(machine, params, segments[:, :most], written[:, :most], memory).memory
+    last = jnp.minimum(full, segments.shape[1] - 1)[:, None, None]
+    tail = jnp.take_along_axis(segments, last, 1)[:, 0]
     return LiveStream(memory, tail, total - full * length)
 
 
 def current_memory(machine: MemoryMachine, params: Params, stream: LiveStream) -> Memory:
-    """The memory of every item so far, to read from: the tail is written, but not committed."""
+    """Returns the memory of every item so far, for reading.
+
+    The tail is written into the returned memory only; the stream itself does not change.
+
+    Args:
+      machine: the machine that writes.
+      params: of `machine.init`.
+      stream: B live streams.
+
+    Returns:
+      A memory of B streams.
+    """
     mask = jnp.arange(stream.tail.shape[1]) < stream.tail_len[:, None]
-    return memorize(
-        machine, params, stream.tail[:, None], mask[:, None], memory=stream.memory
-    ).memory
+    tail, mask = stream.tail[:, None], mask[:, None]
+    return memorize(machine, params, tail, mask, memory=stream.memory).memory

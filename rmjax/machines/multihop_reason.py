@@ -1,10 +1,12 @@
-"""CM's Multi-Hop Reason (section 4.1): a bidirectional GRU over all kept items, and attention over its outputs."""
+"""CM's Multi-Hop Reason baseline (CM section 4.1): multi-hop attention over a bidirectional GRU.
+
+The GRU runs over all kept items at every read.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 
@@ -19,25 +21,31 @@ from rmjax.types import Array, Context, Key, MemoryMachine, Params
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
+    """Settings of the Multi-Hop Reason machine."""
+
     dim: int = setting(64, at_least(1), "item width, d")
     buffer_length: int = setting(0, at_least(0), "items a buffer holds; 0: the longest stream")
 
-    def conflicts(self, config: Any = None) -> Iterator[str]:
+    def conflicts(self, config: object = None) -> Iterator[str]:
+        """Yields a message for each contradiction, see `rmjax.registry.Registry.settings`."""
         if self.dim % 2:
-            yield "{dim} must be even: a bidirectional GRU has half of it each way"
+            yield "{dim} must be even: each direction of a bidirectional GRU has half of it"
 
 
 def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
-    """A slot for each kept item, the GRU's output at it."""
+    """Builds the machine, see `rmjax.types.MemoryMachine`.
+
+    Each kept item has a slot: the output of the GRU at that item.
+    """
     dim, length = settings.dim, settings.buffer_length or context.max_items
 
     def init(key: Key) -> Params:
         a, b = jax.random.split(key)
         b, c = jax.random.split(b)
-        params = init_items(a, num_items, dim, context.width) | {
-            "encoder": recurrent.init_bigru(c, dim, dim)
+        return init_items(a, num_items, dim, context.width) | {
+            "encoder": recurrent.init_bigru(c, dim, dim),
+            "reader": hops.init(b, dim, dim, context.hops),
         }
-        return params | {"reader": hops.init(b, dim, dim, context.hops)}
 
     def slots(params: Params, memory: BufferMemory) -> tuple[Array, Array]:
         ids, mask = ring.last(memory, length)

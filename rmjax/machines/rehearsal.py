@@ -1,4 +1,4 @@
-"""The rehearsal memory machine (RM section 3.2): slots that are the states of one GRU."""
+"""The rehearsal memory machine (RM section 3.2): every slot is a state of one shared GRU."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ __all__ = ["Settings", "SlotMemory", "make", "slot_attention"]
 
 
 def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
-    """RM's machine, d_x = d_m = d_model."""
+    """Builds the machine, see `rmjax.types.MemoryMachine`; d_x = d_m = d_model = `dim`."""
     dim = settings.dim
 
     def init(key: Key) -> Params:
         return recurrent.init_gru(key, dim, dim, settings.timescale)
 
     def apply(params: Params, slots: Array, aligned: Array) -> Array:
-        return recurrent.gru(params, slots, recurrent.gru_input(params, aligned))  # Eq. 2
+        return recurrent.gru(params, slots, recurrent.gru_input(params, aligned))  # RM Eq. 2
 
-    return slots.make(
-        num_items, settings, context, slots.Widths(dim, dim, dim), slots.Update(init, apply)
-    )
+    widths = slots.Widths(dim, dim, dim)
+    return slots.make(num_items, settings, context, widths, slots.Update(init, apply))

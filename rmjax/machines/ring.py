@@ -1,4 +1,4 @@
-"""A ring of the last raw items: what machines keep that do all their work in reading."""
+"""A ring of the last raw items, for machines that do all their work when they are read."""
 
 from __future__ import annotations
 
@@ -9,21 +9,36 @@ import jax
 import jax.numpy as jnp
 
 from rmjax.layers.embeddings import embed
-from rmjax.types import Array, Context, Key, MemoryMachine, Params
+from rmjax.types import Array, Context, Key, MemoryMachine, Params, Sum
 
 
 @flax.struct.dataclass
 class BufferMemory:
-    items: Array  # i32 [B, L] or f32 [B, L, F] a ring: item i of the stream lies at i % L
+    """The memory of B streams: a ring of L items. Item i of a stream lies at place i % L."""
+
+    items: Array  # i32 [B, L] ids, or f32 [B, L, F] features
     count: Array  # i32 [B] items written so far
-    dropped: Array  # i32 [B] of these, how many a full buffer has dropped (the oldest go first)
-    segments: Array  # i32 [B] written so far
+    dropped: Array  # i32 [B] items that a full ring has dropped, the oldest first
+    segments: Array  # i32 [B] segments written so far
 
 
 def last(memory: BufferMemory, number: int) -> tuple[Array, Array]:
-    """The last items, oldest first, and which there are: [B, number]."""
+    """Returns the last items of each stream, oldest first.
+
+    Args:
+      memory: of B streams.
+      number: how many items.
+
+    Returns:
+      Items [B, number] or [B, number, F], and their mask bool [B, number].
+    """
     index = memory.count[:, None] - number + jnp.arange(number)
     return memory.items[jnp.arange(len(index))[:, None], index % memory.items.shape[1]], index >= 0
+
+
+def _put(ring: Array, place: Array, items: Array) -> Array:
+    """Writes items [N] of one stream to their places [N]; a place out of range drops the item."""
+    return ring.at[place].set(items, mode="drop")
 
 
 def make(
@@ -34,7 +49,19 @@ def make(
     slots: Callable[[Params, BufferMemory], tuple[Array, Array]],
     read: Callable[..., Array],
 ) -> MemoryMachine:
-    """A machine that keeps the last `length` items, and reads what `slots` makes of them."""
+    """Builds a machine that keeps the last items as they are.
+
+    Args:
+      num_items: number of item ids. 0: the items are features of `context.width`.
+      context: facts about the streams, such as their segment length.
+      length: places in the ring, L.
+      init: as in `MemoryMachine`.
+      slots: as in `MemoryMachine`.
+      read: as in `MemoryMachine`.
+
+    Returns:
+      The machine.
+    """
 
     def init_memory(params: Params, batch_size: int) -> BufferMemory:
         zeros = jnp.zeros(batch_size, jnp.int32)
@@ -49,28 +76,16 @@ def make(
 
     def write(
         params: Params, memory: BufferMemory, features: Array, mask: Array, key: Key | None = None
-    ):
+    ) -> tuple[BufferMemory, Sum]:
         index = memory.count[:, None] + jnp.cumsum(mask, 1) - 1
         count = memory.count + mask.sum(1)
-        stays = mask & (
-            index >= count[:, None] - length
-        )  # of a segment longer than the buffer, the last items
+        # A segment longer than the ring leaves its last items only.
+        stays = mask & (index >= count[:, None] - length)
         place = jnp.where(stays, index % length, length)
-        items = jax.vmap(lambda kept, p, x: kept.at[p].set(x, mode="drop"))(
-            memory.items, place, features
-        )
+        items = jax.vmap(_put)(memory.items, place, features)
         dropped = jnp.maximum(count - length, 0)
         return BufferMemory(items, count, dropped, memory.segments), (jnp.zeros(()), jnp.zeros(()))
 
-    return MemoryMachine(
-        init,
-        init_memory,
-        encode,
-        write,
-        slots,
-        read,
-        embed,
-        constant_size=False,
-        gradient_range=None,
-        table=("embed",) if num_items else None,
-    )
+    functions = init, init_memory, encode, write, slots, read, embed
+    table = ("embed",) if num_items else None
+    return MemoryMachine(*functions, constant_size=False, gradient_range=None, table=table)

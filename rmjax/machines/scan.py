@@ -1,11 +1,14 @@
-"""memorize: write a stream into a memory, segment by segment. Called again with its memory, it goes on."""
+"""`memorize` writes streams into a memory, segment by segment.
+
+Called again with the memory that it returned, it goes on where it stopped: that is streaming.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,17 +16,35 @@ import jax.numpy as jnp
 from rmjax.layers.keys import fold
 from rmjax.types import Array, Key, Memory, MemoryMachine, Params, Sum
 
+ITEMS_AT_ONCE = 4096  # items that a block encodes at once, with `remat` and no `block`
+MEMORIES_A_SEGMENT = 40  # a segment keeps about so many for the backward pass, for any batch
+
+_Segment = tuple[object, Array, Key | None, Array | None]  # features, mask, keys, cut
+_Written = tuple[Memory, tuple[Sum, Memory | None]]  # the last memory; aux, memory of each segment
+
 
 class Memorized(NamedTuple):
+    """The results of `memorize`."""
+
     memory: Memory  # after the last segment, leading axis B
-    asked: Memory | None  # before the asked positions, leading axes B, Q; None if none were asked
-    aux: Sum  # (sum, count) of whatever the machine's `write` adds to the loss
+    asked: Memory | None  # before the asked positions, leading axes B, Q; None without positions
+    aux: Sum  # (sum, count) of the machine's own loss, see `MemoryMachine.has_loss`
 
 
 def inert(write: Callable[..., tuple[Memory, Sum]]) -> Callable[..., tuple[Memory, Sum]]:
-    """Wraps a raw `write` so that a wholly padded segment returns the memory bit for bit, and others are counted."""
+    """Makes a `write` inert to padding, and lets it count segments.
 
-    def wrapped(params: Params, memory: Memory, features: Any, mask: Array, key: Key | None = None):
+    Args:
+      write: as in `MemoryMachine`. It need not treat padded segments, nor count.
+
+    Returns:
+      A `write` that returns the memory bit for bit where the segment is wholly padded, and adds one
+      to the memory's `segments` elsewhere.
+    """
+
+    def wrapped(
+        params: Params, memory: Memory, features: object, mask: Array, key: Key | None = None
+    ) -> tuple[Memory, Sum]:
         new, aux = write(params, memory, features, mask, key)
         alive = mask.any(-1)
 
@@ -49,116 +70,158 @@ def memorize(
     remat: bool = False,
     gradient_segments: int = 0,
 ) -> Memorized:
-    """Writes items i32 [B, T, N], mask bool [B, T, N] into `memory` (None: an empty one).
+    """Writes B streams into a memory.
 
-    Scans over blocks of `block` segments: a block is encoded at once, then written one segment at a time. 0: all T;
-    with `remat` some 4,096 items at a time, or more where the stream is so long that its memories would outgrow them.
-    With `remat` a block keeps nothing but the memory it began with, and is computed again in the backward pass:
-    activations are O(block) + O(T / block) memories. `key` [B] feeds dropout; segment s of a stream draws from
-    fold_in(key, s) with s counted from the stream's beginning, so a split stream draws the same.
-    `gradient_segments`: truncated backpropagation through time: gradients pass through at most so many segments at a
-    time, counted from each stream's last one; 0: through all.
-    `positions` i32 [B, Q], from 0 to T, asks for the memory after that many of these segments (0: as it was given);
-    others are clipped.
+    The scan runs over blocks. A block is encoded at once, and then written segment by segment.
+
+    Args:
+      machine: the machine that writes.
+      params: of `machine.init`.
+      items: i32 [B, T, N] ids, or f32 [B, T, N, F] features.
+      mask: bool [B, T, N], true where an item is.
+      memory: of the B streams so far. None: the streams begin here, with an empty memory.
+      key: [B], draws dropout; None: there is no dropout. Segment s of a stream draws from
+        fold_in(key, s). s counts from the beginning of the stream, so a stream that comes in parts
+        draws the same.
+      positions: i32 [B, Q], 0 to T. Asks for the memory after so many of these segments; 0: for the
+        memory before them. Numbers out of range are clipped.
+      block: segments of a block. 0: all T. With `remat` 0 means some 4,096 items. It means more in
+        streams so long that the memories between blocks would need more space than one block.
+      remat: keeps only the memory before each block, and computes the block again in the backward
+        pass. Activations then need the space of one block and T / block memories.
+      gradient_segments: truncated backpropagation through time. Gradients pass through at most so
+        many segments at a time, counted back from the last segment of each stream. 0: through all.
+
+    Returns:
+      The memory after the last segment, the memories at `positions`, and the machine's own loss.
 
     Raises:
-      ValueError: items and mask are no arrays of one shape, the ids are no whole numbers, or `memory` has
-        other streams.
+      ValueError: `items` and `mask` are not arrays, or their shapes disagree; ids are not integers;
+        or `memory` has another number of streams.
     """
+    _check_streams(items, mask, memory)
+    batch, segments, length = mask.shape
+    if memory is None:
+        memory = machine.init_memory(params, batch)
+    if not segments:
+        before = jax.tree.map(lambda m: m[None][:0], memory)
+        return Memorized(memory, _asked(memory, before, positions), (jnp.zeros(()), jnp.zeros(())))
+    block = _block_size(block, remat, segments, batch * length)
+    blocks = -(-segments // block)
+
+    def time_first(x: Array) -> Array:
+        """[B, T, ...] -> [blocks, block, B, ...]."""
+        padded = _pad(x.swapaxes(0, 1), blocks * block)
+        return padded.reshape(blocks, block, batch, *x.shape[2:])
+
+    keys = None if key is None else time_first(_segment_keys(key, memory, mask))
+    cuts = time_first(_cuts(mask, gradient_segments)) if gradient_segments else None
+    keep = positions is not None
+    write: Callable[..., _Written] = functools.partial(_write_block, machine, params, keep)
+    if remat:
+        write = jax.checkpoint(write, prevent_cse=False)
+    blocked = (time_first(items), time_first(mask), keys, cuts)
+    if blocks == 1:  # no outer loop: the compiler sees the encoder and the scan side by side
+        last, (aux, after) = write(memory, jax.tree.map(lambda x: x[0], blocked))
+    else:
+        last, (aux, after) = jax.lax.scan(write, memory, blocked)
+        after = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), after)
+    return Memorized(last, _asked(memory, after, positions), jax.tree.map(jnp.sum, aux))
+
+
+def _write_block(
+    machine: MemoryMachine,
+    params: Params,
+    keep: bool,
+    memory: Memory,
+    block: tuple[Array, Array, Key | None, Array | None],
+) -> _Written:
+    """Encodes a block of t segments at once, and writes them one by one.
+
+    The block is items [t, B, N], mask bool [t, B, N], keys [t, B] and cuts bool [t, B]. Returns the
+    memory, the aux of each segment and, if `keep`, the memory after each segment.
+    """
+    items, mask, keys, cuts = block
+    features = machine.encode(params, items, mask, fold(keys, 0))
+
+    def write_segment(memory: Memory, segment: _Segment) -> _Written:
+        features, mask, key, cut = segment
+        if cut is not None:
+            memory = jax.tree.map(functools.partial(_stop_gradient, cut), memory)
+        memory, aux = machine.write(params, memory, features, mask, fold(key, 1))
+        return memory, (aux, memory if keep else None)
+
+    return jax.lax.scan(write_segment, memory, (features, mask, keys, cuts))
+
+
+def _check_streams(items: Array, mask: Array, memory: Memory | None) -> None:
+    """Raises ValueError unless items and mask are [B, T, N], and the memory has B streams."""
     if not hasattr(items, "dtype") or not hasattr(mask, "dtype"):
         raise ValueError(
-            "memorize wants items and mask as arrays [B, T, N]; `rmjax.data.segments.segment` cuts streams so"
+            "memorize needs items and mask as arrays [B, T, N]; make them with "
+            "rmjax.data.segments.segment"
         )
     if items.shape[:3] != mask.shape or mask.ndim != 3:
         raise ValueError(
-            f"memorize wants items and mask of one shape [B, T, N], got {items.shape} and {mask.shape}"
+            "memorize needs items and mask of one shape [B, T, N], "
+            f"got {items.shape} and {mask.shape}"
         )
     if items.ndim == 3 and not jnp.issubdtype(items.dtype, jnp.integer):
         raise ValueError(
             f"items of shape [B, T, N] are ids and must be whole numbers, got {items.dtype}"
         )
-    batch, segments, _ = mask.shape
-    if memory is None:
-        memory = machine.init_memory(params, batch)
-    elif memory.segments.shape[0] != batch:
-        streams = memory.segments.shape[0]
-        raise ValueError(f"memory has {streams} streams, items have {batch}: give the same streams")
-    if not segments:
-        asked = (
-            None
-            if positions is None
-            else jax.tree.map(lambda m: _at(m, m[None][:0], positions), memory)
-        )
-        return Memorized(memory, asked, (jnp.zeros(()), jnp.zeros(())))
+    if memory is not None and memory.segments.shape[0] != len(mask):
+        streams = f"memory has {memory.segments.shape[0]} streams, items have {len(mask)}"
+        raise ValueError(f"{streams}: give the same streams")
+
+
+def _block_size(block: int, remat: bool, segments: int, items: int) -> int:
+    """Segments of a block; `items` counts the places of one segment in all rows."""
     if remat and not block:
-        # What a segment keeps for the backward pass is some 40 memories, whatever the batch.
-        block = max(1, 4096 // mask[:, 0].size, math.isqrt(segments // 40))
-    block = min(block or segments, segments)
-    blocks = -(-segments // block)
-    time_first = lambda x: _pad(x.swapaxes(0, 1), blocks * block).reshape(
-        blocks, block, batch, *x.shape[2:]
-    )
-    keys = None if key is None else time_first(_segment_keys(key, memory, mask))
-    cut = None
-    if gradient_segments:
-        alive = mask.any(-1)
-        left = alive[:, ::-1].cumsum(1)[
-            :, ::-1
-        ]  # segments of a stream from here to its own last one
-        cut = time_first(alive & (left < left[:, :1]) & (left % gradient_segments == 0))
-
-    def write_block(memory: Memory, block):
-        items, mask, keys, cut = block
-        features = machine.encode(params, items, mask, fold(keys, 0))
-
-        def write_segment(memory: Memory, segment):
-            features, mask, key, cut = segment
-            if gradient_segments:
-                memory = jax.tree.map(functools.partial(_cut, cut), memory)
-            memory, aux = machine.write(params, memory, features, mask, fold(key, 1))
-            return memory, (aux, memory if positions is not None else None)
-
-        return jax.lax.scan(write_segment, memory, (features, mask, keys, cut))
-
-    if remat:
-        write_block = jax.checkpoint(write_block, prevent_cse=False)
-    blocked = (time_first(items), time_first(mask), keys, cut)
-    if blocks == 1:  # no outer loop: the compiler sees the encoder and the scan side by side
-        last, (aux, each) = write_block(memory, jax.tree.map(lambda x: x[0], blocked))
-    else:
-        last, (aux, each) = jax.lax.scan(write_block, memory, blocked)
-        each = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), each)
-    asked = (
-        None
-        if positions is None
-        else jax.tree.map(lambda m, ms: _at(m, ms, positions), memory, each)
-    )
-    return Memorized(last, asked, jax.tree.map(jnp.sum, aux))
+        # The last number balances the memories between blocks against the memories inside a block.
+        block = max(1, ITEMS_AT_ONCE // items, math.isqrt(segments // MEMORIES_A_SEGMENT))
+    return min(block or segments, segments)
 
 
-def _cut(where: Array, x: Array) -> Array:
-    """X [B, ...] without gradients where [B]."""
+def _cuts(mask: Array, gradient_segments: int) -> Array:
+    """Returns bool [B, T], true where no gradient may pass from a segment to earlier ones."""
+    alive = mask.any(-1)
+    left = alive[:, ::-1].cumsum(1)[:, ::-1]  # segments up to the last one of the stream
+    return alive & (left < left[:, :1]) & (left % gradient_segments == 0)
+
+
+def _stop_gradient(where: Array, x: Array) -> Array:
+    """Returns x [B, ...], without gradients where `where` [B] is true."""
     return jnp.where(where.reshape(-1, *[1] * (x.ndim - 1)), jax.lax.stop_gradient(x), x)
 
 
 def _pad(x: Array, length: int) -> Array:
-    """Pads axis 0 with empty segments, which every machine leaves out."""
+    """Pads axis 0 with empty segments, which change no memory."""
     if length == len(x):
         return x
-    # Row 0 again (a key cannot be zero), but masks are false.
+    # Masks are padded with false, all else with a copy of row 0, since a key cannot be zero.
     fill = jnp.zeros_like(x[:1]) if x.dtype == bool else x[:1]
     return jnp.concatenate([x, jnp.broadcast_to(fill, (length - len(x), *x.shape[1:]))])
 
 
 def _segment_keys(key: Key, memory: Memory, mask: Array) -> Key:
-    """[B] -> [B, T]: fold_in(key, segments written before), empty segments not counted."""
+    """Returns keys [B, T]: fold_in(key [B], number of segments before), without empty segments."""
     alive = mask.any(-1)
     index = memory.segments[:, None] + jnp.cumsum(alive, 1) - alive
     fold_in = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))
     return fold_in(key, index)
 
 
-def _at(before: Array, each: Array, positions: Array) -> Array:
-    """Before [B, ...], each [T, B, ...] -> [B, Q, ...]: entry p of [before, each_1, ..., each_T]."""
-    every = jnp.concatenate([before[None], each])
-    return every[jnp.clip(positions, 0, len(each)), jnp.arange(len(before))[:, None]]
+def _asked(before: Memory, after: Memory, positions: Array | None) -> Memory | None:
+    """Picks the entries `positions` [B, Q] of the memories [before, after_1, ..., after_T].
+
+    The arrays of `before` are [B, ...], those of `after` [T, B, ...], those returned [B, Q, ...].
+    """
+    if positions is None:
+        return None
+
+    def pick(before: Array, after: Array) -> Array:
+        every = jnp.concatenate([before[None], after])
+        return every[jnp.clip(positions, 0, len(after)), jnp.arange(len(before))[:, None]]
+
+    return jax.tree.map(pick, before, after)

@@ -1,14 +1,22 @@
-"""Memoria: a Hebbian memory of engrams in three levels, as pure functions of an explicit state (Memoria section 3).
+"""Memoria: a Hebbian memory of engrams in three levels (Memoria section 3).
 
-`init` makes the state of one stream; a step is `remind`, exploit, `memorize_and_forget`, or all three in `step`.
-`rmjax.memoria.plots` draws what happened.
+It is a set of pure functions of an explicit state. `init` makes the state of one stream. A step is
+`remind`, then `exploit`, then `memorize_and_forget`; `step` is all three. `rmjax.memoria.plots`
+draws the figures of the paper.
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rmjax.memoria._exploit import contribution, exploit
-from rmjax.memoria._history import Record, autocorrelation, edges_above, mean_age, nobody, record
+from rmjax.memoria._history import (
+    Record,
+    autocorrelation,
+    edges_above,
+    empty_record,
+    mean_age,
+    record,
+)
 from rmjax.memoria._memorize import memorize_and_forget
 from rmjax.memoria._remind import Engrams, Reminded, remind
 from rmjax.memoria._state import (
@@ -44,13 +52,13 @@ __all__ = [
     "contribution",
     "edge_weights",
     "edges_above",
+    "empty_record",
     "exploit",
     "fork",
     "init",
     "load",
     "mean_age",
     "memorize_and_forget",
-    "nobody",
     "record",
     "remind",
     "reset",
@@ -59,7 +67,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in ("load", "save"):  # on use: Orbax, which they need, takes long to import
+def __getattr__(name: str) -> object:
+    if name in ("load", "save"):  # imported on use: they need Orbax, which takes long to import
         return getattr(importlib.import_module("rmjax.memoria.saving"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

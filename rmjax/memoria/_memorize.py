@@ -1,4 +1,7 @@
-"""Memorize & forget (Memoria section 3.4): what fired together is joined, what helped lives longer, all else fades."""
+"""Memorize and forget (Memoria section 3.4).
+
+Engrams that fire together are joined, engrams that helped live longer, and all others fade.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import checkify
 
 from rmjax.memoria._remind import Reminded
@@ -33,17 +37,24 @@ def memorize_and_forget(
     weights: Array,
     active: Array | bool = True,
 ) -> State:
-    """Ends the step that `remind` began.
+    """Ends the step that `remind` began (section 3.4).
 
     Args:
-      reminded: what `remind` returned. An engram in it that the state no longer holds is left out.
-      weights: f32 [k_short + k_long], how much each reminded engram contributed, short-term first. What is said of
-        invalid ones is ignored; those that are negative, infinite or NaN count as 0, and where all are 0 nobody gains
-        lifespan. With config.lifespan_increment='given' they are lifespan, in steps, added as they are.
-      active: bool []; where false the state comes back bit for bit.
+      config: sizes and rules.
+      state: of one stream, as `remind` returned it.
+      reminded: as `remind` returned it. An engram that the state no longer holds is left out.
+      weights: f32 [k_short + k_long], w_i, the contribution of each reminded engram, short-term
+        first. Weights of invalid engrams are ignored. Negative, infinite and NaN weights count as
+        0; where all are 0, no engram gains lifespan. With config.lifespan_increment='given' the
+        weights are lifespans, in steps, and are added as they are.
+      active: bool []. False returns the state bit for bit.
+
+    Returns:
+      The state after the step.
 
     Raises:
-      ValueError: the state, `reminded` or `weights` has another shape than the config's.
+      ValueError: the state, `reminded` or `weights` does not have the shape that the config asks
+        for.
     """
     check_state(config, state)
     _check_weights(config, reminded, weights)
@@ -52,37 +63,36 @@ def memorize_and_forget(
     capacity = config.capacity
     slots = jnp.concatenate([reminded.short_term.slots, reminded.long_term.slots])
     serials = jnp.concatenate([reminded.short_term.serials, reminded.long_term.serials])
-    remembered = jnp.where(state.kind == WORKING, -1, state.serial)  # who can have been reminded
-    valid = (
-        reminded.valid & active & (remembered.at[slots].get(mode="fill", fill_value=-1) == serials)
-    )
+    # A slot may hold another engram by now; a working engram cannot have been reminded.
+    remembered = jnp.where(state.kind == WORKING, -1, state.serial)
+    held = remembered.at[slots].get(mode="fill", fill_value=-1)
+    valid = reminded.valid & active & (held == serials)
     slots = jnp.where(valid, slots, capacity)
     weights = jax.lax.stop_gradient(weights.astype(jnp.float32))
     if config.checked:
         _check_values(config, state, reminded, valid, weights, active)
 
-    state = _fire(config, state, slots, active)
-    gain = _gain(config, state, valid, weights)
-    lived = state.lifespan.at[slots].add(gain, mode="drop") - 1.0
-    fate = _age(config, state, lived)
-    return dataclasses.replace(
-        state,
-        **{name: jnp.where(active, value, getattr(state, name)) for name, value in fate.items()},
-    )
+    state = _fire(config, state, slots, active)  # step 1
+    gain = _gain(config, state, valid, weights)  # step 2
+    lived = state.lifespan.at[slots].add(gain, mode="drop") - 1.0  # steps 2 and 3
+    new = _forget_and_move(config, state, lived)  # steps 4 to 6
+    new = {name: jnp.where(active, value, getattr(state, name)) for name, value in new.items()}
+    return dataclasses.replace(state, **new)
 
 
 def _check_weights(config: MemoriaConfig, reminded: Reminded, weights: Array) -> None:
+    """Raises ValueError unless the config asks for as many reminded engrams and weights."""
     sizes = (config.remind_short_term, config.remind_long_term)
-    found = (*reminded.short_term.slots.shape, *reminded.long_term.slots.shape)
-    if found != sizes:
+    actual = (*reminded.short_term.slots.shape, *reminded.long_term.slots.shape)
+    if actual != sizes:
         raise ValueError(
-            f"reminded holds {found} short-term and long-term engrams, expected {sizes} "
-            "(config.remind_short_term, config.remind_long_term): it was reminded under another config"
+            f"reminded holds {actual} short-term and long-term engrams, expected {sizes} "
+            "(config.remind_short_term, config.remind_long_term): use the config of remind"
         )
     if weights.shape != (sum(sizes),):
         raise ValueError(
-            f"weights has shape {weights.shape}, expected [{sum(sizes)}]: one for each reminded engram, "
-            f"{sizes[0]} short-term ones first, then {sizes[1]} long-term ones"
+            f"weights has shape {weights.shape}, expected [{sum(sizes)}]: one for each reminded "
+            f"engram, {sizes[0]} short-term ones first, then {sizes[1]} long-term ones"
         )
 
 
@@ -94,27 +104,26 @@ def _check_values(
     weights: Array,
     active: Array,
 ) -> None:
+    """Checks, under checkify, that the step has begun and that the values can be."""
     begun = (state.kind == WORKING).any()
-    checkify.check(
-        begun | ~active, "state: it has no working engrams, so no step has begun: call remind first"
-    )
+    message = "state: it has no working engrams, so no step has begun: call remind first"
+    checkify.check(begun | ~active, message)
     strange = reminded.valid & active & ~valid
-    message = "reminded: entry {i} is not in the state: it was reminded from another one"
+    message = "reminded: entry {i} is not in the state: use the state that remind returned"
     checkify.check(~strange.any(), message, i=strange.argmax())
-    wrong = valid & ~(
-        jnp.isfinite(weights) & ((weights >= 0) | (config.lifespan_increment == "given"))
-    )
+    fits = jnp.isfinite(weights) & ((weights >= 0) | (config.lifespan_increment == "given"))
+    wrong = valid & ~fits
     i = wrong.argmax()
-    checkify.check(
-        ~wrong.any(), "weights: entry {i} is {w}, not a finite number from 0 up", i=i, w=weights[i]
-    )
+    message = "weights: entry {i} is {w}, not a finite number from 0 up"
+    checkify.check(~wrong.any(), message, i=i, w=weights[i])
 
 
 def _fire(config: MemoriaConfig, state: State, slots: Array, active: Array) -> State:
-    """Step 1: counts of all pairs among working engrams and slots [k] (C: none) go up by one, to the largest at most.
+    """Step 1: adds one to Count_ij for all pairs of M^act, the working engrams and `slots` [k].
 
-    Whole rows of the fired are written, so that what a reused slot left in them is cleared; in rows that do not fire it
-    stays, and is known by `fired`.
+    Slot C stands for no engram. A count stops at the largest number of its type. The rows of
+    engrams that fire are written in full, which clears counts that earlier owners of a slot left.
+    Other rows keep such old counts; `State.fired` shows which are old.
     """
     capacity = config.capacity
     working = working_slots(config, state)
@@ -123,7 +132,7 @@ def _fire(config: MemoriaConfig, state: State, slots: Array, active: Array) -> S
     together = jnp.zeros(capacity, bool).at[slots].set(True, mode="drop")
 
     rows = counts_of(state, slots)
-    rows = rows + (together & (rows < jnp.iinfo(rows.dtype).max)).astype(rows.dtype)
+    rows = rows + (together & (rows < np.iinfo(rows.dtype).max)).astype(rows.dtype)
     return dataclasses.replace(
         state,
         counts=state.counts.at[slots].set(rows, mode="drop"),
@@ -132,26 +141,39 @@ def _fire(config: MemoriaConfig, state: State, slots: Array, active: Array) -> S
 
 
 def _gain(config: MemoriaConfig, state: State, valid: Array, weights: Array) -> Array:
-    """Step 2: what each reminded engram gains, f32 [k]; 0 where `valid` [k] is false. The state is still remind's."""
+    """Step 2: returns Inc_i f32 [k], the lifespan that each reminded engram gains.
+
+    It is 0 where `valid` [k] is false. The kinds of the state must still be those of `remind`.
+    """
     if config.lifespan_increment == "given":
         return jnp.where(valid, weights, 0.0)
     weights = jnp.where(valid & (weights > 0) & jnp.isfinite(weights), weights, 0.0)
-    number = valid.sum().astype(jnp.float32)
+    number = valid.sum().astype(jnp.float32)  # |M^rem|
     if config.lifespan_increment == "paper":
         total = weights.sum()
         return weights / jnp.where(total > 0, total, 1.0) * (number * config.lifespan_extend)
-    # The package's list of the reminded has one entry more where a short-term engram is left out.
+    # The package's list of reminded engrams has one entry more if a short-term engram is left out.
     left_out = (state.kind == SHORT_TERM).sum() > valid[: config.remind_short_term].sum()
     return weights * (config.lifespan_extend * (number + left_out))
 
 
-def _age(config: MemoriaConfig, state: State, lived: Array) -> dict[str, Array]:
-    """Steps 3 to 6: who dies, who moves on, who is evicted; lived f32 [C] are the lifespans after this step."""
+def _forget_and_move(config: MemoriaConfig, state: State, lived: Array) -> dict[str, Array]:
+    """Steps 4 to 6: engrams die, move on to the next memory, or are evicted.
+
+    Args:
+      config: sizes and rules.
+      state: before these steps.
+      lived: f32 [C], the lifespans after step 3.
+
+    Returns:
+      The fields of the state that change.
+    """
     capacity = config.capacity
     alive = state.kind != EMPTY
-    lives = alive & (lived > 0)  # false for NaN
+    lives = alive & (lived > 0)  # step 4; false for NaN
+    # Steps 5 and 6. In order of birth come long-term, short-term and working engrams. All but the
+    # newest short_term_capacity of them are in long-term memory now.
     counted = lives if config.order == "paper" else alive
-    # By birth: long-term, short-term, working. The newest short_term_capacity are not yet pushed out.
     counted = counted[state.by_birth]
     place = jnp.cumsum(counted, dtype=jnp.int32)
     pushed_out = (
@@ -162,20 +184,20 @@ def _age(config: MemoriaConfig, state: State, lived: Array) -> dict[str, Array]:
     kind = jnp.where((state.kind == LONG_TERM) | pushed_out, LONG_TERM, SHORT_TERM)
     kind = jnp.where(lives, kind, EMPTY).astype(state.kind.dtype)
 
-    excess = jnp.maximum(
-        (kind == LONG_TERM).sum(dtype=jnp.int32) - config.long_term, 0
-    )  # at most `working`
+    # Not in the paper: a full long-term memory evicts the engrams with the least lifespan.
+    excess = (kind == LONG_TERM).sum(dtype=jnp.int32) - config.long_term
+    excess = jnp.maximum(excess, 0)  # at most `working`
     weakest_first = jnp.where(kind == LONG_TERM, -lived, -jnp.inf)[state.by_birth]
     _, places = jax.lax.top_k(weakest_first, config.working)
     evicted = jnp.where(jnp.arange(config.working) < excess, state.by_birth[places], capacity)
     kind = kind.at[evicted].set(EMPTY, mode="drop")
 
+    # Slots in the new order of birth: the living keep their order, free slots come last.
     lives = kind != EMPTY
     living = lives[state.by_birth]
     before = jnp.cumsum(living, dtype=jnp.int32)
-    place = jnp.where(
-        living, before - 1, before[-1] + jnp.arange(capacity, dtype=jnp.int32) - before
-    )
+    behind = before[-1] + jnp.arange(capacity, dtype=jnp.int32) - before
+    place = jnp.where(living, before - 1, behind)
     return {
         "kind": kind,
         "lifespan": jnp.where(lives, lived, 0.0),

@@ -1,7 +1,7 @@
-"""Remind (Memoria section 3.2): what of short-term and long-term memory lies near the working memory.
+"""Remind (Memoria section 3.2): finds short-term and long-term engrams near the working memory.
 
-Everything is written for one stream; `jax.vmap` it over more. Masks are over slots [C]. What ties goes by birth, never
-by slot, so that the outcome does not depend on where an engram lies or how large the capacity is.
+All code is for one stream; `jax.vmap` it over more. Masks are over slots [C]. Ties are decided by
+order of birth, never by slot. So neither the place of an engram nor the capacity changes a result.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import functools
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import checkify
 
 from rmjax.memoria._state import (
@@ -28,7 +29,7 @@ from rmjax.memoria._state import (
 )
 from rmjax.types import Array, Key
 
-SEARCH_ROWS = 16  # walks that take a step together
+SEARCH_ROWS = 16  # engrams of a level whose next step is computed together
 
 
 @flax.struct.dataclass
@@ -43,21 +44,21 @@ class Engrams:
 
 @flax.struct.dataclass
 class Reminded:
-    """M^rem, and how its long-term part was found."""
+    """The reminded engrams M^rem, and how the search in long-term memory came to its part."""
 
-    short_term: Engrams  # k = remind_short_term
-    long_term: Engrams  # k = remind_long_term
+    short_term: Engrams  # M_stm^rem, k = remind_short_term
+    long_term: Engrams  # M_ltm^rem, k = remind_long_term
     seeds: Array  # bool [C] M_ltm^init, where the search began
-    found: Array  # bool [C] M_ltm^found, what it met
+    found: Array  # bool [C] M_ltm^found, every engram that the search met
 
     @property
     def engrams(self) -> Array:
-        """f32 [k_short + k_long, D], short-term first, as `weights` are."""
+        """The vectors f32 [k_short + k_long, D], short-term first."""
         return jnp.concatenate([self.short_term.engrams, self.long_term.engrams], -2)
 
     @property
     def valid(self) -> Array:
-        """Bool [k_short + k_long]."""
+        """The mask bool [k_short + k_long], short-term first."""
         return jnp.concatenate([self.short_term.valid, self.long_term.valid], -1)
 
 
@@ -69,21 +70,31 @@ def remind(
     key: Key | None = None,
     active: Array | bool = True,
 ) -> tuple[State, Reminded]:
-    """Puts new engrams into working memory and reminds those near them. Nothing has fired or aged yet.
+    """Puts new engrams into working memory, and reminds engrams near them (section 3.2).
+
+    No engram fires or ages yet; `memorize_and_forget` ends the step.
 
     Args:
-      working: [N_wm, D], M_wm. No gradient goes into what is stored. They replace working engrams that the state still
-        holds, as if those had not been. Where some are NaN, the oldest are reminded; the rest of memory stays sound.
-      key: decides ties where config.ties is 'random'; else it may be None.
-      active: bool []; where false the state comes back bit for bit and nothing is reminded.
+      config: sizes and rules.
+      state: of one stream.
+      working: f32 [N_wm, D], M_wm; no gradient goes into the memory. Working engrams that the
+        state still holds are replaced, as if they had never been. If a value is NaN, the oldest
+        engrams are reminded, and the rest of the memory stays sound.
+      key: decides ties where config.ties is 'random'; otherwise it may be None.
+      active: bool []. False returns the state bit for bit, and reminds nothing.
+
+    Returns:
+      The state with the new working engrams, and the reminded engrams.
 
     Raises:
-      ValueError: the state or `working` has another shape than the config's, or a key is missing.
+      ValueError: the state or `working` does not have the shape that the config asks for, or a key
+        is missing.
     """
     check_state(config, state)
     if working.shape != (config.working, config.dim):
         raise ValueError(
-            f"working has shape {working.shape}, expected [{config.working}, {config.dim}] (config.working, config.dim)"
+            f"working has shape {working.shape}, expected [{config.working}, {config.dim}] "
+            "(config.working, config.dim)"
         )
     check_active(active)
     if key is None and config.ties == "random":
@@ -92,55 +103,54 @@ def remind(
     working = jax.lax.stop_gradient(working.astype(jnp.float32))
     if config.checked:
         wrong = active & ~jnp.isfinite(working).all(-1)
-        checkify.check(
-            ~wrong.any(), "working: engram {i} holds a NaN or an infinity", i=wrong.argmax()
-        )
-    state = _numbered_anew(config, jax.lax.stop_gradient(state), active)
-    state = _add_working(config, state, working, active)
-    score = correlation(config, state, working)
-    short_term = _nearest(
-        state, score, (state.kind == SHORT_TERM) & active, config.remind_short_term
-    )
+        message = "working: engram {i} holds a NaN or an infinity"
+        checkify.check(~wrong.any(), message, i=wrong.argmax())
+    state = _renumber(config, jax.lax.stop_gradient(state), active)
+    state = _add_working(config, state, working, active)  # step 1
+    score = correlation(config, state, working)  # steps 2 and 6, all slots at once
+    is_short_term = (state.kind == SHORT_TERM) & active
+    short_term = _nearest(state, score, is_short_term, config.remind_short_term)  # step 3
     if config.remind_long_term:
-        seeds, found = _search(config, state, short_term, key, active)
+        seeds, met = _search(config, state, short_term, key, active)  # steps 4 and 5
     else:
-        seeds = found = jnp.zeros(config.capacity, bool)
-    long_term = _nearest(state, score, found, config.remind_long_term)
-    return state, Reminded(short_term, long_term, seeds, found)
+        seeds = met = jnp.zeros(config.capacity, bool)
+    long_term = _nearest(state, score, met, config.remind_long_term)  # step 6
+    return state, Reminded(short_term, long_term, seeds, met)  # step 7
 
 
-def _numbered_anew(config: MemoriaConfig, state: State, active: Array) -> State:
-    """Where the serials would pass 2^31, the living get new ones, from 0 on by birth.
+def _renumber(config: MemoriaConfig, state: State, active: Array) -> State:
+    """Gives the living engrams new serials, from 0 by birth, before serials would pass 2^31.
 
-    All that serials say stays: who is older, and who was born before whom last fired. Ties that are
-    decided by a hash of serials are drawn anew.
+    Serials keep their order. So it stays known which of two engrams is older, and which engrams
+    were born before an engram last fired. Ties that a hash of serials decides are drawn again.
     """
     slots = jnp.arange(config.capacity, dtype=jnp.int32)
+    largest = np.iinfo(np.int32).max
 
-    def full(carry: tuple[Array, Array, Array]) -> Array:
-        return active & (carry[-1] > jnp.iinfo(jnp.int32).max - config.working)
+    def is_full(carry: tuple[Array, Array, Array]) -> Array:
+        full: Array = active & (carry[-1] > largest - config.working)
+        return full
 
-    def anew(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def new_serials(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         serial, fired, _ = carry
         alive = state.kind != EMPTY
         number = alive.sum(dtype=jnp.int32)
         rank = jnp.zeros_like(slots).at[state.by_birth].set(slots)
-        rising = jnp.where(slots < number, serial[state.by_birth], jnp.iinfo(jnp.int32).max)
+        rising = jnp.where(slots < number, serial[state.by_birth], largest)
         fired = jnp.searchsorted(rising, fired).astype(jnp.int32)
         return jnp.where(alive, rank, -1), fired, -(-number // config.working) * config.working
 
     carry = (state.serial, state.fired, state.next_serial)
     if config.checked:  # as in `_walk`
-        carry = jax.lax.cond(full(carry), anew, lambda carry: carry, carry)
-    else:  # of several streams a loop computes nothing where none is full; a cond would
-        carry = jax.lax.while_loop(full, anew, carry)
-    return dataclasses.replace(
-        state, **dict(zip(("serial", "fired", "next_serial"), carry, strict=True))
-    )
+        carry = jax.lax.cond(is_full(carry), new_serials, lambda carry: carry, carry)
+    else:  # under vmap a loop computes nothing where no stream is full, but a cond would
+        carry = jax.lax.while_loop(is_full, new_serials, carry)
+    serial, fired, next_serial = carry
+    return dataclasses.replace(state, serial=serial, fired=fired, next_serial=next_serial)
 
 
 def _add_working(config: MemoriaConfig, state: State, working: Array, active: Array) -> State:
-    """Step 1, in place of working engrams that are still there."""
+    """Step 1: adds the new engrams; they replace working engrams that the state still holds."""
     slots = jnp.where(active, working_slots(config, state), config.capacity)
     first = state.next_serial - jnp.where((state.kind == WORKING).any(), config.working, 0)
     serials = first + jnp.arange(config.working, dtype=jnp.int32)
@@ -160,29 +170,42 @@ def _add_working(config: MemoriaConfig, state: State, working: Array, active: Ar
 
 
 def correlation(config: MemoriaConfig, state: State, working: Array) -> Array:
-    """Step 2: how near each slot's engram is to the working memory, f32 [C], up to what is the same for all of them."""
-    # With c the mean of the n working engrams, the mean over j of -|x - w_j|^2 is -|x - c|^2 up to a constant. It
-    # comes from the difference: |x|^2 - 2 x c + |c|^2 loses what is small where all have something large in common.
+    """Step 2: how near each engram is to the working memory, C_i of section 3.2.
+
+    Args:
+      config: `correlation` chooses the function f_c.
+      state: of one stream.
+      working: f32 [N_wm, D].
+
+    Returns:
+      f32 [C], in the order of C_i; the values differ from C_i by a rising function.
+    """
+    # Let c be the mean of the n working engrams. Then the mean over j of -|x - w_j|^2 is -|x - c|^2
+    # up to a constant. The code subtracts first: |x|^2 - 2 x c + |c|^2 loses small differences if
+    # all engrams have something large in common.
     n = len(working)
     score = -((n * state.engrams - working.sum(0)) ** 2).sum(-1)
     if config.correlation == "exp":
-        # The log of the sum over j of exp(-|x - w_j|^2), which itself is 0 in f32 for all but the nearest:
-        # -|x - w|^2 = -|x - c|^2 + 2 (x - c) (w - c) - |w - c|^2.
-        highest = jax.lax.Precision.HIGHEST  # accelerators' default would change who is reminded
+        # The log of the sum over j of exp(-|x - w_j|^2). The sum itself is 0 in f32 for all but the
+        # nearest engrams. -|x - w|^2 = -|x - c|^2 + 2 (x - c) (w - c) - |w - c|^2.
+        highest = jax.lax.Precision.HIGHEST  # the default of accelerators would change the choice
         center = working.mean(0)
         spread = working - center
         products = (
             jnp.dot(spread, state.engrams.T, precision=highest)
             - jnp.dot(spread, center, precision=highest)[:, None]
         )
-        score = score / n**2 + jax.nn.logsumexp(
-            2.0 * products - (spread**2).sum(-1, keepdims=True), 0
-        )
-    return jnp.where(jnp.isnan(score), jnp.finfo(jnp.float32).min, score)
+        score = score / n**2
+        exponents = 2.0 * products - (spread**2).sum(-1, keepdims=True)
+        score = score + jax.nn.logsumexp(exponents, 0)
+    return jnp.where(jnp.isnan(score), np.finfo(np.float32).min, score)
 
 
 def _nearest(state: State, score: Array, among: Array, k: int) -> Engrams:
-    """Steps 3 and 6: the k best of a mask [C]; ties: the oldest, since top_k prefers what comes first."""
+    """Steps 3 and 6: returns the k best of a mask [C].
+
+    Ties go to the oldest engram, since top_k prefers the first of equal values.
+    """
     capacity = len(score)
     _, places = jax.lax.top_k(jnp.where(among, score, -jnp.inf)[state.by_birth], min(k, capacity))
     slots = state.by_birth[places]
@@ -202,14 +225,13 @@ def _nearest(state: State, score: Array, among: Array, k: int) -> Engrams:
 def _search(
     config: MemoriaConfig, state: State, short_term: Engrams, key: Key | None, active: Array
 ) -> tuple[Array, Array]:
-    """Steps 4 and 5 -> seeds [C], found [C]."""
+    """Steps 4 and 5: returns M_ltm^init and M_ltm^found, both bool [C]."""
     long_term = (state.kind == LONG_TERM) & active
     if config.search_seeds == "full":
         return long_term, long_term
     capacity = config.capacity
-    rank = (
-        jnp.zeros(capacity, jnp.int32).at[state.by_birth].set(jnp.arange(capacity, dtype=jnp.int32))
-    )
+    rank = jnp.zeros(capacity, jnp.int32)  # 0: the oldest
+    rank = rank.at[state.by_birth].set(jnp.arange(capacity, dtype=jnp.int32))
     salt = _salt(config, state, key)
     seeds = jnp.zeros(capacity, bool)
     if config.remind_short_term:
@@ -217,26 +239,28 @@ def _search(
         if config.ties in ("random", "hash"):
             prefer = jnp.maximum(_hash(salt, short_term.serials[:, None], state.serial), 1)
         elif config.ties == "newest":
-            prefer = jnp.broadcast_to(
-                rank.astype(jnp.uint32) + 1, (config.remind_short_term, capacity)
-            )
+            shape = config.remind_short_term, capacity
+            prefer = jnp.broadcast_to(rank.astype(jnp.uint32) + 1, shape)
         to, count = _strongest(state, rank, short_term.slots, long_term, prefer)
         go = short_term.valid & (count >= (0 if config.follow_zero_edges else 1))
         seeds = seeds.at[jnp.where(go, to, capacity)].set(True, mode="drop")
     if config.search_seeds == "all_short_term":
-        seeds = _draw(config, state, short_term, long_term, salt, seeds)
+        seeds = _draw_seeds(config, state, short_term, long_term, salt, seeds)
     return seeds, _walk(config, state, seeds, long_term, rank)
 
 
 def _salt(config: MemoriaConfig, state: State, key: Key | None) -> Array:
-    """u32 [] what a step's hashes begin with: random bits, or the number of the step, counted from 1."""
+    """Returns u32 [], part of every hash of a step: random bits, or the step's number from 1."""
     if config.ties == "random" and key is not None:
         return jax.random.bits(key, dtype=jnp.uint32)
     return (state.next_serial // config.working).astype(jnp.uint32)
 
 
 def _hash(salt: Array, source: Array, candidate: Array) -> Array:
-    """u32 of the broadcast shape, as good as drawn anew for each salt: one hash costs less than one random number."""
+    """Returns u32 of the broadcast shape; it serves as random bits, new for each salt.
+
+    One hash costs less than one random number.
+    """
     source, candidate = source.astype(jnp.uint32), candidate.astype(jnp.uint32)
     h = (
         (candidate * jnp.uint32(0x9E3779B1))
@@ -244,16 +268,21 @@ def _hash(salt: Array, source: Array, candidate: Array) -> Array:
         ^ (salt * jnp.uint32(0xC2B2AE3D))
     )
     h = (h ^ (h >> 15)) * jnp.uint32(0x2C1B3C6D)
-    return h ^ (h >> 12)
+    mixed: Array = h ^ (h >> 12)
+    return mixed
 
 
 def _strongest(
     state: State, rank: Array, slots: Array, to: Array, prefer: Array | None = None
 ) -> tuple[Array, Array]:
-    """Where the strongest edge of each of slots [R] leads, among slots `to` [C]: (slot [R], count [R], -1 for none).
+    """Follows the strongest edge of each slot in `slots` [R] to a slot in `to` [C].
 
-    Edges of one engram are compared by their counts: what they are divided by is the same. Of equal ones the one with
-    the highest `prefer` (u32 [R, C], from 1 up) is taken, without it the one to the oldest engram (lowest `rank` [C]).
+    Counts decide: all edges of one engram have the same divisor Count_ii. Of equal edges the one
+    with the highest `prefer` (u32 [R, C], from 1 up) is taken. Without `prefer` it is the edge to
+    the oldest engram, which has the lowest `rank` [C].
+
+    Returns:
+      The slot [R] where the edge ends, and the count [R]; -1 if `to` is empty.
     """
     capacity = len(rank)
     rows = counts_of(state, slots)
@@ -263,9 +292,8 @@ def _strongest(
         return jnp.where((rows == most[:, None]) & to, prefer, 0).argmax(-1), most
     bits = (capacity - 1).bit_length()
     older = capacity - 1 - rank
-    if (
-        jnp.iinfo(rows.dtype).bits - 1 + bits <= 31
-    ):  # count and age in one number: one pass over the rows, not two
+    if np.iinfo(rows.dtype).bits - 1 + bits <= 31:
+        # Count and age fit into one number, so the rows are read once, not twice.
         best = jnp.where(to, (rows.astype(jnp.int32) << bits) | older, -1).max(-1)
         most, oldest = best >> bits, best & (2**bits - 1)
     else:
@@ -275,7 +303,7 @@ def _strongest(
     return state.by_birth.at[capacity - 1 - oldest].get(mode="clip"), most
 
 
-def _draw(
+def _draw_seeds(
     config: MemoriaConfig,
     state: State,
     short_term: Engrams,
@@ -283,23 +311,21 @@ def _draw(
     salt: Array,
     seeds: Array,
 ) -> Array:
-    """Adds to seeds [C] one long-term engram for each short-term engram that is not reminded.
+    """Adds to seeds [C] a long-term engram for each short-term engram that is not reminded.
 
-    That is what the package's "row of the last engram" comes to, all of whose counts are 0: any long-term engram will
-    do, by the rule for ties.
+    The package takes the "row of the last engram" for these, and all counts of that row are 0. So
+    any long-term engram may be taken, by the rule for ties.
     """
     capacity = config.capacity
-    number = long_term.sum(
-        dtype=jnp.int32
-    )  # the first ones by birth; then come the short-term engrams
+    # By birth the long-term engrams come first, and the short-term engrams after them.
+    number = long_term.sum(dtype=jnp.int32)
     places = number + jnp.arange(config.short_term_capacity, dtype=jnp.int32)
     sources = state.by_birth.at[places].get(mode="clip")
     reminded = jnp.zeros(capacity, bool).at[short_term.slots].set(True, mode="drop")
     draws = (state.kind[sources] == SHORT_TERM) & ~reminded[sources] & (places < capacity)
     if config.ties in ("random", "hash"):
-        share = (_hash(salt, state.serial[sources], jnp.uint32(0)) >> 8).astype(
-            jnp.float32
-        ) / 2**24  # of [0, 1)
+        bits = _hash(salt, state.serial[sources], jnp.uint32(0)) >> 8
+        share = bits.astype(jnp.float32) / 2**24  # in [0, 1)
         drawn = jnp.minimum((share * number).astype(jnp.int32), number - 1)
     else:
         drawn = jnp.full(places.shape, 0 if config.ties == "oldest" else number - 1)
@@ -307,39 +333,43 @@ def _draw(
     return seeds.at[to].set(True, mode="drop")
 
 
+_Walk = tuple[Array, Array, Array, Array]  # level i32 [], engrams of this level, of the next, met
+
+
 def _walk(
     config: MemoriaConfig, state: State, seeds: Array, long_term: Array, rank: Array
 ) -> Array:
-    """Step 5: all that walks from the seeds meet, [C].
+    """Step 5: returns M_ltm^found, every engram that a walk from the seeds meets, bool [C].
 
-    A walk goes along its strongest edge to what no walk has met at an earlier level; walks that meet are one from there
-    on. So a level is a set, and the loop takes a few of it at a time.
+    A walk follows its strongest edge to an engram that no walk met at an earlier level. Walks that
+    meet go on as one, so a level M_ltm^k is a set. The loop takes a few engrams of it at a time.
     """
     capacity = config.capacity
     width = capacity if config.checked else min(SEARCH_ROWS, capacity)
 
-    def more(carry):
-        level, here, *_ = carry
-        return (level < config.search_depth) & here.any()
+    def more(carry: _Walk) -> Array:
+        level, current, *_ = carry
+        return (level < config.search_depth) & current.any()
 
-    def go(carry):
-        level, here, ahead, found = carry
-        going, slots = jax.lax.top_k(here.astype(jnp.float32), width)
-        to, count = _strongest(state, rank, slots, long_term & ~found)
+    def go(carry: _Walk) -> _Walk:
+        level, current, ahead, met = carry
+        going, slots = jax.lax.top_k(current.astype(jnp.float32), width)
+        to, count = _strongest(state, rank, slots, long_term & ~met)
         goes = (going > 0) & (count >= (0 if config.follow_zero_edges else 1))
         ahead = ahead.at[jnp.where(goes, to, capacity)].set(True, mode="drop")
-        here = here.at[slots].set(False)
-        done = ~here.any()
+        current = current.at[slots].set(False)
+        done = ~current.any()
         return (
             level + done,
-            jnp.where(done, ahead, here),
+            jnp.where(done, ahead, current),
             ahead & ~done,
-            jnp.where(done, found | ahead, found),
+            jnp.where(done, met | ahead, met),
         )
 
     carry = (jnp.int32(0), seeds, jnp.zeros(capacity, bool), seeds)
-    if (
-        config.checked
-    ):  # checkify has no rule for a while_loop of several streams; a level at a time needs none
-        return jax.lax.fori_loop(0, config.search_depth, lambda _, carry: go(carry), carry)[-1]
-    return jax.lax.while_loop(more, go, carry)[-1]
+    if config.checked:
+        # checkify cannot treat a while_loop under vmap. With this width one pass is one level.
+        carry = jax.lax.fori_loop(0, config.search_depth, lambda _, carry: go(carry), carry)
+    else:
+        carry = jax.lax.while_loop(more, go, carry)
+    return carry[-1]

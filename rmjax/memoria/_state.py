@@ -1,7 +1,8 @@
-"""The engrams of one stream and how often they fired together: a pytree whose shapes depend on the config alone.
+"""The state of one stream: its engrams, and how often they fired together.
 
-C is the capacity, D the width of an engram. Slots are never moved: ageing relabels `kind`, death frees the slot. What a
-free slot's row of `engrams` and `counts` holds is never looked at.
+It is a pytree whose shapes depend on the config alone. C is the capacity, D the width of an engram.
+Slots are never moved: ageing changes `kind`, and death frees the slot. Nothing ever reads the rows
+of `engrams` and `counts` that belong to a free slot.
 """
 
 from __future__ import annotations
@@ -17,9 +18,7 @@ import numpy as np
 from rmjax.types import Array
 
 EMPTY, WORKING, SHORT_TERM, LONG_TERM = range(4)  # State.kind
-HEAD_ROOM = (
-    1.25  # of the default long-term capacity over the size that Appendix E says it settles at
-)
+HEAD_ROOM = 1.25  # default long-term capacity over the size at which Appendix E says it settles
 
 _CHOICES = {
     "correlation": ("exp", "negative_square"),
@@ -33,37 +32,43 @@ _CHOICES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MemoriaConfig:
-    """Sizes and rules; hashable, so that it can be a static argument. The defaults are the paper's language models.
+    """Sizes and rules of a memory. It is hashable, so it can be a static argument.
 
-    "The package" is the authors' memoria-pytorch; the values "released" and "all_short_term" are what it does.
+    The defaults are those of the paper's language models. "The package" is the authors'
+    memoria-pytorch; the values "released" and "all_short_term" do what it does.
 
     Attributes:
-      working: N_wm, engrams born each step.
+      working: N_wm, engrams born at each step.
       short_term_capacity: C_stm.
-      remind_short_term, remind_long_term: N_stm^rem and N_ltm^rem, how many are reminded at most.
+      remind_short_term: N_stm^rem, the most short-term engrams reminded at a step.
+      remind_long_term: N_ltm^rem, the most long-term engrams reminded at a step.
       search_depth: N_depth.
-      initial_lifespan: steps. At most 1: an engram dies before it can be reminded.
-      lifespan_extend: alpha, steps that a reminded engram gains on average.
+      initial_lifespan: steps. With at most 1, an engram dies before it can be reminded.
+      lifespan_extend: alpha, the steps that a reminded engram gains on average.
       dim: D, the width of an engram.
-      long_term_capacity: where it is full, the engram with the least lifespan is evicted. None: 1.25 times what
-        Appendix E says long-term memory settles at, and `working` more; at most max_segments x working.
-      max_segments: the longest stream, in steps, where there is one.
-      correlation: how near two engrams are: "exp", exp(-d^2) (section 3.2, package 1.0.0), in the log domain; or
-        "negative_square", -d^2 (package 1.1.0).
-      search_seeds: where the search starts. "reminded": at the strongest edge of each reminded short-term engram
-        (section 3.2 step 4), so that without those nothing is found. "all_short_term": there, and at one long-term
-        engram drawn for each short-term engram that is not reminded. "full": no search, all of it is found.
-      ties: which of equally strong edges that first step takes: "random", drawn from the key; "hash" of the number of
-        the step and both serials; to the "oldest" or "newest" engram. The search itself always goes on to the oldest.
-      follow_zero_edges: from an engram that never fired with any that is left, go on all the same.
-      order: "paper": forget, then move (section 3.4); "released": move, then forget.
-      lifespan_increment: what a reminded engram gains: "paper", Inc_i of section 3.4; "released", w_i R alpha, where R
-        is one more than are reminded if a short-term engram is not; "given", its weight as it is.
-      counts_dtype: "int8", "int16" or "int32"; a count stops at the largest number it holds.
-      checked: checks values too, at a price; call under jax.experimental.checkify.checkify.
+      long_term_capacity: long-term engrams at most. A full memory evicts the engram with the least
+        lifespan. None: 1.25 times the size at which Appendix E says long-term memory settles, plus
+        `working`, but at most max_segments x working.
+      max_segments: length of the longest stream, in steps. None: it is not known.
+      correlation: how near two engrams are. "exp": exp(-d^2) (section 3.2, package 1.0.0),
+        computed as a logarithm. "negative_square": -d^2 (package 1.1.0).
+      search_seeds: where the search starts. "reminded": at the strongest edge of each reminded
+        short-term engram (section 3.2 step 4), so without such an engram the search meets nothing.
+        "all_short_term": also at one long-term engram drawn for each short-term engram that is not
+        reminded. "full": there is no search, and all long-term engrams count as met.
+      ties: which of equally strong edges step 4 takes. "random": drawn from the key. "hash": by a
+        hash of the step's number and both serials. "oldest" or "newest": the edge to that engram.
+        Step 5 always takes the edge to the oldest engram.
+      follow_zero_edges: follow an edge of weight 0 if an engram has no other.
+      order: "paper": forget, then move (section 3.4). "released": move, then forget.
+      lifespan_increment: what a reminded engram gains. "paper": Inc_i of section 3.4. "released":
+        w_i R alpha; R is the number of reminded engrams, plus one if a short-term engram is not
+        reminded. "given": its weight as it is.
+      counts_dtype: "int8", "int16" or "int32". A count stops at the largest number of its type.
+      checked: checks values too, which costs time. Call under jax.experimental.checkify.checkify.
 
     Raises:
-      ValueError: a value cannot be; says which and what it may be.
+      ValueError: a value is out of range. The message names the field and the range.
     """
 
     working: int = 50
@@ -85,21 +90,17 @@ class MemoriaConfig:
     counts_dtype: str = "int16"
     checked: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.type == "str":
-                fits, must = (
-                    bool(value in _CHOICES[field.name]),
-                    f"one of {', '.join(_CHOICES[field.name])}",
-                )
+                choices = _CHOICES[field.name]
+                fits, must = bool(value in choices), f"one of {', '.join(choices)}"
             elif field.type == "bool":
                 fits, must = isinstance(value, bool), "True or False"
             elif field.type == "float":
-                number = isinstance(value, int | float | np.floating) and not isinstance(
-                    value, bool
-                )
-                fits = number and bool(0 <= value < math.inf)
+                number = isinstance(value, int | float | np.floating)
+                fits = number and not isinstance(value, bool) and bool(0 <= value < math.inf)
                 must = "a number, at least 0"
             else:
                 least = 1 if field.name in ("working", "dim", "max_segments") else 0
@@ -114,10 +115,11 @@ class MemoriaConfig:
 
     @property
     def long_term(self) -> int:
-        """Capacity of long-term memory."""
+        """Capacity of long-term memory, in engrams."""
         if self.long_term_capacity is not None:
             return self.long_term_capacity
-        # Appendix E counts what reminding adds; an engram that outlives short-term memory unreminded stays besides.
+        # Appendix E counts what reminding adds. Engrams that outlive short-term memory without
+        # being reminded come on top.
         unreminded = self.initial_lifespan - 1 - self.short_term_capacity / self.working
         settled = self.lifespan_extend * (self.remind_short_term + self.remind_long_term)
         settled += self.working * max(0.0, unreminded)
@@ -132,24 +134,26 @@ class MemoriaConfig:
 
 @flax.struct.dataclass
 class State:
-    """One stream's memory; with more streams every field has a leading axis. A step is remind, then memorize."""
+    """The memory of one stream; with several streams every field has a leading axis.
+
+    A step is `remind`, then `memorize_and_forget`.
+    """
 
     engrams: Array  # f32 [C, D]
     kind: Array  # i8 [C] 0 empty, 1 working, 2 short-term, 3 long-term
     lifespan: Array  # f32 [C] steps left; 0 where empty
-    serial: Array  # i32 [C] order of birth, -1 where empty
-    counts: Array  # i16 [C, C] times that i and j, both alive, fired together, if serial[j] < fired[i]; else that is 0
-    age: Array  # i32 [C] steps since birth, 0 where empty
-    next_serial: Array  # i32 [] serial of the next engram; before it would pass 2^31, `remind` numbers all anew
-    evicted: Array  # i32 [] long-term engrams that went because their capacity was full
-    fired: Array  # i32 [C] next_serial as it was when the engram last fired; 0: it has not
-    by_birth: (
-        Array  # i32 [C] slots, that of the oldest engram first; after the engrams the empty ones
-    )
+    serial: Array  # i32 [C] order of birth; -1 where empty
+    # Count_ij is counts[i, j] if i and j are alive and serial[j] < fired[i], otherwise 0.
+    counts: Array  # i8, i16 or i32 [C, C]
+    age: Array  # i32 [C] steps since birth; 0 where empty
+    next_serial: Array  # i32 [] of the next engram; `remind` renumbers before it would pass 2^31
+    evicted: Array  # i32 [] long-term engrams that a full long-term memory has evicted
+    fired: Array  # i32 [C] next_serial when the engram last fired; 0: it never has
+    by_birth: Array  # i32 [C] slots in order of birth, the oldest first; free slots come last
 
 
 def init(config: MemoriaConfig) -> State:
-    """The empty memory of one stream. For more: `fork(init(config), streams)`."""
+    """Returns the empty memory of one stream; `fork(init(config), n)` is that of n streams."""
     c = config.capacity
     return State(
         engrams=jnp.zeros((c, config.dim), jnp.float32),
@@ -166,9 +170,19 @@ def init(config: MemoriaConfig) -> State:
 
 
 def reset(state: State, mask: Array) -> State:
-    """Empties the streams of a state [B, ...] where `mask` [B] is true (one stream: mask []); others stay bit for bit.
+    """Empties some streams.
 
-    What is large, engrams and counts, is left where it lies: nothing refers to it any more.
+    The large arrays, engrams and counts, are not written: nothing refers to their old values.
+
+    Args:
+      state: of streams [...]; one stream has no axis.
+      mask: bool [...], true for the streams to empty.
+
+    Returns:
+      The state; the other streams stay bit for bit.
+
+    Raises:
+      ValueError: `mask` does not have one value for each stream.
     """
     mask = jnp.asarray(mask, bool)
     if mask.shape != state.evicted.shape:
@@ -188,20 +202,33 @@ def reset(state: State, mask: Array) -> State:
 
 
 def working_slots(config: MemoriaConfig, state: State) -> Array:
-    """Slots [N_wm] behind the short-term and long-term engrams, by birth: of the working engrams, or free for them."""
+    """Returns the slots i32 [N_wm] of the working engrams, or the free slots for them.
+
+    They come right after the short-term and long-term engrams in `by_birth`.
+    """
     older = ((state.kind == SHORT_TERM) | (state.kind == LONG_TERM)).sum(dtype=jnp.int32)
     return jax.lax.dynamic_slice_in_dim(state.by_birth, older, config.working)
 
 
 def counts_of(state: State, slots: Array) -> Array:
-    """Rows [R, C] of the counts for slots [R], right between the living; for slots beyond C they are anything."""
+    """Returns rows [R, C] of the counts for slots [R].
+
+    They are right between living engrams only. The row of a slot out of range may be anything.
+    """
     rows = state.counts.at[slots].get(mode="clip")
     fired = state.fired.at[slots].get(mode="clip")
     return jnp.where(state.serial < fired[:, None], rows, 0)
 
 
 def cofire_counts(state: State) -> Array:
-    """How often engrams i and j fired together, i32 [..., C, C]; 0 where a slot is empty (Count_ij of section 3.1)."""
+    """Returns Count_ij (section 3.1): how often engrams i and j fired together.
+
+    Args:
+      state: of streams [...].
+
+    Returns:
+      i32 [..., C, C]; 0 where one of the slots is empty.
+    """
     alive = state.kind != EMPTY
     known = (
         alive[..., :, None]
@@ -212,40 +239,69 @@ def cofire_counts(state: State) -> Array:
 
 
 def edge_weights(state: State) -> Array:
-    """E_ij = Count_ij / Count_ii, f32 [..., C, C]: how often j fired when i did (section 3.1); 0 if i never fired."""
+    """Returns E_ij = Count_ij / Count_ii (section 3.1): how often j fired when i did.
+
+    Args:
+      state: of streams [...].
+
+    Returns:
+      f32 [..., C, C]; 0 where i never fired.
+    """
     counts = cofire_counts(state)
     fires = jnp.diagonal(counts, axis1=-2, axis2=-1)[..., :, None]
     return counts / jnp.maximum(fires, 1).astype(jnp.float32)
 
 
 def fork(state: State, copies: int | None = None) -> State:
-    """A copy with buffers of its own, so that either may be donated; `copies` of it along a new leading axis."""
+    """Copies a state into new buffers, so that either of the two may be donated.
+
+    Args:
+      state: of any number of streams.
+      copies: number of copies, along a new leading axis. None: one copy, without a new axis.
+
+    Returns:
+      The copy or copies.
+    """
     if copies is None:
-        return jax.tree.map(jnp.copy, state)
-    return jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x)[None], copies, 0), state)
+        copy: State = jax.tree.map(jnp.copy, state)
+        return copy
+    many: State = jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x)[None], copies, 0), state)
+    return many
 
 
 def check_state(config: MemoriaConfig, state: State) -> None:
-    """Raises ValueError where a state is not one stream's of this config."""
+    """Checks shapes and types of a state.
+
+    Args:
+      config: sizes and rules.
+      state: should be that of one stream.
+
+    Raises:
+      ValueError: a field does not have the shape or type that the config asks for.
+    """
     expected = jax.eval_shape(lambda: init(config))
     for field in dataclasses.fields(State):
-        found, wanted = getattr(state, field.name), getattr(expected, field.name)
-        if found.shape == wanted.shape and found.dtype == wanted.dtype:
+        actual, wanted = getattr(state, field.name), getattr(expected, field.name)
+        if actual.shape == wanted.shape and actual.dtype == wanted.dtype:
             continue
-        cure = (
-            "for several streams use jax.vmap"
-            if found.ndim > wanted.ndim
-            else "make it with memoria.init(config)"
-        )
+        cure = "make it with memoria.init(config)"
+        if actual.ndim > wanted.ndim:
+            cure = "for several streams use jax.vmap"
         raise ValueError(
-            f"state.{field.name} is {found.dtype}{list(found.shape)}, but this config's is "
-            f"{wanted.dtype}{list(wanted.shape)} (capacity {config.capacity}, dim {config.dim}): {cure}"
+            f"state.{field.name} is {actual.dtype}{list(actual.shape)}, but this config's is "
+            f"{wanted.dtype}{list(wanted.shape)} (capacity {config.capacity}, dim {config.dim}): "
+            f"{cure}"
         )
 
 
 def check_active(active: Array | bool) -> None:
-    """Raises ValueError where `active` is not of one stream."""
+    """Checks that `active` is one bool.
+
+    Raises:
+      ValueError: it has axes.
+    """
     if jnp.shape(active):
         raise ValueError(
-            f"active has shape {jnp.shape(active)}, expected one bool: for several streams use jax.vmap"
+            f"active has shape {jnp.shape(active)}, expected one bool: for several streams use "
+            "jax.vmap"
         )

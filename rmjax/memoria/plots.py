@@ -1,6 +1,7 @@
-"""The paper's figures of a memory at work, drawn with matplotlib (`pip install -e '.[plots]'`).
+"""Draws the paper's figures of a memory with matplotlib (`pip install -e '.[plots]'`).
 
-Each returns a matplotlib Figure, which a notebook shows (after `%matplotlib inline`), and saves it as `path` if given.
+Every function returns a matplotlib Figure, and also saves it if a path is given. A notebook shows
+the figure after `%matplotlib inline`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,15 @@ KINDS = {
 
 
 def mean_age(ages: np.ndarray, path: str | Path | None = None) -> Figure:
-    """Figure 5: mean age of reminded long-term engrams [T] (`history.mean_age`) at each step."""
+    """Draws Figure 5: the mean age of the reminded long-term engrams at each step.
+
+    Args:
+      ages: [T], from `memoria.mean_age`.
+      path: where to save the figure. None: nowhere.
+
+    Returns:
+      The figure.
+    """
     figure, axes = _figure(1, 6, 3.5)
     axes[0].plot(np.arange(len(ages)), ages)
     axes[0].set(xlabel="step", ylabel="mean age of reminded\nlong-term engrams (steps)")
@@ -33,7 +42,16 @@ def mean_age(ages: np.ndarray, path: str | Path | None = None) -> Figure:
 def autocorrelation(
     coefficients: np.ndarray, path: str | Path | None = None, label: str = "long-term memory"
 ) -> Figure:
-    """Figure 6: autocorrelation [lags] of being reminded (`history.autocorrelation`), lags from 1."""
+    """Draws Figure 6: the autocorrelation of being reminded.
+
+    Args:
+      coefficients: [lags], from lag 1, from `memoria.autocorrelation`.
+      path: where to save the figure. None: nowhere.
+      label: names the memory.
+
+    Returns:
+      The figure.
+    """
     figure, axes = _figure(1, 6, 3.5)
     axes[0].plot(np.arange(1, len(coefficients) + 1), coefficients, marker="o")
     axes[0].set(xlabel="lag (steps)", ylabel=f"autocorrelation, {label}")
@@ -46,9 +64,22 @@ def engrams(
     weight: float,
     path: str | Path | None = None,
 ) -> Figure:
-    """Figure 9: engrams, the later born the further right, and their edges of at least `weight`; one panel a state.
+    """Draws Figure 9: engrams and their strong edges, one panel for each state.
 
-    An engram's height is its place among those born with it, so that it stays where it is from panel to panel.
+    Later engrams stand further right. The height of an engram is its place among those born at the
+    same step, so it stays the same from panel to panel.
+
+    Args:
+      config: of the states.
+      states: title of the panel -> state of one stream.
+      weight: the least E_ij of an edge that is drawn.
+      path: where to save the figure. None: nowhere.
+
+    Returns:
+      The figure.
+
+    Raises:
+      ValueError: there is no state, or a state is of several streams.
     """
 
     def places(serials: np.ndarray) -> np.ndarray:
@@ -68,9 +99,23 @@ def seen_twice(
     period: int,
     path: str | Path | None = None,
 ) -> Figure:
-    """Figure 10: the same `period` steps of data seen twice: engrams of the first time below, of the second above.
+    """Draws Figure 10: engrams of a memory that sees the same data twice.
 
-    What stands in one column was made of the same data. Where the data come more often, later times go further up.
+    Engrams of the first time are below, those of the second time above. Engrams in one column come
+    from the same data. If the data come more than twice, later times stand higher.
+
+    Args:
+      config: of the states.
+      states: title of the panel -> state of one stream.
+      weight: the least E_ij of an edge that is drawn.
+      period: steps that the data take once.
+      path: where to save the figure. None: nowhere.
+
+    Returns:
+      The figure.
+
+    Raises:
+      ValueError: `period` is below 1, there is no state, or a state is of several streams.
     """
     if period < 1:
         raise ValueError(f"seen_twice: {period=}, must be at least 1: the steps that the data take")
@@ -89,25 +134,23 @@ def seen_twice(
 
 
 def _births(config: MemoriaConfig, serials: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Step of birth, and the place among those born with it, from 0 to 1."""
+    """Returns the step of birth, and the place 0 to 1 among engrams born at the same step."""
     return serials // config.working, (serials % config.working) / max(1, config.working - 1)
 
 
 def _graphs(
-    states: Mapping[str, State], weight: float, places: Callable
+    states: Mapping[str, State], weight: float, places: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[Figure, np.ndarray]:
-    """One panel a state: engrams where `places` (serials [n] -> [n, 2]) puts them, and the edges above the weight."""
+    """Draws a panel for each state; `places` maps serials [n] to points [n, 2]."""
     if not states:
         raise ValueError("nothing to draw: no state was given")
     figure, axes = _figure(len(states), 4.5, 3.5)
     for axis, (title, state) in zip(axes, states.items(), strict=True):
         sources, targets, weights = edges_above(state, weight)
-        lines = np.stack([places(sources), places(targets)], 1)
-        axis.add_collection(
-            LineCollection(
-                list(lines), colors="0.4", alpha=0.25, linewidths=0.6 * weights, zorder=1
-            )
-        )
+        lines = list(np.stack([places(sources), places(targets)], 1))
+        widths = 0.6 * weights
+        edges = LineCollection(lines, colors="0.4", alpha=0.25, linewidths=widths, zorder=1)
+        axis.add_collection(edges)
         serial, kind = np.asarray(state.serial), np.asarray(state.kind)
         for number, (name, colour) in KINDS.items():
             if not (kind == number).any():
@@ -124,11 +167,13 @@ def _graphs(
 
 
 def _figure(panels: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
+    """Returns a figure and its panels [panels], side by side."""
     figure = Figure((panels * width, height), layout="constrained")
     return figure, np.atleast_1d(figure.subplots(1, panels))
 
 
 def _finish(figure: Figure, path: str | Path | None) -> Figure:
+    """Saves the figure if a path is given."""
     if path is not None:
         figure.savefig(path, dpi=150)
     return figure

@@ -124,11 +124,11 @@ def make(
 
     def init_state(params: Params, batch_size: int) -> Remembered:
         engrams = memoria.fork(memoria.init(config), batch_size)
-        return Remembered(engrams, jnp.zeros(batch_size, jnp.int32), memoria.nobody(engrams))
+        return Remembered(engrams, jnp.zeros(batch_size, jnp.int32), memoria.empty_record(engrams))
 
     def reset(state: Remembered, where: Array) -> Remembered:
         engrams = memoria.reset(state.engrams, where)
-        record = latest(state.record, memoria.nobody(engrams), where)
+        record = latest(state.record, memoria.empty_record(engrams), where)
         return Remembered(engrams, jnp.where(where, 0, state.segments), record)
 
     def step(params: Params, state: Remembered, tokens: Array, mask: Array, key: Key | None = None):

@@ -204,7 +204,7 @@ def make(
             jnp.zeros((batch_size, segment_length), bool),
             engrams,
             jnp.zeros(batch_size, jnp.int32),
-            memoria.nobody(engrams),
+            memoria.empty_record(engrams),
         )
 
     def reset(state: Remembered, where: Array) -> Remembered:
@@ -213,7 +213,7 @@ def make(
             mask=state.mask & ~where[:, None],
             engrams=engrams,
             segments=jnp.where(where, 0, state.segments),
-            record=latest(state.record, memoria.nobody(engrams), where),
+            record=latest(state.record, memoria.empty_record(engrams), where),
         )
 
     def step(params: Params, state: Remembered, tokens: Array, mask: Array, key: Key | None = None):

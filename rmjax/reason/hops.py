@@ -1,4 +1,4 @@
-"""Multi-hop attention over memory slots (CM Appendix A.1; RM section 3.4): how a query reads any memory."""
+"""Multi-hop attention (RM section 3.4; CM Appendix A.1): how a question reads any memory."""
 
 from __future__ import annotations
 
@@ -11,36 +11,58 @@ from rmjax.types import Array, Key, Params
 
 
 def init(key: Key, slot_width: int, width: int, hops: int) -> Params:
-    """W1, W2, b, w per hop, W_q shared by the hops (the paper prints no hop index on it)."""
+    """Draws parameters.
+
+    Args:
+      key: draws them.
+      slot_width: of slots, d_m.
+      width: of questions, d_model.
+      hops: number of hops, C in CM.
+
+    Returns:
+      W1, W2, b and w of each hop, and W_q, which all hops share: the paper prints no hop index on
+      it.
+    """
     dense = lecun_normal()
 
     def hop(key: Key) -> Params:
         a, b, c = jax.random.split(key, 3)
         return {
-            "query": dense(a, (width, width)),
-            "slot": dense(b, (slot_width, width)),
-            "bias": jnp.zeros(width),
-            "score": dense(c, (width, 1))[:, 0],
+            "query": dense(a, (width, width)),  # W1
+            "slot": dense(b, (slot_width, width)),  # W2
+            "bias": jnp.zeros(width),  # b
+            "score": dense(c, (width, 1))[:, 0],  # w
         }
 
-    found, *keys = jax.random.split(key, hops + 1)
-    # Untrained, q^c is e^c: what is read stays in the slots' space, where the head can hold the query against it.
-    read = jnp.eye(width) if slot_width == width else dense(found, (slot_width, width))
+    first, *keys = jax.random.split(key, hops + 1)
+    # Before training q^c is e^c. The answer then lies in the space of the slots, so the head can
+    # compare it with the question.
+    read = jnp.eye(width) if slot_width == width else dense(first, (slot_width, width))
     kernel = jnp.concatenate([read, jnp.zeros((width, width))])
     return {"hops": [hop(k) for k in keys], "merge": {"kernel": kernel, "bias": jnp.zeros(width)}}
 
 
 def multihop(params: Params, query: Array, slots: Array, slot_mask: Array) -> tuple[Array, Array]:
-    """q^c = W_q [e^c; q^(c-1)], e^c = sum_k softmax_k(w tanh(W1 q^(c-1) + W2 m_k + b)) m_k.
+    """Reads the slots in several hops (CM Appendix A.1, without a number).
 
-    query [B, Q, m], slots [B, K, d], slot_mask [B, K] -> q^C [B, Q, m], weights of the last hop [B, Q, K].
+    Hop c computes q^c = W_q [e^c; q^(c-1)], where
+    e^c = sum_k softmax_k(w tanh(W1 q^(c-1) + W2 m_k + b)) m_k.
+
+    Args:
+      params: of `init`.
+      query: f32 [B, Q, m], q^0.
+      slots: f32 [B, K, d], m_k.
+      slot_mask: bool [B, K].
+
+    Returns:
+      q^C f32 [B, Q, m], and the weights of the last hop f32 [B, Q, K].
     """
     weights = jnp.zeros((*query.shape[:-1], slots.shape[-2]))
+    merge = params["merge"]
     for hop in params["hops"]:
-        scores = additive_scores(
-            query @ hop["query"], slots @ hop["slot"] + hop["bias"], hop["score"]
-        )
+        asked, offered = query @ hop["query"], slots @ hop["slot"] + hop["bias"]
+        scores = additive_scores(asked, offered, hop["score"])
         weights = masked_softmax(scores, slot_mask[:, None])
-        found = jnp.concatenate([weights @ slots, query], -1)
-        query = found @ params["merge"]["kernel"] + params["merge"]["bias"]
+        both = jnp.concatenate([weights @ slots, query], -1)  # [e^c; q^(c-1)]
+        query = both @ merge["kernel"] + merge["bias"]
     return query, weights

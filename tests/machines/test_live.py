@@ -1,4 +1,4 @@
-"""A live stream equals offline evaluation, at every prefix length and however its items arrive."""
+"""A live stream equals offline evaluation at every prefix, however the items arrive."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ LENGTH = 6 * N
 
 
 def chunks(kind: str, items: np.ndarray):
-    """items [B, L] -> chunks and masks, all of one shape; the irregular ones leave gaps, each row its own."""
+    """Yields chunks of items [B, L] and their masks, all of one shape.
+
+    Irregular chunks have gaps, at different places in each row.
+    """
     rng = np.random.default_rng(3)
     if kind == "irregular":
         taken = np.zeros(len(items), int)
@@ -43,33 +46,27 @@ def jitted(name):
 @pytest.mark.parametrize("name", MACHINES)
 def test_a_live_stream_equals_offline_evaluation_at_every_prefix(name, kind):
     machine, params = small(name)[:2]
-    live, now, offline = jitted(name)
+    live, current, offline = jitted(name)
     items = np.random.default_rng(0).integers(0, ITEMS, (3, LENGTH)).astype(np.int32)
     seen, state = np.zeros((3, 1), int), open_stream(machine, params, 3, N)
     for chunk, mask in chunks(kind, items):
         state, seen = live(params, state, chunk, mask), seen + mask.sum(1, keepdims=True)
-        there = (np.arange(LENGTH) < seen).reshape(3, -1, N)
-        expected = offline(params, items.reshape(3, -1, N), there).memory
-        chex.assert_trees_all_close(now(params, state), expected, atol=1e-5)
-        assert (state.memory.segments == seen[:, 0] // N).all() and (
-            state.tail_len == seen[:, 0] % N
-        ).all()
+        prefix = (np.arange(LENGTH) < seen).reshape(3, -1, N)
+        expected = offline(params, items.reshape(3, -1, N), prefix).memory
+        chex.assert_trees_all_close(current(params, state), expected, atol=1e-5)
+        assert (state.memory.segments == seen[:, 0] // N).all()
+        assert (state.tail_len == seen[:, 0] % N).all()
     assert seen.min() > 0 and seen.max() > LENGTH - 7
 
 
-def test_nothing_fed_changes_nothing_and_an_answer_commits_nothing():
+def test_feeding_no_items_and_reading_leave_the_stream_as_it_is():
     machine, params = small("rehearsal")[:2]
-    live, now, _ = jitted("rehearsal")
-    state = live(
-        params,
-        open_stream(machine, params, 3, N),
-        *next(chunks("sevens", np.ones((3, 7), np.int32))),
-    )
-    chex.assert_trees_all_equal(feed(machine, params, state, np.zeros((3, 0), np.int32)), state)
-    chex.assert_trees_all_equal(
-        live(params, state, np.ones((3, 7), np.int32), np.zeros((3, 7), bool)), state
-    )
-    assert (now(params, state).segments == 2).all() and (state.memory.segments == 1).all()
+    live, current, _ = jitted("rehearsal")
+    items = np.ones((3, 7), np.int32)
+    state = live(params, open_stream(machine, params, 3, N), *next(chunks("sevens", items)))
+    chex.assert_trees_all_equal(feed(machine, params, state, items[:, :0]), state)
+    chex.assert_trees_all_equal(live(params, state, items, np.zeros((3, 7), bool)), state)
+    assert (current(params, state).segments == 2).all() and (state.memory.segments == 1).all()
 
 
 def test_feed_names_the_shape_it_refuses():

@@ -1,4 +1,7 @@
-"""What the parameters are before any training: a memory of what was read, in the items' space, that can be asked."""
+"""Parameters before any training.
+
+They already remember items, keep them in the space of the items, and answer questions.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
 
 def test_a_gru_with_a_timescale_is_a_leaky_average():
     params = recurrent.init_gru(KEY, 8, 8, timescale=20)
-    x, h = 0.01 * normal(30, 8), np.zeros(8)  # small: where tanh is the identity
+    x, h = 0.01 * normal(30, 8), np.zeros(8)  # so small that tanh is the identity
     expected = np.zeros(8)
     for step in x:
         h = recurrent.gru(params, h, recurrent.gru_input(params, step))
@@ -35,7 +38,7 @@ def test_a_gru_with_a_timescale_is_a_leaky_average():
         recurrent.init_gru(KEY, 8, 4, timescale=20)
 
 
-def test_without_one_it_forgets():
+def test_a_gru_without_a_timescale_forgets():
     params = recurrent.init_gru(KEY, 8, 8)
     one, two = jnp.zeros(8), jnp.ones(8)
     for step in normal(40, 8):
@@ -45,7 +48,10 @@ def test_without_one_it_forgets():
 
 
 def test_attention_returns_an_average_of_what_it_attends_to():
-    """Head by head: with one token there, that token; a second one pulls every head some way to itself."""
+    """With one token every head returns that token.
+
+    A second token pulls every head some way to itself.
+    """
     x, memory, mask = normal(2, 3, 8), normal(2, 5, 8, seed=1), np.arange(5) == [[2], [4]]
     attention = MultiHeadAttention(2)
     params = attention.init(KEY, x, memory, mask)
@@ -58,13 +64,13 @@ def test_attention_returns_an_average_of_what_it_attends_to():
 
 
 def test_the_feed_forward_part_of_a_layer_adds_nothing():
-    x, nowhere = normal(2, 3, 4, 8), np.zeros((2, 3, 4), bool)
-    out, _ = Block(2).init_with_output(KEY, x, nowhere)
+    x, mask = normal(2, 3, 4, 8), np.zeros((2, 3, 4), bool)
+    out, _ = Block(2).init_with_output(KEY, x, mask)
     np.testing.assert_array_equal(out, x)
 
 
-def test_the_larger_the_items_kernel_the_more_it_is_the_item_that_chooses_its_slot():
-    """Of the scores of Eq. 1 over the slots, how much is the same for all items."""
+def test_a_larger_item_scale_lets_the_item_decide_its_slot():
+    """The part of the scores of Eq. 1 that is the same for all items shrinks."""
 
     def common(scale, seed):
         machine = machines.make("rehearsal", 20, dim=64, slots=20, layers=1, item_scale=scale)
@@ -72,9 +78,9 @@ def test_the_larger_the_items_kernel_the_more_it_is_the_item_that_chooses_its_sl
         _, projected = machine.encode(
             params, jnp.arange(20)[None, None], jnp.ones((1, 1, 20), bool)
         )
-        eyes = params["attention"]
-        scores = additive_scores(params["slots"] @ eyes["slot"], projected[0, 0], eyes["score"])
-        scores -= scores.mean(0)  # what a softmax over slots sees
+        w = params["attention"]
+        scores = additive_scores(params["slots"] @ w["slot"], projected[0, 0], w["score"])
+        scores -= scores.mean(0)  # a softmax over slots sees only the differences
         return float(scores.mean(1).var() / scores.var())
 
     for seed in range(3):
@@ -82,7 +88,7 @@ def test_the_larger_the_items_kernel_the_more_it_is_the_item_that_chooses_its_sl
 
 
 @pytest.mark.parametrize("hops", [1, 2])
-def test_a_reader_returns_what_it_found(hops):
+def test_an_untrained_reader_returns_the_weighted_slots(hops):
     params = multihop.init(KEY, 8, 8, hops)
     slots = normal(2, 5, 8, seed=1)
     answers, weights = multihop.multihop(params, normal(2, 3, 8), slots, np.ones((2, 5), bool))
@@ -90,15 +96,18 @@ def test_a_reader_returns_what_it_found(hops):
     np.testing.assert_allclose(answers, weights @ slots, atol=1e-6)
 
 
-def test_the_head_prefers_what_points_the_same_way():
+def test_an_untrained_head_prefers_a_matching_query():
     params = heads.init_click(KEY, 16, 16, 16)
     features, query = normal(1, 2000, 16), normal(1, 2000, 16, seed=1)
     match = (features * query).sum(-1) > 0
     assert auc(heads.click(params, features, query), match.astype(int)) > 0.9
 
 
-def test_a_memory_tells_what_was_read_from_what_was_not():
-    """Of 50 items a stream holds ten, in any segment: with no training at all they are told from the others."""
+def test_an_untrained_memory_tells_seen_items_from_unseen_items():
+    """A stream holds ten of 50 items, in any segment.
+
+    Without any training the answers tell them from the others.
+    """
     machine = machines.make(
         "rehearsal", 50, dim=32, slots=8, layers=1, segment_length=10, timescale=10
     )
@@ -117,7 +126,7 @@ def test_a_memory_tells_what_was_read_from_what_was_not():
     assert auc(answers, np.broadcast_to(np.arange(20) < 10, (64, 20)).astype(int)) > 0.8
 
 
-def test_the_rate_falls_to_zero_by_half_a_cosine():
+def test_the_learning_rate_falls_to_zero_along_half_a_cosine():
     optimizer = make_optimizer(0.1, 5.0, schedules.build("cosine", 10))
     params, sizes = jnp.zeros(1), []
     state = optimizer.init(params)

@@ -1,4 +1,4 @@
-"""Runs of a memory, recorded: one compilation a config, steps in a scan."""
+"""Recorded runs of a memory: the steps run in a scan, which compiles once for each config."""
 
 from __future__ import annotations
 
@@ -30,40 +30,43 @@ def small(**changes) -> MemoriaConfig:
 
 
 class Steps(NamedTuple):
-    """Every field stacked over T steps, as NumPy arrays."""
+    """The results of T steps; every field is stacked, as NumPy arrays."""
 
-    reminding: State  # what `remind` returned
+    reminding: State  # as `remind` returned it
     reminded: Reminded
-    after: State  # what `memorize_and_forget` returned
+    after: State  # as `memorize_and_forget` returned it
 
 
 def given(reminded: Reminded, x: dict) -> jax.Array:
-    """Weights [k] as they come."""
+    """Returns the weights [k] as they come."""
     return x["weights"]
 
 
 def by_serial(reminded: Reminded, x: dict) -> jax.Array:
-    """Weights [k] out of a table of serials and weights."""
+    """Looks up the weights [k] in a table of serials and weights."""
     serials = jnp.concatenate([reminded.short_term.serials, reminded.long_term.serials])
     return jnp.where(serials[:, None] == x["serials"], x["weights"], 0.0).sum(-1)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _scan(config, weigh, state, xs):
-    def one(state, x):
+    def step(state, x):
         reminding, reminded = memoria.remind(config, state, x["working"], x["key"], x["active"])
         state = memoria.memorize_and_forget(
             config, reminding, reminded, weigh(reminded, x), x["active"]
         )
         return state, Steps(reminding, reminded, state)
 
-    return jax.lax.scan(one, state, xs)
+    return jax.lax.scan(step, state, xs)
 
 
 def stream(
     config: MemoriaConfig, steps: int, seed: int = 0, grid: float | None = 0.5
 ) -> dict[str, np.ndarray]:
-    """Random inputs of `steps` steps; coordinates are multiples of `grid`: distances are exact and often tie."""
+    """Returns random inputs of `steps` steps.
+
+    Coordinates are multiples of `grid`, so distances are exact and often tie.
+    """
     rng = np.random.default_rng(seed)
     working = rng.normal(size=(steps, config.working, config.dim))
     if grid:
@@ -78,13 +81,13 @@ def stream(
 
 
 def run(config: MemoriaConfig, xs: dict, state: State | None = None, weigh=given) -> Steps:
-    """One stream's steps, from an empty memory or `state`."""
+    """Runs the steps of one stream, from an empty memory or from `state`."""
     state = memoria.init(config) if state is None else state
     return jax.tree.map(np.asarray, _scan(config, weigh, state, xs)[1])
 
 
 def alive(state: State) -> np.ndarray:
-    """Slots of the engrams of one state, by birth."""
+    """Returns the slots of the living engrams of one state, by birth."""
     slots = np.argsort(state.serial, kind="stable")
     return slots[np.asarray(state.serial)[slots] >= 0]
 

@@ -1,7 +1,7 @@
 """The six attributes of a useful Hebbian rule (Memoria Appendix A), over random streams.
 
-Whether an engram fired in a step is told by who was working or reminded, so nothing here reads what `fire` wrote but
-the edges under test.
+The tests derive which engrams fired from the working and the reminded engrams. So they read nothing
+that the step of firing wrote, except the edges under test.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ attribute = hypothesis.settings(max_examples=15, deadline=None, derandomize=True
 
 
 def fired(steps, t) -> set[int]:
-    """Serials of M^act at step t."""
+    """Returns the serials of M^act at step t."""
     state, reminded = at(steps.reminding, t), at(steps.reminded, t)
     working = state.serial[state.kind == memoria.WORKING].tolist()
     parts = (reminded.short_term, reminded.long_term)
@@ -28,7 +28,7 @@ def fired(steps, t) -> set[int]:
 
 
 def edges(state) -> tuple[np.ndarray, np.ndarray]:
-    """E and counts over serials [S, S]; NaN where one of the two is not there."""
+    """Returns E and counts over serials [S, S]; NaN where one of the two engrams does not live."""
     slots = state.serial >= 0
     serial = state.serial[slots]
     size = CONFIG.working * STEPS
@@ -51,32 +51,31 @@ def test_the_six_attributes(seed):
         fires[list(fired(steps, t))] = True
         together += fires[:, None] & fires
         after, counts = edges(at(steps.after, t))
-        there = ~np.isnan(after)
-        was_there = there & ~np.isnan(before[0])
+        lives = ~np.isnan(after)
+        survives = lives & ~np.isnan(before[0])
         off = ~np.eye(size, dtype=bool)
 
-        # Locality: an edge is a function of when its two engrams fired, whatever the others did.
+        # Locality: an edge depends only on when its two engrams fired.
         expected = together / np.maximum(together.diagonal(), 1)[:, None]
-        np.testing.assert_allclose(after[there], expected[there], rtol=1e-6)
-        # Cooperativity: it rises only if both fire.
-        rises = was_there & off & (after > before[0])
+        np.testing.assert_allclose(after[lives], expected[lives], rtol=1e-6)
+        # Cooperativity: an edge rises only if both engrams fire.
+        rises = survives & off & (after > before[0])
         assert (fires[:, None] & fires)[rises].all()
-        # Synaptic depression: it falls where the first fires without the second.
-        alone = was_there & fires[:, None] & ~fires & (before[0] > 0)
+        # Synaptic depression: an edge falls if the first engram fires without the second.
+        alone = survives & fires[:, None] & ~fires & (before[0] > 0)
         assert (after[alone] < before[0][alone]).all()
-        # Boundedness.
-        assert (after[there] >= 0).all() and (after[there] <= 1).all()
-        # Competition: where an edge of i rises, all its others but those to what fired fall.
-        falls = (rises.any(1)[:, None] & alone)[was_there]
-        assert (after[was_there][falls] < before[0][was_there][falls]).all()
-        # Long-term stability: all that ever happened still counts.
-        assert (counts[there] == together[there]).all() and (
-            counts[was_there] >= before[1][was_there]
-        ).all()
+        # Boundedness: an edge lies between 0 and 1.
+        assert (after[lives] >= 0).all() and (after[lives] <= 1).all()
+        # Competition: if an edge of i rises, the edges of i to engrams that did not fire fall.
+        falls = (rises.any(1)[:, None] & alone)[survives]
+        assert (after[survives][falls] < before[0][survives][falls]).all()
+        # Long-term stability: every joint firing still counts.
+        assert (counts[lives] == together[lives]).all()
+        assert (counts[survives] >= before[1][survives]).all()
         before = np.stack([after, counts])
 
 
-def test_the_streams_of_this_file_have_rising_and_falling_edges_of_long_term_engrams():
+def test_these_streams_have_partial_edges_between_long_term_engrams():
     steps = run(CONFIG, stream(CONFIG, STEPS, 1))
     last = at(steps.after, -1)
     old = np.asarray(memoria.edge_weights(last))[last.kind == memoria.LONG_TERM]
@@ -97,8 +96,6 @@ def test_a_count_stops_at_the_largest_number_and_never_wraps(dtype):
         state, reminded = memoria.remind(config, state, np.zeros((3, 2), np.float32))
         assert reminded.short_term.valid.all()
         state = memoria.memorize_and_forget(config, state, reminded, np.ones(2, np.float32))
-        assert (
-            memoria.cofire_counts(state).max() == largest
-            and memoria.cofire_counts(state).min() >= 0
-        )
+        counts = memoria.cofire_counts(state)
+        assert counts.max() == largest and counts.min() >= 0
         assert memoria.edge_weights(state).max() == 1, step

@@ -1,4 +1,4 @@
-"""Bad input is named, with its cure, when it is traced; bad values where they are checked."""
+"""Errors name bad input and the cure: shapes while tracing, values if `checked`."""
 
 from __future__ import annotations
 
@@ -44,65 +44,57 @@ CONFIG = small()
         ({"counts_dtype": "uint16"}, "counts_dtype='uint16': must be one of int8, int16, int32"),
     ],
 )
-def test_a_config_that_cannot_be(changes, message):
+def test_a_wrong_config_is_refused(changes, message):
     with pytest.raises(ValueError, match=f"MemoriaConfig.{message}"):
         small(**changes)
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (4, 2), (2, 3, 2)])
-def test_working_engrams_of_another_shape(shape):
-    with pytest.raises(
-        ValueError, match=r"working has shape .*, expected \[3, 2\] \(config.working, config.dim\)"
-    ):
+def test_wrong_shapes_of_working_engrams_are_refused(shape):
+    message = r"working has shape .*, expected \[3, 2\] \(config.working, config.dim\)"
+    with pytest.raises(ValueError, match=message):
         memoria.remind(CONFIG, memoria.init(CONFIG), jnp.zeros(shape))
 
 
-def test_a_state_of_another_config():
+def test_a_state_of_another_config_is_refused():
     other = memoria.init(small(long_term_capacity=5))
-    with pytest.raises(
-        ValueError,
-        match=r"state.engrams is float32\[14, 2\], but this config's is float32\[29, 2\]",
-    ):
+    message = r"state.engrams is float32\[14, 2\], but this config's is float32\[29, 2\]"
+    with pytest.raises(ValueError, match=message):
         memoria.remind(CONFIG, other, jnp.zeros((3, 2)))
     state, reminded = memoria.remind(CONFIG, memoria.init(CONFIG), jnp.zeros((3, 2)))
-    with pytest.raises(
-        ValueError, match=r"state.counts is int16\[29, 29\], but this config's is int8\[29, 29\]"
-    ):
+    message = r"state.counts is int16\[29, 29\], but this config's is int8\[29, 29\]"
+    with pytest.raises(ValueError, match=message):
         memoria.memorize_and_forget(small(counts_dtype="int8"), state, reminded, jnp.zeros(5))
 
 
-def test_many_streams_without_vmap():
+def test_many_streams_without_vmap_are_refused():
     with pytest.raises(ValueError, match=r"float32\[4, 29, 2\].*for several streams use jax.vmap"):
         memoria.remind(CONFIG, memoria.fork(memoria.init(CONFIG), 4), jnp.zeros((4, 3, 2)))
 
 
-def test_active_of_many_streams_without_vmap():
-    with pytest.raises(
-        ValueError,
-        match=r"active has shape \(4,\), expected one bool: for several streams use jax.vmap",
-    ):
+def test_active_of_many_streams_without_vmap_is_refused():
+    message = r"active has shape \(4,\), expected one bool: for several streams use jax.vmap"
+    with pytest.raises(ValueError, match=message):
         memoria.remind(CONFIG, memoria.init(CONFIG), jnp.zeros((3, 2)), None, jnp.ones(4, bool))
     state, reminded = memoria.remind(CONFIG, memoria.init(CONFIG), jnp.zeros((3, 2)))
     with pytest.raises(ValueError, match=r"active has shape \(2,\)"):
         memoria.memorize_and_forget(CONFIG, state, reminded, jnp.zeros(5), jnp.ones(2, bool))
 
 
-def test_numbers_of_numpy_are_numbers():
+def test_a_config_takes_numpy_numbers():
     config = small(working=np.int64(3), initial_lifespan=np.float32(4), lifespan_extend=2)
     assert config == small() and hash(config) == hash(small()) and json.dumps(vars(config))
 
 
-def test_ties_that_need_a_key():
+def test_random_ties_need_a_key():
     with pytest.raises(ValueError, match="config.ties='random' needs a key"):
         memoria.remind(small(ties="random"), memoria.init(CONFIG), jnp.zeros((3, 2)))
 
 
-def test_weights_for_another_set_of_engrams():
+def test_weights_of_another_config_are_refused():
     state, reminded = memoria.remind(CONFIG, memoria.init(CONFIG), jnp.zeros((3, 2)))
-    with pytest.raises(
-        ValueError,
-        match=r"weights has shape \(4,\), expected \[5\].*2 short-term ones first, then 3",
-    ):
+    message = r"weights has shape \(4,\), expected \[5\].*2 short-term ones first, then 3"
+    with pytest.raises(ValueError, match=message):
         memoria.memorize_and_forget(CONFIG, state, reminded, jnp.zeros(4))
     with pytest.raises(ValueError, match=r"reminded holds \(2, 3\) .* expected \(2, 4\)"):
         memoria.memorize_and_forget(
@@ -110,16 +102,14 @@ def test_weights_for_another_set_of_engrams():
         )
 
 
-def test_a_mask_of_another_shape_and_a_history_of_several_streams():
-    with pytest.raises(
-        ValueError, match=r"mask has shape \(3,\), but the state has streams \(2,\)"
-    ):
+def test_statistics_and_reset_refuse_wrong_shapes():
+    message = r"mask has shape \(3,\), but the state has streams \(2,\)"
+    with pytest.raises(ValueError, match=message):
         memoria.reset(memoria.fork(memoria.init(CONFIG), 2), jnp.ones(3, bool))
     record = memoria.Record(*(jnp.zeros((4, 2, 29), jnp.int32),) * 4)
     for statistic in (memoria.mean_age, functools.partial(memoria.autocorrelation, lags=2)):
-        with pytest.raises(
-            ValueError, match=r"shape \(4, 2, 29\), expected \[T, C\]: take one stream"
-        ):
+        message = r"shape \(4, 2, 29\), expected \[T, C\]: take one stream"
+        with pytest.raises(ValueError, match=message):
             statistic(record)
     with pytest.raises(ValueError, match="lags=0"):
         memoria.autocorrelation(record, 0)
@@ -127,7 +117,7 @@ def test_a_mask_of_another_shape_and_a_history_of_several_streams():
         memoria.edges_above(memoria.fork(memoria.init(CONFIG), 2), 0.5)
 
 
-# Values: `checked=True`, under checkify, here of two streams of which one is wrong.
+# Values, with `checked=True` under checkify, in two streams. One of the two is wrong.
 
 CHECKED = MemoriaConfig(**vars(CONFIG) | {"checked": True, "search_seeds": "all_short_term"})
 
@@ -152,7 +142,7 @@ def step(state, working, weights):
     return after, state, reminded
 
 
-def test_values_are_checked_where_asked():
+def test_a_checked_config_checks_values():
     empty, fine, ones = (
         memoria.fork(memoria.init(CHECKED), 2),
         jnp.zeros((2, 3, 2)),
@@ -160,13 +150,11 @@ def test_values_are_checked_where_asked():
     )
     after, _, _ = step(empty, fine, ones)
     later, state, reminded = step(after, fine, ones)
-    with pytest.raises(
-        checkify.JaxRuntimeError, match="working: engram 2 holds a NaN or an infinity"
-    ):
+    message = "working: engram 2 holds a NaN or an infinity"
+    with pytest.raises(checkify.JaxRuntimeError, match=message):
         step(after, fine.at[1, 2, 1].set(jnp.nan), ones)
-    with pytest.raises(
-        checkify.JaxRuntimeError, match="weights: entry 1 is -1.0, not a finite number from 0 up"
-    ):
+    message = "weights: entry 1 is -1.0, not a finite number from 0 up"
+    with pytest.raises(checkify.JaxRuntimeError, match=message):
         step(after, fine, ones.at[0, 1].set(-1))
     with pytest.raises(checkify.JaxRuntimeError, match="reminded: entry 0 is not in the state"):
         checked_memorize(
@@ -174,14 +162,14 @@ def test_values_are_checked_where_asked():
         )[0].throw()
     with pytest.raises(checkify.JaxRuntimeError, match="no step has begun: call remind first"):
         checked_memorize(later, reminded, ones, jnp.ones(2, bool))[0].throw()
-    # What is not active, or not valid, may be anything.
+    # Values that are not active or not valid may be anything.
     off = jnp.array([True, False])
     checked_remind(after, fine.at[1].set(jnp.nan), off)[0].throw()
     checked_memorize(state, reminded, ones.at[1].set(jnp.nan), off)[0].throw()
     step(empty, fine, jnp.full((2, 5), jnp.nan))
 
 
-def test_checking_changes_nothing_else():
+def test_checking_changes_no_result():
     config = MemoriaConfig(**vars(CHECKED) | {"lifespan_extend": 6.0})
     xs = stream(config, 30, grid=None)
     checked = checkify.checkify(functools.partial(_scan, config, given))
@@ -200,13 +188,11 @@ def test_unchecked_nan_does_not_spread():
     assert reminded.short_term.serials.tolist() == [0, 2], "an engram that is NaN comes last"
     state = memoria.memorize_and_forget(CONFIG, state, reminded, jnp.ones(5))
     state, reminded = memoria.remind(CONFIG, state, jnp.full((3, 2), jnp.nan))
-    assert reminded.short_term.serials.tolist() == [0, 1], (
-        "where all are alike the oldest come first"
-    )
+    assert reminded.short_term.serials.tolist() == [0, 1], "of equal engrams the oldest come first"
     assert jnp.isfinite(state.lifespan).all()
 
 
-def test_reminded_engrams_that_are_gone_are_left_out():
+def test_reminded_engrams_that_died_are_left_out():
     state = memoria.init(CONFIG)
     for _ in range(2):
         state, reminded = memoria.remind(CONFIG, state, jnp.zeros((3, 2)))

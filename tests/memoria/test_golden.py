@@ -1,7 +1,13 @@
-"""Traces of a reference that equals the released package, memoria-pytorch 1.1.0, bit for bit, but for its three faults.
+"""Golden traces of a reference implementation.
 
-(Those are: seeds drawn for short-term engrams that are not reminded, the oldest engram reminded while there is no
-long-term memory, and a null engram found when a search runs dry.) One file a scenario and variant, config inside.
+The reference equals the released package, memoria-pytorch 1.1.0, bit for bit, except for three
+faults of the package:
+
+- it draws seeds for short-term engrams that are not reminded;
+- it reminds the oldest engram while long-term memory is empty;
+- it returns a null engram when a search has no engram left.
+
+Each scenario and variant has one file, which holds the config too.
 """
 
 from __future__ import annotations
@@ -25,7 +31,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem.removeprefix("memoria_"))
-def test_a_trace_is_followed(path):
+def test_a_golden_trace_is_followed(path):
     golden = np.load(path)
     c = json.loads(str(golden["config"]))
     (variant,) = c["variants"]
@@ -72,13 +78,13 @@ def tables(want):
 
 
 def check_reminded(state, reminded, want):
-    found = {
+    actual = {
         "rem_stm_ids": reminded.short_term.serials,
         "rem_ltm_ids": reminded.long_term.serials,
         "init_ltm_ids": state.serial[reminded.seeds],
         "found_ltm_ids": state.serial[reminded.found],
     }
-    for name, serials in found.items():
+    for name, serials in actual.items():
         assert sorted(serials[serials >= 0]) == want[name][want[name] >= 0].tolist(), name
 
 

@@ -1,4 +1,7 @@
-"""Statistics of a history against their definitions, one engram at a time; what a record leaves out; figures."""
+"""Statistics of a history against their definitions, one engram at a time.
+
+Also the steps that a record leaves out, and the figures.
+"""
 
 from __future__ import annotations
 
@@ -34,11 +37,8 @@ def test_mean_age_is_that_of_the_reminded(steps, history):
     assert np.isnan(ages[0]) and ages.shape == (40,)
     for t in range(40):
         serials = reminded_serials(steps, t, "long_term")
-        expected = (
-            np.mean([t - serial // CONFIG.working for serial in serials])
-            if len(serials)
-            else np.nan
-        )
+        each_age = [t - serial // CONFIG.working for serial in serials]
+        expected = np.mean(each_age) if each_age else np.nan
         np.testing.assert_allclose(ages[t], expected)
 
 
@@ -46,9 +46,9 @@ def test_mean_age_is_that_of_the_reminded(steps, history):
 def test_autocorrelation_is_that_of_each_engram(steps, history, kind, part):
     series = {}
     for t in range(40):
-        state, there = at(steps.reminding, t), reminded_serials(steps, t, part)
+        state, reminded = at(steps.reminding, t), reminded_serials(steps, t, part)
         for serial in state.serial[state.kind == kind]:
-            series.setdefault(serial, []).append(float(serial in there))
+            series.setdefault(serial, []).append(float(serial in reminded))
     for lag in range(1, 8):
         coefficients, weights = [], []
         for x in map(np.array, series.values()):
@@ -68,12 +68,12 @@ def test_states_after_the_step_are_refused(steps):
             statistic(wrong)
 
 
-def test_nobody_has_no_autocorrelation(history):
+def test_autocorrelation_is_nan_where_no_engram_stays_long_enough(history):
     assert np.isnan(memoria.autocorrelation(at(history, slice(1)), 3)).all()
     assert np.isnan(memoria.autocorrelation(history, 60)[40:]).all()
 
 
-def test_steps_that_are_not_active_are_no_steps(history):
+def test_statistics_skip_inactive_steps(history):
     xs = stream(CONFIG, 40, 2, grid=None)
     pad = lambda x: np.insert(x, [5, 5, 20, 40], 7, axis=0)
     padded = {name: pad(np.asarray(value)) for name, value in xs.items() if name != "key"}
@@ -82,35 +82,32 @@ def test_steps_that_are_not_active_are_no_steps(history):
         "key": jax.random.split(jax.random.key(0), 44),
     }
     steps = run(CONFIG, padded)
-    found = jax.vmap(memoria.record)(steps.reminding, steps.reminded)
-    np.testing.assert_array_equal(
-        memoria.mean_age(found)[padded["active"]], memoria.mean_age(history)
-    )
-    assert np.isnan(memoria.mean_age(found)[~padded["active"]]).all()
+    longer = jax.vmap(memoria.record)(steps.reminding, steps.reminded)
+    ages = memoria.mean_age(longer)
+    np.testing.assert_array_equal(ages[padded["active"]], memoria.mean_age(history))
+    assert np.isnan(ages[~padded["active"]]).all()
     for kind in (SHORT_TERM, LONG_TERM):
-        np.testing.assert_array_equal(
-            memoria.autocorrelation(found, 9, kind), memoria.autocorrelation(history, 9, kind)
-        )
+        expected = memoria.autocorrelation(history, 9, kind)
+        np.testing.assert_array_equal(memoria.autocorrelation(longer, 9, kind), expected)
 
 
 def test_edges_above_a_weight_are_those_of_the_matrix(steps):
     state = at(steps.after, -1)
     weights = np.asarray(memoria.edge_weights(state))
-    found = {(i, j): w for i, j, w in zip(*memoria.edges_above(state, 0.5), strict=True)}
+    actual = {(i, j): w for i, j, w in zip(*memoria.edges_above(state, 0.5), strict=True)}
     expected = {}
     for i, j in np.ndindex(weights.shape):
         if i != j and weights[i, j] >= 0.5:
             expected[state.serial[i], state.serial[j]] = weights[i, j]
-    assert found.keys() == expected.keys() and len(found) > 10
-    np.testing.assert_allclose([found[key] for key in expected], list(expected.values()), rtol=1e-6)
-    assert -1 not in {serial for pair in found for serial in pair}
-    assert (
-        len(memoria.edges_above(state, 0.0)[0])
-        == (np.asarray(weights) > 0).sum() - (weights.diagonal() > 0).sum()
-    )
+    assert actual.keys() == expected.keys() and len(actual) > 10
+    for pair, weight in expected.items():
+        np.testing.assert_allclose(actual[pair], weight, rtol=1e-6)
+    assert -1 not in {serial for pair in actual for serial in pair}
+    number = (weights > 0).sum() - (weights.diagonal() > 0).sum()
+    assert len(memoria.edges_above(state, 0.0)[0]) == number
 
 
-# Figures: the file is written, and what is drawn are the numbers.
+# Figures: the file is written, and the figure shows the numbers.
 
 
 def test_figure_5_and_6_draw_the_numbers(history, tmp_path):
@@ -137,23 +134,20 @@ def test_figures_9_and_10_draw_engrams_and_edges(steps, tmp_path):
             assert axis.get_title() == title
             assert sum(len(part.get_offsets()) for part in dots) == (state.serial >= 0).sum()
             assert len(lines.get_segments()) == len(memoria.edges_above(state, 0.5)[0])
-    # An engram of step 30 is in column 10 of the second row; one of step 10 below it.
+    # An engram of step 30 stands in column 10 of the second row, above an engram of step 10.
     dots = np.concatenate([part.get_offsets() for part in figures[1].axes[1].collections[1:]])
     serials = np.concatenate(
         [states["t = 39"].serial[states["t = 39"].kind == kind] for kind in plots.KINDS]
     )
     assert (dots[:, 0] == serials // 3 % 20).all() and (np.floor(dots[:, 1]) == serials // 60).all()
-    assert (tmp_path / "engrams.png").stat().st_size > 1000 and (
-        tmp_path / "twice.png"
-    ).stat().st_size > 1000
+    for name in ("engrams.png", "twice.png"):
+        assert (tmp_path / name).stat().st_size > 1000
 
 
-def test_figures_of_little():
+def test_figures_of_empty_memories():
     empty = {"t = 0": jax.tree.map(jnp.asarray, memoria.init(CONFIG))}
-    assert (
-        len(plots.engrams(CONFIG, empty, 0.5).axes) == 1
-        and len(plots.seen_twice(CONFIG, empty, 0.5, 4).axes) == 1
-    )
+    assert len(plots.engrams(CONFIG, empty, 0.5).axes) == 1
+    assert len(plots.seen_twice(CONFIG, empty, 0.5, 4).axes) == 1
     with pytest.raises(ValueError, match="period=0, must be at least 1"):
         plots.seen_twice(CONFIG, empty, 0.5, 0)
     with pytest.raises(ValueError, match="no state was given"):

@@ -1,4 +1,7 @@
-"""Laws of the memory as a pure function: streams are independent, padding is inert, slots do not matter."""
+"""Laws of the memory as a pure function.
+
+Streams are independent, inactive steps change nothing, and slots do not matter.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,8 @@ from rmjax.io import cost
 from tests.memoria.runs import alive, at, given, run, serials, small, stream
 
 same = chex.assert_trees_all_equal
-EXACT = {
-    "correlation": "negative_square"
-}  # on a grid it is exact in f32, whatever the order of summation
+# On a grid this correlation is exact in f32, for any order of summation.
+EXACT = {"correlation": "negative_square"}
 CONFIGS = {
     "paper": small(**EXACT),
     "released": small(
@@ -37,7 +39,7 @@ def config(request):
 
 
 def streams(config, batch=3):
-    """Inputs [T, B, ...], with steps that are not active in different places."""
+    """Returns inputs [T, B, ...]; the inactive steps lie at different places in each stream."""
     rows = [
         stream(config, STEPS, seed, grid=None if config.correlation == "exp" else 0.5)
         for seed in range(batch)
@@ -66,10 +68,10 @@ def rows(tree, index, axis=0):
     return jax.tree.map(lambda x: jnp.take(x, index, axis), tree)
 
 
-# One stream and many; scan, loop and jit.
+# One stream and many streams; scan, loop and jit.
 
 
-def test_many_streams_are_one_by_one(config):
+def test_vmap_over_streams_equals_one_stream_at_a_time(config):
     xs = streams(config)
     state, (reminded, _) = run_batch(config, empty(config), xs)
     for row in range(3):
@@ -82,7 +84,7 @@ def test_many_streams_are_one_by_one(config):
             assert serials(one.long_term) == serials(batch.long_term)
 
 
-def test_a_scan_is_a_loop(config):
+def test_a_scan_equals_a_loop(config):
     xs = at(streams(config), slice(None), 0)
     remind = jax.jit(functools.partial(memoria.remind, config))
     memorize = jax.jit(functools.partial(memoria.memorize_and_forget, config))
@@ -97,7 +99,7 @@ def test_a_scan_is_a_loop(config):
     assert remind._cache_size() == 1 and memorize._cache_size() == 1, "compiled twice"
 
 
-def test_without_jit_it_is_the_same():
+def test_results_without_jit_are_the_same():
     config = CONFIGS["paper"]
     xs = at(stream(config, 12), slice(None))
     state = memoria.init(config)
@@ -108,7 +110,7 @@ def test_without_jit_it_is_the_same():
     same(state, at(run(config, xs).after, -1))
 
 
-def test_a_stream_never_feels_its_neighbours(config):
+def test_streams_are_independent(config):
     xs = streams(config)
     state, _ = run_batch(config, empty(config), xs)
     order = jnp.array([2, 0, 1])
@@ -122,7 +124,7 @@ def test_a_stream_never_feels_its_neighbours(config):
     same(rows(run_batch(config, empty(config), other)[0], 0), rows(state, 0))
 
 
-def test_what_is_not_active_changes_nothing_whatever_it_holds(config):
+def test_inactive_steps_change_nothing_whatever_they_hold(config):
     xs = streams(config)
     state, _ = run_batch(config, empty(config), xs)
     garbage = {"working": jnp.nan, "weights": jnp.nan}
@@ -135,7 +137,7 @@ def test_what_is_not_active_changes_nothing_whatever_it_holds(config):
     assert (reminded.short_term.serials == -1).all() and (reminded.engrams == 0).all()
 
 
-def test_steps_that_are_not_active_can_be_left_out():
+def test_inactive_steps_can_be_left_out():
     config = CONFIGS["paper"]
     xs = at(streams(config), slice(None), 0)
     kept = at(xs, xs["active"])
@@ -145,7 +147,7 @@ def test_steps_that_are_not_active_can_be_left_out():
 # Slots and capacities do not matter.
 
 
-def test_a_larger_capacity_changes_nothing_while_nobody_is_evicted(config):
+def test_a_larger_capacity_changes_nothing_without_eviction(config):
     xs = at(streams(config), slice(None), 0)
     steps = run(config, xs)
     larger = run(
@@ -174,12 +176,12 @@ def test_reminding_again_replaces_the_working_engrams():
     same((again, reminded), (once, expected))
 
 
-def test_ties_go_to_the_oldest_wherever_it_lies():
+def test_ties_go_to_the_oldest_engram_in_any_slot():
     config = small(working=2, remind_short_term=3, remind_long_term=3, lifespan_extend=4.0, **EXACT)
     xs = stream(config, 40) | {"working": np.zeros((40, 2, 2), np.float32)}  # all engrams are equal
     steps = run(config, xs)
     assert (np.diff(at(steps.after, -1).by_birth) < 0).any(), (
-        "slots are to be out of the order of birth"
+        "the case needs slots out of the order of birth"
     )
     for t in range(1, 40):
         state, reminded = at(steps.reminding, t), at(steps.reminded, t)
@@ -212,11 +214,8 @@ def sound(state, config, working):
     lives = state.kind != memoria.EMPTY
     assert ((state.serial >= 0) == lives).all(), "a slot is free or alive, never both"
     assert len(set(state.serial[lives])) == lives.sum() and (state.serial < state.next_serial).all()
-    assert (
-        (state.lifespan[lives] > 0).all()
-        and (state.lifespan[~lives] == 0).all()
-        and (state.age[~lives] == 0).all()
-    )
+    assert (state.lifespan[lives] > 0).all()
+    assert (state.lifespan[~lives] == 0).all() and (state.age[~lives] == 0).all()
     assert sorted(state.by_birth) == list(range(config.capacity))
     assert (state.by_birth[: lives.sum()] == alive(state)).all()
     assert (np.diff(state.kind[alive(state)]) <= 0).all(), (
@@ -246,7 +245,7 @@ def falls_by_one(before, reminded, after):
 # Shapes, sizes, gradients.
 
 
-def test_shapes_and_dtypes_stay_and_init_needs_no_arrays(config):
+def test_shapes_and_dtypes_never_change(config):
     shapes = jax.eval_shape(lambda: memoria.init(config))
     xs = at(stream(config, 1), 0)
     state, reminded = jax.eval_shape(
@@ -308,23 +307,23 @@ def test_gradients_stop_at_the_memory_and_flow_through_what_reads_it(config):
     assert jnp.isfinite(to_queries).all() and (to_queries != 0).any()
 
 
-def test_how_many_walks_step_together_does_not_matter(monkeypatch):
+def test_the_number_of_rows_searched_together_does_not_matter(monkeypatch):
     config = small(
         search_seeds="all_short_term",
         remind_short_term=4,
         short_term_capacity=15,
         lifespan_extend=6.0,
     )
-    xs, found = stream(config, 40, grid=None), []
+    xs, runs = stream(config, 40, grid=None), []
     for rows_at_once in (1, 3, 16):
         monkeypatch.setattr(sys.modules["rmjax.memoria._remind"], "SEARCH_ROWS", rows_at_once)
         jax.clear_caches()
-        found.append(run(config, xs))
-    assert found[0].reminded.found.sum(-1).max() > 16
-    same(*found)
+        runs.append(run(config, xs))
+    assert runs[0].reminded.found.sum(-1).max() > 16
+    same(*runs)
 
 
-def test_distances_are_at_the_highest_precision():
+def test_distances_use_the_highest_precision():
     for correlation, dots in {"exp": 2, "negative_square": 0}.items():
         config = small(correlation=correlation)
         arguments = jax.eval_shape(lambda: (memoria.init(config), jnp.zeros((3, 2))))  # noqa: B023
@@ -334,7 +333,7 @@ def test_distances_are_at_the_highest_precision():
         )
 
 
-def test_reset_is_a_new_memory_and_leaves_the_others_alone(config):
+def test_reset_empties_some_streams_and_leaves_the_others(config):
     xs = streams(config)
     state, _ = run_batch(config, empty(config), xs)
     reset = jax.jit(memoria.reset)(state, jnp.array([True, False, True]))

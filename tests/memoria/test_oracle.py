@@ -36,7 +36,7 @@ configs = st.builds(
 
 
 def given_configs(examples: int):
-    """Every example compiles, so they are few, and one that fails is shown as it is."""
+    """Runs few examples, since every example compiles; a failing example is not shrunk."""
     phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
     how = hypothesis.settings(
         max_examples=examples, deadline=None, derandomize=True, database=None, phases=phases
@@ -45,23 +45,22 @@ def given_configs(examples: int):
 
 
 def agree(config, seed):
-    follow(
-        config,
-        stream(config, 25, seed, grid=0.5 if config.correlation == "negative_square" else None),
-    )
+    grid = 0.5 if config.correlation == "negative_square" else None
+    follow(config, stream(config, 25, seed, grid))
 
 
-@hypothesis.example(
-    small(working=1, dim=1, correlation="negative_square"), 381
-)  # scores of 0 and -0 tie
+ZEROS = small(working=1, dim=1, correlation="negative_square")  # with scores of 0 and -0, which tie
+
+
+@hypothesis.example(ZEROS, 381)
 @given_configs(5)
-def test_a_random_config_does_what_the_oracle_does(config, seed):
+def test_random_configs_agree_with_the_oracle(config, seed):
     agree(config, seed)
 
 
 @pytest.mark.slow
 @given_configs(100)
-def test_a_hundred_random_configs_do(config, seed):
+def test_a_hundred_random_configs_agree_with_the_oracle(config, seed):
     agree(config, seed)
 
 
@@ -83,34 +82,28 @@ def test_a_hundred_random_configs_do(config, seed):
     + [{"lifespan_increment": "released"}, {"correlation": "negative_square"}],
     ids=lambda changes: "-".join(map(str, changes.values())),
 )
-def test_a_switch_does_what_the_oracle_does(changes):
+def test_each_switch_agrees_with_the_oracle(changes):
     config = small(**({"lifespan_extend": 4.0} | changes))
-    steps = follow(
-        config, stream(config, 60, 1, grid=0.5 if config.correlation == "negative_square" else None)
-    )
-    assert (steps.after.kind == memoria.LONG_TERM).sum(-1).max() >= 4, (
-        "the case is to reach long-term memory"
-    )
+    grid = 0.5 if config.correlation == "negative_square" else None
+    steps = follow(config, stream(config, 60, 1, grid))
+    most = (steps.after.kind == memoria.LONG_TERM).sum(-1).max()
+    assert most >= 4, "the case needs a long-term memory"
     assert steps.after.evicted[-1] > 0 or config.long_term_capacity is None
 
 
 def follow(config, xs, every=1):
-    if (
-        config.lifespan_increment == "paper"
-    ):  # shares are rounded, so no two lifespans may be meant to be equal
+    if config.lifespan_increment == "paper":  # shares are rounded, so lifespans must not tie
         rng = np.random.default_rng(0)
         xs = xs | {"weights": rng.random(xs["weights"].shape, np.float32)}
     steps = run(config, xs)
     memory = oracle.Memoria(config)
     salts = np.asarray(jax.vmap(lambda key: jax.random.bits(key, dtype=jnp.uint32))(xs["key"]))
     for t, working in enumerate(xs["working"]):
-        short, long, seeds, found = memory.remind(working, int(salts[t]))
+        short, long, seeds, met = memory.remind(working, int(salts[t]))
         state, reminded = at(steps.reminding, t), at(steps.reminded, t)
         assert serials(reminded.short_term) == short and serials(reminded.long_term) == long, t
-        assert (
-            set(state.serial[reminded.seeds]) == seeds
-            and set(state.serial[reminded.found]) == found
-        ), t
+        assert set(state.serial[reminded.seeds]) == seeds, t
+        assert set(state.serial[reminded.found]) == met, t
         weights = xs["weights"][t]
         k = config.remind_short_term
         places = zip(
@@ -135,9 +128,9 @@ def check(config, state, memory, counts):
     assert (state.next_serial, state.evicted) == (memory.next_serial, memory.evicted)
     if not counts:
         return
-    found = np.asarray(memoria.cofire_counts(state))[np.ix_(slots, slots)]
-    wanted = [[memory.counts[i][j] for j in memory.engrams] for i in memory.engrams]
-    np.testing.assert_array_equal(found, np.reshape(wanted, found.shape))
+    actual = np.asarray(memoria.cofire_counts(state))[np.ix_(slots, slots)]
+    expected = [[memory.counts[i][j] for j in memory.engrams] for i in memory.engrams]
+    np.testing.assert_array_equal(actual, np.reshape(expected, actual.shape))
 
 
 LANGUAGE = {
@@ -172,17 +165,14 @@ RELEASED = {"order": "released", "correlation": "negative_square", "lifespan_inc
 @pytest.mark.parametrize("rules", [RELEASED, {}], ids=["released", "paper"])
 @pytest.mark.parametrize("search_seeds", ["reminded", "all_short_term"])
 @pytest.mark.parametrize("name", PAPER)
-def test_the_papers_sizes_do_what_the_oracle_does(name, search_seeds, rules):
+def test_the_sizes_of_the_paper_agree_with_the_oracle(name, search_seeds, rules):
     steps, sizes = PAPER[name]
     config = MemoriaConfig(**sizes, dim=16, search_seeds=search_seeds, ties="hash", **rules)
-    follow(
-        config,
-        stream(config, steps, grid=None) | {"weights": weights_of_8(config, steps)},
-        every=20,
-    )
+    xs = stream(config, steps, grid=None) | {"weights": weights_of_8(config, steps)}
+    follow(config, xs, every=20)
 
 
 def weights_of_8(config, steps):
-    """Multiples of 1/2 that are 8 on average: alpha of the paper."""
+    """Returns multiples of 1/2 whose mean is 8, the paper's alpha."""
     k = config.remind_short_term + config.remind_long_term
     return (np.random.default_rng(0).integers(0, 33, (steps, k)) / 2).astype(np.float32)

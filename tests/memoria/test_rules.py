@@ -1,4 +1,4 @@
-"""Single rules: ties, draws, lifespans, capacities, near and far."""
+"""Single rules: ties, draws, lifespans, capacities, distances, contributions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.memoria.runs import at, run, serials, small, stream
 
 
 def filled(config, steps, seed=0, grid=None):
-    """The state after some random steps, all of which help alike."""
+    """Returns the state after some random steps, in which all engrams contribute equally."""
     xs = stream(config, steps, seed, grid)
     return at(run(config, xs | {"weights": np.ones_like(xs["weights"])}).after, -1)
 
@@ -30,18 +30,19 @@ def test_distances_of_wide_engrams_do_not_underflow():
         state = memoria.memorize_and_forget(config, state, reminded, jnp.ones(10))
     working = 0.3 * rng.normal(size=(4, 768)).astype(np.float32)
     _, reminded = memoria.remind(config, state, working, jax.random.key(0))
-    there = np.asarray(state.serial)[np.asarray(state.serial) >= 0]
-    squares = ((old.reshape(40, 1, 768)[there].astype(np.float64) - working) ** 2).sum(-1)
+    living = np.asarray(state.serial)[np.asarray(state.serial) >= 0]
+    squares = ((old.reshape(40, 1, 768)[living].astype(np.float64) - working) ** 2).sum(-1)
     assert (np.exp(-squares.astype(np.float32)) == 0).all(), (
         "the plain sum of exp(-d^2) is 0 everywhere"
     )
-    best = there[np.argsort(-np.logaddexp.reduce(-squares, 1))[:10]]
+    best = living[np.argsort(-np.logaddexp.reduce(-squares, 1))[:10]]
     assert serials(jax.tree.map(np.asarray, reminded.short_term)) == best.tolist()
 
 
 def test_the_two_correlations_can_disagree():
     config = {"working": 2, "remind_short_term": 1, "remind_long_term": 0, "dim": 1, "ties": "hash"}
-    old = jnp.array([[0.0], [1.0]])  # one lies on a working engram, one nearer to both on average
+    # The first old engram equals a new one; the second is nearer to both new ones on average.
+    old = jnp.array([[0.0], [1.0]])
     new = jnp.array([[0.0], [2.5]])
     nearest = {}
     for correlation in ("exp", "negative_square"):
@@ -73,8 +74,8 @@ def test_edges_that_tie_are_taken_equally_often(ties, search_seeds, chosen):
         later = state.replace(next_serial=state.next_serial + config.working * step)
         return memoria.remind(config, later, jnp.zeros((3, 2)), key)[1].seeds
 
-    found = np.asarray(seeds(jax.random.split(jax.random.key(1), draws), jnp.arange(draws)))
-    share = found.mean(0)[state.kind == memoria.LONG_TERM]
+    drawn = np.asarray(seeds(jax.random.split(jax.random.key(1), draws), jnp.arange(draws)))
+    share = drawn.mean(0)[state.kind == memoria.LONG_TERM]
     expected = 1 - (1 - 1 / number) ** chosen
     np.testing.assert_allclose(share, expected, atol=5 * np.sqrt(expected * (1 - expected) / draws))
 
@@ -95,7 +96,7 @@ def test_weights_that_are_zero_add_nothing_and_invalid_ones_are_ignored(incremen
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf, -1.0])
 @pytest.mark.parametrize("increment", ["paper", "released"])
-def test_a_weight_that_is_no_share_counts_as_zero(increment, bad):
+def test_negative_and_infinite_weights_count_as_zero(increment, bad):
     config = small(lifespan_increment=increment)
     before, reminded = memoria.remind(config, filled(config, 12), jnp.zeros((3, 2)))
     assert reminded.valid.all()
@@ -120,15 +121,13 @@ def test_only_the_ratio_of_weights_counts():
 
 
 @pytest.mark.parametrize("correlation", ["exp", "negative_square"])
-def test_what_all_engrams_have_in_common_does_not_matter(correlation):
+def test_a_common_offset_of_all_engrams_does_not_matter(correlation):
     config = small(
         correlation=correlation, dim=64, working=4, short_term_capacity=40, remind_short_term=8
     )
     rng = np.random.default_rng(0)
     xs = stream(config, 11, 0, grid=None) | {"working": 0.1 * rng.normal(size=(11, 4, 64))}
-    offset = 300.0 * rng.normal(
-        size=64
-    )  # its square is 5,000,000 times the distance of two engrams
+    offset = 300.0 * rng.normal(size=64)  # squared, 5,000,000 times the distance of two engrams
     offset = np.round(offset * 2**6) / 2**6
     xs["working"] = np.round(xs["working"] * 2**6) / 2**6  # so that adding it is exact
     near = run(config, xs | {"working": xs["working"].astype(np.float32)})
@@ -166,7 +165,7 @@ def test_an_engram_with_a_lifespan_of_nan_is_forgotten():
 
 
 @pytest.mark.parametrize("order, long_term", [("paper", []), ("released", [0])])
-def test_only_in_the_released_order_do_the_dying_push_others_out_of_short_term_memory(
+def test_dying_engrams_push_others_out_of_short_term_memory_only_in_the_released_order(
     order, long_term
 ):
     config = small(
@@ -178,22 +177,18 @@ def test_only_in_the_released_order_do_the_dying_push_others_out_of_short_term_m
         initial_lifespan=2.0,
         lifespan_increment="given",
     )
-    state, reminded = memoria.remind(
-        config, memoria.init(config), jnp.array([[0.0, 0.0], [9.0, 9.0]])
-    )
+    first = jnp.array([[0.0, 0.0], [9.0, 9.0]])
+    state, reminded = memoria.remind(config, memoria.init(config), first)
     state = memoria.memorize_and_forget(config, state, reminded, jnp.zeros(1))
-    state, reminded = memoria.remind(
-        config, state, jnp.zeros((2, 2))
-    )  # 0 is reminded and helps; 1 dies
+    # Engram 0 is reminded and gains lifespan; engram 1 dies.
+    state, reminded = memoria.remind(config, state, jnp.zeros((2, 2)))
     state = memoria.memorize_and_forget(config, state, reminded, jnp.full(1, 5.0))
     assert state.serial[state.kind == memoria.LONG_TERM].tolist() == long_term
-    assert (
-        sorted(state.serial[state.kind == memoria.SHORT_TERM].tolist())
-        == [0, 2, 3][len(long_term) :]
-    )
+    short_term = sorted(state.serial[state.kind == memoria.SHORT_TERM].tolist())
+    assert short_term == [0, 2, 3][len(long_term) :]
 
 
-def test_who_is_in_long_term_memory_stays_there_when_short_term_memory_has_room_again():
+def test_long_term_engrams_never_return_to_short_term_memory():
     config = small(
         working=2,
         short_term_capacity=3,
@@ -202,14 +197,18 @@ def test_who_is_in_long_term_memory_stays_there_when_short_term_memory_has_room_
         initial_lifespan=2.0,
     )
     state = memoria.init(config)
-    for weight, long_term in [(0.0, []), (5.0, [0]), (-10.0, [0])]:  # in the end 1, 2 and 3 die
+    for weight, long_term in [
+        (0.0, []),
+        (5.0, [0]),
+        (-10.0, [0]),
+    ]:  # at last engrams 1, 2 and 3 die
         state, reminded = memoria.remind(config, state, jnp.zeros((2, 2)))
         state = memoria.memorize_and_forget(config, state, reminded, jnp.full(2, weight))
         assert state.serial[state.kind == memoria.LONG_TERM].tolist() == long_term
     assert sorted(state.serial[state.kind == memoria.SHORT_TERM].tolist()) == [4, 5]
 
 
-def test_a_full_long_term_memory_evicts_the_least_lifespan_the_oldest_first():
+def test_a_full_long_term_memory_evicts_the_engram_with_the_least_lifespan():
     config = small(
         long_term_capacity=2,
         short_term_capacity=0,
@@ -221,52 +220,42 @@ def test_a_full_long_term_memory_evicts_the_least_lifespan_the_oldest_first():
     state = memoria.init(config)
     state, reminded = memoria.remind(config, state, jnp.zeros((3, 2)))
     state = memoria.memorize_and_forget(config, state, reminded, jnp.zeros(3))
-    assert (
-        sorted(np.asarray(state.serial[state.serial >= 0]).tolist()) == [1, 2]
-        and state.evicted == 1
-    )
+    assert sorted(state.serial[state.serial >= 0].tolist()) == [1, 2] and state.evicted == 1
     state, reminded = memoria.remind(config, state, jnp.ones((3, 2)))
     helped = np.asarray(reminded.long_term.serials) == 1
     state = memoria.memorize_and_forget(config, state, reminded, jnp.where(helped, 5.0, 0.0))
-    assert (
-        sorted(np.asarray(state.serial[state.serial >= 0]).tolist()) == [1, 5]
-        and state.evicted == 4
-    )
+    assert sorted(state.serial[state.serial >= 0].tolist()) == [1, 5] and state.evicted == 4
 
 
 @pytest.mark.parametrize("sizes", [(0, 0), (0, 3), (2, 0)])
-def test_nothing_need_be_reminded(sizes):
+def test_the_numbers_of_reminded_engrams_may_be_zero(sizes):
     config = small(remind_short_term=sizes[0], remind_long_term=sizes[1], initial_lifespan=6.0)
     steps = run(config, stream(config, 12))
     assert steps.reminded.short_term.slots.shape[1:] == (sizes[0],)
     assert steps.reminded.long_term.engrams.shape[1:] == (sizes[1], 2)
-    assert (
-        not steps.reminded.long_term.valid.any()
-    )  # without a reminded short-term engram nothing is found
+    # Without a reminded short-term engram the search meets nothing.
+    assert not steps.reminded.long_term.valid.any()
     assert (at(steps.after, -1).kind == memoria.LONG_TERM).any()
 
 
 def test_more_may_be_asked_for_than_there_are_slots():
     config = small(remind_short_term=40, remind_long_term=50, long_term_capacity=4)
     steps = run(config, stream(config, 12))
-    assert steps.reminded.short_term.valid.sum(
-        -1
-    ).max() == 6 and steps.reminded.long_term.slots.shape == (12, 50)
+    assert steps.reminded.short_term.valid.sum(-1).max() == 6
+    assert steps.reminded.long_term.slots.shape == (12, 50)
 
 
 def test_the_default_capacity():
-    assert (
-        MemoriaConfig().long_term == 1050 and MemoriaConfig().capacity == 1500
-    )  # 1.25 x 8 x (50 + 50) + 50
+    # 1.25 x 8 x (50 + 50) + 50
+    assert MemoriaConfig().long_term == 1050 and MemoriaConfig().capacity == 1500
     assert MemoriaConfig(max_segments=10).long_term == 500
     assert MemoriaConfig(long_term_capacity=7).capacity == 457
-    # With lifespans that outlast short-term memory, what is never reminded needs room as well.
+    # If lifespans outlast short-term memory, engrams that are never reminded need room too.
     unreminded = small(lifespan_extend=0.0, initial_lifespan=8.0)
     xs = stream(unreminded, 60)
     steps = run(unreminded, xs)
-    assert (steps.after.kind == memoria.LONG_TERM).sum(-1)[-1] == 15 and steps.after.evicted[
-        -1
-    ] == 0
+    assert (steps.after.kind[-1] == memoria.LONG_TERM).sum() == 15
+    assert steps.after.evicted[-1] == 0
 
 
 def test_contributions_average_what_is_not_masked():
@@ -276,7 +265,7 @@ def test_contributions_average_what_is_not_masked():
     assert memoria.contribution(attention, jnp.array([False, False])).tolist() == [0.0, 0.0]
 
 
-def test_exploit_looks_at_what_is_reminded_alone():
+def test_exploit_attends_to_reminded_engrams_only():
     config = small()
     empty = memoria.remind(config, memoria.init(config), jnp.ones((3, 2)))[1]
     read, weights = memoria.exploit(jnp.ones((4, 2)), empty)

@@ -1,4 +1,4 @@
-"""A saved memory goes on as if nothing had been, and only under its own config."""
+"""A loaded memory goes on as if it had never been saved, and only under its own config."""
 
 from __future__ import annotations
 
@@ -19,48 +19,38 @@ same = chex.assert_trees_all_equal
 
 def test_a_loaded_memory_goes_on_bit_for_bit(tmp_path):
     xs = stream(CONFIG, 30)
-    whole = run(CONFIG, xs)
-    memoria.save(CONFIG, at(whole.after, 14), tmp_path / "state.v1")
+    steps = run(CONFIG, xs)
+    memoria.save(CONFIG, at(steps.after, 14), tmp_path / "state.v1")
     state = memoria.load(CONFIG, tmp_path / "state.v1")
-    same(state, at(whole.after, 14))
+    same(state, at(steps.after, 14))
     chex.assert_trees_all_equal_shapes_and_dtypes(state, memoria.init(CONFIG))
-    same(at(run(CONFIG, at(xs, slice(15, None)), state).after, -1), at(whole.after, -1))
+    same(at(run(CONFIG, at(xs, slice(15, None)), state).after, -1), at(steps.after, -1))
     assert [path.name for path in tmp_path.iterdir()] == ["state.v1"]
 
 
 def test_many_streams_and_saving_again(tmp_path):
     states = memoria.fork(memoria.init(CONFIG), 3)
-    memoria.save(CONFIG, states, tmp_path / "here" / "there")
-    memoria.save(CONFIG, states.replace(evicted=states.evicted + 2), tmp_path / "here" / "there")
-    loaded = memoria.load(CONFIG, tmp_path / "here" / "there")
-    assert loaded.evicted.tolist() == [2, 2, 2] and loaded.counts.shape == (
-        3,
-        CONFIG.capacity,
-        CONFIG.capacity,
-    )
-    same(
-        memoria.load(
-            MemoriaConfig(**vars(CONFIG) | {"checked": True}), tmp_path / "here" / "there"
-        ),
-        loaded,
-    )
+    path = tmp_path / "folder" / "state"
+    memoria.save(CONFIG, states, path)
+    memoria.save(CONFIG, states.replace(evicted=states.evicted + 2), path)
+    loaded = memoria.load(CONFIG, path)
+    assert loaded.evicted.tolist() == [2, 2, 2]
+    assert loaded.counts.shape == (3, CONFIG.capacity, CONFIG.capacity)
+    same(memoria.load(MemoriaConfig(**vars(CONFIG) | {"checked": True}), path), loaded)
 
 
-def test_another_config_is_refused_with_what_differs(tmp_path):
+def test_another_config_is_refused_and_the_difference_is_named(tmp_path):
     memoria.save(CONFIG, memoria.init(CONFIG), tmp_path / "state")
-    with pytest.raises(
-        ValueError,
-        match=r"another config: search_depth: saved 2, asked 7; ties: saved 'hash', asked 'oldest'$",
-    ):
+    message = "another config: search_depth: saved 2, asked 7; ties: saved 'hash', asked 'oldest'$"
+    with pytest.raises(ValueError, match=message):
         memoria.load(small(lifespan_extend=4.0, search_depth=7, ties="oldest"), tmp_path / "state")
 
 
-def test_what_is_no_saved_state_is_refused(tmp_path):
+def test_loading_nothing_and_saving_a_wrong_state_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing was saved"):
         memoria.load(CONFIG, tmp_path / "nothing")
-    with pytest.raises(
-        ValueError, match=r"state.counts is int16\[29, 29\], but this config's is int8"
-    ):
+    message = r"state.counts is int16\[29, 29\], but this config's is int8"
+    with pytest.raises(ValueError, match=message):
         memoria.save(
             small(counts_dtype="int8", long_term_capacity=20),
             memoria.init(small()),
@@ -69,21 +59,20 @@ def test_what_is_no_saved_state_is_refused(tmp_path):
     assert not (tmp_path / "state").exists()
 
 
-@pytest.mark.parametrize("what", ["file", "folder"])
-def test_what_somebody_else_put_there_is_left_alone(tmp_path, what):
-    theirs = tmp_path / "mine" / "thesis.tex" if what == "folder" else tmp_path / "mine"
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_saving_never_replaces_files_of_others(tmp_path, kind):
+    theirs = tmp_path / "mine" / "thesis.tex" if kind == "folder" else tmp_path / "mine"
     for path in (theirs, tmp_path / "mine.old" / "notes", tmp_path / "mine.tmp" / "notes"):
         path.parent.mkdir(exist_ok=True)
         path.write_text("years of work")
-    with pytest.raises(
-        FileExistsError, match="was not saved by this library: take another name or move it"
-    ):
+    message = "was not saved by this library: take another name or move it"
+    with pytest.raises(FileExistsError, match=message):
         memoria.save(CONFIG, memoria.init(CONFIG), tmp_path / "mine")
     memoria.save(CONFIG, memoria.init(CONFIG), tmp_path / "mine.old" / "state")
     assert theirs.read_text() == "years of work" and len(list(tmp_path.rglob("notes"))) == 2
 
 
-def test_a_field_that_a_saved_state_does_not_know_has_its_default(tmp_path, monkeypatch):
+def test_a_field_missing_from_a_saved_config_has_its_default(tmp_path, monkeypatch):
     known = {
         name: value
         for name, value in dataclasses.asdict(CONFIG).items()
@@ -116,9 +105,8 @@ def test_a_state_of_another_version_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("rmjax.memoria.saving.VERSION", 0)
     memoria.save(CONFIG, memoria.init(CONFIG), tmp_path / "old")
     monkeypatch.undo()
-    with pytest.raises(
-        ValueError, match="of version 0; this code reads Memoria states of version 1"
-    ):
+    message = "of version 0; this code reads Memoria states of version 1"
+    with pytest.raises(ValueError, match=message):
         memoria.load(CONFIG, tmp_path / "old")
 
 

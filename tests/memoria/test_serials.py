@@ -1,4 +1,7 @@
-"""Serials never pass 2^31: before they would, the living are numbered anew, and nothing but their numbers changes."""
+"""Serials never pass 2^31.
+
+Before they would, the living engrams get new serials, and nothing else changes.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ END = 2**31
 
 
 def later(state: State, serial: int) -> State:
-    """The same memory, as if so many engrams had come and gone before."""
+    """Returns the same memory, as if so many more engrams had been born before."""
     alive, fired = np.asarray(state.kind) != memoria.EMPTY, np.asarray(state.fired)
     return state.replace(
         serial=jnp.asarray(np.where(alive, np.asarray(state.serial) + serial, -1), jnp.int32),
@@ -29,14 +32,13 @@ def later(state: State, serial: int) -> State:
     )
 
 
-def same(found: State, expected: State) -> None:
-    """All but the numbers, and what free slots hold."""
+def same(actual: State, expected: State) -> None:
+    """Compares all but the serials and the values of free slots."""
     for field in ("engrams", "kind", "lifespan", "age", "evicted", "by_birth"):
-        np.testing.assert_array_equal(
-            getattr(found, field), getattr(expected, field), err_msg=field
-        )
-    np.testing.assert_array_equal(memoria.cofire_counts(found), memoria.cofire_counts(expected))
-    np.testing.assert_array_equal(memoria.edge_weights(found), memoria.edge_weights(expected))
+        one, two = getattr(actual, field), getattr(expected, field)
+        np.testing.assert_array_equal(one, two, err_msg=field)
+    np.testing.assert_array_equal(memoria.cofire_counts(actual), memoria.cofire_counts(expected))
+    np.testing.assert_array_equal(memoria.edge_weights(actual), memoria.edge_weights(expected))
 
 
 @pytest.mark.parametrize("steps_left", [0, 1, 5])
@@ -46,21 +48,20 @@ def test_memory_goes_on_past_the_last_serial(steps_left):
     rest = at(xs, slice(20, None))
     expected = run(CONFIG, rest, before)
     room = (END - 1) // CONFIG.working * CONFIG.working - steps_left * CONFIG.working
-    found = run(CONFIG, rest, later(before, room - int(before.next_serial)))
+    steps = run(CONFIG, rest, later(before, room - int(before.next_serial)))
     for step in range(20):
-        same(at(found.after, step), at(expected.after, step))
-    serials = np.asarray(found.after.serial)
+        same(at(steps.after, step), at(expected.after, step))
+    serials = np.asarray(steps.after.serial)
     assert serials.max() > 2**30 if steps_left else serials.max() < 200
     assert serials.min() == -1 and serials[-1].max() < 200
-    assert (np.asarray(found.after.next_serial) % CONFIG.working == 0).all(), (
-        "a step's number is that over working"
-    )
-    for row, kind in zip(serials, np.asarray(found.after.kind), strict=True):
+    # next_serial / working is the number of the step.
+    assert (np.asarray(steps.after.next_serial) % CONFIG.working == 0).all()
+    for row, kind in zip(serials, np.asarray(steps.after.kind), strict=True):
         living = row[kind != memoria.EMPTY]
         assert len(set(living)) == len(living) and living.min(initial=0) >= 0
 
 
-def test_one_stream_of_several_is_numbered_anew_and_a_step_that_is_not_active_is_not():
+def test_only_active_streams_with_full_serials_are_renumbered():
     xs = stream(CONFIG, 21)
     before = jax.tree.map(jnp.asarray, at(run(CONFIG, at(xs, slice(20))).after, -1))
     end = later(before, (END - 1) // CONFIG.working * CONFIG.working - int(before.next_serial))
@@ -68,10 +69,8 @@ def test_one_stream_of_several_is_numbered_anew_and_a_step_that_is_not_active_is
     working = jnp.broadcast_to(xs["working"][20], (2, CONFIG.working, CONFIG.dim))
     step = jax.vmap(functools.partial(memoria.remind, CONFIG), (0, 0, None, 0))
     state, reminded = step(both, working, None, jnp.array([True, True]))
-    assert (
-        state.next_serial[0] == before.next_serial + CONFIG.working
-        and 0 < state.next_serial[1] < 200
-    )
+    assert state.next_serial[0] == before.next_serial + CONFIG.working
+    assert 0 < state.next_serial[1] < 200
     np.testing.assert_array_equal(reminded.engrams[0], reminded.engrams[1])
     state, _ = step(both, working, None, jnp.array([True, False]))
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a[1] == b[1]).all()), state, both))
@@ -100,7 +99,7 @@ STRANGE = {
 
 
 @pytest.mark.parametrize("field", STRANGE)
-def test_a_saved_state_that_cannot_be_is_refused_by_the_name_of_its_leaf(tmp_path, field):
+def test_an_impossible_saved_state_is_refused_by_field(tmp_path, field):
     state = jax.tree.map(jnp.asarray, at(run(CONFIG, stream(CONFIG, 20)).after, -1))
     many = jax.tree.map(lambda *x: jnp.stack(x), state, STRANGE[field](state))
     memoria.save(CONFIG, many, tmp_path / "state")

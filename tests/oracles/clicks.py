@@ -1,4 +1,7 @@
-"""What a reader of simulated clicks can know, by enumerating every user there could be (NumPy float64, tiny worlds)."""
+"""The most that a reader of simulated clicks can know (NumPy float64, tiny worlds).
+
+It enumerates every possible user.
+"""
 
 import functools
 import itertools
@@ -18,23 +21,24 @@ NONE, EARLY, BOTH, LATE = range(4)
 
 @functools.cache
 def users(clusters):
-    """Every assignment of lives to clusters, as [A, clusters], by number of interests."""
+    """Returns {number of interests: all assignments of lives to clusters [A, clusters]}."""
     grid = np.array(list(itertools.product(range(4), repeat=clusters)), np.int8)
     counts = np.stack([(grid == life).sum(1) for life in (EARLY, BOTH, LATE)], 1)
     return {m: grid[(counts == lives).all(1)] for m, lives in EARLY_BOTH_LATE.items()}
 
 
 def group_probabilities(world, visits):
-    """P(positive is of group), P(negative is of group), each [clusters, styles].
+    """Returns P(positive is of group) and P(negative is of group), both [clusters, styles].
 
-    world: clusters, styles, browse, drift, explore, hard.
-    visits: (cluster, style, whether in the first half) of each visit seen, in time.
+    Args:
+      world: has clusters, styles, browse, drift, explore and hard.
+      visits: (cluster, style, whether in the first half) of every visit so far, in order.
     """
     clusters, styles, drift = world.clusters, world.styles, world.drift
     step = np.full((styles, styles), drift / (styles - 1))
     np.fill_diagonal(step, 1 - drift)
 
-    # Were a cluster an interest: the chance of each style it was visited in, and of its style when asked about.
+    # If a cluster is an interest: the chance of each visit's style, and of the style asked for.
     belief, visited, style_chance = np.full((clusters, styles), 1 / styles), set(), []
     for cluster, style, _ in visits:
         if cluster in visited:

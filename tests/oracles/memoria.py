@@ -1,4 +1,7 @@
-"""Memoria step by step in plain Python: engrams in a dict by serial, counts in dicts of both serials, float64."""
+"""Memoria step by step in plain Python and float64.
+
+Engrams are in a dict by serial, counts in a dict of dicts by both serials.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ def hash32(salt: int, source: int, candidate: int) -> int:
 
 
 class Memoria:
-    """One stream. `salt` in remind stands for the key where ties are random."""
+    """The memory of one stream. If ties are random, `salt` takes the place of the key."""
 
     def __init__(self, config):
         self.config = config
@@ -37,26 +40,24 @@ class Memoria:
         self.largest = np.iinfo(config.counts_dtype).max
 
     def of_kind(self, kind: int) -> list[int]:
-        return [
-            serial for serial, engram in self.engrams.items() if engram.kind == kind
-        ]  # rising: born in this order
+        # The dict keeps the order of birth, so serials rise.
+        return [serial for serial, engram in self.engrams.items() if engram.kind == kind]
 
     def remind(self, working: np.ndarray, salt: int | None = None):
         config = self.config
         for serial in self.of_kind(WORKING):
             self.remove(serial)
         for vector in working:
-            self.engrams[self.next_serial] = Engram(
-                vector.astype(np.float64), WORKING, config.initial_lifespan
-            )
+            engram = Engram(vector.astype(np.float64), WORKING, config.initial_lifespan)
+            self.engrams[self.next_serial] = engram
             self.next_serial += 1
         if config.ties == "hash":
             salt = self.next_serial // config.working
         short = self.nearest(self.of_kind(SHORT), working, config.remind_short_term)
         seeds = self.seeds(short, salt) if config.remind_long_term else set()
-        found = self.search(seeds) if config.remind_long_term else set()
-        long = self.nearest(sorted(found), working, config.remind_long_term)
-        return short, long, seeds, found
+        met = self.search(seeds) if config.remind_long_term else set()
+        long = self.nearest(sorted(met), working, config.remind_long_term)
+        return short, long, seeds, met
 
     def nearest(self, serials: list[int], working: np.ndarray, k: int) -> list[int]:
         def score(serial: int) -> float:
@@ -77,18 +78,16 @@ class Memoria:
             most = max(counts[target] for target in long)
             if most or config.follow_zero_edges:
                 ties = [target for target in long if counts[target] == most]
-                seeds.add(
-                    self.choose(ties, lambda target, source=source: hash32(salt, source, target))
-                )
+                hashed = lambda target, source=source: hash32(salt, source, target)
+                seeds.add(self.choose(ties, hashed))
         if config.search_seeds == "all_short_term" and long:
             for source in set(self.of_kind(SHORT)) - set(short):
                 if config.ties in ("oldest", "newest"):
                     seeds.add(self.choose(long, lambda target: 0))
                 else:
                     share = (hash32(salt, source, 0) >> 8) / 2**24
-                    seeds.add(
-                        long[min(int(np.float32(share) * np.float32(len(long))), len(long) - 1)]
-                    )
+                    place = int(np.float32(share) * np.float32(len(long)))
+                    seeds.add(long[min(place, len(long) - 1)])
         return seeds
 
     def choose(self, ties: list[int], hashed: Callable[[int], int]) -> int:
@@ -99,18 +98,18 @@ class Memoria:
     def search(self, seeds: set[int]) -> set[int]:
         if self.config.search_seeds == "full":
             return seeds
-        found, level = set(seeds), set(seeds)
+        met, level = set(seeds), set(seeds)
         for _ in range(self.config.search_depth):
-            free = [serial for serial in self.of_kind(LONG) if serial not in found]
+            free = [serial for serial in self.of_kind(LONG) if serial not in met]
             after = set()
             for source in level if free else []:
                 counts = self.counts[source]
                 best = max(free, key=lambda target: (counts[target], -target))  # noqa: B023
                 if counts[best] or self.config.follow_zero_edges:
                     after.add(best)
-            found |= after
+            met |= after
             level = after
-        return found
+        return met
 
     def memorize(self, short: list[int], long: list[int], weights: dict[int, float]) -> None:
         config = self.config
@@ -131,9 +130,8 @@ class Memoria:
             self.move()
             self.forget()
         while len(self.of_kind(LONG)) > config.long_term:
-            self.remove(
-                min(self.of_kind(LONG), key=lambda serial: (self.engrams[serial].lifespan, serial))
-            )
+            weakness = lambda serial: (self.engrams[serial].lifespan, serial)
+            self.remove(min(self.of_kind(LONG), key=weakness))
             self.evicted += 1
 
     def gains(

@@ -1,6 +1,7 @@
-"""The equations of rehearsal memory in plain NumPy float64, one sum at a time, for one stream and one query.
+"""The equations of rehearsal memory in plain NumPy float64, for one stream and one query.
 
-Parameters come as the model's own trees; nothing else is taken from it. A mask says which entries exist.
+Each sum is written out. The oracle takes the parameter trees of the model, and nothing else. A mask
+says which entries exist.
 """
 
 from __future__ import annotations
@@ -21,17 +22,15 @@ def softmax(x):
 
 
 def embed(p, ids):
-    """Rows of the item table, scaled to entries of unit variance (Vaswani et al. 2017, 3.4)."""
+    """Returns rows of the item table, scaled to unit variance (Vaswani et al. 2017, 3.4)."""
     return p["embed"][ids] * np.sqrt(p["embed"].shape[-1])
 
 
 def gru(p, h, x):
     """Cho et al. 2014, with the reset gate after the product: h, x -> new h."""
     d = len(h)
-    (xr, xz, xn), (hr, hz, hn) = (
-        np.split(x @ p["input"] + p["bias"], 3),
-        np.split(h @ p["hidden"], 3),
-    )
+    xr, xz, xn = np.split(x @ p["input"] + p["bias"], 3)
+    hr, hz, hn = np.split(h @ p["hidden"], 3)
     reset, keep = sigmoid(xr + hr), sigmoid(xz + hz)
     new = np.tanh(xn + reset * (hn + p["hidden_bias"]))
     assert new.shape == (d,)
@@ -61,21 +60,14 @@ def norm(p, x):
 
 def attention(p, x, memory, mask, heads):
     """Vaswani et al. 2017, 3.2: x [X, d] over the entries of memory [Y, e] that exist."""
-    query, key, value = (
-        dense(p["query"], x),
-        memory @ p["key"]["kernel"].T,
-        dense(p["value"], memory),
-    )
+    query, value = dense(p["query"], x), dense(p["value"], memory)
+    key = memory @ p["key"]["kernel"].T
     out, width = np.zeros(x.shape), x.shape[-1] // heads
     for head in range(heads):
         part = slice(head * width, (head + 1) * width)
         for i in range(len(x)):
-            weights = softmax(
-                np.array(
-                    [query[i, part] @ key[j, part] / np.sqrt(width) for j in np.flatnonzero(mask)]
-                )
-            )
-            out[i, part] = weights @ value[mask][:, part]
+            scores = key[mask][:, part] @ query[i, part] / np.sqrt(width)
+            out[i, part] = softmax(scores) @ value[mask][:, part]
     return dense(p["out"], out)
 
 
@@ -87,9 +79,8 @@ def transformer(p, x, mask, heads, slots=None):
         y = norm(block["self_norm"], x)
         x = x + attention(block["self"], y, y, mask, heads)
         if slots is not None:
-            x = x + attention(
-                block["slots"], norm(block["slot_norm"], x), slots, np.ones(len(slots), bool), heads
-            )
+            y = norm(block["slot_norm"], x)
+            x = x + attention(block["slots"], y, slots, np.ones(len(slots), bool), heads)
         y = norm(block["wide_norm"], x)
         x = x + dense(block["narrow"], np.maximum(dense(block["wide"], y), 0))
     return norm(p["norm"], x)
@@ -106,12 +97,8 @@ def score(w, a, b):
 def write(p, slots, f, mask, normalize="slots", identity=False):
     """Eqs. 1 and 2: slots [K, d] after a segment of features f [N, d]."""
     a, seen = p["attention"], slots + p["slots"] if identity else slots
-    alpha = np.array(
-        [
-            [score(a["score"], m @ a["slot"], x @ a["item"] + a["bias"]) for x in f[mask]]
-            for m in seen
-        ]
-    )
+    of_pair = lambda m, x: score(a["score"], m @ a["slot"], x @ a["item"] + a["bias"])
+    alpha = np.array([[of_pair(m, x) for x in f[mask]] for m in seen])
     if normalize == "slots":
         weights = np.stack([softmax(column) for column in alpha.T], 1)
     else:
@@ -134,17 +121,13 @@ def subspaces(p, m, l):  # noqa: E741
 
 
 def memorize(p, items, mask, heads=None, **how):
-    """The memory [K, d] of a stream [T, N]; `heads` None: the encoder is a bidirectional GRU."""
+    """Returns the memory [K, d] of a stream [T, N]; heads=None: the encoder is a bigru."""
     slots = p["slots"]
-    for segment, there in zip(items, mask, strict=True):
-        if there.any():
-            x = embed(p, segment)
-            f = (
-                bigru(p["encoder"], x, there)
-                if heads is None
-                else transformer(p["encoder"], x, there, heads)
-            )
-            slots = write(p, slots, f, there, **how)
+    for segment, valid in zip(items, mask, strict=True):
+        if valid.any():
+            x, encoder = embed(p, segment), p["encoder"]
+            f = bigru(encoder, x, valid) if heads is None else transformer(encoder, x, valid, heads)
+            slots = write(p, slots, f, valid, **how)
     return slots
 
 
@@ -159,7 +142,7 @@ def decode(p, x, mask, hidden, slots, heads):
 
 
 def recollection(recalled, truth, table, sampled):
-    """Eq. 3 for one fragment: recalled [M, d] at its masked items, truth [M] -> the mean over them."""
+    """Eq. 3 for one fragment: recalled [M, d] at its masked items, truth [M] -> their mean loss."""
     losses = []
     for r, y in zip(recalled, truth, strict=True):
         right = np.exp(r @ table[y])
@@ -179,12 +162,8 @@ def familiarity(positive, negative):
 def sample(p, query, items, mask, valid):
     """query id, stream [T, N] -> beta [T], [e; q]."""
     q = embed(p, query)
-    h = np.stack(
-        [
-            embed(p, x[m]).mean(0) if m.any() else np.zeros(len(q))
-            for x, m in zip(items, mask, strict=True)
-        ]
-    )
+    mean = lambda x, m: embed(p, x[m]).mean(0) if m.any() else np.zeros(len(q))
+    h = np.stack([mean(x, m) for x, m in zip(items, mask, strict=True)])
     beta = np.array([score(p["score"], q @ p["query"], c @ p["fragment"] + p["bias"]) for c in h])
     e = softmax(beta[valid]) @ h[valid] if valid.any() else np.zeros(len(q))
     return beta, np.concatenate([e, q])
@@ -194,13 +173,14 @@ def sample(p, query, items, mask, valid):
 
 
 def multihop(p, q, slots, mask):
-    """CM A.1: gamma_k = w tanh(W1 q + W2 m_k + b), e = sum_k softmax(gamma)_k m_k, q <- W_q [e; q]."""
+    """CM A.1, hop by hop.
+
+    gamma_k = w tanh(W1 q + W2 m_k + b), e = sum_k softmax(gamma)_k m_k, q <- W_q [e; q].
+    """
     weights = np.zeros(len(slots))
     for hop in p["hops"]:
-        gamma = [
-            score(hop["score"], q @ hop["query"], m @ hop["slot"] + hop["bias"])
-            for m in slots[mask]
-        ]
+        asked = q @ hop["query"]
+        gamma = [score(hop["score"], asked, m @ hop["slot"] + hop["bias"]) for m in slots[mask]]
         weights = np.zeros(len(slots))
         weights[mask] = softmax(np.array(gamma)) if mask.any() else 0
         q = np.concatenate([weights @ slots, q]) @ p["merge"]["kernel"] + p["merge"]["bias"]
@@ -208,7 +188,7 @@ def multihop(p, q, slots, mask):
 
 
 def click(p, features, query):
-    """A linear layer on [features; query], or one tanh layer before it that also sees their product."""
+    """A linear layer on [features; query]; a tanh layer before it also sees their product."""
     x = np.concatenate([features, query])
     if "hidden" in p:
         x = np.tanh(np.concatenate([x, features * query]) @ p["hidden"] + p["hidden_bias"])

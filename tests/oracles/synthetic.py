@@ -1,8 +1,11 @@
-"""The rules of the synthetic evidence task and its readers, in plain Python, one stream at a time."""
+"""The rules of the synthetic evidence task and of its readers, in plain Python.
+
+Every function treats one stream.
+"""
 
 
 def occurs(stream, evidence, span):
-    """Whether the facts of `evidence` come in order, all within `span` neighbours."""
+    """Tells whether the facts of `evidence` come in order, all within `span` neighbours."""
     for start in range(len(stream)):
         rest = iter(stream[start : start + span])
         if all(fact in rest for fact in evidence):  # `in` eats the iterator up to the fact
@@ -11,13 +14,13 @@ def occurs(stream, evidence, span):
 
 
 def most(stream, evidence, width):
-    """Most distinct facts of `evidence` in `width` neighbours."""
+    """Counts the most distinct facts of `evidence` in any `width` neighbours."""
     starts = range(max(len(stream) - width, 0) + 1)
     return max(len(set(stream[start : start + width]) & set(evidence)) for start in starts)
 
 
 def answers(world, stream, query, width):
-    """What the readers answer; the first of the best."""
+    """Returns the answer of each reader; of equally good answers the first."""
     half = stream[len(stream) // 2 :]
     every = [
         (most(stream, evidence, width), answer)
