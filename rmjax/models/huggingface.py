@@ -182,7 +182,7 @@ KINDS = {
     "roberta": _encoder(
         "roberta",
         r"lm_head\..*|pooler\.dense\..*",
-        bert.roberta,
+        bert.roberta_sizes,
         {"vocab_size": 50265, "pad_token_id": 1},
         padding="pad_token_id",
     ),

@@ -71,8 +71,8 @@ def test_error_is_the_mean_over_tasks_and_less_of_it_is_better():
     assert got == pytest.approx(
         {"error": np.mean(each)} | {f"qa{i}": error for i, error in enumerate(each)}
     )
-    assert scoring.better(its, got) == -got["error"]
-    assert scoring.better(source("accuracy"), {"accuracy": 0.3}) == 0.3
+    assert scoring.objective(its, got) == -got["error"]
+    assert scoring.objective(source("accuracy"), {"accuracy": 0.3}) == 0.3
 
 
 def test_reciprocal_rank_takes_the_better_of_two_right_answers():
@@ -151,6 +151,6 @@ def test_a_metric_from_outside_is_one_function_and_one_line(monkeypatch):
         got["test_ndcg@2"] == pytest.approx(gain(ranks).mean())
         and got["low"] < got["test_ndcg@2"] < got["high"]
     )
-    assert scoring.better(asked, {"ndcg@2": 0.3}) == 0.3
+    assert scoring.objective(asked, {"ndcg@2": 0.3}) == 0.3
     with pytest.raises(ValueError, match="unknown metric 'ndcg@3'; did you mean 'ndcg@2'"):
         scoring.metric_of(source("ndcg@3"))

@@ -14,7 +14,7 @@ from rmjax.models import bert
 V, N, B, DIM = 13, 7, 3, 8
 SIZES = {
     "bert": bert.Sizes(vocabulary=V, positions=N, dim=DIM, layers=2, heads=2, dropout=0.4),
-    "roberta": bert.roberta(
+    "roberta": bert.roberta_sizes(
         vocabulary=V, positions=N + 2, dim=DIM, layers=2, heads=2, dropout=0.4, epsilon=0.1
     ),
 }
@@ -287,11 +287,11 @@ def test_a_text_longer_than_the_positions_is_an_error(kind, longest):
         (lambda: bert.Sizes(vocabulary=V, types=0), "types must be at least 1, got 0"),
         (lambda: bert.Sizes(vocabulary=0), "vocabulary must be at least 1, got 0"),
         (
-            lambda: bert.roberta(vocabulary=V, dim=10, heads=4),
+            lambda: bert.roberta_sizes(vocabulary=V, dim=10, heads=4),
             "width 10 is not a multiple of heads 4",
         ),
         (
-            lambda: bert.roberta(vocabulary=V, positions=2),
+            lambda: bert.roberta_sizes(vocabulary=V, positions=2),
             "positions=2 with padding=1 has room for no token",
         ),
         (lambda: bert.make_classifier(SIZES["bert"], 0), "classes must be at least 1, got 0"),

@@ -22,7 +22,7 @@ SMALL = dict(vocabulary=V, positions=16, dim=DIM, layers=2, heads=4, dropout=0.2
 KINDS = {
     "gpt2": gpt2.Sizes(**SMALL),
     "bert": bert.Sizes(**SMALL, types=3, epsilon=0.1),
-    "roberta": bert.roberta(**SMALL, padding=PAD, epsilon=0.2),
+    "roberta": bert.roberta_sizes(**SMALL, padding=PAD, epsilon=0.2),
 }
 ENCODER = dict(
     vocab_size=V,
@@ -458,7 +458,7 @@ def test_released_sizes_are_the_defaults(tmp_path, kind):
     make, vocabulary = {
         "gpt2": (gpt2.Sizes, 50257),
         "bert": (bert.Sizes, 30522),
-        "roberta": (bert.roberta, 50265),
+        "roberta": (bert.roberta_sizes, 50265),
     }[kind]
     for path in (tmp_path, tmp_path / "config.json", tmp_path / "model.safetensors"):
         assert sizes_from_config(path, kind) == make(vocabulary=vocabulary)
@@ -534,7 +534,7 @@ def test_a_config_of_no_sizes_or_of_wrong_ones(tmp_path):
 
 
 DEFAULTS = {"gpt2": gpt2.Sizes(vocabulary=50257), "bert": bert.Sizes(vocabulary=30522)} | {
-    "roberta": bert.roberta(vocabulary=50265, positions=512, types=2, epsilon=1e-12)
+    "roberta": bert.roberta_sizes(vocabulary=50265, positions=512, types=2, epsilon=1e-12)
 }
 
 
