@@ -51,8 +51,7 @@ def unroll(
       the model's aux, without the silent segments.
 
     Raises:
-      ValueError: tokens and mask differ in shape or have not three axes, or silent is not in
-        0 .. T - 1.
+      ValueError: tokens and mask are not of one shape [B, T, N], or silent is not in 0 .. T - 1.
     """
     _check(tokens, mask, silent)
     segments = tokens.shape[1]
@@ -69,10 +68,7 @@ def unroll(
         hidden, state, more = model.step(params, state, tokens, mask, key)
         return (state, jax.tree.map(jnp.add, aux, more)), hidden, inputs
 
-    def read_silently(carry: tuple, segment: tuple) -> tuple:
-        return read(carry, segment)[0], None
-
-    def read_aloud(carry: tuple, segment: tuple) -> tuple:
+    def read_aloud(carry: tuple, segment: tuple) -> tuple[tuple, Tree]:
         carry, hidden, inputs = read(carry, segment)
         if segments - silent > 1:
             return carry, jax.checkpoint(per_segment, prevent_cse=False)(hidden, inputs)
@@ -81,7 +77,9 @@ def unroll(
     no_aux = (jnp.zeros(()), jnp.zeros(()))
     carry = (state, no_aux)
     if silent:
-        carry, _ = jax.lax.scan(read_silently, carry, jax.tree.map(lambda x: x[:silent], every))
+        read_silently = lambda carry, segment: (read(carry, segment)[0], None)
+        first = jax.tree.map(lambda x: x[:silent], every)
+        carry, _ = jax.lax.scan(read_silently, carry, first)
         carry = (jax.lax.stop_gradient(carry[0]), no_aux)  # without the silent segments' aux
     rest = jax.tree.map(lambda x: x[silent:], every)
     (state, aux), results = jax.lax.scan(read_aloud, carry, rest)
