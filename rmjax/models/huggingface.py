@@ -106,11 +106,7 @@ _ENCODER_DEFAULTS = dict(
 
 
 def _encoder(
-    kind: str,
-    ignored: str,
-    make: Callable[..., bert.Sizes],
-    defaults: dict[str, Any],
-    **sizes: str,
+    kind: str, ignored: str, make: Callable[..., bert.Sizes], defaults: dict[str, Any], **sizes: str
 ) -> Kind:
     """The kind of an encoder; `sizes` are its fields beside those of all encoders."""
     defaults = _ENCODER_DEFAULTS | defaults | {"model_type": kind}
