@@ -16,7 +16,7 @@ from rmjax.models import bert, gpt2, huggingface
 from rmjax.models.huggingface import read, sizes_from_config, write
 
 NEEDED = "the oracle; pip install 'rmjax[parity]'"
-CLASSES = {"gpt2": "GPT2", "bert": "Bert", "roberta": "Roberta"}  # of transformers
+THEIR_NAMES = {"gpt2": "GPT2", "bert": "Bert", "roberta": "Roberta"}  # of transformers
 V, DIM, B, N, CLASSES = 50, 32, 3, 11, 3
 PAD = 2
 SMALL = dict(vocabulary=V, positions=16, dim=DIM, layers=2, heads=4, dropout=0.2)
@@ -478,7 +478,7 @@ def test_missing_fields_have_the_defaults_of_transformers(tmp_path, kind):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
     assert sizes_from_config(tmp_path, kind) == DEFAULTS[kind]
     transformers = pytest.importorskip("transformers", reason=NEEDED)
-    theirs = getattr(transformers, CLASSES[kind] + "Config")()
+    theirs = getattr(transformers, THEIR_NAMES[kind] + "Config")()
     for field, value in huggingface.KINDS[kind].defaults.items():
         assert getattr(theirs, field, value) == value, field
 
@@ -617,7 +617,7 @@ def theirs(kind, **changes):
     """A model of transformers with random parameters, biases and norms too."""
     torch = pytest.importorskip("torch", reason=NEEDED)
     transformers = pytest.importorskip("transformers", reason=NEEDED)
-    name = CLASSES[kind]
+    name = THEIR_NAMES[kind]
     rest = dict(bos_token_id=0, eos_token_id=0) if kind == "gpt2" else dict(num_labels=CLASSES)
     config = getattr(transformers, f"{name}Config")(**CONFIGS[kind] | changes, **rest)
     name += "LMHeadModel" if kind == "gpt2" else "ForSequenceClassification"
