@@ -242,7 +242,7 @@ class Classifier(NamedTuple):
       params: of `init`.
       tokens: i32 [B, N].
       mask: bool [B, N].
-      key: [B], draws dropout; None: there is none.
+      key: [B], draws dropout; None: no dropout.
       types: i32 [B, N]; None: all are of type 0.
 
     Returns:

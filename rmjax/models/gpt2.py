@@ -131,7 +131,7 @@ def maybe_remat(
 
 
 def split_heads(x: Array, heads: int) -> Array:
-    """X [..., D] -> [..., heads, D / heads]."""
+    """Splits x [..., D] into heads, [..., heads, D / heads]."""
     return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)  # -1 fails for empty arrays
 
 

@@ -137,7 +137,7 @@ class Past:
 
     rows: Array  # [B, L, D] the layer's inputs in the last segment, padding 0
     coefficients: Array  # [B, basis, D] of the signal up to the segment before that
-    density: Array  # [B, BINS] mass of attention over time in the last segment, 0 if there was none
+    density: Array  # [B, BINS] mass of attention over time in the last segment, else 0
     rows_seen: Array  # i32 [B] segments read so far
 
 

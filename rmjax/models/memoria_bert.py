@@ -47,7 +47,7 @@ class MemoryLayer(Layer):
           working: [B, N_wm, D].
           reminded: [B, k, D].
           valid: bool [B, k].
-          key: [B], draws dropout; None: there is none.
+          key: [B], draws dropout; None: no dropout.
 
         Returns:
           x, and the attention that each reminded engram got, f32 [B, k].

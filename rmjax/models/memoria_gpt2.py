@@ -215,7 +215,7 @@ def make(
       The model.
 
     Raises:
-      ValueError: the widths differ, there is no such layer, the positions do not suffice for a
+      ValueError: the widths differ, the layer does not exist, the positions do not suffice for a
         segment, or ties are random.
     """
     check_config(config, sizes)

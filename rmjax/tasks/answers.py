@@ -27,7 +27,7 @@ class Answers:
       questions: how the source asks.
       dim: width m of the features of questions and answers.
       item_dim: width of the features of items.
-      hidden: width of the head's tanh layer; 0: there is none.
+      hidden: width of the head's tanh layer; 0: no such layer.
     """
 
     questions: Questions

@@ -101,7 +101,7 @@ class Reasoning(Task):
         return self.rehearsal.decoder.init(key, *widths, self.segment_length)
 
     def memorize(self, params: Params, batch: Batch, key: Key | None = None) -> Memorized:
-        """Writes the streams of a batch; the key [B] draws dropout, None: there is none."""
+        """Writes the streams of a batch; the key [B] draws dropout; None: no dropout."""
         return memorize(
             self.machine,
             params["machine"],

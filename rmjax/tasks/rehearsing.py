@@ -111,7 +111,7 @@ def recall(
       params: of the task.
       cut: the fragments.
       memory: of B streams.
-      key: [B], draws dropout; None: there is none.
+      key: [B], draws dropout; None: no dropout.
 
     Returns:
       The logits [B, B'] that positive fragments are familiar; the same of negative fragments; and
@@ -278,7 +278,7 @@ def fragment_losses(
       memory: of B streams.
       keys: [B], one for each stream; they draw the items that recollection compares with.
       shared: draws the ids that all rows share.
-      dropout: [B], draws dropout; None: there is none.
+      dropout: [B], draws dropout; None: no dropout.
 
     Returns:
       {name: (loss f32 [B, B'], counted bool [B, B'])} of the losses that have a weight.

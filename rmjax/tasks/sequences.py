@@ -58,7 +58,7 @@ class LastTokens(_SequenceTask):
 
     Attributes:
       model: reads the streams.
-      silent: number of first segments that run without gradients; no stream asks a question there.
+      silent: number of first segments that run without gradients; they have no questions.
       gradient_segments: see `unroll`.
     """
 
@@ -248,7 +248,7 @@ def build_model(
       registry: has the kind of the model.
       config: of the run.
       vocabulary: V.
-      max_segments: of the longest stream; None: there is no longest one.
+      max_segments: of the longest stream; None: streams have no end.
       classes: number of classes of a classifier.
 
     Returns:
@@ -310,7 +310,7 @@ def pretrained(config: ConfigDict, like: Params) -> Params:
       A tree like `like`.
 
     Raises:
-      FileNotFoundError: there is no such folder, or it lacks the files.
+      FileNotFoundError: the folder does not exist, or lacks the files.
       ValueError: a tensor is missing, or the model and the checkpoint differ in size; the error
         names the key to change.
     """
