@@ -1,4 +1,4 @@
-"""Metrics by name: what a split's answers are worth. A source names its own in `Questions.metric`."""
+"""Metrics by name: they score the answers of a split. A source names one in `Questions.metric`."""
 
 from __future__ import annotations
 
@@ -17,84 +17,102 @@ __all__ = [
     "best_rank",
     "chosen",
     "group_means",
-    "known",
+    "keep_nan",
     "mean_metric",
     "rank",
 ]
 
 
 class Asked(NamedTuple):
-    """The questions of n examples, and what was answered."""
+    """The questions of n examples, and the answers.
 
-    scores: (
-        np.ndarray
-    )  # f [n, Q] of clicks, [n, Q, C] of classes or choices; or i [n, Q], which one was chosen
-    target: np.ndarray  # i [n, Q]
-    mask: np.ndarray  # bool [n, Q], which questions are asked
-    also: np.ndarray | None = None  # i [n, Q], a second right choice, -1 where there is none
-    groups: Mapping[str, np.ndarray] = {}  # {name: bool [n, Q]}, parts of the asked questions
+    Attributes:
+      scores: f [n, Q] of clicks; f [n, Q, C] of classes or choices; or i [n, Q], the chosen answer.
+      target: i [n, Q], the right answer.
+      mask: bool [n, Q], which questions are asked.
+      also: i [n, Q], a second right choice, -1 where a question has one only; None: all have one.
+      groups: {name: bool [n, Q]}, subsets of the asked questions.
+    """
+
+    scores: np.ndarray
+    target: np.ndarray
+    mask: np.ndarray
+    also: np.ndarray | None = None
+    groups: Mapping[str, np.ndarray] = {}
 
 
 class Metric(NamedTuple):
     """A metric as functions of `Asked`."""
 
     measure: Callable[[Asked], tuple[float, dict[str, float]]]
-    """measure(asked): the metric, and what is reported beside it, such as that of each group."""
+    """measure(asked): the metric, and {name: further value}, for instance one for each group."""
     interval: Callable[[Asked, np.ndarray, int], tuple[float, float]]
-    """interval(asked, users, seed): 95 % from, to; users [asked questions] are drawn with replacement."""
+    """interval(asked, users, seed): the 95 % interval (low, high) of the metric.
+
+    It draws users with replacement; users [asked questions] says which user each question is from.
+    """
     less_is_better: bool = False
     summary: Callable[[dict[str, float]], dict[str, float]] = lambda others: {}
-    """summary(what measure reports beside): more columns of the final table."""
+    """summary(others): more columns of the final table, from the further values."""
 
 
 def mean_metric(values: Callable[[Asked], np.ndarray]) -> Metric:
-    """The mean of the asked questions' values, and of each group's.
+    """A metric that is the mean of one value per asked question, over all and over each group.
 
     Args:
       values: asked -> f64 [n, Q].
+
+    Returns:
+      The metric.
     """
 
     def measure(asked: Asked) -> tuple[float, dict[str, float]]:
-        each = known(asked, values)
-        return float(each[asked.mask].mean()), group_means(asked, each)
+        value = keep_nan(asked, values)
+        return float(value[asked.mask].mean()), group_means(asked, value)
 
     def interval(asked: Asked, users: np.ndarray, seed: int) -> tuple[float, float]:
-        return metrics.bootstrap_mean(known(asked, values)[asked.mask], users, seed=seed)
+        return metrics.bootstrap_mean(keep_nan(asked, values)[asked.mask], users, seed=seed)
 
     return Metric(measure, interval)
 
 
-def known(asked: Asked, values: Callable[[Asked], np.ndarray]) -> np.ndarray:
-    """The values f64 [n, Q]; NaN where a score is."""
+def keep_nan(asked: Asked, values: Callable[[Asked], np.ndarray]) -> np.ndarray:
+    """The values f64 [n, Q], with NaN where a score is NaN."""
     scores, target = asked.scores, asked.target
     wrong = np.isnan(scores).any(-1) if scores.ndim > target.ndim else np.zeros(target.shape, bool)
     return np.where(wrong, np.nan, values(asked))
 
 
 def group_means(asked: Asked, values: np.ndarray) -> dict[str, float]:
-    """The mean of each group that is asked anything."""
-    return {
-        name: float(values[inside].mean()) for name, inside in asked.groups.items() if inside.any()
-    }
+    """The mean of values [n, Q] in each group; groups without questions are left out."""
+    groups = asked.groups.items()
+    return {name: float(values[inside].mean()) for name, inside in groups if inside.any()}
 
 
 def chosen(asked: Asked) -> np.ndarray:
-    """I [n, Q], which class or choice was answered."""
+    """The class or choice that was answered, i [n, Q]."""
     return asked.scores if asked.scores.ndim == asked.target.ndim else asked.scores.argmax(-1)
 
 
 def rank(scores: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """f64 [n, Q], the place of the right one of [n, Q, C], the best being 1; among equals the middle."""
+    """The rank of the right answer.
+
+    Args:
+      scores: f [n, Q, C].
+      target: i [n, Q], the right answer.
+
+    Returns:
+      f64 [n, Q], 1 is the best; equal scores share the mean of their ranks.
+    """
     right = np.take_along_axis(scores, target[..., None], -1)
     equal = (scores == right).sum(-1) - 1
     return 1 + (scores > right).sum(-1) + equal / 2
 
 
 def best_rank(asked: Asked) -> np.ndarray:
-    """f64 [n, Q], the better place of the right answers."""
+    """The rank of the better one of the right answers, f64 [n, Q]."""
     ranks = rank(asked.scores, asked.target)
     if asked.also is None:
         return ranks
-    return np.where(
-        asked.also < 0, ranks, np.minimum(ranks, rank(asked.scores, np.maximum(asked.also, 0)))
-    )
+    second = rank(asked.scores, np.maximum(asked.also, 0))
+    return np.where(asked.also < 0, ranks, np.minimum(ranks, second))

@@ -1,4 +1,4 @@
-"""The share of questions that are answered right."""
+"""Accuracy: the share of questions with the right answer."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from rmjax.registry import NoSettings as Settings
 
 
 def make(settings: Settings) -> Metric:
-    """Over all questions, and in each group."""
+    """Builds the metric: the accuracy over all questions, and of each group."""
     return mean_metric(lambda asked: chosen(asked) == asked.target)

@@ -1,4 +1,4 @@
-"""The area under the ROC curve over all clicks of a split."""
+"""AUC: the area under the ROC curve over all clicks of a split."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from rmjax.registry import NoSettings as Settings
 
 
 def make(settings: Settings) -> Metric:
-    """Of all questions together, so that no group has its own."""
+    """Builds the metric: one area over all questions together, none of the groups."""
+
+    def measure(asked: Asked) -> tuple[float, dict[str, float]]:
+        return metrics.auc(asked.scores, asked.target, asked.mask), {}
 
     def interval(asked: Asked, users: np.ndarray, seed: int) -> tuple[float, float]:
-        return metrics.bootstrap(
-            asked.scores[asked.mask], asked.target[asked.mask], users, seed=seed
-        )
+        scores, target = asked.scores[asked.mask], asked.target[asked.mask]
+        return metrics.bootstrap(scores, target, users, seed=seed)
 
-    return Metric(lambda asked: (metrics.auc(asked.scores, asked.target, asked.mask), {}), interval)
+    return Metric(measure, interval)

@@ -1,8 +1,6 @@
-"""From the scores of a split to numbers: by the source's metric, for all questions and for each of its groups."""
+"""From the scores of a split to numbers: the source's metric, over all questions and per group."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 
@@ -12,18 +10,17 @@ from rmjax.data.texts.documents import Documents
 from rmjax.evaluation import Asked, Metric, metrics
 from rmjax.registry import METRICS, NoSettings
 
-Scored = dict[
-    str, np.ndarray
-]  # scores [n, Q] or [n, Q, C], target [n, Q], query_mask [n, Q], example_id [n]
+Scored = dict[str, np.ndarray]
+"""scores [n, Q] or [n, Q, C], target [n, Q], query_mask [n, Q], example_id [n]."""
 
 
 def metric_of(source: Source) -> Metric:
-    """What a source's answers are measured by."""
+    """The metric that the source names in its questions."""
     return METRICS[source.questions.metric].make(NoSettings())
 
 
 def asked_of(source: Source, split: str, scored: Scored) -> Asked:
-    """A split's questions and answers, as metrics take them."""
+    """The questions and answers of a split, in the form that metrics take."""
     also = source.also(split)
     also = None if also is None else also[scored["example_id"]]
     groups = groups_of(source, split, scored)
@@ -31,83 +28,113 @@ def asked_of(source: Source, split: str, scored: Scored) -> Asked:
 
 
 def measures(source: Source, split: str, scored: Scored) -> dict[str, float]:
-    """{metric: over all questions, group: over its own, what else is reported beside the metric}."""
+    """All measures of a split: {name of the metric: over all questions, name of a group: ..., ...}.
+
+    Args:
+      source: where the questions come from.
+      split: 'train', 'valid' or 'test'.
+      scored: the answers.
+
+    Returns:
+      The metric first, then its value in each group and the metric's further values.
+    """
     return _measures(source, asked_of(source, split, scored))
 
 
 def _measures(source: Source, asked: Asked) -> dict[str, float]:
     questions = source.questions
-    whole, others = metric_of(source).measure(asked)
+    value, others = metric_of(source).measure(asked)
     if questions.f1:
         chosen, mask = evaluation.chosen(asked), asked.mask
         others["macro_f1"] = metrics.macro_f1(chosen[mask], asked.target[mask], questions.classes)
-    return {questions.metric: whole} | others
+    return {questions.metric: value} | others
 
 
-def better(source: Source, found: dict[str, float]) -> float:
-    """What the best checkpoint has most of."""
-    value = found[source.questions.metric]
+def objective(source: Source, measured: dict[str, float]) -> float:
+    """The number that is largest for the best checkpoint, from the result of `measures`."""
+    value = measured[source.questions.metric]
     return -value if metric_of(source).less_is_better else value
 
 
 def rows(
     source: Source, split: str, name: str, scored: Scored, streams: np.ndarray, seed: int
-) -> list[dict[str, Any]]:
-    """The final table: the machine `name`, then what the source's references answer to the same questions.
+) -> list[dict[str, str | float]]:
+    """The rows of the final table: the machine, then the source's references on the same questions.
 
-    streams [n]: whose stream each example is; the 95% interval is over these.
+    Args:
+      source: where the questions come from.
+      split: 'train', 'valid' or 'test'.
+      name: name of the machine in the table.
+      scored: the machine's answers.
+      streams: [n], the stream of each example; the 95 % interval is over streams.
+      seed: seed of the interval.
+
+    Returns:
+      One row for each reader, the machine first.
     """
     metric, asked = metric_of(source), asked_of(source, split, scored)
     references = {k: v[scored["example_id"]] for k, v in source.references(split).items()}
     readers = {name: scored["scores"]} | references
     users = np.repeat(streams, asked.mask.sum(1))
-    table = []
+    table: list[dict[str, str | float]] = []
     for reader, scores in readers.items():
         answered = asked._replace(scores=scores)
         (metric_name, value), *others = _measures(source, answered).items()
         low, high = metric.interval(answered, users, seed)
-        row = {"memory": reader, f"test_{metric_name}": value, "low": low, "high": high}
-        table.append(row | metric.summary(dict(others)) | dict(others))
+        row = {f"test_{metric_name}": value, "low": low, "high": high}
+        row |= metric.summary(dict(others)) | dict(others)
+        table.append({"memory": reader, **row})
     return table
 
 
 def groups_of(source: Source, split: str, scored: Scored) -> dict[str, np.ndarray]:
-    """{name: bool [n, Q]} of the source's groups, asked questions only."""
-    groups = source.groups(split)
-    return {
-        name: inside[scored["example_id"]] & scored["query_mask"] for name, inside in groups.items()
-    }
+    """The source's groups, {name: bool [n, Q]}, restricted to the asked questions."""
+    ids, mask = scored["example_id"], scored["query_mask"]
+    return {name: inside[ids] & mask for name, inside in source.groups(split).items()}
 
 
 def perplexities(documents: Documents, nats: np.ndarray, tokens: np.ndarray) -> dict[str, float]:
-    """Of a text, whose segments' sums of -log p and numbers of predicted tokens these are, both of one shape.
+    """The perplexities of a text.
 
-    'perplexity': exp of the mean over tokens. 'segment_perplexity': the mean over segments of theirs, which is larger;
-    it is what the released code of Memoria reports, there of all but each segment's first token. By 'word', and
-    'bits_per_character': the mean over tokens, times tokens in a word or character of the text; both are left out where
-    the tokens are not all of the text.
+    Two perplexities over tokens are reported, since papers do not say which one they mean.
+
+    Args:
+      documents: the text.
+      nats: the sum of -log p over each segment.
+      tokens: the number of predicted tokens of each segment, in the same shape.
+
+    Returns:
+      'perplexity': exp(mean loss over tokens). 'segment_perplexity': the mean over segments of
+      exp(loss), which is larger. The released code of Memoria reports the latter, but leaves out
+      the first token of each segment. 'word_perplexity' and 'bits_per_character' multiply the mean
+      loss by the tokens per word or per character of the text. These two are left out where the
+      tokens do not hold the complete text.
     """
     nats, tokens = np.asarray(nats, np.float64), np.asarray(tokens, np.float64)
     mean, size, read = nats.sum() / tokens.sum(), len(documents.tokens), tokens > 0
-    found = {
+    result = {
         "perplexity": float(np.exp(mean)),
         "segment_perplexity": float(np.exp(nats[read] / tokens[read]).mean()),
     }
     if not documents.tokenizer.lossless:
-        return found
-    return found | {
+        return result
+    return result | {
         "word_perplexity": float(np.exp(min(mean * size / max(documents.words, 1), 700.0))),
         "bits_per_character": float(mean * size / documents.characters / np.log(2)),
     }
 
 
 def memory_gain(sums: dict[str, np.ndarray]) -> dict[str, float]:
-    """What a rehearsal owes to the memory, of `Task.rehearsals` over all streams.
+    """How much the memory improves the rehearsal losses.
+
+    Args:
+      sums: results of `Task.rehearsals`, over all streams.
 
     Returns:
-      memory_gain_recollection, memory_gain_familiarity: the loss with another stream's memory minus that with the
-        stream's own, in nats, means over the fragments; NaN where there are none.
-      memory_spread: the standard deviation of an entry of the slots over the streams, 0 where all memories are alike.
+      memory_gain_recollection, memory_gain_familiarity: the loss with another stream's memory minus
+        the loss with the own memory, in nats. They are means over fragments, NaN without fragments.
+      memory_spread: the standard deviation over streams of an entry of the slots; 0 where all
+        memories are equal.
     """
     gains = {}
     for name, of_streams in sums.items():

@@ -1,4 +1,4 @@
-"""Sequence models: what reads a stream segment by segment with a Transformer, and what it remembers in between."""
+"""Sequence models: Transformers that read a stream segment by segment and keep a state between."""
 
 from rmjax.models.scan import unroll
 

@@ -1,10 +1,13 @@
-"""The Compressive Transformer (Rae et al. 2020): Transformer-XL whose old memories are compressed, not dropped."""
+"""The Compressive Transformer (Rae et al. 2020): Transformer-XL that compresses old memories.
+
+Transformer-XL drops them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import flax.struct
 import jax
@@ -14,14 +17,19 @@ from rmjax.layers import compressive
 from rmjax.layers.attention import attend
 from rmjax.layers.compressive import Compressed
 from rmjax.models import gpt2, transformer_xl
-from rmjax.models.gpt2 import Sizes, split_heads, tied_logits
-from rmjax.models.transformer_xl import TransformerXL
+from rmjax.models.gpt2 import Sizes, no_loss, split_heads, tied_logits
+from rmjax.models.transformer_xl import Memories, TransformerXL
 from rmjax.registry import at_least, setting
 from rmjax.types import Array, Key, ModelContext, Params, SequenceModel, Sum
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 
 @flax.struct.dataclass
 class Remembered:
+    """The state."""
+
     layers: tuple[Compressed, ...]
     segments: Array  # i32 [B] read so far
 
@@ -29,27 +37,32 @@ class Remembered:
 def make(
     sizes: Sizes, *, memory: int, compressed: int, rate: int = 4, reconstruction: float = 1.0
 ) -> SequenceModel:
-    """memory, compressed: rows of each kind that a layer remembers. rate: inputs in one compressed row.
+    """Builds a Compressive Transformer.
 
-    reconstruction: weight of the attention-reconstruction loss (Rae et al. 2020, Algorithm 2), its mean over layers.
-    Only the compression learns from it; from the rest of the loss it learns where gradients pass between segments.
+    Args:
+      sizes: of the model.
+      memory: recent rows that each layer remembers.
+      compressed: compressed rows that each layer remembers.
+      rate: inputs per compressed row.
+      reconstruction: weight of the attention-reconstruction loss (Rae et al. 2020, Algorithm 2), a
+        mean over layers. Only the compression learns from it. The compression learns from the rest
+        of the loss only where gradients pass between segments.
+
+    Returns:
+      The model.
     """
     module = TransformerXL(sizes, prenorm=True)
 
-    def memories(layers: tuple[Compressed, ...]) -> tuple:
+    def memories(layers: tuple[Compressed, ...]) -> Memories:
         return tuple((layer.rows, layer.mask) for layer in layers)
 
     def init(key: Key) -> Params:
         model, compression = jax.random.split(key)
-        tokens = jnp.zeros((1, 1), jnp.int32)
-        params = module.init(model, tokens, tokens == 0, memories(init_state(None, 1).layers))[
-            "params"
-        ]
+        tokens, empty = jnp.zeros((1, 1), jnp.int32), memories(init_state(None, 1).layers)
+        params = module.init(model, tokens, tokens == 0, empty)["params"]
         keys = jax.random.split(compression, sizes.layers)
-        each = {
-            f"h_{i}": compressive.init_compression(k, sizes.dim, rate) for i, k in enumerate(keys)
-        }
-        return params | {"compression": each}
+        init_layer = lambda k: compressive.init_compression(k, sizes.dim, rate)
+        return params | {"compression": {f"h_{i}": init_layer(k) for i, k in enumerate(keys)}}
 
     def init_state(params: Params, batch_size: int) -> Remembered:
         layer = compressive.empty(batch_size, memory, compressed, sizes.dim, sizes.dtype)
@@ -59,7 +72,9 @@ def make(
         layers = tuple(compressive.reset(layer, where) for layer in state.layers)
         return Remembered(layers, jnp.where(where, 0, state.segments))
 
-    def step(params: Params, state: Remembered, tokens: Array, mask: Array, key: Key | None = None):
+    def step(
+        params: Params, state: Remembered, tokens: Array, mask: Array, key: Key | None = None
+    ) -> tuple[Array, Remembered, Sum]:
         names = [f"h_{i}" for i in range(sizes.layers)]
         hidden, inputs = module.apply({"params": params}, tokens, mask, memories(state.layers), key)
         layers, lost = [], []
@@ -69,7 +84,7 @@ def make(
             layers.append(after)
             if reconstruction:
                 lost.append(reconstruction_loss(params[name], compression, sizes, layer, x, mask))
-        aux = (jnp.zeros(()), jnp.zeros(()))
+        aux = no_loss()
         if lost:
             total, count = (sum(part) / len(lost) for part in zip(*lost, strict=True))
             aux = (reconstruction * total, count)
@@ -79,33 +94,45 @@ def make(
 
 
 def reconstruction_loss(
-    block: Params, compression: Params, sizes: Sizes, layer: Any, x: Array, mask: Array
+    block: Params, compression: Params, sizes: Sizes, layer: Compressed, x: Array, mask: Array
 ) -> Sum:
-    """How far attention of x [B, N, D] to what falls out of the memory is from that to what it is compressed to:
-    (sum of squares over the width, count of the queries that have something to look back at).
+    """The attention-reconstruction loss of one layer (Rae et al. 2020, Algorithm 2).
+
+    It compares the attention of x to the rows that leave the recent memory with the attention of x
+    to their compressed rows. Only `compression` gets gradients.
+
+    Args:
+      block: parameters of the layer.
+      compression: parameters of the layer's compression.
+      sizes: of the model.
+      layer: the layer's memory before x.
+      x: [B, N, D], inputs of the layer.
+      mask: bool [B, N].
+
+    Returns:
+      The sum of squared differences, a mean over the width; and the number of queries that have
+      rows to attend to.
     """
     block, layer, x = jax.lax.stop_gradient((block, layer, x))
     _, (old, old_mask), (new, new_mask) = compressive.push(compression, layer, x, mask)
-    project = lambda name, y: split_heads(
-        y @ block["attention"][name]["kernel"].T.astype(y.dtype), sizes.heads
-    )
-    norm = lambda y: layer_norm(block["attention_norm"], y)
+
+    def project(name: str, y: Array) -> Array:
+        return split_heads(y @ block["attention"][name]["kernel"].T.astype(y.dtype), sizes.heads)
 
     def attended(rows: Array, rows_mask: Array) -> Array:
-        rows = norm(rows)
+        rows = layer_norm(block["attention_norm"], rows)
+        query = project("query", layer_norm(block["attention_norm"], x))
         seen = rows_mask[:, None, None, :]
-        return attend(
-            project("query", norm(x)), project("key", rows), project("value", rows), seen
-        )[0]
+        return attend(query, project("key", rows), project("value", rows), seen)[0]
 
     error = (attended(old, old_mask) - attended(new, new_mask)).astype(jnp.float32)
     counted = mask & old_mask.any(-1, keepdims=True)
-    return jnp.where(
-        counted[..., None, None], error**2, 0.0
-    ).sum() / sizes.dim, counted.sum().astype(jnp.float32)
+    total = jnp.where(counted[..., None, None], error**2, 0.0).sum() / sizes.dim
+    return total, counted.sum().astype(jnp.float32)
 
 
 def layer_norm(params: Params, x: Array) -> Array:
+    """The layer norm of x [..., D] in f32, by the parameters of an nn.LayerNorm."""
     x = x.astype(jnp.float32)
     centered = x - x.mean(-1, keepdims=True)
     scale = jax.lax.rsqrt((centered**2).mean(-1, keepdims=True) + 1e-5)
@@ -114,6 +141,8 @@ def layer_norm(params: Params, x: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Settings(transformer_xl.Settings):
+    """Settings of the model."""
+
     compression: int = setting(
         4, at_least(1), "compressive: inputs in one row; half of the rows are compressed"
     )
@@ -121,15 +150,22 @@ class Settings(transformer_xl.Settings):
         1.0, at_least(0), "compressive: weight of the attention-reconstruction loss"
     )
 
-    def conflicts(self, config: Any = None) -> Iterator[str]:
+    def conflicts(self, config: ConfigDict | None = None) -> Iterator[str]:
+        """Yields a message for each conflict, see `rmjax.registry.Registry.settings`."""
         yield from super().conflicts(config)
-        if self.rows(config) < 2:
-            yield f"{{memory}}: that is {self.rows(config)} rows (0: a segment's); must be at least 2"
+        rows = self.rows(config)
+        if rows < 2:
+            yield f"{{memory}}: that is {rows} rows (0: a segment's); must be at least 2"
 
 
 def build(settings: Settings, context: ModelContext) -> SequenceModel:
-    """The model of a run's settings; half of the rows that it remembers are compressed."""
+    """Builds the model, see `rmjax.types.SequenceModel`; half of its rows are compressed."""
     length = settings.memory or context.segment_length
-    sizes, recent = Sizes(**gpt2.size_fields(settings, context)), length // 2
-    how = dict(memory=recent, compressed=length - recent, rate=settings.compression)
-    return make(sizes, **how, reconstruction=settings.reconstruction)
+    recent = length // 2
+    return make(
+        Sizes(**gpt2.size_fields(settings, context)),
+        memory=recent,
+        compressed=length - recent,
+        rate=settings.compression,
+        reconstruction=settings.reconstruction,
+    )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from rmjax.models import roberta
-from rmjax.models.memoria_bert import Settings, build_upon
+from rmjax.models.memoria_bert import Settings, build_on
 from rmjax.types import ModelContext, SequenceModel
 
 __all__ = ["Settings", "build"]
 
 
 def build(settings: Settings, context: ModelContext) -> SequenceModel:
-    """The classifier of a run's settings."""
-    return build_upon(roberta.sizes_of(settings, context), context)
+    """Builds the classifier, see `rmjax.types.SequenceModel`."""
+    return build_on(roberta.sizes_of(settings, context), context)

@@ -1,4 +1,4 @@
-"""RoBERTa (Liu et al. 2019): BERT with other positions, norms and head; see bert.py."""
+"""RoBERTa (Liu et al. 2019): BERT with other positions, norms and head, see bert.py."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ Settings = gpt2.Settings
 
 
 def sizes_of(settings: Settings, context: ModelContext) -> bert.Sizes:
-    """RoBERTa's, with a position for each token of a segment; they begin with the third."""
-    return bert.roberta(
-        **gpt2.size_fields(settings, context) | dict(positions=context.segment_length + 2)
-    )
+    """The sizes for a run; two rows of the table of positions come before the first token's."""
+    fields = gpt2.size_fields(settings, context)
+    return bert.roberta_sizes(**fields | dict(positions=context.segment_length + 2))
 
 
 def build(settings: Settings, context: ModelContext) -> SequenceModel:
-    """The classifier of a run's settings, which remembers nothing."""
+    """Builds the classifier without memory, see `rmjax.types.SequenceModel`."""
     return make_plain(sizes_of(settings, context), context.classes)

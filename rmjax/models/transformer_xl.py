@@ -1,10 +1,10 @@
-"""Transformer-XL (Dai et al. 2019): every layer also sees what it read in the segments before."""
+"""Transformer-XL (Dai et al. 2019): each layer also attends to its inputs in earlier segments."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import flax.linen as nn
 import flax.struct
@@ -17,14 +17,27 @@ from rmjax.layers.keys import dropout, fold
 from rmjax.layers.queue import Queue
 from rmjax.layers.relative import RelativeAttention
 from rmjax.models import gpt2
-from rmjax.models.gpt2 import Sizes, dense, kept, norm, tied_logits
+from rmjax.models.gpt2 import Sizes, dense, maybe_remat, no_loss, norm, tied_logits
 from rmjax.registry import at_least, setting
-from rmjax.types import Array, Key, ModelContext, Params, SequenceModel
+from rmjax.types import Array, Key, ModelContext, Params, SequenceModel, Sum
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+Memories = tuple[tuple[Array, Array], ...]
+"""For each layer, the memory [B, M, D] and its mask bool [B, M]."""
 
 
 class RelativeBlock(nn.Module):
-    """x [B, N, D], mask [B, N], memory [B, M, D] with its mask -> x. Norms come after the sums (Dai et al. 2019), or
-    with `prenorm` before the layers.
+    """One layer with relative attention.
+
+    Takes x [B, N, D], mask [B, N], and memory [B, M, D] with its mask [B, M]. Returns x.
+
+    Attributes:
+      sizes: of the model.
+      same_length: see `RelativeAttention`.
+      clamp: see `RelativeAttention`.
+      prenorm: norms come before the layers; otherwise after the sums (Dai et al. 2019).
     """
 
     sizes: Sizes
@@ -33,6 +46,7 @@ class RelativeBlock(nn.Module):
     prenorm: bool = False
 
     def setup(self):
+        """Creates the submodules."""
         s = self.sizes
         self.attention = RelativeAttention(
             s.heads, 0.0, self.same_length, self.clamp, s.dtype, s.initial
@@ -43,28 +57,28 @@ class RelativeBlock(nn.Module):
     def __call__(
         self, x: Array, mask: Array, memory: Array, memory_mask: Array, key: Key | None
     ) -> Array:
+        """Applies the module, see the class."""
         rate, before, after = self.sizes.dropout, self.attention_norm, self.wide_norm
+        attention_key, drop_key = fold(key, 0), fold(key, 1)
         if self.prenorm:
             seen = before(memory)
-            x = x + dropout(
-                self.attention(before(x), mask, seen, memory_mask, fold(key, 0)), rate, fold(key, 1)
-            )
+            attended = self.attention(before(x), mask, seen, memory_mask, attention_key)
+            x = x + dropout(attended, rate, drop_key)
             return x + dropout(self.feedforward(after(x), fold(key, 2)), rate, fold(key, 3))
-        x = before(
-            x
-            + dropout(
-                self.attention(x, mask, memory, memory_mask, fold(key, 0)), rate, fold(key, 1)
-            )
-        )
+        attended = self.attention(x, mask, memory, memory_mask, attention_key)
+        x = before(x + dropout(attended, rate, drop_key))
         return after(x + dropout(self.feedforward(x, fold(key, 2)), rate, fold(key, 3)))
 
     def feedforward(self, x: Array, key: Key | None) -> Array:
+        """The feed-forward layer, x [B, N, D] -> [B, N, D]."""
         return self.narrow(dropout(nn.relu(self.wide(x)), self.sizes.dropout, key))
 
 
 class TransformerXL(nn.Module):
-    """tokens i32 [B, N], mask [B, N], per layer (memory [B, M, D], mask [B, M]) -> hidden [B, N, D], what went into
-    each layer.
+    """The stack of layers.
+
+    Takes tokens i32 [B, N], mask [B, N] and `Memories`. Returns hidden [B, N, D] and the inputs of
+    each layer. For the attributes see `RelativeBlock`.
     """
 
     sizes: Sizes
@@ -74,23 +88,18 @@ class TransformerXL(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        tokens: Array,
-        mask: Array,
-        memories: tuple[tuple[Array, Array], ...],
-        key: Key | None = None,
+        self, tokens: Array, mask: Array, memories: Memories, key: Key | None = None
     ) -> tuple[Array, tuple[Array, ...]]:
+        """Applies the module, see the class."""
         s, inputs = self.sizes, []
         words = self.param("wte", normal(s.initial), (s.vocabulary, s.dim))
-        x = dropout(
-            look_up(words, tokens).astype(s.dtype) * s.dim**0.5, s.dropout, fold(key, s.layers)
-        )
+        x = look_up(words, tokens).astype(s.dtype) * s.dim**0.5
+        x = dropout(x, s.dropout, fold(key, s.layers))
+        block = maybe_remat(s, RelativeBlock)
         for i, (memory, memory_mask) in enumerate(memories):
             inputs.append(x)
-            block = kept(s, RelativeBlock)(
-                s, self.same_length, self.clamp, self.prenorm, name=f"h_{i}"
-            )
-            x = block(x, mask, memory, memory_mask, fold(key, i))
+            layer = block(s, self.same_length, self.clamp, self.prenorm, name=f"h_{i}")
+            x = layer(x, mask, memory, memory_mask, fold(key, i))
         if self.prenorm:
             x = norm(s, "ln_f")(x)
         return dropout(x.astype(jnp.float32), s.dropout, fold(key, s.layers + 1)), tuple(inputs)
@@ -98,6 +107,8 @@ class TransformerXL(nn.Module):
 
 @flax.struct.dataclass
 class Remembered:
+    """The state."""
+
     layers: tuple[Queue, ...]  # the newest M inputs of each layer
     segments: Array  # i32 [B] read so far
 
@@ -105,16 +116,27 @@ class Remembered:
 def make(
     sizes: Sizes, *, memory: int, same_length: bool = True, clamp: int = 1000
 ) -> SequenceModel:
-    """memory: M, tokens that every layer remembers. same_length, clamp: see `RelativeAttention`; the defaults are those
-    of Memoria's experiments.
+    """Builds a Transformer-XL; the defaults are those of Memoria's experiments.
+
+    Args:
+      sizes: of the model.
+      memory: M, the number of tokens that each layer remembers.
+      same_length: see `RelativeAttention`.
+      clamp: see `RelativeAttention`.
+
+    Returns:
+      The model.
+
+    Raises:
+      ValueError: `memory` is below 1.
     """
     if memory < 1:
         raise ValueError(
-            f"memory must be at least 1 row, got {memory}; without any there is the plain Transformer"
+            f"memory must be at least 1 row, got {memory}: for no memory use the plain Transformer"
         )
     module = TransformerXL(sizes, same_length, clamp)
 
-    def memories(state: Any) -> tuple:
+    def memories(state: Remembered) -> Memories:
         return tuple((q.rows, q.mask) for q in state.layers)
 
     def init(key: Key) -> Params:
@@ -131,36 +153,38 @@ def make(
         layers = tuple(queue.reset(q, where) for q in state.layers)
         return Remembered(layers, jnp.where(where, 0, state.segments))
 
-    def step(params: Params, state: Remembered, tokens: Array, mask: Array, key: Key | None = None):
+    def step(
+        params: Params, state: Remembered, tokens: Array, mask: Array, key: Key | None = None
+    ) -> tuple[Array, Remembered, Sum]:
         hidden, inputs = module.apply({"params": params}, tokens, mask, memories(state), key)
         layers = tuple(queue.push(q, x, mask)[0] for q, x in zip(state.layers, inputs, strict=True))
-        return (
-            hidden,
-            Remembered(layers, state.segments + mask.any(-1)),
-            (jnp.zeros(()), jnp.zeros(())),
-        )
+        return hidden, Remembered(layers, state.segments + mask.any(-1)), no_loss()
 
     return SequenceModel(init, init_state, reset, step, tied_logits(sizes))
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings(gpt2.Settings):
-    released = False  # no attribute of a run: whether GPT-2's checkpoints fit
+    """Settings of models that remember rows."""
+
+    released = False  # no setting: whether GPT-2's checkpoints fit the model
     memory: int = setting(
         0, at_least(0), "transformer_xl, compressive, infinity: rows remembered; 0: a segment's"
     )
 
-    def rows(self, config: Any = None) -> int:
-        """That are remembered; 2 where the segment's length is not known."""
+    def rows(self, config: ConfigDict | None = None) -> int:
+        """Number of rows remembered; 2 where the segment's length is unknown and needed."""
         return self.memory or (config.data.segment_length if config is not None else 2)
 
-    def conflicts(self, config: Any = None) -> Iterator[str]:
+    def conflicts(self, config: ConfigDict | None = None) -> Iterator[str]:
+        """Yields a message for each conflict, see `rmjax.registry.Registry.settings`."""
         yield from super().conflicts(config)
         if config is not None and config.model.pretrained and not self.released:
-            yield f"config.model.pretrained: there are no checkpoints for config.model.kind = {config.model.kind!r}"
+            kind = config.model.kind
+            yield f"config.model.pretrained: no checkpoints fit config.model.kind = {kind!r}"
 
 
 def build(settings: Settings, context: ModelContext) -> SequenceModel:
-    """The model of a run's settings."""
+    """Builds the model, see `rmjax.types.SequenceModel`."""
     sizes = Sizes(**gpt2.size_fields(settings, context))
     return make(sizes, memory=settings.memory or context.segment_length)

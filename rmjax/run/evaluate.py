@@ -44,7 +44,7 @@ def validate(training: Training, params: Params, step: int) -> float:
             max(losses),
             LEAST_GAIN,
         )
-    return scoring.better(run.source, found)
+    return scoring.objective(run.source, found)
 
 
 def paired_batches(run: Run, split: str, streams: int) -> Iterator[tuple[Batch, Batch]]:

@@ -1,8 +1,8 @@
-"""Tasks from a config: what is trained first (the teacher, if one is needed) and what is trained on it."""
+"""Builds tasks from a config: the model's task, and the teacher's if one is needed first."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 
@@ -17,14 +17,24 @@ from rmjax.tasks.answers import Answers
 from rmjax.tasks.reasoning import Reasoning, Teacher
 from rmjax.tasks.rehearsing import Rehearsal
 from rmjax.tasks.sequences import make_documents, make_language_model, make_sorting
-from rmjax.types import Context, Task
+from rmjax.types import Context, MemoryMachine, Task
 
 if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
     from rmjax.data.texts.streams import Texts
 
 
-def make_machine(config: Any, data: Description) -> machines.MemoryMachine:
-    """The machine that config.machine describes, over the data's items."""
+def make_machine(config: ConfigDict, data: Description) -> MemoryMachine:
+    """Builds the machine of config.machine for the items of the data.
+
+    Args:
+      config: of the run.
+      data: what the streams look like.
+
+    Returns:
+      The machine.
+    """
     context = Context(
         segment_length=config.data.segment_length,
         max_items=data.max_items,
@@ -33,22 +43,21 @@ def make_machine(config: Any, data: Description) -> machines.MemoryMachine:
         dtype=jnp.dtype(config.train.compute_dtype),
     )
     kind = config.machine.kind
-    return machines.build(
-        kind, data.num_items, MACHINES.settings(kind, config.machine, "config.machine."), context
-    )
+    settings = MACHINES.settings(kind, config.machine, "config.machine.")
+    return machines.build(kind, data.num_items, settings, context)
 
 
-def name_of(config: Any) -> str:
-    """Of what is trained, in tables."""
+def name_of(config: ConfigDict) -> str:
+    """The name of the trained machine or model in tables."""
     return config.model.kind if is_sequence(config) else config.machine.kind
 
 
-def make_task(config: Any, data: Description | Source | Texts) -> Task:
-    """What config.data's streams are trained on.
+def make_task(config: ConfigDict, data: Description | Source | Texts) -> Task:
+    """Builds the task that is trained on the streams of config.data.
 
     Args:
       config: of the run.
-      data: what the run kept of its data, or the data themselves.
+      data: the data, or the description that a run keeps of them.
 
     Returns:
       The task; it holds no data.
@@ -61,33 +70,39 @@ def make_task(config: Any, data: Description | Source | Texts) -> Task:
     return make_sorting(config, data) if is_sequence(config) else make_reasoning(config, data)
 
 
-def make_reasoning(config: Any, data: Description) -> Reasoning:
-    """The machine with its query encoder, its head and its rehearsal."""
+def make_reasoning(config: ConfigDict, data: Description) -> Reasoning:
+    """Builds the task of a machine with a query encoder, a head and a rehearsal.
+
+    Args:
+      config: of the run.
+      data: what the streams look like.
+
+    Returns:
+      The task.
+    """
     m, r = config.machine, config.rehearsal
-    decoder = Decoder(
-        Transformer(r.layers, m.heads, m.dropout, jnp.dtype(config.train.compute_dtype))
-    )
+    dtype = jnp.dtype(config.train.compute_dtype)
     item_dim = m.item_dim or m.dim if m.kind == "continual" else m.dim
+    hidden = m.dim if config.reason.head == "mlp" else 0
+    rehearsal = Rehearsal(
+        decoder=Decoder(Transformer(r.layers, m.heads, m.dropout, dtype)),
+        fragments=r.fragments,
+        mask_ratio=r.mask_ratio,
+        replace_ratio=r.replace_ratio,
+        sampled_items=r.sampled_items,
+        recollection=r.recollection,
+        familiarity=r.familiarity,
+        sampler=r.sampler,
+        negatives=r.negatives,
+        detach_items=r.detach_items,
+        sum_pairs=r.sum_pairs,
+        span=r.span,
+        schedule=schedules.build(r.schedule, config.train.steps, config),
+    )
     return Reasoning(
         machine=make_machine(config, data),
-        answers=Answers(
-            data.questions, m.dim, item_dim, m.dim if config.reason.head == "mlp" else 0
-        ),
-        rehearsal=Rehearsal(
-            decoder=decoder,
-            fragments=r.fragments,
-            mask_ratio=r.mask_ratio,
-            replace_ratio=r.replace_ratio,
-            sampled_items=r.sampled_items,
-            recollection=r.recollection,
-            familiarity=r.familiarity,
-            sampler=r.sampler,
-            negatives=r.negatives,
-            detach_items=r.detach_items,
-            sum_pairs=r.sum_pairs,
-            span=r.span,
-            schedule=schedules.build(r.schedule, config.train.steps, config),
-        ),
+        answers=Answers(data.questions, m.dim, item_dim, hidden),
+        rehearsal=rehearsal,
         segment_length=config.data.segment_length,
         reason=config.reason.weight,
         machine_loss=config.machine.loss,
@@ -98,8 +113,16 @@ def make_reasoning(config: Any, data: Description) -> Reasoning:
     )
 
 
-def make_teacher(config: Any, data: Description | Source | Texts) -> Teacher | None:
-    """The history sampler, None where neither the rehearsal nor the machine's item table needs one."""
+def make_teacher(config: ConfigDict, data: Description | Source | Texts) -> Teacher | None:
+    """Builds the task of the teacher, which is the history sampler.
+
+    Args:
+      config: of the run.
+      data: the data, or the description that a run keeps of them.
+
+    Returns:
+      The task; None where neither the rehearsal nor the machine's item table needs a teacher.
+    """
     r, t = config.rehearsal, config.teacher
     if is_sequence(config):
         return None

@@ -1,4 +1,4 @@
-"""Reasoning after memorizing: a memory is written, then questions are answered from it, and it is rehearsed."""
+"""Reasoning after memorizing: a memory is written, rehearsed and asked questions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax.linen.initializers import lecun_normal
 
 from rmjax.layers.embeddings import embed
-from rmjax.machines import memorize
+from rmjax.machines import Memorized, memorize
 from rmjax.rehearsal import sampler
 from rmjax.tasks import rehearsing
 from rmjax.tasks.answers import Answers, questions_only
@@ -33,39 +33,52 @@ from rmjax.types import (
 
 @dataclasses.dataclass(frozen=True)
 class Reasoning(Task):
-    """A machine, its answers and the rehearsal, trained on one loss."""
+    """A machine, the answers and the rehearsal, trained on one loss (RM Eq. 7).
+
+    Attributes:
+      machine: the memory.
+      answers: query encoder and head.
+      rehearsal: what is rehearsed.
+      segment_length: N.
+      reason: lambda_3, weight of the loss of the answers.
+      machine_loss: weight of the loss that the machine's own `write` adds.
+      items_fixed: the item table is not trained, since it comes from a better source.
+      block: see `rmjax.machines.memorize`.
+      remat: see `rmjax.machines.memorize`.
+      gradient_segments: see `rmjax.machines.memorize`.
+    """
 
     machine: MemoryMachine
     answers: Answers
     rehearsal: Rehearsal
     segment_length: int
-    reason: float = 1.0  # lambda_3
-    machine_loss: float = 1.0  # weight of what the machine's own `write` adds to the loss
-    items_fixed: bool = False  # the item table is not trained: it came from somewhere better
+    reason: float = 1.0
+    machine_loss: float = 1.0
+    items_fixed: bool = False
     block: int = 0
     remat: bool = False
     gradient_segments: int = 0
 
     @property
     def table(self) -> tuple[str, ...] | None:
-        """Where the item table is in the parameters; None: the machine has none."""
+        """Path of the item table in the parameters; None: the machine has none."""
         return None if self.machine.table is None else ("machine", *self.machine.table)
 
     @property
     def rehearses(self) -> bool:
+        """Whether a rehearsal loss has a weight."""
         return self.rehearsal.active
 
     def item_ids(self, batch: Batch, key: Key, num_items: int) -> Array:
-        ids = [
-            ids
-            for ids in (batch.items, batch.negative_items)
-            if jnp.issubdtype(ids.dtype, jnp.integer)
-        ]
+        """Rows of the item table that `losses` reads, see `rmjax.types.Task.item_ids`."""
+        both = (batch.items, batch.negative_items)
+        ids = [ids for ids in both if jnp.issubdtype(ids.dtype, jnp.integer)]
         if ids and self.rehearsal.recollection and self.rehearsal.sampled_items:
             ids.append(rehearsing.sample_items(self.rehearsal, key, num_items))
         return jnp.concatenate([x.ravel() for x in ids + self.answers.item_ids(batch)])
 
     def init(self, key: Key) -> Params:
+        """Draws parameters of the machine, the head, the encoder and the rehearsal's decoder."""
         a, b, c, d = jax.random.split(key, 4)
         params = {
             "machine": self.machine.init(a),
@@ -77,18 +90,18 @@ class Reasoning(Task):
         return params
 
     def memory(self, params: Params, batch_size: int) -> Memory:
+        """The memory of empty streams."""
         return self.machine.init_memory(params["machine"], batch_size)
 
     def init_rehearsal(self, key: Key, machine: Params) -> Params:
-        """A decoder for memories of a machine with these parameters."""
-        slots, _ = jax.eval_shape(
-            lambda: self.machine.slots(machine, self.machine.init_memory(machine, 1))
-        )
-        return self.rehearsal.decoder.init(
-            key, self.answers.item_dim, slots.shape[-1], self.segment_length
-        )
+        """Draws the parameters of a decoder for memories of a machine with these parameters."""
+        empty = lambda: self.machine.slots(machine, self.machine.init_memory(machine, 1))
+        slots, _ = jax.eval_shape(empty)
+        widths = self.answers.item_dim, slots.shape[-1]
+        return self.rehearsal.decoder.init(key, *widths, self.segment_length)
 
-    def memorize(self, params: Params, batch: Batch, key: Key | None = None):
+    def memorize(self, params: Params, batch: Batch, key: Key | None = None) -> Memorized:
+        """Writes the streams of a batch; the key [B] draws dropout; None: no dropout."""
         return memorize(
             self.machine,
             params["machine"],
@@ -108,47 +121,55 @@ class Reasoning(Task):
         query: Array,
         query_mask: Array,
         *,
-        each: bool = False,
-        **asked: Array,
+        per_question: bool = False,
+        **fields: Array,
     ) -> Array:
-        """Logits [B, Q] (of clicks) or [B, Q, C] (of classes or choices) from memories alone: [B], or with `each` one
-        for every question, [B, Q], as `Memorized.asked` has them.
+        """Answers questions from memories alone.
 
-        query i32 [B, Q] or [B, Q, W], query_mask bool [B, Q]; of sentences and candidates also the fields of `Batch`:
-        word_mask, candidates, candidate_mask, choices, choice_mask.
+        Args:
+          params: of `init`.
+          memory: of B streams; with `per_question` [B, Q], one memory for each question, such as
+            `Memorized.asked`.
+          query: i32 [B, Q] or [B, Q, W].
+          query_mask: bool [B, Q].
+          per_question: whether each question has a memory of its own.
+          **fields: further fields of `Batch` for questions of words and for candidates: word_mask,
+            candidates, candidate_mask, choices, choice_mask.
+
+        Returns:
+          Logits [B, Q] of clicks, or [B, Q, C] of classes or choices.
         """
-        batch = questions_only(query, query_mask, **asked)
-        return self._answer(params, None if each else memory, memory if each else None, batch)
+        batch = questions_only(query, query_mask, **fields)
+        if per_question:
+            return self._answer(params, None, memory, batch)
+        return self._answer(params, memory, None, batch)
 
     def _answer(
         self, params: Params, memory: Memory | None, at_query: Memory | None, batch: Batch
     ) -> Array:
-        """Each answer is read from `at_query` [B, Q], the memory at its query's position, where that is given."""
-        machine, its, encoder, mask = (
-            self.machine,
-            params["machine"],
-            params["encoder"],
-            batch.query_mask,
-        )
-        embed_items = functools.partial(machine.embed, its)
-        query = self.answers.encode(encoder, embed_items, batch)
+        """Answers from `at_query` [B, Q], the memory at each query's position, or else `memory`."""
+        machine, machine_params, mask = self.machine, params["machine"], batch.query_mask
+        embed_items = functools.partial(machine.embed, machine_params)
+        query = self.answers.encode(params["encoder"], embed_items, batch)
         if at_query is None:
-            features = machine.read(its, memory, query, mask)
+            features = machine.read(machine_params, memory, query, mask)
         else:
             rows = mask.size  # one memory per question
-            each = jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), at_query)
-            features = machine.read(
-                its, each, query.reshape(rows, 1, -1), mask.reshape(rows, 1)
-            ).reshape(query.shape)
-        return self.answers.logits(encoder, params["head"], embed_items, features, query, batch)
+            flat = jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), at_query)
+            asked = query.reshape(rows, 1, -1), mask.reshape(rows, 1)
+            features = machine.read(machine_params, flat, *asked).reshape(query.shape)
+        heads = params["encoder"], params["head"]
+        return self.answers.logits(*heads, embed_items, features, query, batch)
 
     def scores(self, params: Params, batch: Batch) -> Array:
+        """Answers to a batch's questions, see `rmjax.types.Task.scores`."""
         memorized = self.memorize(params, batch)
         return self._answer(params, memorized.memory, memorized.asked, batch)
 
     def losses(
         self, params: Params, frozen: Params, carry: Any, batch: Batch, key: Key
     ) -> tuple[Terms, Any]:
+        """The terms of the loss, see `rmjax.types.Task.losses`."""
         if self.items_fixed:
             assert self.table is not None
             params = replace_at(params, self.table, jax.lax.stop_gradient(at(params, self.table)))
@@ -163,9 +184,8 @@ class Reasoning(Task):
             query = None
             if self.rehearsal.sampler == "teacher":
                 asked = one_question(batch, drawn.which)
-                query = self.answers.encode(
-                    frozen["encoder"], functools.partial(embed, frozen), asked
-                )
+                embed_items = functools.partial(embed, frozen)
+                query = self.answers.encode(frozen["encoder"], embed_items, asked)
             segments = rehearsing.choose_segments(
                 self.rehearsal, drawn.key, frozen, query, batch, drawn.valid
             )
@@ -176,18 +196,21 @@ class Reasoning(Task):
         return terms, carry
 
     def rehearsals(self, params: Params, batch: Batch, other: Batch) -> dict[str, Array]:
-        """The rehearsal losses of each stream with its own memory and with that of another, without dropout.
+        """The rehearsal losses with the own memory and with another stream's, without dropout.
 
-        Both memories are as they are at a drawn question, and the fragments are uniformly drawn ones before it; all
-        draws depend on the example alone.
+        Both memories are those at the position of a drawn question. The fragments are drawn
+        uniformly from the segments before it. All draws depend on the example alone.
 
         Args:
-          other: a batch of the same shape, in each row another stream; all masks false: there is none.
+          params: of `init`.
+          batch: B streams.
+          other: a batch of the same shape, with another stream in each row. A row whose masks are
+            all false has no other stream.
 
         Returns:
-          For each loss that has a weight f32 [B, 3], the sum over a stream's fragments with its own memory, with
-          the other's, and the number of fragments; and "spread" f32 [B, 2], half the squared distance of the two
-          memories' slots, and the number of their entries.
+          {name of a loss that has a weight: f32 [B, 3]}: the sum over a stream's fragments with the
+          own memory, the same with the other memory, and the number of fragments. And "spread" f32
+          [B, 2]: half the squared distance of the two memories' slots, and the number of entries.
         """
         r = dataclasses.replace(self.rehearsal, sampler="uniform")
         key = jax.random.key(0)
@@ -195,9 +218,8 @@ class Reasoning(Task):
         asked = draw_query(keys[:, 0], batch, self.memorize(params, batch))
         strange = draw_query(keys[:, 0], other, self.memorize(params, other)).memory
         both = batch.item_mask.any((1, 2)) & other.item_mask.any((1, 2))
-        segments = rehearsing.choose_segments(
-            r, asked.key, None, None, batch, asked.valid & both[:, None]
-        )
+        valid = asked.valid & both[:, None]
+        segments = rehearsing.choose_segments(r, asked.key, None, None, batch, valid)
         cut = rehearsing.cut_fragments(r, keys[:, 1], batch, segments)
         losses = functools.partial(rehearsing.fragment_losses, r, self.machine, params, batch, cut)
         own, others = (losses(memory, keys[:, 2], key) for memory in (asked.memory, strange))
@@ -205,12 +227,12 @@ class Reasoning(Task):
             name: jnp.stack([loss.sum(1), others[name][0].sum(1), counted.sum(1)], 1)
             for name, (loss, counted) in own.items()
         }
-        (x, there), (y, _) = (
+        (x, mask), (y, _) = (
             self.machine.slots(params["machine"], memory) for memory in (asked.memory, strange)
         )
-        there = jnp.broadcast_to((there & both[:, None])[..., None], x.shape)
-        distance = jnp.where(there, jnp.square(x - y) / 2, 0.0).sum((1, 2))
-        return sums | {"spread": jnp.stack([distance, there.sum((1, 2))], 1)}
+        mask = jnp.broadcast_to((mask & both[:, None])[..., None], x.shape)
+        distance = jnp.where(mask, jnp.square(x - y) / 2, 0.0).sum((1, 2))
+        return sums | {"spread": jnp.stack([distance, mask.sum((1, 2))], 1)}
 
 
 class Drawn(NamedTuple):
@@ -222,8 +244,17 @@ class Drawn(NamedTuple):
     memory: Memory  # at its position
 
 
-def draw_query(key: Key, batch: Batch, memorized) -> Drawn:
-    """One asked query per stream, uniformly: what is rehearsed must be known before it."""
+def draw_query(key: Key, batch: Batch, memorized: Memorized) -> Drawn:
+    """Draws one asked question of each stream; rehearsal uses only what comes before it.
+
+    Args:
+      key: [B].
+      batch: B streams with their questions.
+      memorized: of the batch.
+
+    Returns:
+      The questions, drawn uniformly.
+    """
     key, fresh = jax.vmap(jax.random.split, out_axes=1)(key)
     which = jax.vmap(jax.random.categorical)(key, jnp.where(batch.query_mask, 0.0, -jnp.inf))
     row = jnp.arange(len(which))
@@ -236,42 +267,57 @@ def draw_query(key: Key, batch: Batch, memorized) -> Drawn:
 
 
 def one_question(batch: Batch, which: Array) -> Batch:
-    """The batch with one question a stream, which [B]."""
-    pick = lambda x: None if x is None else x[jnp.arange(len(which)), which][:, None]
-    picked = {name: pick(getattr(batch, name)) for name in ("query", "query_mask", "word_mask")}
-    return batch.replace(**picked)  # type: ignore[attr-defined]
+    """The batch with one question per stream, the one of index `which` [B]."""
+    pick = lambda x: x[jnp.arange(len(which)), which][:, None]
+    return dataclasses.replace(
+        batch,
+        query=pick(batch.query),
+        query_mask=pick(batch.query_mask),
+        word_mask=None if batch.word_mask is None else pick(batch.word_mask),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Teacher(Task):
-    """The history sampler as a task of its own (RM section 3.3.2): answers from the raw segments."""
+    """The history sampler as a task of its own (RM section 3.3.2), which reads the raw segments.
+
+    Attributes:
+      num_items: V.
+      answers: query encoder and head.
+      width: see `embeddings.init_items`.
+    """
 
     num_items: int
     answers: Answers
-    width: int = 0  # see `embeddings.init_items`
+    width: int = 0
 
     @property
     def table(self) -> tuple[str, ...]:
+        """Path of the item table in the parameters."""
         return "sampler", "embed"
 
     def item_ids(self, batch: Batch, key: Key, num_items: int) -> Array:
+        """Rows of the item table that `losses` reads, see `rmjax.types.Task.item_ids`."""
         ids = [batch.items] if jnp.issubdtype(batch.items.dtype, jnp.integer) else []
         return jnp.concatenate([x.ravel() for x in ids + self.answers.item_ids(batch)])
 
     def init(self, key: Key) -> Params:
+        """Draws parameters of the sampler with its encoder, the head and, if used, the merge."""
         a, b, c, d = jax.random.split(key, 4)
         dim = self.answers.dim
-        return {
-            "sampler": sampler.init(a, self.num_items, dim, self.width)
-            | {"encoder": self.answers.init_encoder(c)},
-            "head": self.answers.init_head(b),
-        } | ({} if self._head_sees_query else {"merge": lecun_normal()(d, (2 * dim, dim))})
+        eyes = sampler.init(a, self.num_items, dim, self.width)
+        eyes |= {"encoder": self.answers.init_encoder(c)}
+        params = {"sampler": eyes, "head": self.answers.init_head(b)}
+        if not self._head_sees_query:
+            params["merge"] = lecun_normal()(d, (2 * dim, dim))
+        return params
 
     @property
     def _head_sees_query(self) -> bool:
         return self.answers.questions.answer == "click"
 
     def scores(self, params: Params, batch: Batch) -> Array:
+        """Answers to a batch's questions, see `rmjax.types.Task.scores`."""
         valid = jnp.broadcast_to(
             batch.item_mask.any(-1)[:, None], (*batch.query_mask.shape, batch.items.shape[1])
         )
@@ -281,14 +327,14 @@ class Teacher(Task):
         embed_items = functools.partial(embed, eyes)
         query = self.answers.encode(eyes["encoder"], embed_items, batch)
         features = sampler.fragment_features(eyes, batch.items, batch.item_mask)
-        _, found = sampler.attend(eyes, query, features, valid)
-        if not self._head_sees_query:  # of the reasoning feature [e; q] it would get e alone
-            found = jnp.concatenate([found, query], -1) @ params["merge"]
-        return self.answers.logits(
-            eyes["encoder"], params["head"], embed_items, found, query, batch
-        )
+        _, read = sampler.attend(eyes, query, features, valid)
+        if not self._head_sees_query:  # without this the head would read e of [e; q] alone
+            read = jnp.concatenate([read, query], -1) @ params["merge"]
+        heads = eyes["encoder"], params["head"]
+        return self.answers.logits(*heads, embed_items, read, query, batch)
 
     def losses(
         self, params: Params, frozen: Params, carry: Any, batch: Batch, key: Key
     ) -> tuple[Terms, Any]:
+        """The loss of the answers, see `rmjax.types.Task.losses`."""
         return {"reason": (1.0, self.answers.loss(self.scores(params, batch), batch))}, carry

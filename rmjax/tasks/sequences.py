@@ -1,9 +1,10 @@
-"""Tasks of sequence models: a stream is read segment by segment, and its tokens themselves ask."""
+"""Tasks of sequence models, whose streams are read segment by segment and contain the questions."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from absl import logging
 from rmjax import memoria
 from rmjax.data.source import Description
 from rmjax.io import paths
-from rmjax.models import bert, huggingface, roberta, unroll
+from rmjax.models import bert, gpt2, huggingface, roberta, unroll
 from rmjax.models.memoria_gpt2 import Engrams
 from rmjax.reason.heads import cross_entropy
 from rmjax.registry import CLASSIFIERS, LANGUAGE_MODELS, Registry
@@ -29,40 +30,55 @@ from rmjax.types import (
     example_keys,
 )
 
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+State = Any
+"""The state of a sequence model, which is carried from segment to segment."""
+
 
 @dataclasses.dataclass(frozen=True)
-class LastTokens(Task):
-    """Each of a stream's last Q tokens asks for what comes after it: sorting.
-
-    silent: first segments, in which nothing is asked in any stream, that run without gradients.
-    gradient_segments: see `unroll`.
-    """
+class _SequenceTask(Task):
+    """A task of one sequence model, whose state is the memory."""
 
     model: SequenceModel
+
+    def init(self, key: Key) -> Params:
+        """Draws the parameters of the model."""
+        return self.model.init(key)
+
+    def memory(self, params: Params, batch_size: int) -> State:
+        """The state of the model before the first segment."""
+        return self.model.init_state(params, batch_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class LastTokens(_SequenceTask):
+    """Sorting: each of a stream's last Q tokens asks for the token after it.
+
+    Attributes:
+      model: reads the streams.
+      silent: number of first segments that run without gradients; they have no questions.
+      gradient_segments: see `unroll`.
+    """
+
     silent: int
     gradient_segments: int = 1
 
-    def init(self, key: Key) -> Params:
-        return self.model.init(key)
-
-    def memory(self, params: Params, batch_size: int) -> Any:
-        """What is carried from segment to segment."""
-        return self.model.init_state(params, batch_size)
-
     def losses(
-        self, params: Params, frozen: Params, carry: Any, batch: Batch, key: Key
-    ) -> tuple[Terms, Any]:
+        self, params: Params, frozen: Params, carry: State, batch: Batch, key: Key
+    ) -> tuple[Terms, State]:
+        """The terms of the loss, see `rmjax.types.Task.losses`."""
         logits, aux = self._logits(params, batch, example_keys(key, batch.example_id))
-        return {
-            "reason": (1.0, cross_entropy(logits, batch.target, batch.query_mask)),
-            "model": (1.0, aux),
-        }, carry
+        loss = cross_entropy(logits, batch.target, batch.query_mask)
+        return {"reason": (1.0, loss), "model": (1.0, aux)}, carry
 
     def scores(self, params: Params, batch: Batch) -> Array:
+        """Answers to a batch's questions, see `rmjax.types.Task.scores`."""
         return self._logits(params, batch, None)[0]
 
     def _logits(self, params: Params, batch: Batch, key: Key | None) -> tuple[Array, Sum]:
-        """[B, Q, V]"""
+        """The logits [B, Q, V] and the model's aux."""
         rows, asked = batch.target.shape
         _, hidden, aux = unroll(
             self.model,
@@ -70,7 +86,7 @@ class LastTokens(Task):
             self.memory(params, rows),
             batch.items,
             batch.item_mask,
-            lambda hidden, given: hidden,
+            lambda hidden, _: hidden,
             key=key,
             gradient_segments=self.gradient_segments,
             silent=self.silent,
@@ -78,113 +94,112 @@ class LastTokens(Task):
         tail = hidden.swapaxes(0, 1).reshape(rows, -1, hidden.shape[-1])
         before = self.silent * batch.items.shape[2]
         place = batch.item_mask.sum((1, 2))[:, None] - asked - before + jnp.arange(asked)
-        found = jnp.take_along_axis(tail, jnp.maximum(place, 0)[..., None], 1)
-        return self.model.logits(params, found), aux
+        last = jnp.take_along_axis(tail, jnp.maximum(place, 0)[..., None], 1)
+        return self.model.logits(params, last), aux
 
 
 @dataclasses.dataclass(frozen=True)
-class LanguageModel(Task):
-    """Every token asks for the next one; what is remembered is carried from batch to batch."""
+class LanguageModel(_SequenceTask):
+    """Language modelling: every token asks for the next one; the state goes from batch to batch.
 
-    model: SequenceModel
+    Attributes:
+      model: reads the streams.
+      gradient_segments: see `unroll`.
+    """
+
     gradient_segments: int = 1
 
     @property
     def carries(self) -> bool:
+        """Streams go on from step to step."""
         return True
 
-    def init(self, key: Key) -> Params:
-        return self.model.init(key)
-
-    def memory(self, params: Params, batch_size: int) -> Any:
-        """What is carried from segment to segment."""
-        return self.model.init_state(params, batch_size)
-
     def losses(
-        self, params: Params, frozen: Params, carry: Any, batch: Batch, key: Key
-    ) -> tuple[Terms, Any]:
-        carry, (total, count), aux = self._read(
-            params, carry, batch, example_keys(key, batch.example_id)
-        )
-        return {
-            "next": (1.0, (total.sum(), count.sum())),
-            "model": (1.0, aux),
-        }, jax.lax.stop_gradient(carry)
+        self, params: Params, frozen: Params, carry: State, batch: Batch, key: Key
+    ) -> tuple[Terms, State]:
+        """The terms of the loss, see `rmjax.types.Task.losses`."""
+        keys = example_keys(key, batch.example_id)
+        carry, (total, count), aux = self._read(params, carry, batch, keys)
+        terms: Terms = {"next": (1.0, (total.sum(), count.sum())), "model": (1.0, aux)}
+        return terms, jax.lax.stop_gradient(carry)
 
-    def measure(self, params: Params, carry: Any, batch: Batch) -> tuple[dict[str, Array], Any]:
-        """'nats' and 'tokens': the sum of -log p of the tokens that are predicted, and how many they are."""
+    def measure(self, params: Params, carry: State, batch: Batch) -> tuple[dict[str, Array], State]:
+        """Sums over segments, see `rmjax.types.Task.measure`.
+
+        Args:
+          params: of `init`.
+          carry: the state after the batch before, at first `memory`.
+          batch: the next segments of B streams.
+
+        Returns:
+          'nats' f32 [B, T], the sum of -log p over predicted tokens, and 'tokens' f32 [B, T], their
+          number; and the state after the batch.
+        """
         carry, (total, count), _ = self._read(params, carry, batch, None)
         return {"nats": total.T, "tokens": count.T}, carry
 
     def _read(
-        self, params: Params, carry: Any, batch: Batch, key: Key | None
-    ) -> tuple[Any, Sum, Sum]:
-        """-> carry, (sum, count) [T, B] each of a segment's tokens, the model's aux."""
+        self, params: Params, carry: State, batch: Batch, key: Key | None
+    ) -> tuple[State, Sum, Sum]:
+        """The state, the (sum, count) [T, B] over each segment's tokens, and the model's aux."""
 
-        def each(hidden: Array, given: tuple[Array, Array]) -> Sum:
-            target, asked = given
-            logits = self.model.logits(params, hidden).astype(jnp.float32)
-            nats = (
-                jax.nn.logsumexp(logits, -1)
-                - jnp.take_along_axis(logits, target[..., None], -1)[..., 0]
-            )
+        def nats_of_segment(hidden: Array, inputs: tuple[Array, Array]) -> Sum:
+            target, asked = inputs
+            nats = _nats(self.model.logits(params, hidden).astype(jnp.float32), target)
             return jnp.where(asked, nats, 0.0).sum(-1), asked.sum(-1).astype(jnp.float32)
 
-        given = (
-            batch.target.reshape(batch.items.shape),
-            batch.query_mask.reshape(batch.items.shape),
-        )
-        s, stream = self.gradient_segments, (batch.items, batch.item_mask)
+        shape = batch.items.shape
         return unroll(
-            self.model, params, carry, *stream, each, given, batch.reset, key, gradient_segments=s
+            self.model,
+            params,
+            carry,
+            batch.items,
+            batch.item_mask,
+            nats_of_segment,
+            (batch.target.reshape(shape), batch.query_mask.reshape(shape)),
+            batch.reset,
+            key,
+            gradient_segments=self.gradient_segments,
         )
 
 
 @dataclasses.dataclass(frozen=True)
-class Documents(Task):
-    """Which class a document is of, said after each of its segments; the last one counts.
+class Documents(_SequenceTask):
+    """Classification of documents; the model answers after each segment, the last answer counts.
 
-    The loss is a document's mean over its segments, each of which has the document's label.
+    The loss of a document is the mean over its segments, all of which have the document's label.
+
+    Attributes:
+      model: reads the documents.
+      gradient_segments: see `unroll`.
     """
 
-    model: SequenceModel
     gradient_segments: int = 1
 
-    def init(self, key: Key) -> Params:
-        return self.model.init(key)
-
-    def memory(self, params: Params, batch_size: int) -> Any:
-        """What is carried from segment to segment."""
-        return self.model.init_state(params, batch_size)
-
     def losses(
-        self, params: Params, frozen: Params, carry: Any, batch: Batch, key: Key
-    ) -> tuple[Terms, Any]:
+        self, params: Params, frozen: Params, carry: State, batch: Batch, key: Key
+    ) -> tuple[Terms, State]:
+        """The terms of the loss, see `rmjax.types.Task.losses`."""
         logits, aux = self._logits(params, batch, example_keys(key, batch.example_id))
-        there = batch.item_mask.any(-1) & batch.query_mask
-        nats = (
-            jax.nn.logsumexp(logits, -1)
-            - jnp.take_along_axis(logits, batch.target[..., None], -1)[..., 0]
-        )
-        mean = jnp.where(there, nats, 0.0).sum(1) / jnp.maximum(there.sum(1), 1)
-        return {
-            "reason": (1.0, (mean.sum(), there.any(1).sum().astype(jnp.float32))),
-            "model": (1.0, aux),
-        }, carry
+        counted = batch.item_mask.any(-1) & batch.query_mask
+        nats = _nats(logits, batch.target)
+        mean = jnp.where(counted, nats, 0.0).sum(1) / jnp.maximum(counted.sum(1), 1)
+        loss = mean.sum(), counted.any(1).sum().astype(jnp.float32)
+        return {"reason": (1.0, loss), "model": (1.0, aux)}, carry
 
     def scores(self, params: Params, batch: Batch) -> Array:
+        """Answers to a batch's questions, see `rmjax.types.Task.scores`."""
         logits, _ = self._logits(params, batch, None)
         last = jnp.maximum(batch.item_mask.any(-1).sum(1) - 1, 0)
         return jnp.take_along_axis(logits, last[:, None, None], 1)
 
     def _logits(self, params: Params, batch: Batch, key: Key | None) -> tuple[Array, Sum]:
-        """After every segment, f32 [B, T, classes]."""
+        """The logits f32 [B, T, classes] after every segment, and the model's aux."""
         rows, segments, _ = batch.items.shape
         keys = None
-        if key is not None:  # of the head; the segments' own are folded from 0 on
-            keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(
-                key, segments + jnp.arange(segments)
-            )
+        if key is not None:  # for the head; the segments themselves use numbers from 0 on
+            fold_in = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
+            keys = fold_in(key, segments + jnp.arange(segments))
         _, logits, aux = unroll(
             self.model,
             params,
@@ -199,8 +214,21 @@ class Documents(Task):
         return logits.swapaxes(0, 1), aux
 
 
-def make_documents(config: Any, data: Description) -> Documents:
-    """The classifier that config.model describes, over documents of any length."""
+def _nats(logits: Array, target: Array) -> Array:
+    """-log p of the targets i32 [...] by logits [..., V], f32 [...]."""
+    return jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, target[..., None], -1)[..., 0]
+
+
+def make_documents(config: ConfigDict, data: Description) -> Documents:
+    """Builds the task of the classifier of config.model, over documents of any length.
+
+    Args:
+      config: of the run.
+      data: what the documents look like.
+
+    Returns:
+      The task.
+    """
     model = build_model(
         CLASSIFIERS, config, data.num_items, data.max_segments, data.questions.classes
     )
@@ -209,15 +237,22 @@ def make_documents(config: Any, data: Description) -> Documents:
 
 def build_model(
     registry: Registry,
-    config: Any,
+    config: ConfigDict,
     vocabulary: int,
     max_segments: int | None = None,
     classes: int = 0,
 ) -> SequenceModel:
-    """The sequence model that config.model and config.memoria describe.
+    """Builds the sequence model of config.model and config.memoria.
 
     Args:
-      max_segments: of the longest stream, where there is one.
+      registry: has the kind of the model.
+      config: of the run.
+      vocabulary: V.
+      max_segments: of the longest stream; None: streams have no end.
+      classes: number of classes of a classifier.
+
+    Returns:
+      The model.
     """
     settings = registry.settings(config.model.kind, config.model, "config.model.")
     context = context_of(config, vocabulary, max_segments, classes)
@@ -225,8 +260,9 @@ def build_model(
 
 
 def context_of(
-    config: Any, vocabulary: int, max_segments: int | None = None, classes: int = 0
+    config: ConfigDict, vocabulary: int, max_segments: int | None = None, classes: int = 0
 ) -> ModelContext:
+    """The context of the model of config.model; for the arguments see `build_model`."""
     engrams = None
     if "memoria" in config.model.kind:
         rules = dict(config.memoria)
@@ -242,91 +278,106 @@ def context_of(
     )
 
 
-def make_language_model(config: Any, data: Description) -> LanguageModel:
-    """The model that config.model describes, over the tokens of texts."""
-    return LanguageModel(
-        build_model(LANGUAGE_MODELS, config, data.num_items), config.model.gradient_segments
-    )
+def make_language_model(config: ConfigDict, data: Description) -> LanguageModel:
+    """Builds the task of the language model of config.model, over the tokens of texts."""
+    model = build_model(LANGUAGE_MODELS, config, data.num_items)
+    return LanguageModel(model, config.model.gradient_segments)
 
 
-def make_sorting(config: Any, data: Description) -> LastTokens:
-    """The model that config.model describes, over streams that are all of one length."""
+def make_sorting(config: ConfigDict, data: Description) -> LastTokens:
+    """Builds the task of the model of config.model, over streams of one length."""
     n = config.data.segment_length
     segments = -(-data.max_items // n)
     model = build_model(LANGUAGE_MODELS, config, data.num_items, segments)
     reach = config.model.gradient_segments
-    before = (data.max_items - data.num_queries) // n  # segments in which nothing is asked
+    before = (data.max_items - data.num_queries) // n  # segments without questions
     silent = max(0, before - (reach - 1)) if reach else 0
     return LastTokens(model, silent, reach)
 
 
-def pretrained(config: Any, like: Params) -> Params:
-    """`like` with the parameters of the checkpoint that config.model.pretrained names.
+def pretrained(config: ConfigDict, like: Params) -> Params:
+    """Parameters from the checkpoint that config.model.pretrained names.
 
-    What released checkpoints have no tensors for (the memory's modules, the classifier) stays. A table
-    of more words than the tokenizer has is cut to the tokenizer's words (see `huggingface.read`).
+    Modules without tensors in released checkpoints (the memory's modules, the classifier) keep
+    their values. A table of more words than the tokenizer has is cut to the tokenizer's words, see
+    `huggingface.read`.
+
+    Args:
+      config: of the run.
+      like: the model's initial parameters.
+
+    Returns:
+      A tree like `like`.
 
     Raises:
-      ValueError: a tensor is missing, or the model is of another size than the checkpoint; names the
-        key to change.
+      FileNotFoundError: the folder does not exist, or lacks the files.
+      ValueError: a tensor is missing, or the model and the checkpoint differ in size; the error
+        names the key to change.
     """
-    m = config.model
-    folder = paths.resolve(m.pretrained, "config.model.pretrained")
-    if not folder.exists() or folder.name == huggingface.CONFIG:
-        state = (
-            "give its folder" if folder.exists() else "no such folder, and nothing is downloaded"
-        )
-        raise FileNotFoundError(
-            f"config.model.pretrained={m.pretrained}: {state}. It is to hold config.json and model.safetensors"
-        )
-    kind = next((kind for kind in ("roberta", "bert") if kind in m.kind), "gpt2")
-    words = len(like["wte"] if kind == "gpt2" else like["embeddings"]["word_embeddings"])
+    kind = next((kind for kind in ("roberta", "bert") if kind in config.model.kind), "gpt2")
+    folder = _checkpoint_folder(config)
     if (folder / huggingface.CONFIG).is_file():
-        sizes = huggingface.sizes_from_config(folder, kind)
-        for name in ("dim", "layers", "heads"):
-            if getattr(sizes, name) != m[name]:
-                raise ValueError(
-                    f"config.model.{name} = {m[name]}, but {folder} has {getattr(sizes, name)}"
-                )
-        if words > sizes.vocabulary:
-            tokenizer = (
-                "config.data.text.tokenizer"
-                if kind == "gpt2"
-                else "config.data.hyperpartisan.tokenizer"
-            )
-            raise ValueError(
-                f"{tokenizer}: has {words} tokens, but {folder} has rows for {sizes.vocabulary}: take its own"
-            )
-        longest = sizes.positions
-        if isinstance(sizes, bert.Sizes):
-            sizes_of = roberta.sizes_of if kind == "roberta" else bert.sizes_of
-            settings = CLASSIFIERS.settings(m.kind, m)
-            own, longest = sizes_of(settings, context_of(config, words)), sizes.longest
-            for name, theirs in (("epsilon", "layer_norm_eps"), ("padding", "pad_token_id")):
-                if getattr(sizes, name) != getattr(own, name):
-                    found = f"{theirs} = {getattr(sizes, name)}, and our {kind} is made for {getattr(own, name)} alone"
-                    raise ValueError(
-                        f"config.model.pretrained: {folder / huggingface.CONFIG} has {found}"
-                    )
-        if config.data.segment_length > longest:
-            n = config.data.segment_length
-            raise ValueError(
-                f"config.data.segment_length = {n}: {folder} has positions for {longest} tokens"
-            )
+        words = len(like["wte"] if kind == "gpt2" else like["embeddings"]["word_embeddings"])
+        _check_sizes(config, huggingface.sizes_from_config(folder, kind), folder, kind, words)
     else:
         logging.warning(
-            "%s has no config.json: whether its heads are %d, and its norms ours, cannot be seen.",
+            "%s has no config.json, so it is not checked that the checkpoint has %d heads and our "
+            "layer norms.",
             folder,
-            m.heads,
+            config.model.heads,
         )
-    fresh = [
-        "classifier",
-        "abstractor",
-        "layer_#/memory_attention",
+    fresh = ["classifier", "abstractor", "layer_#/memory_attention"]
+    fresh += [
         "h_#/memory_attn",
         "h_#/long_term",
+        "h_#/ln_working_memory_attn",
+        "h_#/ln_memory_attn",
     ]
-    fresh += ["h_#/ln_working_memory_attn", "h_#/ln_memory_attn"]
     if kind == "roberta" or not any("pooler.dense" in name for name in huggingface.names(folder)):
         fresh.append("pooler")
     return jax.device_get(huggingface.read(folder, like, kind, fresh))
+
+
+def _checkpoint_folder(config: ConfigDict) -> Path:
+    """The folder of config.model.pretrained."""
+    name = config.model.pretrained
+    folder = paths.resolve(name, "config.model.pretrained")
+    if folder.exists() and folder.name != huggingface.CONFIG:
+        return folder
+    cause = "give its folder" if folder.exists() else "no such folder, and nothing is downloaded"
+    raise FileNotFoundError(
+        f"config.model.pretrained={name}: {cause}. It must hold config.json and model.safetensors"
+    )
+
+
+def _check_sizes(
+    config: ConfigDict, sizes: gpt2.Sizes, folder: Path, kind: str, words: int
+) -> None:
+    """Checks that the sizes of a checkpoint fit a model of so many words; see `pretrained`."""
+    m, n = config.model, config.data.segment_length
+    for name in ("dim", "layers", "heads"):
+        if getattr(sizes, name) != m[name]:
+            raise ValueError(
+                f"config.model.{name} = {m[name]}, but {folder} has {getattr(sizes, name)}"
+            )
+    if words > sizes.vocabulary:
+        key = "text" if kind == "gpt2" else "hyperpartisan"
+        raise ValueError(
+            f"config.data.{key}.tokenizer: has {words} tokens, but {folder} has rows for "
+            f"{sizes.vocabulary}: use the checkpoint's own tokenizer"
+        )
+    longest = sizes.positions
+    if isinstance(sizes, bert.Sizes):
+        sizes_of = roberta.sizes_of if kind == "roberta" else bert.sizes_of
+        ours = sizes_of(CLASSIFIERS.settings(m.kind, m), context_of(config, words))
+        longest = sizes.longest
+        for name, field in (("epsilon", "layer_norm_eps"), ("padding", "pad_token_id")):
+            if getattr(sizes, name) != getattr(ours, name):
+                raise ValueError(
+                    f"config.model.pretrained: {folder / huggingface.CONFIG} has {field} = "
+                    f"{getattr(sizes, name)}, but our {kind} supports {getattr(ours, name)} only"
+                )
+    if n > longest:
+        raise ValueError(
+            f"config.data.segment_length = {n}: {folder} has positions for {longest} tokens"
+        )

@@ -1,4 +1,4 @@
-"""Measures, intervals and rows of the final table, against counting by hand."""
+"""Measures, intervals and rows of the final table, compared with counting by hand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rmjax.evaluation import metrics, scoring
 from rmjax.registry import METRICS
 
 
-class Asked(Source):
+class Unstreamed(Source):
     """Questions without streams."""
 
     num_items, max_items, num_queries, positions_at_end = 9, 9, 3, True
@@ -28,7 +28,7 @@ class Asked(Source):
 
 
 def source(metric: str, **more):
-    made = Asked(metric)
+    made = Unstreamed(metric)
     for name, value in more.items():
         setattr(made, name, value)
     return made
@@ -44,97 +44,89 @@ def scored(seed: int = 0, n: int = 12, q: int = 3, classes: int = 4):
     }
 
 
-def test_ranks_are_those_of_sorting_and_equals_share_the_middle():
+def test_rank_is_the_place_after_sorting_and_ties_share_the_mean():
     logits = np.array([[[3.0, 1.0, 2.0], [1.0, 1.0, 1.0], [0.0, 5.0, 5.0], [-np.inf, 2.0, 3.0]]])
     target = np.array([[2, 0, 1, 1]])
     np.testing.assert_array_equal(evaluation.rank(logits, target), [[2, 2, 1.5, 2]])
 
 
-def test_accuracy_is_a_share_of_the_asked_questions_and_groups_have_their_own():
-    found, groups = scored(), {"a": np.arange(36).reshape(12, 3) % 2 == 0}
-    groups["none"], its = groups["a"] & False, found["example_id"]
-    got = scoring.measures(source("accuracy", groups=lambda split: groups), "test", found)
-    right = (found["scores"].argmax(-1) == found["target"])[found["query_mask"]]
-    assert got.keys() == {"accuracy", "a"} and got["accuracy"] == pytest.approx(right.mean())
-    right = found["scores"].argmax(-1) == found["target"]
-    inside = [right[i, j] for i, j in np.argwhere(found["query_mask"]) if groups["a"][its[i], j]]
+def test_accuracy_over_the_asked_questions_and_in_groups():
+    data, groups = scored(), {"a": np.arange(36).reshape(12, 3) % 2 == 0}
+    groups["none"], ids = groups["a"] & False, data["example_id"]
+    got = scoring.measures(source("accuracy", groups=lambda split: groups), "test", data)
+    right = data["scores"].argmax(-1) == data["target"]
+    assert got.keys() == {"accuracy", "a"}
+    assert got["accuracy"] == pytest.approx(right[data["query_mask"]].mean())
+    inside = [right[i, j] for i, j in np.argwhere(data["query_mask"]) if groups["a"][ids[i], j]]
     assert got["a"] == pytest.approx(np.mean(inside))
 
 
-def test_error_is_the_mean_over_tasks_and_less_of_it_is_better():
-    found, part = scored(), np.arange(12)[:, None] % 3 + np.zeros((12, 3), int)
+def test_error_is_the_mean_over_tasks_and_less_is_better():
+    data, part = scored(), np.arange(12)[:, None] % 3 + np.zeros((12, 3), int)
     tasks = {f"qa{i}": part == i for i in range(3)}
-    its = source("error", groups=lambda split: tasks)
-    got = scoring.measures(its, "test", found)
-    wrong = found["scores"].argmax(-1) != found["target"]
-    each = [wrong[found["query_mask"] & (part[found["example_id"]] == i)].mean() for i in range(3)]
-    assert got == pytest.approx(
-        {"error": np.mean(each)} | {f"qa{i}": error for i, error in enumerate(each)}
-    )
-    assert scoring.better(its, got) == -got["error"]
-    assert scoring.better(source("accuracy"), {"accuracy": 0.3}) == 0.3
+    asked = source("error", groups=lambda split: tasks)
+    got = scoring.measures(asked, "test", data)
+    wrong = data["scores"].argmax(-1) != data["target"]
+    mask, task = data["query_mask"], part[data["example_id"]]
+    errors = {f"qa{i}": wrong[mask & (task == i)].mean() for i in range(3)}
+    assert got == pytest.approx({"error": np.mean([*errors.values()])} | errors)
+    assert scoring.objective(asked, got) == -got["error"]
+    assert scoring.objective(source("accuracy"), {"accuracy": 0.3}) == 0.3
 
 
 def test_reciprocal_rank_takes_the_better_of_two_right_answers():
-    found = scored()
+    data = scored()
     also = np.where(np.arange(12)[:, None] % 2, 3, -1) + np.zeros((12, 3), int)
-    got = scoring.measures(source("mrr", also=lambda split: also), "test", found)
-    alone = scoring.measures(source("mrr"), "test", found)
+    got = scoring.measures(source("mrr", also=lambda split: also), "test", data)
+    alone = scoring.measures(source("mrr"), "test", data)
     assert got["answer 1 alone"] == alone["answer 1 alone"] == alone["mrr"] < got["mrr"]
     by_hand = []
-    for i, j in np.argwhere(found["query_mask"]):
-        right = {found["target"][i, j], also[found["example_id"][i], j]} - {-1}
-        logits = found["scores"][i, j]
-        places = [
-            1 + (logits > logits[r]).sum() + ((logits == logits[r]).sum() - 1) / 2 for r in right
-        ]
-        by_hand.append(1 / min(places))
+    for i, j in np.argwhere(data["query_mask"]):
+        right = {data["target"][i, j], also[data["example_id"][i], j]} - {-1}
+        logits = data["scores"][i, j]
+        equal = lambda r, logits=logits: (logits == logits[r]).sum() - 1
+        by_hand.append(1 / min(1 + (logits > logits[r]).sum() + equal(r) / 2 for r in right))
     assert got["mrr"] == pytest.approx(np.mean(by_hand))
 
 
-def test_rows_have_the_machine_then_other_readers_with_intervals_that_hold_their_means():
-    found, part = scored(n=60), np.arange(60)[:, None] % 3 + np.zeros((60, 3), int)
+def test_rows_of_the_machine_and_the_references_with_their_intervals():
+    data, part = scored(n=60), np.arange(60)[:, None] % 3 + np.zeros((60, 3), int)
     answers = np.random.default_rng(1).integers(0, 4, (60, 3))
     tasks = {f"qa{i}": part == i for i in range(3)}
-    its = source(
-        "error",
-        groups=lambda split: tasks,
-        references=lambda split: {"guess": answers, "truth": truth},
-    )
     truth = np.zeros((60, 3), int)
-    truth[found["example_id"]] = found["target"]
-    rows = scoring.rows(its, "test", "machine", found, np.arange(60), 0)
+    truth[data["example_id"]] = data["target"]
+    references = {"guess": answers, "truth": truth}
+    asked = source("error", groups=lambda split: tasks, references=lambda split: references)
+    rows = scoring.rows(asked, "test", "machine", data, np.arange(60), 0)
     assert [row["memory"] for row in rows] == ["machine", "guess", "truth"]
     assert rows[2]["test_error"] == rows[2]["high"] == 0 and rows[2]["under_5%"] == 3
-    guessed = answers[found["example_id"]] != found["target"]
-    assert rows[1]["qa1"] == pytest.approx(
-        guessed[found["query_mask"] & (part[found["example_id"]] == 1)].mean()
-    )
+    wrong = answers[data["example_id"]] != data["target"]
+    of_task = data["query_mask"] & (part[data["example_id"]] == 1)
+    assert rows[1]["qa1"] == pytest.approx(wrong[of_task].mean())
     for row in rows[:2]:
         assert row["low"] < row["test_error"] < row["high"] and row["under_5%"] == 0
-    few = scoring.rows(
-        its, "test", "machine", found, np.arange(60) % 3, 0
-    )  # three streams of twenty examples
+    streams = np.arange(60) % 3  # three streams of twenty examples
+    few = scoring.rows(asked, "test", "machine", data, streams, 0)
     assert few[0]["high"] - few[0]["low"] != rows[0]["high"] - rows[0]["low"]
 
 
-def test_a_score_that_is_no_number_is_no_answer():
-    found = scored()
-    row = np.argwhere(found["query_mask"])[0]
-    found["scores"][tuple(row)] = np.nan
+def test_a_nan_score_makes_the_metric_nan():
+    data = scored()
+    row = np.argwhere(data["query_mask"])[0]
+    data["scores"][tuple(row)] = np.nan
     for metric in ("accuracy", "error", "mrr"):
-        assert np.isnan(scoring.measures(source(metric), "test", found)[metric])
+        assert np.isnan(scoring.measures(source(metric), "test", data)[metric])
 
 
 def test_the_interval_of_a_mean_has_the_width_of_its_standard_error():
-    """Users of ten equal values each: as wide as for one value a user."""
+    """Ten equal values per user give the same width as one value per user."""
     values = np.random.default_rng(0).normal(size=400)
     low, high = metrics.bootstrap_mean(np.repeat(values, 10), np.repeat(np.arange(400), 10))
     assert (high - low) / 2 == pytest.approx(1.96 * values.std() / 20, rel=0.1)
     assert low < values.mean() < high
 
 
-def test_a_metric_from_outside_is_one_function_and_one_line(monkeypatch):
+def test_a_registered_metric_is_one_function_and_one_line(monkeypatch):
     monkeypatch.setattr(METRICS, "_registered", {})
 
     @rmjax.register_metric("ndcg@2")
@@ -147,10 +139,8 @@ def test_a_metric_from_outside_is_one_function_and_one_line(monkeypatch):
     answers, asked = scored(), source("ndcg@2")
     ranks = evaluation.rank(answers["scores"], answers["target"])[answers["query_mask"]]
     got = scoring.rows(asked, "test", "machine", answers, np.arange(12), 0)[0]
-    assert (
-        got["test_ndcg@2"] == pytest.approx(gain(ranks).mean())
-        and got["low"] < got["test_ndcg@2"] < got["high"]
-    )
-    assert scoring.better(asked, {"ndcg@2": 0.3}) == 0.3
+    assert got["test_ndcg@2"] == pytest.approx(gain(ranks).mean())
+    assert got["low"] < got["test_ndcg@2"] < got["high"]
+    assert scoring.objective(asked, {"ndcg@2": 0.3}) == 0.3
     with pytest.raises(ValueError, match="unknown metric 'ndcg@3'; did you mean 'ndcg@2'"):
         scoring.metric_of(source("ndcg@3"))

@@ -1,4 +1,4 @@
-"""AUC against counting pairs; files that a kill leaves whole; rates that leave out what is not training."""
+"""Tests of AUC by counting pairs, of metric files after a kill, and of rates without pauses."""
 
 import errno
 import json
@@ -48,7 +48,7 @@ def test_auc_keeps_neighbouring_floats_apart():
     assert auc(-scores, [0, 1]) == 0.0
 
 
-def test_auc_takes_any_shape_and_never_looks_under_the_mask():
+def test_auc_takes_any_shape_and_ignores_masked_entries():
     scores = np.array([[0.1, np.nan], [0.9, 0.2]])
     mask = np.array([[True, False], [True, True]])
     assert auc(scores, [[0, 1], [1, 0]], mask) == 1.0
@@ -62,14 +62,14 @@ def test_auc_of_one_class_is_nan():
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1))
 def test_macro_f1_is_the_mean_of_harmonic_means_of_precision_and_recall(pairs):
-    each = []
+    scores = []
     for c in range(3):
         right = sum(chosen == target == c for chosen, target in pairs)
         precision = right / max(1, sum(chosen == c for chosen, _ in pairs))
         recall = right / max(1, sum(target == c for _, target in pairs))
-        each.append(2 * precision * recall / (precision + recall) if right else 0.0)
+        scores.append(2 * precision * recall / (precision + recall) if right else 0.0)
     chosen, target = np.array(pairs).T
-    assert macro_f1(chosen, target, 3) == pytest.approx(sum(each) / 3)
+    assert macro_f1(chosen, target, 3) == pytest.approx(sum(scores) / 3)
 
 
 def test_bootstrap_draws_users_not_entries():
@@ -90,7 +90,7 @@ def test_bootstrap_draws_users_not_entries():
     assert bootstrap(scores, labels, names, seed=3)[0] > 0
 
 
-def test_bootstrap_covers_the_truth_as_often_as_it_says():
+def test_bootstrap_intervals_cover_the_truth_at_their_level():
     rng, covered = np.random.default_rng(0), 0
     for trial in range(100):
         scores = rng.normal(size=200) + np.tile([0, 1], 100)
@@ -121,16 +121,16 @@ def test_lines_are_json_at_full_precision(tmp_path, caplog):
     writer.write(
         "train", 3, {"loss": loss, "bad": math.nan, "worse": -math.inf, "count": 7, "third": 1 / 3}
     )
-    writer.write("eval", 3, {"auc": np.array(0.75)}, text="as told")
-    train, evaluation = lines(tmp_path)  # there before it is closed: the process may be killed
+    writer.write("eval", 3, {"auc": np.array(0.75)}, text="given text")
+    train, evaluation = lines(tmp_path)
     writer.close()
-    assert train == {"stage": "train", "kind": "train", "step": 3, "loss": float(loss), "bad": "nan",
-                     "worse": "-inf", "count": 7, "third": 1 / 3}  # fmt: skip
+    numbers = {"loss": float(loss), "bad": "nan", "worse": "-inf", "count": 7, "third": 1 / 3}
+    assert train == {"stage": "train", "kind": "train", "step": 3} | numbers
     assert evaluation == {"stage": "train", "kind": "eval", "step": 3, "auc": 0.75}
     messages = [r.getMessage() for r in caplog.records if r.name == "absl"]
     assert messages == [
         "train step 3 | loss 0.1 bad nan worse -inf count 7 third 0.3333",
-        "as told",
+        "given text",
     ]
 
 
@@ -144,7 +144,7 @@ def write_steps(workdir, start, stop, stage="train"):
 @pytest.mark.parametrize(
     "half", ['{"stage": "train", "kind": "tr', '{"stage": "train", "kind": "eval", "step": 3}']
 )
-def test_going_on_leaves_the_file_as_if_never_stopped(tmp_path, half):
+def test_a_restored_run_writes_the_same_file_as_one_without_a_stop(tmp_path, half):
     for folder, stops in (("once", [9]), ("killed", [6, 8, 9])):
         write_steps(tmp_path / folder, 0, 5, "teacher")
         restored = 0
@@ -158,7 +158,7 @@ def test_going_on_leaves_the_file_as_if_never_stopped(tmp_path, half):
     assert lines(tmp_path / "killed") == lines(tmp_path / "once")
 
 
-def test_starting_over_takes_step_0_out_too(tmp_path):
+def test_starting_over_removes_step_0_too(tmp_path):
     for _ in range(2):
         writer = opened(tmp_path)
         writer.write("eval", 0, {"auc": 0.5})
@@ -175,7 +175,7 @@ def events(folder):
             place += size + 16
 
 
-def test_tensorboard_is_told_to_forget_later_steps(tmp_path):
+def test_tensorboard_drops_later_steps(tmp_path):
     write_steps(tmp_path, 0, 6)
     write_steps(tmp_path, 4, 5)
     seen = list(events(tmp_path / "tensorboard" / "train"))
@@ -189,25 +189,25 @@ def test_tensorboard_is_told_to_forget_later_steps(tmp_path):
 
 
 class Clock:
-    now = 100.0
+    time = 100.0
 
     def __call__(self):
-        return self.now
+        return self.time
 
 
 def test_rates_leave_out_compilation_and_pauses():
     clock = Clock()
     progress = Progress(2000, 18, clock)
-    clock.now += 50  # compilation
+    clock.time += 50  # compilation
     progress.tick(31, 496)
     assert all(math.isnan(rate) for rate in progress.rates().values())
     assert progress.line(1.0, {}).endswith("ETA ?")
     for step in range(101):
-        clock.now += 0.1
+        clock.time += 0.1
         progress.tick(31, 496)
         if step % 10 == 0:
             with progress.pause():
-                clock.now += 30
+                clock.time += 30
     rates = progress.rates()
     assert rates == pytest.approx(
         {"steps_per_second": 10, "streams_per_second": 310, "queries_per_second": 4960}
@@ -219,14 +219,14 @@ def test_rates_leave_out_compilation_and_pauses():
     )
 
 
-def test_rates_are_of_the_time_since_the_line_before_and_the_eta_of_all():
+def test_rates_are_since_the_last_line_and_the_eta_is_over_all_steps():
     clock = Clock()
     progress = Progress(4, 0, clock)
     for seconds in (9, 1):
-        clock.now += seconds
+        clock.time += seconds
         progress.tick(10, 10)
     progress.line(0.0, {})
-    clock.now += 3
+    clock.time += 3
     progress.tick(30, 60)
     assert list(progress.rates().values()) == pytest.approx([1 / 3, 10, 20])
     assert progress.line(0.0, {}).endswith("ETA 2s")
@@ -240,7 +240,7 @@ def test_eta_in_words(seconds, text):
     clock = Clock()
     progress = Progress(3, 0, clock)
     progress.tick(1, 1)
-    clock.now += seconds
+    clock.time += seconds
     progress.tick(1, 1)
     assert progress.line(0.0, {}).endswith(f"ETA {text}")
 
@@ -260,16 +260,14 @@ def test_table_is_aligned():
 
 def test_a_full_disk_is_named(tmp_path):
     writer = opened(tmp_path)
-    words = r"metrics.jsonl: \d+ bytes could not be written \(no space is left\): free space .* the same line goes on"
-    with (
-        Path("/dev/full").open("ab", buffering=0) as writer.loggers[0]._file,
-        pytest.raises(OSError, match=words),
-    ):
+    cause = r"metrics.jsonl: \d+ bytes could not be written \(no space is left\)"
+    refused = pytest.raises(OSError, match=f"{cause}: free space .* the same line goes on")
+    with Path("/dev/full").open("ab", buffering=0) as writer.loggers[0]._file, refused:
         writer.write("train", 1, {"loss": 0.5})
     writer.close()
 
 
-def test_half_a_line_is_a_full_disk_too(tmp_path):
+def test_a_partly_written_line_is_reported_as_a_full_disk(tmp_path):
     class Nearly:
         write, close = staticmethod(lambda data: len(data) - 1), staticmethod(lambda: None)
 

@@ -1,4 +1,4 @@
-"""Every sequence model, small: what laws are held against."""
+"""A small instance of every sequence model, for tests of laws."""
 
 import jax
 import jax.numpy as jnp
@@ -20,17 +20,17 @@ ENGRAMS = memoria.MemoriaConfig(
 
 
 def compiled(model):
-    """The same functions, each one program: operation by operation they would be hundreds of small ones."""
+    """The model with jitted functions; without jit JAX compiles every operation on its own."""
     state = jax.jit(model.init_state, static_argnums=1)
     return model._replace(init=jax.jit(model.init), step=jax.jit(model.step), init_state=state)
 
 
-def noisy(init, *given, scale=0.3):
-    """Parameters init(key, *given) that are not small: untrained, a memory hardly shows in what is predicted."""
+def noisy(init, *args, scale=0.3):
+    """init(key, *args) plus noise; an untrained memory hardly changes the predictions."""
 
     @jax.jit
     def drawn(key):
-        leaves, tree = jax.tree.flatten(init(key, *given))
+        leaves, tree = jax.tree.flatten(init(key, *args))
         keys = jax.random.split(key, len(leaves))
         return tree.unflatten(
             [x + scale * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
@@ -58,6 +58,6 @@ MODELS = models(SIZES)
 
 
 def streams(key, batch, segments, length=N):
-    """tokens i32 [batch, segments, length] and a mask that is all true."""
+    """Draws tokens i32 [batch, segments, length]; the mask is all true."""
     tokens = jax.random.randint(key, (batch, segments, length), 0, VOCABULARY)
     return tokens, jnp.ones(tokens.shape, bool)

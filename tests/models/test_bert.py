@@ -14,10 +14,11 @@ from rmjax.models import bert
 V, N, B, DIM = 13, 7, 3, 8
 SIZES = {
     "bert": bert.Sizes(vocabulary=V, positions=N, dim=DIM, layers=2, heads=2, dropout=0.4),
-    "roberta": bert.roberta(
+    "roberta": bert.roberta_sizes(
         vocabulary=V, positions=N + 2, dim=DIM, layers=2, heads=2, dropout=0.4, epsilon=0.1
     ),
 }
+roberta = functools.partial(bert.roberta_sizes, vocabulary=V)
 MASK = np.array([[1, 1, 1, 1, 1, 1, 1], [1, 1, 0, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0, 0]], bool)
 
 
@@ -60,16 +61,15 @@ def norm(params, x, epsilon):
 
 
 def attention(sizes, params, x, context, mask):
-    """One query of one head at a time (Vaswani et al. 2017, 3.2); x [X, D], context [Y, D], mask [Y]."""
+    """One query and head at a time (Vaswani et al. 2017, 3.2).
+
+    x [X, D], context [Y, D], mask [Y].
+    """
     query, keys, value = (
         dense(params[name], y) for name, y in (("query", x), ("key", context), ("value", context))
     )
-    width, out, weights = (
-        sizes.dim // sizes.heads,
-        np.zeros(x.shape),
-        np.zeros((sizes.heads, len(x), len(context))),
-    )
-    seen = np.flatnonzero(mask)
+    width, out, seen = sizes.dim // sizes.heads, np.zeros(x.shape), np.flatnonzero(mask)
+    weights = np.zeros((sizes.heads, len(x), len(context)))
     for head, i in itertools.product(range(sizes.heads), range(len(x)) if len(seen) else []):
         at = slice(head * width, (head + 1) * width)
         e = np.exp([query[i, at] @ keys[j, at] / math.sqrt(width) for j in seen])
@@ -79,13 +79,13 @@ def attention(sizes, params, x, context, mask):
 
 
 def hidden_states(sizes, params, tokens, mask, types):
-    """Devlin et al. 2018 in float64, one text [N] at a time; Hendrycks and Gimpel's gelu by the error function."""
+    """Devlin et al. 2018 in float64, one text [N] at a time; gelu by the error function."""
     tables, position = params["embeddings"], []
-    for there in mask:
+    for valid in mask:
         first = 0 if sizes.padding is None else sizes.padding + 1
         before = len(position) if sizes.padding is None else mask[: len(position)].sum()
         position.append(
-            sizes.padding if sizes.padding is not None and not there else first + before
+            sizes.padding if sizes.padding is not None and not valid else first + before
         )
     x = np.float64(
         tables["word_embeddings"][tokens] + tables["position_embeddings"][np.array(position)]
@@ -103,12 +103,12 @@ def feedforward(sizes, params, x):
     return norm(params["LayerNorm"], x + dense(params["output"], y), sizes.epsilon)
 
 
-def test_hidden_states_are_the_papers_equations(sizes, tokens, types):
+def test_hidden_states_follow_the_equations_of_the_paper(sizes, tokens, types):
     (_, params), types = made(sizes), types % sizes.types
-    found = apply(bert.Bert(sizes), params, tokens, MASK, types)
+    out = apply(bert.Bert(sizes), params, tokens, MASK, types)
     expected = [hidden_states(sizes, params, *row) for row in zip(tokens, MASK, types, strict=True)]
-    np.testing.assert_allclose(found, expected, atol=1e-4)
-    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(out, expected, atol=1e-4)
+    assert out.dtype == jnp.float32
 
 
 def test_attention_to_a_context_of_another_length():
@@ -151,9 +151,8 @@ def test_rows_are_independent_dropout_included(sizes, tokens):
         expected = np.asarray(logits(params, tokens, MASK, key))
         moved = logits(params, tokens[order], MASK[order], None if key is None else key[order])
         np.testing.assert_array_equal(moved, expected[order])
-        other = logits(
-            params, np.where(np.arange(B)[:, None] == 1, (tokens + 1) % V, tokens), MASK, key
-        )
+        changed = np.where(np.arange(B)[:, None] == 1, (tokens + 1) % V, tokens)
+        other = logits(params, changed, MASK, key)
         np.testing.assert_array_equal(np.asarray(other)[[0, 2]], expected[[0, 2]])
         assert (other[1] != expected[1]).all()
     assert (logits(params, tokens, MASK, keys) != logits(params, tokens, MASK)).all()
@@ -168,7 +167,7 @@ def test_a_row_without_tokens_is_finite_and_so_is_its_gradient(tokens):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
 
 
-def test_what_embeddings_and_layers_drop(tokens):
+def test_dropout_of_embeddings_and_layers(tokens):
     sizes, keys = SIZES["bert"], jax.random.split(jax.random.key(8), B)
     params = made(sizes)[1]
     embeddings, layer = bert.Embeddings(sizes), params["layer_0"]
@@ -181,51 +180,37 @@ def test_what_embeddings_and_layers_drop(tokens):
         "output": {"kernel": np.eye(DIM), "bias": np.zeros(DIM)},
         "LayerNorm": {"scale": np.ones(DIM), "bias": np.zeros(DIM)},
     }
-    out, weights = apply(
-        bert.Attention(sizes),
-        layer["attention"] | ones | plain,
-        np.zeros((B, 100, DIM)),
-        x,
-        MASK,
-        keys,
-    )
-    seen = np.mean(
-        np.asarray(out[2]) > 1e-3
-    )  # of one token: what is left of the weights, and of that again
-    assert seen == pytest.approx(0.6**2, abs=0.06)
+    params, zeros = layer["attention"] | ones | plain, np.zeros((B, 100, DIM))
+    out, weights = apply(bert.Attention(sizes), params, zeros, x, MASK, keys)
+    # One token: dropout of the weights, then of the output.
+    assert np.mean(np.asarray(out[2]) > 1e-3) == pytest.approx(0.6**2, abs=0.06)
     np.testing.assert_allclose(weights.sum(-1), 1.0, atol=1e-5)  # before dropout
-    still = {
-        **layer,
-        "attention": {
-            **layer["attention"],
-            "LayerNorm": {"scale": np.zeros(DIM), "bias": np.ones(DIM)},
-        },
-    }
-    out = apply(
-        bert.Layer(sizes), still, x, MASK, keys
-    )  # attention does not show: only the feed-forward drops
+    # With a constant norm the attention has no effect: only the feed-forward layer drops.
+    constant = {"LayerNorm": {"scale": np.zeros(DIM), "bias": np.ones(DIM)}}
+    still = {**layer, "attention": {**layer["attention"], **constant}}
+    out = apply(bert.Layer(sizes), still, x, MASK, keys)
     assert (out != apply(bert.Layer(sizes), still, x, MASK)).any((1, 2)).all()
 
 
-def test_what_the_head_drops(sizes):
-    """BERT's drops what the pooler says; RoBERTa's what it hears as well."""
+def test_dropout_of_the_head(sizes):
+    """BERT's head drops the pooler's output; RoBERTa's head drops the pooler's input too."""
     head, x = bert.Head(sizes, DIM), np.full((200, 1, DIM), 0.5, np.float32)
     same = {"kernel": np.eye(DIM), "bias": np.zeros(DIM)}
     keys = jax.random.split(jax.random.key(6), len(x))
-    found = np.asarray(apply(head, {"pooler": same, "classifier": same}, x, keys))
+    out = np.asarray(apply(head, {"pooler": same, "classifier": same}, x, keys))
     early = 1.0 - sizes.dropout if sizes.early_dropout else 1.0
     values = {
         0.0: 1 - early * (1 - sizes.dropout),
         np.tanh(0.5 / early) / (1 - sizes.dropout): early * (1 - sizes.dropout),
     }
-    near = {value: np.isclose(found, value, atol=1e-5).mean() for value in values}
+    near = {value: np.isclose(out, value, atol=1e-5).mean() for value in values}
     assert sum(near.values()) == pytest.approx(1)
     assert near == pytest.approx(values, abs=0.05)
     assert sizes.early_dropout == (sizes is SIZES["roberta"])
 
 
 class Twice(bert.Layer):
-    """Looks at two contexts with one attention, between its own and the feed-forward."""
+    """A layer that attends to two contexts before the feed-forward layer, with one attention."""
 
     def setup(self):
         super().setup()
@@ -238,29 +223,28 @@ class Twice(bert.Layer):
         return self.feedforward(x)
 
 
-def test_a_layer_may_attend_to_more():
+def test_a_layer_with_another_attention():
     sizes, rng = SIZES["bert"], np.random.default_rng(7)
     x, first, second = (np.float32(rng.normal(size=(1, n, DIM))) for n in (4, 2, 3))
     mask, params = np.ones((1, 4), bool), made(sizes)[1]
     both = params["layer_0"] | {"crossattention": params["layer_1"]["attention"]}
-    found = apply(Twice(sizes), both, x, mask, first, second)
-    untrained = jax.eval_shape(Twice(sizes).init, jax.random.key(0), x, mask, first, second)[
-        "params"
-    ]
+    out = apply(Twice(sizes), both, x, mask, first, second)
+    inputs = x, mask, first, second
+    untrained = jax.eval_shape(Twice(sizes).init, jax.random.key(0), *inputs)["params"]
     assert jax.tree.map(jnp.shape, untrained) == jax.tree.map(jnp.shape, both)
     y, _ = attention(sizes, both["attention"], x[0], x[0], mask[0])
     for context in (first[0], second[0]):
         y, _ = attention(sizes, both["crossattention"], y, context, np.ones(len(context), bool))
-    np.testing.assert_allclose(found[0], feedforward(sizes, both, y), atol=1e-5)
+    np.testing.assert_allclose(out[0], feedforward(sizes, both, y), atol=1e-5)
 
 
 def test_bfloat16_products_and_f32_around_them(tokens):
     sizes = SIZES["roberta"]
     logits, params = made(sizes)
     half = bert.make_classifier(dataclasses.replace(sizes, dtype=jnp.bfloat16), 5)
-    found = jax.jit(half.logits)(params, tokens, MASK)
-    assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, logits(params, tokens, MASK), atol=0.2)
+    out = jax.jit(half.logits)(params, tokens, MASK)
+    assert out.dtype == jnp.float32
+    np.testing.assert_allclose(out, logits(params, tokens, MASK), atol=0.2)
 
 
 def test_untrained_parameters():
@@ -286,17 +270,11 @@ def test_a_text_longer_than_the_positions_is_an_error(kind, longest):
     [
         (lambda: bert.Sizes(vocabulary=V, types=0), "types must be at least 1, got 0"),
         (lambda: bert.Sizes(vocabulary=0), "vocabulary must be at least 1, got 0"),
-        (
-            lambda: bert.roberta(vocabulary=V, dim=10, heads=4),
-            "width 10 is not a multiple of heads 4",
-        ),
-        (
-            lambda: bert.roberta(vocabulary=V, positions=2),
-            "positions=2 with padding=1 has room for no token",
-        ),
+        (lambda: roberta(dim=10, heads=4), "width 10 is not a multiple of heads 4"),
+        (lambda: roberta(positions=2), "positions=2 with padding=1 has room for no token"),
         (lambda: bert.make_classifier(SIZES["bert"], 0), "classes must be at least 1, got 0"),
     ],
 )
-def test_sizes_that_are_not(make, message):
+def test_impossible_sizes_are_named(make, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         make()

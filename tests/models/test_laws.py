@@ -1,4 +1,4 @@
-"""What holds of every sequence model, whatever it remembers."""
+"""The laws of every sequence model, whatever its memory."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ B, T = 3, 5
 
 
 SLOW = [pytest.param(n, marks=pytest.mark.slow) for n in ("transformer", "compressive", "infinity")]
-VARIANTS = ("transformer-xl-long", "memoria-layer")  # of what another model has laws for already
+VARIANTS = ("transformer-xl-long", "memoria-layer")  # variants of models with laws of their own
 
 
 @pytest.fixture(
@@ -37,29 +37,23 @@ def learned(model):
 def run(model, **how):
     @jax.jit
     def read(params, state, tokens, mask, reset, key):
-        each = lambda hidden, given: model.logits(params, hidden)
-        return unroll(model, params, state, tokens, mask, each, reset=reset, key=key, **how)
+        logits = lambda hidden, _: model.logits(params, hidden)
+        return unroll(model, params, state, tokens, mask, logits, reset=reset, key=key, **how)
 
     def call(params, state, tokens, mask, reset=None, key=None):
-        """One compiled program for all streams [B, T]."""
-        return read(
-            params,
-            state,
-            tokens,
-            mask,
-            np.zeros(tokens.shape[:2], bool) if reset is None else reset,
-            key,
-        )
+        """Reads streams [B, T] with one compiled program."""
+        reset = np.zeros(tokens.shape[:2], bool) if reset is None else reset
+        return read(params, state, tokens, mask, reset, key)
 
     return call
 
 
 @functools.cache
 def step(model):
-    return jax.jit(lambda *given: model.step(*given))
+    return jax.jit(lambda *args: model.step(*args))
 
 
-def test_a_stream_may_come_in_parts(model):
+def test_reading_in_parts_equals_reading_at_once(model):
     params, (tokens, mask) = learned(model), streams(jax.random.key(2), B, 2 * T)
     state, logits, aux = run(model)(params, model.init_state(params, B), tokens, mask)
     first, before, some = run(model)(
@@ -71,7 +65,7 @@ def test_a_stream_may_come_in_parts(model):
     chex.assert_trees_all_close(jax.tree.map(jnp.add, some, rest), aux, rtol=1e-5)
 
 
-def test_the_scan_is_a_loop_of_steps(model):
+def test_the_scan_equals_a_loop_of_steps(model):
     params, (tokens, mask) = learned(model), streams(jax.random.key(2), B, T)
     state, logits, _ = run(model)(params, model.init_state(params, B), tokens, mask)
     looped = model.init_state(params, B)
@@ -82,7 +76,7 @@ def test_the_scan_is_a_loop_of_steps(model):
     chex.assert_trees_all_equal_shapes_and_dtypes(looped, model.init_state(params, B))
 
 
-def test_what_comes_later_is_not_seen(model):
+def test_later_tokens_do_not_change_earlier_logits(model):
     params, (tokens, mask) = learned(model), streams(jax.random.key(3), B, T)
     other = tokens.at[:, 3, 5].set((tokens[:, 3, 5] + 1) % 11)
     _, logits, _ = run(model)(params, model.init_state(params, B), tokens, mask)
@@ -92,8 +86,8 @@ def test_what_comes_later_is_not_seen(model):
     assert (jnp.abs(logits[3, :, 5] - changed[3, :, 5]).max(-1) > 1e-4).all()
 
 
-def test_earlier_segments_are_remembered_or_not(model):
-    """The plain Transformer forgets; all others answer otherwise after another past."""
+def test_earlier_segments_matter_where_the_model_has_a_memory(model):
+    """After another past, all models but the plain Transformer give other logits."""
     params, (tokens, mask) = learned(model), streams(jax.random.key(4), B, T)
     other = tokens.at[:, 1].set((tokens[:, 1] + 1) % 11)
     _, logits, _ = run(model)(params, model.init_state(params, B), tokens, mask)
@@ -102,7 +96,7 @@ def test_earlier_segments_are_remembered_or_not(model):
     assert (moved == 0).all() if model is MODELS["transformer"] else (moved > 1e-4).all()
 
 
-def test_rows_know_nothing_of_each_other(model):
+def test_rows_are_independent(model):
     params, (tokens, mask) = learned(model), streams(jax.random.key(5), B, T)
     mask = mask.at[1, 2, 5:].set(False).at[2, 3].set(False)
     order = jnp.array([2, 0, 1])
@@ -114,13 +108,13 @@ def test_rows_know_nothing_of_each_other(model):
     chex.assert_trees_all_equal(permuted, jax.tree.map(lambda x: x[order], state))
 
 
-def test_a_padded_segment_changes_nothing_and_padded_tokens_are_not_seen(model):
+def test_padded_segments_and_padded_tokens_change_nothing(model):
     params, (tokens, mask) = learned(model), streams(jax.random.key(6), B, T)
     mask = mask.at[:, 2].set(False).at[:, 4, 6:].set(False)
     other = jnp.where(mask, tokens, (tokens + 1) % 11)
     state, logits, _ = run(model)(params, model.init_state(params, B), tokens, mask)
     again, same, _ = run(model)(params, model.init_state(params, B), other, mask)
-    later = jnp.array([0, 1, 3, 4, 2])  # the padded one last
+    later = jnp.array([0, 1, 3, 4, 2])  # the padded segment last
     moved, others, _ = run(model)(
         params, model.init_state(params, B), tokens[:, later], mask[:, later]
     )
@@ -144,12 +138,11 @@ def test_after_a_reset_a_stream_begins_anew(model):
 
 
 @pytest.mark.parametrize("segments", [pytest.param(1, marks=pytest.mark.slow), 2, 0])
-def test_gradients_pass_through_so_many_segments(model, segments):
-    """Of the last segment's loss, by the words of each earlier one."""
+def test_gradients_pass_through_gradient_segments(model, segments):
+    """The gradient of the last segment's loss, for the word of every segment."""
     params, (tokens, mask) = learned(model), streams(jax.random.key(8), B, T)
-    tokens = (
-        tokens.at[:].set(0).at[:, 2].set(1).at[:, 3].set(2).at[:, 4].set(3)
-    )  # each segment has a word of its own
+    # Words 1, 2 and 3 are those of segments 2, 3 and 4.
+    tokens = tokens.at[:].set(0).at[:, 2].set(1).at[:, 3].set(2).at[:, 4].set(3)
 
     def loss(words):
         return run(model, gradient_segments=segments)(
@@ -186,8 +179,8 @@ def test_silent_segments_are_read_without_gradients(kind):
     assert not moved[1] and moved[2] == (model is not MODELS["transformer"])
 
 
-def test_half_precision_goes_on_from_what_it_remembers():
-    """Rows are kept in it; nothing changes its dtype on the way, and what comes out is near."""
+def test_half_precision_keeps_the_dtypes_of_the_state():
+    """No dtype of the state changes, and the logits are near those of full precision."""
     halves = models(dataclasses.replace(SIZES, dtype="bfloat16"))
     for kind in ("transformer-xl", "memoria"):
         full, half = MODELS[kind], halves[kind]
@@ -201,30 +194,27 @@ def test_half_precision_goes_on_from_what_it_remembers():
         )
 
 
-def test_layers_computed_again_have_the_same_gradients():
-    again, (tokens, mask) = (
-        models(dataclasses.replace(SIZES, remat=True)),
-        streams(jax.random.key(16), B, T),
-    )
+def test_recomputed_layers_have_the_same_gradients():
+    again = models(dataclasses.replace(SIZES, remat=True))
+    tokens, mask = streams(jax.random.key(16), B, T)
     for kind in ("transformer-xl", "memoria"):
         params = learned(MODELS[kind])
-        marked, plain = (
-            str(
-                jax.make_jaxpr(m.step)(params, m.init_state(params, B), tokens[:, 0], mask[:, 0])
-            ).count("policy=None")
-            for m in (again[kind], MODELS[kind])
-        )
-        assert marked == plain + SIZES.layers
+        marks = []
+        for m in (again[kind], MODELS[kind]):
+            state = m.init_state(params, B)
+            program = jax.make_jaxpr(m.step)(params, state, tokens[:, 0], mask[:, 0])
+            marks.append(str(program).count("policy=None"))
+        assert marks[0] == marks[1] + SIZES.layers
     params, keys = learned(MODELS["transformer-xl"]), jax.random.split(jax.random.key(17), B)
 
     def loss(params, model):
         return run(model)(params, model.init_state(params, B), tokens, mask, None, keys)[1].sum()
 
-    found, expected = (
+    gradient, expected = (
         jax.jit(jax.grad(functools.partial(loss, model=of["transformer-xl"])))(params)
         for of in (again, MODELS)
     )
-    chex.assert_trees_all_close(found, expected, rtol=1e-3, atol=1e-3)
+    chex.assert_trees_all_close(gradient, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_dropout_is_drawn_for_each_stream(model):
@@ -247,15 +237,9 @@ def test_a_second_call_compiles_nothing(model):
     jax.eval_shape(model.init, jax.random.key(0))
 
 
-def test_a_segment_too_long_is_named(model):
+def test_a_too_long_segment_is_named(model):
     params, (tokens, mask) = learned(model), streams(jax.random.key(13), 1, 1, N + 1)
-    if model in (
-        MODELS["transformer"],
-        MODELS["infinity"],
-        MODELS["memoria"],
-        MODELS["memoria-layer"],
-    ):
-        with pytest.raises(
-            ValueError, match="a segment of 9 tokens is longer than the model's positions 8"
-        ):
+    if model in [MODELS[k] for k in ("transformer", "infinity", "memoria", "memoria-layer")]:
+        cause = "a segment of 9 tokens is longer than the model's positions 8"
+        with pytest.raises(ValueError, match=cause):
             model.step(params, model.init_state(params, 1), tokens[:, 0], mask[:, 0])

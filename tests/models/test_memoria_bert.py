@@ -1,4 +1,4 @@
-"""Memoria BERT: what holds of it as of every sequence model, and where its memory stands."""
+"""Memoria BERT: the laws of sequence models, and the place of the memory in the layers."""
 
 import dataclasses
 
@@ -23,17 +23,16 @@ PARAMS = noisy(MODEL.init)
 
 @jax.jit
 def scanned(params, state, tokens, mask, reset):
-    each = lambda hidden, given: (hidden, MODEL.logits(params, hidden))
-    return unroll(MODEL, params, state, tokens, mask, each, reset=reset)[:2]
+    both = lambda hidden, _: (hidden, MODEL.logits(params, hidden))
+    return unroll(MODEL, params, state, tokens, mask, both, reset=reset)[:2]
 
 
 def run(params, state, tokens, mask, reset=None):
-    return scanned(
-        params, state, tokens, mask, np.zeros(tokens.shape[:2], bool) if reset is None else reset
-    )
+    reset = np.zeros(tokens.shape[:2], bool) if reset is None else reset
+    return scanned(params, state, tokens, mask, reset)
 
 
-def test_a_stream_may_come_in_parts_and_begin_anew():
+def test_reading_in_parts_and_after_a_reset():
     tokens, mask = streams(KEY, B, T)
     state, (hidden, logits) = run(PARAMS, MODEL.init_state(PARAMS, B), tokens, mask)
     between, (before, _) = run(PARAMS, MODEL.init_state(PARAMS, B), tokens[:, :3], mask[:, :3])
@@ -45,7 +44,7 @@ def test_a_stream_may_come_in_parts_and_begin_anew():
     _, (anew, _) = run(PARAMS, MODEL.init_state(PARAMS, B), tokens, mask, reset)
     _, (fresh, _) = run(PARAMS, MODEL.init_state(PARAMS, B), tokens[:, 3:], mask[:, 3:])
     np.testing.assert_allclose(anew[3:, 1], fresh[:, 1], atol=1e-5)
-    assert np.abs(anew[3:, 1] - hidden[3:, 1]).max() > 1e-3  # what was remembered mattered
+    assert np.abs(anew[3:, 1] - hidden[3:, 1]).max() > 1e-3  # the memory mattered
 
 
 def test_rows_are_independent_and_padding_is_inert():
@@ -65,7 +64,7 @@ def test_rows_are_independent_and_padding_is_inert():
 
 
 def test_layers_below_the_memory_are_those_of_bert():
-    """Of a model whose memory adds nothing but its norm: output kernels are zero, and a normed row's norm is itself."""
+    """With output kernels of zero the memory adds only its norm, which keeps normed rows."""
     params = jax.tree.map(jnp.copy, MODEL.init(KEY))
     memory = params["layer_2"]["memory_attention"]
     memory["output"] = jax.tree.map(jnp.zeros_like, memory["output"])
@@ -84,39 +83,30 @@ def test_layers_below_the_memory_are_those_of_bert():
 def test_engrams_are_of_the_segment_itself_and_are_stored_without_gradients():
     tokens, mask = streams(KEY, B, 3)
     state, _ = run(PARAMS, MODEL.init_state(PARAMS, B), tokens[:, :1], mask[:, :1])
-    assert (
-        (state.engrams.kind == memoria.SHORT_TERM).sum(1) == ENGRAMS.working
-    ).all()  # after the first one already
+    # The first segment already leaves engrams.
+    assert ((state.engrams.kind == memoria.SHORT_TERM).sum(1) == ENGRAMS.working).all()
     tokens = jnp.zeros_like(tokens).at[:, 1].set(1).at[:, 2].set(2)
 
     def last(table):
         params = PARAMS | {"embeddings": PARAMS["embeddings"] | {"word_embeddings": table}}
-        return unroll(
-            MODEL,
-            params,
-            MODEL.init_state(params, B),
-            tokens,
-            mask,
-            lambda h, _: h,
-            gradient_segments=0,
-        )[1][-1, ..., 3].sum()
+        state, hidden = MODEL.init_state(params, B), lambda hidden, _: hidden
+        read = unroll(MODEL, params, state, tokens, mask, hidden, gradient_segments=0)
+        return read[1][-1, ..., 3].sum()
 
     moved = np.abs(jax.jit(jax.grad(last))(PARAMS["embeddings"]["word_embeddings"])).max(1) > 0
     assert moved[2] and not moved[:2].any()
-    learns = jax.jit(jax.grad(lambda p: run(p, MODEL.init_state(p, B), tokens, mask)[1][1].sum()))(
-        PARAMS
-    )
+    loss = lambda p: run(p, MODEL.init_state(p, B), tokens, mask)[1][1].sum()
+    learns = jax.jit(jax.grad(loss))(PARAMS)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(learns["abstractor"]["query"]))
 
 
 def test_a_memory_layer_must_have_layers_above_it():
-    with pytest.raises(
-        ValueError, match=r"memory_layer must be one of 0 .. 1, below the last, got 2"
-    ):
+    cause = r"memory_layer must be one of 0 .. 1, below the last, got 2"
+    with pytest.raises(ValueError, match=cause):
         memoria_bert.make(SIZES, 2, ENGRAMS, memory_layer=2)
 
 
-def test_nothing_needs_ever_be_reminded():
+def test_a_model_that_reminds_of_no_engrams():
     rules = dataclasses.replace(ENGRAMS, remind_short_term=0, remind_long_term=0)
     model = compiled(memoria_bert.make(SIZES, 2, rules, memory_layer=0))
     params = model.init(jax.random.key(0))

@@ -1,4 +1,4 @@
-"""Parts of the sequence models against other ways of saying the same."""
+"""Parts of the sequence models, compared with independent implementations."""
 
 import dataclasses
 import functools
@@ -23,18 +23,17 @@ KEY = jax.random.key(0)
 
 @functools.partial(jax.jit, static_argnums=0)
 def read(model, params, tokens, mask):
-    """The state after streams, hidden states, (what the model loses by itself, of how many)."""
-    return unroll(
-        model, params, model.init_state(params, len(tokens)), tokens, mask, lambda h, _: h
-    )
+    """The state after the streams, the hidden states, and the model's aux (sum, count)."""
+    state = model.init_state(params, len(tokens))
+    return unroll(model, params, state, tokens, mask, lambda hidden, _: hidden)
 
 
 def normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def test_a_queue_is_a_list_that_forgets():
-    """Random numbers of rows a push, none too, for three streams at once."""
+def test_a_queue_equals_a_list_of_its_newest_rows():
+    """Pushes random numbers of rows, zero included, for three streams at once."""
     rng, size = np.random.default_rng(0), 5
     lists = [[], [], []]
     q, fallen_lists = queue.empty(3, size, 2), [[], [], []]
@@ -46,16 +45,13 @@ def test_a_queue_is_a_list_that_forgets():
             lists[b] += list(rows[b, : count[b]])
             fallen_lists[b] += list(np.asarray(fallen)[b][np.asarray(fallen_mask)[b]])
             kept = lists[b][-size:]
-            np.testing.assert_array_equal(
-                np.asarray(q.rows)[b][np.asarray(q.mask)[b]], np.reshape(kept, (-1, 2))
-            )
-            np.testing.assert_array_equal(
-                np.reshape(fallen_lists[b], (-1, 2)),
-                np.reshape(lists[b][: -len(kept) or None], (-1, 2)),
-            )
-            assert np.all(
-                np.diff(np.asarray(fallen_mask)[b].astype(int)) >= 0
-            )  # the newest at the end
+            pairs = lambda rows: np.reshape(rows, (-1, 2))
+            queued = np.asarray(q.rows)[b][np.asarray(q.mask)[b]]
+            np.testing.assert_array_equal(queued, pairs(kept))
+            expected = pairs(lists[b][: -len(kept) or None])
+            np.testing.assert_array_equal(pairs(fallen_lists[b]), expected)
+            order = np.diff(np.asarray(fallen_mask)[b].astype(int))
+            assert np.all(order >= 0)  # the newest row is last
 
 
 def test_shift_is_a_gather_by_distance():
@@ -67,7 +63,7 @@ def test_shift_is_a_gather_by_distance():
 
 
 @pytest.mark.parametrize("same_length, clamp", [(False, 0), (True, 0), (False, 3)])
-def test_relative_attention_is_its_equation(same_length, clamp):
+def test_relative_attention_follows_its_equation(same_length, clamp):
     """Dai et al. 2019, section 3.3, one pair of words at a time, in f64."""
     x, memory = normal(2, 4, 6), normal(2, 5, 6, seed=1)
     mask, memory_mask = np.arange(4) < [[4], [3]], np.arange(5) >= [[0], [2]]
@@ -88,35 +84,31 @@ def test_relative_attention_is_its_equation(same_length, clamp):
                     distance = 5 + i - j
                     if distance < 0 or not valid[j] or (same_length and distance >= 5):
                         continue
-                    r = np.asarray(sinusoids(np.float32(min(distance, clamp or 99)), 6)) @ kernel(
-                        "relative"
-                    )
+                    wave = np.asarray(sinusoids(np.float32(min(distance, clamp or 99)), 6))
+                    r = wave @ kernel("relative")
                     k = rows[j] @ kernel("key")
                     s = (q + p["content_bias"][h]) @ k[part] + (q + p["position_bias"][h]) @ r[part]
                     scores.append(s / np.sqrt(3))
                     values.append((rows[j] @ kernel("value"))[part])
                 weights = np.exp(np.array(scores) - max(scores)) if scores else np.zeros(0)
                 heads.append(weights @ np.array(values).reshape(-1, 3) / max(weights.sum(), 1e-30))
-            np.testing.assert_allclose(
-                out[b, i], np.concatenate(heads) @ kernel("out"), rtol=1e-4, atol=1e-5
-            )
+            expected = np.concatenate(heads) @ kernel("out")
+            np.testing.assert_allclose(out[b, i], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_transformer_xl_of_one_layer_reads_two_segments_as_one():
-    """A layer's memory holds its inputs, so one layer sees all that a segment twice as long would show it."""
+    """A memory holds a layer's inputs, so one layer sees what a segment twice as long has."""
     sizes = gpt2.Sizes(vocabulary=11, positions=2 * N, dim=16, layers=1, heads=2)
     normed_after = transformer_xl.make(sizes, memory=N, same_length=False, clamp=0)
     tokens, mask = streams(KEY, 3, 2)
-    normed_before = compressive_transformer.make(
-        sizes, memory=N, compressed=2
-    )  # of which nothing is needed here
+    # Nothing is compressed in two segments.
+    normed_before = compressive_transformer.make(sizes, memory=N, compressed=2)
     for model in map(compiled, (normed_after, normed_before)):
         params = noisy(model.init)
         _, first, _ = read(model, params, tokens, mask)
-        whole, _, _ = model.step(
-            params, model.init_state(params, 3), tokens.reshape(3, -1), mask.reshape(3, -1)
-        )
-        np.testing.assert_allclose(np.concatenate(list(first), 1), whole, atol=1e-5)
+        both = tokens.reshape(3, -1), mask.reshape(3, -1)
+        hidden, _, _ = model.step(params, model.init_state(params, 3), *both)
+        np.testing.assert_allclose(np.concatenate(list(first), 1), hidden, atol=1e-5)
 
 
 def test_compression_is_a_convolution_counted_from_the_end():
@@ -126,13 +118,12 @@ def test_compression_is_a_convolution_counted_from_the_end():
     np.testing.assert_array_equal(short_mask, [[True, True], [False, True]])
     padded = np.concatenate([np.zeros((2, 2, 3)), np.where(mask[..., None], rows, 0)], 1)
     for b, group in [(0, 0), (0, 1), (1, 1)]:
-        expected = (
-            padded[b, 4 * group : 4 * group + 4].reshape(-1) @ params["kernel"] + params["bias"]
-        )
+        inputs = padded[b, 4 * group : 4 * group + 4].reshape(-1)
+        expected = inputs @ params["kernel"] + params["bias"]
         np.testing.assert_allclose(short[b, group], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_what_is_old_is_in_order_and_nothing_is_lost_before_its_time():
+def test_old_rows_keep_their_order_and_none_is_lost_early():
     mean = {"kernel": jnp.tile(jnp.eye(1) / 2, (2, 1)), "bias": jnp.zeros(1)}
     memory = compressive.empty(1, 4, 3, 1)
     for first in range(0, 16, 4):
@@ -149,9 +140,8 @@ def test_a_compression_without_loss_has_no_reconstruction_loss():
     params |= {"compression": {name: exact for name in params["compression"]}}
     tokens, mask = streams(KEY, 2, 3)
     _, _, (loss, count) = read(model, params, tokens, mask)
-    assert (
-        count == 2 * 3 * N and loss < 1e-8
-    )  # 8 fall out of 4 rows in every segment, the first too
+    # In every segment, the first included, 8 rows leave the memory of 4.
+    assert count == 2 * 3 * N and loss < 1e-8
     model = MODELS["compressive"]
     lost = lambda p: read(model, p, tokens, mask)[2][0]
     learns = jax.jit(jax.grad(lost))(noisy(model.init))
@@ -159,8 +149,8 @@ def test_a_compression_without_loss_has_no_reconstruction_loss():
     assert moved and all(path[0].key == "compression" for path in moved)
 
 
-def test_a_long_term_memory_is_its_equations():
-    """Of each query a Gaussian in time; what it reads is summed over a fine grid, its masses are those of erf."""
+def test_a_long_term_memory_follows_its_equations():
+    """Every query is a Gaussian in time, summed over a fine grid; its masses are given by erf."""
     sizes = gpt2.Sizes(vocabulary=5, dim=4, layers=1, heads=2, dropout=0.0)
     signal = infinity.Signal(segment_length=6, basis=10, samples=7)
     module, mask = infinity.LongTermMemory(sizes, signal), np.arange(3) < [[3], [2]]
@@ -187,40 +177,33 @@ def test_a_long_term_memory_is_its_equations():
     for n in range(3):
         for h in range(2):
             logits = keys[:, h] @ query[0, n, h] / np.sqrt(2)
-            mean, s2 = (
-                1 / (1 + np.exp(-logits @ p["mean"])),
-                max(np.log1p(np.exp(logits @ p["variance"])), 1e-4),
-            )
+            mean = 1 / (1 + np.exp(-logits @ p["mean"]))
+            s2 = max(np.log1p(np.exp(logits @ p["variance"])), 1e-4)
             at = np.exp(-((t - mean) ** 2) / (2 * s2)) / np.sqrt(2 * np.pi * s2)
-            expected = sum(
-                signal.psi(x).T @ y
-                for x, y in zip(np.split(t[:-1], 80), np.split(at[:-1], 80), strict=True)
-            )
+            parts = zip(np.split(t[:-1], 80), np.split(at[:-1], 80), strict=True)
+            expected = sum(signal.psi(x).T @ y for x, y in parts)
             read[n, h] = expected * (t[1] - t[0]) @ values[:, h]
             divergence += np.log(signal.prior / np.sqrt(s2)) + s2 / (2 * signal.prior**2) - 0.5
             below = [0.5 * (1 + math.erf((edge - mean) / np.sqrt(2 * s2))) for edge in edges]
             density += np.diff(below)
     np.testing.assert_allclose(out[0], linear("out", read.reshape(3, 4)), rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(
-        (kl, count), (divergence, 3 * 2), rtol=1e-4
-    )  # the other stream has nothing to look at
+    # The other stream has no past to attend to.
+    np.testing.assert_allclose((kl, count), (divergence, 3 * 2), rtol=1e-4)
     np.testing.assert_allclose(after.density[0], density, rtol=1e-3, atol=1e-5)
     assert not np.any(out[1]) and not np.any(after.density[1])
-    even = infinity.LongTermMemory(sizes, dataclasses.replace(signal, sticky=False)).sample(
-        past.density
-    )
+    plain = infinity.LongTermMemory(sizes, dataclasses.replace(signal, sticky=False))
+    even = plain.sample(past.density)
     np.testing.assert_allclose(even, np.tile((np.arange(7) + 0.5) / 7, (2, 1)), rtol=1e-6)
 
 
 def test_a_reconstruction_loss_by_hand():
-    """Attention of a segment to the two rows that fall out, against attention to the one that they become."""
+    """Attention to the two rows that leave the memory, and to their compressed row."""
     model = compressive_transformer.make(SIZES, memory=2, compressed=3, rate=2)
     params = noisy(model.init)
     block, compression = params["h_0"], params["compression"]["h_0"]
     layer = compressive.empty(1, 2, 3, 16)
-    layer, *_ = compressive.push(
-        compression, layer, normal(1, 2, 16, seed=4), np.ones((1, 2), bool)
-    )
+    rows = normal(1, 2, 16, seed=4)
+    layer, *_ = compressive.push(compression, layer, rows, np.ones((1, 2), bool))
     x = normal(1, 2, 16, seed=5)
     loss = jax.jit(compressive_transformer.reconstruction_loss, static_argnums=2)
     lost, count = loss(block, compression, SIZES, layer, x, np.ones((1, 2), bool))
@@ -229,16 +212,13 @@ def test_a_reconstruction_loss_by_hand():
     new = old.reshape(1, -1) @ np.asarray(compression["kernel"]) + np.asarray(compression["bias"])
 
     def norm(y):
-        spread = np.sqrt(y.var(-1, keepdims=True) + 1e-5)
-        return (y - y.mean(-1, keepdims=True)) / spread * p["attention_norm"]["scale"] + p[
-            "attention_norm"
-        ]["bias"]
+        spread, part = np.sqrt(y.var(-1, keepdims=True) + 1e-5), p["attention_norm"]
+        return (y - y.mean(-1, keepdims=True)) / spread * part["scale"] + part["bias"]
 
     def attended(rows):
         project = lambda name, y: (norm(y) @ p["attention"][name]["kernel"].T).reshape(-1, 2, 8)
-        scores = np.einsum("ihe,jhe->hij", project("query", x[0]), project("key", rows)) / np.sqrt(
-            8
-        )
+        scores = np.einsum("ihe,jhe->hij", project("query", x[0]), project("key", rows))
+        scores /= np.sqrt(8)
         weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
         return np.einsum("hij,jhe->ihe", weights, project("value", rows))
 
@@ -260,10 +240,8 @@ def test_a_smooth_signal_is_kept_and_shrinks_when_more_comes():
 def test_a_fit_moves_the_past_to_tau_of_its_time_and_no_further():
     signal = infinity.Signal(segment_length=256, basis=256, samples=256, tau=0.75, sticky=False)
     memory, none = infinity.LongTermMemory(SIZES, signal), np.zeros((256, 1))
-    t, read = (
-        np.linspace(0, 1, 4001),
-        np.asarray(memory.sample(jnp.zeros((1, infinity.BINS))))[0].astype(np.float64),
-    )
+    t, sampled = np.linspace(0, 1, 4001), memory.sample(jnp.zeros((1, infinity.BINS)))
+    read = np.asarray(sampled)[0].astype(np.float64)
     bump = lambda place: np.exp(-((infinity.middles(256)[:, None] - place) ** 2) / 0.005)
 
     def place(coefficients):
@@ -278,14 +256,14 @@ def test_a_fit_moves_the_past_to_tau_of_its_time_and_no_further():
     assert place(new) == pytest.approx(0.75 + 0.25 * 0.4, abs=1e-4)
 
 
-def test_samples_lie_where_attention_went():
+def test_samples_lie_where_the_attention_was():
     memory = infinity.LongTermMemory(SIZES, infinity.Signal(segment_length=8, basis=8, samples=50))
     density = np.zeros((2, infinity.BINS), np.float32)
     density[0, 32:64], density[0, 96:] = 3.0, 1.0
     times = np.asarray(memory.sample(jnp.array(density)))
-    assert (np.diff(times[0]) > 0).all() and (
-        (times[0] >= 0.25) & (times[0] <= 0.5)
-    ).mean() == pytest.approx(0.75, abs=0.03)
+    assert (np.diff(times[0]) > 0).all()
+    inside = (times[0] >= 0.25) & (times[0] <= 0.5)
+    assert inside.mean() == pytest.approx(0.75, abs=0.03)
     np.testing.assert_allclose(times[1], (np.arange(50) + 0.5) / 50, atol=1e-6)
 
 
@@ -303,24 +281,18 @@ def test_the_first_segment_of_a_memoria_transformer_is_gpt2():
         memory = ("memory_attn", "ln_working_memory_attn", "ln_memory_attn")
         plain[name] = {part: values for part, values in params[name].items() if part not in memory}
     gpt = MODELS["transformer"]
-    hidden = gpt.step(
-        {k: v for k, v in plain.items() if k != "abstractor"},
-        gpt.init_state(plain, 3),
-        tokens[:, 0],
-        mask[:, 0],
-    )[0]
+    plain.pop("abstractor")
+    hidden = gpt.step(plain, gpt.init_state(plain, 3), tokens[:, 0], mask[:, 0])[0]
     np.testing.assert_allclose(first, hidden, atol=1e-6)
-    assert not (
-        state.engrams.kind != memoria.EMPTY
-    ).any()  # no Memoria step before there is something to remember
+    # The first segment has nothing to remember, so Memoria makes no step.
+    assert not (state.engrams.kind != memoria.EMPTY).any()
     second, after, _ = model.step(params, state, tokens[:, 1], mask[:, 1])
     assert ((after.engrams.kind == memoria.SHORT_TERM).sum(1) == ENGRAMS.working).all()
 
 
 def norm(x, p):
-    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * p[
-        "scale"
-    ] + p["bias"]
+    spread = np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    return (x - x.mean(-1, keepdims=True)) / spread * p["scale"] + p["bias"]
 
 
 def dense(x, p):
@@ -328,24 +300,23 @@ def dense(x, p):
 
 
 def look(q, k, v, seen):
-    """Attention of two heads -> what is read, weights [B, 2, N, M]."""
+    """Attention of two heads; returns the output and the weights [B, 2, N, M]."""
     q, k, v = (y.reshape(*y.shape[:-1], 2, 8) for y in (q, k, v))
     scores = np.einsum("bnhe,bmhe->bhnm", q, k) / np.sqrt(8)
     weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), -1)
     return jnp.einsum("bhnm,bmhe->bnhe", weights, v).reshape(*q.shape[:2], -1), weights
 
 
-def test_what_lives_on_is_what_was_looked_at():
-    """The engrams after a step are those of `memoria.step` with the attention weights worked out by hand."""
+def test_attended_engrams_live_on():
+    """The engrams after a step are those of `memoria.step` with weights computed by hand."""
     model = MODELS["memoria"]
     params, (tokens, mask) = noisy(model.init), streams(KEY, 2, 6)
     state = model.init_state(params, 2)
     for t in range(5):
         _, state, _ = model.step(params, state, tokens[:, t], mask[:, t])
     _, after, _ = model.step(params, state, tokens[:, 5], mask[:, 5])
-    working = Abstractor(ENGRAMS.working).apply(
-        {"params": params["abstractor"]}, state.hidden, state.mask
-    )
+    abstractor = {"params": params["abstractor"]}
+    working = Abstractor(ENGRAMS.working).apply(abstractor, state.hidden, state.mask)
     remind = jax.jit(jax.vmap(lambda s, w: memoria.remind(ENGRAMS, s, w)))
     between, reminded = remind(state.engrams, working)
     assert reminded.valid.any(1).all()
@@ -359,8 +330,8 @@ def test_what_lives_on_is_what_was_looked_at():
             ("ln_memory_attn", reminded.engrams, reminded.valid[:, None, None]),
         ):
             k, v = jnp.split(dense(rows, p["memory_attn"]["c_attn"]), 2, -1)
-            found, weights = look(dense(norm(x, p[name]), p["memory_attn"]["q_attn"]), k, v, seen)
-            x = x + dense(found, p["memory_attn"]["c_proj"])
+            out, weights = look(dense(norm(x, p[name]), p["memory_attn"]["q_attn"]), k, v, seen)
+            x = x + dense(out, p["memory_attn"]["c_proj"])
         looked.append(weights.mean((1, 2)))
         x = x + dense(jax.nn.gelu(dense(norm(x, p["ln_2"]), p["mlp"]["c_fc"])), p["mlp"]["c_proj"])
     finish = jax.jit(jax.vmap(lambda s, r, w: memoria.memorize_and_forget(ENGRAMS, s, r, w)))
@@ -369,7 +340,7 @@ def test_what_lives_on_is_what_was_looked_at():
         np.testing.assert_allclose(getattr(after.engrams, name), getattr(expected, name), atol=1e-4)
 
 
-def test_values_that_cannot_be_are_named():
+def test_impossible_values_are_named():
     with pytest.raises(ValueError, match="width 10 is not a multiple of heads 3"):
         gpt2.Sizes(vocabulary=5, dim=10, heads=3)
     with pytest.raises(ValueError, match="layers must be at least 1, got 0"):
@@ -380,4 +351,4 @@ def test_values_that_cannot_be_are_named():
         infinity.Signal(segment_length=4, basis=4, samples=4, tau=1)
     model, (tokens, mask) = MODELS["transformer"], streams(KEY, 1, 3)
     with pytest.raises(ValueError, match=r"silent must be one of 0 .. 2, got 3"):
-        unroll(model, {}, (), tokens, mask, lambda h, _: h, silent=3)
+        unroll(model, {}, (), tokens, mask, lambda hidden, _: hidden, silent=3)

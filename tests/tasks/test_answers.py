@@ -1,4 +1,8 @@
-"""Questions of words, kinds and items; answers that are clicks, classes or choices; streams of ids and of features."""
+"""All forms of questions, answers and streams.
+
+Questions are words, kinds or items; answers are clicks, classes or choices; streams have ids or
+features.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +24,11 @@ from tests.small import noise
 
 B, T, N, Q, W, A, C, F, ITEMS = 4, 6, 10, 3, 5, 7, 4, 5, 30
 WORDS = Questions("words", answer="class", classes=6, metric="accuracy")
+CHOICES = Questions("words", answer="choice", metric="mrr")
 KINDS = {
     "words-class": (WORDS, ITEMS, {}),
-    "words-choice": (
-        Questions("words", answer="choice", metric="mrr"),
-        ITEMS,
-        {"reason.head": "mlp"},
-    ),
-    "kind-class": (
-        Questions("kind", kinds=5, answer="class", classes=6, metric="accuracy"),
-        ITEMS,
-        {},
-    ),
+    "words-choice": (CHOICES, ITEMS, {"reason.head": "mlp"}),
+    "kind-class": (WORDS._replace(query="kind", kinds=5), ITEMS, {}),
     "features-class": (WORDS._replace(words=20), 0, {"rehearsal.sampled_items": 6}),
     "item-click-widths": (Questions(), ITEMS, {"machine.item_dim": 6, "machine.slot_dim": 4}),
 }
@@ -39,60 +36,57 @@ KINDS = {
 
 @functools.cache
 def built(name: str):
-    """-> task, parameters, the frozen teacher, jitted losses(params, batch) and scores(params, batch)."""
+    """The task, its parameters, the frozen teacher, and jitted losses and scores.
+
+    Both functions take (params, batch).
+    """
     questions, num_items, changes = KINDS[name]
     if "machine.item_dim" in changes:
         changes = changes | {"machine.kind": "continual", "machine.subspaces": 2}
     config = tiny(**{"reason.hops": 2, "rehearsal.fragments": 2, **changes})
-    described = Description(
-        num_items, T * N, questions=questions, feature_width=0 if num_items else F
-    )
+    width = 0 if num_items else F
+    described = Description(num_items, T * N, questions=questions, feature_width=width)
     task, teacher = tasks.make_task(config, described), tasks.make_teacher(config, described)
     params, frozen = noise(task.init), noise(teacher.init, 1)["sampler"]
     key = jax.random.key(0)
-    losses = jax.jit(
-        lambda params, data: {
-            k: v[1] for k, v in task.losses(params, frozen, (), data, key)[0].items()
-        }
-    )
+
+    @jax.jit
+    def losses(params, data):
+        return {k: v[1] for k, v in task.losses(params, frozen, (), data, key)[0].items()}
+
     return task, params, frozen, losses, jax.jit(task.scores)
 
 
 def data(name: str, seed: int = 0) -> Batch:
-    """What is masked out holds other things for every seed; what is there does not."""
+    """A batch whose masked entries differ by seed, while all other entries are the same."""
     questions, num_items, _ = KINDS[name]
     rng, fill = np.random.default_rng(0), np.random.default_rng(seed + 1)
     ids = lambda top, *shape: rng.integers(0, top, shape).astype(np.int32)
 
     def masked(values, mask, top):
-        other = (
-            fill.integers(0, top, values.shape)
-            if values.dtype == np.int32
-            else fill.normal(size=values.shape)
-        )
+        integers = values.dtype == np.int32
+        other = fill.integers(0, top, values.shape) if integers else fill.normal(size=values.shape)
         mask = mask.reshape(*mask.shape, *[1] * (values.ndim - mask.ndim))
         return np.where(mask, values, other).astype(values.dtype)
 
     item_mask = rng.random((B, T, N)) < 0.8
     item_mask[1, 3:] = False
-    items = (
-        ids(num_items, B, T, N) if num_items else rng.normal(size=(B, T, N, F)).astype(np.float32)
-    )
-    negatives = ids(num_items, B, 8) if num_items else rng.normal(size=(B, 8, F)).astype(np.float32)
+    features = lambda *shape: rng.normal(size=(*shape, F)).astype(np.float32)
+    draw = functools.partial(ids, num_items) if num_items else features
+    items, negatives = draw(B, T, N), draw(B, 8)
     query_mask = np.arange(Q) < np.array([[3], [2], [3], [1]])
     word_mask = (np.arange(W) < rng.integers(1, W + 1, (B, Q, 1))) & query_mask[..., None]
     candidate_mask = np.arange(W) < rng.integers(1, W + 1, (B, A, 1))
     choice_mask = (np.arange(C) < rng.integers(2, C + 1, (B, Q, 1))) & query_mask[..., None]
-    top = {"item": num_items, "kind": questions.kinds, "words": questions.words or num_items}[
-        questions.query
-    ]
+    tops = {"item": num_items, "kind": questions.kinds, "words": questions.words or num_items}
+    top = tops[questions.query]
     words, choice = questions.query == "words", questions.answer == "choice"
+    asked = (ids(top, B, Q, W), word_mask) if words else (ids(top, B, Q), query_mask)
+    items, query = masked(items, item_mask, num_items), masked(*asked, top)
     made = dict(
-        items=masked(items, item_mask, num_items),
+        items=items,
         item_mask=item_mask,
-        query=masked(ids(top, B, Q, W), word_mask, top)
-        if words
-        else masked(ids(top, B, Q), query_mask, top),
+        query=query,
         query_mask=query_mask,
         target=masked(ids(2, B, Q), query_mask, 2),
         negative_items=negatives,
@@ -108,12 +102,8 @@ def data(name: str, seed: int = 0) -> Batch:
     return jax.tree.map(jnp.asarray, Batch(**made))
 
 
-ALSO_RUN = (
-    "words-class",
-    "kind-class",
-    "features-class",
-    "item-click-widths",
-)  # whole runs of such questions are tests already
+# Other tests run these questions from data to table already.
+ALSO_RUN = ("words-class", "kind-class", "features-class", "item-click-widths")
 
 
 @pytest.fixture(
@@ -126,108 +116,84 @@ def name(request):
 def test_padding_of_every_kind_changes_no_loss(name):
     _, params, _, losses, scores = built(name)
     first, other = data(name), data(name, 1)
-    assert any(
-        (x != y).any() for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(other), strict=True)
-    )
+    leaves = zip(jax.tree.leaves(first), jax.tree.leaves(other), strict=True)
+    assert any((x != y).any() for x, y in leaves)
     chex.assert_trees_all_equal(losses(params, first), losses(params, other))
     asked = np.asarray(first.query_mask)
     chex.assert_trees_all_equal(scores(params, first)[asked], scores(params, other)[asked])
 
 
-def test_every_term_counts_what_is_there_and_has_a_gradient(name):
+def test_terms_count_unmasked_entries_and_train_all_parameters(name):
     task, params, frozen, losses, _ = built(name)
     batch = data(name)
     terms = losses(params, batch)
-    assert (
-        terms["reason"][1] == batch.query_mask.sum()
-        and terms["recollection"][1] > 0
-        and terms["familiarity"][1] > 0
-    )
+    assert terms["reason"][1] == batch.query_mask.sum()
+    assert terms["recollection"][1] > 0 and terms["familiarity"][1] > 0
 
     @jax.jit
     @jax.grad
     def slope(params):
-        return sum(
-            total
-            for _, (total, _) in task.losses(params, frozen, (), batch, jax.random.key(0))[
-                0
-            ].values()
-        )
+        terms, _ = task.losses(params, frozen, (), batch, jax.random.key(0))
+        return sum(total for _, (total, _) in terms.values())
 
-    found = slope(params)
-    chex.assert_tree_all_finite(found)
-    still = [path for path, g in jax.tree_util.tree_leaves_with_path(found) if not np.any(g)]
+    gradient = slope(params)
+    chex.assert_tree_all_finite(gradient)
+    still = [path for path, g in jax.tree_util.tree_leaves_with_path(gradient) if not np.any(g)]
     assert not still, f"nothing trains {still}"
 
 
-def test_rows_and_questions_are_answered_each_for_itself(name):
+def test_rows_and_questions_are_independent(name):
     _, params, _, _, scores = built(name)
     batch, order = data(name), np.array([2, 0, 3, 1])
     got, mask = scores(params, batch), np.asarray(batch.query_mask)
     permuted = scores(params, jax.tree.map(lambda x: x[order], batch))
     chex.assert_trees_all_close(permuted[mask[order]], got[order][mask[order]], atol=1e-5)
-    of_questions = (
-        "query",
-        "query_mask",
-        "target",
-        "position",
-        "word_mask",
-        "choices",
-        "choice_mask",
-    )
-    turned = {k: v[:, ::-1] for k in of_questions if (v := getattr(batch, k)) is not None}
-    chex.assert_trees_all_close(
-        scores(params, batch.replace(**turned))[:, ::-1][mask], got[mask], atol=1e-5
-    )
+    names = "query", "query_mask", "target", "position", "word_mask", "choices", "choice_mask"
+    turned = {k: v[:, ::-1] for k in names if (v := getattr(batch, k)) is not None}
+    other = scores(params, batch.replace(**turned))[:, ::-1]
+    chex.assert_trees_all_close(other[mask], got[mask], atol=1e-5)
 
 
-def test_an_answer_from_a_memory_is_that_of_the_batch(name):
-    """`answer` is what notebooks and services call: memories and questions, no stream."""
+def test_answers_from_a_memory_equal_those_of_the_batch(name):
+    """Notebooks and services call `answer`, which takes memories and questions but no stream."""
     task, params, _, _, scores = built(name)
     batch = data(name).replace(position=None)
     memory = jax.jit(task.memorize)(params, batch).memory
     rest = ("word_mask", "candidates", "candidate_mask", "choices", "choice_mask")
     asked = {k: v for k in rest if (v := getattr(batch, k)) is not None}
-    chex.assert_trees_all_close(
-        task.answer(params, memory, batch.query, batch.query_mask, **asked)[batch.query_mask],
-        scores(params, batch)[batch.query_mask],
-        atol=1e-5,
-    )
+    mask = batch.query_mask
+    got = task.answer(params, memory, batch.query, mask, **asked)
+    chex.assert_trees_all_close(got[mask], scores(params, batch)[mask], atol=1e-5)
 
 
-def test_the_teacher_answers_from_the_question_too(name):
-    """Of one segment it always finds the same, e; the rest of [e; q] is left to tell questions apart."""
+def test_the_answer_of_the_teacher_depends_on_the_question(name):
+    """A stream of one segment gives the same e for all questions; only q in [e; q] differs."""
     questions, num_items, changes = KINDS[name]
     described = Description(num_items, questions=questions, feature_width=0 if num_items else F)
-    teacher = tasks.make_teacher(
-        tiny(**{k: v for k, v in changes.items() if "machine" not in k}), described
-    )
+    changes = {k: v for k, v in changes.items() if "machine" not in k}
+    teacher = tasks.make_teacher(tiny(**changes), described)
     params, batch = noise(teacher.init, 2), data(name)
     one = batch.replace(item_mask=batch.item_mask.at[:, 1:].set(False), position=None)
-    if questions.answer == "choice":  # the same ones for every question
-        one = one.replace(
-            choices=one.choices[:, :1].repeat(Q, 1), choice_mask=jnp.ones_like(one.choice_mask)
-        )
+    if questions.answer == "choice":  # all questions get the same choices
+        choices = one.choices[:, :1].repeat(Q, 1)
+        one = one.replace(choices=choices, choice_mask=jnp.ones_like(one.choice_mask))
     scores = np.asarray(jax.jit(teacher.scores)(params, one))[0]
     scores = scores - scores[..., :1] if scores.ndim > 1 else scores
     assert np.abs(scores[0] - scores[1]).max() > 0.01
 
 
-def test_the_teacher_is_asked_the_drawn_question():
-    """Where only the second question is asked, what the first one says changes nothing that is rehearsed."""
+def test_the_teacher_gets_the_drawn_question():
+    """If only the second question is asked, the first one does not change what is rehearsed."""
     _, params, _, losses, _ = built("kind-class")
     batch = data("kind-class").replace(position=None)
     batch = batch.replace(query_mask=jnp.asarray([[False, True, False]] * B))
-    asked = [
-        batch.replace(query=batch.query.at[:, which].set(kind))
-        for which in (0, 1)
-        for kind in range(5)
-    ]
+    changed = lambda which, kind: batch.replace(query=batch.query.at[:, which].set(kind))
+    asked = [changed(which, kind) for which in (0, 1) for kind in range(5)]
     drawn = [float(losses(params, one)["recollection"][0]) for one in asked]
     assert len(set(drawn[:5])) == 1 and len(set(drawn[5:])) > 1
 
 
-def test_features_have_one_scale():
+def test_the_scale_of_features_does_not_matter():
     _, params, _, _, scores = built("features-class")
     batch = data("features-class")
     larger = batch.replace(items=100 * batch.items)
@@ -249,13 +215,12 @@ def test_the_order_of_the_candidates_does_not_matter():
     chex.assert_trees_all_close(losses(params, pool), losses(params, batch), rtol=1e-5)
 
 
-def test_a_question_changes_the_order_of_its_candidates():
-    """With one linear layer on [q; a] it could not, so that is refused."""
+def test_a_question_changes_the_order_of_candidates():
+    """One linear layer on [q; a] cannot do this, so it is refused."""
     _, params, _, _, scores = built("words-choice")
     batch = data("words-choice")
-    same = batch.replace(
-        choices=jnp.broadcast_to(jnp.arange(C), (B, Q, C)), choice_mask=jnp.ones((B, Q, C), bool)
-    )
+    choices = jnp.broadcast_to(jnp.arange(C), (B, Q, C))
+    same = batch.replace(choices=choices, choice_mask=jnp.ones((B, Q, C), bool))
     logits = np.asarray(scores(params, same))[0]
     differences = logits - logits[:, :1]
     assert np.abs(differences[0] - differences[1]).max() > 0.01
@@ -263,27 +228,21 @@ def test_a_question_changes_the_order_of_its_candidates():
         tasks.make_task(tiny(), Description(ITEMS, T * N, questions=KINDS["words-choice"][0]))
 
 
-def test_frames_are_told_from_valid_frames_of_their_own_stream():
-    """Frames are all different here: `same` marks just the drawn ones that are the truth."""
+def test_frames_are_compared_with_valid_frames_of_their_own_stream():
+    """All frames differ, so `same` marks exactly the drawn frames that are the truth."""
     task, params, _, _, _ = built("features-class")
     batch, key = data("features-class"), jax.random.key(0)
     r, keys = dataclasses.replace(task.rehearsal, sampled_items=40), jax.random.split(key, B)
 
     @jax.jit
     def drawn():
-        chosen = rehearsing.choose_segments(
-            dataclasses.replace(r, sampler="uniform"),
-            keys,
-            None,
-            None,
-            batch,
-            batch.item_mask.any(-1),
-        )
+        uniform, valid = dataclasses.replace(r, sampler="uniform"), batch.item_mask.any(-1)
+        chosen = rehearsing.choose_segments(uniform, keys, None, None, batch, valid)
         cut = rehearsing.cut_fragments(r, keys, batch, chosen)
         return cut, rehearsing.alternatives(r, task.machine, params, cut, batch, (key, keys))
 
     cut, (target, others, same) = drawn()
-    alike = jnp.broadcast_to(batch.items[:1], batch.items.shape)  # rows draw each for itself
+    alike = jnp.broadcast_to(batch.items[:1], batch.items.shape)  # rows differ only in their draws
     twins = batch.replace(items=alike, item_mask=jnp.ones_like(batch.item_mask))
     theirs = rehearsing.alternatives(r, task.machine, params, cut, twins, (key, keys))[1]
     assert (np.asarray(theirs)[0] != np.asarray(theirs)[1]).any()

@@ -1,4 +1,4 @@
-"""The memory gain: what a rehearsal owes to the memory, nothing where it is ignored and much where it is needed."""
+"""The memory gain is zero where the memory is ignored, and large where it is needed."""
 
 from __future__ import annotations
 
@@ -36,27 +36,21 @@ def test_a_memory_that_is_never_written_gains_nothing(tmp_path, monkeypatch, cap
     def ignored(config, source):
         machine = make(config, source)
         nothing = (jnp.zeros(()), jnp.zeros(()))
-        return machine._replace(
-            write=lambda params, memory, features, mask, key=None: (memory, nothing)
-        )
+        write = lambda params, memory, features, mask, key=None: (memory, nothing)
+        return machine._replace(write=write)
 
     monkeypatch.setattr(tasks, "make_machine", ignored)
     rows = training.train(tiny(**FEW), tmp_path)
     valid = [line for line in lines(tmp_path) if line["kind"] == "valid"]
     for line in (*valid, rows[0]):
-        assert (
-            line["memory_gain_recollection"]
-            == line["memory_gain_familiarity"]
-            == line["memory_spread"]
-            == 0
-        )
+        names = "memory_gain_recollection", "memory_gain_familiarity", "memory_spread"
+        assert all(line[name] == 0 for name in names)
     assert len(valid) == 2 and caplog.text.count("Rehearsal does not use the memory") == 2
 
 
 def test_a_run_without_rehearsal_has_no_gain(tmp_path):
-    rows = training.train(
-        tiny(**FEW | {"rehearsal.recollection": 0.0, "rehearsal.familiarity": 0.0}), tmp_path
-    )
+    off = {"rehearsal.recollection": 0.0, "rehearsal.familiarity": 0.0}
+    rows = training.train(tiny(**FEW | off), tmp_path)
     assert not any("memory" in name for line in lines(tmp_path) for name in line)
     assert not any("gain" in name for name in rows[0])
 
@@ -65,13 +59,10 @@ ITEMS, T, N, B = 64, 2, 5, 32
 
 
 def random_streams(seed: int) -> Batch:
-    """Ten distinct items each, drawn from all: nothing but a memory can tell which."""
+    """Streams of ten distinct items; without a memory nobody can know which."""
     rng = np.random.default_rng(seed)
-    items = (
-        np.stack([rng.permutation(ITEMS)[: T * N] for _ in range(B)])
-        .reshape(B, T, N)
-        .astype(np.int32)
-    )
+    items = np.stack([rng.permutation(ITEMS)[: T * N] for _ in range(B)])
+    items = items.reshape(B, T, N).astype(np.int32)
     return Batch(
         items=items,
         item_mask=np.ones(items.shape, bool),
@@ -86,14 +77,13 @@ def random_streams(seed: int) -> Batch:
 
 @pytest.fixture(scope="module")
 def stores_everything():
-    """A buffer of all items, its decoder trained on whole masked fragments; -> the task and its parameters."""
+    """The task and parameters of a buffer of all items, trained on fully masked fragments."""
     decoder = Decoder(Transformer(1, 2, 0.0))
     rehearsal = Rehearsal(
         decoder, fragments=2, mask_ratio=1.0, sampled_items=0, familiarity=0.0, sampler="uniform"
     )
-    machine = machines.make(
-        "buffer", ITEMS, dim=32, buffer_length=T * N, recent=T * N, pooled=False
-    )
+    n = T * N
+    machine = machines.make("buffer", ITEMS, dim=32, buffer_length=n, recent=n, pooled=False)
     task = Reasoning(machine, Answers(Questions(), 32, 32), rehearsal, N, reason=0.0)
     optimizer = optax.adam(3e-3)
 
@@ -119,14 +109,13 @@ def test_a_memory_of_everything_gains_much(stores_everything):
     gain = scoring.memory_gain(sums)
     assert gain["memory_gain_recollection"] > 1 and gain["memory_spread"] > 0
     own, _, count = np.asarray(sums["recollection"]).sum(0)
-    assert count == 2 * B and own / count < np.log(ITEMS) - 1  # at best it is log(T N)
+    assert count == 2 * B and own / count < np.log(ITEMS) - 1  # log(T N) at best
 
 
-def test_rows_do_not_feel_each_other_and_padding_counts_for_nothing(stores_everything):
+def test_rows_are_independent_and_padding_counts_for_nothing(stores_everything):
     task, params = stores_everything
-    task = dataclasses.replace(
-        task, rehearsal=dataclasses.replace(task.rehearsal, familiarity=0.5, mask_ratio=0.5)
-    )
+    both = dataclasses.replace(task.rehearsal, familiarity=0.5, mask_ratio=0.5)
+    task = dataclasses.replace(task, rehearsal=both)
     own, other = random_streams(1), random_streams(2)
     together = jax.jit(task.rehearsals)(params, own, other)
     empty = other.replace(item_mask=other.item_mask & (np.arange(B) != 3)[:, None, None])

@@ -1,4 +1,4 @@
-"""What masked items are told from, and which items are masked: the options of the rehearsal."""
+"""The options of the rehearsal: which items are masked, and which others they are compared with."""
 
 from __future__ import annotations
 
@@ -26,26 +26,23 @@ J = 6
 
 @functools.cache
 def drawn(negatives: str, **how):
-    """-> task, parameters, batch, fragments, and what their items are told from."""
-    task = recommendation(
-        small("gru").machine,
-        rehearsal(negatives=negatives, sampled_items=J, sampler="uniform", **how),
-    )
+    """The task, its parameters, a batch, its fragments, and their alternatives."""
+    options = rehearsal(negatives=negatives, sampled_items=J, sampler="uniform", **how)
+    task = recommendation(small("gru").machine, options)
     params, data, r = noise(task.init), batch(), task.rehearsal
 
     @jax.jit
     def alternatives():
         segments = rehearsing.choose_segments(r, keys(4), None, None, data, data.item_mask.any(-1))
         cut = rehearsing.cut_fragments(r, keys(4, 1), data, segments)
-        return cut, rehearsing.alternatives(
-            r, task.machine, params, cut, data, (jax.random.key(2), keys(4, 2))
-        )
+        both = jax.random.key(2), keys(4, 2)
+        return cut, rehearsing.alternatives(r, task.machine, params, cut, data, both)
 
     return task, params, data, *alternatives()
 
 
 def ids_of(params, rows: np.ndarray) -> np.ndarray:
-    """Which items have these features."""
+    """The ids of items with these features."""
     table = np.asarray(small("gru").machine.embed(params["machine"], None)) * DIM**-0.5
     distance = np.abs(np.asarray(rows)[..., None, :] - table).max(-1)
     assert (distance.min(-1) < 1e-6).all()
@@ -53,12 +50,10 @@ def ids_of(params, rows: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("negatives", ["stream", "partner"])
-def test_each_stream_has_its_own(negatives):
+def test_alternatives_come_from_one_stream(negatives):
     _, params, data, cut, (_, others, same) = drawn(negatives)
-    ids, truth = (
-        ids_of(params, others)[:, 0],
-        np.take_along_axis(*map(np.asarray, (cut.items, cut.hidden_at)), 2),
-    )
+    ids = ids_of(params, others)[:, 0]
+    truth = np.take_along_axis(*map(np.asarray, (cut.items, cut.hidden_at)), 2)
     outside = np.zeros(same.shape, bool)
     for row in range(4):
         own = np.asarray(data.items[row][np.asarray(data.item_mask[row])])
@@ -71,7 +66,7 @@ def test_each_stream_has_its_own(negatives):
     np.testing.assert_array_equal(same, (ids[:, None, None] == truth[..., None]) | outside)
 
 
-def test_near_ones_are_the_nearest_of_those_drawn():
+def test_near_alternatives_are_the_most_similar_drawn_items():
     task, params, _, cut, (target, others, same) = drawn("near")
     assert others.shape[0] == task.rehearsal.pool == 4 * J
     truth = np.take_along_axis(*map(np.asarray, (cut.items, cut.hidden_at)), 2)
@@ -84,16 +79,16 @@ def test_near_ones_are_the_nearest_of_those_drawn():
 
 
 @pytest.mark.parametrize("detach", [True, False])
-def test_detached_features_are_not_trained_by_what_they_are_compared_with(detach):
+def test_detached_features_are_not_trained_by_recollection(detach):
     task, params, data, cut, _ = drawn("uniform", detach_items=detach)
 
-    def compared(params):
-        target, others, _ = rehearsing.alternatives(
-            task.rehearsal, task.machine, params, cut, data, (jax.random.key(2), keys(4, 2))
-        )
+    def total(params):
+        both, machine = (jax.random.key(2), keys(4, 2)), task.machine
+        compared = rehearsing.alternatives(task.rehearsal, machine, params, cut, data, both)
+        target, others, _ = compared
         return jnp.sin(target).sum() + jnp.sin(others).sum()
 
-    slope = jax.jit(jax.grad(compared))(params)["machine"]["embed"]
+    slope = jax.jit(jax.grad(total))(params)["machine"]["embed"]
     assert bool(jnp.any(slope)) != detach
 
 
@@ -103,27 +98,24 @@ def test_masked_items_lie_in_runs(span):
     picked = np.asarray(fragments._pick(jax.random.key(0), among, np.full(300, 4), span))
     assert (picked.sum(1) == 4).all()
     broken = [sum(0 < run.sum() < span for run in np.split(row, 10 // span)) for row in picked]
-    assert max(broken) <= 1 and (span != 2 or np.mean(broken) == 0)  # 4 is two whole runs of two
-    assert 90 < picked[:, 0].sum() < 150  # every place alike: 120
+    assert max(broken) <= 1 and (span != 2 or np.mean(broken) == 0)  # 4 is two full runs of 2
+    assert 90 < picked[:, 0].sum() < 150  # 120 expected
 
 
-def test_a_run_begun_before_eq_5_was_a_sum_goes_on_as_a_mean(tmp_path):
-    then = json.loads(configs.base().to_json())
-    now = json.loads(configs.base().to_json()) | {
-        "rehearsal": then["rehearsal"] | {"sum_pairs": True}
-    }
-    del then["rehearsal"]["sum_pairs"]
+def test_a_run_from_before_sum_pairs_continues_with_a_mean(tmp_path):
+    old = json.loads(configs.base().to_json())
+    new = old | {"rehearsal": old["rehearsal"] | {"sum_pairs": True}}
+    old = old | {"rehearsal": {k: v for k, v in old["rehearsal"].items() if k != "sum_pairs"}}
     with pytest.raises(ValueError, match=r"config\.rehearsal\.sum_pairs was False, now True"):
-        kept.refuse_other(tmp_path, then, now)
+        kept.refuse_other(tmp_path, old, new)
 
 
 @pytest.mark.parametrize(
     "schedule, factors", [("falling", (1.0, 0.5, 0.0)), ("rising", (0.0, 0.5, 1.0))]
 )
 def test_weights_change_over_the_steps(schedule, factors):
-    config = tiny(
-        **{"rehearsal.schedule": schedule, "train.steps": 4, "rehearsal.sampler": "uniform"}
-    )
+    steps = {"train.steps": 4, "rehearsal.sampler": "uniform"}
+    config = tiny(**{"rehearsal.schedule": schedule} | steps)
     source = make_source(config.data, 0)
     task, optimizer = tasks.make_task(config, source), optax.sgd(0.0)
     stepped = jax.jit(step.make_train_step(task, optimizer, 0))
@@ -131,21 +123,18 @@ def test_weights_change_over_the_steps(schedule, factors):
     settings = dict(seed=0, batch_size=8, segment_length=10, num_steps=1)
     (data,) = batches(source, **settings)
     for factor, number in zip(factors, (0, 2, 4), strict=True):
-        found = stepped(state.replace(step=jnp.asarray(number)), (), (), data)[2]
-        rehearsed = config.rehearsal.recollection * found["recollection"]
-        rehearsed += config.rehearsal.familiarity * found["familiarity"]
-        assert found["loss"] == pytest.approx(float(found["reason"] + factor * rehearsed), rel=1e-5)
+        metrics = stepped(state.replace(step=jnp.asarray(number)), (), (), data)[2]
+        rehearsed = config.rehearsal.recollection * metrics["recollection"]
+        rehearsed += config.rehearsal.familiarity * metrics["familiarity"]
+        expected = float(metrics["reason"] + factor * rehearsed)
+        assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_pairs_are_summed_where_that_is_asked():
-    """CM Eq. 5 sums over a stream's pairs; RM takes the mean over all."""
-    terms = {}
+def test_sum_pairs_sums_over_pairs():
+    """CM Eq. 5 sums over a stream's pairs; RM takes the mean over all pairs."""
+    terms, key = {}, jax.random.key(0)
     for summed in (False, True):
         task, params, data, _, _ = drawn("uniform", sum_pairs=summed)
-        found = jax.jit(
-            lambda task=task, params=params, data=data: task.losses(
-                params, (), (), data, jax.random.key(0)
-            )
-        )()[0]
-        terms[summed] = found["familiarity"][1]
+        losses = jax.jit(lambda params, data, task=task: task.losses(params, (), (), data, key))
+        terms[summed] = losses(params, data)[0]["familiarity"][1]
     assert terms[True][0] == terms[False][0] and 0 < terms[True][1] <= 4 < terms[False][1]

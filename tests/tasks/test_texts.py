@@ -1,4 +1,4 @@
-"""Runs on texts and videos, from the files to the table; a story written once answers as one written per question."""
+"""Runs on texts and videos, from the files to the table."""
 
 from __future__ import annotations
 
@@ -30,15 +30,12 @@ FAST = PLAIN | {
 @pytest.fixture
 def card(tmp_path):
     def make(name: str, **changes):
-        where = {"data.name": name, "data.dir": str(FIXTURES / FOLDERS.get(name, name))}
-        where |= {
-            "data.cache_dir": str(tmp_path / "cache"),
-            "data.segment_length": 15,
-            "data.babi.tasks": "1,3",
-        }
+        data = {"data.name": name, "data.dir": str(FIXTURES / FOLDERS.get(name, name))}
+        data |= {"data.cache_dir": str(tmp_path / "cache"), "data.segment_length": 15}
+        data |= {"data.babi.tasks": "1,3"}
         if name == "activitynet":
-            where["data.activitynet.features"] = frames(tmp_path / "frames")
-        return tiny(**FAST | where | changes)
+            data["data.activitynet.features"] = frames(tmp_path / "frames")
+        return tiny(**FAST | data | changes)
 
     return make
 
@@ -83,15 +80,11 @@ def test_another_vocabulary_is_refused(card, tmp_path):
         training.trained(tmp_path / "run")
 
 
-def test_words_begin_as_the_vectors_of_a_file(card, tmp_path):
+def test_word_vectors_of_a_file_initialise_the_table(card, tmp_path):
     known = {"where": [3.0, 4.0, 0.0], "mill": [0.0, 0.0, 5.0]}
     path = tmp_path / "vectors.txt"
-    path.write_text(
-        "".join(
-            f"{word} {' '.join(map(str, row))}\n"
-            for word, row in {**known, "xyz": [1, 1, 1]}.items()
-        )
-    )
+    rows = {**known, "xyz": [1, 1, 1]}.items()
+    path.write_text("".join(f"{word} {' '.join(map(str, row))}\n" for word, row in rows))
     config = card("babi", **{"data.vectors": str(path)})
     with training.opened(config, tmp_path / "run") as run:
         state = stages.fresh_state(run, stages.model_stage(run))
@@ -106,33 +99,30 @@ def test_words_begin_as_the_vectors_of_a_file(card, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["rehearsal", "gru"])
-def test_a_story_written_once_answers_as_one_written_for_each_question(card, kind):
-    """Bucketed both ways, and compared question by question, in the order of the stories."""
+def test_a_story_written_once_gives_the_answers_of_one_written_per_question(card, kind):
+    """Both are bucketed, and compared question by question in the order of the stories."""
     answers = []
     for alone in (False, True):
-        config = card(
-            "babi", **{"machine.kind": kind, "data.babi.per_question": alone, "data.buckets": 2}
-        )
+        changes = {"data.babi.per_question": alone, "data.buckets": 2}
+        config = card("babi", **{"machine.kind": kind} | changes)
         source = make_source(config.data, 0)
         task = tasks.make_task(config, source)
         params, scores = noise(task.init), jax.jit(task.scores)
         settings = dict(seed=0, batch_size=2, segment_length=15)
-        found = {}
+        pairs = {}
         for batch in eval_batches(source, "train", **settings):
             values = np.asarray(scores(params, batch))
             for row, example in enumerate(batch.example_id):
                 asked = batch.query_mask[row]
                 if asked.any():
-                    found[int(example)] = list(
-                        zip(values[row][asked], batch.target[row][asked], strict=True)
-                    )
+                    both = zip(values[row][asked], batch.target[row][asked], strict=True)
+                    pairs[int(example)] = list(both)
         stream = source.stream_id("train")
         order = np.argsort(stream, kind="stable")
-        answers.append([(stream[i], *pair) for i in order for pair in found[i]])
-    once, each = answers
-    assert len(once) == len(each) > 6 and len({v.tobytes() for _, v, _ in once}) > len(
-        {s for s, *_ in once}
-    )
-    for (story, value, target), (other_story, other, other_target) in zip(once, each, strict=True):
+        answers.append([(stream[i], *pair) for i in order for pair in pairs[i]])
+    once, often = answers
+    assert len(once) == len(often) > 6
+    assert len({v.tobytes() for _, v, _ in once}) > len({s for s, *_ in once})
+    for (story, value, target), (other_story, other, other_target) in zip(once, often, strict=True):
         assert (story, target) == (other_story, other_target)
         np.testing.assert_allclose(value, other, atol=1e-5)
