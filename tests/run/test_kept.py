@@ -17,7 +17,7 @@ from rmjax import tasks
 from rmjax.data import make_source
 from rmjax.data.source import Description
 from rmjax.registry import MACHINES
-from rmjax.run import evaluate, kept, stages, training
+from rmjax.run import evaluate, items, kept, parameters, resume, stages, training
 from rmjax.run.workdir import Preemption
 from rmjax.tools import probe
 from tests import FIXTURES
@@ -115,14 +115,14 @@ def test_rows_follow_their_ids_into_another_order(finished, tmp_path, caplog):
     for name in ("config.train.start_from", "config.teacher.dir"):
         assert f"{name} = {run!r}: {count} of {len(order)} rows move" in caplog.text
     with pytest.raises(ValueError, match="same items in another order: use another --workdir"):
-        kept.check_same_config(clicks(finished), finished / "run", renumber(source, order))
+        resume.check_same_config(clicks(finished), finished / "run", renumber(source, order))
 
 
 def test_other_items_are_refused_in_words(folder):
     first, run = swap_an_id(folder), str(folder / "run")
     items = len(make_source(clicks(folder).data, 0).numbering)
     said = rf"was trained on other items: 1 \(such as {first}\) of its {items} ids are not in config.data, and 1 "
-    said += r"\(such as 999\) ids there are new: use the data it was trained on"
+    said += r"\(such as 999\) ids of config.data are new: use the data it was trained on"
     config = clicks(folder)
     for act in (training.train, training.evaluate_only):
         with pytest.raises(ValueError, match=said):
@@ -142,7 +142,7 @@ def test_runs_that_kept_no_ids_are_taken_up_with_a_warning(folder, caplog):
     path, run = folder / "run" / "config.json", str(folder / "run")
     (folder / "run" / "items.jsonl").unlink()
     swap_an_id(folder)
-    with pytest.raises(ValueError, match="items.jsonl is gone or was changed"):
+    with pytest.raises(ValueError, match="items.jsonl is missing or was changed"):
         training.trained(run)
     shutil.copy(FIXTURE / "ratings.csv", folder / "ratings" / "ratings.csv")
     content = json.loads(path.read_text())
@@ -162,15 +162,15 @@ def test_runs_that_kept_no_ids_are_taken_up_with_a_warning(folder, caplog):
     path.write_text(json.dumps(content))
     sizes = f"data of {source.num_items + 1} items, config.data has {source.num_items}"
     with pytest.raises(ValueError, match=sizes):
-        kept.match_items(folder / "run", source, run)
+        items.match_items(folder / "run", source, run)
 
 
 def test_a_world_is_told_from_others(tmp_path):
     """Of worlds that are made, the sizes may be the same and the items not. Other users are no other world."""
     made = make_source(tiny().data, 0)
-    kept.check_same_config(tiny(), tmp_path, made)
+    resume.check_same_config(tiny(), tmp_path, made)
     assert not (tmp_path / "items.jsonl").exists()
-    assert kept.match_items(tmp_path, make_source(tiny().data, 1), "a run") is None
+    assert items.match_items(tmp_path, make_source(tiny().data, 1), "a run") is None
     for changes in ({"world_seed": 1}, {"styles": 3, "items_per_style": 2}):
         other = make_source(
             tiny(**{f"data.simulated.{name}": value for name, value in changes.items()}).data, 0
@@ -179,7 +179,7 @@ def test_a_world_is_told_from_others(tmp_path):
         with pytest.raises(
             ValueError, match="trained on items of simulated clicks, world 0: .*; config.data has"
         ):
-            kept.match_items(tmp_path, other, "a run")
+            items.match_items(tmp_path, other, "a run")
     names = []
     for seed in (0, 1):
         names.append(make_source(tiny(**{"data.name": "synthetic"}).data, seed).numbering)
@@ -212,12 +212,12 @@ def test_a_number_of_a_config_that_no_float_holds_is_named(tmp_path):
 
 def test_a_config_that_is_gone_or_cut_is_answered_with_a_cure(tmp_path):
     path = tmp_path / "config.json"
-    with pytest.raises(FileNotFoundError, match="is not there: name a workdir that was trained"):
+    with pytest.raises(FileNotFoundError, match="is missing: name a workdir that was trained"):
         kept.read_values(path)
     (tmp_path / "model" / "000000002").mkdir(parents=True)
     with pytest.raises(
         FileNotFoundError,
-        match="config.json is not there, and the checkpoints beside it .*restore it from",
+        match="config.json is missing, and without it the checkpoints .*restore it from",
     ):
         kept.read_values(path)
     path.write_text('{"seed"')
@@ -229,15 +229,15 @@ def test_a_config_that_is_gone_or_cut_is_answered_with_a_cure(tmp_path):
 
 
 def test_damaged_checkpoints_are_not_taken_for_none(tmp_path, monkeypatch):
-    monkeypatch.setattr(kept, "read_best", lambda *_: None)
+    monkeypatch.setattr(parameters, "read_best", lambda *_: None)
     task = SimpleNamespace(init=lambda key: {})
     with pytest.raises(
         FileNotFoundError, match="has no checkpoint of the model: train first, with --mode=train"
     ):
-        kept.read_model(tmp_path, task)
+        parameters.read_model(tmp_path, task)
     (tmp_path / "model" / "000000002").mkdir(parents=True)
     with pytest.raises(
         FileNotFoundError,
         match="has no intact checkpoint of the model, see above: restore it from a",
     ):
-        kept.read_model(tmp_path, task)
+        parameters.read_model(tmp_path, task)

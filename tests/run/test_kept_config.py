@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rmjax.data import make_source
-from rmjax.run import kept, training
+from rmjax.run import kept, parameters, resume, training
 from tests.runs import PLAIN, tiny
 
 
@@ -16,7 +16,7 @@ from tests.runs import PLAIN, tiny
 def workdir(tmp_path) -> Path:
     """As a run leaves it, but for what is in its checkpoint."""
     config = tiny(**PLAIN)
-    kept.check_same_config(config, tmp_path, make_source(config.data, 0))
+    resume.check_same_config(config, tmp_path, make_source(config.data, 0))
     (tmp_path / "model" / "000000001").mkdir(parents=True)
     return tmp_path
 
@@ -82,8 +82,8 @@ def test_damage_is_named(workdir, name):
     source = make_source(tiny().data, 0)
     readers = {
         "trained": lambda: training.trained(workdir),
-        "start_from": lambda: kept.read_start(workdir, source, {}),
-        "the same line": lambda: kept.check_same_config(tiny(**PLAIN), workdir, source),
+        "start_from": lambda: parameters.read_start(workdir, source, {}),
+        "the same line": lambda: resume.check_same_config(tiny(**PLAIN), workdir, source),
     }
     for reader, read in readers.items():
         with pytest.raises(ValueError, match="config") as error:
@@ -98,8 +98,8 @@ def test_damage_is_named(workdir, name):
 
 def test_checkpoints_without_their_config_are_not_another_config_s(workdir):
     (workdir / "config.json").unlink()
-    with pytest.raises(FileNotFoundError, match="config.json is not there"):
-        kept.check_same_config(tiny(), workdir, make_source(tiny().data, 0))
+    with pytest.raises(FileNotFoundError, match="config.json is missing"):
+        resume.check_same_config(tiny(), workdir, make_source(tiny().data, 0))
 
 
 @pytest.mark.parametrize("workdir_", ["gs://b/x", "runs/lr[0.01]"])

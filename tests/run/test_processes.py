@@ -102,7 +102,7 @@ def test_what_is_said_of_processes_is_checked():
     whole = dict(zip(processes.FLAGS, ("host:1", "4", "3"), strict=True))
     assert processes.check(whole) == ("host:1", 4, 3)
     for name, value, told in [
-        (processes.COUNT, None, r"--processes \(or JAX_NUM_PROCESSES\) must be given too"),
+        (processes.COUNT, None, r"needs --processes \(or JAX_NUM_PROCESSES\) too: set"),
         (processes.COORDINATOR, "host", "--coordinator=host: must be host:port"),
         (processes.INDEX, "-1", "--process_id=-1: must be a whole number"),
         (processes.INDEX, "4", "--process_id=4: must be below --processes=4"),

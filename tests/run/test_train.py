@@ -29,7 +29,7 @@ from rmjax.io import atomic
 from rmjax.io.checkpoint import Checkpoints
 from rmjax.io.cost import peak_bytes
 from rmjax.reason import heads
-from rmjax.run import evaluate, kept, stages, training
+from rmjax.run import evaluate, kept, parameters, resume, stages, training
 from rmjax.run.mapping import make_mapped
 from rmjax.run.optimizer import make_optimizer
 from rmjax.run.step import init_state, make_train_step
@@ -174,7 +174,7 @@ def test_the_best_parameters_are_tested(finished):
         stage = stages.model_stage(run)
         like = stages.fresh_state(run, stage)
         with contextlib.closing(stages.open_checkpoints(run, stage)) as checkpoints:
-            found = kept.restore_best(checkpoints, like.params)
+            found = parameters.restore_best(checkpoints, like.params)
             chex.assert_trees_all_equal(found, checkpoints.restore(like, best)[1].params)
 
 
@@ -191,7 +191,7 @@ def test_where_the_best_checkpoint_and_all_before_it_are_damaged_the_newest_is_r
             (folder / f"{step:09d}" / "SHA256SUMS").write_text("damaged")
     with training.opened(tiny(), finished[0]) as run:
         like = stages.fresh_state(run, stages.model_stage(run)).params
-    found = kept.read_best(folder, like)
+    found = parameters.read_best(folder, like)
     with contextlib.closing(Checkpoints(folder, read_only=True)) as checkpoints:
         chex.assert_trees_all_equal(
             found, checkpoints.restore({"params": like}, steps[-1], part=True)[1]["params"]
@@ -332,12 +332,12 @@ def test_another_config_is_refused(finished):
         config = tiny()
         set_key(config, name, other(field.default))
         if name in kept.MAY_CHANGE:
-            kept.check_same_config(config, workdir, source)
+            resume.check_same_config(config, workdir, source)
         else:
             with pytest.raises(
                 ValueError, match=f"config.{name} was .*, now .*: use another --workdir"
             ):
-                kept.check_same_config(config, workdir, source)
+                resume.check_same_config(config, workdir, source)
     assert set(kept.MAY_CHANGE) <= set(configs.SCHEMA)
     with pytest.raises(ValueError, match="config.machine.slots was 4, now 5"):
         training.train(tiny(**{"machine.slots": 5}), workdir)
@@ -442,7 +442,7 @@ def test_a_teacher_from_another_run(finished, tmp_path):
     for name in ("nowhere", "halfway"):  # the second run was stopped before its model's stage
         config.teacher.dir = str(tmp_path / name)
         with pytest.raises(
-            FileNotFoundError, match=f"{name}' holds no whole teacher: name a workdir with one"
+            FileNotFoundError, match=f"{name}' holds no finished teacher: name a workdir with one"
         ):
             training.train(config, tmp_path / "other")
     assert not (tmp_path / "nowhere").exists()
@@ -591,7 +591,7 @@ def test_what_was_trained_can_be_asked(finished, tmp_path):
     assert sorted(workdir.rglob("*")) == before
     with pytest.raises(
         FileNotFoundError,
-        match=r"nowhere/config.json is not there: name a workdir that was trained",
+        match=r"nowhere/config.json is missing: name a workdir that was trained",
     ):
         training.trained(tmp_path / "nowhere")
 
