@@ -85,46 +85,50 @@ def make_train_step(
     if sparse_items and not task.table:
         raise ValueError(f"sparse_items: {type(task).__name__} has no item table")
     total: _Total = (lambda x: jax.lax.psum(x, axis)) if axis else (lambda x: x)
+    update = functools.partial(_update, task, optimizer, microbatch, total)
 
     def train_step(state: TrainState, carry: Carry, frozen: Params, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
+        losses = lambda params, rows: task.losses(params, frozen, carry, rows, key)
         if not sparse_items:
-            return run(state, carry, frozen, batch, key, lambda params: params)
-        assert task.table
-        items = len(at(state.params, task.table))
+            return update(state, losses, batch)
+        table = task.table
+        assert table
+        items = len(at(state.params, table))
         ids = sparse.touched(task.item_ids(batch, key, items), items, axis)
-        expand = functools.partial(sparse.as_table, table=task.table, ids=ids, num_items=items)
-        rows = sparse.take(state, task.table, ids)
-        new, carry, metrics = run(rows, carry, frozen, batch, key, expand)
-        return sparse.put(state, new, task.table, ids), carry, metrics
-
-    def run(
-        state: TrainState,
-        carry: Carry,
-        frozen: Params,
-        batch: Batch,
-        key: Key,
-        expand: Callable[[Params], Params],
-    ):
-        losses = lambda params, rows: task.losses(expand(params), frozen, carry, rows, key)
-        gradient = jax.value_and_grad(_weighted_loss(losses, state.step, total), has_aux=True)
-        pieces = None
-        if microbatch and not task.carries:
-            items = math.prod(batch.item_mask.shape[1:])
-            pieces = split(batch, microbatch(len(batch.example_id), items))
-        if pieces is None:
-            (loss, (metrics, after)), grads = gradient(state.params, batch)
-        else:
-            (loss, (metrics, after)), grads = _gradient_by_pieces(
-                gradient, losses, total, state.params, pieces
-            )
-        grads, metrics = total((grads, metrics | {"loss": loss}))
-        metrics["grad_norm"] = optax.tree.norm(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        step, params = state.step + 1, optax.apply_updates(state.params, updates)
-        return TrainState(step, params, opt_state), after, metrics
+        expand = lambda params: sparse.as_table(params, table, ids, items)
+        sparse_losses = lambda params, rows: losses(expand(params), rows)
+        new, after, metrics = update(sparse.take(state, table, ids), sparse_losses, batch)
+        return sparse.put(state, new, table, ids), after, metrics
 
     return train_step
+
+
+def _update(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    microbatch: Pieces | None,
+    total: _Total,
+    state: TrainState,
+    losses: _Losses,
+    batch: Batch,
+) -> tuple[TrainState, Carry, Metrics]:
+    """One step of the optimizer."""
+    gradient = jax.value_and_grad(_weighted_loss(losses, state.step, total), has_aux=True)
+    pieces = None
+    if microbatch and not task.carries:
+        items = math.prod(batch.item_mask.shape[1:])
+        pieces = split(batch, microbatch(len(batch.example_id), items))
+    if pieces is None:
+        result = gradient(state.params, batch)
+    else:
+        result = _gradient_by_pieces(gradient, losses, total, state.params, pieces)
+    (loss, (metrics, after)), grads = result
+    grads, metrics = total((grads, metrics | {"loss": loss}))
+    metrics["grad_norm"] = optax.tree.norm(grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    step, params = state.step + 1, optax.apply_updates(state.params, updates)
+    return TrainState(step, params, opt_state), after, metrics
 
 
 def _weighted_loss(losses: _Losses, step: Array, total: _Total) -> Callable[..., tuple]:
