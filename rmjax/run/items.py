@@ -10,16 +10,18 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import logging
 
 from rmjax.data.source import Source
-from rmjax.data.texts.streams import Texts
 from rmjax.io import text
 from rmjax.run.kept import read_config
 from rmjax.types import Params
+
+if TYPE_CHECKING:  # serving does without the readers of texts
+    from rmjax.data.texts.streams import Texts
 
 _IDS = "ids "  # the digest of ids from outside begins with this
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 from absl import logging
 
 from rmjax.data.source import Source
-from rmjax.data.texts.streams import Texts
 from rmjax.io.checkpoint import Checkpoints
 from rmjax.run.items import match_items, move_rows
 from rmjax.types import Params, Task
+
+if TYPE_CHECKING:  # serving does without the readers of texts
+    from rmjax.data.texts.streams import Texts
 
 
 def read_model(workdir: str | Path, task: Task) -> Params:
