@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from absl import logging
@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # serving does without the readers of texts
 _IDS = "ids "  # the digest of ids from outside begins with this
 
 
-def account(source: Source | Texts) -> dict[str, Any]:
+def account(source: Source | Texts) -> dict[str, object]:
     """A short account of the data, which config.json keeps as `data.found`.
 
     Args:
@@ -36,7 +36,7 @@ def account(source: Source | Texts) -> dict[str, Any]:
       The kind of source, its numbers of items and examples, and the digest of its words.
     """
     sizes = {split: source.size(split) for split in ("train", "valid", "test")}
-    kind = {"source": type(source).__name__, "items": source.num_items}
+    kind: dict[str, object] = {"source": type(source).__name__, "items": source.num_items}
     return kind | sizes | words_digest(source)
 
 

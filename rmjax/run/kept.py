@@ -90,7 +90,7 @@ def read_values(path: Path) -> dict[str, Any]:
     return values
 
 
-def values_digest(values: Mapping[str, Any]) -> str:
+def values_digest(values: Mapping[str, object]) -> str:
     """The digest of all values that determine what a run computes.
 
     The account of the data is left out, since it is compared with the data.
@@ -110,12 +110,12 @@ def digest_of(values: object) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def sealed(values: dict[str, Any]) -> str:
+def sealed(values: dict[str, object]) -> str:
     """The text of a config.json: the values and their digest."""
     return json.dumps(values | {"digest": values_digest(values)}, indent=1)
 
 
-def refuse_other(workdir: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def refuse_other(workdir: Path, old: Mapping[str, object], new: Mapping[str, object]) -> None:
     """Checks that a run may continue with a config.
 
     Args:
@@ -139,9 +139,9 @@ def refuse_other(workdir: Path, old: Mapping[str, Any], new: Mapping[str, Any]) 
         )
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Flattens a config: {"a": {"b": 1}} -> {"a.b": 1}."""
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
         values |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}

@@ -57,8 +57,8 @@ class Mapped(NamedTuple):
       get_carry: the inverse of `put_carry`.
       measure: for a task that carries: (params and carry on the devices, host batch) -> ({name:
         [B, T]} of this process, carry).
-      compiled: (state, carry, frozen, host batch) -> the compiled train step, to read costs from.
-        Only the shapes of the arguments matter.
+      compiled: (state, carry, frozen, host batch) -> the compiled train step, a
+        `jax.stages.Compiled`, to read costs from. Only the shapes of the arguments matter.
       bytes: tree -> bytes that one device holds of it after `put`. Only shapes matter.
     """
 

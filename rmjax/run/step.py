@@ -29,7 +29,7 @@ class TrainState:
 
     step: Array  # i32 [], steps taken, which is also the position in the data
     params: Params
-    opt_state: Any
+    opt_state: optax.OptState
     carry: Carry = ()  # only in checkpoints: the carry of all streams
 
 

@@ -149,7 +149,7 @@ def evaluate_only(
         return test(run, stage.task, mapped, parameters.read_model(run.workdir, stage.task))
 
 
-def trained(workdir: str | Path) -> tuple[Any, Params, Source]:
+def trained(workdir: str | Path) -> tuple[Task, Params, Source]:
     """Opens a trained model with its data, for notebooks. Nothing in the workdir changes.
 
     `rmjax.open_model` needs no data.

@@ -1,12 +1,13 @@
-"""Damaged files: a loader gives the same result as a second reader, or names the file and the place.
+"""Damaged files: a loader agrees with a second reader, or its error names the file and the place.
 
-A case is one file of a loader's fixture with one mutation. Both are drawn from the loader's name and
-the case's number. The second readers are small, in plain Python, and import nothing of `rmjax.data`.
+A case is one file of a loader's fixture with one mutation. Both are drawn from the loader's name
+and the case's number. The second readers are small, in plain Python, and import nothing of
+`rmjax.data`.
 
 A changed byte of numbers in .npy, .h5 and .safetensors, and of a text or a plain .tar, is accepted.
 These formats have no digest, and both readers get the same wrong number. .npz, .zip, .gz and saved
-memories have a digest, so a change is refused. Orbax draws names for its files, so a case of a saved
-memory may change another file when it is repeated.
+memories have a digest, so a change is refused. Orbax draws names for its files, so a case of a
+saved memory may change another file when it is repeated.
 
     python -m pytest tests/drills/test_fuzz.py -m slow -n0 -s     200 cases a loader, and a table
     python -c "from tests.drills import test_fuzz; test_fuzz.repeat('movielens ratings.csv', 17)"

@@ -339,7 +339,7 @@ def test_batches_that_do_not_divide_among_the_devices_are_refused(tmp_path):
 
 
 def test_microbatches_save_memory(tmp_path):
-    """They divide the streams of a device. On a CPU their size is chosen if none is set."""
+    """They divide the streams of a device. For the model, a CPU chooses a size if none is set."""
     config = tiny(**{"train.batch_size": 8, "train.microbatch": 2})
     run = stages.Run(config, tmp_path, make_source(config.data, 0), Preemption())
     assert stages.microbatch(run, 8)(8, 40) == 2
