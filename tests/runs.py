@@ -105,7 +105,7 @@ def before(moment: str, act: Callable[[], None], setattr: Callable = builtins.se
 
         setattr(owner, name, hooked)
 
-    hook(training, "loop", entered)
+    hook(training, "run_loop", entered)
     hook(loop, "validate", lambda begun, params, step: f"{stage} validation {step}")
     hook(training, "test", lambda *_: "test")
     hook(loop.Losses, "add", lambda self, step, *_: f"{stage} step {step}")

@@ -1,4 +1,4 @@
-"""What the model answers on a whole split, and the rows of the final table."""
+"""The model's answers on a complete split, and the rows of the final table."""
 
 from __future__ import annotations
 
@@ -20,146 +20,211 @@ from rmjax.run.mapping import Mapped
 from rmjax.run.stages import Preempted, Run, Training, data_settings, fresh_carry
 from rmjax.types import Batch, Params, Task
 
-GAIN_STREAMS = 512  # of a split, by which the memory gain is measured
-LEAST_GAIN = 0.05  # nats; a rehearsal that gains less from its memory teaches it next to nothing
+GAIN_STREAMS = 512  # streams of a split on which the memory gain is measured
+LEAST_GAIN = 0.05  # nats; a rehearsal that gains less from its memory teaches it almost nothing
 
 
 def validate(training: Training, params: Params, step: int) -> float:
-    """The validation split's measures, written down. -> what the best checkpoint has most of."""
+    """Measures the validation split and writes the measures to the log.
+
+    Args:
+      training: the stage.
+      params: on the devices.
+      step: the step of `params`.
+
+    Returns:
+      The score of the step; the best checkpoint has the highest one.
+
+    Raises:
+      Preempted: the run was asked to stop.
+    """
     run, stage, mapped, _, writer = training
     task = stage.task
     if task.carries:
         read = measure_texts(run, task, mapped, params, "valid")
         writer.write("valid", step, read)
         return -read["perplexity"]
-    found = scoring.measures(run.source, "valid", score_split(run, mapped, params, "valid"))
+    measures = scoring.measures(run.source, "valid", score_split(run, mapped, params, "valid"))
     gains = memory_gain(run, task, mapped, params, "valid")
-    writer.write("valid", step, found | gains)
+    writer.write("valid", step, measures | gains)
     losses = [gain for name, gain in gains.items() if "gain" in name]
     if losses and max(losses) < LEAST_GAIN and 2 * step >= run.config.train.steps:
         logging.warning(
-            "Rehearsal does not use the memory: with another stream's memory its losses are at most %.3f nats higher "
-            "(expected: %.2f or more). Mask more (config.rehearsal.mask_ratio), or compare with harder items "
+            "Rehearsal does not use the memory: with another stream's memory its losses are at "
+            "most %.3f nats higher (expected: %.2f or more). Mask more "
+            "(config.rehearsal.mask_ratio), or compare with harder items "
             "(config.rehearsal.negatives).",
             max(losses),
             LEAST_GAIN,
         )
-    return scoring.objective(run.source, found)
+    return scoring.objective(run.source, measures)
 
 
 def paired_batches(run: Run, split: str, streams: int) -> Iterator[tuple[Batch, Batch]]:
-    """Batches of some streams of a split, drawn from all of it, each with one of the same shape, in whose rows there
-    are other streams.
+    """Reads some streams of a split, each with another stream of the same shape.
+
+    Args:
+      run: the run.
+      split: 'valid' or 'test'.
+      streams: how many streams to draw from the split.
+
+    Yields:
+      Two batches of the same shape; in every row of the second is another stream.
     """
     pair = [Subset(run.source, split, streams, run.config.seed, others) for others in (False, True)]
     settings = data_settings(run) | dict(batch_size=run.config.train.eval_batch_size)
     with contextlib.ExitStack() as stack:
         data = [
-            stack.enter_context(contextlib.closing(eval_batches(some, split, **settings)))
-            for some in pair
+            stack.enter_context(contextlib.closing(eval_batches(subset, split, **settings)))
+            for subset in pair
         ]
         yield from zip(*data, strict=True)
+
+
+def _check_stop(run: Run, split: str) -> None:
+    if run.stopping():
+        raise Preempted(
+            f"asked to stop while evaluating on {split!r}; run the same line again to go on"
+        )
+
+
+def _gather(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Concatenates the rows of all processes."""
+    if jax.process_count() == 1:
+        return values
+    gather = lambda value: multihost_utils.process_allgather(value, tiled=True)
+    return {name: gather(value) for name, value in values.items()}
 
 
 def memory_gain(
     run: Run, task: Task, mapped: Mapped, params: Params, split: str
 ) -> dict[str, float]:
-    """See `scoring.memory_gain`; of `GAIN_STREAMS` streams of a split. {} where nothing is rehearsed."""
+    """Measures the memory gain on `GAIN_STREAMS` streams of a split.
+
+    Args:
+      run: the run.
+      task: the task.
+      mapped: the mapped steps.
+      params: on the devices.
+      split: 'valid' or 'test'.
+
+    Returns:
+      See `scoring.memory_gain`; {} if the task rehearses nothing.
+
+    Raises:
+      Preempted: the run was asked to stop.
+    """
     if not task.rehearses:
         return {}
     parts = collections.defaultdict(list)
     for own, other in paired_batches(run, split, GAIN_STREAMS):
-        if run.stopping():
-            raise Preempted(
-                f"asked to stop while evaluating on {split!r}; run the same line again to go on"
-            )
+        _check_stop(run, split)
         for name, sums in mapped.rehearsals(params, own, other).items():
             parts[name].append(sums)
-    whole = {name: np.concatenate(values) for name, values in parts.items()}
-    if jax.process_count() > 1:
-        whole = {
-            name: multihost_utils.process_allgather(value, tiled=True)
-            for name, value in whole.items()
-        }
-    return scoring.memory_gain(whole)
+    sums_of_all = {name: np.concatenate(values) for name, values in parts.items()}
+    return scoring.memory_gain(_gather(sums_of_all))
 
 
 def score_split(run: Run, mapped: Mapped, params: Params, split: str) -> dict[str, np.ndarray]:
-    """Scores, targets, masks [n, Q] and example ids [n] of a whole split, on every process."""
+    """Scores all questions of a split.
+
+    Args:
+      run: the run.
+      mapped: the mapped steps.
+      params: on the devices.
+      split: 'valid' or 'test'.
+
+    Returns:
+      On every process: scores [n, Q] or [n, Q, C], target and query_mask [n, Q], example_id [n].
+      Examples without questions are left out.
+
+    Raises:
+      Preempted: the run was asked to stop.
+    """
     parts = collections.defaultdict(list)
-    data = eval_batches(
-        run.source, split, **data_settings(run), batch_size=run.config.train.eval_batch_size
-    )
+    rows = run.config.train.eval_batch_size
+    data = eval_batches(run.source, split, **data_settings(run), batch_size=rows)
     with contextlib.closing(data):
         for batch in data:
-            if run.stopping():
-                raise Preempted(
-                    f"asked to stop while evaluating on {split!r}; run the same line again to go on"
-                )
+            _check_stop(run, split)
             parts["scores"].append(mapped.scores(params, batch))
             for name in ("target", "query_mask", "example_id"):
                 parts[name].append(getattr(batch, name))
-    whole = {name: np.concatenate(values) for name, values in parts.items()}
-    if jax.process_count() > 1:
-        whole = {
-            name: multihost_utils.process_allgather(value, tiled=True)
-            for name, value in whole.items()
-        }
-    return {name: value[whole["query_mask"].any(-1)] for name, value in whole.items()}
+    scored = _gather({name: np.concatenate(values) for name, values in parts.items()})
+    asked = scored["query_mask"].any(-1)
+    return {name: value[asked] for name, value in scored.items()}
 
 
 def measure_texts(
     run: Run, task: Task, mapped: Mapped, params: Params, split: str
 ) -> dict[str, float]:
-    """A split read once, in order, from empty memories; `params` are on the devices."""
+    """Reads a split of texts once, in order, from empty memories.
+
+    Args:
+      run: the run.
+      task: a task that carries.
+      mapped: the mapped steps.
+      params: on the devices.
+      split: 'valid' or 'test'.
+
+    Returns:
+      See `scoring.perplexities`.
+
+    Raises:
+      Preempted: the run was asked to stop.
+    """
     rows = run.config.train.eval_batch_size
     mine = np.arange(rows).reshape(jax.process_count(), -1)[jax.process_index()]
     carry, parts = mapped.put_carry(fresh_carry(task, mapped.get(params), len(mine))), []
     for batch in run.source.evaluation(split, rows, mine):
-        if run.stopping():
-            raise Preempted(
-                f"asked to stop while evaluating on {split!r}; run the same line again to go on"
-            )
-        found, carry = mapped.measure(params, carry, batch)
-        parts.append(found)
-    whole = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
-    if jax.process_count() > 1:
-        whole = {
-            name: multihost_utils.process_allgather(value, tiled=True)
-            for name, value in whole.items()
-        }
-    return scoring.perplexities(run.source.splits[split], **whole)
+        _check_stop(run, split)
+        sums, carry = mapped.measure(params, carry, batch)
+        parts.append(sums)
+    stacked = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+    return scoring.perplexities(run.source.splits[split], **_gather(stacked))
 
 
 def test(run: Run, task: Task, mapped: Mapped, params: Params) -> list[dict[str, Any]]:
-    """Rows of the final table: the machine on the test split, and what others answer to the same questions."""
-    if task.carries:
-        read = measure_texts(run, task, mapped, mapped.put(params), "test")
-        return [
-            {"memory": tasks.name_of(run.config)}
-            | {f"test_{name}": value for name, value in read.items()}
-        ]
+    """Measures the test split.
+
+    Args:
+      run: the run.
+      task: the model's task.
+      mapped: the mapped steps.
+      params: on the host.
+
+    Returns:
+      Rows of the final table: the model first, then the references that answer the same questions.
+
+    Raises:
+      Preempted: the run was asked to stop.
+    """
     params = mapped.put(params)
+    if task.carries:
+        read = measure_texts(run, task, mapped, params, "test")
+        measures = {f"test_{name}": value for name, value in read.items()}
+        return [{"memory": tasks.name_of(run.config)} | measures]
     scored = score_split(run, mapped, params, "test")
     streams = run.source.stream_id("test")[scored["example_id"]]
-    rows = scoring.rows(
-        run.source, "test", tasks.name_of(run.config), scored, streams, run.config.seed
-    )
+    name = tasks.name_of(run.config)
+    rows = scoring.rows(run.source, "test", name, scored, streams, run.config.seed)
     rows[0] |= memory_gain(run, task, mapped, params, "test")
     return rows
 
 
 def show(rows: list[dict[str, Any]]) -> str:
-    """The final table as text; the interval is over streams, and gains are the memory's (see `memory_gain`)."""
+    """The final table as text.
+
+    Args:
+      rows: as `test` returns them. The interval is over streams; gains are those of the memory, see
+        `memory_gain`.
+
+    Returns:
+      Aligned lines.
+    """
     names = {"low": "95% from", "high": "to", "test_auc": "test AUC", "test_mrr": "test MRR"}
     names |= {f"memory_gain_{name}": f"gain, {name}" for name in ("recollection", "familiarity")}
     names["memory_spread"] = "spread"
-    return reporting.table(
-        [
-            {
-                names.get(k, k.replace("_", " ")): round(v, 4) if isinstance(v, float) else v
-                for k, v in row.items()
-            }
-            for row in rows
-        ]
-    )
+    name_of = lambda key: names.get(key, key.replace("_", " "))
+    value_of = lambda value: round(value, 4) if isinstance(value, float) else value
+    return reporting.table([{name_of(k): value_of(v) for k, v in row.items()} for row in rows])

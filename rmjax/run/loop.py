@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-from typing import Any
 
 import jax
 import numpy as np
@@ -16,37 +15,54 @@ from rmjax.run import reporting
 from rmjax.run.evaluate import validate
 from rmjax.run.mapping import Mapped
 from rmjax.run.stages import Preempted, Training, data_settings
-from rmjax.run.step import TrainState
+from rmjax.run.step import Carry, Metrics, TrainState
 from rmjax.types import Batch, Params
 
-# Steps dispatched ahead of the one whose loss is looked at. None on CPU: several devices share a few threads there,
-# and threads that wait in one step's all-reduce can starve another step of them for ever.
+# How many steps are dispatched before the host looks at the loss of a step. On a CPU none: several
+# devices share a few threads, and threads that wait in one step's all-reduce can starve another
+# step for ever.
 IN_FLIGHT = {"cpu": 0}
 
 
-def put_state(mapped: Mapped, state: TrainState) -> tuple[TrainState, Any]:
-    """-> the state and, apart from it, what its streams carry, on the devices; a process has its own streams alone."""
+def put_state(mapped: Mapped, state: TrainState) -> tuple[TrainState, Carry]:
+    """Puts a state on the devices.
+
+    Args:
+      mapped: the mapped steps.
+      state: on the host, with the carry of the streams of all processes.
+
+    Returns:
+      The state without its carry, and the carry of the streams of this process.
+    """
     mine = lambda x: x.reshape(jax.process_count(), -1, *x.shape[1:])[jax.process_index()]
-    return mapped.put(dataclasses.replace(state, carry=())), mapped.put_carry(
-        jax.tree.map(mine, state.carry)
-    )
+    carry = mapped.put_carry(jax.tree.map(mine, state.carry))
+    return mapped.put(dataclasses.replace(state, carry=())), carry
 
 
-def whole_state(mapped: Mapped, state: TrainState, carry: Any) -> TrainState:
-    """The way back, on the host, with the streams of all processes."""
+def whole_state(mapped: Mapped, state: TrainState, carry: Carry) -> TrainState:
+    """The inverse of `put_state`.
+
+    Args:
+      mapped: the mapped steps.
+      state: on the devices.
+      carry: of the streams of this process, on the devices.
+
+    Returns:
+      The state on the host, with the carry of the streams of all processes.
+    """
     carry = mapped.get_carry(carry)
     if jax.process_count() > 1:
         carry = jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), carry)
     return dataclasses.replace(mapped.get(state), carry=carry)
 
 
-def loop(training: Training, start: int, state: TrainState, frozen: Params) -> None:
-    """Steps, log lines, evaluations and checkpoints; returns at the last step, evaluated and saved.
+def run_loop(training: Training, start: int, state: TrainState, frozen: Params) -> None:
+    """Runs a stage to its last step, which is evaluated and saved.
 
     Args:
       training: the stage.
-      start: the step that `state` is of.
-      state: on the host, with what the streams of all processes carry.
+      start: the step of `state`.
+      state: on the host, with the carry of the streams of all processes.
       frozen: the teacher's parameters, on the host.
 
     Raises:
@@ -56,7 +72,7 @@ def loop(training: Training, start: int, state: TrainState, frozen: Params) -> N
     run, stage, mapped, checkpoints, _ = training
     t, frozen = run.config.train, mapped.put(frozen)
     state, carry = put_state(mapped, state)
-    whole = lambda: whole_state(mapped, state, carry)
+    host_state = lambda: whole_state(mapped, state, carry)
     progress = reporting.Progress(stage.steps, start)
     losses = Losses(training, progress)
     data = batches(
@@ -68,76 +84,102 @@ def loop(training: Training, start: int, state: TrainState, frozen: Params) -> N
     )
     with contextlib.closing(data):
         for step in range(start, stage.steps + 1):
-            if (
-                step
-                and (step % t.eval_every == 0 or step == stage.steps)
-                and checkpoints.score(step) is None
-            ):
+            due = step and (step % t.eval_every == 0 or step == stage.steps)
+            if due and checkpoints.score(step) is None:
                 losses.flush()
                 try:
                     with progress.pause():
                         score = validate(training, state.params, step)
                 except Preempted:
-                    leave(training, step, whole())
-                checkpoints.save(step, whole(), score)
+                    leave(training, step, host_state())
+                checkpoints.save(step, host_state(), score)
             elif step > start and step % t.save_every == 0:
                 losses.flush()
-                checkpoints.save(step, whole())
+                checkpoints.save(step, host_state())
             if step == stage.steps:
                 return
             if run.stopping(step):
                 losses.flush()
-                leave(training, step, whole())
+                leave(training, step, host_state())
             batch = next(data)
             state, carry, values = mapped.train_step(state, carry, frozen, batch)
             losses.add(step + 1, values, batch)
 
 
 def leave(training: Training, step: int, state: TrainState) -> None:
-    """Saves, unless this step is saved already, and raises Preempted."""
+    """Saves a state, unless its step is saved already, and ends the run.
+
+    Args:
+      training: the stage.
+      step: the step of `state`.
+      state: on the host.
+
+    Raises:
+      Preempted: always.
+    """
     if step not in training.checkpoints.steps():
         training.checkpoints.save(step, state)
     training.checkpoints.wait()
+    name = training.stage.name
     raise Preempted(
-        f"asked to stop in stage {training.stage.name!r} at step {step}; run the same line again to go on"
+        f"asked to stop in stage {name!r} at step {step}; run the same line again to go on"
     )
 
 
 class Losses:
-    """Looks at every step's losses, a few steps late so that the devices never wait for the host."""
+    """Looks at the losses of every step, a few steps late, so the devices never wait for the host.
+
+    Args:
+      training: the stage.
+      progress: counts the steps.
+    """
 
     def __init__(self, training: Training, progress: reporting.Progress):
         self._run, self._stage, self._mapped, _, self._writer = training
         self._progress = progress
-        self._pending: collections.deque = collections.deque()
+        self._pending: collections.deque[tuple[int, Metrics, int, int]] = collections.deque()
 
-    def add(self, step: int, values: dict, batch: Batch) -> None:
-        rows = batch.query_mask.any(-1).sum() * jax.process_count()
-        self._pending.append(
-            (step, values, int(rows), int(batch.query_mask.sum()) * jax.process_count())
-        )
+    def add(self, step: int, values: Metrics, batch: Batch) -> None:
+        """Adds a step that was dispatched.
+
+        Args:
+          step: the steps taken after it.
+          values: its metrics, on the devices.
+          batch: what it was given.
+
+        Raises:
+          FloatingPointError: a loss of an earlier step is not finite.
+        """
+        rows = int(batch.query_mask.any(-1).sum() * jax.process_count())
+        queries = int(batch.query_mask.sum()) * jax.process_count()
+        self._pending.append((step, values, rows, queries))
         while len(self._pending) > IN_FLIGHT.get(jax.default_backend(), 2):
             self._look(*self._pending.popleft())
 
     def flush(self) -> None:
+        """Waits for all steps and looks at their losses.
+
+        Raises:
+          FloatingPointError: a loss is not finite.
+        """
         while self._pending:
             self._look(*self._pending.popleft())
 
-    def _look(self, step: int, values: dict, streams: int, queries: int) -> None:
-        jax.block_until_ready(values)  # on every device
-        values = {name: float(value) for name, value in self._mapped.get(values).items()}
+    def _look(self, step: int, metrics: Metrics, streams: int, queries: int) -> None:
+        jax.block_until_ready(metrics)  # on every device
+        values = {name: float(value) for name, value in self._mapped.get(metrics).items()}
         parts = {name: value for name, value in values.items() if name not in ("loss", "grad_norm")}
         if not all(map(np.isfinite, values.values())):
             shown = " ".join(f"{name} {value:.6g}" for name, value in values.items())
-            section = "teacher" if self._stage.name == "teacher" else "train"
             raise FloatingPointError(
-                f"stage {self._stage.name!r}, step {step}: a loss is not finite ({shown}); the last good checkpoint is "
-                f"kept. Lower config.{section}.learning_rate or config.train.clip and use another workdir"
+                f"stage {self._stage.name!r}, step {step}: a loss is not finite ({shown}); the "
+                "last good checkpoint is kept. Lower "
+                f"config.{self._stage.section}.learning_rate or config.train.clip and use another "
+                "workdir"
             )
         self._progress.tick(streams, queries)
         if step % self._run.config.train.log_every == 0 or step == self._stage.steps:
-            rates = {
-                name: rate for name, rate in self._progress.rates().items() if np.isfinite(rate)
-            }
+            rates = self._progress.rates()
             line = self._progress.line(values["loss"], parts)
-            self._writer.write("train", step, values | rates, f"{self._stage.name} {line}")
+            finite = {name: rate for name, rate in rates.items() if np.isfinite(rate)}
+            self._writer.write("train", step, values | finite, f"{self._stage.name} {line}")

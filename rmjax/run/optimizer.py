@@ -10,21 +10,23 @@ from rmjax.schedules import Schedule
 def make_optimizer(
     learning_rate: float, clip: float, schedule: Schedule | None = None, warmup: int = 0
 ) -> optax.GradientTransformation:
-    """Adam, whose rate rises from 0 over `warmup` steps and then follows a schedule.
+    """Builds Adam. The rate rises from 0 over the warm-up and then follows a schedule.
 
     Args:
-      learning_rate: the largest.
-      clip: largest norm of the gradient; 0: any.
-      schedule: factor of the rate, whose steps begin after the warm-up; None: it stays 1.
-      warmup: steps.
+      learning_rate: the largest rate.
+      clip: largest norm of the gradient; 0: no limit.
+      schedule: factor of the rate; its step 0 is the end of the warm-up. None: the factor is 1.
+      warmup: steps over which the rate rises.
+
+    Returns:
+      The optimizer.
     """
     rate: optax.ScalarOrSchedule = learning_rate
     if schedule is not None:
         rate = lambda step: learning_rate * schedule(step)
     if warmup:
         after = rate if callable(rate) else optax.constant_schedule(rate)
-        rate = optax.join_schedules(
-            [optax.linear_schedule(0.0, learning_rate, warmup), after], [warmup]
-        )
+        rise = optax.linear_schedule(0.0, learning_rate, warmup)
+        rate = optax.join_schedules([rise, after], [warmup])
     clipped = [optax.clip_by_global_norm(clip)] if clip else []
     return optax.chain(*clipped, optax.adam(rate))

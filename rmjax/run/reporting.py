@@ -1,4 +1,4 @@
-"""Where numbers are written, how fast the run is, and tables."""
+"""Log lines and loggers, the speed of a run, and tables."""
 
 from __future__ import annotations
 
@@ -13,86 +13,90 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 
 from rmjax.registry import LOGGERS, names_in
 from rmjax.types import Logger, LoggerContext
+
+Scalar = int | float | np.ndarray | np.generic | jax.Array  # with one element
 
 
 class MetricWriter:
     """Writes metrics to the log and to loggers.
 
     Args:
-      loggers: are closed with it.
-      silent: writes nothing, as processes other than 0.
+      loggers: the writer closes them.
+      silent: nothing is written, as on processes other than 0.
     """
 
     def __init__(self, loggers: Sequence[Logger] = (), silent: bool = False):
         self.loggers, self._silent = tuple(loggers), silent
 
     def write(
-        self, kind: str, step: int, values: Mapping[str, Any], text: str | None = None
+        self, kind: str, step: int, values: Mapping[str, Scalar], text: str | None = None
     ) -> None:
-        """Writes numbers of one step.
+        """Writes the numbers of one step.
 
         Args:
-          kind: "train", "valid", ...: what they are of.
+          kind: "train", "valid" and so on.
           step: the step.
-          values: scalars; they may be NaN or infinite.
-          text: what the log says, if not simply the values.
+          values: scalars by name; they may be NaN or infinite.
+          text: the log line; None: the values.
 
         Raises:
-          OSError: the disk is full, or the like; names the file and what to do.
+          OSError: a file cannot be written, for example on a full disk; names the file and the
+            cure.
         """
         if self._silent:
             return
         numbers = {name: _number(value) for name, value in values.items()}
-        logging.info(
-            "%s",
-            text
-            or f"{kind} step {step} | " + " ".join(f"{k} {_short(v)}" for k, v in numbers.items()),
-        )
+        shown = " ".join(f"{name} {_short(value)}" for name, value in numbers.items())
+        logging.info("%s", text or f"{kind} step {step} | {shown}")
         for logger in self.loggers:
             logger.write(kind, step, numbers)
 
     def close(self) -> None:
-        """Closes every logger, even where one fails."""
+        """Closes all loggers, even if one of them fails."""
         with contextlib.ExitStack() as stack:
             for logger in self.loggers:
                 stack.callback(logger.close)
 
 
 def open_loggers(
-    config: Any,
+    config: ConfigDict,
     workdir: str | Path,
     stage: str = "model",
     start_step: int = 0,
     evaluated: bool = True,
     more: Sequence[Logger] = (),
 ) -> MetricWriter:
-    """Opens the loggers that `config.train.loggers` names, on process 0; others write nothing.
+    """Opens the loggers that `config.train.loggers` names, on process 0. Others write nothing.
 
     Args:
       config: of the run.
       workdir: of the run.
-      stage: what counts the steps, "teacher" or "model".
-      start_step: the step restored from; 0 at the start. What was written after it is written again.
-      evaluated: False if start_step is still to be evaluated, so that an evaluation of it written before goes too.
-      more: the caller's own, who also closes them. They see kinds such as 'model/train' and 'teacher/valid'.
+      stage: 'teacher' or 'model', whose steps are counted.
+      start_step: the step that was restored; 0 at the start. Later steps are written again.
+      evaluated: False: `start_step` is not evaluated yet, so an evaluation that was written for it
+        is removed.
+      more: the caller's loggers, which the caller closes. They see kinds such as 'model/train' and
+        'teacher/valid'.
+
+    Returns:
+      A writer, which the caller closes.
 
     Raises:
       ImportError: the package of a logger is missing; says how to install it.
     """
     if jax.process_index():
         return MetricWriter(silent=True)
-    context = LoggerContext(
-        Path(workdir), json.loads(config.to_json()), stage, start_step, evaluated
-    )
+    values = json.loads(config.to_json())
+    context = LoggerContext(Path(workdir), values, stage, start_step, evaluated)
     with contextlib.ExitStack() as stack:
         opened: list[Logger] = []
         for name in names_in(config.train.loggers):
-            settings = LOGGERS.settings(
-                name, getattr(config, "logger", {}), "config.logger.", config
-            )
+            given = getattr(config, "logger", {})
+            settings = LOGGERS.settings(name, given, "config.logger.", config)
             opened.append(LOGGERS[name].make(settings, context))
             stack.callback(opened[-1].close)
         stack.pop_all()  # all are open: the writer closes them
@@ -100,7 +104,7 @@ def open_loggers(
 
 
 class _Lent(NamedTuple):
-    """A logger that outlives a stage."""
+    """A caller's logger, which outlives a stage."""
 
     logger: Logger
     stage: str
@@ -109,20 +113,22 @@ class _Lent(NamedTuple):
         self.logger.write(f"{self.stage}/{kind}", step, values)
 
     def close(self) -> None:
-        """Its owner does."""
+        """Does nothing: the caller closes the logger."""
 
 
-def _number(value: Any) -> int | float:
+def _number(value: Scalar) -> int | float:
     return value if isinstance(value, int) else np.asarray(value).astype(np.float64).item()
 
 
 class Progress:
-    """How far a run is and how fast, leaving out the first step (compilation) and what runs under `pause`.
+    """The progress of a run and its speed.
+
+    The speed leaves out the first step (compilation) and the time under `pause`.
 
     Args:
-      total_steps: where the run ends.
-      start_step: where it goes on from.
-      clock: seconds.
+      total_steps: the last step.
+      start_step: the step that the run continues from.
+      clock: gives seconds.
     """
 
     def __init__(
@@ -131,43 +137,54 @@ class Progress:
         self._total, self._step, self._clock = total_steps, start_step, clock
         self._last: float | None = None
         self._run = np.zeros(4)  # seconds, steps, streams, queries since the first step
-        self._window = np.zeros(4)  # the same, at the line before
+        self._window = np.zeros(4)  # the same, at the last line
 
     def tick(self, streams: int, queries: int) -> None:
-        """One more step is done; it answered so many queries of so many streams."""
-        now = self._clock()
+        """Counts a step.
+
+        Args:
+          streams: rows of the step's batch.
+          queries: questions that were answered.
+        """
+        moment = self._clock()
         if self._last is not None:
-            self._run += now - self._last, 1, streams, queries
-        self._last = now
+            self._run += moment - self._last, 1, streams, queries
+        self._last = moment
         self._step += 1
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Leaves an evaluation, or a first step of another kind, out of the rates."""
+        """Leaves the time inside, such as an evaluation, out of the rates."""
         begin = self._clock()
         yield
         if self._last is not None:
             self._last += self._clock() - begin
 
     def rates(self) -> dict[str, float]:
-        """Steps, streams and queries a second since the line before; NaN before the second step."""
+        """Steps, streams and queries per second since the last line; NaN before the second step."""
         seconds, *done = self._run - self._window
         names = ("steps_per_second", "streams_per_second", "queries_per_second")
-        return {
-            name: float(n / seconds) if seconds > 0 else math.nan
-            for name, n in zip(names, done, strict=True)
-        }
+        rates = [float(n / seconds) if seconds > 0 else math.nan for n in done]
+        return dict(zip(names, rates, strict=True))
 
     def line(self, loss: float, terms: Mapping[str, float]) -> str:
-        """One line of where the run stands; the next one's rates begin here."""
+        """One line of progress. The rates of the next line begin at this one.
+
+        Args:
+          loss: of the last step.
+          terms: the terms of the loss.
+
+        Returns:
+          The line, with the expected time to the end.
+        """
         rates, (seconds, steps, *_) = self.rates(), self._run
         self._window = self._run.copy()
         eta = _duration((self._total - self._step) * seconds / steps) if steps else "?"
         parts = " ".join(f"{name} {_short(value)}" for name, value in terms.items())
         streams, queries = _short(rates["streams_per_second"]), _short(rates["queries_per_second"])
         return (
-            f"step {self._step}/{self._total} {self._step / self._total:.1%} | {streams} streams/s {queries} queries/s"
-            f" | loss {_short(loss)} ({parts}) | ETA {eta}"
+            f"step {self._step}/{self._total} {self._step / self._total:.1%} | {streams} streams/s "
+            f"{queries} queries/s | loss {_short(loss)} ({parts}) | ETA {eta}"
         )
 
 
@@ -180,25 +197,30 @@ def _duration(seconds: float) -> str:
     return f"{h}h{m:02d}m" if h else f"{m}m{s:02d}s" if m else f"{s}s"
 
 
-def _short(value: Any) -> str:
-    """Four digits, never an exponent above 1."""
+def _short(value: int | float | str | None) -> str:
+    """Four digits. Numbers above 1 have no exponent."""
     if isinstance(value, int | str) or value is None:
         return "-" if value is None else str(value)
     return f"{value:.0f}" if math.isfinite(value) and abs(value) >= 1000 else f"{value:.4g}"
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as aligned text: a column for each name in order of appearance, numbers to the right, "-" for none."""
+    """Shows rows as aligned text.
+
+    Args:
+      rows: values by name. Every name is a column, in order of appearance.
+
+    Returns:
+      Lines, with numbers aligned to the right and "-" for a missing value.
+    """
     names = list(dict.fromkeys(name for row in rows for name in row))
     cells = [names, *([_short(row.get(name)) for name in names] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     left = [any(isinstance(row.get(name), str) for row in rows) for name in names]
 
     def show(line: Sequence[str]) -> str:
-        padded = (
-            c.ljust(w) if to_left else c.rjust(w)
-            for c, w, to_left in zip(line, widths, left, strict=True)
-        )
+        cells = zip(line, widths, left, strict=True)
+        padded = (cell.ljust(w) if to_left else cell.rjust(w) for cell, w, to_left in cells)
         return "  ".join(padded).rstrip()
 
     return "\n".join(map(show, [cells[0], ["-" * w for w in widths], *cells[1:]]))

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from absl import logging
 from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
 
 from rmjax import schedules, tasks
 from rmjax.data.pipeline import batches
@@ -22,67 +23,91 @@ from rmjax.data.stories.vectors import word_vectors
 from rmjax.io import paths
 from rmjax.io.checkpoint import Checkpoints
 from rmjax.io.progress import Stopped
-from rmjax.run import kept
+from rmjax.run import parameters
 from rmjax.run.mapping import Mapped, make_mapped
 from rmjax.run.optimizer import make_optimizer
 from rmjax.run.reporting import MetricWriter
-from rmjax.run.step import Pieces, TrainState, init_state
+from rmjax.run.step import Carry, Pieces, TrainState, init_state
 from rmjax.run.workdir import Preemption
 from rmjax.tasks import sequences
 from rmjax.types import Batch, Logger, Params, Task, at, replace_at
 
-CPU_ITEMS = 8192  # of the streams that a CPU holds at once, see `microbatch`
+CPU_ITEMS = 8192  # items of the streams that a CPU holds at once, see `microbatch`
+POLL_SECONDS = 10  # shortest time between two polls of the processes, see `Run.stopping`
 
 
 class Preempted(Stopped):
-    """The run was asked to stop, and everything it had is saved."""
+    """The run was asked to stop, and its complete state is saved."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One training: the teacher's or the model's."""
+    """One training, the teacher's or the model's."""
 
-    name: str
+    name: str  # 'teacher' or 'model'
     task: Task
     steps: int
     batch_size: int
     learning_rate: float
+
+    @property
+    def section(self) -> str:
+        """The section of the config with the settings of the stage."""
+        return "teacher" if self.name == "teacher" else "train"
+
+
+@dataclasses.dataclass
+class Poll:
+    """When the processes last asked each other whether to stop, and the step of the next poll."""
+
+    step: int = 0
+    next_step: int = 0
+    time: float = dataclasses.field(default_factory=time.monotonic)
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
     """What the stages share."""
 
-    config: Any
+    config: ConfigDict
     workdir: Path
     source: Any  # a Source, or Texts
     stop: Preemption
-    asked: Asked = dataclasses.field(default_factory=lambda: Asked())
-    task: Task | None = None  # one of the user's, in place of config's
-    loggers: Sequence[Logger] = ()  # the user's, see `fit`
+    poll: Poll = dataclasses.field(default_factory=Poll)
+    task: Task | None = None  # the caller's, in place of the one that config describes
+    loggers: Sequence[Logger] = ()  # the caller's, see `fit`
 
     def stopping(self, step: int = 0) -> bool:
-        """Whether to save and leave. All processes must leave at one step, so several of them ask each other, every
-        `train.log_every` steps, or ten seconds where those take longer: it holds up the devices.
+        """Whether to save and leave.
+
+        All processes must leave at the same step, so they ask each other. This holds up the
+        devices, so it happens every `train.log_every` steps, or every ten seconds if these steps
+        take longer.
+
+        Args:
+          step: the steps that the stage has taken; 0 in an evaluation, which always asks.
+
+        Returns:
+          The same answer on every process.
         """
         if jax.process_count() == 1:
             return self.stop.requested
-        last, now = self.asked, time.monotonic()
-        if last.step < step < last.again:
+        last, moment = self.poll, time.monotonic()
+        if last.step < step < last.next_step:
             return False
-        pace = (now - last.time) / max(1, step - last.step)
+        pace = (moment - last.time) / max(1, step - last.step)
         requested, pace = np.max(
             multihost_utils.process_allgather(np.array([self.stop.requested, pace])), 0
         )
-        last.step, last.time = step, now
-        last.again = step + int(
-            np.clip(10 / max(pace, 1e-6), 1, self.config.train.log_every)
-        )  # of all the same
+        last.step, last.time = step, moment
+        # `pace` is the slowest process's, so the next step is the same on all of them.
+        steps = np.clip(POLL_SECONDS / max(pace, 1e-6), 1, self.config.train.log_every)
+        last.next_step = step + int(steps)
         return bool(requested)
 
 
 class Training(NamedTuple):
-    """A stage under way: what its loop works with, and where it writes."""
+    """A stage in progress: what its loop works with, and where it writes."""
 
     run: Run
     stage: Stage
@@ -91,22 +116,15 @@ class Training(NamedTuple):
     writer: MetricWriter
 
 
-@dataclasses.dataclass
-class Asked:
-    """When processes last asked each other, and from what step on they do again."""
-
-    step: int = 0
-    again: int = 0
-    time: float = dataclasses.field(default_factory=time.monotonic)
-
-
 def model_stage(run: Run) -> Stage:
+    """The stage that trains the model."""
     t = run.config.train
     task = tasks.make_task(run.config, run.source) if run.task is None else run.task
     return Stage("model", task, t.steps, t.batch_size, t.learning_rate)
 
 
 def stage_optimizer(run: Run, stage: Stage) -> optax.GradientTransformation:
+    """The optimizer of a stage, with its schedule and warm-up."""
     t = run.config.train
     warmup = round(t.warmup * stage.steps)
     schedule = schedules.build(t.schedule, max(1, stage.steps - warmup), run.config)
@@ -114,22 +132,32 @@ def stage_optimizer(run: Run, stage: Stage) -> optax.GradientTransformation:
 
 
 def map_stage(run: Run, stage: Stage, cut: bool = True) -> Mapped:
-    """The stage's steps over the devices; raises ValueError if its batches do not divide among them. cut=False: CPUs
-    hold all rows at once too, unless `train.microbatch` says how many.
+    """Maps the steps of a stage over the devices.
+
+    Args:
+      run: the run.
+      stage: the stage.
+      cut: False: a CPU holds all rows of a batch at once, as accelerators do, unless
+        `train.microbatch` is set.
+
+    Returns:
+      The mapped steps, which log their compilation.
+
+    Raises:
+      ValueError: batches do not divide among the devices.
     """
     t, optimizer = run.config.train, stage_optimizer(run, stage)
     devices = max(1, (t.devices or jax.device_count()) // t.model_devices)
-    section = "teacher" if stage.name == "teacher" else "train"
     for name, size in (
-        (f"{section}.batch_size", stage.batch_size),
+        (f"{stage.section}.batch_size", stage.batch_size),
         ("train.eval_batch_size", t.eval_batch_size),
     ):
         if size % devices:
             raise ValueError(
-                f"config.{name} = {size} does not divide among {devices} devices: change it, or config.train.devices"
+                f"config.{name} = {size} does not divide among {devices} devices: change it, or "
+                "config.train.devices"
             )
-    whole = stage.name == "teacher" or not (cut or t.microbatch)
-    pieces = None if whole else microbatch(run, stage.batch_size // devices)
+    at_once = stage.name == "teacher" or not (cut or t.microbatch)
     mapped = make_mapped(
         stage.task,
         optimizer,
@@ -137,31 +165,38 @@ def map_stage(run: Run, stage: Stage, cut: bool = True) -> Mapped:
         mapping=t.mapping,
         devices=t.devices,
         model_devices=t.model_devices,
-        microbatch=pieces,
+        microbatch=None if at_once else microbatch(run, stage.batch_size // devices),
         sparse_items=t.sparse_items,
         split_layers=t.split_layers,
     )
+    compiling = f"{stage.name}: compiling the"
     return mapped._replace(
-        train_step=announced(mapped.train_step, f"{stage.name}: compiling the train step"),
-        scores=announced(mapped.scores, f"{stage.name}: compiling the evaluation step"),
-        measure=announced(mapped.measure, f"{stage.name}: compiling the evaluation step"),
-        rehearsals=announced(mapped.rehearsals, f"{stage.name}: compiling the memory gain"),
+        train_step=announced(mapped.train_step, f"{compiling} train step"),
+        scores=announced(mapped.scores, f"{compiling} evaluation step"),
+        measure=announced(mapped.measure, f"{compiling} evaluation step"),
+        rehearsals=announced(mapped.rehearsals, f"{compiling} memory gain"),
     )
 
 
-def announced(step: Callable, doing: str) -> Callable:
-    """`step`, which logs its compilation and the seconds it took whenever a batch, its last argument,
-    has new shapes.
+def announced(step: Callable[..., Any], doing: str) -> Callable[..., Any]:
+    """Makes a step log its compilations and the seconds they take.
+
+    Args:
+      step: compiles whenever its last argument, a batch, has new shapes.
+      doing: the log line.
+
+    Returns:
+      A function with the arguments and results of `step`.
     """
     seen: set[tuple] = set()
 
-    def call(*given: Any) -> Any:
-        shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(given[-1]))
+    def call(*args: Any) -> Any:
+        shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(args[-1]))
         if shapes in seen:
-            return step(*given)
+            return step(*args)
         logging.info("%s ...", doing)
         begin = time.monotonic()
-        result = step(*given)
+        result = step(*args)
         seen.add(shapes)
         logging.info("%s: done in %.1f seconds.", doing, time.monotonic() - begin)
         return result
@@ -170,15 +205,27 @@ def announced(step: Callable, doing: str) -> Callable:
 
 
 def microbatch(run: Run, rows: int) -> Pieces | None:
-    """How many of its `rows` streams a device holds at once, None for all of them.
+    """How many rows of a batch a device holds at once.
 
-    On a CPU a few: activations that outgrow its caches by far, and memory that is mapped anew in every step, cost more
-    than the pieces. Elsewhere all of them: a piece is a scan of small kernels, each of which has to be launched.
+    A CPU holds a few. Activations far larger than its caches, and memory that is mapped anew in
+    every step, cost more than the pieces do. Other devices hold all rows: a piece is a scan of
+    small kernels, and every kernel has to be launched.
+
+    Args:
+      run: the run; `train.microbatch` has a number, or 0 to choose one.
+      rows: the rows of a device.
+
+    Returns:
+      See `make_train_step`; None: all rows.
+
+    Raises:
+      ValueError: `train.microbatch` does not divide the rows.
     """
     asked = run.config.train.microbatch
     if rows % (asked or 1):
         raise ValueError(
-            f"config.train.microbatch = {asked} does not divide the {rows} streams of a device: change it, or take 0"
+            f"config.train.microbatch = {asked} does not divide the {rows} streams of a device: "
+            "change it, or set 0"
         )
     if asked:
         return lambda rows, items: asked
@@ -186,62 +233,91 @@ def microbatch(run: Run, rows: int) -> Pieces | None:
         return None
 
     def pieces(rows: int, items: int) -> int:
-        best = max(
-            4, CPU_ITEMS / items
-        )  # fewer are slow however long: the scan's products become thin
-        return min(
-            (m for m in range(1, rows + 1) if rows % m == 0), key=lambda m: abs(math.log(m / best))
-        )
+        # Fewer than 4 rows are slow at any length: the matrix products of the scan become thin.
+        best = max(4, CPU_ITEMS / items)
+        divisors = (m for m in range(1, rows + 1) if rows % m == 0)
+        return min(divisors, key=lambda m: abs(math.log(m / best)))
 
     return pieces
 
 
 def fresh_state(run: Run, stage: Stage, frozen: Params = ()) -> TrainState:
-    """The state at step 0, on the host; a function of the seed, and of what the config takes from elsewhere: another
-    run's parameters, a released checkpoint's, the teacher's item table, word vectors.
+    """The state at step 0.
+
+    It is a function of the seed, and of what config takes from elsewhere: the parameters of another
+    run or of a released checkpoint, the teacher's item table, word vectors.
+
+    Args:
+      run: the run.
+      stage: the stage.
+      frozen: the teacher's parameters; () if none is needed.
+
+    Returns:
+      Host arrays.
+
+    Raises:
+      ValueError, FileNotFoundError: as `read_start` and `item_table`, or as the readers of word
+        vectors and released checkpoints.
     """
     optimizer = stage_optimizer(run, stage)
-    state = jax.device_get(
-        jax.jit(lambda key: init_state(stage.task, optimizer, key))(jax.random.key(run.config.seed))
-    )
+    draw = jax.jit(lambda key: init_state(stage.task, optimizer, key))
+    state = jax.device_get(draw(jax.random.key(run.config.seed)))
     if stage.task.carries:
-        state = dataclasses.replace(
-            state, carry=fresh_carry(stage.task, state.params, stage.batch_size)
-        )
+        carry = fresh_carry(stage.task, state.params, stage.batch_size)
+        state = dataclasses.replace(state, carry=carry)
     start = stage.name == "model" and run.config.train.start_from
     if start:
         state = dataclasses.replace(state, params=read_start(run, stage))
     elif tasks.is_sequence(run.config) and run.config.model.pretrained:
         state = dataclasses.replace(state, params=sequences.pretrained(run.config, state.params))
-    rows: Any = None
+    rows: np.ndarray | None = None
     if frozen and run.config.teacher.share_items:
         rows = np.array(frozen["embed"])
     elif stage.name == "model" and not start and run.config.data.vectors:
-        vectors, there = word_vectors(run.config.data, run.source)
-        rows = np.where(there[:, None], vectors, at(state.params, item_table(stage.task)))
-    if rows is not None:
-        state = dataclasses.replace(
-            state, params=replace_at(state.params, item_table(stage.task), rows)
-        )
-    return state
+        vectors, known = word_vectors(run.config.data, run.source)
+        rows = np.where(known[:, None], vectors, at(state.params, item_table(stage.task)))
+    if rows is None:
+        return state
+    params = replace_at(state.params, item_table(stage.task), rows)
+    return dataclasses.replace(state, params=params)
 
 
 def item_table(task: Task) -> tuple[str, ...]:
-    """Where a task's item table is; raises ValueError if it has none."""
+    """The path of a task's item table.
+
+    Args:
+      task: the task.
+
+    Returns:
+      See `Task.table`.
+
+    Raises:
+      ValueError: the task has no item table.
+    """
     if not task.table:
         raise ValueError(
-            "this model has no item table: leave config.teacher.share_items and config.data.vectors out"
+            "this model has no item table: leave out config.teacher.share_items and "
+            "config.data.vectors"
         )
     return task.table
 
 
-def fresh_carry(task: Task, params: Params, batch_size: int) -> Any:
-    """What is remembered before the first step, on the host."""
+def fresh_carry(task: Task, params: Params, batch_size: int) -> Carry:
+    """The carry before the first step.
+
+    Args:
+      task: a task that carries.
+      params: of the task.
+      batch_size: B.
+
+    Returns:
+      Host arrays with leading axis B.
+    """
     return jax.device_get(jax.jit(task.memory, static_argnums=1)(params, batch_size))
 
 
 def blank_state(run: Run, stage: Stage) -> TrainState:
-    """The shapes and dtypes of a state, as checkpoints have it."""
+    """The shapes and dtypes of a stage's state, as its checkpoints have it."""
     task, optimizer = stage.task, stage_optimizer(run, stage)
     like = jax.eval_shape(lambda key: init_state(task, optimizer, key), jax.random.key(0))
     if task.carries:
@@ -251,24 +327,33 @@ def blank_state(run: Run, stage: Stage) -> TrainState:
 
 
 def check_start(run: Run, stage: Stage) -> None:
-    """Raises what `read_start` does, if the model is still to begin with another run's parameters."""
+    """Checks that the other run with whose parameters a stage will begin can be read.
+
+    Args:
+      run: the run.
+      stage: the stage.
+
+    Raises:
+      FileNotFoundError, ValueError: as `parameters.read_start`. Not if the stage has checkpoints.
+    """
     if run.config.train.start_from and not any((run.workdir / stage.name).glob("[0-9]*")):
         read_start(run, stage)
 
 
 def read_start(run: Run, stage: Stage) -> Params:
-    """See `kept.read_start`."""
+    """Reads the parameters at `train.start_from`, see `parameters.read_start`."""
     start = paths.resolve(run.config.train.start_from, "config.train.start_from")
-    return kept.read_start(start, run.source, stage.task)
+    return parameters.read_start(start, run.source, stage.task)
 
 
 def open_checkpoints(run: Run, stage: Stage) -> Checkpoints:
+    """Opens the checkpoints of a stage. The caller closes them."""
     t = run.config.train
     return Checkpoints(run.workdir / stage.name, keep_last=t.keep_last, keep_best=t.keep_best)
 
 
 def data_settings(run: Run) -> dict[str, Any]:
-    """What training and evaluation batches have in common."""
+    """The arguments that training and evaluation batches have in common, see `pipeline.batches`."""
     d = run.config.data
     return dict(
         seed=run.config.seed,
@@ -282,13 +367,22 @@ def data_settings(run: Run) -> dict[str, Any]:
 
 
 def first_step(run: Run) -> tuple[Stage, Mapped, TrainState, Params, Batch]:
-    """What the model's first step takes, on the host; the teacher, if there is one, as it is before its training."""
+    """The arguments of the model's first step.
+
+    Args:
+      run: the run.
+
+    Returns:
+      The stage and its mapped steps; on the host the state, the teacher's parameters before its
+      training (() if none is needed), and the batch.
+
+    Raises:
+      ValueError, FileNotFoundError: as `map_stage` and `fresh_state`.
+    """
     stage, teacher = model_stage(run), tasks.make_teacher(run.config, run.source)
-    frozen = (
-        ()
-        if teacher is None
-        else jax.device_get(teacher.init(jax.random.key(run.config.seed))["sampler"])
-    )
+    frozen: Params = ()
+    if teacher is not None:
+        frozen = jax.device_get(teacher.init(jax.random.key(run.config.seed))["sampler"])
     data = batches(run.source, **data_settings(run), batch_size=stage.batch_size, num_steps=1)
     with contextlib.closing(data):
         return stage, map_stage(run, stage), fresh_state(run, stage), frozen, next(data)

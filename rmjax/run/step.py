@@ -1,4 +1,4 @@
-"""The pure train and evaluation steps: every task, every machine, any mapping over devices."""
+"""The pure train step. It serves every task, every machine and every mapping over devices."""
 
 from __future__ import annotations
 
@@ -15,18 +15,38 @@ import optax
 from rmjax.run import sparse
 from rmjax.types import Array, Batch, Key, Params, Task, Terms, at
 
-Pieces = Callable[[int, int], int]
+Carry = Any  # pytree with leading axis B; () if the task carries nothing
+Metrics = dict[str, Array]  # f32 [] each
+Pieces = Callable[[int, int], int]  # (rows, items of a row) -> rows of one piece
+
+_Losses = Callable[[Params, Batch], tuple[Terms, Carry]]
+_Total = Callable[[Any], Any]  # adds a pytree over the devices
 
 
 @flax.struct.dataclass
 class TrainState:
-    step: Array  # i32 [] steps taken = position in the data
+    """The state that a train step maps to the next one."""
+
+    step: Array  # i32 [], steps taken, which is also the position in the data
     params: Params
-    opt_state: Any
-    carry: Any = ()  # in checkpoints: what a task that carries remembers, of all streams
+    opt_state: optax.OptState
+    carry: Carry = ()  # only in checkpoints: the carry of all streams
+
+
+TrainStep = Callable[[TrainState, Carry, Params, Batch], tuple[TrainState, Carry, Metrics]]
 
 
 def init_state(task: Task, optimizer: optax.GradientTransformation, key: Key) -> TrainState:
+    """Draws the state at step 0.
+
+    Args:
+      task: the task to train.
+      optimizer: its state is initialised for the parameters.
+      key: draws the parameters.
+
+    Returns:
+      The state, with an empty carry.
+    """
     params = task.init(key)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
@@ -38,104 +58,139 @@ def make_train_step(
     axis: str | None = None,
     microbatch: Pieces | None = None,
     sparse_items: bool = False,
-) -> Callable:
-    """-> train_step(state, carry, frozen, batch) -> state, carry, metrics.
+) -> TrainStep:
+    """Makes the pure train step of a task.
 
-    `axis` names the mapped data axis when the step runs once per device; None when it sees the whole batch.
-    Every term is a (sum, count), each added over devices and then divided once. metrics: {term: mean} and 'loss'.
-    `microbatch(rows, items of a row)`: rows whose activations are held at once, a divisor of all; gradients are summed
-    over such pieces, which leaves the step what it is.
-    `carry` is per-stream state that outlives a step, () where a task carries nothing.
-    sparse_items: of the task's item table the step reads and writes the rows that the batch touches, see `sparse`.
+    Every loss term is a (sum, count). Sums and counts are added over devices and then divided once.
+
+    Args:
+      task: the task to train.
+      optimizer: turns gradients into updates.
+      seed: everything drawn is a function of this seed, the step and the example ids.
+      axis: name of the mapped data axis if the step runs once per device. None: the step sees the
+        complete batch.
+      microbatch: rows whose activations are held at once; must divide the rows. Gradients are
+        summed over such pieces, so the step stays the same.
+      sparse_items: the step reads and writes only those rows of the task's item table that the
+        batch touches, see `sparse`.
+
+    Returns:
+      train_step(state, carry, frozen, batch) -> (state, carry, metrics). `carry` is the state of
+      the streams that outlives a step, () if the task carries nothing. `metrics` has the mean of
+      every term, 'loss' and 'grad_norm'.
+
+    Raises:
+      ValueError: `sparse_items` is set and the task has no item table.
     """
     if sparse_items and not task.table:
         raise ValueError(f"sparse_items: {type(task).__name__} has no item table")
-    total = (lambda x: jax.lax.psum(x, axis)) if axis else (lambda x: x)
+    total: _Total = (lambda x: jax.lax.psum(x, axis)) if axis else (lambda x: x)
+    update = functools.partial(_update, task, optimizer, microbatch, total)
 
-    def train_step(state: TrainState, carry: Any, frozen: Params, batch: Batch):
+    def train_step(state: TrainState, carry: Carry, frozen: Params, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
+        losses = lambda params, rows: task.losses(params, frozen, carry, rows, key)
         if not sparse_items:
-            return step(state, carry, frozen, batch, key, lambda params: params)
-        assert task.table
-        items = len(at(state.params, task.table))
+            return update(state, losses, batch)
+        table = task.table
+        assert table
+        items = len(at(state.params, table))
         ids = sparse.touched(task.item_ids(batch, key, items), items, axis)
-        here = functools.partial(sparse.as_table, table=task.table, ids=ids, num_items=items)
-        new, carry, metrics = step(
-            sparse.take(state, task.table, ids), carry, frozen, batch, key, here
-        )
-        return sparse.put(state, new, task.table, ids), carry, metrics
-
-    def step(
-        state: TrainState,
-        carry: Any,
-        frozen: Params,
-        batch: Batch,
-        key: Key,
-        here: Callable[[Params], Params],
-    ):
-        def counts(terms: Terms) -> dict[str, Array]:
-            return {name: count for name, (_, (_, count)) in terms.items()}
-
-        def terms_of(params: Params, rows: Batch) -> tuple[Terms, Any]:
-            return task.losses(here(params), frozen, carry, rows, key)
-
-        def loss_fn(params: Params, rows: Batch, divisors: dict[str, Array] | None = None):
-            terms, after = terms_of(params, rows)
-            if divisors is None:
-                divisors = at_least_1(total(counts(terms)))
-            parts = {name: s / divisors[name] for name, (_, (s, _)) in terms.items()}
-            weights = {
-                name: weight(state.step) if callable(weight) else weight
-                for name, (weight, _) in terms.items()
-            }
-            return sum(weights[name] * part for name, part in parts.items()), (parts, after)
-
-        gradient = jax.value_and_grad(loss_fn, has_aux=True)
-
-        def gradient_by_pieces(params: Params, pieces: Batch):
-            # XLA leaves out of the first pass whatever the counts do not need: all but what is drawn.
-            found = jax.lax.map(lambda rows: counts(terms_of(params, rows)[0]), pieces)
-            divisors = at_least_1(total(jax.tree.map(lambda x: x.sum(0), found)))
-
-            def add(so_far, rows):
-                return jax.tree.map(jnp.add, so_far, gradient(params, rows, divisors)), None
-
-            shapes = jax.eval_shape(
-                gradient, params, jax.tree.map(lambda x: x[0], pieces), divisors
-            )
-            return jax.lax.scan(
-                add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), pieces
-            )[0]
-
-        pieces = None
-        if microbatch and not task.carries:
-            pieces = split(
-                batch, microbatch(len(batch.example_id), math.prod(batch.item_mask.shape[1:]))
-            )
-        both = (
-            gradient(state.params, batch)
-            if pieces is None
-            else gradient_by_pieces(state.params, pieces)
-        )
-        (loss, (metrics, after)), grads = both
-        grads, metrics = total((grads, metrics | {"loss": loss}))
-        metrics["grad_norm"] = optax.tree.norm(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        return (
-            TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state),
-            after,
-            metrics,
-        )
+        expand = lambda params: sparse.as_table(params, table, ids, items)
+        sparse_losses = lambda params, rows: losses(expand(params), rows)
+        new, after, metrics = update(sparse.take(state, table, ids), sparse_losses, batch)
+        return sparse.put(state, new, table, ids), after, metrics
 
     return train_step
 
 
+def _update(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    microbatch: Pieces | None,
+    total: _Total,
+    state: TrainState,
+    losses: _Losses,
+    batch: Batch,
+) -> tuple[TrainState, Carry, Metrics]:
+    """One step of the optimizer."""
+    gradient = jax.value_and_grad(_weighted_loss(losses, state.step, total), has_aux=True)
+    pieces = None
+    if microbatch and not task.carries:
+        items = math.prod(batch.item_mask.shape[1:])
+        pieces = split(batch, microbatch(len(batch.example_id), items))
+    if pieces is None:
+        result = gradient(state.params, batch)
+    else:
+        result = _gradient_by_pieces(gradient, losses, total, state.params, pieces)
+    (loss, (metrics, after)), grads = result
+    grads, metrics = total((grads, metrics | {"loss": loss}))
+    metrics["grad_norm"] = optax.tree.norm(grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    step, params = state.step + 1, optax.apply_updates(state.params, updates)
+    return TrainState(step, params, opt_state), after, metrics
+
+
+def _weighted_loss(losses: _Losses, step: Array, total: _Total) -> Callable[..., tuple]:
+    """Makes loss(params, rows, divisors) -> (loss, (mean of every term, carry))."""
+
+    def loss(params: Params, rows: Batch, divisors: dict[str, Array] | None = None):
+        terms, after = losses(params, rows)
+        if divisors is None:
+            divisors = at_least_1(total(_counts(terms)))
+        parts = {name: s / divisors[name] for name, (_, (s, _)) in terms.items()}
+        weights = {
+            name: weight(step) if callable(weight) else weight
+            for name, (weight, _) in terms.items()
+        }
+        return sum(weights[name] * part for name, part in parts.items()), (parts, after)
+
+    return loss
+
+
+def _gradient_by_pieces(
+    gradient: Callable[..., Any], losses: _Losses, total: _Total, params: Params, pieces: Batch
+) -> Any:
+    """Adds up the gradient over pieces of a batch, which have a leading axis."""
+    # The counts need only what is drawn. XLA removes all other work from this first pass.
+    counts = jax.lax.map(lambda rows: _counts(losses(params, rows)[0]), pieces)
+    divisors = at_least_1(total(jax.tree.map(lambda x: x.sum(0), counts)))
+
+    def add(so_far, rows):
+        return jax.tree.map(jnp.add, so_far, gradient(params, rows, divisors)), None
+
+    first = jax.tree.map(lambda x: x[0], pieces)
+    shapes = jax.eval_shape(gradient, params, first, divisors)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(add, zeros, pieces)[0]
+
+
+def _counts(terms: Terms) -> dict[str, Array]:
+    return {name: count for name, (_, (_, count)) in terms.items()}
+
+
 def at_least_1(counts: dict[str, Array]) -> dict[str, Array]:
+    """Raises counts of 0 to 1, so that a term without entries is 0 and not NaN.
+
+    Args:
+      counts: f32 [] for every term.
+
+    Returns:
+      The same, at least 1.
+    """
     return jax.tree.map(lambda count: jnp.maximum(count, 1.0), counts)
 
 
 def split(batch: Batch, rows: int) -> Batch | None:
-    """[B, ...] -> [B / rows, rows, ...], None where one piece is all. Each piece has rows of every device's part."""
+    """Splits a batch into pieces. Every piece has rows of every device's part.
+
+    Args:
+      batch: leaves [B, ...].
+      rows: rows of a piece; must divide B.
+
+    Returns:
+      Leaves [B / rows, rows, ...]; None if one piece is the complete batch.
+    """
     if not rows or rows == len(batch.example_id):
         return None
     return jax.tree.map(lambda x: x.reshape(rows, -1, *x.shape[1:]).swapaxes(0, 1), batch)

@@ -1,6 +1,6 @@
-"""Training: the teacher first, then the model with it.
+"""Training: first the teacher, then the model.
 
-Every stage can stop at any step and go on from its newest intact checkpoint.
+Every stage can stop at any step, and continues from its newest intact checkpoint.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from rmjax.data import make_source
 from rmjax.data.source import Source
 from rmjax.data.texts.streams import Texts
 from rmjax.io import paths, text
-from rmjax.run import kept, reporting
+from rmjax.run import kept, parameters, reporting
 from rmjax.run.evaluate import test
-from rmjax.run.loop import loop
+from rmjax.run.items import refuse_other_items
+from rmjax.run.loop import run_loop
 from rmjax.run.mapping import Mapped
+from rmjax.run.resume import check_same_config
 from rmjax.run.stages import (
     Run,
     Stage,
@@ -40,32 +42,34 @@ from rmjax.run.stages import (
 from rmjax.run.workdir import Preemption, lock
 from rmjax.types import Logger, Params, Task
 
+Rows = list[dict[str, Any]]  # the final table, the model's row first
+
 
 def fit(
     config: ConfigDict,
     workdir: str | Path,
-    source: Source | None = None,
+    source: Source | Texts | None = None,
     task: Task | None = None,
     loggers: Sequence[Logger] = (),
-) -> list[dict[str, Any]]:
-    """Trains a model and tests it; called again, goes on where it stopped.
+) -> Rows:
+    """Trains a model and tests it. If it stopped, the same call continues.
 
     Args:
       config: `rmjax.config.base()` with the changes of a card.
       workdir: where checkpoints and logs go.
-      source: data in place of those that config.data names. config.data.segment_length and the other keys that every
-        source shares hold for them.
-      task: what is trained, in place of what config says.
-      loggers: objects with `write(kind, step, values, text)`, each of which gets every line of the log: the kind is
-        'teacher/train', 'model/valid' and so on, and values are numbers by name. They are left open.
+      source: data in place of those that `config.data` names. The keys that all sources share,
+        such as `config.data.segment_length`, hold for them too.
+      task: what is trained, in place of what config describes.
+      loggers: objects with `write(kind, step, values)`. They get the numbers of every step that is
+        logged: the kind is 'teacher/train', 'model/valid' and so on. `fit` does not close them.
 
     Returns:
       Rows of the final table, the model's first.
 
     Raises:
-      ValueError: a key of the config is unknown or has an impossible value; or the workdir has a run of another config
-        or on other data.
-      TypeError: source is no `rmjax.Source`.
+      ValueError: a key of the config is unknown or has an impossible value; or the workdir has a
+        run of another config or on other data.
+      TypeError: `source` is no `rmjax.Source`.
       Preempted, Stopped, FloatingPointError: as `train`.
     """
     configs.validate(config)
@@ -75,20 +79,30 @@ def fit(
 
 
 def train(
-    config: Any,
+    config: ConfigDict,
     workdir: str | Path,
-    source: Source | None = None,
+    source: Source | Texts | None = None,
     task: Task | None = None,
     loggers: Sequence[Logger] = (),
-) -> list[dict[str, Any]]:
-    """Trains what `config` says in `workdir`, or goes on where a run there stopped. -> rows of the final table.
+) -> Rows:
+    """Trains and tests as `fit`, without checks of the config and the source.
 
-    The config is taken to be valid; other arguments are as of `fit`.
+    Args:
+      config: a valid config.
+      workdir: as in `fit`.
+      source: as in `fit`.
+      task: as in `fit`.
+      loggers: as in `fit`.
+
+    Returns:
+      Rows of the final table, the model's first.
 
     Raises:
-      Preempted: SIGTERM or SIGINT came; the state is saved, the same call goes on.
-      Stopped: one of them came while data were prepared; the same call prepares them anew.
-      FloatingPointError: a loss is NaN or infinite; names the step and the parts, keeps the last good checkpoint.
+      ValueError: the workdir has a run of another config or on other data.
+      Preempted: SIGTERM or SIGINT came. The state is saved, and the same call continues.
+      Stopped: one of them came while data were prepared. The same call prepares them anew.
+      FloatingPointError: a loss is NaN or infinite; names the step and the terms. The last good
+        checkpoint is kept.
     """
     results = paths.resolve_checkpoint(workdir, "--workdir") / "results.json"
     with opened(config, workdir, source, reading=results.exists()) as run:
@@ -96,10 +110,9 @@ def train(
         if results.exists():
             logging.info("%s is finished; these are its results.", run.workdir)
             return text.read_json(results, "remove it, and the same line makes it anew")
+        # The model is mapped before the teacher's training, so its errors come at once.
         stage = model_stage(run)
-        mapped = map_stage(
-            run, stage
-        )  # before the teacher's training: what is wrong with it is said at once
+        mapped = map_stage(run, stage)
         check_start(run, stage)
         frozen = train_teacher(run)
         params = train_stage(run, stage, mapped, frozen)
@@ -109,70 +122,135 @@ def train(
 
 
 def evaluate_only(
-    config: Any, workdir: str | Path, source: Source | None = None, task: Task | None = None
-) -> list[dict[str, Any]]:
-    """Tests the best checkpoint that `workdir` holds, training nothing. -> rows of the final table."""
+    config: ConfigDict,
+    workdir: str | Path,
+    source: Source | Texts | None = None,
+    task: Task | None = None,
+) -> Rows:
+    """Tests the best checkpoint of a run, without training.
+
+    Args:
+      config: of the run.
+      workdir: of the run.
+      source: as in `fit`.
+      task: as in `fit`.
+
+    Returns:
+      Rows of the final table, the model's first.
+
+    Raises:
+      FileNotFoundError: the model has no intact checkpoint.
+      ValueError: the workdir has a run of another config or on other data.
+    """
     with opened(config, workdir, source, reading=True) as run:
         run = dataclasses.replace(run, task=task)
         stage = model_stage(run)
         mapped = map_stage(run, stage)
-        return test(run, stage.task, mapped, kept.read_model(run.workdir, stage.task))
+        return test(run, stage.task, mapped, parameters.read_model(run.workdir, stage.task))
 
 
-def trained(workdir: str | Path) -> tuple[Any, Params, Source]:
-    """What a run has learned, for notebooks: its task, the best parameters so far, its data. Changes nothing there.
+def trained(workdir: str | Path) -> tuple[Task, Params, Source]:
+    """Opens a trained model with its data, for notebooks. Nothing in the workdir changes.
 
     `rmjax.open_model` needs no data.
+
+    Args:
+      workdir: of the run, which may still be training.
+
+    Returns:
+      The task, its best parameters so far, and the data.
+
+    Raises:
+      FileNotFoundError: nothing was trained in the workdir.
+      ValueError: the data are not those of the run.
     """
     folder = paths.resolve_checkpoint(workdir, "workdir")
     config, _ = kept.read_config(folder)
     source = make_source(config.data, config.data.seed)
-    kept.refuse_other_items(folder, source)
+    refuse_other_items(folder, source)
     task = tasks.make_task(config, source)
-    return task, jax.device_put(kept.read_model(folder, task)), source
+    return task, jax.device_put(parameters.read_model(folder, task)), source
 
 
 @contextlib.contextmanager
 def opened(
-    config: Any, workdir: str | Path, source: Source | None = None, *, reading: bool = False
+    config: ConfigDict,
+    workdir: str | Path,
+    source: Source | Texts | None = None,
+    *,
+    reading: bool = False,
 ) -> Iterator[Run]:
-    """Locks the workdir, compares the config with the one that began there, and opens the data.
+    """Locks a workdir, compares the config with that of its run, and opens the data.
 
     Args:
-      source: the data; None: those that config.data names.
-      reading: the run has a model already. The folder may be read-only; what is written is data.json, if it is missing.
+      config: of the run.
+      workdir: of the run.
+      source: the data; None: those that `config.data` names.
+      reading: the run has a model already. The folder may be read-only; only a missing data.json is
+        written.
+
+    Yields:
+      The run.
+
+    Raises:
+      RuntimeError: another process holds the workdir.
+      OSError: nothing can be written in the workdir, and `reading` is False.
+      ValueError: the workdir has a run of another config or on other data.
     """
     folder = paths.resolve_checkpoint(workdir, "--workdir")
-    alone = (
-        lock(folder, reading=reading) if jax.process_index() == 0 else contextlib.nullcontext()
-    )  # speaks for all
-    with alone, Preemption() as stop:
+    first = jax.process_index() == 0  # holds the lock for all processes
+    held = lock(folder, reading=reading) if first else contextlib.nullcontext()
+    with held, Preemption() as stop:
         if source is None:
             source = make_source(config.data, config.data.seed)
         if not reading or any((folder / "model").glob("[0-9]*")):
-            kept.check_same_config(config, folder, source)
+            check_same_config(config, folder, source)
         yield Run(config, folder, source, stop)
 
 
 def train_teacher(run: Run) -> Params:
-    """Stage 1 (RM section 3.3.2): the history sampler, trained on its own, then frozen. () if none is needed."""
+    """Stage 1 (RM section 3.3.2): trains the history sampler on its own. It is frozen afterwards.
+
+    Args:
+      run: the run.
+
+    Returns:
+      The sampler's parameters on the host, or those of another run's teacher if `teacher.dir` is
+      set; () if none is needed.
+
+    Raises:
+      FileNotFoundError, ValueError: as `parameters.read_teacher`.
+      Preempted, FloatingPointError: as `train`.
+    """
     task = tasks.make_teacher(run.config, run.source)
     if task is None:
         return ()
     t = run.config.teacher
     if t.dir:
-        return kept.read_teacher(paths.resolve(t.dir, "config.teacher.dir"), run.source, task)
+        other = paths.resolve(t.dir, "config.teacher.dir")
+        return parameters.read_teacher(other, run.source, task)
     stage = Stage("teacher", task, t.steps, t.batch_size, t.learning_rate)
     return train_stage(run, stage, map_stage(run, stage), ())["sampler"]
 
 
 def train_stage(run: Run, stage: Stage, mapped: Mapped, frozen: Params) -> Params:
-    """Trains a stage to its last step, from wherever it stands. -> parameters of its best step, on the host."""
+    """Trains a stage to its last step, from its newest intact checkpoint.
+
+    Args:
+      run: the run.
+      stage: the stage.
+      mapped: its mapped steps.
+      frozen: the teacher's parameters, on the host.
+
+    Returns:
+      The parameters of its best step, on the host.
+
+    Raises:
+      Preempted, FloatingPointError: as `train`.
+    """
     with contextlib.closing(open_checkpoints(run, stage)) as checkpoints:
-        start, state = checkpoints.restore(blank_state(run, stage)) or (
-            0,
-            fresh_state(run, stage, frozen),
-        )
+        restored = checkpoints.restore(blank_state(run, stage))
+        start, state = restored or (0, fresh_state(run, stage, frozen))
         if start:
             logging.info("%s: going on from step %d of %d.", stage.name, start, stage.steps)
         if start < stage.steps or checkpoints.score(stage.steps) is None:
@@ -181,8 +259,9 @@ def train_stage(run: Run, stage: Stage, mapped: Mapped, frozen: Params) -> Param
                 run.config, run.workdir, stage.name, start, evaluated, run.loggers
             )
             with contextlib.closing(writer):
-                loop(Training(run, stage, mapped, checkpoints, writer), start, state, frozen)
+                training = Training(run, stage, mapped, checkpoints, writer)
+                run_loop(training, start, state, frozen)
         checkpoints.wait()
-        best = kept.restore_best(checkpoints, state.params)
+        best = parameters.restore_best(checkpoints, state.params)
         assert best is not None
         return best

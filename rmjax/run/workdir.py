@@ -1,4 +1,4 @@
-"""One process at a time in a working directory, and a clean way out when the machine is taken away."""
+"""A lock on a workdir, and a clean end when the run is preempted."""
 
 from __future__ import annotations
 
@@ -11,30 +11,38 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 from absl import logging
 
 from rmjax.io import atomic, progress
 
-# Of one of several processes. The others are then killed by JAX (128 + a signal), and SLURM reports the highest code.
+# Exit code for an error in one of several processes. JAX then kills the others (128 + a signal),
+# and SLURM reports the highest code.
 EXIT_MISTAKE = 200
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: run the same line again and it goes on
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: the same line, run again, continues
 
 
 @contextlib.contextmanager
 def lock(workdir: str | Path, *, reading: bool = False) -> Iterator[None]:
-    """Holds `workdir` for this process; the system lets go of it however the process ends.
+    """Locks a workdir for this process. The system releases the lock however the process ends.
 
-    The folder itself is locked, and a file `lock` in it, which says who holds it. Deleting that file
-    frees nothing. Some file systems lock only files (NFS). Some lock nothing: a warning says so.
+    The folder is locked, and so is the file `lock` in it, which names the process. Deleting the
+    file releases nothing. Some file systems lock only files (NFS). Some lock nothing, which causes
+    a warning.
 
     Args:
-      workdir: made if missing, unless `reading`.
-      reading: nothing is written there. Several processes may read at once, but not beside a writer.
+      workdir: is made if missing, unless `reading`.
+      reading: nothing is written in the workdir. Several processes may read at once, but not while
+        one writes.
+
+    Yields:
+      None, while the lock is held.
 
     Raises:
-      RuntimeError: another process holds it; says which one and what to do.
-      OSError: nothing can be written there, and it is not only read.
+      RuntimeError: another process holds the lock; names the process and the cure.
+      OSError: the workdir cannot be written to, and `reading` is False.
     """
     folder = Path(workdir)
     path, how, flags = folder / "lock", fcntl.LOCK_EX, os.O_RDWR | os.O_CREAT
@@ -50,14 +58,12 @@ def lock(workdir: str | Path, *, reading: bool = False) -> Iterator[None]:
         except OSError as error:
             if not reading:
                 cause = "it is a file" if folder.is_file() else error.strerror
-                cure = "name another directory"
-                raise OSError(
-                    f"--workdir={workdir} cannot be written to ({cause}): {cure}"
-                ) from error
+                message = f"--workdir={workdir} cannot be written to ({cause})"
+                raise OSError(f"{message}: name another directory") from error
         if opened and not any([_take(one, how, path) for one in opened]):
             logging.warning(
-                "%s: this file system has no locks, so nothing keeps a second run out: start one at a time, or name "
-                "another --workdir.",
+                "%s: this file system has no locks, so nothing keeps a second run out: start one "
+                "at a time, or name another --workdir.",
                 folder,
             )
         if not reading:
@@ -66,12 +72,13 @@ def lock(workdir: str | Path, *, reading: bool = False) -> Iterator[None]:
 
 
 def _take(opened: _Opened, how: int, path: Path) -> bool:
-    """Locks a file or folder; False where the file system cannot."""
+    """Locks a file or folder; False if the file system cannot."""
     try:
         fcntl.flock(opened, how | fcntl.LOCK_NB)
     except BlockingIOError:
         raise RuntimeError(
-            f"{path} is held by {_holder(path)}: wait for it to end, stop it (kill its pid), or use another workdir"
+            f"{path} is held by {_holder(path)}: wait for it to end, stop it (kill its pid), or "
+            "use another workdir"
         ) from None
     except OSError:
         return False
@@ -79,7 +86,7 @@ def _take(opened: _Opened, how: int, path: Path) -> bool:
 
 
 def _holder(path: Path) -> str:
-    """Who signed the lock; a process that only reads does not."""
+    """The process that signed the lock. A process that only reads does not sign."""
     with contextlib.suppress(OSError):
         signed = re.match(r"pid (\d+) on (\S+)", path.read_text())
         if signed and (signed[2] != socket.gethostname() or _alive(int(signed[1]))):
@@ -92,12 +99,13 @@ def _alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # it is another user's
+    except OSError:  # the process is another user's
         return True
     return True
 
 
 def _sign(opened: _Opened, path: Path) -> None:
+    """Writes the name of this process into the lock file."""
     name = f"pid {os.getpid()} on {socket.gethostname()}\n".encode()
     try:
         os.ftruncate(opened.fileno(), 0)
@@ -107,7 +115,10 @@ def _sign(opened: _Opened, path: Path) -> None:
 
 
 class _Opened:
-    """An open file or folder. A forked child closes it: else it would hold the lock after its parent."""
+    """An open file or folder.
+
+    A forked child closes it, since it would otherwise hold the lock after its parent has ended.
+    """
 
     def __init__(self, path: Path, flags: int):
         self._descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
@@ -124,7 +135,7 @@ class _Opened:
     def __enter__(self) -> _Opened:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -140,12 +151,13 @@ os.register_at_fork(after_in_child=_close_all)
 
 
 def leave_when_asked() -> None:
-    """Makes SIGTERM and SIGINT end this process at once with EXIT_PREEMPTED, except within a `Preemption`.
+    """Makes SIGTERM and SIGINT end this process at once with EXIT_PREEMPTED.
 
-    A main program calls it before its imports, which take seconds: nothing can be lost then.
+    A `Preemption` replaces this as long as it is entered. A main program calls this function before
+    its imports. They take seconds, in which nothing can be lost.
     """
 
-    def leave(number: int, _) -> None:
+    def leave(number: int, _: FrameType | None) -> None:
         os.write(2, b"Stopped: run the same line again to go on.\n")
         os._exit(EXIT_PREEMPTED)
 
@@ -154,33 +166,30 @@ def leave_when_asked() -> None:
 
 
 class Preemption:
-    """While entered, SIGTERM and SIGINT only set `requested`, so that the loop can checkpoint and leave.
+    """While entered, SIGTERM and SIGINT only set `requested`, so the loop can save and leave.
 
-    They make `io.progress.REQUEST` too, so that data in preparation are left.
-
-    A second SIGINT raises KeyboardInterrupt. Outside the main thread, where handlers cannot be set, does nothing.
+    They also set `io.progress.REQUEST`, so the preparation of data stops. A second SIGINT raises
+    KeyboardInterrupt. Outside the main thread handlers cannot be set, and nothing happens.
     """
 
     def __init__(self) -> None:
         self.requested = False
-        self._old: dict = {}
+        self._old: dict[int, Any] = {}  # the handlers before
 
     def __enter__(self) -> Preemption:
         if threading.current_thread() is threading.main_thread():
-            self._old = {
-                number: signal.signal(number, self._request)
-                for number in (signal.SIGTERM, signal.SIGINT)
-            }
+            numbers = (signal.SIGTERM, signal.SIGINT)
+            self._old = {number: signal.signal(number, self._request) for number in numbers}
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._old.items():
-            signal.signal(number, handler or signal.SIG_DFL)  # None: it was not set from Python
+            signal.signal(number, handler or signal.SIG_DFL)  # None: not set from Python
         if self._old:
             progress.REQUEST.made = False
         self._old = {}
 
-    def _request(self, number: int, _) -> None:
+    def _request(self, number: int, _: FrameType | None) -> None:
         self.requested = progress.REQUEST.made = True
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)

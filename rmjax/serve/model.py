@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from rmjax import tasks
 from rmjax.data.source import Description
 from rmjax.io import paths
-from rmjax.run import kept
+from rmjax.run import kept, parameters
+from rmjax.run.description import description_of
 from rmjax.serve.store import Streams
 from rmjax.types import Params, Task
 
@@ -102,6 +103,6 @@ def open_model(workdir: str | Path, task: Task | None = None) -> Model:
     """
     folder = paths.resolve_checkpoint(workdir, "workdir")
     config, _ = kept.read_config(folder)
-    description = kept.description_of(config, folder)
+    description = description_of(config, folder)
     made = tasks.make_task(config, description) if task is None else task
-    return Model(config, made, jax.device_put(kept.read_model(folder, made)), description)
+    return Model(config, made, jax.device_put(parameters.read_model(folder, made)), description)

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from rmjax import memoria, tasks
 from rmjax.data.pipeline import Subset, batches, eval_batches
 from rmjax.evaluation import metrics, scoring
-from rmjax.run import evaluate, kept, reporting, stages, training
+from rmjax.run import evaluate, kept, parameters, reporting, stages, training
 from rmjax.tasks import rehearsing
 from rmjax.tasks.reasoning import Reasoning
 from rmjax.types import Array, Batch, Key, Params, SequenceModel, Task, Terms, example_keys
@@ -97,7 +97,7 @@ def measure(config: ConfigDict, workdir: str | Path) -> Measures:
     with training.opened(config, workdir, reading=True) as run:
         stage = stages.model_stage(run)
         mapped = stages.map_stage(run, stage)
-        params = kept.read_model(run.workdir, stage.task)
+        params = parameters.read_model(run.workdir, stage.task)
         model = stage.task
         assert isinstance(model, Reasoning)
         trained = {"recollection": bool(r.recollection), "familiarity": bool(r.familiarity)}
@@ -144,7 +144,7 @@ def measure_engrams(config: ConfigDict, workdir: str | Path) -> Measures:
         )
     with training.opened(config, workdir, reading=True) as run:
         stage = stages.model_stage(run)
-        params = kept.read_model(run.workdir, stage.task)
+        params = parameters.read_model(run.workdir, stage.task)
         histories = list(streams_of_engrams(run, stage.task, jax.device_put(params)))
         lags = max(1, min(LAGS, max(len(history.serial) for history in histories) - 1))
         mean = lambda series: nan_to_none(mean_over_streams(series))

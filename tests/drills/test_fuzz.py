@@ -1,13 +1,13 @@
-"""Damaged files: each loader gives what another reader gets from the same bytes, or names the file and the place.
+"""Damaged files: a loader agrees with a second reader, or its error names the file and the place.
 
-A case is one file of a loader's fixture with one mutation, both drawn from the loader's name and the
-case's number. The other readers are small, in plain Python, and import nothing of `rmjax.data`.
+A case is one file of a loader's fixture with one mutation. Both are drawn from the loader's name
+and the case's number. The second readers are small, in plain Python, and import nothing of
+`rmjax.data`.
 
-A changed byte of numbers in .npy, .h5 and .safetensors, and of a text or a plain .tar, is accepted:
-these formats have no digest, and both readers get the same other number. What is in .npz, .zip,
-.gz and in saved memories has one, so a change there is refused.
-Orbax draws names for its files, so a case of a saved memory may change another file when it is
-repeated.
+A changed byte of numbers in .npy, .h5 and .safetensors, and of a text or a plain .tar, is accepted.
+These formats have no digest, and both readers get the same wrong number. .npz, .zip, .gz and saved
+memories have a digest, so a change is refused. Orbax draws names for its files, so a case of a
+saved memory may change another file when it is repeated.
 
     python -m pytest tests/drills/test_fuzz.py -m slow -n0 -s     200 cases a loader, and a table
     python -c "from tests.drills import test_fuzz; test_fuzz.repeat('movielens ratings.csv', 17)"
@@ -61,22 +61,23 @@ from tests.memoria.runs import small
 from tests.serve.test_streams import streams
 
 SPLITS = ("train", "valid", "test")
-SECONDS, BYTES = 20, 3 << 30  # that a case may take, and that it may ask of the system
+SECONDS, BYTES = 20, 3 << 30  # the time and memory that a case may take
 NAMED = (ValueError, OSError, ImportError)
 PLACES = (
-    r"\b(lines?|byte|fields?|article|articles, first|entry|key|question|user|split|token|frame) ['\w-]"
-    r"|lists of ids|targets in every split|expected text for|has no tensor|transformer\.\w|index\.json names it"
-    r"|not found in|SHA256SUMS|config\.\w|two clips or more|expected one array"
+    r"\b(lines?|byte|fields?|article|articles, first|entry|key|question|user|split|token|frame)"
+    r" ['\w-]"
+    r"|lists of ids|targets in every split|expected text for|has no tensor|transformer\.\w"
+    r"|index\.json names it|not found in|SHA256SUMS|config\.\w|two clips or more|expected one array"
 )
-WHOLE = (  # what is wrong with all of a file
-    r"cut short|not an intact archive|not a whole \.gz|cannot be read as \.|not a tokenizer\.json|vocabulary is empty"
-    r"|the file is empty|cannot be read: (nested too deep|Exceeds)|is UTF-16|begins as UTF-|encoding that is not read"
-    r"|: 0 of \d+ words found"
+WHOLE = (  # errors of a complete file
+    r"cut short|not an intact archive|not a whole \.gz|cannot be read as \.|not a tokenizer\.json"
+    r"|vocabulary is empty|the file is empty|cannot be read: (nested too deep|Exceeds)|is UTF-16"
+    r"|begins as UTF-|encoding that is not read|: 0 of \d+ words found"
 )
 
 
 class Hangs(BaseException):
-    """A case takes longer than it may; no loader catches it."""
+    """A case takes too long. No loader catches this exception."""
 
 
 # Mutations.
@@ -85,9 +86,10 @@ _NUMBER = re.compile(rb"-?\d+(?:\.\d+)?")
 _NUMBERS = (b"-1", b"2147483648", b"9223372036854775808", b"1" + b"0" * 400, b"nan", b"1e400")
 
 
-def _lines(
-    change: Callable[[random.Random, list[bytes]], Any],
-) -> Callable[[random.Random, bytes], bytes]:
+Mutation = Callable[[random.Random, bytes], bytes]
+
+
+def _lines(change: Callable[[random.Random, list[bytes]], Any]) -> Mutation:
     def changed(rng: random.Random, data: bytes) -> bytes:
         lines = data.splitlines(keepends=True) or [b""]
         change(rng, lines)
@@ -132,7 +134,7 @@ def _number(rng: random.Random, data: bytes) -> bytes:
     return data[: chosen.start()] + rng.choice(_NUMBERS) + data[chosen.end() :]
 
 
-def _as(encoding: str) -> Callable[[random.Random, bytes], bytes]:
+def _as(encoding: str) -> Mutation:
     def encoded(rng: random.Random, data: bytes) -> bytes:
         text = data.decode("utf-8", "replace")
         place = rng.randrange(len(text) + 1)
@@ -141,7 +143,7 @@ def _as(encoding: str) -> Callable[[random.Random, bytes], bytes]:
     return encoded
 
 
-MUTATIONS: dict[str, Callable[[random.Random, bytes], bytes]] = {
+MUTATIONS: dict[str, Mutation] = {
     "cut": lambda rng, data: data[: rng.randrange(len(data))],
     "a byte flipped": _flip,
     "two bytes swapped": _swap_bytes,
@@ -167,11 +169,11 @@ MUTATIONS: dict[str, Callable[[random.Random, bytes], bytes]] = {
 }
 
 
-# Other readers. What text is, and what its lines are.
+# The second readers. First, how bytes become text and lines.
 
 
 def text_of(data: bytes) -> str:
-    """Of UTF-8, or of what a byte order mark says; a wrong byte of UTF-8 is one U+FFFD."""
+    """Decodes UTF-8, or what a byte order mark names. A wrong byte of UTF-8 is one U+FFFD."""
     for mark, encoding in (
         (codecs.BOM_UTF32_LE, "utf-32-le"),
         (codecs.BOM_UTF32_BE, "utf-32-be"),
@@ -185,14 +187,14 @@ def text_of(data: bytes) -> str:
 
 
 def tokens_of(data: bytes) -> int:
-    """Of the text as bytes of UTF-8, where a wrong byte is as it is."""
+    """Counts the bytes of the text in UTF-8. A wrong byte stays as it is."""
     if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         return len(text_of(data).encode())
     return len(data.removeprefix(codecs.BOM_UTF8))
 
 
 def lines_of(path: Path) -> list[str]:
-    """Without line ends and blank last lines."""
+    """The lines of a file, without line ends and blank last lines."""
     lines = [line.rstrip("\r") for line in text_of(path.read_bytes()).split("\n")]
     while lines and not lines[-1].strip():
         lines.pop()
@@ -390,7 +392,7 @@ def load_questions(root: Path, cache: str) -> Any:
     }
 
 
-VIDEO = "v_abcdefghijk"  # the one that all questions of the fixture are about
+VIDEO = "v_abcdefghijk"  # all questions of the fixture are about this video
 
 
 def make_features(suffix: str) -> Callable[[Path], Any]:
@@ -435,7 +437,7 @@ def read_features(root: Path) -> Any:
 
 
 def load_features(root: Path, cache: str) -> Any:
-    """The questions are prepared once: it is not they that change."""
+    """The questions are prepared once, since only the features change."""
     features = next(root.iterdir()) if (root / "all.hdf5").exists() else root
     source = activitynet.open_activitynet(
         str(FIXTURES / "activitynet-qa"),
@@ -614,11 +616,8 @@ def read_vectors(root: Path) -> Any:
 def load_vectors(root: Path, cache: str) -> Any:
     (path,) = root.iterdir()
     table, known = vectors.read_vectors(str(path), VOCABULARY)
-    return {
-        name: row.tolist()
-        for name, row, there in zip(VOCABULARY, table, known, strict=True)
-        if there
-    }
+    rows = zip(VOCABULARY, table, known, strict=True)
+    return {name: row.tolist() for name, row, present in rows if present}
 
 
 def make_tokenizer(root: Path) -> None:
@@ -667,11 +666,9 @@ def make_checkpoint(shards: int) -> Callable[[Path], Any]:
         )
         if shards == 1:
             return
-        whole, index = _safetensors(root / "model.safetensors"), {}
+        arrays, index = _safetensors(root / "model.safetensors"), {}
         for shard in range(shards):
-            part = {
-                name: array for n, (name, array) in enumerate(whole.items()) if n % shards == shard
-            }
+            part = {name: arrays[name] for name in list(arrays)[shard::shards]}
             name = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
             save_file(part, root / name)
             index |= dict.fromkeys(part, name)
@@ -736,7 +733,7 @@ def load_sizes(root: Path, cache: str) -> Any:
 
 
 def sums_hold(folder: Path) -> None:
-    """Raises AssertionError unless SHA256SUMS is of all files there are."""
+    """Raises AssertionError unless SHA256SUMS has the digests of all files."""
     lines = (folder / "SHA256SUMS").read_bytes().decode().split("\n")
     listed = {line[66:]: line[:64] for line in lines[:-1]}
     files = {
@@ -784,7 +781,7 @@ def make_config(root: Path) -> None:
 
 
 def read_config(root: Path) -> Any:
-    """Every value, and its type; a key that is left out has its default."""
+    """All values. A missing key has its default."""
     content = json_of(root / "config.json")
     content["data"].pop("found", None)
     values = {name: field.default for name, field in config.SCHEMA.items()} | kept.flat(content)
@@ -802,8 +799,8 @@ def copied(name: str) -> Callable[[Path], Any]:
 @dataclasses.dataclass(frozen=True)
 class Loader:
     make: Callable[[Path], Any]  # fills a folder
-    load: Callable[[Path, str], Any]  # (the folder, a cache folder) -> what was read
-    read: Callable[[Path], Any]  # the same, from the other reader
+    load: Callable[[Path, str], Any]  # (folder, cache folder) -> what the loader gives
+    read: Callable[[Path], Any]  # folder -> the same, from the second reader
 
 
 LOADERS = {
@@ -857,12 +854,12 @@ LOADERS = {
 # Cases.
 
 _UNREAD = ("graph_emb.txt", "wiki.valid.raw")  # files of the fixtures that no loader opens
-_LEFT = ("incomplete*", ".making*", "*.tmp")  # what a preparation that failed may not leave
+_LEFT = ("incomplete*", ".making*", "*.tmp")  # a failed preparation may not leave these
 
 
 @dataclasses.dataclass
 class Bench:
-    """A loader's files, one of which is changed at a time."""
+    """The files of a loader. A case changes one of them."""
 
     name: str
     root: Path
@@ -874,7 +871,7 @@ class Bench:
         self.files = [path for path in self.files if path.name not in _UNREAD]
 
     def case(self, number: int) -> tuple[str, str]:
-        """('refused', 'equal' or the fault, what the case is)."""
+        """Returns 'refused', 'equal' or the fault; and a name of the case."""
         rng, loader = random.Random(f"{self.name} {number}"), LOADERS[self.name]
         kind, path = list(MUTATIONS)[number % len(MUTATIONS)], rng.choice(self.files)
         data, cache = path.read_bytes(), self.root / "cache"
@@ -887,7 +884,7 @@ class Bench:
         return outcome, f"{self.name!r}, {number}: {path.name}, {kind}"
 
     def _outcome(self, loader: Loader, cache: Path) -> str:
-        """'refused', 'equal', or what is wrong."""
+        """Returns 'refused', 'equal' or the fault."""
         try:
             wanted = loader.read(self.root / "data")
         except Exception as error:
@@ -910,7 +907,7 @@ class Bench:
         if actual is None:
             return "refused"
         if isinstance(wanted, Exception):
-            return f"accepted, but the other reader: {wanted!r}; {str(actual)[:300]}"
+            return f"accepted, but the second reader: {wanted!r}; {str(actual)[:300]}"
         return "equal" if actual == wanted else f"other than read: {_differ(actual, wanted)}"
 
 
@@ -920,7 +917,7 @@ def _differ(actual: Any, wanted: Any) -> str:
 
 @contextlib.contextmanager
 def _bounds() -> Iterator[None]:
-    """A case's time and memory."""
+    """Limits the time and memory of a case."""
 
     def ring(*_):
         raise Hangs
@@ -938,7 +935,7 @@ def _bounds() -> Iterator[None]:
 
 
 def repeat(name: str, number: int) -> None:
-    """Prints what comes of one case."""
+    """Prints the outcome of one case."""
     with tempfile.TemporaryDirectory() as folder:
         print(*reversed(Bench(name, Path(folder)).case(number)), sep="\n")
 
@@ -948,7 +945,7 @@ TABLE: list[str] = []
 
 @pytest.fixture(scope="module", autouse=True)
 def table():
-    """Printed at the end, of what ran in this process."""
+    """Prints a table of the cases of this process at the end."""
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)
@@ -969,14 +966,12 @@ def fuzz(name: str, root: Path, numbers: range) -> None:
 
 
 @pytest.mark.parametrize("name", LOADERS)
-def test_a_few_damaged_files_are_read_alike_or_refused_by_name(tmp_path, name):
-    begin = list(LOADERS).index(name)
-    fuzz(
-        name, tmp_path, range(begin, begin + 200, 41)
-    )  # of mutations that differ from loader to loader
+def test_a_few_damaged_files_are_read_equally_or_refused_by_name(tmp_path, name):
+    begin = list(LOADERS).index(name)  # so the mutations differ from loader to loader
+    fuzz(name, tmp_path, range(begin, begin + 200, 41))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LOADERS)
-def test_damaged_files_are_read_alike_or_refused_by_name(tmp_path, name):
+def test_damaged_files_are_read_equally_or_refused_by_name(tmp_path, name):
     fuzz(name, tmp_path, range(200))

@@ -1,4 +1,4 @@
-"""Drills of several processes: stopped on four, they go on as two and as one; one is killed, the job goes on."""
+"""Drills of several processes: they stop, lose a process, and continue as fewer or as many."""
 
 from __future__ import annotations
 
@@ -24,19 +24,17 @@ pytestmark = pytest.mark.slow
 
 
 def until(workdir: Path, step: int) -> None:
-    """Waits for a line of the model's step in the log."""
-    log = workdir / "metrics.jsonl"
-    while not (
-        log.exists() and f'"stage": "model", "kind": "train", "step": {step},' in log.read_text()
-    ):
+    """Waits until the log has a line of a step of the model."""
+    log, line = workdir / "metrics.jsonl", f'"stage": "model", "kind": "train", "step": {step},'
+    while not (log.exists() and line in log.read_text()):
         time.sleep(0.1)
 
 
 LONG = PLAIN | {"train.steps": 120, "train.eval_every": 40, "train.save_every": 5}
 
 
-def test_stopped_on_four_processes_it_goes_on_with_two_and_with_one(tmp_path):
-    """SIGTERM, then the loss of a process, then to the end: the order of the data is one order."""
+def test_a_run_stopped_on_four_processes_continues_with_two_and_with_one(tmp_path):
+    """SIGTERM ends four, the loss of a process ends two, one runs to the end: one order of data."""
     training.train(tiny(**LONG), tmp_path / "one")
     four = start(tmp_path, tmp_path / "run", 4, LONG)
     until(tmp_path / "run", 20)
@@ -55,8 +53,8 @@ def test_stopped_on_four_processes_it_goes_on_with_two_and_with_one(tmp_path):
 
 
 @pytest.mark.parametrize("which", [0, 2])
-def test_one_of_four_is_killed_and_the_job_goes_on_by_itself(tmp_path, which):
-    """The others end within 60 seconds, and with RMJAX_RETRY=1 all are started again."""
+def test_the_job_continues_by_itself_after_one_of_four_is_killed(tmp_path, which):
+    """The others end within 60 seconds. With RMJAX_RETRY=1 all start again."""
     training.train(tiny(**LONG), tmp_path / "one")
     four = start(tmp_path, tmp_path / "run", 4, LONG, RMJAX_RETRY="1")
     until(tmp_path / "run", 30)
@@ -71,23 +69,17 @@ def test_one_of_four_is_killed_and_the_job_goes_on_by_itself(tmp_path, which):
 
 
 def killed(launcher: subprocess.Popen, which: int = -1) -> list[int]:
-    """Kills one process of a launcher outright. -> the pids of all of them."""
-    found = subprocess.run(
-        ["pgrep", "-P", str(launcher.pid), "-f", "rmjax.main"], capture_output=True, text=True
-    )
-    pids = list(map(int, found.stdout.split()))
+    """Kills one process of a launcher; returns the pids of all of them."""
+    line = ["pgrep", "-P", str(launcher.pid), "-f", "rmjax.main"]
+    pids = list(map(int, subprocess.check_output(line, text=True).split()))
     os.kill(pids[which], signal.SIGKILL)
     return pids
 
 
 def test_a_table_split_over_the_devices_of_each_of_two_processes(tmp_path):
-    """With steps that touch a batch's rows alone; evaluated, saved, and gone on with by one process."""
-    mesh = {
-        "train.mapping": "mesh",
-        "train.model_devices": 2,
-        "train.sparse_items": True,
-        "train.split_layers": True,
-    }
+    """Two processes train with sparse steps, evaluate and save; one process continues."""
+    mesh = {"train.mapping": "mesh", "train.model_devices": 2}
+    mesh |= {"train.sparse_items": True, "train.split_layers": True}
     changes = LONG | mesh | {"train.steps": 60, "machine.kind": "rehearsal"}
     training.train(tiny(**changes | {"train.devices": 2}), tmp_path / "one")
     two = start(tmp_path, tmp_path / "run", 2, changes, JAX_NUM_CPU_DEVICES="2")
@@ -101,26 +93,17 @@ def test_a_table_split_over_the_devices_of_each_of_two_processes(tmp_path):
     agree(tmp_path / "run", tmp_path / "one")
     across = start(tmp_path, tmp_path / "other", 2, changes)  # a device each
     _, err = across.communicate(timeout=300)
-    assert (
-        across.returncode == EXIT_MISTAKE
-        and "model_devices = 2 does not divide the 1 of a process" in err
-    ), err
+    assert across.returncode == EXIT_MISTAKE, err
+    assert "model_devices = 2 does not divide the 1 of a process" in err
 
 
 def together(processes: int, line: list, devices: int = 1) -> list[int]:
-    """Exit codes of so many processes `python -c *line`, which may join each other."""
+    """Runs `python -c *line` in several processes that may join; returns their exit codes."""
     with socket.create_server(("", 0)) as server:
         address = f"localhost:{server.getsockname()[1]}"
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(devices),
-    }
-    environment |= {
-        "JAX_COORDINATOR_ADDRESS": address,
-        "JAX_NUM_PROCESSES": str(processes),
-        "XLA_FLAGS": "",
-    }
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    environment |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
+    environment |= {"JAX_NUM_CPU_DEVICES": str(devices)}
     line = [sys.executable, "-c", *map(str, line)]
     started = [
         subprocess.Popen(line, env=environment | {"JAX_PROCESS_ID": str(i)})
@@ -134,9 +117,10 @@ import pickle, sys
 import jax
 from rmjax.run import processes
 processes.join(None, None, None)
-from tests.run.test_devices import fifty_steps  # looks for devices, so only now
-found = fifty_steps(*sys.argv[2:3], *map(int, sys.argv[3:5]), sparse_items=sys.argv[5] == "sparse")
-pickle.dump(found, open(f"{sys.argv[1]}/{jax.process_index()}", "wb"))
+from tests.run.test_devices import fifty_steps  # after joining, since it counts devices
+layout = *sys.argv[2:3], *map(int, sys.argv[3:5])
+result = fifty_steps(*layout, sparse_items=sys.argv[5] == "sparse")
+pickle.dump(result, open(f"{sys.argv[1]}/{jax.process_index()}", "wb"))
 """
 
 
@@ -150,7 +134,7 @@ pickle.dump(found, open(f"{sys.argv[1]}/{jax.process_index()}", "wb"))
     ],
 )
 def test_fifty_steps_agree_in_double_precision(tmp_path, processes, devices, layout):
-    """Those of one process; `devices` of each."""
+    """The steps are those of one process. Every process has `devices` devices."""
     assert together(processes, [STEPS, tmp_path, *layout.split()], devices) == [0] * processes
     expected = fifty_steps("pmap", 1, sparse_items=layout.endswith("sparse"))
     for index in range(processes):
@@ -173,31 +157,27 @@ assert step == 2 and (tree["w"] == 2).all()
 """
 
 
-def test_the_best_is_the_last_and_process_0_still_writes_it(tmp_path):
+def test_the_best_checkpoint_is_restored_while_process_0_still_writes_it(tmp_path):
     assert together(2, [SAVES, tmp_path]) == [0, 0]
 
 
-def test_an_error_nobody_thought_of_ends_all(tmp_path):
-    """Process 1 has it: with its traceback, and nobody waits for anybody."""
+def test_an_unexpected_error_ends_all_processes(tmp_path):
+    """It happens in process 1, which logs its traceback. No process waits for another."""
     begin = time.monotonic()
     two = start(tmp_path, tmp_path / "run", 2, LONG, LOSES_A_KEY="1", RMJAX_RETRY="1")
     _, err = two.communicate(timeout=200)
-    assert (
-        two.returncode == EXIT_MISTAKE
-        and "KeyError: 'key'" in err
-        and time.monotonic() - begin < 90
-    ), err
+    assert two.returncode == EXIT_MISTAKE and "KeyError: 'key'" in err, err
+    assert time.monotonic() - begin < 90
 
 
-def test_a_mistake_of_one_is_not_tried_again(tmp_path):
-    """Process 0 finds the workdir taken; all end, and no launcher types the line again."""
+def test_a_mistake_of_one_process_is_not_tried_again(tmp_path):
+    """Another run holds the workdir of process 0. All end, and the launcher does not retry."""
     with lock(tmp_path / "run"):
         begin = time.monotonic()
         two = start(tmp_path, tmp_path / "run", 2, LONG, RMJAX_RETRY="1")
         _, err = two.communicate(timeout=120)
-    assert (
-        two.returncode == EXIT_MISTAKE and "is held by pid" in err and time.monotonic() - begin < 90
-    ), err
+    assert two.returncode == EXIT_MISTAKE and "is held by pid" in err, err
+    assert time.monotonic() - begin < 90
     uneven = start(tmp_path, tmp_path / "run", 2, LONG | {"train.devices": 1})
     _, err = uneven.communicate(timeout=120)
     assert uneven.returncode == EXIT_MISTAKE and "every process must have as many" in err, err

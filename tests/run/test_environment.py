@@ -1,4 +1,4 @@
-"""Compiled programs are kept, each kind of machine's apart, where nobody else can put any."""
+"""Compiled programs are kept for each kind of machine, in a folder that only this user writes."""
 
 from __future__ import annotations
 
@@ -29,9 +29,8 @@ def test_compiled_programs_are_kept(tmp_path):
     line = environment.keep_compilations()
     folder = Path(jax.config.jax_compilation_cache_dir)
     assert f"kept in {folder}" in line and "JAX_COMPILATION_CACHE_DIR= turns it off" in line
-    assert (
-        folder.parent == tmp_path / "rmjax" / "compiled" and folder.stat().st_mode & 0o777 == 0o700
-    )
+    assert folder.parent == tmp_path / "rmjax" / "compiled"
+    assert folder.stat().st_mode & 0o777 == 0o700
     for name, age in (("new", 1), ("old", environment.KEPT_DAYS + 1)):
         (folder / name).touch()
         os.utime(folder / name, times=(0, folder.stat().st_mtime - age * 86_400))
@@ -48,7 +47,7 @@ def test_each_kind_of_machine_has_its_folder(monkeypatch):
     assert len(names) == 2
 
 
-def test_the_environment_wins(monkeypatch):
+def test_the_environment_variable_takes_precedence(monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
     before = jax.config.jax_compilation_cache_dir
     assert environment.keep_compilations() == "compiled programs: JAX_COMPILATION_CACHE_DIR="
@@ -56,8 +55,8 @@ def test_the_environment_wins(monkeypatch):
 
 
 @pytest.mark.parametrize("why", ["others may write", "a file is in the way", "no home"])
-def test_where_they_cannot_be_kept_the_run_goes_on(monkeypatch, tmp_path, why):
-    if why == "others may write":  # what lies there is run
+def test_a_run_continues_if_compiled_programs_cannot_be_kept(monkeypatch, tmp_path, why):
+    if why == "others may write":  # JAX runs the programs in the folder
         environment.keep_compilations()
         Path(jax.config.jax_compilation_cache_dir).chmod(0o777)
         jax.config.update("jax_compilation_cache_dir", None)
@@ -65,9 +64,11 @@ def test_where_they_cannot_be_kept_the_run_goes_on(monkeypatch, tmp_path, why):
         (tmp_path / "rmjax").touch()
     else:
         monkeypatch.delenv("XDG_CACHE_HOME")
-        monkeypatch.setattr(
-            Path, "expanduser", lambda self: (_ for _ in ()).throw(RuntimeError("no home"))
-        )
+
+        def fail(self):
+            raise RuntimeError("no home")
+
+        monkeypatch.setattr(Path, "expanduser", fail)
     before = jax.config.jax_compilation_cache_dir
     line = environment.keep_compilations()
     assert "not kept" in line and "JAX_COMPILATION_CACHE_DIR=<folder>" in line
@@ -76,40 +77,29 @@ def test_where_they_cannot_be_kept_the_run_goes_on(monkeypatch, tmp_path, why):
 
 def test_a_compilation_is_announced_and_timed_once_for_each_shape(caplog):
     logging.set_verbosity(logging.INFO)
-    step = stages.announced(
-        lambda params, batch: caplog.text.count("..."), "model: compiling the train step"
-    )
+    count = lambda params, batch: caplog.text.count("...")
+    step = stages.announced(count, "model: compiling the train step")
     batches = [{"items": np.zeros((2, rows))} for rows in (3, 3, 4)]
     assert [step((), batch) for batch in batches] == [1, 1, 2]  # announced before it begins
     assert caplog.text.count("model: compiling the train step: done in 0.0 seconds.") == 2
 
 
 @pytest.mark.parametrize("module", ["main", "bench", "load_test"])
-def test_a_platform_that_is_not_there_is_answered_in_words(module):
+def test_a_missing_platform_is_an_error_with_a_cure(module):
     card = "xlong" if module != "bench" else "memoria_bench"
-    root = ROOT
     flags = [f"--config=configs/{card}.py", *(["--workdir=unused"] if module == "main" else [])]
-    kept = os.environ | {"JAX_PLATFORMS": "gpus", "PYTHONPATH": str(root)}
-    done = subprocess.run(
-        [sys.executable, "-m", f"rmjax.{module}", *flags],
-        capture_output=True,
-        text=True,
-        cwd=root,
-        env=kept,
-        check=False,
-    )
+    line = [sys.executable, "-m", f"rmjax.{module}", *flags]
+    environ = os.environ | {"JAX_PLATFORMS": "gpus", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=environ, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert (
-        "JAX cannot start on JAX_PLATFORMS=gpus: Unable to initialize backend 'gpus'" in done.stderr
-    )
+    cause = "JAX cannot start on JAX_PLATFORMS=gpus: Unable to initialize backend 'gpus'"
+    assert cause in done.stderr
     assert "Set JAX_PLATFORMS=cpu to do without" in done.stderr
 
 
 def test_a_device_without_memory_gets_a_cure():
-    shown = environment.in_words(
-        RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8005 bytes.")
-    )
-    assert (
-        shown.startswith("RESOURCE_EXHAUSTED: Out of memory") and "config.train.microbatch" in shown
-    )
+    error = RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8005 bytes.")
+    shown = environment.in_words(error)
+    assert shown.startswith("RESOURCE_EXHAUSTED: Out of memory")
+    assert "config.train.microbatch" in shown
     assert environment.in_words(ValueError("as it is")) == "as it is"

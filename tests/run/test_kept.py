@@ -1,4 +1,4 @@
-"""What a run's items stand for, and that no other run takes their rows for those of others."""
+"""The ids of a run's items: rows follow their ids, and other items are refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rmjax import tasks
 from rmjax.data import make_source
 from rmjax.data.source import Description
 from rmjax.registry import MACHINES
-from rmjax.run import evaluate, kept, stages, training
+from rmjax.run import evaluate, items, kept, parameters, resume, stages, training
 from rmjax.run.workdir import Preemption
 from rmjax.tools import probe
 from tests import FIXTURES
@@ -27,7 +27,7 @@ FIXTURE = FIXTURES / "movielens"
 
 
 def clicks(folder: Path, **changes):
-    """A tiny run on the ratings in `folder`, with a teacher whose item table it shares."""
+    """The config of a tiny run on the ratings in `folder`; it shares the teacher's item table."""
     options = dict(first=5, every=4, max_targets=3, test_fraction=0.3, valid_fraction=0.2)
     config = tiny(**PLAIN, **{"data.name": "movielens", "data.movielens": options})
     config.data.dir, config.data.cache_dir = str(folder / "ratings"), str(folder / "cache")
@@ -55,23 +55,22 @@ def folder(finished, tmp_path):
 
 
 def renumber(source, order):
-    """The same ratings, whose item order[i] is now the i-th."""
+    """The same ratings, with item order[i] as the i-th item."""
     other, number = copy.copy(source._source), np.argsort(order)
     other.numbering, other.popularity = other.numbering[order], other.popularity[order]
     fetch = other.fetch
 
     def renumbered(split, indices):
         examples = fetch(split, indices)
-        return examples | {
-            name: number[examples[name]].astype(np.int32) for name in ("items", "query")
-        }
+        ids = ("items", "query")
+        return examples | {name: number[examples[name]].astype(np.int32) for name in ids}
 
     other.fetch = renumbered
     return other
 
 
 def swap_an_id(folder):
-    """The first item's id becomes a new one, beyond all others: the numbers of all others fall by one."""
+    """Gives the first item a new id beyond all others, so the numbers of the others fall by one."""
     path = folder / "ratings" / "ratings.csv"
     rows = [line.split(",") for line in path.read_text().splitlines()]
     first = min(int(row[1]) for row in rows[1:])
@@ -81,7 +80,7 @@ def swap_an_id(folder):
 
 
 def scores(config, workdir, source):
-    """Of the test split, by a model that begins as the config says; and the teacher's table."""
+    """Returns test scores of a model at step 0, its parameters, and the teacher's."""
     run = stages.Run(config, workdir, source, Preemption())
     stage, teacher = stages.model_stage(run), training.train_teacher(run)
     params = stages.fresh_state(run, stage, teacher).params
@@ -90,13 +89,12 @@ def scores(config, workdir, source):
 
 
 def test_ids_are_kept_with_the_run(finished):
-    items = [
-        json.loads(line) for line in (finished / "run" / "items.jsonl").read_text().splitlines()
-    ]
+    lines = (finished / "run" / "items.jsonl").read_text().splitlines()
+    rows = list(map(json.loads, lines))
     source = make_source(clicks(finished).data, 0)
-    assert [item["index"] for item in items] == list(range(source.num_items))
-    assert [item["id"] for item in items] == source.numbering.tolist()
-    assert [item["count"] for item in items] == source.popularity.tolist()
+    assert [row["index"] for row in rows] == list(range(source.num_items))
+    assert [row["id"] for row in rows] == source.numbering.tolist()
+    assert [row["count"] for row in rows] == source.popularity.tolist()
 
 
 def test_rows_follow_their_ids_into_another_order(finished, tmp_path, caplog):
@@ -115,34 +113,35 @@ def test_rows_follow_their_ids_into_another_order(finished, tmp_path, caplog):
     for name in ("config.train.start_from", "config.teacher.dir"):
         assert f"{name} = {run!r}: {count} of {len(order)} rows move" in caplog.text
     with pytest.raises(ValueError, match="same items in another order: use another --workdir"):
-        kept.check_same_config(clicks(finished), finished / "run", renumber(source, order))
+        resume.check_same_config(clicks(finished), finished / "run", renumber(source, order))
 
 
-def test_other_items_are_refused_in_words(folder):
+def test_other_items_are_refused_with_their_ids(folder):
     first, run = swap_an_id(folder), str(folder / "run")
-    items = len(make_source(clicks(folder).data, 0).numbering)
-    said = rf"was trained on other items: 1 \(such as {first}\) of its {items} ids are not in config.data, and 1 "
-    said += r"\(such as 999\) ids there are new: use the data it was trained on"
+    count = len(make_source(clicks(folder).data, 0).numbering)
+    words = rf"was trained on other items: 1 \(such as {first}\) of its {count} ids are not in "
+    words += r"config.data, and 1 \(such as 999\) ids of config.data are new: use the data it was "
+    words += "trained on"
     config = clicks(folder)
     for act in (training.train, training.evaluate_only):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=words):
             act(config, run)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=words):
         probe.measure(clicks(folder, **{"probe.steps": 2}), run)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=words):
         training.trained(run)
     for name in ("train.start_from", "teacher.dir"):
-        with pytest.raises(ValueError, match=f"config.{name} = .*{said}"):
+        with pytest.raises(ValueError, match=f"config.{name} = .*{words}"):
             training.train(clicks(folder, **{"teacher.dir": run, name: run}), folder / "other")
     assert not (folder / "other" / "model").exists() and not (folder / "other" / "teacher").exists()
 
 
-def test_runs_that_kept_no_ids_are_taken_up_with_a_warning(folder, caplog):
-    """Those of before; where the number of items is another, they are refused as ever."""
+def test_runs_without_ids_continue_with_a_warning(folder, caplog):
+    """Older runs kept no ids. A run with another number of items is still refused."""
     path, run = folder / "run" / "config.json", str(folder / "run")
     (folder / "run" / "items.jsonl").unlink()
     swap_an_id(folder)
-    with pytest.raises(ValueError, match="items.jsonl is gone or was changed"):
+    with pytest.raises(ValueError, match="items.jsonl is missing or was changed"):
         training.trained(run)
     shutil.copy(FIXTURE / "ratings.csv", folder / "ratings" / "ratings.csv")
     content = json.loads(path.read_text())
@@ -153,33 +152,30 @@ def test_runs_that_kept_no_ids_are_taken_up_with_a_warning(folder, caplog):
     assert rows and warning in caplog.text
     caplog.clear()
     source = make_source(config.data, 0)
-    scores(
-        clicks(folder, **{"train.start_from": run, "teacher.dir": run}), folder / "other", source
-    )
+    config = clicks(folder, **{"train.start_from": run, "teacher.dir": run})
+    scores(config, folder / "other", source)
     assert f"config.train.start_from = {run!r} {warning}" in caplog.text
     assert f"config.teacher.dir = {run!r} {warning}" in caplog.text
     content["data"]["found"]["items"] += 1
     path.write_text(json.dumps(content))
     sizes = f"data of {source.num_items + 1} items, config.data has {source.num_items}"
     with pytest.raises(ValueError, match=sizes):
-        kept.match_items(folder / "run", source, run)
+        items.match_items(folder / "run", source, run)
 
 
-def test_a_world_is_told_from_others(tmp_path):
-    """Of worlds that are made, the sizes may be the same and the items not. Other users are no other world."""
+def test_worlds_with_as_many_items_are_distinguished(tmp_path):
+    """Simulated worlds may differ in their items only. Other users do not make another world."""
     made = make_source(tiny().data, 0)
-    kept.check_same_config(tiny(), tmp_path, made)
+    resume.check_same_config(tiny(), tmp_path, made)
     assert not (tmp_path / "items.jsonl").exists()
-    assert kept.match_items(tmp_path, make_source(tiny().data, 1), "a run") is None
+    assert items.match_items(tmp_path, make_source(tiny().data, 1), "a run") is None
     for changes in ({"world_seed": 1}, {"styles": 3, "items_per_style": 2}):
-        other = make_source(
-            tiny(**{f"data.simulated.{name}": value for name, value in changes.items()}).data, 0
-        )
+        changes = {f"data.simulated.{name}": value for name, value in changes.items()}
+        other = make_source(tiny(**changes).data, 0)
         assert other.num_items == made.num_items
-        with pytest.raises(
-            ValueError, match="trained on items of simulated clicks, world 0: .*; config.data has"
-        ):
-            kept.match_items(tmp_path, other, "a run")
+        words = "trained on items of simulated clicks, world 0: .*; config.data has"
+        with pytest.raises(ValueError, match=words):
+            items.match_items(tmp_path, other, "a run")
     names = []
     for seed in (0, 1):
         names.append(make_source(tiny(**{"data.name": "synthetic"}).data, seed).numbering)
@@ -187,22 +183,20 @@ def test_a_world_is_told_from_others(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [*MACHINES, "teacher"])
-def test_a_table_has_the_only_rows_of_items(kind):
-    """`move_rows` moves those alone."""
-    items = 61  # no other size is this
-    source = Description(num_items=items, max_items=40)
+def test_only_the_item_table_has_rows_of_items(kind):
+    """`move_rows` moves only that table."""
+    count = 61  # no other size is equal to this
+    source = Description(num_items=count, max_items=40)
     config = tiny(**{} if kind == "teacher" else {"machine.kind": kind})
-    task = (
-        tasks.make_teacher(config, source) if kind == "teacher" else tasks.make_task(config, source)
-    )
+    make = tasks.make_teacher if kind == "teacher" else tasks.make_task
+    task = make(config, source)
     shapes = jax.eval_shape(task.init, jax.random.key(0))
-    tables = [
-        path for path, leaf in jax.tree_util.tree_leaves_with_path(shapes) if items in leaf.shape
-    ]
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    tables = [path for path, leaf in leaves if count in leaf.shape]
     assert [tuple(key.key for key in path) for path in tables] == [task.table]
 
 
-def test_a_number_of_a_config_that_no_float_holds_is_named(tmp_path):
+def test_a_config_with_a_number_too_large_for_a_float_is_named(tmp_path):
     values = json.loads(tiny().to_json())
     values["model"]["dropout"] = 10**400
     (tmp_path / "config.json").write_text(json.dumps(values))
@@ -210,34 +204,27 @@ def test_a_number_of_a_config_that_no_float_holds_is_named(tmp_path):
         kept.read_config(tmp_path)
 
 
-def test_a_config_that_is_gone_or_cut_is_answered_with_a_cure(tmp_path):
+def test_a_missing_or_truncated_config_is_an_error_with_a_cure(tmp_path):
     path = tmp_path / "config.json"
-    with pytest.raises(FileNotFoundError, match="is not there: name a workdir that was trained"):
+    with pytest.raises(FileNotFoundError, match="is missing: name a workdir that was trained"):
         kept.read_values(path)
     (tmp_path / "model" / "000000002").mkdir(parents=True)
-    with pytest.raises(
-        FileNotFoundError,
-        match="config.json is not there, and the checkpoints beside it .*restore it from",
-    ):
+    words = "config.json is missing, and without it the checkpoints .*restore it from"
+    with pytest.raises(FileNotFoundError, match=words):
         kept.read_values(path)
     path.write_text('{"seed"')
-    with pytest.raises(
-        ValueError,
-        match="no whole JSON: line 1, .*; restore it from a copy of the workdir, or use an",
-    ):
+    words = "no whole JSON: line 1, .*; restore it from a copy of the workdir, or use an"
+    with pytest.raises(ValueError, match=words):
         kept.read_values(path)
 
 
-def test_damaged_checkpoints_are_not_taken_for_none(tmp_path, monkeypatch):
-    monkeypatch.setattr(kept, "read_best", lambda *_: None)
+def test_damaged_checkpoints_are_not_reported_as_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(parameters, "read_best", lambda *_: None)
     task = SimpleNamespace(init=lambda key: {})
-    with pytest.raises(
-        FileNotFoundError, match="has no checkpoint of the model: train first, with --mode=train"
-    ):
-        kept.read_model(tmp_path, task)
+    words = "has no checkpoint of the model: train first, with --mode=train"
+    with pytest.raises(FileNotFoundError, match=words):
+        parameters.read_model(tmp_path, task)
     (tmp_path / "model" / "000000002").mkdir(parents=True)
-    with pytest.raises(
-        FileNotFoundError,
-        match="has no intact checkpoint of the model, see above: restore it from a",
-    ):
-        kept.read_model(tmp_path, task)
+    words = "has no intact checkpoint of the model, see above: restore it from a"
+    with pytest.raises(FileNotFoundError, match=words):
+        parameters.read_model(tmp_path, task)

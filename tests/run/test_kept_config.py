@@ -1,4 +1,4 @@
-"""A config.json that is damaged, or was changed, is named and not taken."""
+"""A config.json that is damaged, or was changed, is refused and named."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from rmjax.data import make_source
-from rmjax.run import kept, training
+from rmjax.run import kept, parameters, resume, training
 from tests.runs import PLAIN, tiny
 
 
 @pytest.fixture
 def workdir(tmp_path) -> Path:
-    """As a run leaves it, but for what is in its checkpoint."""
+    """A workdir as a run leaves it, with an empty checkpoint."""
     config = tiny(**PLAIN)
-    kept.check_same_config(config, tmp_path, make_source(config.data, 0))
+    resume.check_same_config(config, tmp_path, make_source(config.data, 0))
     (tmp_path / "model" / "000000001").mkdir(parents=True)
     return tmp_path
 
@@ -27,17 +27,17 @@ def edit(path: Path, **changes) -> None:
     path.write_text(json.dumps(values))
 
 
-def test_a_config_comes_back(workdir):
-    config, found = kept.read_config(workdir)
-    assert config.to_json() == tiny(**PLAIN).to_json() and found["train"] == 64
+def test_a_config_is_read_as_it_was_written(workdir):
+    config, data = kept.read_config(workdir)
+    assert config.to_json() == tiny(**PLAIN).to_json() and data["train"] == 64
 
 
-def test_where_data_lie_may_be_changed(workdir):
+def test_the_folder_of_the_data_may_change(workdir):
     edit(workdir / "config.json", dir="/elsewhere", workers=3)
     assert kept.read_config(workdir)[0].data.dir == "/elsewhere"
 
 
-def test_runs_from_before_there_was_a_digest_are_read(workdir):
+def test_older_runs_without_a_digest_are_read(workdir):
     values = json.loads((workdir / "config.json").read_text())
     del values["digest"], values["data"]["prefetch"]
     (workdir / "config.json").write_text(json.dumps(values))
@@ -82,42 +82,34 @@ def test_damage_is_named(workdir, name):
     source = make_source(tiny().data, 0)
     readers = {
         "trained": lambda: training.trained(workdir),
-        "start_from": lambda: kept.read_start(workdir, source, {}),
-        "the same line": lambda: kept.check_same_config(tiny(**PLAIN), workdir, source),
+        "start_from": lambda: parameters.read_start(workdir, source, {}),
+        "the same line": lambda: resume.check_same_config(tiny(**PLAIN), workdir, source),
     }
     for reader, read in readers.items():
         with pytest.raises(ValueError, match="config") as error:
             read()
-        if (
-            reader != "the same line"
-            or "value" not in name
-            and name not in ("another type", "an unknown key")
-        ):
+        other_values = "value" in name or name in ("another type", "an unknown key")
+        if reader != "the same line" or not other_values:
             assert words in str(error.value) and str(path) in str(error.value), reader
 
 
-def test_checkpoints_without_their_config_are_not_another_config_s(workdir):
+def test_checkpoints_without_their_config_are_refused(workdir):
     (workdir / "config.json").unlink()
-    with pytest.raises(FileNotFoundError, match="config.json is not there"):
-        kept.check_same_config(tiny(), workdir, make_source(tiny().data, 0))
+    with pytest.raises(FileNotFoundError, match="config.json is missing"):
+        resume.check_same_config(tiny(), workdir, make_source(tiny().data, 0))
 
 
-@pytest.mark.parametrize("workdir_", ["gs://b/x", "runs/lr[0.01]"])
-def test_a_workdir_that_cannot_be_is_refused_before_anything_is_made(
-    tmp_path, monkeypatch, workdir_
-):
+@pytest.mark.parametrize("path", ["gs://b/x", "runs/lr[0.01]"])
+def test_an_impossible_workdir_is_refused_before_anything_is_made(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
-    for run in (
-        training.train,
-        training.evaluate_only,
-        lambda _, workdir: training.trained(workdir),
-    ):
+    trained = lambda _, workdir: training.trained(workdir)
+    for run in (training.train, training.evaluate_only, trained):
         with pytest.raises(ValueError, match="is an address|in its whole path"):
-            run(tiny(), workdir_)
+            run(tiny(), path)
     assert not any(tmp_path.iterdir())
 
 
-def test_the_home_directory(tmp_path, monkeypatch):
+def test_a_workdir_in_the_home_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=str(tmp_path / "x" / "config.json")):

@@ -1,4 +1,4 @@
-"""Loggers by name: chosen by a key, closed in the end, and no step twice; trackers are fakes of their packages."""
+"""Loggers are chosen by name, closed at the end, and have no step twice. Trackers are fakes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.runs import PLAIN, tiny
 
 
 class Wandb:
-    """As W&B: steps rise, and what comes late is dropped."""
+    """Behaves as W&B: steps rise, and a late step is dropped."""
 
     def __init__(self):
         self.runs, self.given = {}, []
@@ -41,17 +41,15 @@ Metric = dataclasses.make_dataclass("Metric", ["key", "value", "timestamp", "ste
 
 
 class Mlflow:
-    """As MLflow: every value is kept."""
+    """Behaves as MLflow: every value is kept."""
 
     def __init__(self):
         self.runs, self.experiments = {}, {}
 
     def get_experiment_by_name(self, name):
-        return (
-            types.SimpleNamespace(experiment_id=self.experiments[name])
-            if name in self.experiments
-            else None
-        )
+        if name not in self.experiments:
+            return None
+        return types.SimpleNamespace(experiment_id=self.experiments[name])
 
     def create_experiment(self, name):
         return self.experiments.setdefault(name, str(len(self.experiments)))
@@ -105,13 +103,12 @@ def write(workdir, loggers, start, stop, stage="model", more=()):
     writer.close()
 
 
-def test_names_are_checked_and_none_comes_twice():
+def test_names_are_checked_and_must_differ():
     for names in ("", "jsonl", "jsonl,wandb,mlflow", "tensorboard, jsonl"):
         assert tiny(**{"train.loggers": names})
     for names in ("jsonl,wand", "jsonl,jsonl"):
-        with pytest.raises(
-            ValueError, match="must be a string, any of jsonl, tensorboard, wandb, mlflow"
-        ):
+        words = "must be a string, any of jsonl, tensorboard, wandb, mlflow"
+        with pytest.raises(ValueError, match=words):
             tiny(**{"train.loggers": names})
 
 
@@ -126,7 +123,7 @@ def test_only_the_loggers_that_are_named_write(tmp_path, wandb):
 def test_wandb_has_each_step_once_after_a_stop(tmp_path, wandb):
     write(tmp_path, "wandb", 0, 5, "teacher")
     write(tmp_path, "wandb", 0, 4)
-    write(tmp_path, "wandb", 2, 6)  # killed after step 4, goes on from a checkpoint of step 2
+    write(tmp_path, "wandb", 2, 6)  # killed after step 4, continues from step 2
     of_teacher, of_model = wandb.runs.values()
     assert [*of_teacher.rows] == [1, 2, 3, 4, 5] and [*of_model.rows] == [1, 2, 3, 4, 5, 6]
     assert of_model.rows[4] == {"train/loss": 2.0, "valid/auc": 0.5} and not of_model.open
@@ -158,23 +155,20 @@ def test_a_server_that_fails_does_not_end_the_run(tmp_path, mlflow, caplog):
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
-def test_mlflow_takes_names_with_strange_marks(tmp_path, mlflow):
+def test_mlflow_gets_only_the_marks_that_it_allows(tmp_path, mlflow):
     writer = reporting.open_loggers(tiny(**{"train.loggers": "mlflow"}), tmp_path)
     writer.write("valid", 1, {"under_5%": 1, "answer 1 alone": math.nan})
-    assert [metric.key for metric in mlflow.runs["0"].metrics] == [
-        "valid/under_5_",
-        "valid/answer 1 alone",
-    ]
+    names = [metric.key for metric in mlflow.runs["0"].metrics]
+    assert names == ["valid/under_5_", "valid/answer 1 alone"]
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
-def test_a_missing_package_is_named_and_what_was_opened_is_closed(tmp_path, monkeypatch, name):
+def test_a_missing_package_is_named_and_open_loggers_are_closed(tmp_path, monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
     closed = []
     monkeypatch.setattr("rmjax.run.loggers.jsonl.Lines.close", lambda self: closed.append(self))
-    with pytest.raises(
-        ImportError, match=rf"config\.train\.loggers: {name} .* pip install 'rmjax\[{name}\]'"
-    ):
+    words = rf"config\.train\.loggers: {name} .* pip install 'rmjax\[{name}\]'"
+    with pytest.raises(ImportError, match=words):
         write(tmp_path, f"jsonl,{name}", 0, 1)
     assert len(closed) == 1
 
@@ -194,27 +188,23 @@ def test_loggers_of_the_caller_outlive_a_stage(tmp_path):
     mine = Recorder()
     write(tmp_path, "", 0, 1, "teacher", more=[mine])
     write(tmp_path, "", 0, 1, more=[mine])
-    assert (
-        mine.rows == [("teacher/train", 1, {"loss": 0.5}), ("model/train", 1, {"loss": 0.5})]
-        and not mine.closed
-    )
+    loss = {"loss": 0.5}
+    assert mine.rows == [("teacher/train", 1, loss), ("model/train", 1, loss)] and not mine.closed
 
 
-def test_a_logger_from_outside_trains_by_its_name_and_may_change_later(tmp_path, monkeypatch):
+def test_a_registered_logger_is_used_by_name_and_may_change_later(tmp_path, monkeypatch):
     made = {}
 
     @dataclasses.dataclass(frozen=True)
     class Settings:
-        """There are none."""
+        """No settings."""
 
     monkeypatch.setattr(LOGGERS, "_registered", {})
     rmjax.register_logger("mine", Settings)(
         lambda settings, context: made.setdefault(context.stage, Recorder())
     )
-    config = tiny(
-        **PLAIN,
-        **{"train.loggers": "mine", "train.steps": 2, "train.eval_every": 2, "train.save_every": 1},
-    )
+    short = {"train.steps": 2, "train.eval_every": 2, "train.save_every": 1}
+    config = tiny(**PLAIN, **short, **{"train.loggers": "mine"})
     training.train(config, tmp_path)
     assert [row[:2] for row in made["model"].rows] == [("train", 1), ("train", 2), ("valid", 2)]
     assert made["model"].closed == 1 and not (tmp_path / "metrics.jsonl").exists()
@@ -224,6 +214,6 @@ def test_a_logger_from_outside_trains_by_its_name_and_may_change_later(tmp_path,
     assert json.loads((tmp_path / "results.json").read_text())
 
 
-def test_the_project_is_read_where_a_tracker_is_named():
+def test_the_project_is_read_only_with_a_tracker():
     assert configs.reads(tiny(**{"train.loggers": "jsonl,wandb"}), "logger.project")
     assert not configs.reads(tiny(), "logger.project")

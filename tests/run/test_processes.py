@@ -1,4 +1,4 @@
-"""Several processes are one run: the numbers of one process, one set of files, an end when one of them is gone."""
+"""Several processes are one run: the same numbers and files, and an end if one process is lost."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def get_config(arg=""):
 
 
 def start(tmp_path: Path, workdir: Path, count: int, changes: dict, **more) -> subprocess.Popen:
-    """launch/local.sh with so many processes, and `more` in their environment."""
+    """Starts launch/local.sh with several processes; `more` goes into their environment."""
     (tmp_path / "card.py").write_text(CARD.format(changes={"train.devices": 0} | changes))
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
@@ -36,12 +36,8 @@ def start(tmp_path: Path, workdir: Path, count: int, changes: dict, **more) -> s
         "PYTHON": sys.executable,
         "XLA_FLAGS": "",
     }
-    line = [
-        ROOT / "launch" / "local.sh",
-        str(count),
-        f"--config={tmp_path / 'card.py'}",
-        f"--workdir={workdir}",
-    ]
+    flags = [f"--config={tmp_path / 'card.py'}", f"--workdir={workdir}"]
+    line = [ROOT / "launch" / "local.sh", str(count), *flags]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     return subprocess.Popen(
         line, env=environment | more, cwd=tmp_path, start_new_session=True, **pipes
@@ -49,15 +45,14 @@ def start(tmp_path: Path, workdir: Path, count: int, changes: dict, **more) -> s
 
 
 def agree(workdir: Path, expected: Path) -> None:
-    """Sums over devices come in another order."""
-    here, there = lines(workdir), lines(expected)
-    assert [(line["kind"], line["step"]) for line in here] == [
-        (line["kind"], line["step"]) for line in there
-    ]
-    for line, other in zip(here, there, strict=True):
-        np.testing.assert_allclose(
-            *(list(x.values())[3:] for x in (line, other)), rtol=1e-3, err_msg=str(line["step"])
-        )
+    """Compares two runs. Sums over devices come in another order, so numbers differ slightly."""
+    got, wanted = lines(workdir), lines(expected)
+    place = lambda line: (line["kind"], line["step"])
+    assert list(map(place, got)) == list(map(place, wanted))
+    numbers = lambda line: list(line.values())[3:]
+    for line, other in zip(got, wanted, strict=True):
+        message = str(line["step"])
+        np.testing.assert_allclose(numbers(line), numbers(other), rtol=1e-3, err_msg=message)
     (step, leaves), (last, others) = saved(workdir), saved(expected)
     assert step == last
     chex.assert_trees_all_close(leaves, others, rtol=1e-3, atol=1e-4)
@@ -69,7 +64,7 @@ def test_two_processes_are_one_run(tmp_path):
     training.train(tiny(**PLAIN), tmp_path / "one")
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert out.count("oracle, full history") == 1  # one of them speaks
+    assert out.count("oracle, full history") == 1  # only one process prints the table
     agree(tmp_path / "two", tmp_path / "one")
     assert (tmp_path / "two" / "results.json").exists()
 
@@ -91,21 +86,21 @@ def test_the_only_task_of_a_node_has_all_its_gpus():
         ("runs/barrier/lock is held by pid 3: wait for it to end", False),
     ],
 )
-def test_a_lost_process_is_told_from_a_mistake(monkeypatch, text, gone):
+def test_errors_of_a_lost_process_are_recognised(monkeypatch, text, gone):
     monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
     assert (processes.lost(RuntimeError(text)) is not None) == gone
     monkeypatch.setattr(processes.jax, "process_count", lambda: 1)
     assert processes.lost(RuntimeError(text)) is None
 
 
-def test_what_is_said_of_processes_is_checked():
-    whole = dict(zip(processes.FLAGS, ("host:1", "4", "3"), strict=True))
-    assert processes.check(whole) == ("host:1", 4, 3)
-    for name, value, told in [
-        (processes.COUNT, None, r"--processes \(or JAX_NUM_PROCESSES\) must be given too"),
+def test_the_flags_of_processes_are_checked():
+    flags = dict(zip(processes.FLAGS, ("host:1", "4", "3"), strict=True))
+    assert processes.check(flags) == ("host:1", 4, 3)
+    for name, value, words in [
+        (processes.COUNT, None, r"needs --processes \(or JAX_NUM_PROCESSES\) too: set"),
         (processes.COORDINATOR, "host", "--coordinator=host: must be host:port"),
         (processes.INDEX, "-1", "--process_id=-1: must be a whole number"),
         (processes.INDEX, "4", "--process_id=4: must be below --processes=4"),
     ]:
-        with pytest.raises(ValueError, match=told):
-            processes.check(whole | {name: value})
+        with pytest.raises(ValueError, match=words):
+            processes.check(flags | {name: value})

@@ -1,4 +1,4 @@
-"""A run stops anywhere and goes on as if it had not; what it computes, costs and refuses."""
+"""A run that stops anywhere continues as if it had not; its results, costs and errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from rmjax.io import atomic
 from rmjax.io.checkpoint import Checkpoints
 from rmjax.io.cost import peak_bytes
 from rmjax.reason import heads
-from rmjax.run import evaluate, kept, stages, training
+from rmjax.run import evaluate, kept, parameters, resume, stages, training
 from rmjax.run.mapping import make_mapped
 from rmjax.run.optimizer import make_optimizer
 from rmjax.run.step import init_state, make_train_step
@@ -38,19 +38,7 @@ from rmjax.tools import explain
 from tests.runs import PLAIN, before, compilations_kept, lines, saved, set_key, tiny
 from tests.small import noise
 
-COLUMNS = [
-    "memory",
-    "test",
-    "AUC",
-    "95%",
-    "from",
-    "to",
-    "gain,",
-    "familiarity",
-    "gain,",
-    "recollection",
-    "spread",
-]
+COLUMNS = "memory test AUC 95% from to gain, familiarity gain, recollection spread"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,25 +49,25 @@ def compiled(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """-> workdir and table of a run that nothing stopped."""
+    """The workdir and the table of a run that nothing stopped."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
     return workdir, training.train(tiny(), workdir)
 
 
 def stopped(config, workdir: Path, moment: str) -> str:
-    """Runs until `moment`, where the run is asked to stop. -> what it said."""
+    """Runs until `moment`, at which the run is asked to stop; returns its message."""
     with pytest.MonkeyPatch.context() as patch:
         stop = Preemption()
         patch.setattr(training, "Preemption", lambda: stop)
         before(moment, lambda: setattr(stop, "requested", True), patch.setattr)
-        with pytest.raises(stages.Preempted) as told:
+        with pytest.raises(stages.Preempted) as error:
             training.train(config, workdir)
-        return str(told.value)
+        return str(error.value)
 
 
 @pytest.fixture(scope="module")
 def halfway(tmp_path_factory):
-    """A workdir of a model stopped at step 7, with checkpoints of steps 4, 6 and 7."""
+    """The workdir of a model that stopped at step 7, with checkpoints of steps 4, 6 and 7."""
     workdir = tmp_path_factory.mktemp("halfway") / "run"
     stopped(tiny(), workdir, "model step 7")
     assert sorted(int(path.name) for path in (workdir / "model").iterdir()) == [4, 6, 7]
@@ -105,7 +93,7 @@ def test_the_table_has_the_machine_and_the_references(finished):
     for row in rows:
         assert 0 <= row["low"] <= row["test_auc"] <= row["high"] <= 1
     text = evaluate.show(rows)
-    assert text.splitlines()[0].split() == COLUMNS
+    assert text.splitlines()[0].split() == COLUMNS.split()
     assert all(f"{row['test_auc']:.4g}" in text for row in rows)
 
 
@@ -120,18 +108,9 @@ def test_every_step_and_evaluation_is_written_once(finished):
     assert [(entry["stage"], entry["kind"], entry["step"]) for entry in entries] == expected
     model = [entry for entry in entries if entry["stage"] == "model" and entry["kind"] == "train"]
     for entry in model:
-        assert entry.keys() == {
-            "stage",
-            "kind",
-            "step",
-            "loss",
-            "grad_norm",
-            "reason",
-            "recollection",
-            "familiarity",
-        }
-        whole = entry["reason"] + entry["recollection"] + 0.5 * entry["familiarity"]
-        assert math.isclose(entry["loss"], whole, rel_tol=1e-5)
+        assert entry.keys() == {"stage", "kind", "step", "loss", "grad_norm"} | REHEARSED
+        total = entry["reason"] + entry["recollection"] + 0.5 * entry["familiarity"]
+        assert math.isclose(entry["loss"], total, rel_tol=1e-5)
 
 
 def test_a_finished_run_is_not_trained_again(finished, monkeypatch):
@@ -142,45 +121,40 @@ def test_a_finished_run_is_not_trained_again(finished, monkeypatch):
     assert (workdir / "metrics.jsonl").read_bytes() == written
 
 
-def test_what_is_finished_can_be_read_where_nothing_can_be_written(finished, monkeypatch):
+def test_a_finished_run_can_be_read_on_a_read_only_file_system(finished, monkeypatch):
     folder, rows = finished
 
     def refuse(*_, **__):
         raise OSError(errno.EROFS, "Read-only file system")
 
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    for owner, name in (
-        (atomic, "write"),
-        (os, "ftruncate"),
-        (os, "pwrite"),
-        (Path, "mkdir"),
-        (Path, "write_text"),
-    ):
-        monkeypatch.setattr(owner, name, refuse)
+    for owner, names in ((atomic, "write"), (os, "ftruncate pwrite"), (Path, "mkdir write_text")):
+        for name in names.split():
+            monkeypatch.setattr(owner, name, refuse)
     assert training.train(tiny(), folder) == training.evaluate_only(tiny(), folder) == rows
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
+def valid_aucs(workdir: Path, stage: str) -> dict[int, float]:
+    """The validated AUC of each step."""
+    entries = [entry for entry in lines(workdir) if entry["kind"] == "valid"]
+    return {entry["step"]: entry["auc"] for entry in entries if entry["stage"] == stage}
+
+
 def test_the_best_parameters_are_tested(finished):
-    """Of the validated steps, the one of the highest AUC; and its parameters are not the last ones."""
-    entries = [
-        entry
-        for entry in lines(finished[0])
-        if (entry["stage"], entry["kind"]) == ("model", "valid")
-    ]
-    best = max(entries, key=lambda entry: entry["auc"])["step"]
+    """The best parameters are those of the validated step with the highest AUC, not the last."""
+    scores = valid_aucs(finished[0], "model")
+    best = max(scores, key=scores.get)
     config = tiny()
     with training.opened(config, finished[0]) as run:
         stage = stages.model_stage(run)
         like = stages.fresh_state(run, stage)
         with contextlib.closing(stages.open_checkpoints(run, stage)) as checkpoints:
-            found = kept.restore_best(checkpoints, like.params)
-            chex.assert_trees_all_equal(found, checkpoints.restore(like, best)[1].params)
+            restored = parameters.restore_best(checkpoints, like.params)
+            chex.assert_trees_all_equal(restored, checkpoints.restore(like, best)[1].params)
 
 
-def test_where_the_best_checkpoint_and_all_before_it_are_damaged_the_newest_is_read(
-    finished, tmp_path
-):
+def test_the_newest_is_read_if_the_best_and_all_before_it_are_damaged(finished, tmp_path):
     folder = shutil.copytree(finished[0] / "model", tmp_path / "model")
     with contextlib.closing(Checkpoints(folder, read_only=True)) as checkpoints:
         best = checkpoints.best_step()
@@ -191,14 +165,13 @@ def test_where_the_best_checkpoint_and_all_before_it_are_damaged_the_newest_is_r
             (folder / f"{step:09d}" / "SHA256SUMS").write_text("damaged")
     with training.opened(tiny(), finished[0]) as run:
         like = stages.fresh_state(run, stages.model_stage(run)).params
-    found = kept.read_best(folder, like)
+    best_left = parameters.read_best(folder, like)
     with contextlib.closing(Checkpoints(folder, read_only=True)) as checkpoints:
-        chex.assert_trees_all_equal(
-            found, checkpoints.restore({"params": like}, steps[-1], part=True)[1]["params"]
-        )
+        newest = checkpoints.restore({"params": like}, steps[-1], part=True)[1]["params"]
+    chex.assert_trees_all_equal(best_left, newest)
 
 
-# ---- stopping and going on
+# ---- stopping and continuing
 
 MOMENTS = [
     "teacher compilation",
@@ -215,24 +188,23 @@ MOMENTS = [
 ]
 
 
-def test_stopped_at_every_kind_of_moment_it_goes_on_as_if_it_had_not(finished, tmp_path):
+def test_a_run_stopped_at_any_moment_continues_as_if_it_had_not(finished, tmp_path):
     for moment in MOMENTS:
-        told = stopped(tiny(), tmp_path, moment)
-        assert "run the same line again to go on" in told, moment
+        message = stopped(tiny(), tmp_path, moment)
+        assert "run the same line again to go on" in message, moment
         stage, kind, *number = moment.split() if moment != "test" else ("test", "")
         step = 1 if kind == "compilation" else int(number[0]) if number else None
         if step is None:
-            assert stage == "test" and "evaluating on 'test'" in told
+            assert stage == "test" and "evaluating on 'test'" in message
             continue
-        assert f"in stage {stage!r} at step {step};" in told, moment
-        assert max(int(path.name) for path in (tmp_path / stage).iterdir()) == step, (
-            moment
-        )  # nothing is lost
+        assert f"in stage {stage!r} at step {step};" in message, moment
+        newest = max(int(path.name) for path in (tmp_path / stage).iterdir())
+        assert newest == step, moment  # nothing is lost
     assert training.train(tiny(), tmp_path) == finished[1]
     assert_same_run(tmp_path, finished[0])
 
 
-def test_a_validation_is_left_between_two_batches(tmp_path):
+def test_a_validation_stops_between_two_batches(tmp_path):
     stop = Preemption()
     run = stages.Run(tiny(), tmp_path, make_source(tiny().data, 0), stop)
     calls = []
@@ -249,11 +221,12 @@ def test_a_validation_is_left_between_two_batches(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])
-def test_from_a_damaged_checkpoint_it_goes_back_one(finished, halfway, tmp_path, caplog, damage):
+def test_a_damaged_checkpoint_is_replaced_by_the_one_before(
+    finished, halfway, tmp_path, caplog, damage
+):
     workdir = Path(shutil.copytree(halfway, tmp_path / "run"))
-    largest = max(
-        (workdir / "model" / "000000007").rglob("*"), key=lambda path: path.stat().st_size
-    )
+    files = (workdir / "model" / "000000007").rglob("*")
+    largest = max(files, key=lambda path: path.stat().st_size)
     harm(largest, damage)
     with caplog.at_level(logging.INFO, "absl"):
         assert training.train(tiny(), workdir) == finished[1]
@@ -271,12 +244,9 @@ def harm(path: Path, damage: str) -> None:
     path.write_bytes(content)
 
 
-def test_damage_to_any_file_of_a_checkpoint_is_seen(halfway, tmp_path):
-    names = [
-        path.relative_to(halfway)
-        for path in (halfway / "model" / "000000007").rglob("*")
-        if path.is_file()
-    ]
+def test_damage_to_any_file_of_a_checkpoint_is_detected(halfway, tmp_path):
+    paths = (halfway / "model" / "000000007").rglob("*")
+    names = [path.relative_to(halfway) for path in paths if path.is_file()]
     assert len(names) > 3
     for name, damage in itertools.product(names, ("truncated", "flipped")):
         workdir = Path(shutil.copytree(halfway, tmp_path / "run"))
@@ -285,8 +255,8 @@ def test_damage_to_any_file_of_a_checkpoint_is_seen(halfway, tmp_path):
         shutil.rmtree(workdir)
 
 
-def test_it_goes_on_with_other_devices_and_mappings(tmp_path):
-    """And the same losses: what is drawn depends on neither."""
+def test_a_run_continues_with_other_devices_and_mappings(tmp_path):
+    """The losses stay the same, since nothing drawn depends on devices or mappings."""
     config = tiny(**PLAIN)
     training.train(config, tmp_path / "whole")
     stopped(config, tmp_path / "moved", "model step 5")
@@ -303,25 +273,21 @@ def test_it_goes_on_with_other_devices_and_mappings(tmp_path):
 
 @pytest.mark.parametrize("save_every", [1, 100])
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, save_every):
-    """Seen before anything is saved after it, and also where nothing is saved until the end."""
-    config = tiny(
-        **PLAIN,
-        **{"train.learning_rate": 1e30, "train.save_every": save_every, "train.eval_every": 100},
-    )
+    """It ends before a later step is saved, and also if nothing is saved until the end."""
+    wild = {"train.learning_rate": 1e30, "train.save_every": save_every, "train.eval_every": 100}
+    config = tiny(**PLAIN, **wild)
     for _ in range(2):
         with pytest.raises(FloatingPointError) as error:
             training.train(config, tmp_path)
-        assert "stage 'model', step 2: a loss is not finite" in str(error.value)
-        assert "reason " in str(error.value) and "Lower config.train.learning_rate" in str(
-            error.value
-        )
+        message = str(error.value)
+        assert "stage 'model', step 2: a loss is not finite" in message
+        assert "reason " in message and "Lower config.train.learning_rate" in message
         assert [entry["step"] for entry in lines(tmp_path)] == [1]
         if save_every == 1:
             step, leaves = saved(tmp_path)
             assert step == 1
-            chex.assert_tree_all_finite(
-                {name: leaf for name, leaf in leaves.items() if name.startswith("params")}
-            )
+            params = {name: leaf for name, leaf in leaves.items() if name.startswith("params")}
+            chex.assert_tree_all_finite(params)
         else:
             assert not list((tmp_path / "model").iterdir())
 
@@ -332,67 +298,53 @@ def test_another_config_is_refused(finished):
         config = tiny()
         set_key(config, name, other(field.default))
         if name in kept.MAY_CHANGE:
-            kept.check_same_config(config, workdir, source)
+            resume.check_same_config(config, workdir, source)
         else:
-            with pytest.raises(
-                ValueError, match=f"config.{name} was .*, now .*: use another --workdir"
-            ):
-                kept.check_same_config(config, workdir, source)
+            words = f"config.{name} was .*, now .*: use another --workdir"
+            with pytest.raises(ValueError, match=words):
+                resume.check_same_config(config, workdir, source)
     assert set(kept.MAY_CHANGE) <= set(configs.SCHEMA)
     with pytest.raises(ValueError, match="config.machine.slots was 4, now 5"):
         training.train(tiny(**{"machine.slots": 5}), workdir)
-    assert (
-        training.train(tiny(**{"train.keep_last": 5, "train.log_every": 3}), workdir) == finished[1]
-    )
+    config = tiny(**{"train.keep_last": 5, "train.log_every": 3})
+    assert training.train(config, workdir) == finished[1]
 
 
 def other(value):
     """A value that no tiny config has."""
-    return (
-        not value
-        if isinstance(value, bool)
-        else f"{value}?"
-        if isinstance(value, str)
-        else value + 12345
-    )
+    if isinstance(value, bool):
+        return not value
+    return f"{value}?" if isinstance(value, str) else value + 12345
 
 
 def test_a_config_binds_only_once_something_is_saved(tmp_path):
-    """A run refused at its start may be started again with the cause put right."""
+    """A run that was refused at its start may start again with a corrected config."""
+    wrong = {"data.simulated.clicks_min": 45, "data.simulated.clicks_max": 45}
     with pytest.raises(ValueError, match="clicks_min=45"):
-        training.train(
-            tiny(**{"data.simulated.clicks_min": 45, "data.simulated.clicks_max": 45}), tmp_path
-        )
+        training.train(tiny(**wrong), tmp_path)
     stopped(tiny(**PLAIN), tmp_path, "model step 0")
     with pytest.raises(ValueError, match="config.machine.kind was 'gru', now 'rehearsal'"):
         training.train(tiny(), tmp_path)
 
 
 def test_batches_that_do_not_divide_among_the_devices_are_refused(tmp_path):
-    with pytest.raises(
-        ValueError, match="config.teacher.batch_size = 9 does not divide among 8 devices"
-    ):
-        training.train(tiny(**{"teacher.batch_size": 9, "train.devices": 0}), tmp_path)
-    with pytest.raises(
-        ValueError, match="config.train.batch_size = 9 does not divide among 8 devices"
-    ):
-        training.train(tiny(**{"train.batch_size": 9, "train.devices": 0}), tmp_path)
+    for key in ("teacher.batch_size", "train.batch_size"):
+        words = f"config.{key} = 9 does not divide among 8 devices"
+        with pytest.raises(ValueError, match=words):
+            training.train(tiny(**{key: 9, "train.devices": 0}), tmp_path)
     assert not (tmp_path / "teacher").exists()  # nothing was trained in vain
+    many = {"train.batch_size": 16, "train.eval_batch_size": 16, "train.devices": 16}
     with pytest.raises(ValueError, match="config.train.devices = 16, but there are 8"):
-        training.train(
-            tiny(**{"train.batch_size": 16, "train.eval_batch_size": 16, "train.devices": 16}),
-            tmp_path,
-        )
+        training.train(tiny(**many), tmp_path)
 
 
 def test_microbatches_save_memory(tmp_path):
-    """They divide the streams of a device; on a CPU they are chosen where nothing is asked for, for the model alone."""
+    """They divide the streams of a device. For the model, a CPU chooses a size if none is set."""
     config = tiny(**{"train.batch_size": 8, "train.microbatch": 2})
     run = stages.Run(config, tmp_path, make_source(config.data, 0), Preemption())
     assert stages.microbatch(run, 8)(8, 40) == 2
-    with pytest.raises(
-        ValueError, match="config.train.microbatch = 2 does not divide the 7 streams of a device"
-    ):
+    words = "config.train.microbatch = 2 does not divide the 7 streams of a device"
+    with pytest.raises(ValueError, match=words):
         stages.microbatch(run, 7)
     peaks = {}
     for mapping, rows in (("mesh", 4), ("pmap", 2)):
@@ -401,15 +353,9 @@ def test_microbatches_save_memory(tmp_path):
         peaks[mapping, rows] = peak_bytes(mapped.compiled(state, (), frozen, batch))
     assert peaks["pmap", 2] < 0.8 * peaks["mesh", 4]
     config.train.microbatch = 0
-    # the divisor nearest in ratio to what fits, or to four; streams have 40 items
-    for items, streams, rows in (
-        (0, 6, 3),
-        (0, 32, 4),
-        (320, 32, 8),
-        (10**9, 32, 32),
-        (320, 11, 11),
-        (400, 25, 5),
-    ):
+    # The size is the divisor with the ratio nearest to what fits, or to 4. Streams have 40 items.
+    few = ((0, 6, 3), (0, 32, 4), (320, 32, 8))
+    for items, streams, rows in (*few, (10**9, 32, 32), (320, 11, 11), (400, 25, 5)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(stages, "CPU_ITEMS", items)
             assert stages.microbatch(run, streams)(streams, 40) == rows
@@ -422,87 +368,61 @@ def test_a_config_without_a_teacher_trains_none(tmp_path):
 
 
 def test_a_teacher_from_another_run(finished, tmp_path):
-    """It is not trained again, and its item table stays as it is at every step, while the rest learns."""
+    """It is not trained again. Its item table stays the same at every step; the rest learns."""
     config = tiny(**PLAIN, **{"teacher.share_items": True, "teacher.dir": str(finished[0])})
     training.train(config, tmp_path / "run")
     assert not (tmp_path / "run" / "teacher").exists()
-    scores = {
-        e["step"]: e["auc"]
-        for e in lines(finished[0])
-        if (e["stage"], e["kind"]) == ("teacher", "valid")
-    }
+    scores = valid_aucs(finished[0], "teacher")
     teacher = saved(finished[0], "teacher", max(scores, key=scores.get))[1]
     earlier, later = (saved(tmp_path / "run", step=step)[1] for step in (9, 12))
+    table = teacher["params/sampler/embed"]
     for model in (earlier, later):
-        np.testing.assert_array_equal(
-            model["params/machine/embed"], teacher["params/sampler/embed"]
-        )
+        np.testing.assert_array_equal(model["params/machine/embed"], table)
     assert (earlier["params/head/out"] != later["params/head/out"]).any()
     shutil.copytree(finished[0] / "teacher", tmp_path / "halfway" / "teacher")
     for name in ("nowhere", "halfway"):  # the second run was stopped before its model's stage
         config.teacher.dir = str(tmp_path / name)
-        with pytest.raises(
-            FileNotFoundError, match=f"{name}' holds no whole teacher: name a workdir with one"
-        ):
+        words = f"{name}' holds no finished teacher: name a workdir with one"
+        with pytest.raises(FileNotFoundError, match=words):
             training.train(config, tmp_path / "other")
     assert not (tmp_path / "nowhere").exists()
 
 
 def test_a_run_begins_with_the_best_parameters_of_another(finished, tmp_path):
-    """With a rate of next to nothing it keeps them; a run of its own, it begins at step 0."""
+    """With a tiny rate it keeps them. It is a new run, so it begins at step 0."""
     others = {"train.learning_rate": 1e-12, "train.steps": 2, "train.eval_every": 2}
-    config = tiny(
-        **others, **{"train.start_from": str(finished[0]), "teacher.dir": str(finished[0])}
-    )
+    first = {"train.start_from": str(finished[0]), "teacher.dir": str(finished[0])}
+    config = tiny(**others, **first)
     training.train(config, tmp_path / "run")
-    scores = {
-        e["step"]: e["auc"]
-        for e in lines(finished[0])
-        if (e["stage"], e["kind"]) == ("model", "valid")
-    }
-    best, begun = (
-        saved(finished[0], step=max(scores, key=scores.get))[1],
-        saved(tmp_path / "run")[1],
-    )
+    scores = valid_aucs(finished[0], "model")
+    best = saved(finished[0], step=max(scores, key=scores.get))[1]
+    begun = saved(tmp_path / "run")[1]
     params = [name for name in best if name.startswith("params/")]
     assert params
     for name in params:
         np.testing.assert_allclose(begun[name], best[name], atol=1e-7, err_msg=name)
     assert [line["step"] for line in lines(tmp_path / "run") if line["kind"] == "train"] == [1, 2]
-    (tmp_path / "texts").mkdir()
-    (tmp_path / "texts" / "config.json").write_text(
-        '{"data": {"found": {"words": "0123456789abcdef"}}}'
-    )
-    (tmp_path / "world").mkdir()
-    (tmp_path / "world" / "config.json").write_text('{"data": {"found": {"items": 3}}}')
-    for name, error, said in (
+    for name, account in (("texts", {"words": "0123456789abcdef"}), ("world", {"items": 3})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"data": {"found": account}}))
+    for name, error, words in (
         ("nowhere", FileNotFoundError, "start_from.*no checkpoint"),
         ("texts", ValueError, "other words"),
         ("world", ValueError, "data of 3 items, config.data has 58"),
     ):
         config.train.start_from = str(tmp_path / name)
-        with pytest.raises(error, match=said):
+        with pytest.raises(error, match=words):
             training.train(config, tmp_path / "other")
-    with pytest.raises(
-        ValueError, match="start_from.*other parameters.*the same machine.*params/machine"
-    ):
-        training.train(
-            tiny(
-                **others,
-                **{
-                    "machine.dim": 4,
-                    "train.start_from": str(finished[0]),
-                    "rehearsal.sampler": "uniform",
-                },
-            ),
-            tmp_path / "other",
-        )
+    others |= {"train.start_from": str(finished[0]), "rehearsal.sampler": "uniform"}
+    words = "start_from.*other parameters.*the same machine.*params/machine"
+    with pytest.raises(ValueError, match=words):
+        training.train(tiny(**others, **{"machine.dim": 4}), tmp_path / "other")
     assert not (tmp_path / "nowhere").exists()
 
 
 @pytest.mark.slow
-def test_once_begun_a_run_needs_the_other_no_more(finished, tmp_path):
-    """And where the other is not to be had, that is said before the teacher is trained."""
+def test_a_run_needs_the_other_run_only_at_its_start(finished, tmp_path):
+    """If the other run is missing, the error comes before the teacher is trained."""
     other = shutil.copytree(finished[0], tmp_path / "other")
     config = tiny(**{"train.start_from": str(other)})
     training.train(config, tmp_path / "whole")
@@ -513,16 +433,18 @@ def test_once_begun_a_run_needs_the_other_no_more(finished, tmp_path):
     with pytest.raises(FileNotFoundError, match="start_from.*no checkpoint"):
         training.train(config, tmp_path / "late")
     assert not (tmp_path / "late" / "teacher").exists()
-    stopped(tiny(), tmp_path / "late", "teacher step 5")  # of the model nothing is saved
+    stopped(tiny(), tmp_path / "late", "teacher step 5")  # the model has saved nothing
     config.train.start_from = str(finished[0])
     stopped(config, tmp_path / "late", "model step 3")
-    assert json.loads((tmp_path / "late" / "config.json").read_text())["train"][
-        "start_from"
-    ] == str(finished[0])
+    values = json.loads((tmp_path / "late" / "config.json").read_text())
+    assert values["train"]["start_from"] == str(finished[0])
 
 
-def test_the_schedule_is_the_config_s(tmp_path):
-    """Adam's step on a constant gradient is the rate: after 9 of 12 steps (1 + cos 3/4 pi) / 2 of it is left."""
+def test_the_schedule_is_that_of_the_config(tmp_path):
+    """Adam's step on a constant gradient is the rate.
+
+    After 9 of 12 steps the cosine leaves (1 + cos 3/4 pi) / 2 of it.
+    """
     for schedule, share in (("cosine", 0.5 * (1 + math.cos(0.75 * math.pi))), ("constant", 1.0)):
         config = tiny(**PLAIN, **{"train.schedule": schedule})
         run = stages.Run(config, tmp_path, make_source(config.data, 0), Preemption())
@@ -533,19 +455,19 @@ def test_the_schedule_is_the_config_s(tmp_path):
         assert float(updates[0]) == pytest.approx(-1e-3 * share, rel=1e-3)
 
 
-def test_other_data_is_not_answered_for(finished, tmp_path):
-    """The folder may have another name, what is in it may not."""
+def test_other_data_are_refused(finished, tmp_path):
+    """The folder may have another name, but not other contents."""
     workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
     assert training.train(tiny(**{"data.dir": "elsewhere"}), workdir) == finished[1]
-    told = json.loads((workdir / "config.json").read_text())
-    told["data"]["found"]["test"] += 1
-    (workdir / "config.json").write_text(json.dumps(told))
+    values = json.loads((workdir / "config.json").read_text())
+    values["data"]["found"]["test"] += 1
+    (workdir / "config.json").write_text(json.dumps(values))
     with pytest.raises(ValueError, match="config.data.found.test was 16, now 15"):
         training.train(tiny(), workdir)
 
 
-def test_an_evaluation_that_was_written_but_not_saved_is_not_written_twice(finished, tmp_path):
-    """Stopped in a validation, then killed at the end of the next one, before its score is saved."""
+def test_an_evaluation_whose_score_was_not_saved_is_not_written_twice(finished, tmp_path):
+    """The run stops in a validation. The next one is killed before the score is saved."""
     stopped(tiny(), tmp_path, "model validation 8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Checkpoints, "save", lambda *_: sys.exit("killed"))
@@ -558,22 +480,20 @@ def test_an_evaluation_that_was_written_but_not_saved_is_not_written_twice(finis
 # ---- testing only
 
 
-def test_nothing_trained_cannot_be_tested(tmp_path):
-    with pytest.raises(
-        FileNotFoundError,
-        match=r"run has no checkpoint of the model: train first, with --mode=train",
-    ):
+def test_a_workdir_without_a_model_cannot_be_tested(tmp_path):
+    words = r"run has no checkpoint of the model: train first, with --mode=train"
+    with pytest.raises(FileNotFoundError, match=words):
         training.evaluate_only(tiny(), tmp_path / "run")
 
 
-def test_testing_gives_the_numbers_of_the_run(finished):
+def test_an_evaluation_gives_the_numbers_of_the_run(finished):
     written = (finished[0] / "metrics.jsonl").read_bytes()
     assert training.evaluate_only(tiny(), finished[0]) == finished[1]
     assert (finished[0] / "metrics.jsonl").read_bytes() == written
 
 
-def test_what_was_trained_can_be_asked(finished, tmp_path):
-    """In a notebook, while its run may still be writing: the scores that the table was made of."""
+def test_a_trained_model_answers_questions(finished, tmp_path):
+    """A notebook gets the scores of the table, even while the run is still writing."""
     workdir = Path(shutil.copytree(finished[0], tmp_path / "run"))
     (workdir / "model" / "000000099.tmp").mkdir()
     before = sorted(workdir.rglob("*"))
@@ -582,17 +502,14 @@ def test_what_was_trained_can_be_asked(finished, tmp_path):
     items, mask = segment(users["items"], users["length"], 10)
     memory = machines.memorize(task.machine, params["machine"], items, mask).memory
     logits = task.answer(params, memory, users["query"], users["query_mask"])
-    assert auc(logits, users["target"], users["query_mask"]) == pytest.approx(
-        finished[1][0]["test_auc"], abs=1e-6
-    )
+    score = auc(logits, users["target"], users["query_mask"])
+    assert score == pytest.approx(finished[1][0]["test_auc"], abs=1e-6)
     query = task.machine.embed(params["machine"], users["query"])
     read = task.machine.read(params["machine"], memory, query, users["query_mask"])
     np.testing.assert_array_equal(logits, heads.click(params["head"], read, query))
     assert sorted(workdir.rglob("*")) == before
-    with pytest.raises(
-        FileNotFoundError,
-        match=r"nowhere/config.json is not there: name a workdir that was trained",
-    ):
+    words = r"nowhere/config.json is missing: name a workdir that was trained"
+    with pytest.raises(FileNotFoundError, match=words):
         training.trained(tmp_path / "nowhere")
 
 
@@ -601,12 +518,8 @@ def test_every_mapping_scores_alike_and_leaves_padding_out(tmp_path):
     run = stages.Run(config, tmp_path, make_source(config.data, 0), Preemption())
     stage = stages.model_stage(run)
     params, scored = stages.fresh_state(run, stage).params, []
-    for mapping, devices, model_devices in (
-        ("pmap", 1, 1),
-        ("pmap", 2, 1),
-        ("mesh", 2, 1),
-        ("mesh", 4, 2),
-    ):
+    layouts = ("pmap", 1, 1), ("pmap", 2, 1), ("mesh", 2, 1), ("mesh", 4, 2)
+    for mapping, devices, model_devices in layouts:
         how = dict(mapping=mapping, devices=devices, model_devices=model_devices)
         mapped = make_mapped(stage.task, make_optimizer(1e-3, 5.0), 0, **how)
         assert mapped.devices == devices // model_devices
@@ -617,9 +530,8 @@ def test_every_mapping_scores_alike_and_leaves_padding_out(tmp_path):
     assert np.std(first["scores"]) > 1e-3
     for got in scored[1:]:
         np.testing.assert_allclose(got.pop("scores"), first["scores"], rtol=0, atol=1e-6)
-        chex.assert_trees_all_equal(
-            got, {name: value for name, value in first.items() if name != "scores"}
-        )
+        rest = {name: value for name, value in first.items() if name != "scores"}
+        chex.assert_trees_all_equal(got, rest)
 
 
 # ---- the cost
@@ -630,18 +542,18 @@ def dense(inputs: int, outputs: int) -> int:
 
 
 def transformer(d: int, tokens: int, attentions: int, layers: int = 1) -> int:
-    """Positions; per layer attentions with their norms, a feed-forward of width 4 d with its norm; a last norm."""
+    """Counts positions, layers and a last norm.
+
+    A layer has attentions with their norms, and a feed-forward of width 4 d with its norm.
+    """
     attention = 3 * dense(d, d) + d * d + 2 * d  # keys have no bias
-    return (
-        tokens * d
-        + layers * (attentions * attention + dense(d, 4 * d) + dense(4 * d, d) + 2 * d)
-        + 2 * d
-    )
+    layer = attentions * attention + dense(d, 4 * d) + dense(4 * d, d) + 2 * d
+    return tokens * d + layers * layer + 2 * d
 
 
-def test_explain_counts_what_one_counts_by_hand(monkeypatch):
+def test_explain_agrees_with_a_count_by_hand(monkeypatch):
     d, slots, length, items = 8, 4, 10, 9 * 2 * 3 + 4
-    parameters = {
+    counts = {
         "items": items * d,
         "encoder": transformer(d, length, 1),
         "slots": slots * d,
@@ -653,41 +565,35 @@ def test_explain_counts_what_one_counts_by_hand(monkeypatch):
         "tokens": 2 * d,
         "familiar": dense(d, 1),
     }
-    monkeypatch.setattr(
-        stages, "microbatch", None
-    )  # eight CPU devices stand for accelerators, which hold all rows
-    told = explain.report(tiny())
-    assert told["parameters"] == sum(parameters.values())
-    assert told["memory_bytes_per_stream"] == 4 * slots * d + 4
-    assert told["flops_per_step"] > told["matmul_flops_per_step"] > 0
-    assert told["peak_bytes_per_device"] > 3 * 4 * told["parameters"]  # with Adam's two moments
-    assert told["compile_seconds"] > 0 and (told["devices"], told["batch_size"]) == (1, 8)
+    # Eight CPU devices stand for accelerators, which hold all rows.
+    monkeypatch.setattr(stages, "microbatch", None)
+    costs = explain.report(tiny())
+    assert costs["parameters"] == sum(counts.values())
+    assert costs["memory_bytes_per_stream"] == 4 * slots * d + 4
+    assert costs["flops_per_step"] > costs["matmul_flops_per_step"] > 0
+    assert costs["peak_bytes_per_device"] > 3 * 4 * costs["parameters"]  # with Adam's two moments
+    assert costs["compile_seconds"] > 0 and (costs["devices"], costs["batch_size"]) == (1, 8)
 
 
-def test_work_grows_linearly_with_the_stream_and_memory_not_at_all():
+def test_work_grows_linearly_with_the_stream_and_the_memory_does_not_grow():
     costs = []
     for clicks in (100, 200, 300):
         stream = {"data.simulated.clicks_min": clicks, "data.simulated.clicks_max": clicks}
-        config = tiny(
-            **stream, **{"machine.block": 2}
-        )  # a loop over blocks: its body is there once
+        config = tiny(**stream, **{"machine.block": 2})  # a loop over blocks has its body once
         run, task, state, frozen, batch = shapes(config)
         assert batch.items.shape == (8, clicks // 10, 10)
         costs.append(explain.step_costs(run, stages.model_stage(run), state, frozen, batch))
-    assert (
-        len({cost["memory_bytes_per_stream"] for cost in costs})
-        == len({cost["parameters"] for cost in costs})
-        == 1
-    )
+    for name in ("memory_bytes_per_stream", "parameters"):
+        assert len({cost[name] for cost in costs}) == 1
     for name in ("flops_per_step", "matmul_flops_per_step"):
         one, two, three = (cost[name] for cost in costs)
         assert three - two == pytest.approx(two - one, rel=0.01) and two > 1.5 * one
 
 
-# ---- every row of RM's Tables 5 and 6, and every sweep, is a change of config
+# ---- a config change gives every row of RM's Tables 5 and 6, and every sweep
 
 REHEARSED = {"reason", "recollection", "familiarity"}
-VARIANTS = {  # name -> changes, the loss terms there are
+VARIANTS = {  # name -> changes, loss terms
     "as printed": ({}, REHEARSED),
     "without rehearsal": (
         {"rehearsal.recollection": 0.0, "rehearsal.familiarity": 0.0},
@@ -746,7 +652,7 @@ def source_of(settings: str):
 
 
 def shapes(config):
-    """-> run, task, state, frozen (shapes alone) and the first batch."""
+    """Returns run, task, shapes of state and frozen, and the first batch."""
     source = source_of(config.data.simulated.to_json()) or make_source(config.data, 0)
     run = stages.Run(config, Path(), source, Preemption())
     stage, teacher = stages.model_stage(run), tasks.make_teacher(config, source)
@@ -762,7 +668,7 @@ def shapes(config):
 
 @functools.cache
 def traced(name: str):
-    """-> the train step as text; shapes of the state before and after, and of the metrics."""
+    """Returns the train step as text; shapes of the state before and after, and of the metrics."""
     run, task, state, frozen, batch = shapes(tiny(**VARIANTS[name][0]))
     step = make_train_step(task, stages.stage_optimizer(run, stages.model_stage(run)), 0)
     program, (after, _, metrics) = jax.make_jaxpr(step, return_shape=True)(state, (), frozen, batch)
@@ -780,8 +686,8 @@ def test_every_variant_builds(name):
     assert {leaf.dtype for leaf in jax.tree.leaves(before.params)} == {np.dtype("float32")}
 
 
-def test_every_variant_is_another_program():
-    """No change of config is without effect."""
+def test_all_variants_are_different_programs():
+    """Every change of config has an effect."""
     programs = {traced(name)[0]: name for name in VARIANTS}
     assert sorted(programs.values()) == sorted(VARIANTS)
 
@@ -790,7 +696,7 @@ def test_every_variant_is_another_program():
 def test_a_step_of_a_variant_is_finite(name):
     run, task, *_ = shapes(tiny(**STEPPED[name]))
     stage, _, state, frozen, batch = stages.first_step(run)
-    state = state.replace(params=noise(task.init))  # where everything has a gradient
+    state = state.replace(params=noise(task.init))  # noise gives everything a gradient
     step = jax.jit(make_train_step(task, stages.stage_optimizer(run, stage), 0))
     after, _, metrics = step(state, (), frozen, batch)
     chex.assert_tree_all_finite((after, metrics))

@@ -1,4 +1,4 @@
-"""One holder at a time, whoever dies and however; signals only ask."""
+"""A workdir has one holder at a time, however a process ends; signals only set a flag."""
 
 import errno
 import fcntl
@@ -23,7 +23,7 @@ def _hold(workdir, ready, fork):
 
 
 @pytest.mark.parametrize("fork", [False, True])
-def test_second_process_is_told_who_holds_it_and_sigkill_frees_it(tmp_path, fork):
+def test_the_error_names_the_holder_and_sigkill_releases_the_lock(tmp_path, fork):
     context = multiprocessing.get_context("spawn")
     ready = context.Event()
     process = context.Process(target=_hold, args=(tmp_path / "run", ready, fork), daemon=True)
@@ -38,7 +38,7 @@ def test_second_process_is_told_who_holds_it_and_sigkill_frees_it(tmp_path, fork
         assert (tmp_path / "run" / "lock").read_text().startswith(f"pid {os.getpid()} on ")
 
 
-def test_released_at_the_end(tmp_path):
+def test_the_lock_is_released_at_the_end(tmp_path):
     for _ in range(2):
         with (
             lock(tmp_path),
@@ -59,7 +59,7 @@ def test_a_signal_only_sets_the_flag(number):
     assert signal.getsignal(number) is before
 
 
-def test_the_second_interrupt_interrupts():
+def test_a_second_interrupt_raises_keyboard_interrupt():
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), Preemption() as preemption:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -70,7 +70,7 @@ def test_the_second_interrupt_interrupts():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_outside_the_main_thread_it_does_nothing():
+def test_outside_the_main_thread_a_preemption_does_nothing():
     before, seen = signal.getsignal(signal.SIGTERM), []
 
     def run():
@@ -83,7 +83,7 @@ def test_outside_the_main_thread_it_does_nothing():
     assert seen == [(before, False)]
 
 
-def test_exit_code_says_try_again():
+def test_the_exit_code_means_try_again():
     assert EXIT_PREEMPTED == os.EX_TEMPFAIL
 
 
@@ -92,9 +92,8 @@ def test_readers_share_a_workdir_but_not_with_a_writer(tmp_path):
     with lock(run), pytest.raises(RuntimeError, match=words), lock(run, reading=True):
         pass
     with lock(tmp_path / "run", reading=True), lock(tmp_path / "run", reading=True):
-        (tmp_path / "run" / "lock").write_text(
-            f"pid {2**22 + 1} on {socket.gethostname()}\n"
-        )  # of one that is dead
+        dead = f"pid {2**22 + 1} on {socket.gethostname()}\n"
+        (tmp_path / "run" / "lock").write_text(dead)
         words = "another process, such as an evaluation: wait for it"
         with pytest.raises(RuntimeError, match=words), lock(tmp_path / "run"):
             pass
@@ -108,7 +107,7 @@ def test_reading_makes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("reading", [False, True])
-def test_who_deletes_the_lock_file_frees_nothing(tmp_path, reading):
+def test_deleting_the_lock_file_releases_nothing(tmp_path, reading):
     with lock(tmp_path):
         (tmp_path / "lock").unlink()
         with (
@@ -120,9 +119,7 @@ def test_who_deletes_the_lock_file_frees_nothing(tmp_path, reading):
         pass
 
 
-@pytest.mark.parametrize(
-    "files", [False, True], ids=["nothing can be locked", "files can be locked"]
-)
+@pytest.mark.parametrize("files", [False, True], ids=["nothing is locked", "files are locked"])
 def test_a_file_system_without_locks(tmp_path, monkeypatch, caplog, files):
     flock = fcntl.flock
 
@@ -141,7 +138,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, caplog, files):
 
 
 def read_only(monkeypatch):
-    """No file can be opened for writing, as if the file system were mounted read-only."""
+    """Makes opening a file for writing fail, as on a read-only file system."""
     opened = os.open
 
     def refuse(path, flags, *rest, **more):
@@ -163,18 +160,14 @@ def test_a_read_only_workdir_can_be_read(tmp_path, monkeypatch):
         pass
 
 
-def test_a_full_disk_is_named_and_the_lock_is_free_again(tmp_path, monkeypatch):
+def test_a_full_disk_is_named_and_the_lock_is_released(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", full)
-        with (
-            pytest.raises(
-                OSError, match=r"lock: \d+ bytes could not be written \(no space is left\)"
-            ),
-            lock(tmp_path),
-        ):
+        words = r"lock: \d+ bytes could not be written \(no space is left\)"
+        with pytest.raises(OSError, match=words), lock(tmp_path):
             pass
     with lock(tmp_path):
         pass

@@ -1,4 +1,4 @@
-"""Loggers by name: where the numbers of a run go. `metrics.open_loggers` opens those that a config names."""
+"""Loggers by name: where the numbers of a run go. `reporting.open_loggers` opens them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,20 @@ from rmjax.io import atomic, text
 from rmjax.registry import LOGGERS
 from rmjax.types import Logger, LoggerContext
 
-__all__ = ["LOGGERS", "Logger", "LoggerContext", "not_installed", "run_id", "saying"]
+__all__ = ["LOGGERS", "Logger", "LoggerContext", "explain_errors", "not_installed", "run_id"]
 
 
 @contextlib.contextmanager
-def saying(path: Path, size: int) -> Iterator[None]:
-    """OSErrors inside are of writing `size` bytes to `path`."""
+def explain_errors(path: Path, size: int) -> Iterator[None]:
+    """Explains errors of writing to a file.
+
+    Args:
+      path: the file or folder that is written.
+      size: bytes that are written.
+
+    Raises:
+      OSError: what was raised inside, with the file, the cause and the cure.
+    """
     try:
         yield
     except OSError as error:
@@ -24,12 +32,15 @@ def saying(path: Path, size: int) -> Iterator[None]:
 
 
 def run_id(context: LoggerContext, logger: str, create: Callable[[], str]) -> str:
-    """The id that a tracker knows a stage by, kept in the workdir, so that a run that goes on finds it again.
+    """The id of a stage in a tracker. The workdir keeps it for a run that continues.
 
     Args:
-      context: of the stage. One that starts at step 0 gets a new id.
+      context: of the stage. A stage that starts at step 0 gets a new id.
       logger: the tracker's name.
-      create: a new id.
+      create: makes a new id.
+
+    Returns:
+      The id.
     """
     path = context.workdir / f"{logger}-{context.stage}.id"
     if context.start_step and path.exists():
@@ -41,7 +52,8 @@ def run_id(context: LoggerContext, logger: str, create: Callable[[], str]) -> st
 
 
 def not_installed(logger: str) -> ImportError:
-    """What to do where a logger's package is missing."""
+    """The error of a logger whose package is missing, with its cure."""
     return ImportError(
-        f"config.train.loggers: {logger} is not installed: pip install 'rmjax[{logger}]', or leave {logger} out"
+        f"config.train.loggers: {logger} is not installed: pip install 'rmjax[{logger}]', or leave "
+        f"{logger} out"
     )

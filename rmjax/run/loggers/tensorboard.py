@@ -8,31 +8,39 @@ from collections.abc import Mapping
 import tensorboardX
 
 from rmjax.registry import NoSettings as Settings
-from rmjax.run.loggers import LoggerContext, saying
+from rmjax.run.loggers import LoggerContext, explain_errors
 
 
 class Events:
-    """Going on, its first event ends what was written of later steps."""
+    """Writes scalars, in one group for each kind, see `rmjax.types.Logger`.
+
+    The first event of a stage that continues removes the values of later steps.
+
+    Args:
+      context: of the stage.
+    """
 
     def __init__(self, context: LoggerContext):
         start = context.start_step
         self._folder = context.workdir / "tensorboard" / context.stage
-        with saying(self._folder, 0):
+        with explain_errors(self._folder, 0):
             self._board = tensorboardX.SummaryWriter(
                 str(self._folder), purge_step=start + 1 if start else 0, filename_suffix=f".{start}"
             )
 
     def write(self, kind: str, step: int, values: Mapping[str, int | float]) -> None:
-        with saying(self._folder, 0):
+        """Writes one scalar for each value."""
+        with explain_errors(self._folder, 0):
             for name, value in values.items():
                 self._board.add_scalar(f"{kind}/{name}", value, step)
             self._board.flush()
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # said by `write`
+        """Closes the file."""
+        with contextlib.suppress(OSError):  # `write` has raised it already
             self._board.close()
 
 
 def make(settings: Settings, context: LoggerContext) -> Events:
-    """Values are scalars, in a group for each kind."""
+    """Builds the logger, see `rmjax.types.Logger`."""
     return Events(context)

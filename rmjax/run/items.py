@@ -1,0 +1,214 @@
+"""The ids of the items of a run: a row of an item table must stay the row of the same item.
+
+A source may number its items otherwise than the run did. If both have ids from outside, such as
+movieIds, rows can be moved to the place of their id. Otherwise items are compared as far as the
+source describes them, and a run on other items is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from absl import logging
+
+from rmjax.data.source import Source
+from rmjax.io import text
+from rmjax.run.kept import read_config
+from rmjax.types import Params
+
+if TYPE_CHECKING:  # serving does without the readers of texts
+    from rmjax.data.texts.streams import Texts
+
+_IDS = "ids "  # the digest of ids from outside begins with this
+
+
+def account(source: Source | Texts) -> dict[str, object]:
+    """A short account of the data, which config.json keeps as `data.found`.
+
+    Args:
+      source: the data.
+
+    Returns:
+      The kind of source, its numbers of items and examples, and the digest of its words.
+    """
+    sizes = {split: source.size(split) for split in ("train", "valid", "test")}
+    kind: dict[str, object] = {"source": type(source).__name__, "items": source.num_items}
+    return kind | sizes | words_digest(source)
+
+
+def words_digest(source: Source | Texts) -> dict[str, str]:
+    """A digest of the words and answers that ids and classes stand for.
+
+    Args:
+      source: the data.
+
+    Returns:
+      {"words": digest}; {} if the source has no vocabulary.
+    """
+    if not source.vocabulary:
+        return {}
+    words = json.dumps([list(source.vocabulary), list(source.classes)])
+    return {"words": hashlib.sha256(words.encode()).hexdigest()[:16]}
+
+
+def numbering_digest(source: Source | Texts) -> dict[str, str]:
+    """A short form of what item ids stand for, see `Source.numbering`.
+
+    Args:
+      source: the data.
+
+    Returns:
+      {"numbering": digest of the ids from outside, or the source's own text}; {} if unknown.
+    """
+    if source.numbering is None:
+        return {}
+    ids = outside_ids(source)
+    return {"numbering": str(source.numbering) if ids is None else _digest(ids)}
+
+
+def outside_ids(source: Source | Texts) -> np.ndarray | None:
+    """The ids from outside of a source's items, [num_items]; None if they have none."""
+    ids = source.numbering
+    return None if ids is None or isinstance(ids, str) else np.asarray(ids)
+
+
+def _digest(ids: np.ndarray) -> str:
+    return f"{_IDS}{hashlib.sha256(json.dumps(ids.tolist()).encode()).hexdigest()[:16]}"
+
+
+def item_lines(source: Source | Texts) -> str:
+    """The text of items.jsonl.
+
+    Args:
+      source: the data; its items have ids from outside.
+
+    Returns:
+      One line of JSON for each item.
+    """
+    ids = outside_ids(source)
+    assert ids is not None
+    columns = {"index": range(source.num_items), "id": ids.tolist()}
+    if source.popularity is not None:
+        columns["count"] = source.popularity.tolist()
+    rows = zip(*columns.values(), strict=True)
+    return "".join(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows)
+
+
+def read_ids(workdir: Path, digest: str) -> np.ndarray:
+    """Reads the ids from outside of a run's items.
+
+    Args:
+      workdir: of the run.
+      digest: what their digest must be.
+
+    Returns:
+      [num_items], in the run's order.
+
+    Raises:
+      ValueError: items.jsonl is missing, or is not what the run wrote.
+    """
+    path = workdir / "items.jsonl"
+    try:
+        rows = [text.parse_json(line, f"{path}, line {n}") for n, line in text.read_lines(path)]
+        ids = np.array([row["id"] for row in rows])
+    except (FileNotFoundError, KeyError, TypeError):
+        ids = np.array([])
+    if _digest(ids) != digest:
+        raise ValueError(
+            f"{path} is missing or was changed, so items cannot be compared: restore it"
+        )
+    return ids
+
+
+def match_items(workdir: Path, source: Source | Texts, name: str) -> np.ndarray | None:
+    """Finds the rows of a source's items in the tables of a run.
+
+    Args:
+      workdir: of the run.
+      source: the data.
+      name: what errors call the run.
+
+    Returns:
+      i64 [num_items], the run's row of every item; None if every row is in its place. Also None,
+      with a warning, if the run kept no ids and has as many items; and None if nothing was trained
+      in the workdir, which is an error for the callers that need parameters.
+
+    Raises:
+      ValueError: words, answers or items differ; says how many items are missing or new, and names
+        some.
+    """
+    if not (workdir / "config.json").exists():
+        return None
+    trained_on = read_config(workdir)[1]
+    cure = "use the data it was trained on"
+    if words_digest(source).get("words") != trained_on.get("words"):
+        raise ValueError(
+            f"config.data has other words or answers than {name} was trained on: {cure}"
+        )
+    before, digest = trained_on.get("numbering"), numbering_digest(source).get("numbering")
+    if before and before == digest:
+        return None
+    if all(str(numbering).startswith(_IDS) for numbering in (before, digest)):
+        return _rows_of(read_ids(workdir, str(before)), np.asarray(source.numbering), name, cure)
+    if trained_on.get("items", source.num_items) != source.num_items:
+        sizes = f"data of {trained_on['items']} items, config.data has {source.num_items}"
+        raise ValueError(f"{name} was trained on {sizes}: {cure}")
+    if before and digest:
+        raise ValueError(
+            f"{name} was trained on items of {before}; config.data has {digest}: {cure}"
+        )
+    if digest:
+        logging.warning("%s kept no item ids: only the number of items could be compared.", name)
+    return None
+
+
+def _rows_of(old: np.ndarray, new: np.ndarray, name: str, cure: str) -> np.ndarray:
+    """The row in `old` of every id in `new`; raises ValueError unless both have the same ids."""
+    missing, fresh = np.setdiff1d(old, new), np.setdiff1d(new, old)
+    if missing.size or fresh.size:
+        raise ValueError(
+            f"{name} was trained on other items: {_some(missing)} of its {len(old):,} ids are not "
+            f"in config.data, and {_some(fresh)} ids of config.data are new: {cure}"
+        )
+    order = np.argsort(old)
+    return order[np.searchsorted(old, new, sorter=order)]
+
+
+def _some(ids: np.ndarray) -> str:
+    """The number of ids, and the first three."""
+    return f"{len(ids):,} (such as {', '.join(map(str, ids[:3].tolist()))})" if ids.size else "0"
+
+
+def refuse_other_items(workdir: Path, source: Source | Texts) -> None:
+    """Checks that a source has the items of a run, in the same order.
+
+    Args:
+      workdir: of the run.
+      source: the data.
+
+    Raises:
+      ValueError: the items differ, or their order does.
+    """
+    if match_items(workdir, source, str(workdir)) is not None:
+        cure = "use another --workdir, and this one as config.train.start_from"
+        raise ValueError(f"{workdir} holds a run on the same items in another order: {cure}")
+
+
+def move_rows(params: Params, table: tuple[str, ...], rows: np.ndarray) -> Params:
+    """Reorders an item table.
+
+    Args:
+      params: the parameters.
+      table: path of the table in them, see `Task.table`.
+      rows: i64 [num_items], the row that each place receives.
+
+    Returns:
+      The parameters with the new table.
+    """
+    if not table:
+        return params[rows]
+    return params | {table[0]: move_rows(params[table[0]], table[1:], rows)}
