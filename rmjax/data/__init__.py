@@ -60,5 +60,6 @@ def describe(config: ConfigDict, data: Source | Texts | Description) -> Descript
         return data.describe()
     from rmjax.data.stories.vectors import word_vectors
 
-    vectors, _ = word_vectors(config, data)
-    return dataclasses.replace(data.describe(), vector_width=vectors.shape[1])
+    description = data.describe()
+    vectors, _ = word_vectors(config, description)
+    return dataclasses.replace(description, vector_width=vectors.shape[1])
