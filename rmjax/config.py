@@ -23,6 +23,7 @@ from rmjax.registry import (
     LANGUAGE_MODELS,
     LOGGERS,
     MACHINES,
+    METRICS,
     REGISTRIES,
     SCHEDULES,
     SOURCES,
@@ -177,6 +178,8 @@ _FIELDS: dict[str, Field] = {
         "mesh: these devices share heads and feed-forward layers of Transformers too"),
     "train.sparse_items": Field(False, anything,
         "update only the rows of the item table that the step's streams contain"),
+    "train.metric": Field("", kind_of(METRICS, empty=True),
+        "metric that chooses the best checkpoint and is in the table; empty: that of the data"),
     "train.loggers": Field("jsonl,tensorboard", kinds_of(LOGGERS),
         "loggers that receive the numbers of a run, separated by commas"),
     "train.log_every": Field(20, at_least(1), "steps between lines of the log"),
@@ -374,6 +377,8 @@ def why_unread(config: ConfigDict, name: str) -> str:
         return _unread_of_kinds(LOGGERS, names_in(config.train.loggers), key)
     if name == "train.split_layers" and config.train.mapping != "mesh":
         return f"config.train.mapping = {config.train.mapping!r}"
+    if name == "train.metric" and SOURCES.task_of(config.data.name) == "every token":
+        return f"config.data.name = {config.data.name!r}"
     if section in ("seed", "probe", "train"):
         return ""
     raise ValueError(_no_such_key(name))

@@ -41,14 +41,16 @@ class KindOf(NamedTuple):
     Args:
       registries: the registries whose kinds are right.
       several: the value lists any number of different names, separated by commas.
+      empty: an empty value is right too.
     """
 
     registries: tuple[Mapping[str, object], ...]
     several: bool = False
+    empty: bool = False
 
     def holds(self, value: str) -> bool:
         """Whether every name is in a registry, and no name comes twice."""
-        names = names_in(value) if self.several else [value]
+        names = names_in(value) if self.several else [] if self.empty and not value else [value]
         known = {kind for registry in self.registries for kind in registry}
         return len({*names}) == len(names) and known.issuperset(names)
 
@@ -56,7 +58,8 @@ class KindOf(NamedTuple):
     def text(self) -> str:
         """The words that describe right values."""
         names = [kind for registry in self.registries for kind in registry]
-        return f"{'any' if self.several else 'one'} of {', '.join(names)}"
+        count = "any" if self.several else "empty, or one" if self.empty else "one"
+        return f"{count} of {', '.join(names)}"
 
 
 class Field(NamedTuple):
@@ -106,9 +109,9 @@ a_workdir = Check(lambda value: True, "the path of a workdir")
 a_seed = between(0, 2**32 - 1)  # JAX takes 32 bits of a seed; beyond, two seeds would draw the same
 
 
-def kind_of(*registries: Mapping[str, object]) -> KindOf:
-    """A check for the name of one kind."""
-    return KindOf(registries)
+def kind_of(*registries: Mapping[str, object], empty: bool = False) -> KindOf:
+    """A check for the name of one kind; with `empty`, an empty string is right too."""
+    return KindOf(registries, empty=empty)
 
 
 def kinds_of(*registries: Mapping[str, object]) -> KindOf:

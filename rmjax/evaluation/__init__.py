@@ -54,6 +54,8 @@ class Metric(NamedTuple):
     less_is_better: bool = False
     summary: Callable[[dict[str, float]], dict[str, float]] = lambda others: {}
     """summary(others): more columns of the final table, from the further values."""
+    answers: tuple[str, ...] = ("class", "choice")
+    """The forms of answers that it measures, see `Questions.answer`."""
 
 
 def mean_metric(values: Callable[[Asked], np.ndarray]) -> Metric:

@@ -18,4 +18,4 @@ def make(settings: Settings) -> Metric:
         scores, target = asked.scores[asked.mask], asked.target[asked.mask]
         return metrics.bootstrap(scores, target, users, seed=seed)
 
-    return Metric(measure, interval)
+    return Metric(measure, interval, answers=("click",))

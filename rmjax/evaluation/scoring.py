@@ -14,9 +14,19 @@ Scored = dict[str, np.ndarray]
 """scores [n, Q] or [n, Q, C], target [n, Q], query_mask [n, Q], example_id [n]."""
 
 
-def metric_of(source: Source) -> Metric:
+def metric_of(source: Source, name: str = "") -> Metric:
     """The metric that the source names in its questions."""
-    return METRICS[source.questions.metric].make(NoSettings())
+    return METRICS[name or source.questions.metric].make(NoSettings())
+
+
+def check_metric(source: Source, name: str) -> None:
+    """Raises ValueError if a metric does not measure the form of answers that a source has."""
+    form, answers = source.questions.answer, metric_of(source, name).answers
+    if form not in answers:
+        raise ValueError(
+            f"config.train.metric = {name!r} measures answers of the form {' or '.join(answers)}, "
+            f"but those of this data are {form}: leave it empty for {source.questions.metric!r}"
+        )
 
 
 def asked_of(source: Source, split: str, scored: Scored) -> Asked:
@@ -27,37 +37,44 @@ def asked_of(source: Source, split: str, scored: Scored) -> Asked:
     return Asked(scored["scores"], scored["target"], scored["query_mask"], also, groups)
 
 
-def measures(source: Source, split: str, scored: Scored) -> dict[str, float]:
+def measures(source: Source, split: str, scored: Scored, metric: str = "") -> dict[str, float]:
     """All measures of a split: {name of the metric: over all questions, name of a group: ..., ...}.
 
     Args:
       source: where the questions come from.
       split: 'train', 'valid' or 'test'.
       scored: the answers.
+      metric: name of the metric; '': the source's own.
 
     Returns:
       The metric first, then its value in each group and the metric's further values.
     """
-    return _measures(source, asked_of(source, split, scored))
+    return _measures(source, asked_of(source, split, scored), metric)
 
 
-def _measures(source: Source, asked: Asked) -> dict[str, float]:
+def _measures(source: Source, asked: Asked, metric: str) -> dict[str, float]:
     questions = source.questions
-    value, others = metric_of(source).measure(asked)
+    value, others = metric_of(source, metric).measure(asked)
     if questions.f1:
         chosen, mask = evaluation.chosen(asked), asked.mask
         others["macro_f1"] = metrics.macro_f1(chosen[mask], asked.target[mask], questions.classes)
-    return {questions.metric: value} | others
+    return {metric or questions.metric: value} | others
 
 
-def objective(source: Source, measured: dict[str, float]) -> float:
+def objective(source: Source, measured: dict[str, float], metric: str = "") -> float:
     """The number that is largest for the best checkpoint, from the result of `measures`."""
-    value = measured[source.questions.metric]
-    return -value if metric_of(source).less_is_better else value
+    value = measured[metric or source.questions.metric]
+    return -value if metric_of(source, metric).less_is_better else value
 
 
 def rows(
-    source: Source, split: str, name: str, scored: Scored, streams: np.ndarray, seed: int
+    source: Source,
+    split: str,
+    name: str,
+    scored: Scored,
+    streams: np.ndarray,
+    seed: int,
+    metric: str = "",
 ) -> list[dict[str, str | float]]:
     """The rows of the final table: the machine, then the source's references on the same questions.
 
@@ -68,21 +85,22 @@ def rows(
       scored: the machine's answers.
       streams: [n], the stream of each example; the 95 % interval is over streams.
       seed: seed of the interval.
+      metric: name of the metric; '': the source's own.
 
     Returns:
       One row for each reader, the machine first.
     """
-    metric, asked = metric_of(source), asked_of(source, split, scored)
+    asked = asked_of(source, split, scored)
     references = {k: v[scored["example_id"]] for k, v in source.references(split).items()}
     readers = {name: scored["scores"]} | references
     users = np.repeat(streams, asked.mask.sum(1))
     table: list[dict[str, str | float]] = []
     for reader, scores in readers.items():
         answered = asked._replace(scores=scores)
-        (metric_name, value), *others = _measures(source, answered).items()
-        low, high = metric.interval(answered, users, seed)
+        (metric_name, value), *others = _measures(source, answered, metric).items()
+        low, high = metric_of(source, metric).interval(answered, users, seed)
         row = {f"test_{metric_name}": value, "low": low, "high": high}
-        row |= metric.summary(dict(others)) | dict(others)
+        row |= metric_of(source, metric).summary(dict(others)) | dict(others)
         table.append({"memory": reader, **row})
     return table
 

@@ -44,7 +44,8 @@ def validate(training: Training, params: Params, step: int) -> float:
         read = measure_texts(run, task, mapped, params, "valid")
         writer.write("valid", step, read)
         return -read["perplexity"]
-    measures = scoring.measures(run.source, "valid", score_split(run, mapped, params, "valid"))
+    scored, metric = score_split(run, mapped, params, "valid"), run.config.train.metric
+    measures = scoring.measures(run.source, "valid", scored, metric)
     gains = memory_gain(run, task, mapped, params, "valid")
     writer.write("valid", step, measures | gains)
     losses = [gain for name, gain in gains.items() if "gain" in name]
@@ -57,7 +58,7 @@ def validate(training: Training, params: Params, step: int) -> float:
             max(losses),
             LEAST_GAIN,
         )
-    return scoring.objective(run.source, measures)
+    return scoring.objective(run.source, measures, metric)
 
 
 def paired_batches(run: Run, split: str, streams: int) -> Iterator[tuple[Batch, Batch]]:
@@ -207,7 +208,8 @@ def test(run: Run, task: Task, mapped: Mapped, params: Params) -> list[dict[str,
     scored = score_split(run, mapped, params, "test")
     streams = run.source.stream_id("test")[scored["example_id"]]
     name = tasks.name_of(run.config)
-    rows = scoring.rows(run.source, "test", name, scored, streams, run.config.seed)
+    seed, metric = run.config.seed, run.config.train.metric
+    rows = scoring.rows(run.source, "test", name, scored, streams, seed, metric)
     rows[0] |= memory_gain(run, task, mapped, params, "test")
     return rows
 

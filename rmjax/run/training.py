@@ -21,6 +21,7 @@ from rmjax import tasks
 from rmjax.data import make_source
 from rmjax.data.source import Source
 from rmjax.data.texts.streams import Texts
+from rmjax.evaluation import scoring
 from rmjax.io import paths, text
 from rmjax.run import kept, parameters, reporting
 from rmjax.run.evaluate import test
@@ -203,6 +204,8 @@ def opened(
     with held, Preemption() as stop:
         if source is None:
             source = make_source(config.data, config.data.seed)
+        if config.train.metric and isinstance(source, Source):
+            scoring.check_metric(source, config.train.metric)
         if not reading or any((folder / "model").glob("[0-9]*")):
             check_same_config(config, folder, source)
         yield Run(config, folder, source, stop)

@@ -111,7 +111,7 @@ def measure(config: ConfigDict, workdir: str | Path) -> Measures:
         result = {
             "machine": config.machine.kind,
             "decoder": new if p.steps else "the model's own",
-            "measures": scoring.measures(run.source, "test", scored),
+            "measures": scoring.measures(run.source, "test", scored, config.train.metric),
             "by_age": by_age(recalled, trained),
         }
         keep(result, run.workdir, lambda: plot(result, run.workdir / "probe.png"))

@@ -144,3 +144,14 @@ def test_a_registered_metric_is_one_function_and_one_line(monkeypatch):
     assert scoring.objective(asked, {"ndcg@2": 0.3}) == 0.3
     with pytest.raises(ValueError, match="unknown metric 'ndcg@3'; did you mean 'ndcg@2'"):
         scoring.metric_of(source("ndcg@3"))
+
+
+def test_a_run_may_choose_another_metric_than_that_of_its_data():
+    answers, asked = scored(), source("accuracy")
+    rows = scoring.rows(asked, "test", "machine", answers, np.arange(12), 0, "mrr")
+    assert rows == scoring.rows(source("mrr"), "test", "machine", answers, np.arange(12), 0)
+    measured = scoring.measures(asked, "test", answers, "error")
+    assert scoring.objective(asked, measured, "error") == -measured["error"]
+    scoring.check_metric(asked, "mrr")
+    with pytest.raises(ValueError, match="'auc' measures answers of the form click, but .* class"):
+        scoring.check_metric(asked, "auc")
