@@ -170,8 +170,8 @@ def _check_streams(items: Array, mask: Array, memory: Memory | None) -> None:
         raise ValueError(
             f"items of shape [B, T, N] are ids and must be whole numbers, got {items.dtype}"
         )
-    if memory is not None and memory.segments.shape[0] != len(mask):
-        streams = f"memory has {memory.segments.shape[0]} streams, items have {len(mask)}"
+    if memory is not None and memory.segments.shape[0] != mask.shape[0]:
+        streams = f"memory has {memory.segments.shape[0]} streams, items have {mask.shape[0]}"
         raise ValueError(f"{streams}: give the same streams")
 
 

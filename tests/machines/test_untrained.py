@@ -34,7 +34,7 @@ def test_a_gru_with_a_timescale_is_a_leaky_average():
         h = recurrent.gru(params, h, recurrent.gru_input(params, step))
         expected = 0.95 * expected + 0.05 * step
     np.testing.assert_allclose(h, expected, atol=2e-5)
-    with pytest.raises(ValueError, match="inputs as wide as the state, got 8 and 4"):
+    with pytest.raises(ValueError, match="timescale needs inputs == hidden, got 8 and 4"):
         recurrent.init_gru(KEY, 8, 4, timescale=20)
 
 

@@ -65,7 +65,7 @@ def test_saving_never_replaces_files_of_others(tmp_path, kind):
     for path in (theirs, tmp_path / "mine.old" / "notes", tmp_path / "mine.tmp" / "notes"):
         path.parent.mkdir(exist_ok=True)
         path.write_text("years of work")
-    message = "was not saved by this library: take another name or move it"
+    message = "was not saved by this library: take another name, or move it"
     with pytest.raises(FileExistsError, match=message):
         memoria.save(CONFIG, memoria.init(CONFIG), tmp_path / "mine")
     memoria.save(CONFIG, memoria.init(CONFIG), tmp_path / "mine.old" / "state")
