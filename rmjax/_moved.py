@@ -12,7 +12,8 @@ def forward(old: str, places: Mapping[str, str]) -> Callable[[str], object]:
 
     Args:
       old: the name of the module.
-      places: {name: module that defines it}; '*' stands for all other names.
+      places: {name: the module that defines it, or 'module:new name'}; '*' stands for all other
+        names.
 
     Returns:
       The function. It imports the name from its new module, with a DeprecationWarning.
@@ -22,7 +23,9 @@ def forward(old: str, places: Mapping[str, str]) -> Callable[[str], object]:
         new = places.get(name, places.get("*"))
         if new is None or name.startswith("__"):
             raise AttributeError(f"module {old!r} has no attribute {name!r}")
-        warnings.warn(f"{old}.{name} is now {new}.{name}", DeprecationWarning, stacklevel=2)
-        return getattr(importlib.import_module(new), name)
+        module, _, renamed = new.partition(":")
+        renamed = renamed or name
+        warnings.warn(f"{old}.{name} is now {module}.{renamed}", DeprecationWarning, stacklevel=2)
+        return getattr(importlib.import_module(module), renamed)
 
     return __getattr__

@@ -143,7 +143,8 @@ _FIELDS: dict[str, Field] = {
     "teacher.batch_size": Field(32, at_least(1), "streams in a step, over all devices"),
     "teacher.learning_rate": Field(1e-3, above(0), "learning rate of Adam"),
     "teacher.dim": Field(64, at_least(1), "width of the history sampler"),
-    "teacher.share_items": Field(False, anything, "the machine takes the teacher's item table"),
+    "teacher.share_items": Field(False, anything,
+        "the machine takes the teacher's item table, and does not train it"),
     "teacher.dir": Field("", a_workdir,
         "workdir of a run whose teacher is used; empty: train one"),
     # probe
@@ -426,8 +427,9 @@ def _unread_of_data(config: ConfigDict, key: str) -> str:
     source = config.data.name
     if source == "xlong" and not config.data.dir:
         source = "simulated_clicks"
-    section, dot, _ = key.partition(".")
-    known = section == SOURCES.section_of(source) if dot else True
+    section, dot, own = key.partition(".")
+    of_source = fields_of(SOURCES[source].settings)
+    known = section == SOURCES.section_of(source) and own in of_source if dot else True
     if key == "segments":
         known = SOURCES.task_of(source) == "every token"
     return "" if known else f"config.data.name = {config.data.name!r}"

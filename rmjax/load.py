@@ -2,7 +2,9 @@
 
 from rmjax._moved import forward
 
-__getattr__ = forward(__name__, {"*": "rmjax.serve.load_test"})
+__getattr__ = forward(
+    __name__, {"load_test": "rmjax.serve.load_test:run_test", "*": "rmjax.serve.load_test"}
+)
 
 if __name__ == "__main__":
     import warnings

@@ -203,10 +203,11 @@ class Registry(Mapping[str, Kind]):
                 cure = "give it a default with rmjax.registry.setting(...)"
                 raise ValueError(f"{settings.__name__}.{plain.name}: {cure}")
         known = self.fields()
-        for key, field in fields_of(settings).items():
+        for plain_key, field in fields_of(settings).items():
+            key = self.key_of(name, settings, plain_key)
             if key in known and known[key].default != field.default:
                 raise ValueError(
-                    f"{settings.__name__}.{key}: config.{self.section}.{key} has the default "
+                    f"{settings.__name__}.{plain_key}: config.{self.section}.{key} has the default "
                     f"{known[key].default!r} in another kind: take it, or another name"
                 )
 
@@ -215,6 +216,10 @@ class Registry(Mapping[str, Kind]):
             return make
 
         return add
+
+    def key_of(self, name: str, settings: type, field: str) -> str:
+        """The key of a field, within the section of the registry."""
+        return field
 
     def fields(self) -> dict[str, Field]:
         """The fields of all kinds. Kinds share a key where their fields have the same name."""
@@ -322,10 +327,14 @@ class Sources(Registry):
         """Whether a source's items are ids, which index a table, not features."""
         return bool(getattr(self[name].settings, "has_item_table", True))
 
+    def key_of(self, name: str, settings: type, field: str) -> str:
+        """The key of a field, such as 'babi.subset'."""
+        return f"{getattr(settings, 'section', name)}.{field}"
+
     def fields(self) -> dict[str, Field]:
         """The fields of all sources, by names such as 'babi.subset'."""
         return {
-            f"{self.section_of(name)}.{key}": field
+            self.key_of(name, kind.settings, key): field
             for name, kind in self.items()
             for key, field in fields_of(kind.settings).items()
         }

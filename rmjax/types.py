@@ -412,7 +412,7 @@ class Task(Protocol):
           other: a batch of the same shape, with another stream in each row.
 
         Returns:
-          {name: f32 [B, n]}, sums for each stream, see `evaluate.memory_gain`.
+          {name: f32 [B, n]}, sums for each stream, see `rmjax.evaluation.scoring.memory_gain`.
 
         Raises:
           NotImplementedError: the task rehearses nothing.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import functools
 import graphlib
+import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +29,7 @@ LEVEL = {name: level for level, names in enumerate(TIERS) for name in names}
 CORE = ("layers", "machines", "memoria", "rehearsal", "reason", "models")
 APART = {"rmjax.memoria.saving", "rmjax.models.huggingface"}  # these read and write files
 MOVED = {  # old names of modules, which forward to the new ones
-    "rmjax.train", "rmjax.streams", "rmjax.segments", "rmjax.checkpoint",
+    "rmjax.environment", "rmjax.train", "rmjax.streams", "rmjax.segments", "rmjax.checkpoint",
     "rmjax.data.simulated_clicks",
 }  # fmt: skip
 FILES = {
@@ -134,3 +136,28 @@ def test_nothing_imports_tensorflow():
         for path in (ROOT / folder).rglob("*.py"):
             roots = {name.split(".")[0] for name in names_imported(path, [folder])}
             assert "tensorflow" not in roots, path
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "place"),
+    [
+        ("rmjax.train", "trained", "rmjax.run.training"),
+        ("rmjax.train", "Preempted", "rmjax.run.stages"),
+        ("rmjax.train", "show", "rmjax.run.evaluate"),
+        ("rmjax.streams", "Streams", "rmjax.serve.store"),
+        ("rmjax.segments", "segment", "rmjax.data.segments"),
+        ("rmjax.checkpoint", "Checkpoints", "rmjax.io.checkpoint"),
+        ("rmjax.environment", "prepare", "rmjax.run.environment"),
+        ("rmjax.data.simulated_clicks", "SimulatedClicks", "rmjax.data.clicks.simulated"),
+        ("rmjax.export", "write_export", "rmjax.serve.export"),
+    ],
+)
+def test_old_names_forward_with_a_warning(module, name, place):
+    with pytest.warns(DeprecationWarning, match=re.escape(f"{module}.{name} is now {place}")):
+        value = getattr(importlib.import_module(module), name)
+    assert value is getattr(importlib.import_module(place), name)
+
+
+def test_a_renamed_function_forwards_too():
+    with pytest.warns(DeprecationWarning, match="is now rmjax.serve.load_test.run_test"):
+        assert importlib.import_module("rmjax.load").load_test.__name__ == "run_test"

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from rmjax import config as configs
 from rmjax import machines, tasks
 from rmjax.data import make_source
 from rmjax.data.texts.sorting import Sorting
-from rmjax.registry import MACHINES, SOURCES, TASKS, Registry, fields_of
+from rmjax.registry import MACHINES, SOURCES, TASKS, Registry, at_least, fields_of, setting
 from tests import ROOT, decayed
 from tests.runs import PLAIN, tiny
 
@@ -279,3 +280,13 @@ def test_a_segment_encoder_can_be_passed_in():
     np.testing.assert_array_equal(features, table[items])
     memory = rmjax.memorize(machine, params, items, np.ones(items.shape, bool)).memory
     assert memory.slots.shape == (1, 3, 8) and params["encoder"]["length"].shape == (4, 0)
+
+
+def test_sources_that_share_a_section_agree_on_its_defaults():
+    @dataclasses.dataclass(frozen=True)
+    class Other:
+        section: ClassVar[str] = "text"
+        reset_segments: int = setting(7, at_least(0), "another default")
+
+    with pytest.raises(ValueError, match="config.data.text.reset_segments has the default 0"):
+        rmjax.register_source("mine", Other)

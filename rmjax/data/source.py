@@ -271,6 +271,12 @@ class Wrapper(Source):
         self.vocabulary, self.classes = source.vocabulary, source.classes
         self.numbering, self.popularity = source.numbering, source.popularity
 
+    def __getattr__(self, name: str) -> Any:
+        """What the source has beside the attributes of `Source`, such as `metadata`."""
+        if name == "_source":  # not there yet, while a copy is unpickled
+            raise AttributeError(name)
+        return getattr(self._source, name)
+
     def size(self, split: str) -> int:
         """See `Source.size`."""
         return self._source.size(split)

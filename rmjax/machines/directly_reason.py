@@ -6,6 +6,7 @@ The answer is linear([h; q]), with the last state h of the GRU and the query q.
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,9 @@ from rmjax.types import Array, Context, Key, MemoryMachine, Params
 class Settings:
     """Settings of the Directly Reason machine."""
 
-    ignores = ("reason.hops",)  # common keys that such a run does not read
+    ignores: ClassVar[tuple[str, ...]] = (
+        "reason.hops",
+    )  # common keys that such a run does not read
 
     dim: int = setting(64, at_least(1), "item width, d")
     buffer_length: int = setting(0, at_least(0), "items a buffer holds; 0: the longest stream")

@@ -6,6 +6,7 @@ In the form for clicks this is GRU4REC (Hidasi et al. 2015).
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import flax.struct
 import jax
@@ -31,7 +32,9 @@ class GRUMemory:
 class Settings:
     """Settings of the GRU machine; for `timescale` see `recurrent.init_gru`."""
 
-    ignores = ("reason.hops",)  # common keys that such a run does not read
+    ignores: ClassVar[tuple[str, ...]] = (
+        "reason.hops",
+    )  # common keys that such a run does not read
     dim: int = setting(64, at_least(1), "item width, d")
     history_sum: bool = setting(True, doc="gru: reads the mean of all items besides its state")
     timescale: int = setting(

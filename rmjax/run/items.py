@@ -20,7 +20,7 @@ from rmjax.io import text
 from rmjax.run.kept import read_config
 from rmjax.types import Params
 
-if TYPE_CHECKING:  # serving does without the readers of texts
+if TYPE_CHECKING:
     from rmjax.data.texts.streams import Texts
 
 _IDS = "ids "  # the digest of ids from outside begins with this

@@ -25,12 +25,19 @@ from rmjax import config as configs
 from rmjax.io import atomic, text
 
 # These keys may change when a run continues. All others determine what the run computes.
-MAY_CHANGE = ("train.devices", "train.mapping", "train.model_devices", "train.split_layers",
-              "train.microbatch", "train.log_every", "train.loggers", "logger.project",
-              "train.keep_last", "train.keep_best", "train.start_from", "data.dir",
-              "data.cache_dir", "data.ram_bytes", "data.workers", "data.prefetch", "data.vectors",
-              "data.activitynet.features", "model.pretrained", "probe.steps", "probe.fragments",
-              "probe.streams")  # fmt: skip
+MAY_CHANGE = (
+    "train.devices", "train.mapping", "train.model_devices", "train.split_layers",
+    "train.microbatch", "train.log_every", "train.loggers", "train.keep_last",
+    "train.keep_best", "train.start_from", "data.dir", "data.cache_dir",
+    "data.ram_bytes", "data.workers", "data.prefetch", "data.vectors",
+    "data.activitynet.features", "model.pretrained", "probe.steps", "probe.fragments",
+    "probe.streams",
+)  # fmt: skip
+
+
+def may_change(name: str) -> bool:
+    """Whether a key of the config may change when a run continues."""
+    return name in MAY_CHANGE or name.startswith("logger.")
 
 
 def read_config(workdir: str | Path) -> tuple[ConfigDict, dict[str, Any]]:
@@ -101,7 +108,7 @@ def values_digest(values: Mapping[str, object]) -> str:
     Returns:
       16 hexadecimal digits.
     """
-    free = lambda name: name in MAY_CHANGE or name.startswith("data.found.")
+    free = lambda name: may_change(name) or name.startswith("data.found.")
     return digest_of({name: value for name, value in flat(values).items() if not free(name)})
 
 
@@ -129,7 +136,7 @@ def refuse_other(workdir: Path, old: Mapping[str, object], new: Mapping[str, obj
     """
     defaults = {name: field.default for name, field in configs.SCHEMA.items()}
     before, after = defaults | flat(old), flat(new)
-    keys = sorted({*before, *after} - set(MAY_CHANGE))
+    keys = sorted(key for key in {*before, *after} if not may_change(key))
     differing = [key for key in keys if before.get(key) != after.get(key)]
     if differing:
         show = lambda key: f"config.{key} was {before.get(key)!r}, now {after.get(key)!r}"

@@ -15,7 +15,7 @@ from rmjax.io.checkpoint import Checkpoints
 from rmjax.run.items import match_items, move_rows
 from rmjax.types import Params, Task
 
-if TYPE_CHECKING:  # serving does without the readers of texts
+if TYPE_CHECKING:
     from rmjax.data.texts.streams import Texts
 
 

@@ -33,7 +33,7 @@ from rmjax.tasks import sequences
 from rmjax.types import Batch, Logger, Params, Task, at, replace_at
 
 CPU_ITEMS = 8192  # items of the streams that a CPU holds at once, see `microbatch`
-POLL_SECONDS = 10  # shortest time between two polls of the processes, see `Run.stopping`
+POLL_SECONDS = 10  # processes poll at least this often, if a step is not longer: `Run.stopping`
 
 
 class Preempted(Stopped):

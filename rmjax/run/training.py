@@ -23,6 +23,7 @@ from rmjax.data.source import Source
 from rmjax.data.texts.streams import Texts
 from rmjax.evaluation import scoring
 from rmjax.io import paths, text
+from rmjax.registry import SOURCES
 from rmjax.run import kept, parameters, reporting
 from rmjax.run.evaluate import test
 from rmjax.run.items import refuse_other_items
@@ -70,12 +71,18 @@ def fit(
     Raises:
       ValueError: a key of the config is unknown or has an impossible value; or the workdir has a
         run of another config or on other data.
-      TypeError: `source` is no `rmjax.Source`.
+      TypeError: `source` is no `rmjax.Source`, or `task` is no `rmjax.Task`.
       Preempted, Stopped, FloatingPointError: as `train`.
     """
     configs.validate(config)
     if source is not None and not isinstance(source, Source | Texts):
         raise TypeError(f"source is a {type(source).__name__}: make it a subclass of rmjax.Source")
+    if isinstance(source, Texts) and SOURCES.task_of(config.data.name) != "every token":
+        raise ValueError(
+            f"source is a text, but config.data.name = {config.data.name!r}: take 'books'"
+        )
+    if task is not None and Task not in type(task).__mro__:
+        raise TypeError(f"task is a {type(task).__name__}: make it a subclass of rmjax.Task")
     return train(config, workdir, source, task, loggers)
 
 

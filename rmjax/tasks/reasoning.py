@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -139,6 +140,9 @@ class Reasoning(Task):
         Returns:
           Logits [B, Q] of clicks, or [B, Q, C] of classes or choices.
         """
+        if "each" in fields:  # the old name, for one release
+            warnings.warn("each= is now per_question=", DeprecationWarning, stacklevel=2)
+            per_question = bool(fields.pop("each"))
         batch = questions_only(query, query_mask, **fields)
         if per_question:
             return self._answer(params, None, memory, batch)

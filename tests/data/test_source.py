@@ -90,3 +90,11 @@ def test_a_subset_has_the_rows_of_the_source():
     assert some.groups("test")["first"][:, 0].tolist() == (rows == 0).tolist()
     assert some.buckets("test")[0].tolist() == (rows // 2).tolist()
     assert Subset(Plain(), "test", 2, 0).also("test") is None
+
+
+def test_a_wrapper_has_what_its_source_has():
+    source = SimulatedClicks(train=4, valid=4, test=4)
+    wrapper = pickle.loads(pickle.dumps(Subset(source, "test", 2, 0)))
+    assert wrapper.config == source.config
+    with pytest.raises(AttributeError, match="nothing"):
+        wrapper.nothing  # noqa: B018

@@ -175,3 +175,8 @@ def test_fit_takes_a_user_s_task(tmp_path):
     rmjax.fit(config, tmp_path / "run", source=Last(), task=mine)
     model = rmjax.open_model(tmp_path / "run", task=mine)
     assert model.task is mine and model.params["machine"]["embed"].shape == (6, 4)
+
+
+def test_fit_refuses_what_is_no_task(tmp_path):
+    with pytest.raises(TypeError, match=r"task is a dict: make it a subclass of rmjax\.Task"):
+        rmjax.fit(tiny(**PLAIN), tmp_path / "run", task={})

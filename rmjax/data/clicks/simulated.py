@@ -63,7 +63,9 @@ class Settings:
         0.1, between(0, 1), "probability that the style of an interest changes between visits"
     )
     staple_rate: float = setting(0.3, between(0, 1), "probability that a click is on a staple")
-    explore: float = setting(0.1, between(0, 1), "probability that a positive has a random style")
+    explore: float = setting(
+        0.1, between(0, 1), "probability that a positive has a random cluster and style"
+    )
     targets: int = setting(8, at_least(1), "number of positives of a user, each with a negative")
     hard: float = setting(
         0.2, between(0, 1), "probability that a negative has the cluster of its positive"

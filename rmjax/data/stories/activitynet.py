@@ -17,7 +17,7 @@ import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import IO, TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 from absl import logging
@@ -56,8 +56,8 @@ MOST_BYTES = 1 << 30  # of a video's array
 class Settings:
     """The videos' frames and the classes."""
 
-    asks_in_words = True
-    has_item_table = False  # items are features
+    asks_in_words: ClassVar[bool] = True
+    has_item_table: ClassVar[bool] = False  # items are features
     features: str = setting("", a_path, "frame features: a folder, or one .h5 file")
     frames: int = setting(200, at_least(1), "frames taken of a video")
     answers: int = setting(1000, at_least(1), "classes: the most frequent answers")

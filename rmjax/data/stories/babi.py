@@ -14,6 +14,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 from absl import logging
 from ml_collections import ConfigDict
@@ -36,7 +37,7 @@ ADVICE = (
 class Settings:
     """The tasks, and how their stories are written."""
 
-    asks_in_words = True
+    asks_in_words: ClassVar[bool] = True
     subset: str = setting("en-10k", one_of("en", "en-10k"), "1,000 or 10,000 questions a task")
     tasks: str = setting("", doc="numbers of the tasks, such as '1,2,15'; empty: all 20")
     per_question: bool = setting(False, doc="writes a story anew for each of its questions")

@@ -11,6 +11,7 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 from ml_collections import ConfigDict
 
@@ -32,7 +33,7 @@ ADVICE = (
 class Settings:
     """The part of a summary that is read."""
 
-    asks_in_words = True
+    asks_in_words: ClassVar[bool] = True
     max_segments: int = setting(64, at_least(1), "segments kept of a summary")
 
 

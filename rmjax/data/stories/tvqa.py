@@ -6,7 +6,7 @@ import dataclasses
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -31,7 +31,7 @@ ADVICE = (
 class Settings:
     """The words read of a clip, and the share of clips for validation."""
 
-    asks_in_words = True
+    asks_in_words: ClassVar[bool] = True
     max_words: int = setting(300, at_least(1), "words kept of a clip's subtitles")
     valid_fraction: float = setting(0.1, below(0, 1), "share of the training clips for validation")
 

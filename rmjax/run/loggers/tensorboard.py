@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 
-import tensorboardX
-
 from rmjax.registry import NoSettings as Settings
 from rmjax.run.loggers import LoggerContext, explain_errors
 
@@ -21,6 +19,8 @@ class Events:
     """
 
     def __init__(self, context: LoggerContext):
+        import tensorboardX  # on use: the import takes long, and every command knows this logger
+
         start = context.start_step
         self._folder = context.workdir / "tensorboard" / context.stage
         with explain_errors(self._folder, 0):
