@@ -106,6 +106,8 @@ def rank(scores: np.ndarray, target: np.ndarray) -> np.ndarray:
     Returns:
       f64 [n, Q], 1 is the best; equal scores share the mean of their ranks.
     """
+    if scores.ndim == target.ndim:  # a reference that only names its answer
+        return np.where(scores == target, 1.0, np.inf)
     right = np.take_along_axis(scores, target[..., None], -1)
     equal = (scores == right).sum(-1) - 1
     return 1 + (scores > right).sum(-1) + equal / 2

@@ -153,5 +153,8 @@ def test_a_run_may_choose_another_metric_than_that_of_its_data():
     measured = scoring.measures(asked, "test", answers, "error")
     assert scoring.objective(asked, measured, "error") == -measured["error"]
     scoring.check_metric(asked, "mrr")
+    asked.references = lambda split: {"truth": answers["target"][np.argsort(answers["example_id"])]}
+    rows = scoring.rows(asked, "test", "machine", answers, np.arange(12), 0, "mrr")
+    assert rows[1]["test_mrr"] == 1.0
     with pytest.raises(ValueError, match="'auc' measures answers of the form click, but .* class"):
         scoring.check_metric(asked, "auc")
