@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+SPLITS = ("train", "valid", "test")
 Examples = dict[str, np.ndarray]  # leading axis B; `Source.fetch` lists the keys
 
 
@@ -254,6 +255,28 @@ class Source(abc.ABC):
             numbering=numbering,
             max_segments=None if buckets is None else int(buckets[1][-1]),
         )
+
+
+class Generated(Source):
+    """A source whose examples are drawn, not read. A subclass has its sizes in fields.
+
+    Attributes:
+      train, valid, test: number of examples of each split.
+    """
+
+    train: int
+    valid: int
+    test: int
+
+    def size(self, split: str) -> int:
+        """See `Source.size`.
+
+        Raises:
+          ValueError: `split` is not in SPLITS.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"split={split!r}: must be one of {SPLITS}")
+        return int(getattr(self, split))
 
 
 class Wrapper(Source):

@@ -64,13 +64,4 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
             features, masks = [*features, mean[:, None]], [*masks, memory.count[:, None] > 0]
         return jnp.concatenate(features, 1), jnp.concatenate(masks, 1)
 
-    def read(
-        params: Params,
-        memory: BufferMemory,
-        query: Array,
-        query_mask: Array,
-        key: Key | None = None,
-    ) -> Array:
-        return hops.multihop(params["reader"], query, *slots(params, memory))[0]
-
-    return ring.make(num_items, context, length, init, slots, read)
+    return ring.make(num_items, context, length, init, slots)

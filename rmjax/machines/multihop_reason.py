@@ -51,13 +51,4 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
         ids, mask = ring.last(memory, length)
         return recurrent.bigru(params["encoder"], embed(params, ids), mask)[0], mask
 
-    def read(
-        params: Params,
-        memory: BufferMemory,
-        query: Array,
-        query_mask: Array,
-        key: Key | None = None,
-    ) -> Array:
-        return hops.multihop(params["reader"], query, *slots(params, memory))[0]
-
-    return ring.make(num_items, context, length, init, slots, read)
+    return ring.make(num_items, context, length, init, slots)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from rmjax.layers.embeddings import embed
+from rmjax.reason import hops
 from rmjax.types import Array, Context, Key, MemoryMachine, Params, Sum
 
 
@@ -47,7 +48,7 @@ def make(
     length: int,
     init: Callable[[Key], Params],
     slots: Callable[[Params, BufferMemory], tuple[Array, Array]],
-    read: Callable[..., Array],
+    read: Callable[..., Array] | None = None,
 ) -> MemoryMachine:
     """Builds a machine that keeps the last items as they are.
 
@@ -57,7 +58,8 @@ def make(
       length: places in the ring, L.
       init: as in `MemoryMachine`.
       slots: as in `MemoryMachine`.
-      read: as in `MemoryMachine`.
+      read: as in `MemoryMachine`; None: multi-hop attention over the slots (CM Appendix A.1) with
+        `params["reader"]`.
 
     Returns:
       The machine.
@@ -86,6 +88,15 @@ def make(
         dropped = jnp.maximum(count - length, 0)
         return BufferMemory(items, count, dropped, memory.segments), (jnp.zeros(()), jnp.zeros(()))
 
-    functions = init, init_memory, encode, write, slots, read, embed
+    def read_by_hops(
+        params: Params,
+        memory: BufferMemory,
+        query: Array,
+        query_mask: Array,
+        key: Key | None = None,
+    ) -> Array:
+        return hops.multihop(params["reader"], query, *slots(params, memory))[0]
+
+    functions = init, init_memory, encode, write, slots, read or read_by_hops, embed
     table = ("embed",) if num_items else None
     return MemoryMachine(*functions, constant_size=False, gradient_range=None, table=table)

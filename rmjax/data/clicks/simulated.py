@@ -24,11 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from rmjax.data.source import Source, cached
+from rmjax.data.source import SPLITS, Generated, Source, cached
 from rmjax.registry import a_seed, at_least, between, setting
 from rmjax.types import Array, Key
 
-SPLITS = ("train", "valid", "test")
 MAX_INTERESTS = 8
 # {number of interests: how many are (early, both, late)}: active in the first half of the log, in
 # both halves, in the second half.
@@ -168,7 +167,7 @@ class Latents(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class SimulatedClicks(Source):
+class SimulatedClicks(Generated):
     """Streams of clicks. After the stream, each user is asked: would you click this item?
 
     With the defaults, `oracle_scores` has AUC 0.912. It has 0.602 if it sees the last 20 clicks
@@ -220,16 +219,6 @@ class SimulatedClicks(Source):
     def num_queries(self) -> int:
         """See `Source`."""
         return 2 * self.config.targets
-
-    def size(self, split: str) -> int:
-        """See `Source.size`.
-
-        Raises:
-          ValueError: `split` is not in SPLITS.
-        """
-        if split not in SPLITS:
-            raise ValueError(f"split={split!r}: must be one of {SPLITS}")
-        return int(getattr(self, split))
 
     def fetch(self, split: str, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Draws users, see `Source.fetch`. A user depends on (seed, split, index) alone.

@@ -24,11 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from rmjax.data.source import Examples, Questions, Source, hash64
+from rmjax.data.source import SPLITS, Examples, Generated, Questions, Source, hash64
 from rmjax.registry import at_least, between, one_of, setting
 from rmjax.types import Array, Key
 
-SPLITS = ("train", "valid", "test")
 PLACINGS = ("consecutive", "discrete")
 _PARTS = {2: ("early", "later"), 4: ("0-25%", "25-50%", "50-75%", "75-100%")}
 _TRIES = 64  # most draws of a stream until its answer is the only one
@@ -158,7 +157,7 @@ class Planted(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Synthetic(Source):
+class Synthetic(Generated):
     """A source of streams of facts. Every stream has one query, after its end.
 
     Example i belongs to chain i % chains, where query, answer = divmod(chain, answers). The
@@ -226,14 +225,8 @@ class Synthetic(Source):
         return make_world(self.config, self.seed)
 
     def size(self, split: str) -> int:
-        """Number of streams in a split.
-
-        Raises:
-          ValueError: the split is not one of `SPLITS`.
-        """
-        if split not in SPLITS:
-            raise ValueError(f"split={split!r}: must be one of {SPLITS}")
-        return int(getattr(self, split)) * self.config.chains
+        """Number of streams in a split: so many of each logic chain."""
+        return super().size(split) * self.config.chains
 
     def fetch(self, split: str, indices: np.ndarray) -> Examples:
         """Draws streams. A stream depends on (seed, split, index) alone.

@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from rmjax.data.source import hash64
+from rmjax.data.source import SPLITS, hash64
 from rmjax.data.texts import corpora
 from rmjax.data.texts.corpora import Corpus
 from rmjax.data.texts.streams import Texts, TextSettings, open_texts
@@ -71,7 +71,7 @@ def corpus(root: Path, held_out: float) -> Corpus:
         )
         logging.info(message, root, too_few, 100 * held_out)
         read = lambda split, file: corpora.parted(split, file, parts, False)
-        return Corpus(dict.fromkeys(corpora.SPLITS, every), read, parts=parts)
+        return Corpus(dict.fromkeys(SPLITS, every), read, parts=parts)
     names_as_numbers = np.array([zlib.crc32(file.name.encode()) for file in every])
     order = np.argsort(hash64("books", names_as_numbers), kind="stable")
     count = min(max(1, round(held_out * len(every))), (len(every) - 1) // 2)

@@ -13,7 +13,6 @@ from typing import IO, NamedTuple
 from rmjax.io import paths
 from rmjax.io.text import as_utf8
 
-SPLITS = ("train", "valid", "test")
 PIECE = 1 << 16  # about the number of bytes that are read and tokenized at once
 # After so many bytes without white space, a piece ends between any two characters.
 LONGEST = 1 << 20

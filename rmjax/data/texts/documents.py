@@ -15,6 +15,7 @@ import numpy as np
 from absl import logging
 
 from rmjax.data import records
+from rmjax.data.source import SPLITS
 from rmjax.data.texts import corpora, tokenizers
 from rmjax.io import atomic, paths
 from rmjax.io.progress import Progress
@@ -97,7 +98,7 @@ def open_documents(
     names = {split: [file.name for file in files] for split, files in read.files.items()}
     parameters = dict(version=_VERSION, kind=name, files=names, parts=read.parts)
     parameters |= dict(tokenizer=tokenizers.identity(tokenizer))
-    files = tuple(file for split in corpora.SPLITS for file in read.files[split])
+    files = tuple(file for split in SPLITS for file in read.files[split])
     digest = records.StreamConfig(name="", files=files, parameters=parameters).name
     prepared = paths.cache(cache_dir) / "documents" / f"{name}-{digest}"
     if not prepared.exists():
@@ -113,10 +114,8 @@ def _prepare(prepared: Path, corpus: corpora.Corpus, tokenizer: str) -> None:
         folder = scratch / prepared.name
         folder.mkdir()
         dtype = np.min_scalar_type(made.size - 1)
-        progress = Progress("making tokens", sum(map(corpus.size, corpora.SPLITS)))
-        splits = {
-            split: _write(folder, split, corpus, made, dtype, progress) for split in corpora.SPLITS
-        }
+        progress = Progress("making tokens", sum(map(corpus.size, SPLITS)))
+        splits = {split: _write(folder, split, corpus, made, dtype, progress) for split in SPLITS}
         described = dict(tokenizer=made.state, dtype=dtype.name, splits=splits)
         (folder / "tokens.json").write_text(json.dumps(described))
         try:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from rmjax.data.source import SPLITS
 from rmjax.data.texts import corpora
 from rmjax.data.texts.corpora import Corpus
 from rmjax.data.texts.streams import Texts, TextSettings, open_texts
@@ -48,7 +49,7 @@ def corpus(root: Path, verbatim: bool) -> Corpus:
         raise FileNotFoundError(f"{root}: {cause}. {ADVICE}")
     parts = (18, 19, 20)
     return Corpus(
-        {split: [path] for split in corpora.SPLITS},
+        {split: [path] for split in SPLITS},
         lambda split, file: corpora.parted(split, file, parts, verbatim),
         characters=lambda text: len(text.encode("utf-8", "surrogateescape")),
         parts=parts,

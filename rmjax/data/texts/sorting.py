@@ -19,11 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from rmjax.data.source import Examples, Questions, Source
+from rmjax.data.source import SPLITS, Examples, Generated, Questions, Source
 from rmjax.registry import at_least, setting
 from rmjax.types import Array, Key
 
-SPLITS = ("train", "valid", "test")
 _ITEMS_AT_ONCE = 2**20  # bounds the memory of `fetch` beside its result
 
 
@@ -82,7 +81,7 @@ def fitting_length(segments: int, segment_length: int, answers: int = 20) -> int
 
 
 @dataclasses.dataclass(frozen=True)
-class Sorting(Source):
+class Sorting(Generated):
     """The source. A stream depends on (seed, split, index) alone.
 
     Attributes:
@@ -134,16 +133,6 @@ class Sorting(Source):
     def questions(self) -> Questions:
         """See `Source`."""
         return Questions("kind", 1, answer="class", classes=self.symbols, metric="accuracy")
-
-    def size(self, split: str) -> int:
-        """See `Source.size`.
-
-        Raises:
-          ValueError: `split` is not in SPLITS.
-        """
-        if split not in SPLITS:
-            raise ValueError(f"split={split!r}: must be one of {SPLITS}")
-        return int(getattr(self, split))
 
     def fetch(self, split: str, indices: np.ndarray) -> Examples:
         """See `Source.fetch`; L = length + symbols, Q = symbols.

@@ -9,6 +9,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from rmjax.data import records
+from rmjax.data.source import SPLITS
 from rmjax.data.texts import corpora
 from rmjax.data.texts.corpora import Corpus, Pieces
 from rmjax.data.texts.streams import Texts, TextSettings, open_texts
@@ -43,15 +44,13 @@ def corpus(root: Path) -> Corpus:
     Raises:
       FileNotFoundError: `root` lacks files of both endings.
     """
-    raw, tokens = (
-        tuple(f"wiki.{split}.{end}" for split in corpora.SPLITS) for end in ("raw", "tokens")
-    )
+    raw, tokens = (tuple(f"wiki.{split}.{end}" for split in SPLITS) for end in ("raw", "tokens"))
     try:
         files = records.find_files(str(root), raw, (".",), "")
     except FileNotFoundError:
         advice = f"The files that end in .raw are not complete either. {ADVICE}"
         files = records.find_files(str(root), tokens, (".",), advice)
-    by_split = {split: [file] for split, file in zip(corpora.SPLITS, files, strict=True)}
+    by_split = {split: [file] for split, file in zip(SPLITS, files, strict=True)}
     words = lambda text: len(text.split()) + text.count("\n")
     return Corpus(by_split, lambda _, file: _articles(file), words, titled=True)
 
