@@ -164,6 +164,11 @@ def test_options_of_make_are_checked():
         ({}, "data.segments", False),
         ({"data.name": "books"}, "data.segments", True),
         ({"data.name": "sorting"}, "data.segments", False),
+        ({"data.name": "books"}, "data.text.held_out", True),
+        ({"data.name": "books"}, "data.text.train_share", False),
+        ({"data.name": "pg19"}, "data.text.train_share", True),
+        ({"data.name": "books"}, "train.metric", False),
+        ({}, "train.metric", True),
     ],
 )
 def test_which_keys_a_run_reads(changes, name, read):

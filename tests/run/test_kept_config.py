@@ -75,6 +75,15 @@ def without_digest(text: str, **changes) -> dict:
     return values
 
 
+def test_keys_of_loggers_may_change_when_a_run_continues(tmp_path):
+    values = json.loads(tiny().to_json())
+    before, after = (values | {"logger": {"workspace": name}} for name in ("a", "b"))
+    kept.refuse_other(tmp_path, before, after)
+    assert kept.values_digest(before) == kept.values_digest(after)
+    with pytest.raises(ValueError, match="config.seed was 0, now 1"):
+        kept.refuse_other(tmp_path, before, after | {"seed": 1})
+
+
 @pytest.mark.parametrize("name", DAMAGE)
 def test_damage_is_named(workdir, name):
     path, (harm, words) = workdir / "config.json", DAMAGE[name]

@@ -166,6 +166,19 @@ def test_answers_from_a_memory_equal_those_of_the_batch(name):
     chex.assert_trees_all_close(got[mask], scores(params, batch)[mask], atol=1e-5)
 
 
+def test_each_question_may_have_a_memory_of_its_own(name):
+    task, params, _, _, scores = built(name)
+    batch = data(name)
+    memory = jax.jit(task.memorize)(params, batch).asked
+    rest = ("word_mask", "candidates", "candidate_mask", "choices", "choice_mask")
+    fields = {k: v for k in rest if (v := getattr(batch, k)) is not None}
+    asked, mask = (params, memory, batch.query, batch.query_mask), batch.query_mask
+    got = task.answer(*asked, per_question=True, **fields)
+    chex.assert_trees_all_close(got[mask], scores(params, batch)[mask], atol=1e-5)
+    with pytest.warns(DeprecationWarning, match="per_question="):  # the old name
+        chex.assert_trees_all_equal(task.answer(*asked, each=True, **fields), got)
+
+
 def test_the_answer_of_the_teacher_depends_on_the_question(name):
     """A stream of one segment gives the same e for all questions; only q in [e; q] differs."""
     questions, num_items, changes = KINDS[name]

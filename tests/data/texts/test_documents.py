@@ -8,6 +8,7 @@ import sys
 import threading
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer, Tokenizer,
 
 from rmjax.data.texts import corpora, pg19, tokenizers, wikitext
 from rmjax.data.texts.tokenizers import make_tokenizer
+from rmjax.registry import SOURCES
 from tests import FIXTURES
 from tests.data.texts.opening import KINDS, advice, documents
 
@@ -670,3 +672,19 @@ def test_a_text_without_a_token_is_refused_by_the_name_of_the_file(tmp_path):
     Tokenizer(models.WordLevel({"the": 0})).save(str(path))
     with pytest.raises(ValueError, match=re.escape(f"{path}: a text cannot be tokenized")):
         make_tokenizer(str(path)).encode("lamp")
+
+
+@pytest.mark.parametrize(("kind", "key"), [("pg19", "train_share"), ("books", "held_out")])
+def test_a_share_reaches_the_corpus(tmp_path, kind, key):
+    files = {f"train/{i}.txt": "a book " * 9 for i in range(10)}
+    files |= {"validation/1.txt": "v" * 40, "test/32.txt": "t" * 40}
+    if kind == "books":
+        files = {f"{i}.txt": "a book " * 9 for i in range(10)}
+    common = SimpleNamespace(dir=write(tmp_path / kind, files), cache_dir=str(tmp_path))
+    common.segment_length, common.segments = 8, 1
+    for share in (0.2, 0.4):
+        settings = SOURCES.settings(kind, {key: share}, "config.data.text.")
+        made = SOURCES[kind].make(settings, common, 0).splits
+        expected = documents(kind, common.dir, str(tmp_path), **{key: share})
+        assert {s: made[s].names for s in SPLITS} == {s: expected[s].names for s in SPLITS}
+    assert len(made["train"].names) == (4 if kind == "pg19" else 2)
