@@ -479,6 +479,9 @@ def import_modules(argv: Sequence[str]) -> None:
             sys.path.insert(0, str(Path.cwd()))
         try:
             importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            cure = "name a module as Python imports it, and put its folder into PYTHONPATH"
+            raise SystemExit(f"--import={module}: {error}; {cure}") from error
         except Exception as error:
             raise SystemExit(f"--import={module}: {type(error).__name__}: {error}") from error
 

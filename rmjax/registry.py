@@ -58,7 +58,8 @@ class KindOf(NamedTuple):
     def text(self) -> str:
         """The words that describe right values."""
         names = [kind for registry in self.registries for kind in registry]
-        count = "any" if self.several else "empty, or one" if self.empty else "one"
+        count = "empty, or one" if self.empty else "one"
+        count = "names, none of them twice," if self.several else count
         return f"{count} of {', '.join(names)}"
 
 

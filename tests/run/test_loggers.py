@@ -107,7 +107,7 @@ def test_names_are_checked_and_must_differ():
     for names in ("", "jsonl", "jsonl,wandb,mlflow", "tensorboard, jsonl"):
         assert tiny(**{"train.loggers": names})
     for names in ("jsonl,wand", "jsonl,jsonl"):
-        words = "must be a string, any of jsonl, tensorboard, wandb, mlflow"
+        words = "must be a string, names, none of them twice, of jsonl, tensorboard, wandb, mlflow"
         with pytest.raises(ValueError, match=words):
             tiny(**{"train.loggers": names})
 
