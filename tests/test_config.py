@@ -221,7 +221,7 @@ def get_config(arg=None):
         (["--config={card}", "--confg=3"], "--confg: no such flag; did you mean --config?"),
         (["--config={card}", "train"],
          "unexpected arguments: train; options are flags, such as --mode=eval"),
-        (["--import", "no_such_module"], "--import=no_such_module: ModuleNotFoundError"),
+        (["--import", "no_such_module"], "--import=no_such_module: No module named"),
         ([], "--config is missing: The card."),
     ],
 )  # fmt: skip
