@@ -33,6 +33,9 @@ MACHINES = {  # name -> kind, settings
     "buffer": ("buffer", {"dim": DIM, "buffer_length": 3 * N, "recent": 5}),
     "directly_reason": ("directly_reason", {"dim": DIM, "buffer_length": 4 * N}),
     "decayed": ("decayed", {"dim": DIM, "decay": 0.9}),  # from outside, see tests/decayed.py
+    "stm": ("stm", {"dim": DIM, "slots": 4, "queries": 2, "retention": 0.5}),
+    "hpmn": ("hpmn", {"dim": DIM, "levels": 3, "reader": "own", "hops": 2}),
+    "mimn": ("mimn", {"dim": DIM, "slots": 4, "reader": "own", "max_items": 40}),
     "multihop_reason": ("multihop_reason", {"dim": DIM, "buffer_length": 3 * N, "hops": 2}),
 }
 

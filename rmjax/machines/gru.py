@@ -78,9 +78,7 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
         hidden, _ = recurrent.gru_scan(params["gru"], memory.hidden, gates, mask)
         history, items = memory.history, memory.items
         if history_sum:
-            items = items + mask.sum(-1)
-            news = jnp.where(mask[..., None], x - history[:, None], 0.0).sum(1)
-            history = history + news / jnp.maximum(items, 1.0)[:, None]
+            history, items = running_mean(history, items, x, mask)
         return GRUMemory(hidden, history, items, memory.segments), (jnp.zeros(()), jnp.zeros(()))
 
     def slots(params: Params, memory: GRUMemory) -> tuple[Array, Array]:
@@ -98,6 +96,23 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
     functions = init, init_memory, encode, write, slots, read, embed
     table = ("embed",) if num_items else None
     return MemoryMachine(*functions, constant_size=True, gradient_range=None, table=table)
+
+
+def running_mean(mean: Array, count: Array, x: Array, mask: Array) -> tuple[Array, Array]:
+    """Takes further vectors into a mean.
+
+    Args:
+      mean: f32 [B, d] of the vectors so far.
+      count: f32 [B] number of these vectors.
+      x: f32 [B, N, d].
+      mask: bool [B, N].
+
+    Returns:
+      The mean f32 [B, d] and the number f32 [B] of all vectors.
+    """
+    count = count + mask.sum(-1)
+    news = jnp.where(mask[..., None], x - mean[:, None], 0.0).sum(1)
+    return mean + news / jnp.maximum(count, 1.0)[:, None], count
 
 
 _Features = tuple[Array, Array]  # item features f32 [B, N, d], input part of the gates [B, N, 3d]

@@ -88,15 +88,6 @@ def make(
         dropped = jnp.maximum(count - length, 0)
         return BufferMemory(items, count, dropped, memory.segments), (jnp.zeros(()), jnp.zeros(()))
 
-    def read_by_hops(
-        params: Params,
-        memory: BufferMemory,
-        query: Array,
-        query_mask: Array,
-        key: Key | None = None,
-    ) -> Array:
-        return hops.multihop(params["reader"], query, *slots(params, memory))[0]
-
-    functions = init, init_memory, encode, write, slots, read or read_by_hops, embed
+    functions = init, init_memory, encode, write, slots, read or hops.reader(slots), embed
     table = ("embed",) if num_items else None
     return MemoryMachine(*functions, constant_size=False, gradient_range=None, table=table)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,8 @@ from rmjax.types import Array, Key, Memory, MemoryMachine, Params, Sum
 ITEMS_AT_ONCE = 4096  # items that a block encodes at once, with `remat` and no `block`
 MEMORIES_A_SEGMENT = 40  # a segment keeps about so many for the backward pass, for any batch
 
+_M = TypeVar("_M")
+_F = TypeVar("_F")
 _Segment = tuple[object, Array, Key | None, Array | None]  # features, mask, keys, cut
 _Written = tuple[Memory, tuple[Sum, Memory | None]]  # the last memory; aux, memory of each segment
 
@@ -55,6 +57,33 @@ def inert(write: Callable[..., tuple[Memory, Sum]]) -> Callable[..., tuple[Memor
         return new.replace(segments=memory.segments + alive), aux
 
     return wrapped
+
+
+def scan_items(step: Callable[[_M, _F], _M], memory: _M, features: _F, mask: Array) -> _M:
+    """Writes the items of a segment one by one; masked items change nothing.
+
+    Args:
+      step: (memory, features [B, ...] of one item of each stream) -> memory.
+      memory: a pytree with leading axis B.
+      features: a pytree of [B, N, ...].
+      mask: bool [B, N].
+
+    Returns:
+      The memory after the last item.
+    """
+
+    def masked(memory: _M, item: tuple[_F, Array]) -> tuple[_M, None]:
+        features, valid = item
+        keep = lambda x, y: jnp.where(valid.reshape(-1, *[1] * (x.ndim - 1)), x, y)
+        return jax.tree.map(keep, step(memory, features), memory), None
+
+    return jax.lax.scan(masked, memory, _items_first((features, mask)))[0]
+
+
+def _items_first(tree: _F) -> _F:
+    """[B, N, ...] -> [N, B, ...]."""
+    swapped: _F = jax.tree.map(lambda x: x.swapaxes(0, 1), tree)
+    return swapped
 
 
 def memorize(

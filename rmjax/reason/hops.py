@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax.linen.initializers import lecun_normal
 
 from rmjax.layers.attention import additive_scores, masked_softmax
-from rmjax.types import Array, Key, Params
+from rmjax.types import Array, Key, Memory, Params
 
 
 def init(key: Key, slot_width: int, width: int, hops: int) -> Params:
@@ -66,3 +68,21 @@ def multihop(params: Params, query: Array, slots: Array, slot_mask: Array) -> tu
         both = jnp.concatenate([weights @ slots, query], -1)  # [e^c; q^(c-1)]
         query = both @ merge["kernel"] + merge["bias"]
     return query, weights
+
+
+def reader(slots: Callable[[Params, Memory], tuple[Array, Array]]) -> Callable[..., Array]:
+    """The `read` of machines whose questions attend to the slots.
+
+    Args:
+      slots: of the machine, as in `MemoryMachine`.
+
+    Returns:
+      A `read` as in `MemoryMachine`, with the parameters `params["reader"]`, see `init`.
+    """
+
+    def read(
+        params: Params, memory: Memory, query: Array, query_mask: Array, key: Key | None = None
+    ) -> Array:
+        return multihop(params["reader"], query, *slots(params, memory))[0]
+
+    return read
