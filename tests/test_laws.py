@@ -130,6 +130,17 @@ def test_an_empty_segment_returns_the_memory_bit_for_bit(case):
     assert (after.segments == memory.segments + mask.any(-1).sum(-1)).all()
 
 
+def test_a_padded_row_adds_nothing_to_aux(case):
+    items, mask = stream()
+    mask[1] = False
+    alone = [mask & (np.arange(3) == row)[:, None, None] for row in (0, 2)]
+    parts = [case.run(case.params, items, only).aux for only in alone]
+    total = case.run(case.params, items, mask).aux
+    close(total, jax.tree.map(lambda *x: sum(x), *parts), rtol=1e-5)
+    assert not any(case.run(case.params, items, np.zeros_like(mask)).aux)
+    assert (total[0] > 0) == (total[1] > 0) == case.machine.has_loss
+
+
 def test_padding_to_another_shape_changes_nothing(case):
     items, mask = stream()
     memory = case.run(case.params, items, mask, key=keys(3)).memory

@@ -59,8 +59,14 @@ class Features(NamedTuple):
 
 def _normalize(x: Array, axis: int | tuple[int, ...] = -1, p: Params | None = None) -> Array:
     """The layer norm of x over some axes, with the scale and bias of p."""
-    affine = dict(use_bias=p is not None, use_scale=p is not None)
-    norm = nn.LayerNorm(reduction_axes=axis, feature_axes=axis, use_fast_variance=False, **affine)
+    affine = p is not None
+    norm = nn.LayerNorm(
+        use_bias=affine,
+        use_scale=affine,
+        reduction_axes=axis,
+        feature_axes=axis,
+        use_fast_variance=False,
+    )
     return jnp.asarray(norm.apply({"params": p or {}}, x))
 
 
