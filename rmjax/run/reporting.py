@@ -15,6 +15,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
+from rmjax.io import terminal
 from rmjax.registry import LOGGERS, names_in
 from rmjax.types import Logger, LoggerContext
 
@@ -41,7 +42,7 @@ class MetricWriter:
           kind: "train", "valid" and so on.
           step: the step.
           values: scalars by name; they may be NaN or infinite.
-          text: the log line; None: the values.
+          text: the log line; None: the values; empty: no line.
 
         Raises:
           OSError: a file cannot be written, for example on a full disk; names the file and the
@@ -51,7 +52,8 @@ class MetricWriter:
             return
         numbers = {name: _number(value) for name, value in values.items()}
         shown = " ".join(f"{name} {_short(value)}" for name, value in numbers.items())
-        logging.info("%s", text or f"{kind} step {step} | {shown}")
+        if text != "":
+            logging.info("%s", text or f"{kind} step {step} | {shown}")
         for logger in self.loggers:
             logger.write(kind, step, numbers)
 
@@ -129,11 +131,20 @@ class Progress:
       total_steps: the last step.
       start_step: the step that the run continues from.
       clock: gives seconds.
+      name: of the stage, for the live line.
+
+    Attributes:
+      bar: the live line on a terminal, see `terminal.bar`; `close` removes it.
     """
 
     def __init__(
-        self, total_steps: int, start_step: int = 0, clock: Callable[[], float] = time.monotonic
+        self,
+        total_steps: int,
+        start_step: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+        name: str = "model",
     ):
+        self.bar = terminal.bar(name, total_steps, start_step, wanted=jax.process_index() == 0)
         self._total, self._step, self._clock = total_steps, start_step, clock
         self._last: float | None = None
         self._run = np.zeros(4)  # seconds, steps, streams, queries since the first step
@@ -151,6 +162,7 @@ class Progress:
             self._run += moment - self._last, 1, streams, queries
         self._last = moment
         self._step += 1
+        self.bar.update()
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
@@ -177,15 +189,35 @@ class Progress:
         Returns:
           The line, with the expected time to the end.
         """
-        rates, (seconds, steps, *_) = self.rates(), self._run
+        rates = {name: _short(rate) for name, rate in self.rates().items()}
         self._window = self._run.copy()
-        eta = _duration((self._total - self._step) * seconds / steps) if steps else "?"
-        parts = " ".join(f"{name} {_short(value)}" for name, value in terms.items())
-        streams, queries = _short(rates["streams_per_second"]), _short(rates["queries_per_second"])
+        streams, queries = rates["streams_per_second"], rates["queries_per_second"]
         return (
             f"step {self._step}/{self._total} {self._step / self._total:.1%} | {streams} streams/s "
-            f"{queries} queries/s | loss {_short(loss)} ({parts}) | ETA {eta}"
+            f"{queries} queries/s | loss {self._losses(loss, terms)} | ETA {self._end()}"
         )
+
+    def show(self, loss: float, terms: Mapping[str, float]) -> None:
+        """Shows the losses of the last step in the bar, and its mean rate since the start."""
+        if self.bar.disable:
+            return
+        seconds, steps, streams, _ = self._run
+        rate = f"{_short(float(streams / seconds))} streams/s, " if steps else ""
+        text = f"ETA {self._end()}, {rate}loss {self._losses(loss, terms)}"  # wide lines are cut
+        self.bar.set_postfix_str(text, refresh=False)
+
+    def _losses(self, loss: float, terms: Mapping[str, float]) -> str:
+        parts = " ".join(f"{name} {_short(value)}" for name, value in terms.items())
+        return f"{_short(loss)} ({parts})"
+
+    def _end(self) -> str:
+        """The expected time to the end."""
+        seconds, steps, *_ = self._run
+        return _duration((self._total - self._step) * seconds / steps) if steps else "?"
+
+    def close(self) -> None:
+        """Removes the live line."""
+        self.bar.close()
 
 
 def _duration(seconds: float) -> str:
