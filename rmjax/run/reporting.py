@@ -51,7 +51,7 @@ class MetricWriter:
         if self._silent:
             return
         numbers = {name: _number(value) for name, value in values.items()}
-        shown = " ".join(f"{name} {_short(value)}" for name, value in numbers.items())
+        shown = " ".join(f"{name} {short(value)}" for name, value in numbers.items())
         if text != "":
             logging.info("%s", text or f"{kind} step {step} | {shown}")
         for logger in self.loggers:
@@ -189,7 +189,7 @@ class Progress:
         Returns:
           The line, with the expected time to the end.
         """
-        rates = {name: _short(rate) for name, rate in self.rates().items()}
+        rates = {name: short(rate) for name, rate in self.rates().items()}
         self._window = self._run.copy()
         streams, queries = rates["streams_per_second"], rates["queries_per_second"]
         return (
@@ -202,13 +202,13 @@ class Progress:
         if self.bar.disable:
             return
         seconds, steps, streams, _ = self._run
-        rate = f"{_short(float(streams / seconds))} streams/s, " if steps else ""
+        rate = f"{short(float(streams / seconds))} streams/s, " if steps else ""
         text = f"ETA {self._end()}, {rate}loss {self._losses(loss, terms)}"  # wide lines are cut
         self.bar.set_postfix_str(text, refresh=False)
 
     def _losses(self, loss: float, terms: Mapping[str, float]) -> str:
-        parts = " ".join(f"{name} {_short(value)}" for name, value in terms.items())
-        return f"{_short(loss)} ({parts})"
+        parts = " ".join(f"{name} {short(value)}" for name, value in terms.items())
+        return f"{short(loss)} ({parts})"
 
     def _end(self) -> str:
         """The expected time to the end."""
@@ -229,30 +229,39 @@ def _duration(seconds: float) -> str:
     return f"{h}h{m:02d}m" if h else f"{m}m{s:02d}s" if m else f"{s}s"
 
 
-def _short(value: int | float | str | None) -> str:
-    """Four digits. Numbers above 1 have no exponent."""
+def short(value: int | float | str | None) -> str:
+    """Returns four digits of a number; numbers above 1 have no exponent. None becomes '-'."""
     if isinstance(value, int | str) or value is None:
         return "-" if value is None else str(value)
     return f"{value:.0f}" if math.isfinite(value) and abs(value) >= 1000 else f"{value:.4g}"
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
+def table(rows: Sequence[Mapping[str, Any]], width: int = 100) -> str:
     """Shows rows as aligned text.
 
     Args:
       rows: values by name. Every name is a column, in order of appearance.
+      width: longest line; columns that do not fit continue below, behind the first column again.
 
     Returns:
       Lines, with numbers aligned to the right and "-" for a missing value.
     """
     names = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [names, *([_short(row.get(name)) for name in names] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    left = [any(isinstance(row.get(name), str) for row in rows) for name in names]
+    columns = [_column(name, [row.get(name) for row in rows]) for name in names]
+    blocks = [columns[:1]]
+    for column in columns[1:]:
+        if len("  ".join(cells[0] for cells in (*blocks[-1], column))) > width:
+            blocks.append(columns[:1])
+        blocks[-1].append(column)
+    return "\n\n".join(
+        "\n".join("  ".join(line).rstrip() for line in zip(*block, strict=True)) for block in blocks
+    )
 
-    def show(line: Sequence[str]) -> str:
-        cells = zip(line, widths, left, strict=True)
-        padded = (cell.ljust(w) if to_left else cell.rjust(w) for cell, w, to_left in cells)
-        return "  ".join(padded).rstrip()
 
-    return "\n".join(map(show, [cells[0], ["-" * w for w in widths], *cells[1:]]))
+def _column(name: str, values: Sequence[Any]) -> list[str]:
+    """The cells of a column, padded to one width: its name, a rule, and its values."""
+    cells = [name, *map(short, values)]
+    width = max(map(len, cells))
+    pad = str.ljust if any(isinstance(value, str) for value in values) else str.rjust
+    name, *shown = [pad(cell, width) for cell in cells]
+    return [name, "-" * width, *shown]
