@@ -370,6 +370,9 @@ MACHINES = Registry(
         "buffer": "rmjax.machines.buffer",
         "directly_reason": "rmjax.machines.directly_reason",
         "multihop_reason": "rmjax.machines.multihop_reason",
+        "dnc": "rmjax.machines.dnc",
+        "nutm": "rmjax.machines.nutm",
+        "dmsdnc": "rmjax.machines.dmsdnc",
     },
 )
 

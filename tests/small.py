@@ -34,6 +34,9 @@ MACHINES = {  # name -> kind, settings
     "directly_reason": ("directly_reason", {"dim": DIM, "buffer_length": 4 * N}),
     "decayed": ("decayed", {"dim": DIM, "decay": 0.9}),  # from outside, see tests/decayed.py
     "multihop_reason": ("multihop_reason", {"dim": DIM, "buffer_length": 3 * N, "hops": 2}),
+    "dnc": ("dnc", {"dim": DIM, "slots": 4, "read_heads": 2}),
+    "nutm": ("nutm", {"dim": DIM, "slots": 4, "read_heads": 2, "programs": 2}),
+    "dmsdnc": ("dmsdnc", {"dim": DIM, "slots": 4, "read_heads": 2, "refresh_rate": 0.5}),
 }
 
 
