@@ -44,7 +44,7 @@ def init_programs(key: Key, inputs: int, width: int, programs: int) -> Params:
 def mix(params: Params, h: Array) -> Array:
     """The share of each program, alpha: f32 [B, h] -> f32 [B, P]."""
     query, strength = jnp.tanh(h @ params["query"]), jax.nn.softplus(h @ params["strength"])
-    shares = addressing.content(jnp.tanh(params["keys"]), query[:, None], strength)
+    shares: Array = addressing.content(jnp.tanh(params["keys"]), query[:, None], strength)
     return shares[:, 0]
 
 
@@ -52,8 +52,8 @@ def run(params: Params, h: Array) -> Array:
     """The mixed program: sum_p alpha_p (V_p h + b_p), f32 [B, h] -> f32 [B, width]."""
     shares = mix(params, h)
     inputs = (shares[..., None] * h[:, None]).reshape(len(h), -1)  # one product for all programs
-    interface: Array = inputs @ params["kernel"].reshape(inputs.shape[1], -1)
-    return interface + shares @ params["bias"]
+    mixed: Array = inputs @ params["kernel"].reshape(inputs.shape[1], -1) + shares @ params["bias"]
+    return mixed
 
 
 def similarity(keys: Array) -> Array:
