@@ -373,6 +373,9 @@ MACHINES = Registry(
         "stm": "rmjax.machines.stm",
         "hpmn": "rmjax.machines.hpmn",
         "mimn": "rmjax.machines.mimn",
+        "dnc": "rmjax.machines.dnc",
+        "nutm": "rmjax.machines.nutm",
+        "dmsdnc": "rmjax.machines.dmsdnc",
     },
 )
 

@@ -37,6 +37,9 @@ MACHINES = {  # name -> kind, settings
     "hpmn": ("hpmn", {"dim": DIM, "levels": 3, "reader": "own", "hops": 2}),
     "mimn": ("mimn", {"dim": DIM, "slots": 4, "reader": "own", "max_items": 40}),
     "multihop_reason": ("multihop_reason", {"dim": DIM, "buffer_length": 3 * N, "hops": 2}),
+    "dnc": ("dnc", {"dim": DIM, "slots": 4, "read_heads": 2}),
+    "nutm": ("nutm", {"dim": DIM, "slots": 4, "read_heads": 2, "programs": 2}),
+    "dmsdnc": ("dmsdnc", {"dim": DIM, "slots": 4, "read_heads": 2, "refresh_rate": 0.5}),
 }
 
 

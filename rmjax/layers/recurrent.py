@@ -1,6 +1,6 @@
-"""The gated recurrent unit (GRU).
+"""The gated recurrent unit (GRU), and the long short-term memory (LSTM).
 
-Its input projection is a function of its own, so that it can be computed before a scan.
+The input projection is a function of its own, so that it can be computed before a scan.
 """
 
 from __future__ import annotations
@@ -178,3 +178,55 @@ def bigru(params: Params, x: Array, mask: Array) -> tuple[Array, Array]:
         runs.append(gru_scan(p, h, gru_input(p, x), mask, reverse=name == "backward"))
     (last_f, all_f), (last_b, all_b) = runs
     return jnp.concatenate([all_f, all_b], -1), jnp.concatenate([last_f, last_b], -1)
+
+
+def init_lstm(key: Key, inputs: int, hidden: int) -> Params:
+    """Draws the parameters of an LSTM, whose gates are in the order i, f, g, o.
+
+    The forget gate f has a bias of 1 before training (Jozefowicz et al. 2015).
+
+    Args:
+      key: of the draws.
+      inputs: width of the input.
+      hidden: h, width of the state.
+
+    Returns:
+      {input: [inputs, 4h], hidden: [h, 4h], bias: [4h]}.
+    """
+    a, b = jax.random.split(key)
+    recurrent = [nn.initializers.orthogonal()(k, (hidden, hidden)) for k in jax.random.split(b, 4)]
+    return {
+        "input": nn.initializers.lecun_normal()(a, (inputs, 4 * hidden)),
+        "hidden": jnp.concatenate(recurrent, 1),
+        "bias": jnp.zeros(4 * hidden).at[hidden : 2 * hidden].set(1.0),
+    }
+
+
+def lstm_input(params: Params, x: Array) -> Array:
+    """The part of the gates that depends on the input alone.
+
+    Args:
+      params: from `init_lstm`.
+      x: [..., inputs].
+
+    Returns:
+      [..., 4h].
+    """
+    return x @ params["input"] + params["bias"]
+
+
+def lstm(params: Params, h: Array, c: Array, gates: Array) -> tuple[Array, Array]:
+    """One step (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000).
+
+    Args:
+      params: from `init_lstm`.
+      h: output of the last step [..., h].
+      c: cell state [..., h].
+      gates: from `lstm_input`, [..., 4h].
+
+    Returns:
+      The new h and c, [..., h] each.
+    """
+    i, f, g, o = jnp.split(gates + h @ params["hidden"], 4, -1)
+    c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+    return jax.nn.sigmoid(o) * jnp.tanh(c), c
