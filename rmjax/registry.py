@@ -370,6 +370,9 @@ MACHINES = Registry(
         "buffer": "rmjax.machines.buffer",
         "directly_reason": "rmjax.machines.directly_reason",
         "multihop_reason": "rmjax.machines.multihop_reason",
+        "gated_delta": "rmjax.machines.gated_delta",
+        "titans": "rmjax.machines.titans",
+        "ffm": "rmjax.machines.ffm",
     },
 )
 
