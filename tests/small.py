@@ -34,7 +34,7 @@ MACHINES = {  # name -> kind, settings
     "directly_reason": ("directly_reason", {"dim": DIM, "buffer_length": 4 * N}),
     "decayed": ("decayed", {"dim": DIM, "decay": 0.9}),  # from outside, see tests/decayed.py
     "gated_delta": ("gated_delta", {"dim": DIM, "heads": 2, "slots": 4, "chunk": 3}),
-    "titans": ("titans", {"dim": DIM, "slots": 4, "chunk": 3}),
+    "titans": ("titans", {"dim": DIM, "slots": 4, "chunk": 3, "rate": 0.1}),
     "ffm": ("ffm", {"dim": DIM, "slots": 4, "traces": 6, "contexts": 3}),
     "multihop_reason": ("multihop_reason", {"dim": DIM, "buffer_length": 3 * N, "hops": 2}),
 }

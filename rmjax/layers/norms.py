@@ -15,11 +15,11 @@ def unit(x: Array) -> Array:
     return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + EPSILON)
 
 
-def root_mean_square(x: Array) -> Array:
+def root_mean_square(x: Array, epsilon: float = EPSILON) -> Array:
     """Vectors [..., e] with a mean square of 1 (Zhang & Sennrich 2019)."""
-    return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + EPSILON)
+    return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon)
 
 
-def layer(x: Array) -> Array:
+def layer(x: Array, epsilon: float = EPSILON) -> Array:
     """Vectors [..., e] with a mean of 0 and a variance of 1 (Ba et al. 2016)."""
-    return root_mean_square(x - x.mean(-1, keepdims=True))
+    return root_mean_square(x - x.mean(-1, keepdims=True), epsilon)

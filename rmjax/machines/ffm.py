@@ -80,11 +80,9 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
         """Returns what each segment adds to the traces, f32 [B, t, 2, m, c]."""
         x = embed(params, items)
         x = jax.nn.sigmoid(x @ params["item_gate"]) * (x @ params["item"])
+        x = jnp.where(mask[..., None], x, 0.0)
         later = mask.sum(-1, keepdims=True) - mask.cumsum(-1)  # items after it in the segment
-        news = jnp.einsum(
-            "...nm,...nrmc->...rmc", jnp.where(mask[..., None], x, 0.0), powers(params, later)
-        )
-        return news
+        return jnp.einsum("...nm,...nrmc->...rmc", x, powers(params, later))
 
     def write(
         params: Params, memory: FFMMemory, features: Array, mask: Array, key: Key | None = None
@@ -121,4 +119,5 @@ def read(
     """
     state = memory.traces.reshape(len(memory.traces), -1) @ params["mix"]
     gate = jax.nn.sigmoid(query @ params["question_gate"])
-    return norms.layer(state)[:, None] * gate + query @ params["question"] * (1 - gate)
+    answer: Array = norms.layer(state)[:, None] * gate + query @ params["question"] * (1 - gate)
+    return answer

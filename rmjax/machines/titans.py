@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import flax.struct
 import jax
@@ -143,8 +143,12 @@ def recall(weights: Weights, x: Array) -> Array:
 
 
 def around(weights: Weights, x: Array) -> Array:
-    """The network with a residual connection: x + norm(layers)."""
-    return x + norms.layer(recall(weights, x))
+    """The network with a residual connection: x + norm(layers).
+
+    The epsilon of the norm is 1. Weights that are nearly forgotten then have gradients of their
+    own size, and large weights have values of length sqrt(e).
+    """
+    return x + norms.layer(recall(weights, x), epsilon=1.0)
 
 
 def write(
@@ -162,7 +166,8 @@ def write(
     Returns:
       The state after the chunk.
     """
-    output, pullback = jax.vjp(lambda weights: network(weights, k[:, :, 0]), state.weights)
+    output, pull = jax.vjp(lambda weights: network(weights, k[:, :, 0]), state.weights)
+    pullback = cast(Callable[[Array], tuple[Weights]], pull)
     slope = 2 * (output - v[:, :, 0])  # of the squared error
     (for_weights,) = pullback(gates.to_weights[..., None] * slope)
     (for_momentum,) = pullback(gates.to_momentum[..., None] * slope)
