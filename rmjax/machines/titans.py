@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import flax.struct
 import jax
@@ -125,7 +125,10 @@ def factors(theta: Array, eta: Array, alpha: Array, mask: Array) -> Factors:
     keep, push, stay = jax.lax.associative_scan(
         product, (keep, push, stay), reverse=True, axis=mask.ndim - 1
     )
-    after = lambda x, last: jnp.concatenate([x[..., 1:], jnp.full_like(x[..., :1], last)], -1)
+
+    def after(x: Array, last: float) -> Array:
+        return jnp.concatenate([x[..., 1:], jnp.full_like(x[..., :1], last)], -1)
+
     theta = jnp.where(mask, theta, 0.0)
     to_weights = theta * (after(keep, 1.0) + after(push, 0.0))
     return Factors(keep, push, stay, to_weights, theta * after(stay, 1.0))
@@ -166,8 +169,7 @@ def write(
     Returns:
       The state after the chunk.
     """
-    output, pull = jax.vjp(lambda weights: network(weights, k[:, :, 0]), state.weights)
-    pullback = cast(Callable[[Array], tuple[Weights]], pull)
+    output, pullback = jax.vjp(lambda weights: network(weights, k[:, :, 0]), state.weights)
     slope = 2 * (output - v[:, :, 0])  # of the squared error
     (for_weights,) = pullback(gates.to_weights[..., None] * slope)
     (for_momentum,) = pullback(gates.to_momentum[..., None] * slope)
