@@ -376,6 +376,9 @@ MACHINES = Registry(
         "dnc": "rmjax.machines.dnc",
         "nutm": "rmjax.machines.nutm",
         "dmsdnc": "rmjax.machines.dmsdnc",
+        "gated_delta": "rmjax.machines.gated_delta",
+        "titans": "rmjax.machines.titans",
+        "ffm": "rmjax.machines.ffm",
     },
 )
 
