@@ -370,6 +370,8 @@ MACHINES = Registry(
         "buffer": "rmjax.machines.buffer",
         "directly_reason": "rmjax.machines.directly_reason",
         "multihop_reason": "rmjax.machines.multihop_reason",
+        "compressive": "rmjax.machines.compressive",
+        "rmt": "rmjax.machines.rmt",
     },
 )
 

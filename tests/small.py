@@ -34,6 +34,8 @@ MACHINES = {  # name -> kind, settings
     "directly_reason": ("directly_reason", {"dim": DIM, "buffer_length": 4 * N}),
     "decayed": ("decayed", {"dim": DIM, "decay": 0.9}),  # from outside, see tests/decayed.py
     "multihop_reason": ("multihop_reason", {"dim": DIM, "buffer_length": 3 * N, "hops": 2}),
+    "compressive": ("compressive", SLOTS | {"compression": 3}),
+    "rmt": ("rmt", SLOTS),
 }
 
 
