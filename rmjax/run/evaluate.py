@@ -16,6 +16,7 @@ from rmjax import tasks
 from rmjax.data import describe
 from rmjax.data.pipeline import Subset, eval_batches
 from rmjax.evaluation import scoring
+from rmjax.machines import Costs
 from rmjax.run import reporting
 from rmjax.run.mapping import Mapped
 from rmjax.run.stages import Preempted, Run, Training, data_settings, fresh_carry
@@ -221,8 +222,17 @@ def test(run: Run, task: Task, mapped: Mapped, params: Params) -> list[dict[str,
 
 
 def show(rows: list[dict[str, Any]]) -> str:
-    """The final table as text, see `named`."""
-    return reporting.table(named(rows))
+    """The final table as text, see `named`; the costs of the machine stand below."""
+    costs = [column_name(field) for field in Costs._fields]
+    return reporting.tables(named(rows), costs)
+
+
+def column_name(key: str) -> str:
+    """The name of a column of the final table in words."""
+    names = {"low": "95% from", "high": "to", "test_auc": "test AUC", "test_mrr": "test MRR"}
+    names |= {f"memory_gain_{name}": f"gain, {name}" for name in ("recollection", "familiarity")}
+    names |= {"memory_spread": "spread", "flops_per_item": "FLOPs per item"}
+    return names.get(key, key.replace("_", " "))
 
 
 def named(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -235,9 +245,5 @@ def named(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     Returns:
       The rows.
     """
-    names = {"low": "95% from", "high": "to", "test_auc": "test AUC", "test_mrr": "test MRR"}
-    names |= {f"memory_gain_{name}": f"gain, {name}" for name in ("recollection", "familiarity")}
-    names |= {"memory_spread": "spread", "flops_per_item": "FLOPs per item"}
-    name_of = lambda key: names.get(key, key.replace("_", " "))
     value_of = lambda value: round(value, 4) if isinstance(value, float) else value
-    return [{name_of(k): value_of(v) for k, v in row.items()} for row in rows]
+    return [{column_name(k): value_of(v) for k, v in row.items()} for row in rows]

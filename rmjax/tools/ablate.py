@@ -33,6 +33,7 @@ from rmjax.io import atomic, paths, text
 from rmjax.machines import Costs
 from rmjax.registry import SOURCES
 from rmjax.run import kept, reporting
+from rmjax.run.evaluate import column_name
 from rmjax.run.workdir import EXIT_PREEMPTED, Preemption, lock
 from rmjax.tasks import is_sequence
 from rmjax.tools import memories, systems, tables
@@ -56,6 +57,7 @@ _TUNED = flags.DEFINE_string(
     "tuned", None, "For --table=memories: tuned.json of a run of --table=tune on the same data."
 )
 
+COSTS = [column_name(field) for field in Costs._fields]  # columns
 Line = dict[str, Any]  # {column: value}, one line of a table
 Results = dict[tuple[str, str, int], list[Line]]  # {(setting, row, seed): the run's final table}
 
@@ -189,7 +191,7 @@ def summary(table: Table, results: Results, data: str) -> list[Line]:
             paper = table.rows[name].paper.get(setting or data, {}) if name in table.rows else {}
             for measure in (k for k in readers[name][0] if k not in ("memory", "low", "high")):
                 if measure in Costs._fields:
-                    line[measure.replace("_", " ")] = readers[name][0][measure]
+                    line[column_name(measure)] = readers[name][0][measure]
                     continue
                 values = [float(row[measure]) for row in readers[name] if measure in row]
                 line[measure.removeprefix("test_")] = spread(values, name in table.rows)
@@ -379,8 +381,8 @@ def run_all(
         results[job.setting, job.row, job.seed] = rows
         lines = summary(table, results, data)
         atomic.write(workdir / "table.json", json.dumps(lines, indent=1))
-        logging.info("%s\n%s", table.source, reporting.table(lines))
-    print(reporting.table(summary(table, results, data)))
+        logging.info("%s\n%s", table.source, reporting.tables(lines, COSTS))
+    print(reporting.tables(summary(table, results, data), COSTS))
     differences = compare(table, results)
     if differences:
         (workdir / "differences.json").write_text(json.dumps(differences, indent=1))

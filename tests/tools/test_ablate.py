@@ -14,6 +14,7 @@ import pytest
 
 from rmjax import config
 from rmjax.registry import MACHINES
+from rmjax.run import reporting
 from rmjax.run.workdir import EXIT_PREEMPTED, Preemption
 from rmjax.tools import ablate
 from rmjax.tools.tables import NO_REHEARSAL, TABLES, Row, Table
@@ -193,7 +194,12 @@ def test_costs_stand_beside_every_result():
     results = {("x", "one", seed): run for seed in range(2)}
     (line,) = ablate.summary(SMALL, results, "xlong")
     assert line["auc"] == "0.5000 +- 0.0000"
-    assert line["state floats"] == 2560 and line["flops per item"] == 7
+    assert line["state floats"] == 2560 and line["FLOPs per item"] == 7
+    oracle = {"setting": "x", "row": "oracle", "seeds": 0, "auc": "1.0000"}
+    first, second = reporting.tables([line, oracle], ablate.COSTS).split("\n\n")
+    assert "oracle" in first and "2560" not in first
+    assert second.splitlines()[2].split() == ["x", "one", "2560", "7"]
+    assert reporting.tables([oracle], ablate.COSTS) == reporting.table([oracle])
 
 
 @pytest.mark.parametrize("name", TABLES)
