@@ -379,6 +379,8 @@ MACHINES = Registry(
         "gated_delta": "rmjax.machines.gated_delta",
         "titans": "rmjax.machines.titans",
         "ffm": "rmjax.machines.ffm",
+        "compressive": "rmjax.machines.compressive",
+        "rmt": "rmjax.machines.rmt",
     },
 )
 

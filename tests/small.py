@@ -43,6 +43,8 @@ MACHINES = {  # name -> kind, settings
     "dnc": ("dnc", {"dim": DIM, "slots": 4, "read_heads": 2}),
     "nutm": ("nutm", {"dim": DIM, "slots": 4, "read_heads": 2, "programs": 2}),
     "dmsdnc": ("dmsdnc", {"dim": DIM, "slots": 4, "read_heads": 2, "refresh_rate": 0.5}),
+    "compressive": ("compressive", SLOTS | {"compression": 3}),
+    "rmt": ("rmt", SLOTS),
 }
 
 

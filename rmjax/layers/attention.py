@@ -97,6 +97,11 @@ def identity(key: Array, shape: tuple[int, int], dtype: jnp.dtype = jnp.float32)
     return lecun_normal()(key, shape, dtype)
 
 
+def split_heads(x: Array, heads: int) -> Array:
+    """Splits x [..., D] into heads, [..., heads, D / heads]."""
+    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)  # -1 fails for empty arrays
+
+
 def attend(
     query: Array,
     key: Array,
@@ -161,7 +166,7 @@ class MultiHeadAttention(nn.Module):
 
         def project(name: str, y: Array, **options: Any) -> Array:
             y = Dense(dim, dtype=self.dtype, name=name, **options)(y)
-            return y.reshape(*y.shape[:-1], self.heads, dim // self.heads)
+            return split_heads(y, self.heads)
 
         query = project("query", x)
         key = project("key", memory, use_bias=False)  # a bias would not change the softmax

@@ -5,13 +5,19 @@ Rows that leave a first queue are compressed into a second queue.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
+import flax.linen as nn
 import flax.struct
+import jax
 import jax.numpy as jnp
 from flax.linen.initializers import lecun_normal
 
 from rmjax.layers import queue
+from rmjax.layers.attention import attend, split_heads
 from rmjax.layers.queue import Queue
-from rmjax.types import Array, Params
+from rmjax.types import Array, Params, Sum
 
 
 @flax.struct.dataclass
@@ -96,7 +102,7 @@ def compress(params: Params, rows: Array, mask: Array) -> tuple[Array, Array]:
 
 def push(
     params: Params, memory: Compressed, rows: Array, mask: Array
-) -> tuple[Compressed, tuple[Array, Array], tuple[Array, Array]]:
+) -> tuple[Compressed, tuple[Array, Array]]:
     """Appends rows to the memory.
 
     Args:
@@ -106,10 +112,56 @@ def push(
       mask: bool [B, N].
 
     Returns:
-      The memory; the rows that left the first queue; and the rows that they were compressed to,
-      each with a mask. The reconstruction loss compares the last two.
+      The memory; and the rows [B, N, D] that left the first queue and were compressed, with their
+      mask. The reconstruction loss compares them with what they were compressed to.
     """
     recent, fallen, fallen_mask = queue.push(memory.recent, rows, mask)
-    short, short_mask = compress(params, fallen, fallen_mask)
-    old, _, _ = queue.push(memory.old, short, short_mask)
-    return Compressed(recent, old), (fallen, fallen_mask), (short, short_mask)
+    old, _, _ = queue.push(memory.old, *compress(params, fallen, fallen_mask))
+    return Compressed(recent, old), (fallen, fallen_mask)
+
+
+def reconstruction_loss(
+    block: Params, compression: Params, heads: int, x: Array, mask: Array, old: Array, seen: Array
+) -> Sum:
+    """The attention-reconstruction loss of one layer (Rae et al. 2020, Algorithm 2).
+
+    It compares the attention of x to the rows that leave the recent memory with the attention of x
+    to their compressed rows, without positions. Only `compression` gets gradients.
+
+    Args:
+      block: parameters of the layer, a `RelativeBlock` with norms before its layers.
+      compression: parameters of the layer's compression.
+      heads: attention heads of the layer.
+      x: [B, N, D], inputs of the layer.
+      mask: bool [B, N].
+      old: [B, M, D], the rows that leave.
+      seen: bool [B, M], their mask.
+
+    Returns:
+      The sum of squared differences, a mean over the width; and the number of queries that have
+      rows to attend to.
+    """
+    block, x, old = jax.lax.stop_gradient((block, x, old))
+
+    def normed(y: Array) -> Array:
+        return cast(Array, nn.LayerNorm(epsilon=1e-5).apply({"params": block["attention_norm"]}, y))
+
+    def project(name: str, y: Array) -> Array:
+        return split_heads(y @ block["attention"][name]["kernel"].T.astype(y.dtype), heads)
+
+    def attended(rows: Array, rows_mask: Array) -> Array:
+        rows = normed(rows)
+        keys, values = project("key", rows), project("value", rows)
+        return attend(query, keys, values, rows_mask[:, None, None, :])[0]
+
+    query = project("query", normed(x))
+    error = attended(old, seen) - attended(*compress(compression, old, seen))
+    counted = mask & seen.any(-1, keepdims=True)
+    squares = jnp.where(counted[..., None, None], jnp.square(error.astype(jnp.float32)), 0.0)
+    return squares.sum() / x.shape[-1], counted.sum().astype(jnp.float32)
+
+
+def mean_over_layers(losses: Sequence[Sum]) -> Sum:
+    """The mean of the layers' losses: a (sum, count) of which both are means over layers."""
+    total, count = (sum(part) / len(losses) for part in zip(*losses, strict=True))
+    return total, count

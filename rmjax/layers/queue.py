@@ -51,6 +51,7 @@ def push(queue: Queue, rows: Array, mask: Array) -> tuple[Queue, Array, Array]:
     Returns:
       The queue; the rows that left it, [B, N, D], the newest at the end; and their mask [B, N].
     """
+    rows = jnp.where(mask[..., None], rows, 0.0)  # so no garbage gets into the queue
     every = jnp.concatenate([queue.rows, rows.astype(queue.rows.dtype)], 1)
     valid = jnp.concatenate([queue.mask, mask], 1)
     order = jnp.argsort(valid, 1, stable=True)  # invalid rows first, then the oldest

@@ -1,4 +1,4 @@
-"""Self-attention by relative position over a memory and a segment (Dai et al. 2019, 3.3)."""
+"""Layers of attention by relative position over a memory and a segment (Dai et al. 2019, 3.3)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from flax.linen.initializers import normal
 
 from rmjax.layers.attention import attend
 from rmjax.layers.dense import Dense
-from rmjax.layers.keys import dropout
+from rmjax.layers.keys import dropout, fold
 from rmjax.types import Array, Key
 
 
@@ -31,11 +31,11 @@ def shift(scores: Array) -> Array:
     """Reorders scores from distances to keys.
 
     Args:
-      scores: [..., N, M+N] for the distances M+N-1, ..., 0.
+      scores: [..., N, R] for R distances that fall by one, from M+N-1.
 
     Returns:
-      [..., N, M+N]: entry (i, j) is the score of distance M + i - j. Keys ahead of a query
-      (j > M + i) have arbitrary scores.
+      [..., N, R]: entry (i, j) is the score of distance M + i - j. Where that distance is not among
+      the R, the score is arbitrary.
     """
     *lead, queries, keys = scores.shape
     padded = jnp.pad(scores, [(0, 0)] * (len(lead) + 1) + [(1, 0)])
@@ -43,7 +43,7 @@ def shift(scores: Array) -> Array:
 
 
 class RelativeAttention(nn.Module):
-    """Causal attention of a segment to a memory and to itself, by relative position.
+    """Attention of a segment to a memory and to itself, by relative position.
 
     score_ij = ((q_i + u) k_j + (q_i + v) W_r R_(M+i-j)) / sqrt(e), with e = D / heads.
 
@@ -53,6 +53,7 @@ class RelativeAttention(nn.Module):
       same_length: each query sees M keys, its own item included, and none before them. Dai et al.
         evaluate so.
       clamp: larger distances count as this one; 0: no limit.
+      causal: whether a query sees only its own item and earlier ones of the segment.
       dtype: of the products.
       initial: standard deviation of the initial values.
     """
@@ -61,6 +62,7 @@ class RelativeAttention(nn.Module):
     dropout: float = 0.0
     same_length: bool = False
     clamp: int = 0
+    causal: bool = True
     dtype: jnp.dtype = jnp.float32
     initial: float = 0.02
 
@@ -96,9 +98,10 @@ class RelativeAttention(nn.Module):
             y = linear(name)(y)
             return y.reshape(*y.shape[:-1], self.heads, -1)
 
-        distance = jnp.arange(m + n - 1, -1, -1, dtype=jnp.float32)
+        nearest = 0 if self.causal else 1 - n  # items ahead have distances below 0
+        distance = jnp.arange(m + n - 1, nearest - 1, -1, dtype=jnp.float32)
         if self.clamp:
-            distance = jnp.minimum(distance, self.clamp)
+            distance = jnp.clip(distance, -self.clamp, self.clamp)
         query, keys, value = project("query", x), project("key", both), project("value", both)
         relative = project("relative", sinusoids(distance, dim))
         sizes = (self.heads, dim // self.heads)
@@ -107,8 +110,69 @@ class RelativeAttention(nn.Module):
         by_distance = jnp.einsum("bnhe,jhe->bhnj", query + v, relative)
         by_distance = by_distance * (dim // self.heads) ** -0.5
         i, j = jnp.arange(n)[:, None], jnp.arange(m + n)
-        seen = (j <= m + i) & ((j > i) | (not self.same_length))
+        seen = ((j <= m + i) | (not self.causal)) & ((j > i) | (not self.same_length))
         seen = seen & jnp.concatenate([memory_mask, mask], 1)[:, None, None, :]
         drop = lambda w: dropout(w, self.dropout, key)
-        out, _ = attend(query + u, keys, value, seen, drop, shift(by_distance))
+        by_key = shift(by_distance)[..., : m + n]
+        out, _ = attend(query + u, keys, value, seen, drop, by_key)
         return linear("out")(out.reshape(x.shape))
+
+
+class RelativeBlock(nn.Module):
+    """One layer: `RelativeAttention`, then a feed-forward layer of 4 D.
+
+    Attributes:
+      heads: divides D.
+      dropout: rate.
+      same_length: see `RelativeAttention`.
+      clamp: see `RelativeAttention`.
+      causal: see `RelativeAttention`.
+      prenorm: norms come before the layers; otherwise after the sums (Dai et al. 2019).
+      dtype: of the products.
+      initial: standard deviation of the initial values.
+    """
+
+    heads: int
+    dropout: float = 0.0
+    same_length: bool = False
+    clamp: int = 0
+    causal: bool = True
+    prenorm: bool = False
+    dtype: jnp.dtype = jnp.float32
+    initial: float = 0.02
+
+    @nn.compact
+    def __call__(
+        self, x: Array, mask: Array, memory: Array, memory_mask: Array, key: Key | None = None
+    ) -> Array:
+        """Applies the layer.
+
+        Args:
+          x: [B, N, D], the segment.
+          mask: bool [B, N].
+          memory: [B, M, D], its newest row last.
+          memory_mask: bool [B, M].
+          key: [B], for dropout; None: no dropout.
+
+        Returns:
+          [B, N, D].
+        """
+        dim, exact = x.shape[-1], jnp.promote_types(self.dtype, jnp.float32)
+        norm = lambda name: nn.LayerNorm(epsilon=1e-5, dtype=exact, name=name)
+        dense = lambda width, name: Dense(
+            width, dtype=self.dtype, kernel_init=normal(self.initial), name=name
+        )
+        attention = RelativeAttention(
+            self.heads, 0.0, self.same_length, self.clamp, self.causal, self.dtype, self.initial,
+            name="attention",
+        )  # fmt: skip
+        before, after = norm("attention_norm"), norm("wide_norm")
+        wide, narrow = dense(4 * dim, "wide"), dense(dim, "narrow")
+        drop = lambda y, i: dropout(y, self.dropout, fold(key, i))
+        feedforward = lambda y: narrow(drop(nn.relu(wide(y)), 2))
+        if self.prenorm:
+            attended = attention(before(x), mask, before(memory), memory_mask, fold(key, 0))
+            x = x + drop(attended, 1)
+            return x + drop(feedforward(after(x)), 3)
+        x = before(x + drop(attention(x, mask, memory, memory_mask, fold(key, 0)), 1))
+        return after(x + drop(feedforward(x), 3))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from rmjax.machines.costs import Costs, costs_of
 from rmjax.machines.live import LiveStream, current_memory, feed, open_stream
 from rmjax.machines.scan import Memorized, inert, memorize
 from rmjax.registry import MACHINES
@@ -14,9 +15,11 @@ from rmjax.types import Context, MemoryMachine
 
 __all__ = [
     "MACHINES",
+    "Costs",
     "LiveStream",
     "Memorized",
     "build",
+    "costs_of",
     "current_memory",
     "feed",
     "make",

@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 from flax.linen.initializers import normal
 
-from rmjax.layers.attention import attend
+from rmjax.layers.attention import attend, split_heads
 from rmjax.layers.dense import Dense
 from rmjax.layers.embeddings import look_up
 from rmjax.layers.keys import dropout, fold
 from rmjax.models import gpt2
-from rmjax.models.gpt2 import Memoryless, dense, maybe_remat, no_loss, split_heads
+from rmjax.models.gpt2 import Memoryless, dense, maybe_remat, no_loss
 from rmjax.types import Array, Key, ModelContext, Params, SequenceModel, Sum
 
 

@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from rmjax.layers import compressive
-from rmjax.layers.attention import attend
 from rmjax.layers.compressive import Compressed
 from rmjax.models import gpt2, transformer_xl
-from rmjax.models.gpt2 import Sizes, no_loss, split_heads, tied_logits
+from rmjax.models.gpt2 import Sizes, no_loss, tied_logits
 from rmjax.models.transformer_xl import Memories, TransformerXL
 from rmjax.registry import at_least, setting
 from rmjax.types import Array, Key, ModelContext, Params, SequenceModel, Sum
@@ -80,63 +79,18 @@ def make(
         layers, lost = [], []
         for name, layer, x in zip(names, state.layers, inputs, strict=True):
             compression = params["compression"][name]
-            after, *_ = compressive.push(compression, layer, x, mask)
+            after, fallen = compressive.push(compression, layer, x, mask)
             layers.append(after)
             if reconstruction:
-                lost.append(reconstruction_loss(params[name], compression, sizes, layer, x, mask))
+                given = params[name], compression, sizes.heads, x, mask, *fallen
+                lost.append(compressive.reconstruction_loss(*given))
         aux = no_loss()
         if lost:
-            total, count = (sum(part) / len(lost) for part in zip(*lost, strict=True))
+            total, count = compressive.mean_over_layers(lost)
             aux = (reconstruction * total, count)
         return hidden, Remembered(tuple(layers), state.segments + mask.any(-1)), aux
 
     return SequenceModel(init, init_state, reset, step, tied_logits(sizes))
-
-
-def reconstruction_loss(
-    block: Params, compression: Params, sizes: Sizes, layer: Compressed, x: Array, mask: Array
-) -> Sum:
-    """The attention-reconstruction loss of one layer (Rae et al. 2020, Algorithm 2).
-
-    It compares the attention of x to the rows that leave the recent memory with the attention of x
-    to their compressed rows. Only `compression` gets gradients.
-
-    Args:
-      block: parameters of the layer.
-      compression: parameters of the layer's compression.
-      sizes: of the model.
-      layer: the layer's memory before x.
-      x: [B, N, D], inputs of the layer.
-      mask: bool [B, N].
-
-    Returns:
-      The sum of squared differences, a mean over the width; and the number of queries that have
-      rows to attend to.
-    """
-    block, layer, x = jax.lax.stop_gradient((block, layer, x))
-    _, (old, old_mask), (new, new_mask) = compressive.push(compression, layer, x, mask)
-
-    def project(name: str, y: Array) -> Array:
-        return split_heads(y @ block["attention"][name]["kernel"].T.astype(y.dtype), sizes.heads)
-
-    def attended(rows: Array, rows_mask: Array) -> Array:
-        rows = layer_norm(block["attention_norm"], rows)
-        query = project("query", layer_norm(block["attention_norm"], x))
-        seen = rows_mask[:, None, None, :]
-        return attend(query, project("key", rows), project("value", rows), seen)[0]
-
-    error = (attended(old, old_mask) - attended(new, new_mask)).astype(jnp.float32)
-    counted = mask & old_mask.any(-1, keepdims=True)
-    total = jnp.where(counted[..., None, None], error**2, 0.0).sum() / sizes.dim
-    return total, counted.sum().astype(jnp.float32)
-
-
-def layer_norm(params: Params, x: Array) -> Array:
-    """The layer norm of x [..., D] in f32, by the parameters of an nn.LayerNorm."""
-    x = x.astype(jnp.float32)
-    centered = x - x.mean(-1, keepdims=True)
-    scale = jax.lax.rsqrt((centered**2).mean(-1, keepdims=True) + 1e-5)
-    return centered * scale * params["scale"] + params["bias"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ import flax.struct
 import jax.numpy as jnp
 from flax.linen.initializers import normal
 
-from rmjax.layers.attention import attend
+from rmjax.layers.attention import attend, split_heads
 from rmjax.layers.dense import Dense
 from rmjax.layers.embeddings import look_up
 from rmjax.layers.keys import dropout, fold
@@ -128,11 +128,6 @@ def maybe_remat(
 ) -> Callable[..., Any]:
     """The layer's class, whose methods are recomputed in the backward pass if `sizes.remat`."""
     return nn.remat(layer, methods=methods) if sizes.remat else layer
-
-
-def split_heads(x: Array, heads: int) -> Array:
-    """Splits x [..., D] into heads, [..., heads, D / heads]."""
-    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)  # -1 fails for empty arrays
 
 
 class SelfAttention(nn.Module):

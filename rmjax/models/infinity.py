@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen.initializers import normal
 
+from rmjax.layers.attention import split_heads
 from rmjax.layers.keys import dropout, fold
 from rmjax.models import gpt2, transformer_xl
 from rmjax.models.gpt2 import (
@@ -28,7 +29,6 @@ from rmjax.models.gpt2 import (
     dense,
     norm,
     residual_scale,
-    split_heads,
     tied_logits,
 )
 from rmjax.registry import setting

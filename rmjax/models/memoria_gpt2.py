@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax.linen.initializers import normal
 
 from rmjax import memoria
-from rmjax.layers.attention import attend, masked_softmax
+from rmjax.layers.attention import attend, masked_softmax, split_heads
 from rmjax.layers.dense import Dense
 from rmjax.layers.keys import dropout, fold
 from rmjax.models import gpt2
@@ -30,7 +30,6 @@ from rmjax.models.gpt2 import (
     no_loss,
     norm,
     residual_scale,
-    split_heads,
     tied_logits,
 )
 from rmjax.types import Array, Key, ModelContext, Params, SequenceModel, Sum

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import flax.linen as nn
@@ -15,9 +16,9 @@ from rmjax.layers import queue
 from rmjax.layers.embeddings import look_up
 from rmjax.layers.keys import dropout, fold
 from rmjax.layers.queue import Queue
-from rmjax.layers.relative import RelativeAttention
+from rmjax.layers.relative import RelativeBlock
 from rmjax.models import gpt2
-from rmjax.models.gpt2 import Sizes, dense, maybe_remat, no_loss, norm, tied_logits
+from rmjax.models.gpt2 import Sizes, maybe_remat, no_loss, norm, tied_logits
 from rmjax.registry import at_least, setting
 from rmjax.types import Array, Key, ModelContext, Params, SequenceModel, Sum
 
@@ -26,52 +27,6 @@ if TYPE_CHECKING:
 
 Memories = tuple[tuple[Array, Array], ...]
 """For each layer, the memory [B, M, D] and its mask bool [B, M]."""
-
-
-class RelativeBlock(nn.Module):
-    """One layer with relative attention.
-
-    Takes x [B, N, D], mask [B, N], and memory [B, M, D] with its mask [B, M]. Returns x.
-
-    Attributes:
-      sizes: of the model.
-      same_length: see `RelativeAttention`.
-      clamp: see `RelativeAttention`.
-      prenorm: norms come before the layers; otherwise after the sums (Dai et al. 2019).
-    """
-
-    sizes: Sizes
-    same_length: bool = False
-    clamp: int = 0
-    prenorm: bool = False
-
-    def setup(self):
-        """Creates the submodules."""
-        s = self.sizes
-        self.attention = RelativeAttention(
-            s.heads, 0.0, self.same_length, self.clamp, s.dtype, s.initial
-        )
-        self.attention_norm, self.wide_norm = (norm(s, None) for _ in range(2))
-        self.wide, self.narrow = dense(s, 4 * s.dim, None), dense(s, s.dim, None)
-
-    def __call__(
-        self, x: Array, mask: Array, memory: Array, memory_mask: Array, key: Key | None
-    ) -> Array:
-        """Applies the module, see the class."""
-        rate, before, after = self.sizes.dropout, self.attention_norm, self.wide_norm
-        attention_key, drop_key = fold(key, 0), fold(key, 1)
-        if self.prenorm:
-            seen = before(memory)
-            attended = self.attention(before(x), mask, seen, memory_mask, attention_key)
-            x = x + dropout(attended, rate, drop_key)
-            return x + dropout(self.feedforward(after(x), fold(key, 2)), rate, fold(key, 3))
-        attended = self.attention(x, mask, memory, memory_mask, attention_key)
-        x = before(x + dropout(attended, rate, drop_key))
-        return after(x + dropout(self.feedforward(x, fold(key, 2)), rate, fold(key, 3)))
-
-    def feedforward(self, x: Array, key: Key | None) -> Array:
-        """The feed-forward layer, x [B, N, D] -> [B, N, D]."""
-        return self.narrow(dropout(nn.relu(self.wide(x)), self.sizes.dropout, key))
 
 
 class TransformerXL(nn.Module):
@@ -95,11 +50,13 @@ class TransformerXL(nn.Module):
         words = self.param("wte", normal(s.initial), (s.vocabulary, s.dim))
         x = look_up(words, tokens).astype(s.dtype) * s.dim**0.5
         x = dropout(x, s.dropout, fold(key, s.layers))
-        block = maybe_remat(s, RelativeBlock)
+        block = partial(
+            maybe_remat(s, RelativeBlock), s.heads, s.dropout, self.same_length, self.clamp,
+            prenorm=self.prenorm, dtype=s.dtype, initial=s.initial,
+        )  # fmt: skip
         for i, (memory, memory_mask) in enumerate(memories):
             inputs.append(x)
-            layer = block(s, self.same_length, self.clamp, self.prenorm, name=f"h_{i}")
-            x = layer(x, mask, memory, memory_mask, fold(key, i))
+            x = block(name=f"h_{i}")(x, mask, memory, memory_mask, fold(key, i))
         if self.prenorm:
             x = norm(s, "ln_f")(x)
         return dropout(x.astype(jnp.float32), s.dropout, fold(key, s.layers + 1)), tuple(inputs)

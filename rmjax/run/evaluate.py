@@ -13,11 +13,14 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from rmjax import tasks
+from rmjax.data import describe
 from rmjax.data.pipeline import Subset, eval_batches
 from rmjax.evaluation import scoring
+from rmjax.machines import Costs
 from rmjax.run import reporting
 from rmjax.run.mapping import Mapped
 from rmjax.run.stages import Preempted, Run, Training, data_settings, fresh_carry
+from rmjax.tasks.reasoning import Reasoning
 from rmjax.types import Batch, Params, Task
 
 GAIN_STREAMS = 512  # streams of a split on which the memory gain is measured
@@ -196,6 +199,7 @@ def test(run: Run, task: Task, mapped: Mapped, params: Params) -> list[dict[str,
 
     Returns:
       Rows of the final table: the model first, then the references that answer the same questions.
+      The row of a machine ends with its costs, see `rmjax.machines.Costs`.
 
     Raises:
       Preempted: the run was asked to stop.
@@ -211,12 +215,24 @@ def test(run: Run, task: Task, mapped: Mapped, params: Params) -> list[dict[str,
     seed, metric = run.config.seed, run.config.train.metric
     rows = scoring.rows(run.source, "test", name, scored, streams, seed, metric)
     rows[0] |= memory_gain(run, task, mapped, params, "test")
+    if isinstance(task, Reasoning):
+        description = describe(run.config.data, run.source)
+        rows[0] |= tasks.costs(run.config, description, task.machine)._asdict()
     return rows
 
 
 def show(rows: list[dict[str, Any]]) -> str:
-    """The final table as text, see `named`."""
-    return reporting.table(named(rows))
+    """The final table as text, see `named`; the costs of the machine stand below."""
+    costs = [column_name(field) for field in Costs._fields]
+    return reporting.tables(named(rows), costs)
+
+
+def column_name(key: str) -> str:
+    """The name of a column of the final table in words."""
+    names = {"low": "95% from", "high": "to", "test_auc": "test AUC", "test_mrr": "test MRR"}
+    names |= {f"memory_gain_{name}": f"gain, {name}" for name in ("recollection", "familiarity")}
+    names |= {"memory_spread": "spread", "flops_per_item": "FLOPs per item"}
+    return names.get(key, key.replace("_", " "))
 
 
 def named(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -229,9 +245,5 @@ def named(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     Returns:
       The rows.
     """
-    names = {"low": "95% from", "high": "to", "test_auc": "test AUC", "test_mrr": "test MRR"}
-    names |= {f"memory_gain_{name}": f"gain, {name}" for name in ("recollection", "familiarity")}
-    names["memory_spread"] = "spread"
-    name_of = lambda key: names.get(key, key.replace("_", " "))
     value_of = lambda value: round(value, 4) if isinstance(value, float) else value
-    return [{name_of(k): value_of(v) for k, v in row.items()} for row in rows]
+    return [{column_name(k): value_of(v) for k, v in row.items()} for row in rows]

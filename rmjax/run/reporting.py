@@ -258,6 +258,26 @@ def table(rows: Sequence[Mapping[str, Any]], width: int = 100) -> str:
     )
 
 
+def tables(rows: Sequence[Mapping[str, Any]], apart: Sequence[str]) -> str:
+    """Shows rows as two tables below each other.
+
+    Args:
+      rows: values by name. Names of rows are in 'memory', 'setting' and 'row'.
+      apart: columns of the second table, which has only those rows that have one of them.
+
+    Returns:
+      Both tables as text; the first alone if no row has such a column.
+    """
+    labels = ("memory", "setting", "row")
+    first = [{k: v for k, v in row.items() if k not in apart} for row in rows]
+    second = [
+        {k: v for k, v in row.items() if k in labels or k in apart}
+        for row in rows
+        if any(name in row for name in apart)
+    ]
+    return "\n\n".join(table(part) for part in (first, second) if part)
+
+
 def _column(name: str, values: Sequence[Any]) -> list[str]:
     """The cells of a column, padded to one width: its name, a rule, and its values."""
     cells = [name, *map(short, values)]

@@ -11,6 +11,7 @@ from rmjax.config import is_sequence
 from rmjax.data import describe
 from rmjax.data.source import Description, Source
 from rmjax.layers.transformer import Transformer
+from rmjax.machines import Costs
 from rmjax.registry import MACHINES, SOURCES
 from rmjax.rehearsal.decoder import Decoder
 from rmjax.tasks.answers import Answers
@@ -45,6 +46,22 @@ def make_machine(config: ConfigDict, data: Description) -> MemoryMachine:
     kind = config.machine.kind
     settings = MACHINES.settings(kind, config.machine, "config.machine.")
     return machines.build(kind, data.num_items, settings, context)
+
+
+def costs(config: ConfigDict, data: Description, machine: MemoryMachine | None = None) -> Costs:
+    """The costs of a machine; the data themselves are not needed.
+
+    Args:
+      config: of the run.
+      data: what the streams look like.
+      machine: the machine; None: that of config.machine.
+
+    Returns:
+      The size of the state, the parameters, and the operations for each item.
+    """
+    width = 0 if data.num_items else data.feature_width
+    machine = machine or make_machine(config, data)
+    return machines.costs_of(machine, config.data.segment_length, width)
 
 
 def name_of(config: ConfigDict) -> str:

@@ -4,21 +4,24 @@
 
 Every combination of row, setting and seed is one run of rmjax.main, with its own folder below
 --workdir. Finished runs are not run again, so the same command continues where it stopped.
-`--config.<key>=<value>` applies to all runs.
+`--config.<key>=<value>` applies to all runs. Two tables have a row for every registered memory:
+
+    # All memories beside one another, with their costs, as Markdown, JSON and a figure:
+    python -m rmjax.ablate --config=configs/synthetic.py:local --table=memories --seeds=3
+    # The search for the learning rates and clips that this table uses:
+    python -m rmjax.ablate --config=configs/synthetic.py:local --table=tune --seeds=1
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
-import re
 import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from absl import app, flags, logging
@@ -27,74 +30,36 @@ from ml_collections import ConfigDict, config_flags
 from rmjax import config as configs
 from rmjax.evaluation import metrics
 from rmjax.io import atomic, paths, text
+from rmjax.machines import Costs
 from rmjax.registry import SOURCES
 from rmjax.run import kept, reporting
+from rmjax.run.evaluate import column_name
 from rmjax.run.workdir import EXIT_PREEMPTED, Preemption, lock
 from rmjax.tasks import is_sequence
-from rmjax.tools.tables import TABLES, Table
+from rmjax.tools import memories, systems, tables
+from rmjax.tools.jobs import Job, jobs, wait
+from rmjax.tools.tables import BUILT, TABLES, Table
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Path of a config file; every row is a change of this config."
 )
-_TABLE = flags.DEFINE_enum("table", None, list(TABLES), "Which table of the papers.")
+_TABLE = flags.DEFINE_enum("table", None, [*TABLES, *BUILT], "Which table.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds 0, 1, ... of every row.", lower_bound=1)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs and of table.json.")
 _ROWS = flags.DEFINE_list("rows", [], "Names of the rows to run; all by default.")
 _SETTINGS = flags.DEFINE_list(
     "settings", [], "Names of the table's settings to run; all by default."
 )
+_ORIGINAL = flags.DEFINE_bool(
+    "original", False, "Rows have the hyper-parameters that their systems were published with."
+)
+_TUNED = flags.DEFINE_string(
+    "tuned", None, "For --table=memories: tuned.json of a run of --table=tune on the same data."
+)
 
+COSTS = [column_name(field) for field in Costs._fields]  # columns
 Line = dict[str, Any]  # {column: value}, one line of a table
 Results = dict[tuple[str, str, int], list[Line]]  # {(setting, row, seed): the run's final table}
-
-
-class Job(NamedTuple):
-    """One run.
-
-    Attributes:
-      setting: name of the setting, '' for a table without settings.
-      row: name of the row.
-      seed: seed of the run.
-      workdir: folder of the run.
-      flags: flags of rmjax.main that change the config.
-    """
-
-    setting: str
-    row: str
-    seed: int
-    workdir: Path
-    flags: list[str]
-
-
-def jobs(table: Table, workdir: Path, seeds: int) -> list[Job]:
-    """Lists every run in order: seed by seed, so that a table that is cut short has every row.
-
-    Args:
-      table: the table. If the rows share a teacher, they use the one of the first row.
-      workdir: folder of all runs.
-      seeds: number of seeds.
-
-    Returns:
-      The runs.
-    """
-    made = []
-    for seed in range(seeds):
-        for setting, common in table.settings.items():
-            first: Path | None = None
-            for name, row in table.rows.items():
-                folder = workdir / f"seed{seed}" / slug(setting) / slug(name)
-                values = {**common, **row.changes, "seed": seed}
-                if table.share_teacher and first:
-                    values["teacher.dir"] = str(first)
-                first = first or folder
-                changes = [f"--config.{key}={value}" for key, value in values.items()]
-                made.append(Job(setting, name, seed, folder, changes))
-    return made
-
-
-def slug(name: str) -> str:
-    """Turns a name into one for a folder: 'CM (Full)' gives 'cm-full'."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def run(job: Job, given: Sequence[str], stop: Preemption) -> list[Line] | None:
@@ -127,17 +92,6 @@ def run(job: Job, given: Sequence[str], stop: Preemption) -> list[Line] | None:
             logging.error("%s failed with exit code %s (%s); see %s", job.workdir, code, last, path)
             return None
     return text.read_json(results, "remove it, and run the same command again")
-
-
-def wait(process: subprocess.Popen[bytes], stop: Preemption) -> int:
-    """Waits for a run and returns its exit code; passes a request to stop on to the run, once."""
-    asked = False
-    while True:
-        if stop.requested and not asked:
-            process.terminate()
-            asked = True
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return process.wait(timeout=0.5)
 
 
 def check_fits(table: Table, config: ConfigDict) -> None:
@@ -185,6 +139,29 @@ def check_same_config(config: ConfigDict, workdir: Path) -> None:
         atomic.write(path, json.dumps(values, indent=1))
 
 
+def check_same_rows(table: Table, workdir: Path) -> None:
+    """Keeps the rows' changes in rows.json, or compares them with those that began the table.
+
+    Args:
+      table: the table, with tuned values if it has any.
+      workdir: folder of all runs.
+
+    Raises:
+      ValueError: a row was begun with other changes; names the row.
+    """
+    path = workdir / "rows.json"
+    before = text.read_json(path, "remove it if the rows are the same") if path.exists() else {}
+    rows = {name: dict(row.changes) for name, row in table.rows.items()}
+    for name in rows:
+        if before.get(name, rows[name]) != rows[name]:
+            raise ValueError(
+                f"{workdir}: the row {name!r} was begun with {before[name]}, now it is "
+                f"{rows[name]}: use another --workdir, or remove the row's folders and its entry "
+                f"in {path}"
+            )
+    atomic.write(path, json.dumps(before | rows, indent=1))
+
+
 def summary(table: Table, results: Results, data: str) -> list[Line]:
     """Summarises the finished runs.
 
@@ -195,7 +172,8 @@ def summary(table: Table, results: Results, data: str) -> list[Line]:
 
     Returns:
       One line for each setting and row: for every measure the mean +- std over the seeds, and the
-      paper's number. References, such as an oracle, have lines too, with 0 seeds.
+      paper's number; then the costs of a machine. References, such as an oracle, have lines too,
+      with 0 seeds.
     """
     lines = []
     for setting in table.settings:
@@ -212,6 +190,9 @@ def summary(table: Table, results: Results, data: str) -> list[Line]:
             line |= {"row": name, "seeds": len(readers[name]) if name in table.rows else 0}
             paper = table.rows[name].paper.get(setting or data, {}) if name in table.rows else {}
             for measure in (k for k in readers[name][0] if k not in ("memory", "low", "high")):
+                if measure in Costs._fields:
+                    line[column_name(measure)] = readers[name][0][measure]
+                    continue
                 values = [float(row[measure]) for row in readers[name] if measure in row]
                 line[measure.removeprefix("test_")] = spread(values, name in table.rows)
                 if measure in paper:
@@ -274,22 +255,61 @@ def main(argv: Sequence[str]) -> int:
     del argv
     logging.set_verbosity(logging.INFO)
     assert _TABLE.value is not None
-    config = _CONFIG.value
+    config, name = _CONFIG.value, _TABLE.value
+    folder = f"runs/{name}-original" if _ORIGINAL.value else f"runs/{name}"
     try:
-        workdir = paths.resolve_checkpoint(_WORKDIR.value or f"runs/{_TABLE.value}", "--workdir")
+        workdir = paths.resolve_checkpoint(_WORKDIR.value or folder, "--workdir")
         configs.validate(config)
-        check_fits(TABLES[_TABLE.value], config)
-        table = choose(TABLES[_TABLE.value], _ROWS.value, _SETTINGS.value)
         data = config.data.name
+        full = prepared(name, data, _TUNED.value, _ORIGINAL.value)
+        check_fits(full, config)
+        table = choose(full, _ROWS.value, _SETTINGS.value)
         if data == "xlong" and not config.data.dir:
             data = "simulated_clicks"  # so that the paper's numbers for XLong are not shown
         with lock(workdir), Preemption() as stop:
             check_same_config(config, workdir)
-            todo = jobs(table, workdir, _SEEDS.value)
-            return run_all(table, todo, given_flags(), workdir, data, stop)
+            check_same_rows(table, workdir)
+            todo, given = jobs(table, workdir, _SEEDS.value), given_flags()
+            code = run_all(table, todo, given, workdir, data, stop)
+            if name == "memories":
+                memories.finish(table, workdir, _SEEDS.value, given, stop)
+            elif name == "tune":
+                memories.choose_best(table, workdir, _SEEDS.value, config.data.name)
+            return code
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         logging.error("%s", error)
         return 1
+
+
+def prepared(name: str, data: str, tuned: str | None, original: bool) -> Table:
+    """Builds a table with the hyper-parameters that were asked for.
+
+    Args:
+      name: of the table.
+      data: config.data.name, which finds the tuned values.
+      tuned: path of a tuned.json; None: the values of `systems.TUNED`.
+      original: rows have the published hyper-parameters of their systems.
+
+    Returns:
+      The table.
+
+    Raises:
+      ValueError: `tuned` is for another table than 'memories', or the file is damaged.
+      FileNotFoundError: `tuned` does not exist.
+    """
+    table = tables.table_of(name)
+    if tuned and name != "memories":
+        raise ValueError(f"--tuned: --table={name} has no tuned values; only 'memories' has")
+    if name == "memories":
+        values = systems.TUNED.get(data, {})
+        if tuned:
+            path = paths.resolve(tuned, "--tuned")
+            values = text.read_json(path, "run --table=tune again")
+            for row in values:
+                if row not in table.rows:
+                    raise ValueError(f"{path}: no row {row!r}; there are {', '.join(table.rows)}")
+        table = tables.tuned(table, values)
+    return tables.original(table) if original else table
 
 
 def choose(table: Table, rows: Sequence[str], settings: Sequence[str] = ()) -> Table:
@@ -361,8 +381,8 @@ def run_all(
         results[job.setting, job.row, job.seed] = rows
         lines = summary(table, results, data)
         atomic.write(workdir / "table.json", json.dumps(lines, indent=1))
-        logging.info("%s\n%s", table.source, reporting.table(lines))
-    print(reporting.table(summary(table, results, data)))
+        logging.info("%s\n%s", table.source, reporting.tables(lines, COSTS))
+    print(reporting.tables(summary(table, results, data), COSTS))
     differences = compare(table, results)
     if differences:
         (workdir / "differences.json").write_text(json.dumps(differences, indent=1))

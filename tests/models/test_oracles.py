@@ -128,7 +128,7 @@ def test_old_rows_keep_their_order_and_none_is_lost_early():
     memory = compressive.empty(1, 4, 3, 1)
     for first in range(0, 16, 4):
         rows = jnp.arange(first, first + 4.0).reshape(1, 4, 1)
-        memory, _, _ = compressive.push(mean, memory, rows, jnp.ones((1, 4), bool))
+        memory, _ = compressive.push(mean, memory, rows, jnp.ones((1, 4), bool))
     np.testing.assert_array_equal(memory.rows[0, :, 0], [6.5, 8.5, 10.5, 12, 13, 14, 15])
     assert memory.mask.all()
 
@@ -203,10 +203,11 @@ def test_a_reconstruction_loss_by_hand():
     block, compression = params["h_0"], params["compression"]["h_0"]
     layer = compressive.empty(1, 2, 3, 16)
     rows = normal(1, 2, 16, seed=4)
-    layer, *_ = compressive.push(compression, layer, rows, np.ones((1, 2), bool))
-    x = normal(1, 2, 16, seed=5)
-    loss = jax.jit(compressive_transformer.reconstruction_loss, static_argnums=2)
-    lost, count = loss(block, compression, SIZES, layer, x, np.ones((1, 2), bool))
+    layer, _ = compressive.push(compression, layer, rows, np.ones((1, 2), bool))
+    x, seen = normal(1, 2, 16, seed=5), np.ones((1, 2), bool)
+    _, (fallen, fallen_mask) = compressive.push(compression, layer, x, seen)
+    loss = jax.jit(compressive.reconstruction_loss, static_argnums=2)
+    lost, count = loss(block, compression, SIZES.heads, x, seen, fallen, fallen_mask)
     p = jax.tree.map(np.asarray, block)
     old = np.asarray(layer.recent.rows[0])
     new = old.reshape(1, -1) @ np.asarray(compression["kernel"]) + np.asarray(compression["bias"])
