@@ -34,6 +34,7 @@ class Table(NamedTuple):
       settings: {name: changes of the config}; every row is run in every setting.
       share_teacher: all rows of a seed use the teacher that the first row trained.
       baseline: name of the row that the other rows are compared with, seed by seed; '' for none.
+      curve: columns that end with it are points of a curve, see `rmjax.tools.curves`; '' for none.
     """
 
     source: str
@@ -41,6 +42,7 @@ class Table(NamedTuple):
     settings: Mapping[str, Changes] = {"": {}}
     share_teacher: bool = False
     baseline: str = ""
+    curve: str = ""
 
 
 NO_REHEARSAL: dict[str, object] = {"rehearsal.recollection": 0.0, "rehearsal.familiarity": 0.0}
@@ -200,6 +202,28 @@ TABLES = {
             "Multi-Hop Reason": Row(NO_REHEARSAL | {"machine.kind": "multihop_reason"}),
         },
         {"": CM_LONG},
+    ),
+    # One training of a row sees streams of all sizes, and gives its complete curve.
+    "capacity": Table(
+        "Accuracy by the number of pairs",
+        {
+            "RM": Row({"machine.kind": "rehearsal"}),
+            "RM, rehearsed": Row(
+                {
+                    "machine.kind": "rehearsal",
+                    "rehearsal.recollection": 1.0,
+                    "rehearsal.familiarity": 0.5,
+                }
+            ),
+            "RM, Eq. 1 as printed": Row(
+                {"machine.kind": "rehearsal", "machine.normalize": "slots"}
+            ),
+            "CM": Row({"machine.kind": "continual"}),
+            "GRU": Row({"machine.kind": "gru"}),
+            "GRU, 128 wide": Row({"machine.kind": "gru", "machine.dim": 128}),
+            "Multi-Hop Reason": Row({"machine.kind": "multihop_reason"}),
+        },
+        curve=" pairs",
     ),
     "mem1": Table(
         "Memoria Table 1",
