@@ -207,21 +207,21 @@ TABLES = {
     "capacity": Table(
         "Accuracy by the number of pairs",
         {
+            "Multi-Hop Reason": Row({"machine.kind": "multihop_reason"}),
+            "GRU": Row({"machine.kind": "gru"}),
+            "GRU of 128": Row({"machine.kind": "gru", "machine.dim": 128}),
             "RM": Row({"machine.kind": "rehearsal"}),
-            "RM, rehearsed": Row(
+            "CM": Row({"machine.kind": "continual"}),
+            "RM with rehearsal": Row(
                 {
                     "machine.kind": "rehearsal",
                     "rehearsal.recollection": 1.0,
                     "rehearsal.familiarity": 0.5,
                 }
             ),
-            "RM, Eq. 1 as printed": Row(
+            "RM (Eq. 1 as printed)": Row(
                 {"machine.kind": "rehearsal", "machine.normalize": "slots"}
             ),
-            "CM": Row({"machine.kind": "continual"}),
-            "GRU": Row({"machine.kind": "gru"}),
-            "GRU, 128 wide": Row({"machine.kind": "gru", "machine.dim": 128}),
-            "Multi-Hop Reason": Row({"machine.kind": "multihop_reason"}),
         },
         curve=" pairs",
     ),
