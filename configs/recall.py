@@ -49,13 +49,13 @@ def get_config(arg: str = "") -> ConfigDict:
     joint, small = "joint" in chosen, "local" in chosen or "tiny" in chosen
     if joint:
         data.pairs, data.length, data.train, data.test = "5x5,8x8,12x12,16x16", 0, 40_000, 400
-        data.contexts = data.keys = data.values = 16
+        data.context_ids = data.key_ids = data.value_ids = 16
         config.data.segment_length = 12
         train.steps, train.eval_every = 20_000, 2000
     if small:
         data.pairs = "2x2,2x4,4x4" if joint else "2,4,8,16"
-        data.contexts, data.keys = (8, 8) if joint else (0, 32)
-        data.values, data.length, data.train, data.valid, data.test = 16, 0, 96_000, 400, 1000
+        data.context_ids, data.key_ids = (8, 8) if joint else (0, 32)
+        data.value_ids, data.length, data.train, data.valid, data.test = 16, 0, 96_000, 400, 1000
         machine.dim, machine.heads, machine.slots = 32, 2, 16
         train.batch_size = 64
         train.steps, train.eval_every, train.save_every = 1500, 500, 500

@@ -55,7 +55,7 @@ def test_the_table_in_markdown_has_a_column_for_each_point():
 )
 def test_the_state_is_counted_without_training(kind, numbers, tmp_path):
     """K slots of d; a state, a mean and a count; L ids, their count and the dropped ones."""
-    values = {"data.recall.pairs": "2,8", "data.recall.length": 0, "data.recall.keys": 9}
+    values = {"data.recall.pairs": "2,8", "data.recall.length": 0, "data.recall.key_ids": 9}
     config = tiny(**PLAIN | {"data.name": "recall"} | values | {"machine.kind": kind})
     atomic.write(tmp_path / "config.json", config.to_json())
     write_description(tmp_path, make_source(config.data, 0).describe())

@@ -43,9 +43,9 @@ class Settings:
     pairs: str = setting(
         "4", doc="pairs in a stream, such as '4,8'; joint: contexts x keys, such as '2x4,4x4'"
     )
-    keys: int = setting(4095, at_least(1), "kinds of key")
-    values: int = setting(4096, at_least(2), "kinds of value, the classes of an answer")
-    contexts: int = setting(0, at_least(0), "kinds of context; 0: the key alone gives the value")
+    key_ids: int = setting(4095, at_least(1), "kinds of key")
+    value_ids: int = setting(4096, at_least(2), "kinds of value, the classes of an answer")
+    context_ids: int = setting(0, at_least(0), "kinds of context; 0: the key alone gives the value")
     length: int = setting(
         64, at_least(0), "items of a stream; blanks fill it up; 0: pairs without blanks"
     )
@@ -65,12 +65,12 @@ class Settings:
         except ValueError:
             yield "{pairs}: must be numbers such as '4,8'; or contexts x keys, such as '2x4,4x4'"
             return
-        if any((contexts > 0) != (self.contexts > 0) for contexts, _ in sizes):
-            yield "{pairs}: has the form contexts x keys if {contexts} is above 0, and only then"
-        elif max(contexts for contexts, _ in sizes) > self.contexts:
-            yield "{pairs}: a stream has at most {contexts}"
-        if max(keys for _, keys in sizes) > self.keys:
-            yield "{pairs}: the keys of a stream differ, so it has at most {keys}"
+        if any((contexts > 0) != (self.context_ids > 0) for contexts, _ in sizes):
+            yield "{pairs}: has the form contexts x keys if {context_ids} is above 0, and only then"
+        elif max(contexts for contexts, _ in sizes) > self.context_ids:
+            yield "{pairs}: a stream has at most {context_ids}"
+        if max(keys for _, keys in sizes) > self.key_ids:
+            yield "{pairs}: the keys of a stream differ, so it has at most {key_ids}"
         width = _width(self)
         if self.length % width:
             yield f"{{length}}: must be a multiple of {width}, the items of a pair"
@@ -103,7 +103,7 @@ def _count(size: Size) -> int:
 
 def _width(settings: Settings) -> int:
     """Items of a pair."""
-    return 3 if settings.contexts else 2
+    return 3 if settings.context_ids else 2
 
 
 def make(settings: Settings, common: ConfigDict, seed: int) -> Source:
@@ -160,13 +160,13 @@ class Recall(Generated):
     def num_items(self) -> int:
         """See `Source`."""
         s = self.settings
-        return s.keys + s.values + s.contexts + (s.length > 0)
+        return s.key_ids + s.value_ids + s.context_ids + (s.length > 0)
 
     @property
     def numbering(self) -> str:
         """The meaning of the ids."""
         s = self.settings
-        return f"recall: {s.keys} keys, {s.values} values, {s.contexts} contexts, blank"
+        return f"recall: {s.key_ids} keys, {s.value_ids} values, {s.context_ids} contexts, blank"
 
     @property
     def max_items(self) -> int:
@@ -186,8 +186,8 @@ class Recall(Generated):
     @property
     def questions(self) -> Questions:
         """See `Source`. A question is a key; in joint recall the two words context and key."""
-        query = "words" if self.settings.contexts else "item"
-        return Questions(query, answer="class", classes=self.settings.values, metric="accuracy")
+        query = "words" if self.settings.context_ids else "item"
+        return Questions(query, answer="class", classes=self.settings.value_ids, metric="accuracy")
 
     def size(self, split: str) -> int:
         """See `Source.size`.
@@ -225,8 +225,8 @@ class Recall(Generated):
         count = contexts * keys  # [B, 1]
         # A stream is a shuffled table of its contexts and keys.
         cell = np.minimum(_shuffled(draws("order", P), count), count - 1)
-        key = _shuffled(draws("key", int(keys.max(initial=1))), s.keys)
-        context = _shuffled(draws("context", int(contexts.max(initial=1))), max(1, s.contexts))
+        key = _shuffled(draws("key", int(keys.max(initial=1))), s.key_ids)
+        context = _shuffled(draws("context", int(contexts.max(initial=1))), max(1, s.context_ids))
         asked = _shuffled(draws("question", P), count)[:, : self.num_queries]
         return Drawn(
             pairs=count[:, 0],
@@ -234,7 +234,7 @@ class Recall(Generated):
             start=self.width * self._places(draws("place", s.length // self.width), count),
             context=np.take_along_axis(context, cell // keys, 1),
             key=np.take_along_axis(key, cell % keys, 1),
-            value=(draws("value", P) % np.uint64(s.values)).astype(np.int64),
+            value=(draws("value", P) % np.uint64(s.value_ids)).astype(np.int64),
             asked=np.minimum(asked, count - 1),
             exists=asked < count,
         )
@@ -264,16 +264,16 @@ class Recall(Generated):
         """
         s, drawn = self.settings, self.draw(split, indices)
         rows, L = np.arange(len(drawn.pairs))[:, None], self.max_items
-        key, context = drawn.key, drawn.context + s.keys + s.values
-        parts = ([context] if s.contexts else []) + [key, drawn.value + s.keys]
-        items = np.full((len(rows), L + self.width), s.keys + s.values + s.contexts)
+        key, context = drawn.key, drawn.context + s.key_ids + s.value_ids
+        parts = ([context] if s.context_ids else []) + [key, drawn.value + s.key_ids]
+        items = np.full((len(rows), L + self.width), s.key_ids + s.value_ids + s.context_ids)
         start = np.where(np.arange(self.most) < drawn.pairs[:, None], drawn.start, L)
         for place, part in enumerate(parts):
             items[rows, start + place] = part
         query = key[rows, drawn.asked]
         exists = drawn.exists
         words: Examples = {}
-        if s.contexts:
+        if s.context_ids:
             query = np.stack([context[rows, drawn.asked], query], -1)
             words["word_mask"] = np.repeat(exists[..., None], 2, -1)
         narrow = lambda x: x.astype(np.int32)
@@ -334,11 +334,11 @@ class Recall(Generated):
             "oracle": right,
             "oracle, last half": np.where(self._quarter(drawn) < 2, right, guess),
         }
-        if self.settings.contexts:
+        if self.settings.context_ids:
             asked = np.take_along_axis(drawn.key, drawn.asked, 1)
             same = drawn.key[:, None] == asked[..., None]
             answers["oracle, key alone"] = pick(np.where(same, lot, np.uint64(0)))
-        chance = lot[..., 0] % np.uint64(self.settings.values)
+        chance = lot[..., 0] % np.uint64(self.settings.value_ids)
         return answers | {"any value of the stream": guess, "chance": chance}
 
 

@@ -16,11 +16,11 @@ from rmjax.data.stories.recall import Recall, Settings
 from tests.runs import PLAIN, tiny
 
 SPLITS = dict(train=40, valid=30, test=300)
-SMALL = dict(keys=12, values=6, length=0) | SPLITS
+SMALL = dict(key_ids=12, value_ids=6, length=0) | SPLITS
 PAIRS = Settings(pairs="4,8,1", **SMALL)
 BLANKS = Settings(pairs="3,8", questions=5, **SMALL | {"length": 40})
-JOINT = Settings(pairs="2x3,3x4", contexts=5, **SMALL | {"keys": 7})
-JOINT_BLANKS = Settings(pairs="2x3,3x4,4x2", contexts=5, questions=7, **SMALL | {"length": 60})
+JOINT = Settings(pairs="2x3,3x4", context_ids=5, **SMALL | {"key_ids": 7})
+JOINT_BLANKS = Settings(pairs="2x3,3x4,4x2", context_ids=5, questions=7, **SMALL | {"length": 60})
 ALL = pytest.mark.parametrize(
     "settings",
     [PAIRS, BLANKS, JOINT, JOINT_BLANKS],
@@ -35,8 +35,8 @@ def fetched(settings, split="test", seed=0):
 
 def read(settings, items):
     """[(question, class of the value, item at which the pair ends)] of the items of one stream."""
-    width, first = (3 if settings.contexts else 2), settings.keys
-    context, blank = first + settings.values, first + settings.values + settings.contexts
+    width, first = (3 if settings.context_ids else 2), settings.key_ids
+    context, blank = first + settings.value_ids, first + settings.value_ids + settings.context_ids
     pairs, at = [], 0
     while at < len(items):
         if items[at] == blank:
@@ -58,7 +58,7 @@ def streams(settings):
     for i, length in enumerate(examples["length"]):
         mask = examples["query_mask"][i]
         asked = examples["query"][i][mask].tolist()
-        asked = [tuple(words) if settings.contexts else (words,) for words in asked]
+        asked = [tuple(words) if settings.context_ids else (words,) for words in asked]
         pairs = read(settings, examples["items"][i][:length].tolist())
         lines.append((i, asked, examples["target"][i][mask].tolist(), length, pairs))
     return source, lines
@@ -79,7 +79,7 @@ def test_the_answer_is_the_value_behind_the_key(settings):
     for i, asked, targets, length, pairs in streams(settings)[1]:
         values = {question: value for question, value, _ in pairs}
         assert len(values) == len(pairs) == np.prod(sizes[i % len(sizes)])
-        assert length == (settings.length or len(pairs) * (3 if settings.contexts else 2))
+        assert length == (settings.length or len(pairs) * (3 if settings.context_ids else 2))
         assert [values[question] for question in asked] == targets
         assert len({*asked}) == len(asked) == min(settings.questions or len(pairs), len(pairs))
 
@@ -112,8 +112,8 @@ def test_keys_values_order_and_questions_are_uniform(settings):
             others = [question for question, *_ in pairs[1:] if question[0] == pairs[0][0][0]]
             together += pairs[1][0][0] == pairs[0][0][0]
             neighbours += len(others) / (len(pairs) - 1)
-    assert len(keys) == settings.keys and len(values) == settings.values
-    assert all(close(n, values.total(), 1 / settings.values) for n in values.values())
+    assert len(keys) == settings.key_ids and len(values) == settings.value_ids
+    assert all(close(n, values.total(), 1 / settings.value_ids) for n in values.values())
     assert max(keys.values()) < 1.5 * min(keys.values())
     assert close(first, total, 0.5)
     assert close(together, total, neighbours / total)  # the order of a context is random
@@ -124,7 +124,7 @@ def test_keys_values_order_and_questions_are_uniform(settings):
 def test_distances_from_the_end_follow_the_power_law(power):
     settings = Settings(pairs="1", power=power, **SMALL | {"length": 20, "test": 4000})
     examples = fetched(settings)[1]
-    at = (examples["items"] < settings.keys).argmax(1) // 2
+    at = (examples["items"] < settings.key_ids).argmax(1) // 2
     odds = np.array([distance ** (power - 1) for distance in range(10, 0, -1)])
     counts = np.bincount(at, minlength=10)
     assert all(close(n, 4000, p) for n, p in zip(counts, odds / odds.sum(), strict=True))
@@ -163,7 +163,7 @@ def test_references_know_what_their_names_say(settings, monkeypatch):
     lines = streams(settings)[1]
     for name, place in {"any value of the stream": None, "oracle, key alone": 1}.items():
         if name not in answers:
-            assert not settings.contexts
+            assert not settings.context_ids
             continue
         chances = []
         for i, asked, targets, _, pairs in lines:
@@ -173,8 +173,8 @@ def test_references_know_what_their_names_say(settings, monkeypatch):
                 chances.append(values.count(target) / len(values))
         assert close(right[name].sum(), len(chances), np.mean(chances))
     assert right["oracle, last half"][~recent].mean() < 0.7
-    assert close(right["chance"].sum(), mask.sum(), 1 / settings.values)
-    assert {*answers["chance"][mask]} == {*range(settings.values)}
+    assert close(right["chance"].sum(), mask.sum(), 1 / settings.value_ids)
+    assert {*answers["chance"][mask]} == {*range(settings.value_ids)}
 
 
 @ALL
@@ -195,7 +195,7 @@ def test_arrays_follow_the_schema(settings):
     L, Q, B = source.max_items, source.num_queries, 300
     shapes = {"items": (B, L), "length": (B,), "query": (B, Q), "query_mask": (B, Q)}
     shapes |= {"target": (B, Q), "example_id": (B,)}
-    if settings.contexts:
+    if settings.context_ids:
         shapes |= {"query": (B, Q, 2), "word_mask": (B, Q, 2)}
         np.testing.assert_array_equal(examples["word_mask"].all(-1), examples["query_mask"])
         np.testing.assert_array_equal(examples["word_mask"].any(-1), examples["query_mask"])
@@ -236,7 +236,7 @@ def test_machines_answer_items_and_pairs_of_words_with_classes(settings):
     batch = next(iter(eval_batches(source, "valid", seed=0, batch_size=4, segment_length=6)))
     params = jax.eval_shape(task.init, jax.random.key(0))
     scores = jax.eval_shape(task.scores, params, batch)
-    assert scores.shape == (4, source.num_queries, settings.values)
+    assert scores.shape == (4, source.num_queries, settings.value_ids)
 
 
 def test_a_segment_splits_a_pair_only_on_request():
@@ -254,10 +254,16 @@ def test_a_segment_splits_a_pair_only_on_request():
         ({"pairs": "4,x"}, "pairs = 4,x: must be numbers such as '4,8'"),
         ({"pairs": "0"}, "pairs = 0: must be numbers"),
         ({"pairs": "2x3x4"}, "pairs = 2x3x4: must be numbers"),
-        ({"pairs": "2x3"}, "pairs = 2x3: has the form contexts x keys if .*contexts = 0 is above"),
-        ({"contexts": 3}, "pairs = 4: has the form contexts x keys if .*contexts = 3 is above"),
-        ({"pairs": "4x2", "contexts": 3}, "pairs = 4x2: a stream has at most .*contexts = 3"),
-        ({"pairs": "13"}, "pairs = 13: the keys of a stream differ, so .*keys = 12"),
+        (
+            {"pairs": "2x3"},
+            "pairs = 2x3: has the form contexts x keys if .*context_ids = 0 is above",
+        ),
+        (
+            {"context_ids": 3},
+            "pairs = 4: has the form contexts x keys if .*context_ids = 3 is above",
+        ),
+        ({"pairs": "4x2", "context_ids": 3}, "pairs = 4x2: a stream has at most .*context_ids = 3"),
+        ({"pairs": "13"}, "pairs = 13: the keys of a stream differ, so .*key_ids = 12"),
         ({"length": 9}, "length = 9: must be a multiple of 2"),
         ({"length": 6}, "length = 6: has no room for .*pairs = 4 of 2 items"),
     ],
