@@ -348,6 +348,7 @@ SOURCES = Sources(
         "xlong": "rmjax.data.clicks.xlong",
         "movielens": "rmjax.data.clicks.movielens",
         "synthetic": "rmjax.data.stories.evidence",
+        "recall": "rmjax.data.stories.recall",
         "babi": "rmjax.data.stories.babi",
         "narrativeqa": "rmjax.data.stories.narrativeqa",
         "tvqa": "rmjax.data.stories.tvqa",

@@ -36,7 +36,7 @@ from rmjax.run import kept, reporting
 from rmjax.run.evaluate import column_name
 from rmjax.run.workdir import EXIT_PREEMPTED, Preemption, lock
 from rmjax.tasks import is_sequence
-from rmjax.tools import memories, systems, tables
+from rmjax.tools import curves, memories, systems, tables
 from rmjax.tools.jobs import Job, jobs, wait
 from rmjax.tools.tables import BUILT, TABLES, Table
 
@@ -356,6 +356,8 @@ def run_all(
 ) -> int:
     """Executes the runs; whenever one ends, logs and writes the table of the finished runs.
 
+    In the end the figure is drawn, if the table has one.
+
     Args:
       table: the table.
       todo: the runs.
@@ -387,7 +389,35 @@ def run_all(
     if differences:
         (workdir / "differences.json").write_text(json.dumps(differences, indent=1))
         print(f"\n{reporting.table(differences)}")
+    if table.curve:
+        draw(table, todo, results, workdir)
     return int(failed)
+
+
+def draw(table: Table, todo: list[Job], results: Results, workdir: Path) -> None:
+    """Draws accuracy against the numbers in the names of columns, see `curves.keep`.
+
+    Args:
+      table: a table with a curve.
+      todo: the runs.
+      results: the final tables of the finished runs.
+      workdir: folder of the figure.
+    """
+    rows: dict[str, list[list[Line]]] = {}
+    states: dict[str, int] = {}
+    for job in todo:
+        key = job.setting, job.row, job.seed
+        if key in results:
+            name = ", ".join(filter(None, [job.row, job.setting]))
+            rows.setdefault(name, []).append(results[key])
+            if name not in states:
+                states[name] = curves.state_size(job.workdir)
+    made = curves.curves(rows, states, table.curve)
+    if not made:
+        logging.warning("no figure: the results have no columns such as '4%s'", table.curve)
+        return
+    curves.keep(made, table.curve, workdir, table.source)
+    print(f"\n{curves.markdown(made, table.curve)}")
 
 
 def cli() -> None:

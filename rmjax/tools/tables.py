@@ -37,6 +37,7 @@ class Table(NamedTuple):
       settings: {name: changes of the config}; every row is run in every setting.
       share_teacher: all rows of a seed use the teacher that the first row trained.
       baseline: name of the row that the other rows are compared with, seed by seed; '' for none.
+      curve: columns that end with it are points of a curve, see `rmjax.tools.curves`; '' for none.
     """
 
     source: str
@@ -44,6 +45,7 @@ class Table(NamedTuple):
     settings: Mapping[str, Changes] = {"": {}}
     share_teacher: bool = False
     baseline: str = ""
+    curve: str = ""
 
 
 NO_REHEARSAL: dict[str, object] = {"rehearsal.recollection": 0.0, "rehearsal.familiarity": 0.0}
@@ -306,6 +308,28 @@ TABLES = {
             "Multi-Hop Reason": Row(NO_REHEARSAL | {"machine.kind": "multihop_reason"}),
         },
         {"": CM_LONG},
+    ),
+    # One training of a row sees streams of all sizes, and gives its complete curve.
+    "capacity": Table(
+        "Accuracy by the number of pairs",
+        {
+            "Multi-Hop Reason": Row({"machine.kind": "multihop_reason"}),
+            "GRU": Row({"machine.kind": "gru"}),
+            "GRU of 128": Row({"machine.kind": "gru", "machine.dim": 128}),
+            "RM": Row({"machine.kind": "rehearsal"}),
+            "CM": Row({"machine.kind": "continual"}),
+            "RM with rehearsal": Row(
+                {
+                    "machine.kind": "rehearsal",
+                    "rehearsal.recollection": 1.0,
+                    "rehearsal.familiarity": 0.5,
+                }
+            ),
+            "RM (Eq. 1 as printed)": Row(
+                {"machine.kind": "rehearsal", "machine.normalize": "slots"}
+            ),
+        },
+        curve=" pairs",
     ),
     "mem1": Table(
         "Memoria Table 1",

@@ -284,6 +284,7 @@ def test_a_table_of_other_data_is_refused(card, table, cause):
 def test_tables_fit_their_own_data():
     tables = {"xlong": ("rm4", "rm5", "cm5"), "synthetic": ("cm1", "cm_long"), "babi": ("rm1",)}
     tables |= {"sorting": ("mem4", "mem6")}
+    tables |= {"recall": ("capacity",)}
     for card, names in tables.items():
         base = config.base()
         base.data.name = card
