@@ -707,13 +707,14 @@ def is_sequence(config: ConfigDict) -> bool:
 def _conflicts(config: ConfigDict) -> Iterator[str]:
     """A message for each conflict between values that are right one by one."""
     data, machine, teacher, train = config.data, config.machine, config.teacher, config.train
-    simulated, movielens = data.simulated, data.movielens
+    simulated = data.simulated
     if simulated.clicks_min > simulated.clicks_max:
         most = f"config.data.simulated.clicks_max = {simulated.clicks_max}"
         yield f"config.data.simulated.clicks_min = {simulated.clicks_min}: must be at most {most}"
-    if movielens.test_fraction + movielens.valid_fraction >= 1:
-        fractions = "config.data.movielens.test_fraction + valid_fraction"
-        yield f"{fractions}: must be below 1, so that users are left to train on"
+    for name in ("movielens", "table"):
+        if data[name].test_fraction + data[name].valid_fraction >= 1:
+            fractions = f"config.data.{name}.test_fraction + valid_fraction"
+            yield f"{fractions}: must be below 1, so that users are left to train on"
     if teacher.share_items:
         yield from _share_conflicts(config)
     if machine.dim % 2 and SOURCES.asks_in_words(data.name):

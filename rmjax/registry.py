@@ -347,6 +347,7 @@ SOURCES = Sources(
         "simulated_clicks": "rmjax.data.clicks.simulated",
         "xlong": "rmjax.data.clicks.xlong",
         "movielens": "rmjax.data.clicks.movielens",
+        "table": "rmjax.data.clicks.table",
         "synthetic": "rmjax.data.stories.evidence",
         "babi": "rmjax.data.stories.babi",
         "narrativeqa": "rmjax.data.stories.narrativeqa",
