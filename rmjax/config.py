@@ -138,6 +138,17 @@ _FIELDS: dict[str, Field] = {
     "reason.weight": Field(1.0, at_least(0), "weight of the task's loss"),
     "reason.hops": Field(1, at_least(1), "attention hops over the slots"),
     "reason.head": Field("linear", one_of("linear", "mlp"), "layers between answer and scores"),
+    # ranking, where an item is the answer
+    "ranking.question": Field("next", one_of("next", "last"),
+        "what the reader is asked: a learned question, so that it knows the memory alone; or the "
+        "last item before the question, beside the memory"),
+    "ranking.bias": Field(True, anything, "every item has a bias"),
+    "ranking.full_softmax": Field(20_000, at_least(0),
+        "largest number of items that a target is compared with in training; where there are more "
+        "items, negatives are drawn"),
+    "ranking.negatives": Field(1024, at_least(1), "items drawn in each step, if not all are used"),
+    "ranking.draw": Field("popularity", one_of("popularity", "uniform"),
+        "how negatives are drawn; popularity: by 1 + the count of an item in training"),
     # teacher
     "teacher.steps": Field(1000, at_least(1), "training steps of the history sampler"),
     "teacher.batch_size": Field(32, at_least(1), "streams in a step, over all devices"),
@@ -366,6 +377,9 @@ def why_unread(config: ConfigDict, name: str) -> str:
     if section in ("machine", "rehearsal", "reason", "teacher"):
         reader = f"config.model reads config.data.name = {config.data.name!r}"
         return reader if sequence else _unread_of_machines(config, section, key)
+    if section == "ranking":
+        asks = not sequence and SOURCES.ranks_items(config.data.name)
+        return "" if asks else f"config.data.name = {config.data.name!r} asks for no item"
     if section in ("model", "memoria"):
         reader = f"config.machine reads config.data.name = {config.data.name!r}"
         return _unread_of_models(config, section, key) if sequence else reader

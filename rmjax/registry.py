@@ -172,8 +172,9 @@ class Registry(Mapping[str, Kind]):
 
     Args:
       section: the section of a config that has the kinds' keys, such as 'machine'.
-      rows: {name: module}; the module defines `Settings` and the maker. Installed packages add rows
-        through entry points of the group 'rmjax.<section>'.
+      rows: {name: module}; the module defines `Settings` and the maker. 'module:maker' names the
+        maker of a module that has several. Installed packages add rows through entry points of the
+        group 'rmjax.<section>'.
       maker: the name of the maker in the modules.
     """
 
@@ -278,8 +279,9 @@ class Registry(Mapping[str, Kind]):
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(self)}"
             outside = "(--import=MODULE imports a module that registers kinds)"
             raise ValueError(f"unknown {self.section} {name!r}; {hint} {outside}")
-        module = importlib.import_module(self._modules[name])
-        return Kind(module.Settings, getattr(module, self._maker))
+        path, _, maker = self._modules[name].partition(":")
+        module = importlib.import_module(path)
+        return Kind(module.Settings, getattr(module, maker or self._maker))
 
     def __contains__(self, name: object) -> bool:
         return name in self._modules or name in self._registered
@@ -300,8 +302,9 @@ class Sources(Registry):
 
     The `Settings` of a source may have these class variables: `section`, if the section is not
     called like the source; `task`, one of `TASKS`; `asks_in_words = True`, if questions are
-    sentences; `has_item_table = False`, if items are features, not ids. The `make` of a source
-    takes the settings, the section `data` of the config, and the seed.
+    sentences; `has_item_table = False`, if items are features, not ids; `ranks_items = True`, if
+    an item may be the answer. The `make` of a source takes the settings, the section `data` of the
+    config, and the seed.
     """
 
     def section_of(self, name: str) -> str:
@@ -327,6 +330,10 @@ class Sources(Registry):
     def has_item_table(self, name: str) -> bool:
         """Whether a source's items are ids, which index a table, not features."""
         return bool(getattr(self[name].settings, "has_item_table", True))
+
+    def ranks_items(self, name: str) -> bool:
+        """Whether a source may ask for the next item, so that runs read the section ranking."""
+        return bool(getattr(self[name].settings, "ranks_items", False))
 
     def key_of(self, name: str, settings: type, field: str) -> str:
         """The key of a field, such as 'babi.subset'."""
@@ -424,6 +431,14 @@ METRICS = Registry(
         "accuracy": "rmjax.evaluation.accuracy",
         "error": "rmjax.evaluation.error",
         "mrr": "rmjax.evaluation.mrr",
+        "ndcg@10": "rmjax.evaluation.ranking:ndcg_10",
+        "ndcg@20": "rmjax.evaluation.ranking:ndcg_20",
+        "hr@10": "rmjax.evaluation.ranking:hr_10",
+        "hr@20": "rmjax.evaluation.ranking:hr_20",
+        "mrr@10": "rmjax.evaluation.ranking:mrr_10",
+        "mrr@20": "rmjax.evaluation.ranking:mrr_20",
+        "sampled_ndcg@10": "rmjax.evaluation.ranking:sampled_ndcg_10",
+        "sampled_hr@10": "rmjax.evaluation.ranking:sampled_hr_10",
     },
 )
 

@@ -51,11 +51,12 @@ class Batch:
     item_mask: Array  # bool [B, T, N], true where an item is
     query: Array  # i32 [B, Q], items asked about or kinds of question; or i32 [B, Q, W] words
     query_mask: Array  # bool [B, Q]
-    target: Array  # i32 [B, Q], answers: 1 clicked, 0 not; else the class or the right choice
+    target: Array  # i32 [B, Q], answers: 1 clicked, 0 not; the class, the right choice, the item
     negative_items: Array  # i32 [B, P] or f32 [B, P, F], of another stream: negative fragments
     negative_mask: Array  # bool [B, P]
     example_id: Array  # i32 [B], names the example in its split; its random draws depend on it
     position: Array | None = None  # i32 [B, Q], segments before each question; None: all of them
+    items_before: Array | None = None  # i32 [B, Q], places before each question, if items are asked
     word_mask: Array | None = None  # bool [B, Q, W], words of the questions
     candidates: Array | None = None  # i32 [B, A, V], candidate answers of an example, as words
     candidate_mask: Array | None = None  # bool [B, A, V]
@@ -362,7 +363,8 @@ class Task(Protocol):
           batch: B streams with their questions.
 
         Returns:
-          f32 [B, Q], larger where a click is more likely; or f32 [B, Q, C], largest at the answer.
+          f32 [B, Q], larger where a click is more likely; f32 [B, Q, C], largest at the answer; or
+          f32 [B, Q], the rank of the target among all items, if an item is the answer.
 
         Raises:
           NotImplementedError: the task answers no questions.

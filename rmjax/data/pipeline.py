@@ -351,6 +351,9 @@ def _batch_maker(
             own |= {name: own[name][:, :segments] for name in ("items", "item_mask")}
         else:
             items, lengths = own["items"], own.pop("length")
+            if source.questions.answer == "item":
+                every = np.broadcast_to(lengths[:, None], own["query_mask"].shape)
+                own["items_before"] = every if source.positions_at_end else own["position"]
             own["items"], own["item_mask"] = segment(items, lengths, segment_length)
             if not source.positions_at_end:
                 own["position"] = position_in_segments(own["position"], segment_length)

@@ -24,11 +24,15 @@ class Questions(NamedTuple):
       kinds: number of fixed questions; used by query = "kind". Default 0.
       words: size of the questions' vocabulary, if it is not the items' vocabulary. Default 0.
       answer: the form of an answer. "click": whether the item was clicked. "class": one of
-        `classes`. "choice": one of the question's candidates. Default "click".
+        `classes`. "choice": one of the question's candidates. "item": the item that comes next,
+        one of all items. Default "click".
       classes: number of classes; used by answer = "class". Default 0.
       metric: the metric of the final table, a name in `rmjax.registry.METRICS`: "auc",
-        "accuracy", "mrr", or "error" (1 - accuracy, averaged over the groups). Default "auc".
+        "accuracy", "mrr", "ndcg@10" and so on, or "error" (1 - accuracy, averaged over the groups).
+        Default "auc".
       f1: whether the mean F1 over the classes is reported beside the accuracy. Default False.
+      exclude_seen: answer = "item": whether the items of the stream before the question do not
+        compete with the target. Default False: a user may come back to an item.
     """
 
     query: str = "item"
@@ -38,6 +42,7 @@ class Questions(NamedTuple):
     classes: int = 0
     metric: str = "auc"
     f1: bool = False
+    exclude_seen: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +68,7 @@ class Description:
       endless: True for texts, whose rows are read without end (`rmjax.data.texts.streams`).
       tokenizer: the texts' tokenizer as JSON, see `rmjax.data.texts.tokenizers.unpacked`;
         None if items are not tokens.
+      popularity: as in `Source`, where an item is the answer; () for all other questions.
     """
 
     num_items: int
@@ -78,6 +84,7 @@ class Description:
     vector_width: int = 0
     endless: bool = False
     tokenizer: dict[str, Any] | None = None
+    popularity: tuple[int, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Returns the fields as values that JSON can hold."""
@@ -164,7 +171,7 @@ class Source(abc.ABC):
           - query: i32 [B, Q], the questions; i32 [B, Q, W] if they are sentences of W words.
           - query_mask: bool [B, Q], which questions exist.
           - target: i32 [B, Q], the answers. Clicks: 1 clicked, 0 not. Otherwise the number of
-            the class, or of the right choice.
+            the class, of the right choice, or of the item.
           - example_id: i32 [B], the index.
           - position: i32 [B, Q], number of items before each question. Absent if
             `positions_at_end`.
@@ -220,7 +227,8 @@ class Source(abc.ABC):
 
         Returns:
           {name: answers}. Answers are f [size, Q] scores if the source asks for clicks, otherwise
-          i [size, Q] chosen classes or choices. Default {}.
+          i [size, Q] chosen classes or choices, or f [size, Q] ranks of the target if an item is
+          the answer. Default {}.
         """
         return {}
 
@@ -243,6 +251,7 @@ class Source(abc.ABC):
           The attributes above, and the largest number of segments.
         """
         buckets, ids = self.buckets("train"), self.numbering
+        counts = self.popularity if self.questions.answer == "item" else None
         numbering = ids if ids is None or isinstance(ids, str) else tuple(np.asarray(ids).tolist())
         return Description(
             num_items=int(self.num_items),
@@ -255,6 +264,7 @@ class Source(abc.ABC):
             classes=tuple(self.classes),
             numbering=numbering,
             max_segments=None if buckets is None else int(buckets[1][-1]),
+            popularity=() if counts is None else tuple(np.asarray(counts).tolist()),
         )
 
 

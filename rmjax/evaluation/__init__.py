@@ -27,11 +27,14 @@ class Asked(NamedTuple):
     """The questions of n examples, and the answers.
 
     Attributes:
-      scores: f [n, Q] of clicks; f [n, Q, C] of classes or choices; or i [n, Q], the chosen answer.
+      scores: f [n, Q] of clicks; f [n, Q, C] of classes or choices; i [n, Q], the chosen answer; or
+        f [n, Q], the rank of the target, where an item is the answer.
       target: i [n, Q], the right answer.
       mask: bool [n, Q], which questions are asked.
       also: i [n, Q], a second right choice, -1 where a question has one only; None: all have one.
       groups: {name: bool [n, Q]}, subsets of the asked questions.
+      position: i [n, Q], places before each question; None: all come after the stream.
+      items: number of items, where an item is the answer.
     """
 
     scores: np.ndarray
@@ -39,6 +42,8 @@ class Asked(NamedTuple):
     mask: np.ndarray
     also: np.ndarray | None = None
     groups: Mapping[str, np.ndarray] = {}
+    position: np.ndarray | None = None
+    items: int = 0
 
 
 class Metric(NamedTuple):

@@ -11,7 +11,10 @@ from rmjax.evaluation import Asked, Metric, metrics
 from rmjax.registry import METRICS, NoSettings
 
 Scored = dict[str, np.ndarray]
-"""scores [n, Q] or [n, Q, C], target [n, Q], query_mask [n, Q], example_id [n]."""
+"""scores [n, Q] or [n, Q, C], target [n, Q], query_mask [n, Q], example_id [n].
+
+Where an item is the answer: also items_before [n, Q], unless the source has none.
+"""
 
 
 def metric_of(source: Source, name: str = "") -> Metric:
@@ -34,7 +37,8 @@ def asked_of(source: Source, split: str, scored: Scored) -> Asked:
     also = source.also(split)
     also = None if also is None else also[scored["example_id"]]
     groups = groups_of(source, split, scored)
-    return Asked(scored["scores"], scored["target"], scored["query_mask"], also, groups)
+    answers = scored["scores"], scored["target"], scored["query_mask"]
+    return Asked(*answers, also, groups, scored.get("items_before"), source.num_items)
 
 
 def measures(source: Source, split: str, scored: Scored, metric: str = "") -> dict[str, float]:

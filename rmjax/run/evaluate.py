@@ -136,7 +136,8 @@ def score_split(run: Run, mapped: Mapped, params: Params, split: str) -> dict[st
       split: 'valid' or 'test'.
 
     Returns:
-      On every process: scores [n, Q] or [n, Q, C], target and query_mask [n, Q], example_id [n].
+      On every process: scores [n, Q] or [n, Q, C], target and query_mask [n, Q], example_id [n];
+      items_before [n, Q], if the batches have it.
       Examples without questions are left out.
 
     Raises:
@@ -149,8 +150,9 @@ def score_split(run: Run, mapped: Mapped, params: Params, split: str) -> dict[st
         for batch in data:
             _check_stop(run, split)
             parts["scores"].append(mapped.scores(params, batch))
-            for name in ("target", "query_mask", "example_id"):
-                parts[name].append(getattr(batch, name))
+            for name in ("target", "query_mask", "example_id", "items_before"):
+                if getattr(batch, name) is not None:
+                    parts[name].append(getattr(batch, name))
     scored = _gather({name: np.concatenate(values) for name, values in parts.items()})
     asked = scored["query_mask"].any(-1)
     return {name: value[asked] for name, value in scored.items()}

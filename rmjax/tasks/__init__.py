@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
+import numpy as np
 
 from rmjax import machines, schedules
 from rmjax.config import is_sequence
@@ -14,6 +15,7 @@ from rmjax.layers.transformer import Transformer
 from rmjax.registry import MACHINES, SOURCES
 from rmjax.rehearsal.decoder import Decoder
 from rmjax.tasks.answers import Answers
+from rmjax.tasks.ranking import Ranking, cumulative_weights
 from rmjax.tasks.reasoning import Reasoning, Teacher
 from rmjax.tasks.rehearsing import Rehearsal
 from rmjax.tasks.sequences import make_documents, make_language_model, make_sorting
@@ -101,7 +103,7 @@ def make_reasoning(config: ConfigDict, data: Description) -> Reasoning:
     )
     return Reasoning(
         machine=make_machine(config, data),
-        answers=Answers(data.questions, m.dim, item_dim, hidden),
+        answers=Answers(data.questions, m.dim, item_dim, hidden, make_ranking(config, data)),
         rehearsal=rehearsal,
         segment_length=config.data.segment_length,
         reason=config.reason.weight,
@@ -110,6 +112,42 @@ def make_reasoning(config: ConfigDict, data: Description) -> Reasoning:
         block=m.block,
         remat=m.remat,
         gradient_segments=m.gradient_segments,
+    )
+
+
+def make_ranking(config: ConfigDict, data: Description) -> Ranking | None:
+    """Builds the ranking of items, for questions whose answer is an item.
+
+    Args:
+      config: of the run.
+      data: what the streams look like.
+
+    Returns:
+      The ranking; None for all other questions.
+
+    Raises:
+      ValueError: items are features; or negatives follow the popularity, which is unknown.
+    """
+    if data.questions.answer != "item":
+        return None
+    if not data.num_items:
+        raise ValueError("answer = 'item': items must be ids, but those of this data are features")
+    r, cumulative = config.ranking, None
+    samples = data.num_items > r.full_softmax
+    if samples and r.draw == "popularity":
+        if not data.popularity:
+            raise ValueError(
+                "config.ranking.draw = 'popularity': this source counts no item; set 'uniform', or "
+                "the attribute `popularity` of the source"
+            )
+        cumulative = cumulative_weights(np.asarray(data.popularity))
+    return Ranking(
+        num_items=data.num_items,
+        last=r.question == "last",
+        bias=r.bias,
+        negatives=r.negatives if samples else 0,
+        cumulative=cumulative,
+        exclude_seen=data.questions.exclude_seen,
     )
 
 
@@ -129,5 +167,6 @@ def make_teacher(config: ConfigDict, data: Description | Source | Texts) -> Teac
     if not t.share_items and (r.sampler != "teacher" or not (r.recollection or r.familiarity)):
         return None
     data = describe(config.data, data)
-    answers = Answers(data.questions, t.dim, t.dim, t.dim if config.reason.head == "mlp" else 0)
+    hidden = t.dim if config.reason.head == "mlp" else 0
+    answers = Answers(data.questions, t.dim, t.dim, hidden, make_ranking(config, data))
     return Teacher(data.num_items, answers, data.feature_width)

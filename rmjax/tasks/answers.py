@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +12,10 @@ from flax.linen.initializers import lecun_normal
 from rmjax.data.source import Questions
 from rmjax.layers.embeddings import embed, init_embed, look_up
 from rmjax.reason import encoders, heads
+from rmjax.reason import ranking as items_head
+from rmjax.reason.ranking import EmbedItems
+from rmjax.tasks.ranking import Ranking
 from rmjax.types import Array, Batch, Key, Params, Sum
-
-EmbedItems = Callable[[Array], Array]
-"""Item ids [...] -> features [..., d]; questions of items or of their words use these too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,14 +27,25 @@ class Answers:
       dim: width m of the features of questions and answers.
       item_dim: width of the features of items.
       hidden: width of the head's tanh layer; 0: no such layer.
+      ranking: how items are ranked, if an item is the answer.
     """
 
     questions: Questions
     dim: int
     item_dim: int
     hidden: int = 0
+    ranking: Ranking | None = None
 
     def __post_init__(self) -> None:
+        if self.questions.answer == "item":
+            if self.ranking is None:
+                raise ValueError("answer = 'item': Answers needs a Ranking")
+            if self.ranking.last and self.questions.query != "kind":
+                raise ValueError(
+                    "config.ranking.question = 'last' puts the last item in the place of the "
+                    f"question, but the questions of this data are {self.questions.query}: set "
+                    "'next'"
+                )
         if self.questions.answer == "choice" and not self.hidden:
             raise ValueError(
                 "one linear layer on [q; a] adds the same number to every candidate of a question, "
@@ -47,7 +57,10 @@ class Answers:
         a, b, c = jax.random.split(key, 3)
         questions = self.questions
         if questions.query == "kind":
-            return {"kinds": init_embed(a, questions.kinds, self.dim)}
+            kinds: Params = {"kinds": init_embed(a, questions.kinds, self.dim)}
+            if self.ranking and self.ranking.last and self.item_dim != self.dim:
+                kinds["project"] = lecun_normal()(b, (self.item_dim, self.dim))
+            return kinds
         if questions.query == "item":
             if self.item_dim == self.dim:
                 return {}
@@ -63,6 +76,9 @@ class Answers:
         """Draws the parameters of the head."""
         if self.questions.answer == "class":
             return heads.init_classes(key, self.dim, self.questions.classes, self.hidden)
+        if self.ranking:
+            sizes = self.dim, self.item_dim, self.ranking.num_items
+            return items_head.init(key, *sizes, self.ranking.bias)
         return heads.init_click(key, self.dim, self.dim, self.hidden)
 
     def encode(self, encoder: Params, embed_items: EmbedItems, batch: Batch) -> Array:
@@ -71,28 +87,41 @@ class Answers:
         Args:
           encoder: of `init_encoder`.
           embed_items: features of item ids.
-          batch: B examples with Q questions.
+          batch: B examples with Q questions, see `asked`.
 
         Returns:
           f32 [B, Q, m].
         """
         if self.questions.query == "kind":
-            return embed({"embed": encoder["kinds"]}, batch.query)
+            kind = embed({"embed": encoder["kinds"]}, batch.query)
+            if not self.ranking or not self.ranking.last:
+                return kind
+            last = self._project(encoder, embed_items(batch.query))
+            return kind + jnp.where(batch.query[..., None] < 0, 0.0, last)
         if self.questions.query == "item":
-            q = embed_items(batch.query)
-            return q @ encoder["project"] if "project" in encoder else q
+            return self._project(encoder, embed_items(batch.query))
         assert batch.word_mask is not None
         words = self._words(encoder, embed_items)(batch.query)
         return encoders.encode_words(encoder["question"], words, batch.word_mask)
 
-    def item_ids(self, batch: Batch) -> list[Array]:
-        """The ids that `encode` and `logits` pass to `embed_items`."""
+    @staticmethod
+    def _project(encoder: Params, items: Array) -> Array:
+        return items @ encoder["project"] if "project" in encoder else items
+
+    def asked(self, batch: Batch) -> Batch:
+        """The batch with the questions that the reader sees, see `Ranking.asked`."""
+        return self.ranking.asked(batch) if self.ranking else batch
+
+    def item_ids(self, batch: Batch, key: Key) -> list[Array]:
+        """The ids that `encode` and `loss` pass to `embed_items`; the last items are in streams."""
         questions = self.questions
+        ids = self.ranking.item_ids(batch, key) if self.ranking else []
         if questions.query == "item":
-            return [batch.query]
+            return [batch.query, *ids]
         if questions.query == "kind" or questions.words:
-            return []
-        return [batch.query] + ([batch.candidates] if batch.candidates is not None else [])
+            return ids
+        candidates = [] if batch.candidates is None else [batch.candidates]
+        return [batch.query, *candidates, *ids]
 
     def _words(self, encoder: Params, embed_items: EmbedItems) -> EmbedItems:
         """The embedding of words: of their own vocabulary if there is one, else that of items."""
@@ -118,8 +147,11 @@ class Answers:
           batch: B examples with Q questions.
 
         Returns:
-          [B, Q] of clicks, or [B, Q, C] of classes or choices.
+          [B, Q] of clicks; [B, Q, C] of classes or choices; [B, Q, V] of all items.
         """
+        if self.ranking:
+            score = items_head.scorer(head, embed_items, features)
+            return score(jnp.arange(self.ranking.num_items))
         if self.questions.answer == "click":
             return heads.click(head, features, query)
         if self.questions.answer == "class":
@@ -131,8 +163,40 @@ class Answers:
         chosen = jax.vmap(look_up)(pool, batch.choices)
         return heads.choose(head, features, chosen, batch.choice_mask)
 
-    def loss(self, logits: Array, batch: Batch) -> Sum:
-        """The cross-entropy of the asked questions, binary for clicks, as (sum, count)."""
+    def scores(
+        self,
+        encoder: Params,
+        head: Params,
+        embed_items: EmbedItems,
+        features: Array,
+        query: Array,
+        batch: Batch,
+    ) -> Array:
+        """What evaluation needs: the logits, or the ranks of targets that are items.
+
+        The arguments are those of `logits`.
+        """
+        if self.ranking:
+            return self.ranking.ranks(head, embed_items, features, batch)
+        return self.logits(encoder, head, embed_items, features, query, batch)
+
+    def loss(
+        self,
+        encoder: Params,
+        head: Params,
+        embed_items: EmbedItems,
+        features: Array,
+        query: Array,
+        batch: Batch,
+        key: Key,
+    ) -> Sum:
+        """The cross-entropy of the asked questions, binary for clicks, as (sum, count).
+
+        The arguments are those of `logits`, and one key for all rows.
+        """
+        if self.ranking:
+            return self.ranking.loss(head, embed_items, features, batch, key)
+        logits = self.logits(encoder, head, embed_items, features, query, batch)
         if self.questions.answer == "click":
             return heads.click_loss(logits, batch.target, batch.query_mask)
         return heads.cross_entropy(logits, batch.target, batch.query_mask)

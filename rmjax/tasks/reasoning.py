@@ -13,6 +13,7 @@ from flax.linen.initializers import lecun_normal
 
 from rmjax.layers.embeddings import embed
 from rmjax.machines import Memorized, memorize
+from rmjax.reason.ranking import EmbedItems
 from rmjax.rehearsal import sampler
 from rmjax.tasks import rehearsing
 from rmjax.tasks.answers import Answers, questions_only
@@ -76,7 +77,7 @@ class Reasoning(Task):
         ids = [ids for ids in both if jnp.issubdtype(ids.dtype, jnp.integer)]
         if ids and self.rehearsal.recollection and self.rehearsal.sampled_items:
             ids.append(rehearsing.sample_items(self.rehearsal, key, num_items))
-        return jnp.concatenate([x.ravel() for x in ids + self.answers.item_ids(batch)])
+        return jnp.concatenate([x.ravel() for x in ids + self.answers.item_ids(batch, key)])
 
     def init(self, key: Key) -> Params:
         """Draws parameters of the machine, the head, the encoder and the rehearsal's decoder."""
@@ -102,8 +103,12 @@ class Reasoning(Task):
         return self.rehearsal.decoder.init(key, *widths, self.segment_length)
 
     def memorize(self, params: Params, batch: Batch, key: Key | None = None) -> Memorized:
-        """Writes the streams of a batch; the key [B] draws dropout; None: no dropout."""
-        return memorize(
+        """Writes the streams of a batch; the key [B] draws dropout; None: no dropout.
+
+        If the batch has `items_before`, an asked memory also holds the items between the last full
+        segment and the question, as that of a live stream does. Otherwise it lacks them.
+        """
+        memorized = memorize(
             self.machine,
             params["machine"],
             batch.items,
@@ -114,6 +119,28 @@ class Reasoning(Task):
             remat=self.remat,
             gradient_segments=self.gradient_segments,
         )
+        if memorized.asked is None or batch.items_before is None:
+            return memorized
+        return memorized._replace(asked=self._write_tails(params, memorized.asked, batch, key))
+
+    def _write_tails(self, params: Params, asked: Memory, batch: Batch, key: Key | None) -> Memory:
+        """Writes the items behind the last full segment into the memories [B, Q] of questions."""
+        assert batch.position is not None and batch.items_before is not None
+        rows, queries = batch.position.shape
+        length = batch.items.shape[2]
+        segment = jnp.minimum(batch.position, batch.items.shape[1] - 1)[..., None]
+        tail, mask = (jnp.take_along_axis(x, segment, 1) for x in (batch.items, batch.item_mask))
+        mask &= jnp.arange(length) < (batch.items_before - length * batch.position)[..., None]
+        flat = lambda x: x.reshape(rows * queries, *x.shape[2:])
+        written = memorize(
+            self.machine,
+            params["machine"],
+            flat(tail)[:, None],
+            flat(mask)[:, None],
+            jax.tree.map(flat, asked),
+            key=None if key is None else key[jnp.arange(rows * queries) // queries],
+        )
+        return jax.tree.map(lambda x: x.reshape(rows, queries, *x.shape[1:]), written.memory)
 
     def answer(
         self,
@@ -138,20 +165,55 @@ class Reasoning(Task):
             candidates, candidate_mask, choices, choice_mask.
 
         Returns:
-          Logits [B, Q] of clicks, or [B, Q, C] of classes or choices.
+          Logits [B, Q] of clicks, [B, Q, C] of classes or choices, or [B, Q, V] of all items.
         """
         if "each" in fields:  # the old name, for one release
             warnings.warn("each= is now per_question=", DeprecationWarning, stacklevel=2)
             per_question = bool(fields.pop("each"))
         batch = questions_only(query, query_mask, **fields)
-        if per_question:
-            return self._answer(params, None, memory, batch)
-        return self._answer(params, memory, None, batch)
+        memory, at_query = (None, memory) if per_question else (memory, None)
+        return self.answers.logits(*self._read(params, memory, at_query, batch), batch)
 
-    def _answer(
+    def top_k(
+        self,
+        params: Params,
+        memory: Memory,
+        query: Array,
+        query_mask: Array,
+        k: int,
+        exclude: Array | None = None,
+    ) -> tuple[Array, Array]:
+        """The best items for each question, from memories alone; needs the time of one score each.
+
+        Args:
+          params: of `init`.
+          memory: of B streams.
+          query: i32 [B, Q], as for `answer`.
+          query_mask: bool [B, Q].
+          k: how many items.
+          exclude: see `Ranking.top_k`.
+
+        Returns:
+          See `rmjax.reason.ranking.top_k`.
+
+        Raises:
+          ValueError: the model does not rank items.
+        """
+        ranking = self.answers.ranking
+        if ranking is None:
+            answer = self.answers.questions.answer
+            raise ValueError(f"top_k ranks items, but this model was trained to answer: {answer}")
+        batch = questions_only(query, query_mask)
+        _, head, embed_items, features, _ = self._read(params, memory, None, batch)
+        return ranking.top_k(head, embed_items, features, k, exclude)
+
+    def _read(
         self, params: Params, memory: Memory | None, at_query: Memory | None, batch: Batch
-    ) -> Array:
-        """Answers from `at_query` [B, Q], the memory at each query's position, or else `memory`."""
+    ) -> tuple[Params, Params, EmbedItems, Array, Array]:
+        """Reads `at_query` [B, Q], the memory at each query's position, or else `memory`.
+
+        Returns the arguments of `Answers.logits` that come before the batch.
+        """
         machine, machine_params, mask = self.machine, params["machine"], batch.query_mask
         embed_items = functools.partial(machine.embed, machine_params)
         query = self.answers.encode(params["encoder"], embed_items, batch)
@@ -162,13 +224,13 @@ class Reasoning(Task):
             flat = jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), at_query)
             asked = query.reshape(rows, 1, -1), mask.reshape(rows, 1)
             features = machine.read(machine_params, flat, *asked).reshape(query.shape)
-        heads = params["encoder"], params["head"]
-        return self.answers.logits(*heads, embed_items, features, query, batch)
+        return params["encoder"], params["head"], embed_items, features, query
 
     def scores(self, params: Params, batch: Batch) -> Array:
         """Answers to a batch's questions, see `rmjax.types.Task.scores`."""
-        memorized = self.memorize(params, batch)
-        return self._answer(params, memorized.memory, memorized.asked, batch)
+        batch, memorized = self.answers.asked(batch), self.memorize(params, batch)
+        read = self._read(params, memorized.memory, memorized.asked, batch)
+        return self.answers.scores(*read, batch)
 
     def losses(
         self, params: Params, frozen: Params, carry: Any, batch: Batch, key: Key
@@ -177,10 +239,11 @@ class Reasoning(Task):
         if self.items_fixed:
             assert self.table is not None
             params = replace_at(params, self.table, jax.lax.stop_gradient(at(params, self.table)))
+        batch = self.answers.asked(batch)
         keys = jax.vmap(lambda k: jax.random.split(k, 3))(example_keys(key, batch.example_id))
         memorized = self.memorize(params, batch, keys[:, 0])
-        logits = self._answer(params, memorized.memory, memorized.asked, batch)
-        terms: Terms = {"reason": (self.reason, self.answers.loss(logits, batch))}
+        read = self._read(params, memorized.memory, memorized.asked, batch)
+        terms: Terms = {"reason": (self.reason, self.answers.loss(*read, batch, key))}
         if self.machine.has_loss:
             terms["machine"] = (self.machine_loss, memorized.aux)
         if self.rehearsal.active:
@@ -303,7 +366,7 @@ class Teacher(Task):
     def item_ids(self, batch: Batch, key: Key, num_items: int) -> Array:
         """Rows of the item table that `losses` reads, see `rmjax.types.Task.item_ids`."""
         ids = [batch.items] if jnp.issubdtype(batch.items.dtype, jnp.integer) else []
-        return jnp.concatenate([x.ravel() for x in ids + self.answers.item_ids(batch)])
+        return jnp.concatenate([x.ravel() for x in ids + self.answers.item_ids(batch, key)])
 
     def init(self, key: Key) -> Params:
         """Draws parameters of the sampler with its encoder, the head and, if used, the merge."""
@@ -322,6 +385,13 @@ class Teacher(Task):
 
     def scores(self, params: Params, batch: Batch) -> Array:
         """Answers to a batch's questions, see `rmjax.types.Task.scores`."""
+        batch = self.answers.asked(batch)
+        return self.answers.scores(*self._read(params, batch), batch)
+
+    def _read(
+        self, params: Params, batch: Batch
+    ) -> tuple[Params, Params, EmbedItems, Array, Array]:
+        """Reads the raw segments; returns what `Reasoning._read` does."""
         valid = jnp.broadcast_to(
             batch.item_mask.any(-1)[:, None], (*batch.query_mask.shape, batch.items.shape[1])
         )
@@ -334,11 +404,12 @@ class Teacher(Task):
         _, read = sampler.attend(eyes, query, features, valid)
         if not self._head_sees_query:  # without this the head would read e of [e; q] alone
             read = jnp.concatenate([read, query], -1) @ params["merge"]
-        heads = eyes["encoder"], params["head"]
-        return self.answers.logits(*heads, embed_items, read, query, batch)
+        return eyes["encoder"], params["head"], embed_items, read, query
 
     def losses(
         self, params: Params, frozen: Params, carry: Any, batch: Batch, key: Key
     ) -> tuple[Terms, Any]:
         """The loss of the answers, see `rmjax.types.Task.losses`."""
-        return {"reason": (1.0, self.answers.loss(self.scores(params, batch), batch))}, carry
+        batch = self.answers.asked(batch)
+        loss = self.answers.loss(*self._read(params, batch), batch, key)
+        return {"reason": (1.0, loss)}, carry
