@@ -130,9 +130,7 @@ def _nearest(log: Log, flat: _Flat) -> tuple[np.ndarray, _Score]:
     return rank, lambda question, item: -np.abs(item - last[question])
 
 
-def _recent(
-    log: Log, flat: _Flat, following: np.ndarray, exclude_seen: bool
-) -> np.ndarray:
+def _recent(log: Log, flat: _Flat, following: np.ndarray, exclude_seen: bool) -> np.ndarray:
     """Ranks [m] by the last occurrence; all items that the user has not seen are equal."""
     ranks = np.empty(len(flat.target))
     for part, question, event in _seen(flat, following):

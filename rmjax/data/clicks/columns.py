@@ -534,7 +534,9 @@ def _arrow_file(path: Path) -> Part:
     def parts(wanted: list[str], _: Any) -> Iterator[Any]:
         with pa.memory_map(str(path)) as source:
             schema = pa.ipc.open_file(source).schema
-            options = pa.ipc.IpcReadOptions(included_fields=[schema.get_field_index(n) for n in wanted])
+            options = pa.ipc.IpcReadOptions(
+                included_fields=[schema.get_field_index(n) for n in wanted]
+            )
             reader = pa.ipc.open_file(source, options=options)
             for number in range(reader.num_record_batches):
                 batch = reader.get_batch(number)
@@ -556,7 +558,9 @@ def _frame(frame: Any) -> Part:
         raise TypeError(f"events are a {type(frame).__name__}: {cure}") from None
 
     def batches(wanted: list[str], _: Any) -> Iterator[Any]:
-        return pa.table({name: _column(frame[name], name, place) for name in wanted}).to_batches(ROWS)
+        return pa.table({name: _column(frame[name], name, place) for name in wanted}).to_batches(
+            ROWS
+        )
 
     return Part(place, names, True, batches)
 
@@ -603,7 +607,9 @@ def _bad(place: str, row: int, column: str, expected: str, actual: object) -> Va
 
 def is_text(kind: pa.DataType) -> bool:
     types = arrow().types
-    return bool(types.is_string(kind) or types.is_large_string(kind) or kind == arrow().string_view())
+    return bool(
+        types.is_string(kind) or types.is_large_string(kind) or kind == arrow().string_view()
+    )
 
 
 def _true(mask: pa.Array) -> np.ndarray:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 VERSION = 1  # raise it when the files change
-SORTED = 1 << 22  # about as many events are sorted at once
+SORTED = 1 << 20  # events that are sorted at once, about
 # Seconds since 1970 are in this range from 1973 to 2286, and milliseconds are above it.
 _SECONDS = (10**8, 10**10)
 
@@ -217,14 +217,16 @@ def _sort(
     for low, high in itertools.pairwise(np.unique([*cuts, len(counts)])):
         rows = np.flatnonzero((events.user >= low) & (events.user < high))
         user, item, time = events.user[rows], events.item[rows], events.times[rows]
-        session = np.zeros(1, np.int32) if events.session is None else events.session[rows]
-        session = np.broadcast_to(session, user.shape)
-        tie = hash64("table tie", seed, user_keys[user], item_keys[item])
-        order = np.lexsort((item, tie, time, session, user))
+        session = np.zeros_like(user) if events.session is None else events.session[rows]
+        order = np.lexsort((time, user) if events.session is None else (time, session, user))
         user, item, time, session = (x[order] for x in (user, item, time, session))
-        begins = np.append(True, (np.diff(user) != 0) | (np.diff(session) != 0))
-        again = ~begins & np.append(False, (np.diff(item) == 0) & (np.diff(time) == 0))
-        begins, user, item, time = (x[~again] for x in (begins, user, item, time))
+        equal = _repeats(user, session, time)
+        tied = np.flatnonzero(equal | np.append(equal[1:], False))
+        tie = hash64("table tie", seed, user_keys[user[tied]], item_keys[item[tied]])
+        item[tied] = item[tied][np.lexsort((item[tied], tie, np.cumsum(~equal)[tied]))]
+        again = equal & _repeats(item)
+        user, item, time, session = (x[~again] for x in (user, item, time, session))
+        begins = ~_repeats(user, session)
         arrays["starts"].append(arrays["items"].size + np.flatnonzero(begins))
         arrays["users"].append(user[begins])
         arrays["items"].append(item)
@@ -232,6 +234,11 @@ def _sort(
         progress.step(len(rows))
     arrays["starts"].append(np.array([arrays["items"].size]))
     return arrays
+
+
+def _repeats(*columns: np.ndarray) -> np.ndarray:
+    """Whether each row equals the row before it, bool [n]."""
+    return np.append(False, np.all([x[1:] == x[:-1] for x in columns], axis=0))
 
 
 def _refuse_two_units(times: np.ndarray, place: str, name: str) -> None:

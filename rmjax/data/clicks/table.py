@@ -31,36 +31,65 @@ class Settings:
 
     ranks_items = True
 
-    path: str = setting("", a_path,
-        "file of events (.csv, .tsv, .inter, .parquet, .arrow, .feather), or a folder of such files")
+    path: str = setting(
+        "",
+        a_path,
+        "file of events (.csv, .tsv, .inter, .parquet, .arrow, .feather), or a folder of such files",
+    )
     user: str = setting("user_id", anything, "column of users: integers or strings")
     item: str = setting("item_id", anything, "column of items: integers or strings")
-    time: str = setting("timestamp", anything,
-        "column of times: numbers, timestamps, or ISO texts, which are UTC without a zone")
-    session: str = setting("", anything,
-        "column of sessions; a stream then holds one session of a user; empty: all events")
+    time: str = setting(
+        "timestamp",
+        anything,
+        "column of times: numbers, timestamps, or ISO texts, which are UTC without a zone",
+    )
+    session: str = setting(
+        "",
+        anything,
+        "column of sessions; a stream then holds one session of a user; empty: all events",
+    )
     event: str = setting("", anything, "column of kinds of events; empty: all rows are events")
     events: str = setting("", anything, "kinds that are kept, separated by commas")
-    bad_rows: str = setting("error", one_of("error", "skip"),
-        "rows without an id or a time: an error, or left out and counted")
-    split: str = setting("time", one_of("time", "last", "user"),
+    bad_rows: str = setting(
+        "error",
+        one_of("error", "skip"),
+        "rows without an id or a time: an error, or left out and counted",
+    )
+    split: str = setting(
+        "time",
+        one_of("time", "last", "user"),
         "held-out targets: those after two cuts in time; the last ones of each stream; those of "
-        "some users")
-    test_fraction: float = setting(0.2, between(0, 1),
-        "time: share of the targets that form the test split; user: share of the users")
-    valid_fraction: float = setting(0.1, between(0, 1),
-        "share of the other targets, or users, that form the validation split")
-    hold_out: int = setting(1, at_least(1),
+        "some users",
+    )
+    test_fraction: float = setting(
+        0.2,
+        between(0, 1),
+        "time: share of the targets that form the test split; user: share of the users",
+    )
+    valid_fraction: float = setting(
+        0.1, between(0, 1), "share of the other targets, or users, that form the validation split"
+    )
+    hold_out: int = setting(
+        1,
+        at_least(1),
         "last: events at the end of a stream that form the test split, and as many before them "
-        "the validation split")
-    ask: str = setting("next", one_of("next", "pairs"),
-        "next: which item comes next; pairs: whether an item does, beside another one")
-    negatives: str = setting("popularity", one_of("popularity", "uniform"),
-        "pairs: the other item is one of like popularity, or any that the user never had")
+        "the validation split",
+    )
+    ask: str = setting(
+        "next",
+        one_of("next", "pairs"),
+        "next: which item comes next; pairs: whether an item does, beside another one",
+    )
+    negatives: str = setting(
+        "popularity",
+        one_of("popularity", "uniform"),
+        "pairs: the other item is one of like popularity, or any that the user never had",
+    )
     first: int = setting(20, at_least(1), "number of events before the first question")
     every: int = setting(10, at_least(1), "number of events from one question to the next")
-    max_targets: int = setting(32, at_least(1),
-        "most targets of an example; a stream with more gives several examples")
+    max_targets: int = setting(
+        32, at_least(1), "most targets of an example; a stream with more gives several examples"
+    )
     max_items: int = setting(1000, at_least(0),
         "most items of an example: the latest ones before its last target; 0: all")  # fmt: skip
 
@@ -122,9 +151,7 @@ def open_table(
     return _open(events, options, segment_length, cache_dir, seed)
 
 
-def _open(
-    events: Any, settings: Settings, segment_length: int, cache_dir: str, seed: int
-) -> Table:
+def _open(events: Any, settings: Settings, segment_length: int, cache_dir: str, seed: int) -> Table:
     """Prepares the events and opens the source."""
     s = settings
     for name, least in (("first", segment_length), ("max_items", s.first)):
@@ -281,7 +308,9 @@ class Table(Source):
         rows, users = counts.pop("rows"), len(events.user_keys)
         left = "".join(f", {count:,} {reason}" for reason, count in counts.items() if count)
         sizes = f"{users:,} users, {self.num_items:,} items, {len(events.items):,} events"
-        logging.info("Table: %s of %s rows%s.", sizes, f"{rows:,}", left and f"; left out{left[1:]}")
+        logging.info(
+            "Table: %s of %s rows%s.", sizes, f"{rows:,}", left and f"; left out{left[1:]}"
+        )
         long = np.diff(events.starts) > first
         asked = len(np.unique(events.users[long]))
         logging.info("Table: %s of %s users are asked.", f"{asked:,}", f"{users:,}")
@@ -470,9 +499,13 @@ def draw_negatives(
             own = slice(*np.searchsorted(has, np.array([0, 1]) * num_items + user[k] * num_items))
             free = np.setdiff1d(np.arange(num_items), has[own] - user[k] * num_items)
             if not free.size:
-                raise ValueError("a user has every item, so no negative is left: set "
-                                 "config.data.table.ask=next, or take a larger table")
-            near = free[np.argsort(np.abs(rank[free] - middle[k]))][: 2 * WINDOW if matched else None]
+                raise ValueError(
+                    "a user has every item, so no negative is left: set "
+                    "config.data.table.ask=next, or take a larger table"
+                )
+            near = free[np.argsort(np.abs(rank[free] - middle[k]))][
+                : 2 * WINDOW if matched else None
+            ]
             drawn[k] = near[int(hash64("table negative", seed, key[k], place[k])) % len(near)]
         negatives[block] = drawn
     return negatives
