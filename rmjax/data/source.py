@@ -344,6 +344,11 @@ class Wrapper(Source):
         return self._source.describe()
 
 
+def id_array(ids: Sequence[int] | Sequence[str]) -> np.ndarray:
+    """Ids as an array: i64 of integers, objects of strings, whose lengths may differ much."""
+    return np.array(ids, object if any(isinstance(id_, str) for id_ in ids) else None)
+
+
 def hash64(*parts: str | int | np.integer | np.ndarray) -> np.ndarray:
     """Hashes names and integers to 64 bits: SplitMix64's finalizer, chained over the parts.
 

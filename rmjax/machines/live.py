@@ -15,7 +15,7 @@ class LiveStream:
     """The state of B live streams with segments of N items."""
 
     memory: Memory  # of all full segments
-    tail: Array  # i32 [B, N] items that do not fill a segment yet
+    tail: Array  # i32 [B, N] items that do not fill a segment yet; the last place: see `last_item`
     tail_len: Array  # i32 [B] number of items in the tail, < N
 
 
@@ -84,7 +84,16 @@ def feed(
         memory = memorize(machine, params, segments[:, :most], written[:, :most], memory).memory
     last = jnp.minimum(full, segments.shape[1] - 1)[:, None, None]
     tail = jnp.take_along_axis(segments, last, 1)[:, 0]
+    # A tail has at most N - 1 items, so its last place is free: it keeps the stream's last item.
+    newest = jnp.take_along_axis(held, jnp.maximum(total, 1)[:, None] - 1, 1)[:, 0]
+    tail = tail.at[:, -1].set(jnp.where(mask.any(1), newest, stream.tail[:, -1]))
     return LiveStream(memory, tail, total - full * length)
+
+
+def last_item(stream: LiveStream) -> Array:
+    """Returns the last item of each stream, i32 [B]; -1 for streams without any item."""
+    some = (stream.tail_len > 0) | (stream.memory.segments > 0)
+    return jnp.where(some, stream.tail[:, -1], -1)
 
 
 def current_memory(machine: MemoryMachine, params: Params, stream: LiveStream) -> Memory:

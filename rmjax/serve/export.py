@@ -112,9 +112,9 @@ def _programs(task: Reasoning, params: Params, blank: LiveStream, items: int) ->
         return flat(feed(machine, as_tree(weights, params)["machine"], rows, items, mask))
 
     def answer(weights: Leaves, state: Leaves, query: Array, mask: Array) -> Array:
-        tree = as_tree(weights, params)
-        memory = current_memory(machine, tree["machine"], as_tree(state, blank))
-        return task.answer(tree, memory, query, mask)
+        tree, rows = as_tree(weights, params), as_tree(state, blank)
+        memory = current_memory(machine, tree["machine"], rows)
+        return task.answer(tree, memory, task.answers.asked_live(rows, query), mask)
 
     symbols: Callable[[str], Sequence[object]] = export.symbolic_shape
     shape: Callable[..., jax.ShapeDtypeStruct] = jax.ShapeDtypeStruct

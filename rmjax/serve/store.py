@@ -265,7 +265,7 @@ class Streams:
         @jax.jit
         def answer_rows(params: Params, rows: LiveStream, query: Array, mask: Array) -> Array:
             memory = current_memory(machine, params["machine"], rows)
-            return task.answer(params, memory, query, mask)
+            return task.answer(params, memory, task.answers.asked_live(rows, query), mask)
 
         self._feed: Callable[..., LiveStream] = functools.partial(feed_rows, self._params)
         self._answer: Callable[..., Array] = functools.partial(answer_rows, self._params)
@@ -323,8 +323,8 @@ class Streams:
 
         Returns:
           n arrays on the host, one for each entry of `users`, for Q queries: logits f32 [Q]; or
-          logits of every class f32 [Q, C] where the model chooses among C classes. f32 [0] without
-          queries.
+          logits of every class f32 [Q, C] where the model chooses among C classes; or scores of
+          every item f32 [Q, V] where the model ranks items. f32 [0] without queries.
 
         Raises:
           ValueError: a user is neither str nor int, an id is not a query of the model, or the two

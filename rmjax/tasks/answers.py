@@ -11,6 +11,7 @@ from flax.linen.initializers import lecun_normal
 
 from rmjax.data.source import Questions
 from rmjax.layers.embeddings import embed, init_embed, look_up
+from rmjax.machines.live import LiveStream
 from rmjax.reason import encoders, heads
 from rmjax.reason import ranking as items_head
 from rmjax.reason.ranking import EmbedItems
@@ -111,6 +112,10 @@ class Answers:
     def asked(self, batch: Batch) -> Batch:
         """The batch with the questions that the reader sees, see `Ranking.asked`."""
         return self.ranking.asked(batch) if self.ranking else batch
+
+    def asked_live(self, stream: LiveStream, query: Array) -> Array:
+        """The questions of live streams that the reader sees, see `Ranking.asked_live`."""
+        return self.ranking.asked_live(stream, query) if self.ranking else query
 
     def item_ids(self, batch: Batch, key: Key) -> list[Array]:
         """The ids that `encode` and `loss` pass to `embed_items`; the last items are in streams."""

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rmjax.machines.live import LiveStream, last_item
 from rmjax.reason import ranking as head
 from rmjax.reason.ranking import EmbedItems
 from rmjax.types import Array, Batch, Key, Params, Sum
@@ -53,6 +54,12 @@ class Ranking:
         items = batch.items.reshape(len(place), -1)
         last = jnp.take_along_axis(items, jnp.maximum(place, 0), 1)
         return dataclasses.replace(batch, query=jnp.where(place < 0, -1, last))
+
+    def asked_live(self, stream: LiveStream, query: Array) -> Array:
+        """What `asked` does, for live streams: the questions i32 [B, Q] that the reader sees."""
+        if not self.last:
+            return query
+        return jnp.broadcast_to(last_item(stream)[:, None], query.shape)
 
     def item_ids(self, batch: Batch, key: Key) -> list[Array]:
         """The rows of the item table that `loss` reads."""

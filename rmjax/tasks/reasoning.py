@@ -158,7 +158,7 @@ class Reasoning(Task):
           params: of `init`.
           memory: of B streams; with `per_question` [B, Q], one memory for each question, such as
             `Memorized.asked`.
-          query: i32 [B, Q] or [B, Q, W].
+          query: i32 [B, Q] or [B, Q, W]; for a model that ranks items, see `Answers.asked_live`.
           query_mask: bool [B, Q].
           per_question: whether each question has a memory of its own.
           **fields: further fields of `Batch` for questions of words and for candidates: word_mask,

@@ -259,7 +259,7 @@ def _usable(
         wanted = pc.is_in(kind, value_set=arrow().array(names_in(columns.events), kind.type))
         batch = {key: column.filter(wanted) for key, column in batch.items()}
         number = number[wanted.to_numpy(zero_copy_only=False)]
-    keys = [key for key in ("user", "item", "session") if key in batch]
+    keys = [key for key in batch if key != "time"]
     ids = {key: ids_of(batch[key], names[key], part.place) for key in keys}
     time, clear = clock.read(batch["time"], names["time"], part.place)
     good = np.ones(len(number), bool)
@@ -606,6 +606,7 @@ def _bad(place: str, row: int, column: str, expected: str, actual: object) -> Va
 
 
 def is_text(kind: pa.DataType) -> bool:
+    """Whether a type of Arrow holds strings."""
     types = arrow().types
     return bool(
         types.is_string(kind) or types.is_large_string(kind) or kind == arrow().string_view()

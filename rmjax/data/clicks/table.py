@@ -14,10 +14,10 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from rmjax.data.clicks import columns
+from rmjax.data.clicks import baselines, columns
 from rmjax.data.clicks.events import Events, open_events, prepare, slices
 from rmjax.data.clicks.splits import cuts
-from rmjax.data.source import SPLITS, Examples, Questions, Source, hash64
+from rmjax.data.source import SPLITS, Examples, Questions, Source, hash64, id_array
 from rmjax.registry import a_path, anything, at_least, between, one_of, setting
 
 WINDOW = 25  # a negative of like popularity is at most so many ranks away, if one is free
@@ -34,7 +34,7 @@ class Settings:
     path: str = setting(
         "",
         a_path,
-        "file of events (.csv, .tsv, .inter, .parquet, .arrow, .feather), or a folder of such files",
+        "file of events (.csv, .tsv, .inter, .parquet, .arrow, .feather), or a folder of such",
     )
     user: str = setting("user_id", anything, "column of users: integers or strings")
     item: str = setting("item_id", anything, "column of items: integers or strings")
@@ -208,11 +208,10 @@ class Table(Source):
         self._made_of = folder, settings, segment_length, seed
         self.settings, self.events = settings, open_events(folder)
         events, pairs = self.events, settings.ask == "pairs"
-        ids = events.ids
-        self.num_items = len(ids)
-        self.numbering = np.array(ids, object if isinstance(ids[0], str) else np.int64)
-        targets, until = split_targets(events, settings, seed)
-        self.popularity = count_items(events, until)
+        self._queries = 2 if pairs else 1  # of each target
+        self.num_items, self.numbering = len(events.ids), id_array(events.ids)
+        targets, self._until = split_targets(events, settings, seed)
+        self.popularity = count_items(events, self._until)
         self.asked = {
             split: cut_examples(events, settings, segment_length, split, *chosen)
             for split, chosen in targets.items()
@@ -232,7 +231,7 @@ class Table(Source):
         last = {split: asked.rows[asked.bounds[1:] - 1] for split, asked in self.asked.items()}
         self.max_items = max(int((last[s] - self.asked[s].starts).max()) for s in SPLITS)
         targets_most = max(int(np.diff(asked.bounds).max()) for asked in self.asked.values())
-        self.num_queries = (2 if pairs else 1) * targets_most
+        self.num_queries = self._queries * targets_most
 
     def __reduce__(self):  # a copy in another process maps the same files
         return Table, self._made_of
@@ -247,8 +246,8 @@ class Table(Source):
 
     def fetch(self, split: str, indices: np.ndarray) -> Examples:
         """See `Source.fetch`."""
-        asked, items, pairs = self.asked[split], self.events.items, self.settings.ask == "pairs"
-        targets = self.num_queries // (2 if pairs else 1)
+        asked, items = self.asked[split], self.events.items
+        targets = self.num_queries // self._queries
         place = asked.bounds[indices][:, None] + np.arange(targets)
         mask = place < asked.bounds[indices + 1][:, None]
         place = np.where(mask, place, 0)
@@ -259,8 +258,7 @@ class Table(Source):
         inside = steps < length[:, None]
         stream = items[np.where(inside, start[:, None] + steps, 0)]
         right = items[rows]
-        if pairs:
-            assert asked.negatives is not None
+        if asked.negatives is not None:
             shape = len(indices), self.num_queries
             query = np.stack([right, asked.negatives[place]], 2).reshape(shape)
             target = np.tile(np.array([1, 0], np.int32), (len(indices), targets))
@@ -278,25 +276,29 @@ class Table(Source):
         }
 
     def references(self, split: str) -> dict[str, np.ndarray]:
-        """Scores pairs by two rules without a model, see `Source.references`.
+        """Answers the questions by rules without a model, see `Source.references`.
 
         Args:
           split: 'train', 'valid' or 'test'.
 
         Returns:
-          Two scores f64 [size, Q]: the popularity of the asked item; and minus the distance between
-          the numbers of the asked item and of the stream's last one.
+          Ranks of the next item by the rules of `baselines.references`. Or scores of pairs, f64
+          [size, Q]: the popularity of the asked item; and minus the distance between the numbers of
+          the asked item and of the stream's last one.
         """
-        if self.settings.ask != "pairs":
-            return {}
-        asked = self.asked[split]
-        assert asked.negatives is not None
-        query = np.stack([self.events.items[asked.rows], asked.negatives], 1)
-        last = self.events.items[asked.rows - 1][:, None]
-        shape = self.size(split), self.num_queries
-        place = np.arange(shape[1]) < 2 * np.diff(asked.bounds)[:, None]
+        asked, events = self.asked[split], self.events
+        place = np.arange(self.num_queries) < self._queries * np.diff(asked.bounds)[:, None]
+        if asked.negatives is None:
+            before, target = np.zeros((2, *place.shape), np.int64)
+            begins = np.repeat(events.starts[asked.streams], np.diff(asked.bounds))
+            before[place], target[place] = asked.rows - begins, events.items[asked.rows]
+            train = training_part(events, self._until)
+            log = baselines.Log(events.starts, events.items, train, self.num_items)
+            return baselines.references(log, baselines.Asked(asked.streams, before, target))
+        query = np.stack([events.items[asked.rows], asked.negatives], 1)
+        last = events.items[asked.rows - 1][:, None]
         scores = {"popularity": self.popularity[query], "nearest id": -np.abs(query - last)}
-        filled = {name: np.zeros(shape) for name in scores}
+        filled = {name: np.zeros(place.shape) for name in scores}
         for name, values in scores.items():
             filled[name][place] = values.ravel()
         return filled
@@ -312,7 +314,7 @@ class Table(Source):
             "Table: %s of %s rows%s.", sizes, f"{rows:,}", left and f"; left out{left[1:]}"
         )
         long = np.diff(events.starts) > first
-        asked = len(np.unique(events.users[long]))
+        asked = np.count_nonzero(np.bincount(events.users[long]))
         logging.info("Table: %s of %s users are asked.", f"{asked:,}", f"{users:,}")
         if asked < users:
             few = f"{users - asked:,} users have fewer than {first + 1} events"
@@ -353,7 +355,7 @@ def split_targets(
         until = begin + np.add.reduceat(events.times < train_end, begin, dtype=np.int64)
     else:
         of_user = np.full(len(events.user_keys), -1)
-        users = np.unique(events.users[stream])
+        users = np.flatnonzero(np.bincount(events.users[stream]))
         users = users[np.argsort(hash64("table user", seed, events.user_keys[users]))]
         test = round(s.test_fraction * len(users))
         of_user[users] = 0
@@ -421,6 +423,22 @@ def spread(begin: np.ndarray, end: np.ndarray, step: int) -> tuple[np.ndarray, n
     return begin[stream] + step * place, stream
 
 
+def training_part(events: Events, until: np.ndarray) -> np.ndarray:
+    """Whether each event is in the part for training.
+
+    Args:
+      events: the streams.
+      until: i64 [S], the row at which each stream's part for training ends.
+
+    Returns:
+      bool [R].
+    """
+    change = np.zeros(len(events.items) + 1, np.int8)
+    change[events.starts[:-1]] += 1
+    np.subtract.at(change, until, 1)
+    return np.cumsum(change, out=change)[:-1].view(bool)
+
+
 def count_items(events: Events, until: np.ndarray) -> np.ndarray:
     """Counts how often each item occurs in the part for training.
 
@@ -431,10 +449,7 @@ def count_items(events: Events, until: np.ndarray) -> np.ndarray:
     Returns:
       i64 [num_items].
     """
-    change = np.zeros(len(events.items) + 1, np.int8)
-    change[events.starts[:-1]] += 1
-    np.subtract.at(change, until, 1)
-    counted = np.cumsum(change, out=change).view(bool)
+    counted = training_part(events, until)
     popularity = np.zeros(len(events.ids), np.int64)
     for part in slices(len(events.items)):
         chosen = events.items[part][counted[part]]
@@ -474,7 +489,7 @@ def draw_negatives(
         first, last = begins[low], begins[high]
         owner = np.repeat(np.arange(high - low), np.diff(begins[low : high + 1]))
         items = events.items[first:last]
-        has = np.unique(owner * num_items + items)
+        has = np.sort(owner * num_items + items)
         block = slice(*np.searchsorted(rows, [first, last]))
         asked, user = rows[block], owner[rows[block] - first]
         middle = rank[items[asked - first]]
