@@ -14,11 +14,12 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from rmjax.data.clicks import baselines, columns
-from rmjax.data.clicks.events import Events, open_events, prepare, slices
+from rmjax.data.clicks import baselines
 from rmjax.data.clicks.splits import cuts
 from rmjax.data.source import SPLITS, Examples, Questions, Source, hash64, id_array
-from rmjax.registry import a_path, anything, at_least, between, one_of, setting
+from rmjax.data.tables.events import Events, open_events, prepare, slices
+from rmjax.data.tables.rows import Columns
+from rmjax.registry import SOURCES, a_path, anything, at_least, between, one_of, setting
 
 WINDOW = 25  # a negative of like popularity is at most so many ranks away, if one is free
 _DRAWS = 64  # draws of a negative, after which the free items are counted
@@ -103,7 +104,7 @@ def make(settings: Settings, common: ConfigDict, seed: int) -> Source:
 
 
 def open_table(
-    events: Any,
+    table: Any,
     user: str = "user_id",
     item: str = "item_id",
     time: str = "timestamp",
@@ -126,7 +127,7 @@ def open_table(
     question see more of the latest ones.
 
     Args:
-      events: the path of a file (.csv, .tsv, .inter, .parquet, .arrow, .feather) or of a folder of
+      table: the path of a file (.csv, .tsv, .inter, .parquet, .arrow, .feather) or of a folder of
         such files; or a data frame of pandas or polars, a table of pyarrow, or a dict of columns.
       user: the column of users. Ids are integers or strings. In a file without types they are
         integers if all of them are written as Python writes integers; otherwise all are strings.
@@ -144,14 +145,15 @@ def open_table(
     Raises:
       ModuleNotFoundError: pyarrow is not installed; names the extra.
       FileNotFoundError: there is no such file.
-      TypeError: `events` is no table, or a setting is unknown.
+      TypeError: `table` is no table, or a setting is unknown.
       ValueError: a column, row or setting is wrong; names it and the cure. Or a split is empty.
     """
-    options = Settings(user=user, item=item, time=time, **settings)
-    return _open(events, options, segment_length, cache_dir, seed)
+    values = vars(Settings(user=user, item=item, time=time, **settings))
+    options = SOURCES.settings("table", values, "config.data.table.")
+    return _open(table, options, segment_length, cache_dir, seed)
 
 
-def _open(events: Any, settings: Settings, segment_length: int, cache_dir: str, seed: int) -> Table:
+def _open(table: Any, settings: Settings, segment_length: int, cache_dir: str, seed: int) -> Table:
     """Prepares the events and opens the source."""
     s = settings
     for name, least in (("first", segment_length), ("max_items", s.first)):
@@ -162,9 +164,9 @@ def _open(events: Any, settings: Settings, segment_length: int, cache_dir: str, 
     if bool(s.event) != bool(s.events):
         one, other = ("event", "events") if s.event else ("events", "event")
         raise ValueError(f"config.data.table.{one} needs config.data.table.{other}: set both")
-    fields = [field.name for field in dataclasses.fields(columns.Columns)]
-    chosen = columns.Columns(**{name: getattr(s, name) for name in fields})
-    source = Table(prepare(events, chosen, cache_dir, seed), settings, segment_length, seed)
+    fields = [field.name for field in dataclasses.fields(Columns)]
+    chosen = Columns(**{name: getattr(s, name) for name in fields})
+    source = Table(prepare(table, chosen, cache_dir, seed), settings, segment_length, seed)
     source.log()
     return source
 
@@ -311,7 +313,7 @@ class Table(Source):
         left = "".join(f", {count:,} {reason}" for reason, count in counts.items() if count)
         sizes = f"{users:,} users, {self.num_items:,} items, {len(events.items):,} events"
         logging.info(
-            "Table: %s of %s rows%s.", sizes, f"{rows:,}", left and f"; left out{left[1:]}"
+            "Table: %s of %s rows%s.", sizes, f"{rows:,}", left and f"; left out:{left[1:]}"
         )
         long = np.diff(events.starts) > first
         asked = np.count_nonzero(np.bincount(events.users[long]))

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from rmjax.data.clicks import columns
 from rmjax.data.source import hash64
+from rmjax.data.tables.files import ROWS, Part, files_of, parts_of
+from rmjax.data.tables.rows import Columns, Report, digest, read, refuse_nothing
+from rmjax.data.tables.values import Ids, is_text
 from rmjax.io import atomic, paths
 from rmjax.io.progress import Progress
 
@@ -53,7 +55,7 @@ class Events:
     counts: dict[str, int]
 
 
-def prepare(events: Any, chosen: columns.Columns, cache_dir: str, seed: int) -> Path:
+def prepare(events: Any, chosen: Columns, cache_dir: str, seed: int) -> Path:
     """Prepares the events of a table, unless they exist already.
 
     Items are numbered in the order of their ids. Events of equal times are ordered by
@@ -61,7 +63,7 @@ def prepare(events: Any, chosen: columns.Columns, cache_dir: str, seed: int) -> 
     An event with the user, item and time of another one is kept once.
 
     Args:
-      events: as `columns.parts_of` takes it.
+      events: as `parts_of` takes it.
       chosen: what is read.
       cache_dir: the folder for prepared data; '' means `paths.cache('')`.
       seed: seed of the order of equal times.
@@ -70,16 +72,16 @@ def prepare(events: Any, chosen: columns.Columns, cache_dir: str, seed: int) -> 
       The folder for `open_events`.
 
     Raises:
-      ValueError: the table has no usable events, or `columns.read` refuses it.
+      ValueError: the table has no usable events, or `read` refuses it.
       FileNotFoundError: there is no such file.
       OSError: nothing can be written in `cache_dir`.
       Stopped: the run was asked to stop.
     """
-    parts = list(columns.parts_of(events))
-    files = columns.files_of(events) if isinstance(events, str | Path) else ()
+    parts = list(parts_of(events))
+    files = files_of(events) if isinstance(events, str | Path) else ()
     options = dataclasses.asdict(chosen) | {"seed": seed, "version": VERSION}
     if not files:
-        options["content"] = columns.digest(parts[0], chosen)
+        options["content"] = digest(parts[0], chosen)
     cache = paths.cache(cache_dir) / "table"
     place = cache / atomic.digest(files, options)
     if not place.exists():
@@ -115,21 +117,19 @@ def open_events(folder: Path) -> Events:
     return Events(**arrays, ids=kept["ids"], counts=kept["counts"])
 
 
-def _make(
-    parts: list[columns.Part], chosen: columns.Columns, seed: int, scratch: Path, made: Path
-) -> None:
+def _make(parts: list[Part], chosen: Columns, seed: int, scratch: Path, made: Path) -> None:
     """Fills the folder `made`; `scratch` holds the unsorted events meanwhile."""
-    report, keys = columns.Report(), [key for key in chosen.named() if key not in ("time", "event")]
-    ids = {key: columns.Ids() for key in keys}
+    report, keys = Report(), [key for key in chosen.named() if key not in ("time", "event")]
+    ids = {key: Ids() for key in keys}
     raw = {key: Growing(scratch / key, np.int32) for key in keys}
     time = Growing(scratch / "time", np.int64)
     progress = Progress(f"reading {parts[0].place}", unit="million rows")
-    for rows in columns.read(parts, chosen, report):
+    for rows in read(parts, chosen, report):
         progress.to(report.rows)
         for key in keys:
             raw[key].append(ids[key].number(getattr(rows, key)))
         time.append(rows.time)
-    columns.refuse_nothing(parts[0].place, chosen, report, time.size)
+    refuse_nothing(parts[0].place, chosen, report, time.size)
     times = time.array()
     _refuse_two_units(times, parts[0].place, chosen.time)
     ranks = {key: ids[key].sort(parts[0].typed) for key in keys}
@@ -252,7 +252,7 @@ def _refuse_two_units(times: np.ndarray, place: str, name: str) -> None:
 
 def _keys(ids: pa.Array) -> np.ndarray:
     """A number for each id, i64, which does not depend on the other ids."""
-    if not columns.is_text(ids.type):
+    if not is_text(ids.type):
         return ids.to_numpy()
     blocks = (ids[part].to_pylist() for part in slices(len(ids)))
     names = itertools.chain.from_iterable(blocks)
@@ -261,4 +261,4 @@ def _keys(ids: pa.Array) -> np.ndarray:
 
 def slices(count: int) -> Iterator[slice]:
     """Slices of a million entries."""
-    return (slice(k, min(k + columns.ROWS, count)) for k in range(0, count, columns.ROWS))
+    return (slice(k, min(k + ROWS, count)) for k in range(0, count, ROWS))
