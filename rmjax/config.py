@@ -382,6 +382,8 @@ def why_unread(config: ConfigDict, name: str) -> str:
         return reader if sequence else _unread_of_machines(config, section, key)
     if section == "ranking":
         asks = not sequence and SOURCES.ranks_items(config.data.name)
+        if config.data.name == "table" and config.data.table.ask != "next":
+            return f"config.data.table.ask = {config.data.table.ask!r}"
         return "" if asks else f"config.data.name = {config.data.name!r} asks for no item"
     if section in ("model", "memoria"):
         reader = f"config.machine reads config.data.name = {config.data.name!r}"
@@ -449,6 +451,11 @@ def _unread_of_data(config: ConfigDict, key: str) -> str:
     known = section == SOURCES.section_of(source) and own in of_source if dot else True
     if key == "segments":
         known = SOURCES.task_of(source) == "every token"
+    reads_if = getattr(SOURCES[source].settings, "read_if", {})
+    if known and dot and own in reads_if:
+        other, values = reads_if[own]
+        if config.data[section][other] not in values:
+            return f"config.data.{section}.{other} = {config.data[section][other]!r}"
     return "" if known else f"config.data.name = {config.data.name!r}"
 
 

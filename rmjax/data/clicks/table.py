@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -19,7 +19,16 @@ from rmjax.data.clicks.splits import cuts
 from rmjax.data.source import SPLITS, Examples, Questions, Source, hash64, id_array
 from rmjax.data.tables.events import Events, open_events, prepare, slices
 from rmjax.data.tables.rows import Columns
-from rmjax.registry import SOURCES, a_path, anything, at_least, between, one_of, setting
+from rmjax.registry import (
+    SOURCES,
+    Conditions,
+    a_path,
+    anything,
+    at_least,
+    between,
+    one_of,
+    setting,
+)
 
 WINDOW = 25  # a negative of like popularity is at most so many ranks away, if one is free
 _DRAWS = 64  # draws of a negative, after which the free items are counted
@@ -30,7 +39,14 @@ _BLOCK = 1 << 22  # about as many events are searched for negatives at once
 class Settings:
     """Which columns are read, when questions are asked, and which of them are held out."""
 
-    ranks_items = True
+    ranks_items: ClassVar[bool] = True
+    read_if: ClassVar[Conditions] = {
+        "test_fraction": ("split", ("time", "user")),
+        "valid_fraction": ("split", ("time", "user")),
+        "hold_out": ("split", ("last",)),
+        "exclude_seen": ("ask", ("next",)),
+        "negatives": ("ask", ("pairs",)),
+    }
 
     path: str = setting(
         "",
@@ -80,6 +96,9 @@ class Settings:
         "next",
         one_of("next", "pairs"),
         "next: which item comes next; pairs: whether an item does, beside another one",
+    )
+    exclude_seen: bool = setting(
+        False, anything, "next: a user's earlier items do not compete with the next one"
     )
     negatives: str = setting(
         "popularity",
@@ -222,14 +241,17 @@ class Table(Source):
             total = sum(len(asked.rows) for asked in self.asked.values())
             cure = "take more users, or lower config.data.table.first and every"
             cause = f"expected targets in every split, found none of {total} in {empty[0]!r}"
-            raise ValueError(f"{settings.path or 'the table'}: {cause}: {cure}")
+            raise ValueError(f"{events.place}: {cause}: {cure}")
         if pairs:
             self.asked = {
                 split: asked._replace(negatives=self._negatives(asked.rows, seed))
                 for split, asked in self.asked.items()
             }
         else:
-            self.questions = Questions("kind", kinds=1, answer="item", metric="ndcg@10")
+            seen = settings.exclude_seen
+            self.questions = Questions(
+                "kind", 1, answer="item", metric="ndcg@10", exclude_seen=seen
+            )
         last = {split: asked.rows[asked.bounds[1:] - 1] for split, asked in self.asked.items()}
         self.max_items = max(int((last[s] - self.asked[s].starts).max()) for s in SPLITS)
         targets_most = max(int(np.diff(asked.bounds).max()) for asked in self.asked.values())
@@ -296,7 +318,8 @@ class Table(Source):
             before[place], target[place] = asked.rows - begins, events.items[asked.rows]
             train = training_part(events, self._until)
             log = baselines.Log(events.starts, events.items, train, self.num_items)
-            return baselines.references(log, baselines.Asked(asked.streams, before, target))
+            questions = baselines.Asked(asked.streams, before, target)
+            return baselines.references(log, questions, self.questions.exclude_seen)
         query = np.stack([events.items[asked.rows], asked.negatives], 1)
         last = events.items[asked.rows - 1][:, None]
         scores = {"popularity": self.popularity[query], "nearest id": -np.abs(query - last)}

@@ -43,6 +43,7 @@ class Events:
       users: i32 [S], the user of each stream, ascending.
       user_keys: i64 [users], a number that depends on the user's id alone.
       ids: the id of each item, sorted: all integers or all strings.
+      place: the table's name in errors.
       counts: numbers for the log: 'rows', 'duplicates', and one for each reason of a skipped row.
     """
 
@@ -52,6 +53,7 @@ class Events:
     users: np.ndarray
     user_keys: np.ndarray
     ids: Sequence[int] | Sequence[str]
+    place: str
     counts: dict[str, int]
 
 
@@ -114,7 +116,7 @@ def open_events(folder: Path) -> Events:
     except FileNotFoundError as error:
         cure = f"remove {folder}, and the next run prepares it again"
         raise FileNotFoundError(f"{error.filename} is gone: {cure}") from error
-    return Events(**arrays, ids=kept["ids"], counts=kept["counts"])
+    return Events(**arrays, ids=kept["ids"], place=kept["place"], counts=kept["counts"])
 
 
 def _make(parts: list[Part], chosen: Columns, seed: int, scratch: Path, made: Path) -> None:
@@ -145,6 +147,7 @@ def _make(parts: list[Part], chosen: Columns, seed: int, scratch: Path, made: Pa
     counts["duplicates"] = time.size - arrays["items"].size
     kept = {
         "arrays": {name: array.dtype.str for name, array in arrays.items()},
+        "place": parts[0].place,
         "counts": counts,
         "ids": ranks["item"][0].to_pylist(),
     }

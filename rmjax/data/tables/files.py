@@ -6,6 +6,7 @@ Text files have no types: their columns are strings. Rows are counted from 1, wi
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -219,5 +220,10 @@ def named(place: str | Path) -> Iterator[None]:
         yield
     except pa.ArrowException as error:
         cause = (str(error) or "damaged").splitlines()[0]
-        cure = "save it as UTF-8" if "UTF8" in cause else "mend it, or write it again"
-        raise ValueError(f"{place} cannot be read ({cause}): {cure}") from error
+        if "Empty CSV" in cause:
+            raise ValueError(f"{place}: the file is empty: take another") from error
+        if row := re.search(r"Row #(\d+): (.*)", cause):
+            where = f"{place}, row {int(row[1]) - 1}"  # Arrow counts the header
+            cure = "save the file as UTF-8" if "UTF8" in cause else "mend it"
+            raise ValueError(f"{where}: {row[2]}: {cure}") from error
+        raise ValueError(f"{place} cannot be read ({cause}): write it again") from error

@@ -84,7 +84,7 @@ class Clock:
         """`read` for texts."""
         pa = arrow()
         pc = pa.compute
-        column = pc.utf8_trim_whitespace(column)
+        column = pc.utf8_trim(column, " ")
         fits = lambda pattern: _true(pc.match_substring_regex(column, pattern))
         forms = {"numbers": fits(_NUMBER), "dates": fits(_DATE)}
         if self.form is None:
