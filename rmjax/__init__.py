@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rmjax.data.clicks.table import open_table
     from rmjax.data.segments import segment
     from rmjax.data.source import Description, Questions, Source
     from rmjax.machines import current_memory, feed, make, memorize, open_stream
@@ -57,6 +58,7 @@ _PUBLIC = {
     "memorize": "rmjax.machines",
     "open_model": "rmjax.serve.model",
     "open_stream": "rmjax.machines",
+    "open_table": "rmjax.data.clicks.table",
     "register_logger": "rmjax.registry",
     "register_machine": "rmjax.registry",
     "register_metric": "rmjax.registry",
@@ -85,6 +87,7 @@ __all__ = [
     "memorize",
     "open_model",
     "open_stream",
+    "open_table",
     "register_logger",
     "register_machine",
     "register_metric",

@@ -382,6 +382,8 @@ def why_unread(config: ConfigDict, name: str) -> str:
         return reader if sequence else _unread_of_machines(config, section, key)
     if section == "ranking":
         asks = not sequence and SOURCES.ranks_items(config.data.name)
+        if config.data.name == "table" and config.data.table.ask != "next":
+            return f"config.data.table.ask = {config.data.table.ask!r}"
         return "" if asks else f"config.data.name = {config.data.name!r} asks for no item"
     if section in ("model", "memoria"):
         reader = f"config.machine reads config.data.name = {config.data.name!r}"
@@ -449,6 +451,11 @@ def _unread_of_data(config: ConfigDict, key: str) -> str:
     known = section == SOURCES.section_of(source) and own in of_source if dot else True
     if key == "segments":
         known = SOURCES.task_of(source) == "every token"
+    reads_if = getattr(SOURCES[source].settings, "read_if", {})
+    if known and dot and own in reads_if:
+        other, values = reads_if[own]
+        if config.data[section][other] not in values:
+            return f"config.data.{section}.{other} = {config.data[section][other]!r}"
     return "" if known else f"config.data.name = {config.data.name!r}"
 
 
@@ -724,13 +731,14 @@ def is_sequence(config: ConfigDict) -> bool:
 def _conflicts(config: ConfigDict) -> Iterator[str]:
     """A message for each conflict between values that are right one by one."""
     data, machine, teacher, train = config.data, config.machine, config.teacher, config.train
-    simulated, movielens = data.simulated, data.movielens
+    simulated = data.simulated
     if simulated.clicks_min > simulated.clicks_max:
         most = f"config.data.simulated.clicks_max = {simulated.clicks_max}"
         yield f"config.data.simulated.clicks_min = {simulated.clicks_min}: must be at most {most}"
-    if movielens.test_fraction + movielens.valid_fraction >= 1:
-        fractions = "config.data.movielens.test_fraction + valid_fraction"
-        yield f"{fractions}: must be below 1, so that users are left to train on"
+    for name in ("movielens", "table"):
+        if data[name].test_fraction + data[name].valid_fraction >= 1:
+            fractions = f"config.data.{name}.test_fraction + valid_fraction"
+            yield f"{fractions}: must be below 1, so that users are left to train on"
     if teacher.share_items:
         yield from _share_conflicts(config)
     if machine.dim % 2 and SOURCES.asks_in_words(data.name):

@@ -293,6 +293,8 @@ class Registry(Mapping[str, Kind]):
         return len(self._modules) + len(self._registered)
 
 
+# {key of a source: (another key, its values with which the first one is read)}
+Conditions = Mapping[str, tuple[str, tuple[Value, ...]]]
 # What a source asks of its reader: memory machines answer questions, sequence models do the rest.
 TASKS = ("questions", "last tokens", "every token", "documents")
 
@@ -303,8 +305,8 @@ class Sources(Registry):
     The `Settings` of a source may have these class variables: `section`, if the section is not
     called like the source; `task`, one of `TASKS`; `asks_in_words = True`, if questions are
     sentences; `has_item_table = False`, if items are features, not ids; `ranks_items = True`, if
-    an item may be the answer. The `make` of a source takes the settings, the section `data` of the
-    config, and the seed.
+    an item may be the answer; `read_if`, which keys are read in some runs only. The `make` of a
+    source takes the settings, the section `data` of the config, and the seed.
     """
 
     def section_of(self, name: str) -> str:
@@ -354,6 +356,7 @@ SOURCES = Sources(
         "simulated_clicks": "rmjax.data.clicks.simulated",
         "xlong": "rmjax.data.clicks.xlong",
         "movielens": "rmjax.data.clicks.movielens",
+        "table": "rmjax.data.clicks.table",
         "synthetic": "rmjax.data.stories.evidence",
         "recall": "rmjax.data.stories.recall",
         "babi": "rmjax.data.stories.babi",

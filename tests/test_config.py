@@ -132,6 +132,7 @@ def test_the_error_of_a_wrong_value_gives_the_range(name, value, words):
         ("data.simulated.clicks_min", 2000,
          "must be at most config.data.simulated.clicks_max = 1000"),
         ("data.movielens.test_fraction", 0.9, "test_fraction + valid_fraction: must be below 1"),
+        ("data.table.valid_fraction", 0.8, "table.test_fraction + valid_fraction: must be below 1"),
         ("data.dir", "gs://b/x",
          "config.data.dir=gs://b/x is an address, and only folders of this machine"),
         ("data.text.tokenizer", "hf://gpt2", "config.data.text.tokenizer=hf://gpt2 is an address"),

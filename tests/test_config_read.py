@@ -75,7 +75,9 @@ def read_by_machines() -> set[str]:
 
 def read_by_clicks(tmp_path: Path) -> set[str]:
     read, few = set(), {"data.movielens.first": 3, "data.movielens.every": 2}
-    for name in ("movielens", "xlong"):
+    few |= {"data.table.path": str(FIXTURES / "movielens" / "ratings.csv"), "data.table.first": 10}
+    few |= {"data.table.user": "userId", "data.table.item": "movieId"}
+    for name in ("movielens", "table", "xlong"):
         config = Recorder(tiny(**data_of(name, tmp_path), **few))
         assert make_source(config.data, config.data.seed).size("train") > 0
         read |= config.read

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import io
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -44,10 +42,7 @@ class StreamConfig(tfds.core.BuilderConfig):
     parameters: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        stats = [(file.name, file.stat()) for file in self.files]
-        files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-        content = json.dumps([files, self.parameters], sort_keys=True)
-        self.name = hashlib.sha256(content.encode()).hexdigest()[:16]
+        self.name = atomic.digest(self.files, self.parameters)
 
 
 class StreamBuilder(tfds.core.GeneratorBasedBuilder):
@@ -176,12 +171,7 @@ def prepare(
 
             builder._split_generators = watched  # type: ignore[method-assign]
             builder.download_and_prepare()
-        (cache / place).parent.mkdir(exist_ok=True)
-        try:
-            (scratch / place).rename(cache / place)
-        except OSError:
-            if not (cache / place).exists():
-                raise
+        atomic.publish(scratch / place, cache / place)
     return cache / place
 
 

@@ -79,7 +79,7 @@ class Description:
     feature_width: int = 0
     vocabulary: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
-    numbering: tuple[int, ...] | str | None = None
+    numbering: tuple[int, ...] | tuple[str, ...] | str | None = None
     max_segments: int | None = None
     vector_width: int = 0
     endless: bool = False
@@ -123,8 +123,9 @@ class Source(abc.ABC):
       feature_width: F, the width of items that are feature vectors. Default 0: items are ids.
       vocabulary: the word of each item id, where items are words. Default ().
       classes: the name of each class, where answers are classes. Default ().
-      numbering: what item ids stand for. Either the outside id of each item, i64 [num_items],
-        such as movieIds; or a text that two sources share only if their ids mean the same.
+      numbering: what item ids stand for. Either the outside id of each item, such as movieIds:
+        i64 [num_items], or strings in an array of objects; or a text that two sources share only
+        if their ids mean the same.
         Default None: unknown.
       popularity: i64 [num_items], how often each item occurs in the training part.
         Default None: not counted.
@@ -341,6 +342,11 @@ class Wrapper(Source):
     def describe(self) -> Description:
         """See `Source.describe`."""
         return self._source.describe()
+
+
+def id_array(ids: Sequence[int] | Sequence[str]) -> np.ndarray:
+    """Ids as an array: i64 of integers, objects of strings, whose lengths may differ much."""
+    return np.array(ids, object if any(isinstance(id_, str) for id_ in ids) else None)
 
 
 def hash64(*parts: str | int | np.integer | np.ndarray) -> np.ndarray:

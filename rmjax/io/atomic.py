@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 _FULL = {
@@ -78,6 +80,40 @@ def folder(root: Path) -> Iterator[Path]:
             yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def publish(made: Path, place: Path) -> None:
+    """Moves prepared data out of the folder of `folder`, unless another process was first.
+
+    Args:
+      made: the data.
+      place: where they go; its folder is made if it is missing.
+
+    Raises:
+      OSError: they cannot be moved.
+    """
+    place.parent.mkdir(exist_ok=True)
+    try:
+        made.rename(place)
+    except OSError:
+        if not place.exists():
+            raise
+
+
+def digest(files: Iterable[Path], parameters: object) -> str:
+    """A name for prepared data: it changes if a file or a parameter does.
+
+    Args:
+      files: the raw files. The digest covers their names, sizes and times of change.
+      parameters: values that JSON can hold.
+
+    Returns:
+      16 hexadecimal digits.
+    """
+    stats = [(file.name, file.stat()) for file in files]
+    stamps = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    content = json.dumps([stamps, parameters], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def _sweep(root: Path) -> None:

@@ -1,18 +1,25 @@
-"""data.json: the description of a run's data, with which its model opens without the data."""
+"""data.json: the description of a run's data, with which its model opens without the data.
+
+Ids and counts of items are not in it, but in items.jsonl beside it: there may be millions of them.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
 from rmjax.data import describe, make_source
-from rmjax.data.source import Description
+from rmjax.data.source import Description, Source
 from rmjax.io import text
-from rmjax.run.items import refuse_other_items
+from rmjax.run import items
 from rmjax.run.kept import digest_of, write_whole
+
+if TYPE_CHECKING:
+    from rmjax.data.texts.streams import Texts
 
 FILE = "data.json"
 _ANEW = (
@@ -20,14 +27,19 @@ _ANEW = (
 )
 
 
-def write_description(workdir: Path, description: Description) -> None:
-    """Writes data.json.
+def write_description(workdir: Path, config: ConfigDict, source: Source | Texts) -> None:
+    """Writes data.json; and items.jsonl, if items have ids from outside and there is no such file.
 
     Args:
       workdir: of the run.
-      description: of its data.
+      config: the section `data` of its config.
+      source: its data.
     """
-    values = description.as_json()
+    values = describe(config, source).as_json()
+    if items.outside_ids(source) is not None:
+        if not (workdir / items.FILE).exists():
+            write_whole(workdir / items.FILE, items.item_lines(source))
+        values |= items.numbering_digest(source) | {"popularity": ()}
     write_whole(workdir / FILE, json.dumps(values | {"digest": digest_of(values)}))
 
 
@@ -50,7 +62,7 @@ def read_description(workdir: Path) -> Description | None:
     if not isinstance(values, dict) or values.pop("digest", None) != digest_of(values):
         raise ValueError(f"{path} was changed after the run wrote it: {_ANEW}")
     try:
-        return Description.from_json(values)
+        return items.with_items(workdir, Description.from_json(values))
     except (TypeError, KeyError) as error:
         raise ValueError(f"{path} is of another version ({error}): {_ANEW}") from error
 
@@ -83,8 +95,7 @@ def description_of(config: ConfigDict, workdir: Path) -> Description:
             f"data, which are needed once: put them where the run had them ({place}), or run "
             f"--mode=eval with the right place. {error}"
         ) from error
-    refuse_other_items(workdir, source)
-    description = describe(config.data, source)
+    items.refuse_other_items(workdir, source)
     with contextlib.suppress(OSError):  # a read-only workdir keeps none
-        write_description(workdir, description)
-    return description
+        write_description(workdir, config.data, source)
+    return describe(config.data, source)

@@ -7,15 +7,16 @@ source describes them, and a run on other items is refused.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import logging
 
-from rmjax.data.source import Source
+from rmjax.data.source import Description, Source, id_array
 from rmjax.io import text
 from rmjax.run.kept import read_config
 from rmjax.types import Params
@@ -23,6 +24,7 @@ from rmjax.types import Params
 if TYPE_CHECKING:
     from rmjax.data.texts.streams import Texts
 
+FILE = "items.jsonl"
 _IDS = "ids "  # the digest of ids from outside begins with this
 
 
@@ -67,17 +69,17 @@ def numbering_digest(source: Source | Texts) -> dict[str, str]:
     if source.numbering is None:
         return {}
     ids = outside_ids(source)
-    return {"numbering": str(source.numbering) if ids is None else _digest(ids)}
+    return {"numbering": str(source.numbering) if ids is None else _digest(ids.tolist())}
 
 
 def outside_ids(source: Source | Texts) -> np.ndarray | None:
-    """The ids from outside of a source's items, [num_items]; None if they have none."""
+    """The ids from outside of a source's items, see `id_array`; None if they have none."""
     ids = source.numbering
-    return None if ids is None or isinstance(ids, str) else np.asarray(ids)
+    return None if ids is None or isinstance(ids, str) else id_array(np.asarray(ids).tolist())
 
 
-def _digest(ids: np.ndarray) -> str:
-    return f"{_IDS}{hashlib.sha256(json.dumps(ids.tolist()).encode()).hexdigest()[:16]}"
+def _digest(ids: list[int] | list[str]) -> str:
+    return f"{_IDS}{hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]}"
 
 
 def item_lines(source: Source | Texts) -> str:
@@ -98,30 +100,53 @@ def item_lines(source: Source | Texts) -> str:
     return "".join(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows)
 
 
-def read_ids(workdir: Path, digest: str) -> np.ndarray:
-    """Reads the ids from outside of a run's items.
+def read_items(workdir: Path, digest: str) -> tuple[list[int] | list[str], tuple[int, ...]]:
+    """Reads items.jsonl.
 
     Args:
       workdir: of the run.
-      digest: what their digest must be.
+      digest: what the digest of the ids must be.
 
     Returns:
-      [num_items], in the run's order.
+      The ids from outside, in the run's order; and the counts, () if the source counted no items.
 
     Raises:
       ValueError: items.jsonl is missing, or is not what the run wrote.
     """
-    path = workdir / "items.jsonl"
+    path = workdir / FILE
     try:
         rows = [text.parse_json(line, f"{path}, line {n}") for n, line in text.read_lines(path)]
-        ids = np.array([row["id"] for row in rows])
+        ids = [row["id"] for row in rows]
+        counts = tuple(row["count"] for row in rows if "count" in row)
     except (FileNotFoundError, KeyError, TypeError):
-        ids = np.array([])
+        ids, counts = [], ()
     if _digest(ids) != digest:
         raise ValueError(
             f"{path} is missing or was changed, so items cannot be compared: restore it"
         )
-    return ids
+    return ids, counts
+
+
+def with_items(workdir: Path, description: Description) -> Description:
+    """Completes a description with the ids and counts of items.jsonl.
+
+    Args:
+      workdir: of the run.
+      description: its numbering may be the digest of the ids.
+
+    Returns:
+      The description, with the ids.
+
+    Raises:
+      ValueError: as `read_items`.
+    """
+    digest = description.numbering
+    if not isinstance(digest, str) or not digest.startswith(_IDS):
+        return description
+    ids, counts = read_items(workdir, digest)
+    numbering: Any = tuple(ids)
+    counts = counts if description.questions.answer == "item" else ()
+    return dataclasses.replace(description, numbering=numbering, popularity=counts)
 
 
 def match_items(workdir: Path, source: Source | Texts, name: str) -> np.ndarray | None:
@@ -153,7 +178,9 @@ def match_items(workdir: Path, source: Source | Texts, name: str) -> np.ndarray 
     if before and before == digest:
         return None
     if all(str(numbering).startswith(_IDS) for numbering in (before, digest)):
-        return _rows_of(read_ids(workdir, str(before)), np.asarray(source.numbering), name, cure)
+        ids = outside_ids(source)
+        assert ids is not None
+        return _rows_of(read_items(workdir, str(before))[0], ids.tolist(), name, cure)
     if trained_on.get("items", source.num_items) != source.num_items:
         sizes = f"data of {trained_on['items']} items, config.data has {source.num_items}"
         raise ValueError(f"{name} was trained on {sizes}: {cure}")
@@ -166,21 +193,23 @@ def match_items(workdir: Path, source: Source | Texts, name: str) -> np.ndarray 
     return None
 
 
-def _rows_of(old: np.ndarray, new: np.ndarray, name: str, cure: str) -> np.ndarray:
+def _rows_of(
+    old: list[int] | list[str], new: list[int] | list[str], name: str, cure: str
+) -> np.ndarray:
     """The row in `old` of every id in `new`; raises ValueError unless both have the same ids."""
-    missing, fresh = np.setdiff1d(old, new), np.setdiff1d(new, old)
-    if missing.size or fresh.size:
+    row = {id_: k for k, id_ in enumerate(old)}
+    missing, fresh = sorted({*old}.difference(new)), sorted({*new}.difference(old))
+    if missing or fresh:
         raise ValueError(
             f"{name} was trained on other items: {_some(missing)} of its {len(old):,} ids are not "
             f"in config.data, and {_some(fresh)} ids of config.data are new: {cure}"
         )
-    order = np.argsort(old)
-    return order[np.searchsorted(old, new, sorter=order)]
+    return np.array([row[id_] for id_ in new])
 
 
-def _some(ids: np.ndarray) -> str:
+def _some(ids: list[int] | list[str]) -> str:
     """The number of ids, and the first three."""
-    return f"{len(ids):,} (such as {', '.join(map(str, ids[:3].tolist()))})" if ids.size else "0"
+    return f"{len(ids):,} (such as {', '.join(map(str, ids[:3]))})" if ids else "0"
 
 
 def refuse_other_items(workdir: Path, source: Source | Texts) -> None:

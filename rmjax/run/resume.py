@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from rmjax.data import describe
 from rmjax.data.source import Source
 from rmjax.data.texts.streams import Texts
 from rmjax.run import items
@@ -36,8 +35,8 @@ def check_same_config(config: ConfigDict, workdir: Path, source: Source | Texts)
         if source.vocabulary:  # the words that rows of the checkpoints stand for
             write_whole(workdir / "vocabulary.json", json.dumps(list(source.vocabulary), indent=0))
         if items.outside_ids(source) is not None:
-            write_whole(workdir / "items.jsonl", items.item_lines(source))
-        write_description(workdir, describe(config.data, source))
+            write_whole(workdir / items.FILE, items.item_lines(source))
+        write_description(workdir, config.data, source)
         write_whole(path, sealed(new))
         return
     old = read_values(path)
@@ -51,4 +50,4 @@ def check_same_config(config: ConfigDict, workdir: Path, source: Source | Texts)
         write_whole(path, sealed(new))
     if not (workdir / FILE).exists():
         with contextlib.suppress(OSError):  # a read-only workdir keeps none
-            write_description(workdir, describe(config.data, source))
+            write_description(workdir, config.data, source)

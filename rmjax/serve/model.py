@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rmjax import tasks
-from rmjax.data.source import Description
+from rmjax.data.source import Description, id_array
 from rmjax.io import paths
 from rmjax.run import kept, parameters
 from rmjax.run.description import description_of
@@ -60,9 +60,12 @@ class Model:
 
     @property
     def ids(self) -> np.ndarray | None:
-        """The original ids of the items, [num_items], such as movieIds; None without such ids."""
+        """The ids that the items had in the data, such as movieIds; None without such ids.
+
+        An array [num_items] of integers, or of strings as objects.
+        """
         numbering = self.description.numbering
-        return np.array(numbering) if isinstance(numbering, tuple) else None
+        return id_array(numbering) if isinstance(numbering, tuple) else None
 
     def streams(self, **options: Any) -> Streams:
         """Opens a store of live streams of many users.

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import ast
 import codecs
+import collections
 import contextlib
 import csv
 import dataclasses
@@ -48,7 +49,7 @@ import tokenizers
 from safetensors.numpy import save_file
 
 from rmjax import config, memoria
-from rmjax.data.clicks import movielens, xlong
+from rmjax.data.clicks import movielens, table, xlong
 from rmjax.data.stories import activitynet, babi, narrativeqa, tvqa, vectors
 from rmjax.data.texts import hyperpartisan
 from rmjax.data.texts import tokenizers as our_tokenizers
@@ -65,7 +66,7 @@ SECONDS, BYTES = 20, 3 << 30  # the time and memory that a case may take
 NAMED = (ValueError, OSError, ImportError)
 PLACES = (
     r"\b(lines?|byte|fields?|article|articles, first|entry|key|question|user|split|token|frame)"
-    r" ['\w-]"
+    r" ['\w-]|\b(row|column) \w"
     r"|lists of ids|targets in every split|expected text for|has no tensor|transformer\.\w"
     r"|index\.json names it|not found in|SHA256SUMS|config\.\w|two clips or more|expected one array"
 )
@@ -237,6 +238,43 @@ def make_movielens(name: str, separator: str, header: bool) -> Callable[[Path], 
         )
 
     return make
+
+
+def make_table(name: str, separator: str, header: str) -> Callable[[Path], Any]:
+    def make(root: Path) -> None:
+        _, *rows = (FIXTURES / "movielens" / "ratings.csv").read_text().splitlines()
+        lines = [header, *rows]
+        (root / name).write_text("".join(f"{line.replace(',', separator)}\n" for line in lines))
+
+    return make
+
+
+def read_table(root: Path) -> Any:
+    (path,) = root.iterdir()
+    split = lambda line: line.split("," if path.suffix == ".csv" else "\t")
+    head, *lines = [split(line) for line in lines_of(path) if line]
+    places = [[n.split(":")[0] for n in head].index(n) for n in ("user", "item", "timestamp")]
+    assert all(len(line) == len(head) for line in lines)
+    users, items, times = zip(*([line[place] for place in places] for line in lines), strict=True)
+    assert all(users) and all(items) and not any("\ufffd" in id_ for id_ in users + items)
+    events = {
+        (user, item, float(time)) for user, item, time in zip(users, items, times, strict=True)
+    }
+    assert all(abs(time) < float("inf") for *_, time in events)
+    number = re.compile(r"(0|-?[1-9][0-9]{0,17})")
+    ids = sorted(map(int, {*items}) if all(map(number.fullmatch, items)) else {*items})
+    long = collections.Counter(user for user, *_ in events).values()
+    return len({*users}), ids, sum(len(range(5, count, 4)) for count in long)
+
+
+def load_table(root: Path, cache: str) -> Any:
+    columns, options = dict(user="user", item="item"), dict(first=5, every=4, segment_length=5)
+    fractions = dict(test_fraction=0.3, valid_fraction=0.2)
+    source = table.open_table(
+        next(root.iterdir()), **columns, **options, **fractions, cache_dir=cache
+    )
+    asked = sum(len(asked.rows) for asked in source.asked.values())
+    return len(source.events.user_keys), source.numbering.tolist(), asked
 
 
 def read_xlong(root: Path) -> Any:
@@ -808,6 +846,14 @@ LOADERS = {
         f"movielens {name}": Loader(make_movielens(name, *how), load_movielens, read_movielens)
         for name, how in movielens.FORMATS.items()
     },
+    "table .csv": Loader(
+        make_table("events.csv", ",", "user,item,rating,timestamp"), load_table, read_table
+    ),
+    "table .inter": Loader(
+        make_table("events.inter", "\t", "user:token,item:token,rating:float,timestamp:float"),
+        load_table,
+        read_table,
+    ),
     "xlong": Loader(copied("xlong"), load_xlong, read_xlong),
     "babi": Loader(make_babi(), load_babi, read_babi),
     "babi .tar.gz": Loader(make_babi("babi.tar.gz"), load_babi, read_babi_archive),
@@ -944,7 +990,7 @@ TABLE: list[str] = []
 
 
 @pytest.fixture(scope="module", autouse=True)
-def table():
+def shown():
     """Prints a table of the cases of this process at the end."""
     logging.disable(logging.CRITICAL)
     yield

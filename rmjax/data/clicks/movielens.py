@@ -17,6 +17,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from rmjax.data import records
+from rmjax.data.clicks.splits import cuts
 from rmjax.data.source import Source, cached, hash64
 from rmjax.io import paths, text
 from rmjax.registry import at_least, between, setting
@@ -175,7 +176,7 @@ class MovieLensBuilder(records.StreamBuilder):
         first, every = options["first"], options["every"]
         asked = np.flatnonzero((place >= first) & ((place - first) % every == 0))
         fractions = options["valid_fraction"], options["test_fraction"]
-        train_end, test_start = _cuts(time[asked], *fractions)
+        train_end, test_start = cuts(time[asked], *fractions)
         popularity = np.bincount(item[time < train_end], minlength=len(movies))
         part = np.digitize(time[asked], [train_end, test_start])
         examples = {}
@@ -318,18 +319,6 @@ def _unrated_near(
         near = near[~rated[near]]
         width *= 2
     return near
-
-
-def _cuts(times: np.ndarray, valid_fraction: float, test_fraction: float) -> tuple[int, int]:
-    """Finds the first times of 'valid' and 'test'. Equal times may shift the fractions a little."""
-
-    def cut(times: np.ndarray, fraction: float) -> int:
-        if not len(times):
-            return 0
-        return np.sort(times)[min(int((1 - fraction) * len(times)), len(times) - 1)]
-
-    test_start = cut(times, test_fraction)
-    return cut(times[times < test_start], valid_fraction), test_start
 
 
 def _wrong(path: Path, start: int, lines: list[str], separator: str) -> ValueError:

@@ -1,0 +1,35 @@
+r"""Clicks from your own table: which item comes next?
+
+    python -m rmjax.main --config=configs/clicks.py:local --workdir=runs/clicks \
+        --config.data.table.path=events.parquet
+
+Data: config.data.table.path is a .csv, .tsv, .inter (RecBole), .parquet, .arrow or .feather file,
+or a folder of such files; `pip install 'rmjax[tables]'` reads them. It has the columns user_id,
+item_id and timestamp, or those that config.data.table.user, item and time name. Ids are integers or
+strings. A question is asked at every 10th event after the 20th. N = 10, so that every question
+falls between two segments. config.data.table.ask=pairs compares an item with another one instead.
+
+Size: `:local` is a reduced size for two CPU cores: d = 32, one layer, two heads, K = 10.
+
+Score: no table is part of this package, so no score is given.
+"""
+
+from ml_collections import ConfigDict
+
+from rmjax import config as configs
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    chosen = configs.options(arg, ["local"])
+    config = configs.base()
+    config.data.name = "table"
+    config.data.segment_length = 10
+    if "local" in chosen:
+        machine, train = config.machine, config.train
+        machine.dim, machine.layers, machine.heads, machine.slots = 32, 1, 2, 10
+        config.rehearsal.layers = 1
+        config.reason.head = "mlp"
+        config.teacher.dim, config.teacher.steps = 32, 200
+        train.steps, train.learning_rate, train.schedule = 300, 3e-3, "cosine"
+        train.eval_every, train.save_every = 50, 50
+    return config

@@ -1,0 +1,1 @@
+"""Tables of events: files and data frames, made into streams on disk."""
