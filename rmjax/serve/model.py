@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import jax
 import numpy as np
@@ -16,10 +18,11 @@ from rmjax.io import paths
 from rmjax.run import kept, parameters
 from rmjax.run.description import description_of
 from rmjax.serve.store import Streams
-from rmjax.types import Params, Task
+from rmjax.types import Array, Batch, Params, Task
 
 if TYPE_CHECKING:
     from rmjax.data.texts.tokenizers import Tokenizer
+    from rmjax.serve.ask import Reply
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +84,69 @@ class Model:
           OSError: the disk has no room for the rows.
         """
         return Streams(self.task, self.params, **options)
+
+    @overload
+    def ask(
+        self,
+        story: str | Sequence[str],
+        question: str,
+        choices: Sequence[str] | None = None,
+        k: int = 5,
+    ) -> Reply: ...
+
+    @overload
+    def ask(
+        self,
+        story: str | Sequence[str],
+        question: list[str] | tuple[str, ...],
+        choices: Sequence[str] | None = None,
+        k: int = 5,
+    ) -> list[Reply]: ...
+
+    def ask(
+        self,
+        story: str | Sequence[str],
+        question: str | list[str] | tuple[str, ...],
+        choices: Sequence[str] | None = None,
+        k: int = 5,
+    ) -> Reply | list[Reply]:
+        """Answers questions in words about a story in words.
+
+            model.ask(["Mary went to the hall.", "She took a map."], "Where is Mary?")
+
+        The answers are those of evaluation after the same story. The model reads the story as the
+        source of its training data does. A text is split into sentences.
+
+        Args:
+          story: sentences, or a text.
+          question: one question, or several, which are asked at the end of the story.
+          choices: the answers to choose from. A model whose answers are classes takes all of its
+            classes without them.
+          k: most answers of a question.
+
+        Returns:
+          The reply, or the list of replies to several questions. A reply has the k best answers
+          with their probabilities, and the words that the model does not know.
+
+        Raises:
+          ValueError: the model does not read words; the story or a question has no words; a choice
+            is no class; or `k` is below 1.
+        """
+        from rmjax.serve.ask import ask
+
+        if isinstance(question, str):
+            return ask(self, story, [question], choices, k)[0]
+        return ask(self, story, question, choices, k)
+
+    @functools.cached_property
+    def scores(self) -> Callable[[Params, Batch], Array]:
+        """`task.scores`, compiled."""
+        return jax.jit(self.task.scores)
+
+    @functools.cached_property
+    def word_ids(self) -> dict[str, int]:
+        """The id of each word of the vocabulary."""
+        return {word: i for i, word in enumerate(self.vocabulary)}
 
 
 def open_model(workdir: str | Path, task: Task | None = None) -> Model:
