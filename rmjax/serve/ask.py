@@ -68,6 +68,8 @@ def ask(
     _check_model(model)
     if k < 1:
         raise ValueError(f"k = {k}: must be at least 1")
+    if not questions:
+        raise ValueError("no question: give a question, or a list of one or more")
     segments = read_story(model, story)
     asked = [_words(question, "a question") for question in _strings(questions, "question")]
     answers = list(model.description.classes) if choices is None else list(choices)

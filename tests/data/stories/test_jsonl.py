@@ -229,7 +229,8 @@ def test_files_that_are_missing_or_have_other_names(opened, tmp_path):
     "text, sentences",
     [
         ("Ann came. Bo left!  Why?\nCy", ["Ann came.", "Bo left!", "Why?", "Cy"]),
-        ('He said "Go!" and (well...) went 3.5 km.', ['He said "Go!', "and (well...", "went 3.5 km."]),
+        ('He said "Go!" and (well...) went.', ['He said "Go!', "and (well...", "went."]),
+        ("It is 3.5 km.", ["It is 3.5 km."]),
         ("One line\nof a verse\n\n* * *\n\nEnd", ["One line\nof a verse", "End"]),
         ("他走了。她来了？好", ["他走了。", "她来了？", "好"]),
         ("...", []),
