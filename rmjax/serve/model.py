@@ -138,6 +138,64 @@ class Model:
             return ask(self, story, [question], choices, k)[0]
         return ask(self, story, question, choices, k)
 
+    @overload
+    def generate(
+        self,
+        prompt: str,
+        tokens: int = 100,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> str: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: list[str] | tuple[str, ...],
+        tokens: int = 100,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> list[str]: ...
+
+    def generate(
+        self,
+        prompt: str | list[str] | tuple[str, ...],
+        tokens: int = 100,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> str | list[str]:
+        """Continues a text with a language model.
+
+            model.generate("It was", tokens=200, temperature=0.8, top_p=0.9)
+
+        The memory is carried on from segment to segment, as in training. The token at position i of
+        a text is drawn with fold_in(seed, i). So a text does not depend on the prompts beside it.
+
+        Args:
+          prompt: the first words of a text, or several such texts.
+          tokens: number of tokens to draw.
+          temperature: divides the logits before a draw; 0: always the likeliest token.
+          top_p: draws among the likeliest tokens whose probabilities add up to this number
+            (nucleus sampling, Holtzman et al. 2020); 1: among all.
+          seed: of the draws.
+
+        Returns:
+          The text after the prompt, or the list of texts after several prompts.
+          `rmjax.serve.stream` yields a text piece by piece.
+
+        Raises:
+          ValueError: the model is no language model; a prompt has no token, or has characters or
+            words that the model does not know; or a number is out of range.
+        """
+        from rmjax.serve.generate import complete
+
+        options = tokens, temperature, top_p, seed
+        if isinstance(prompt, str):
+            return complete(self, [prompt], *options)[0]
+        return complete(self, prompt, *options)
+
     @functools.cached_property
     def scores(self) -> Callable[[Params, Batch], Array]:
         """`task.scores`, compiled."""
