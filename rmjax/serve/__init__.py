@@ -1,7 +1,6 @@
 """Serving a trained model: live streams of many users, exports and a load test."""
 
-from rmjax.serve.generate import stream
 from rmjax.serve.model import Model, open_model
 from rmjax.serve.store import Streams
 
-__all__ = ["Model", "Streams", "open_model", "stream"]
+__all__ = ["Model", "Streams", "open_model"]

@@ -3,20 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from rmjax.data import settings_of
+from rmjax.data.source import Description
 from rmjax.data.stories.text import UNKNOWN, cut, sentences_of, tokenize
 from rmjax.registry import SOURCES
 from rmjax.tasks.answers import questions_only
-from rmjax.types import Array, Batch
+from rmjax.types import Array, Batch, Params
 
-if TYPE_CHECKING:
-    from rmjax.serve.model import Model
+
+class Reader(Protocol):
+    """What is needed of a model to ask it in words, see `rmjax.Model`."""
+
+    @property
+    def config(self) -> ConfigDict:
+        """The config of the run."""
+
+    @property
+    def params(self) -> Params:
+        """The parameters of the task."""
+
+    @property
+    def description(self) -> Description:
+        """The description of the data."""
+
+    @property
+    def scores(self) -> Callable[[Params, Batch], Array]:
+        """`Task.scores`, compiled."""
+
+    @property
+    def word_ids(self) -> dict[str, int]:
+        """The id of each word of the vocabulary."""
 
 
 class Answer(NamedTuple):
@@ -42,7 +65,7 @@ class Reply(NamedTuple):
 
 
 def ask(
-    model: Model,
+    model: Reader,
     story: str | Sequence[str],
     questions: Sequence[str],
     choices: Sequence[str] | None = None,
@@ -100,7 +123,7 @@ def ask(
     return replies
 
 
-def read_story(model: Model, story: str | Sequence[str]) -> list[list[str]]:
+def read_story(model: Reader, story: str | Sequence[str]) -> list[list[str]]:
     """The words of each segment that a model reads of a story.
 
     Args:
@@ -143,7 +166,7 @@ def _words(text: str, name: str) -> list[str]:
     return words
 
 
-def _check_model(model: Model) -> None:
+def _check_model(model: Reader) -> None:
     """Raises ValueError unless the model reads words and is asked in words."""
     description = model.description
     if description.endless:
@@ -156,7 +179,7 @@ def _check_model(model: Model) -> None:
         raise ValueError(f"the streams of {model.config.data.name} are not words: {cure}")
 
 
-def _check_answers(model: Model, choices: Sequence[str] | None) -> None:
+def _check_answers(model: Reader, choices: Sequence[str] | None) -> None:
     """Raises ValueError unless the choices fit the answers of the model."""
     if isinstance(choices, str) or (choices is not None and not choices):
         raise ValueError(f"choices = {choices!r}: give a list of one answer or more")
@@ -172,7 +195,7 @@ def _check_answers(model: Model, choices: Sequence[str] | None) -> None:
 
 
 def _batch(
-    model: Model, segments: list[list[str]], asked: list[list[str]], pool: list[list[str]]
+    model: Reader, segments: list[list[str]], asked: list[list[str]], pool: list[list[str]]
 ) -> Batch:
     """A batch of one story; its questions come at the end and share their choices."""
     query, word_mask = _padded(model, asked)
@@ -192,7 +215,7 @@ def _batch(
     return dataclasses.replace(batch, items=items, item_mask=item_mask)
 
 
-def _padded(model: Model, rows: list[list[str]], width: int = 0) -> tuple[Array, Array]:
+def _padded(model: Reader, rows: list[list[str]], width: int = 0) -> tuple[Array, Array]:
     """The ids i32 [1, rows, width] of words, and their mask; sizes are powers of two.
 
     A `width` that is not 0 is taken as it is.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -182,19 +182,46 @@ class Model:
           seed: of the draws.
 
         Returns:
-          The text after the prompt, or the list of texts after several prompts.
-          `rmjax.serve.stream` yields a text piece by piece.
+          The text after the prompt, or the list of texts after several prompts. `stream` yields a
+          text piece by piece.
 
         Raises:
           ValueError: the model is no language model; a prompt has no token, or has characters or
             words that the model does not know; or a number is out of range.
         """
-        from rmjax.serve.generate import complete
+        from rmjax.serve.sampling import complete
 
         options = tokens, temperature, top_p, seed
         if isinstance(prompt, str):
             return complete(self, [prompt], *options)[0]
         return complete(self, prompt, *options)
+
+    def stream(
+        self,
+        prompt: str,
+        tokens: int = 100,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Iterator[str]:
+        """Continues a text as `generate` does, and yields it piece by piece.
+
+        Args:
+          prompt: as in `generate`, but one text.
+          tokens: as in `generate`.
+          temperature: as in `generate`.
+          top_p: as in `generate`.
+          seed: as in `generate`.
+
+        Returns:
+          An iterator of the next characters. A piece ends with a complete character.
+
+        Raises:
+          ValueError: as `generate`.
+        """
+        from rmjax.serve.sampling import stream
+
+        return stream(self, prompt, tokens, temperature, top_p, seed)
 
     @functools.cached_property
     def scores(self) -> Callable[[Params, Batch], Array]:

@@ -16,7 +16,7 @@ from rmjax.data.texts import tokenizers
 from rmjax.models.scan import unroll
 from rmjax.registry import LANGUAGE_MODELS
 from rmjax.run import training
-from rmjax.serve import Model, generate, stream
+from rmjax.serve import Model, sampling
 from rmjax.tasks import make_task
 from tests import ROOT
 from tests.runs import compilations_kept, tiny
@@ -72,7 +72,7 @@ def logits_of(model, ids):
 
 def drawn_after(model, rows, tokens, **options):
     """The ids of each text and of the tokens drawn after it."""
-    drawn = np.stack(list(generate.draw(model, rows, tokens, **options)), 1)
+    drawn = np.stack(list(sampling.draw(model, rows, tokens, **options)), 1)
     return [np.concatenate(pair) for pair in zip(rows, drawn, strict=True)]
 
 
@@ -111,7 +111,7 @@ def test_the_nucleus_is_the_smallest_set_of_the_probability():
     logits = np.random.default_rng(0).normal(size=(4, 50)).astype(np.float32) * 2
     logits[3, :] = 1.0
     for top_p in (1e-6, 0.31, 0.91, 1.0):
-        kept = np.asarray(generate.keep_nucleus(logits, np.float32(top_p)))
+        kept = np.asarray(sampling.keep_nucleus(logits, np.float32(top_p)))
         for row, ours in zip(logits.astype(np.float64), kept, strict=True):
             probability = np.exp(row) / np.exp(row).sum()
             inside, total = [], 0.0
@@ -153,13 +153,13 @@ def test_text_comes_piece_by_piece_in_complete_characters(name, tmp_path):
         before = tokenizer.decode(ids[:start])
         if before.endswith("\ufffd"):
             continue
-        pieces = list(generate.decode(tokenizer, ids[:start], ids[start:]))
+        pieces = list(sampling.decode(tokenizer, ids[:start], ids[start:]))
         assert before + "".join(pieces) == tokenizer.decode(ids)
         assert all(pieces) and "\ufffd" not in "".join(pieces)
         assert len(pieces) > (len(ids) - start) / 3
     if name == "bytes":  # what is no UTF-8 comes out as it does at once
         odd = [*b"a\xe4b\x80\x80c\xf0\x9f"]
-        assert "".join(generate.decode(tokenizer, [97], odd)) == tokenizer.decode(odd)
+        assert "".join(sampling.decode(tokenizer, [97], odd)) == tokenizer.decode(odd)
 
 
 def test_unknown_parts_of_a_prompt_are_named(tmp_path):
@@ -213,7 +213,7 @@ def test_the_command_streams_a_trained_model(tmp_path):
     options = dict(tokens=20, temperature=0.5, top_p=0.9, seed=3)
     text = model.generate("one and", **options)
     assert done.stdout == f"one and{text}\n"
-    assert "".join(stream(model, "one and", **options)) == text
+    assert "".join(model.stream("one and", **options)) == text
     wrong = run_command(*run, "--top_p=2")
     assert wrong.returncode == 1 and "top_p = 2.0: must be above 0" in wrong.stderr
 
