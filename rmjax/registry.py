@@ -307,6 +307,10 @@ class Sources(Registry):
     sentences; `has_item_table = False`, if items are features, not ids; `ranks_items = True`, if
     an item may be the answer; `read_if`, which keys are read in some runs only. The `make` of a
     source takes the settings, the section `data` of the config, and the seed.
+
+    The `Settings` of stories may define `sentences(story, segment_length) -> words of each
+    sentence`. It reads a text, or a list of sentences, as the source reads its own stories. A model
+    that is asked in words reads stories with it.
     """
 
     def section_of(self, name: str) -> str:
@@ -362,6 +366,7 @@ SOURCES = Sources(
         "babi": "rmjax.data.stories.babi",
         "narrativeqa": "rmjax.data.stories.narrativeqa",
         "tvqa": "rmjax.data.stories.tvqa",
+        "stories": "rmjax.data.stories.jsonl",
         "activitynet": "rmjax.data.stories.activitynet",
         "sorting": "rmjax.data.texts.sorting",
         "wikitext": "rmjax.data.texts.wikitext",

@@ -97,7 +97,7 @@ def read_by_stories(tmp_path: Path) -> set[str]:
         "data.segment_length": 20,
         "reason.head": "mlp",
     }
-    for name in ("synthetic", "recall", "babi", "narrativeqa", "tvqa", "activitynet"):
+    for name in ("synthetic", "recall", "babi", "narrativeqa", "tvqa", "activitynet", "stories"):
         config = Recorder(tiny(**data_of(name, tmp_path), **keys))
         source = make_source(config.data, config.data.seed)
         assert tasks.make_task(config, source).answers.questions == source.questions

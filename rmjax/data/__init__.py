@@ -13,7 +13,7 @@ from rmjax.registry import SOURCES, fields_of
 if TYPE_CHECKING:
     from rmjax.data.texts.streams import Texts
 
-__all__ = ["cached", "describe", "make_source"]
+__all__ = ["cached", "describe", "make_source", "settings_of"]
 
 
 def make_source(config: ConfigDict, seed: int) -> Any:
@@ -35,9 +35,24 @@ def make_source(config: ConfigDict, seed: int) -> Any:
     if config.name not in SOURCES:
         names = ", ".join(SOURCES)
         raise ValueError(f"config.data.name={config.name!r}: no such source; there are {names}")
+    return SOURCES[config.name].make(settings_of(config), config, seed)
+
+
+def settings_of(config: ConfigDict) -> Any:
+    """The settings of the source that a config names, an instance of its dataclass `Settings`.
+
+    Args:
+      config: the section `data` of a config.
+
+    Returns:
+      The settings.
+
+    Raises:
+      ValueError: a key is out of range.
+    """
     kind, section = SOURCES[config.name], SOURCES.section_of(config.name)
     own = {key: config[section][key] for key in fields_of(kind.settings) if key in config[section]}
-    return kind.make(SOURCES.settings(config.name, own, f"config.data.{section}."), config, seed)
+    return SOURCES.settings(config.name, own, f"config.data.{section}.")
 
 
 def describe(config: ConfigDict, data: Source | Texts | Description) -> Description:

@@ -21,7 +21,7 @@ from absl.logging import converter
 from tensorflow_datasets.core import shuffle
 
 from rmjax.data.source import Examples, Source
-from rmjax.io import atomic, paths
+from rmjax.io import atomic, paths, text
 from rmjax.io.progress import watch
 
 _IDS = tfds.features.Tensor(shape=(None,), dtype=np.int32, encoding="bytes")
@@ -243,6 +243,39 @@ def malformed(path: Path, line: int, field: str, expected: str, actual: str) -> 
     """
     actual = actual if len(actual) <= 60 else actual[:60] + "..."
     return ValueError(f"{path}, line {line}, field {field}: expected {expected}, found {actual!r}")
+
+
+def read_json_lines(
+    path: Path, strings: tuple[str, ...] = ()
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Reads a file of JSON lines.
+
+    Args:
+      path: the file.
+      strings: keys of every object whose values must be strings.
+
+    Yields:
+      (number of the line, object).
+
+    Raises:
+      ValueError: a line is not a JSON object, or a key of `strings` is missing or holds another
+        type; names the line and key.
+    """
+    # A line of JSON shows its end by itself, so a missing line end is not reported.
+    for number, line in text.read_lines(path, ended=False):
+        try:
+            entry = text.parse_json(line, str(path))
+        except ValueError as error:
+            cause = getattr(error.__cause__, "msg", error.__cause__)
+            wrong = malformed(path, number, "line", f"JSON ({cause})", line.strip())
+            raise wrong from error
+        if not isinstance(entry, dict):
+            raise malformed(path, number, "line", "a JSON object", line.strip())
+        for key in strings:
+            if not isinstance(entry.get(key), str):
+                value = repr(entry[key]) if key in entry else "no such key"
+                raise malformed(path, number, key, "a string", value)
+        yield number, entry
 
 
 def _stack(

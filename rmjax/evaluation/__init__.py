@@ -106,16 +106,18 @@ def rank(scores: np.ndarray, target: np.ndarray) -> np.ndarray:
 
     Args:
       scores: f [n, Q, C].
-      target: i [n, Q], the right answer.
+      target: i [n, Q], the right answer; C where it is no class.
 
     Returns:
-      f64 [n, Q], 1 is the best; equal scores share the mean of their ranks.
+      f64 [n, Q], 1 is the best; equal scores share the mean of their ranks. The rank of an answer
+      that is no class is infinite.
     """
     if scores.ndim == target.ndim:  # a reference that only names its answer
         return np.where(scores == target, 1.0, np.inf)
-    right = np.take_along_axis(scores, target[..., None], -1)
+    is_class = target < scores.shape[-1]
+    right = np.take_along_axis(scores, np.where(is_class, target, 0)[..., None], -1)
     equal = (scores == right).sum(-1) - 1
-    return 1 + (scores > right).sum(-1) + equal / 2
+    return np.where(is_class, 1 + (scores > right).sum(-1) + equal / 2, np.inf)
 
 
 def best_rank(asked: Asked) -> np.ndarray:

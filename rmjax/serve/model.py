@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import jax
 import numpy as np
@@ -16,10 +18,11 @@ from rmjax.io import paths
 from rmjax.run import kept, parameters
 from rmjax.run.description import description_of
 from rmjax.serve.store import Streams
-from rmjax.types import Params, Task
+from rmjax.types import Array, Batch, Params, Task
 
 if TYPE_CHECKING:
     from rmjax.data.texts.tokenizers import Tokenizer
+    from rmjax.serve.ask import Reply
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +87,154 @@ class Model:
           OSError: the disk has no room for the rows.
         """
         return Streams(self.task, self.params, **options)
+
+    @overload
+    def ask(
+        self,
+        story: str | Sequence[str],
+        question: str,
+        choices: Sequence[str] | None = None,
+        k: int = 5,
+    ) -> Reply: ...
+
+    @overload
+    def ask(
+        self,
+        story: str | Sequence[str],
+        question: list[str] | tuple[str, ...],
+        choices: Sequence[str] | None = None,
+        k: int = 5,
+    ) -> list[Reply]: ...
+
+    def ask(
+        self,
+        story: str | Sequence[str],
+        question: str | list[str] | tuple[str, ...],
+        choices: Sequence[str] | None = None,
+        k: int = 5,
+    ) -> Reply | list[Reply]:
+        """Answers questions in words about a story in words.
+
+            model.ask(["Mary went to the hall.", "She took a map."], "Where is Mary?")
+
+        The answers are those of evaluation after the same story. The model reads the story as the
+        source of its training data does. A text is split into sentences.
+
+        Args:
+          story: sentences, or a text.
+          question: one question, or several, which are asked at the end of the story.
+          choices: the answers to choose from. A model whose answers are classes takes all of its
+            classes without them.
+          k: most answers of a question.
+
+        Returns:
+          The reply, or the list of replies to several questions. A reply has the k best answers
+          with their probabilities, and the words that the model does not know.
+
+        Raises:
+          ValueError: the model does not read words; the story or a question has no words; a choice
+            is no class; or `k` is below 1.
+        """
+        from rmjax.serve.ask import ask
+
+        if isinstance(question, str):
+            return ask(self, story, [question], choices, k)[0]
+        return ask(self, story, question, choices, k)
+
+    @overload
+    def generate(
+        self,
+        prompt: str,
+        tokens: int = 100,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> str: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: list[str] | tuple[str, ...],
+        tokens: int = 100,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> list[str]: ...
+
+    def generate(
+        self,
+        prompt: str | list[str] | tuple[str, ...],
+        tokens: int = 100,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> str | list[str]:
+        """Continues a text with a language model.
+
+            model.generate("It was", tokens=200, temperature=0.8, top_p=0.9)
+
+        The memory is carried on from segment to segment, as in training. The token at position i of
+        a text is drawn with fold_in(seed, i). So a text does not depend on the prompts beside it.
+
+        Args:
+          prompt: the first words of a text, or several such texts.
+          tokens: number of tokens to draw.
+          temperature: divides the logits before a draw; 0: always the likeliest token.
+          top_p: draws among the likeliest tokens whose probabilities add up to this number
+            (nucleus sampling, Holtzman et al. 2020); 1: among all.
+          seed: of the draws.
+
+        Returns:
+          The text after the prompt, or the list of texts after several prompts. `stream` yields a
+          text piece by piece.
+
+        Raises:
+          ValueError: the model is no language model; a prompt has no token, or has characters or
+            words that the model does not know; or a number is out of range.
+        """
+        from rmjax.serve.sampling import complete
+
+        options = tokens, temperature, top_p, seed
+        if isinstance(prompt, str):
+            return complete(self, [prompt], *options)[0]
+        return complete(self, prompt, *options)
+
+    def stream(
+        self,
+        prompt: str,
+        tokens: int = 100,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Iterator[str]:
+        """Continues a text as `generate` does, and yields it piece by piece.
+
+        Args:
+          prompt: as in `generate`, but one text.
+          tokens: as in `generate`.
+          temperature: as in `generate`.
+          top_p: as in `generate`.
+          seed: as in `generate`.
+
+        Returns:
+          An iterator of the next characters. A piece ends with a complete character.
+
+        Raises:
+          ValueError: as `generate`.
+        """
+        from rmjax.serve.sampling import stream
+
+        return stream(self, prompt, tokens, temperature, top_p, seed)
+
+    @functools.cached_property
+    def scores(self) -> Callable[[Params, Batch], Array]:
+        """`task.scores`, compiled."""
+        return jax.jit(self.task.scores)
+
+    @functools.cached_property
+    def word_ids(self) -> dict[str, int]:
+        """The id of each word of the vocabulary."""
+        return {word: i for i, word in enumerate(self.vocabulary)}
 
 
 def open_model(workdir: str | Path, task: Task | None = None) -> Model:

@@ -50,7 +50,7 @@ from safetensors.numpy import save_file
 
 from rmjax import config, memoria
 from rmjax.data.clicks import movielens, table, xlong
-from rmjax.data.stories import activitynet, babi, narrativeqa, tvqa, vectors
+from rmjax.data.stories import activitynet, babi, jsonl, narrativeqa, tvqa, vectors
 from rmjax.data.texts import hyperpartisan
 from rmjax.data.texts import tokenizers as our_tokenizers
 from rmjax.models import gpt2, huggingface
@@ -411,6 +411,20 @@ def load_tvqa(root: Path, cache: str) -> Any:
         for split, sizes in sizes_of(source).items()
     ]
     return [[a + b for a, b in zip(*rows[:2], strict=True)], rows[2]]
+
+
+def read_stories(root: Path) -> Any:
+    sizes = {}
+    for split in SPLITS:
+        rows = [json.loads(line) for line in lines_of(root / f"{split}.jsonl")]
+        asked = [question for row in rows for question in row["questions"]]
+        assert all(words_of(q["question"]) and q["answer"].strip() for q in asked)
+        sizes[split] = [len(rows), len(asked)]
+    return sizes
+
+
+def load_stories(root: Path, cache: str) -> Any:
+    return sizes_of(jsonl.open_stories(str(root), cache))
 
 
 def read_activitynet(root: Path) -> Any:
@@ -864,6 +878,7 @@ LOADERS = {
         read_narrativeqa,
     ),
     "tvqa": Loader(copied("tvqa"), load_tvqa, read_tvqa),
+    "stories": Loader(copied("stories"), load_stories, read_stories),
     "activitynet questions": Loader(copied("activitynet-qa"), load_questions, read_activitynet),
     **{
         f"activitynet {suffix}": Loader(make_features(suffix), load_features, read_features)

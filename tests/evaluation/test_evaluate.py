@@ -9,7 +9,7 @@ import rmjax
 from rmjax import evaluation
 from rmjax.data.source import Questions, Source
 from rmjax.evaluation import metrics, scoring
-from rmjax.registry import METRICS
+from rmjax.registry import METRICS, NoSettings
 
 
 class Unstreamed(Source):
@@ -72,6 +72,13 @@ def test_error_is_the_mean_over_tasks_and_less_is_better():
     assert got == pytest.approx({"error": np.mean([*errors.values()])} | errors)
     assert scoring.objective(asked, got) == -got["error"]
     assert scoring.objective(source("accuracy"), {"accuracy": 0.3}) == 0.3
+
+
+def test_an_answer_that_is_no_class_has_reciprocal_rank_zero():
+    scores, target = np.array([[[0.2, 0.5], [0.2, 0.5]]]), np.array([[2, 0]])
+    np.testing.assert_array_equal(evaluation.rank(scores, target), [[np.inf, 2]])
+    asked = evaluation.Asked(scores, target, np.ones((1, 2), bool))
+    assert METRICS["mrr"].make(NoSettings()).measure(asked)[0] == 0.25
 
 
 def test_reciprocal_rank_takes_the_better_of_two_right_answers():

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from rmjax.data import records
 from rmjax.data.source import Source
-from rmjax.data.stories.text import Story, TextBuilder, TextRecords, tokenize
+from rmjax.data.stories.text import Story, TextBuilder, TextRecords, sentences_of, tokenize
 from rmjax.io import paths, text
 from rmjax.registry import at_least, one_of, setting
 
@@ -42,6 +42,10 @@ class Settings:
     tasks: str = setting("", doc="numbers of the tasks, such as '1,2,15'; empty: all 20")
     per_question: bool = setting(False, doc="writes a story anew for each of its questions")
     max_sentences: int = setting(0, at_least(0), "last sentences kept of a story; 0: all")
+
+    def sentences(self, story: str | Sequence[str], segment_length: int) -> list[list[str]]:
+        """The words that a model reads of a story, see `registry.Sources`."""
+        return sentences_of(story)[-self.max_sentences :]
 
 
 def make(settings: Settings, common: ConfigDict, seed: int) -> Source:

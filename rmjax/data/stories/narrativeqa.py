@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from rmjax.data import records
 from rmjax.data.source import Source
-from rmjax.data.stories.text import Story, TextBuilder, TextRecords, tokenize
+from rmjax.data.stories.text import Story, TextBuilder, TextRecords, cut, tokenize
 from rmjax.io import text as text_files
 from rmjax.registry import at_least, setting
 
@@ -35,6 +35,11 @@ class Settings:
 
     asks_in_words: ClassVar[bool] = True
     max_segments: int = setting(64, at_least(1), "segments kept of a summary")
+
+    def sentences(self, story: str | Sequence[str], segment_length: int) -> list[list[str]]:
+        """The words that a model reads of a story, see `registry.Sources`."""
+        parts = split_sentences(story) if isinstance(story, str) else map(tokenize, story)
+        return cut(list(parts), segment_length)[: self.max_segments]
 
 
 def make(settings: Settings, common: ConfigDict, seed: int) -> Source:
@@ -133,9 +138,7 @@ class NarrativeQABuilder(TextBuilder):
     def _story(self, sentences: list[list[str]], rows: list[dict[str, str]], kind: int) -> Story:
         parameters = self.builder_config.parameters
         length, most = parameters["segment_length"], parameters["max_segments"]
-        segments = [
-            words[i : i + length] for words in sentences for i in range(0, len(words), length)
-        ][:most]
+        segments = cut(sentences, length)[:most]
         pool: dict[tuple[str, ...], int] = {}
         first = [tuple(tokenize(row["answer1_tokenized"])) for row in rows]
         target = [pool.setdefault(answer, len(pool)) for answer in first]

@@ -24,6 +24,9 @@ from rmjax.io.progress import watch
 
 UNKNOWN = "<unk>"  # id 0
 _ASCII_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*", re.ASCII)
+_SENTENCE_END = re.compile(  # escapes: the ellipsis, closing quotes, full stops of CJK
+    "(?<=[.!?\u2026])[\"'\u2019\u201d\u00bb)\\]]*\\s+|(?<=[\u3002\uff01\uff1f])|\\n\\s*\\n"
+)
 
 
 def tokenize(text: str) -> list[str]:
@@ -75,6 +78,33 @@ def _word() -> re.Pattern[str]:
     ranges = "".join(f"{chr(run[0][1])}-{chr(run[-1][1])}" for run in runs)
     run = rf"[^\W_][\w{ranges}\u200c\u200d]*"
     return re.compile(f"{run}(?:'{run})*")
+
+
+def split_text(text: str) -> list[str]:
+    """Splits a text into sentences.
+
+    A sentence ends after '.', '!', '?' or an ellipsis before white space; closing quotes and
+    brackets may stand between. It also ends after a full stop of Chinese and Japanese, and at an
+    empty line. An abbreviation such as 'Mr.' ends a sentence too.
+
+    Args:
+      text: any text.
+
+    Returns:
+      The sentences that have words, in order.
+    """
+    return [part for part in _SENTENCE_END.split(text) if tokenize(part)]
+
+
+def sentences_of(story: str | Sequence[str]) -> list[list[str]]:
+    """The words of each sentence of a story; `split_text` splits a text."""
+    return [tokenize(part) for part in (split_text(story) if isinstance(story, str) else story)]
+
+
+def cut(sentences: Sequence[list[str]], segment_length: int) -> list[list[str]]:
+    """Cuts sentences of more than `segment_length` words into several segments."""
+    steps = ((words, range(0, len(words), segment_length)) for words in sentences)
+    return [words[i : i + segment_length] for words, places in steps for i in places]
 
 
 def make_vocabulary(counts: Counter[str], min_count: int = 1) -> list[str]:

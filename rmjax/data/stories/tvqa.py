@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 from rmjax.data import records
 from rmjax.data.source import Source, hash64
 from rmjax.data.stories.text import Story, TextBuilder, TextRecords, tokenize
-from rmjax.io import text as text_files
 from rmjax.registry import at_least, below, setting
 
 ANSWERS = ("a0", "a1", "a2", "a3", "a4")
@@ -34,6 +33,11 @@ class Settings:
     asks_in_words: ClassVar[bool] = True
     max_words: int = setting(300, at_least(1), "words kept of a clip's subtitles")
     valid_fraction: float = setting(0.1, below(0, 1), "share of the training clips for validation")
+
+    def sentences(self, story: str | Sequence[str], segment_length: int) -> list[list[str]]:
+        """The words that a model reads of a story, see `registry.Sources`: one sentence."""
+        words = tokenize(story if isinstance(story, str) else " ".join(story))
+        return [words[: self.max_words]]
 
 
 def make(settings: Settings, common: ConfigDict, seed: int) -> Source:
@@ -176,7 +180,7 @@ def read_questions(path: Path) -> dict[str, list[Question]]:
       ValueError: a line is malformed, or the file is empty; names the line and key.
     """
     clips: dict[str, list[Question]] = {}
-    for number, row in read_lines(path, ("vid_name", "q", *ANSWERS)):
+    for number, row in records.read_json_lines(path, ("vid_name", "q", *ANSWERS)):
         right = row.get("answer_idx")
         if type(right) is not int or not 0 <= right < len(ANSWERS):
             expected = f"0 to {len(ANSWERS) - 1}"
@@ -202,7 +206,7 @@ def read_subtitles(path: Path, max_words: int) -> dict[str, list[str]]:
       ValueError: a line is malformed; names the line and key.
     """
     clips = {}
-    for number, clip in read_lines(path, ("vid_name",)):
+    for number, clip in records.read_json_lines(path, ("vid_name",)):
         lines = clip.get("sub")
         if not isinstance(lines, list):
             raise records.malformed(path, number, "sub", "a list", repr(lines))
@@ -213,34 +217,3 @@ def read_subtitles(path: Path, max_words: int) -> dict[str, list[str]]:
             words += tokenize(line["text"])
         clips[clip["vid_name"]] = words[:max_words]
     return clips
-
-
-def read_lines(path: Path, strings: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Reads a file of JSON lines.
-
-    Args:
-      path: the file.
-      strings: keys of every object whose values must be strings.
-
-    Yields:
-      (number of the line, object).
-
-    Raises:
-      ValueError: a line is not a JSON object, or a key of `strings` is missing or holds another
-        type; names the line and key.
-    """
-    # The last line of the release has no line end, so a missing one is not reported.
-    for number, line in text_files.read_lines(path, ended=False):
-        try:
-            entry = text_files.parse_json(line, str(path))
-        except ValueError as error:
-            cause = getattr(error.__cause__, "msg", error.__cause__)
-            wrong = records.malformed(path, number, "line", f"JSON ({cause})", line.strip())
-            raise wrong from error
-        if not isinstance(entry, dict):
-            raise records.malformed(path, number, "line", "a JSON object", line.strip())
-        for key in strings:
-            if not isinstance(entry.get(key), str):
-                value = repr(entry[key]) if key in entry else "no such key"
-                raise records.malformed(path, number, key, "a string", value)
-        yield number, entry

@@ -59,6 +59,16 @@ class Tokenizer(Protocol):
           The text; 'words' loses punctuation and upper case.
         """
 
+    def unknown(self, string: str) -> list[str]:
+        """Lists the characters or words of a text that have no token of their own.
+
+        Args:
+          string: the text.
+
+        Returns:
+          The different ones in order; `encode` makes the same unknown token of all.
+        """
+
 
 def make_tokenizer(
     name: str, training_texts: Iterable[str] | None = None, min_count: int = 1
@@ -177,6 +187,10 @@ class Bytes:
         """See `Tokenizer.decode`."""
         return bytes(map(int, ids)).decode("utf-8", "replace")
 
+    def unknown(self, string: str) -> list[str]:
+        """See `Tokenizer.unknown`; bytes make up every text."""
+        return []
+
 
 class Characters:
     """Code points. Id 0 stands for all that are not in the vocabulary.
@@ -201,6 +215,10 @@ class Characters:
         """See `Tokenizer.decode`."""
         return "".join(self.vocabulary[int(i)] for i in ids)
 
+    def unknown(self, string: str) -> list[str]:
+        """See `Tokenizer.unknown`."""
+        return [character for character in dict.fromkeys(string) if not self._ids[ord(character)]]
+
 
 class Words:
     """The words of `rmjax.data.stories.text.tokenize`. Id 0 stands for all others.
@@ -223,6 +241,10 @@ class Words:
     def decode(self, ids: Iterable[int]) -> str:
         """See `Tokenizer.decode`."""
         return " ".join(self.vocabulary[int(i)] for i in ids)
+
+    def unknown(self, string: str) -> list[str]:
+        """See `Tokenizer.unknown`."""
+        return [word for word in dict.fromkeys(text.tokenize(string)) if not self._ids.get(word)]
 
 
 class FromFile:
@@ -317,6 +339,15 @@ class FromFile:
     def decode(self, ids: Iterable[int]) -> str:
         """See `Tokenizer.decode`."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def unknown(self, string: str) -> list[str]:
+        """See `Tokenizer.unknown`; a tokenizer without an unknown token knows every text."""
+        name = getattr(self._tokenizer.model, "unk_token", None)
+        if name is None:
+            return []
+        encoded = self._tokenizer.encode(string, add_special_tokens=False)
+        pairs = zip(encoded.tokens, encoded.offsets, strict=True)
+        return list(dict.fromkeys(string[slice(*place)] for token, place in pairs if token == name))
 
 
 def _file(name: str) -> Path:
