@@ -142,6 +142,9 @@ _FIELDS: dict[str, Field] = {
     "ranking.question": Field("next", one_of("next", "last"),
         "what the reader is asked: a learned question, so that it knows the memory alone; or the "
         "last item before the question, beside the memory"),
+    "ranking.table": Field("own", one_of("own", "shared"),
+        "item table that the scores come from: one of their own, which learns better what follows "
+        "what; or the one that the memory reads, which halves the parameters"),
     "ranking.bias": Field(True, anything, "every item has a bias"),
     "ranking.full_softmax": Field(20_000, at_least(0),
         "largest number of items that a target is compared with in training; where there are more "
@@ -744,6 +747,8 @@ def _conflicts(config: ConfigDict) -> Iterator[str]:
         yield f"config.train.sparse_items: with {none_sampled} every step touches all items"
     if train.sparse_items and (is_sequence(config) or not SOURCES.has_item_table(data.name)):
         yield f"config.train.sparse_items: {data.name} has no item table"
+    if train.sparse_items and SOURCES.ranks_items(data.name) and config.ranking.table == "own":
+        yield "config.train.sparse_items: needs config.ranking.table = 'shared'"
     if train.model_devices > 1 and train.mapping == "pmap":
         devices = f"config.train.model_devices = {train.model_devices}"
         yield f"{devices}: needs config.train.mapping = 'mesh'"

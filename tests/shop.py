@@ -17,11 +17,11 @@ sys.path.pop(0)
 
 
 class ShopSource(Source):
-    """The last event of a user is 'test', the one before 'valid', and up to Q earlier ones train.
+    """The last event of a user is 'test', the one before 'valid', and all earlier ones train.
 
     Args:
       shop: the sizes of the log.
-      queries: Q, training questions of a stream; they are spread evenly over it.
+      queries: Q; a user with more training questions gets several examples.
       exclude_seen: see `Questions`.
     """
 
@@ -38,27 +38,34 @@ class ShopSource(Source):
         place = np.arange(len(user)) - self.start[user]
         self.train = place < self.sizes[user] - 2
         self.popularity = np.bincount(item[self.train], minlength=shop.items)
+        every = np.arange(shop.users)
+        chunks = -(-(self.sizes - 3) // queries)  # of the training targets 1 .. size - 3
+        self._users = {"train": np.repeat(every, chunks), "valid": every, "test": every}
+        number = np.arange(chunks.sum()) - np.repeat(np.cumsum(chunks) - chunks, chunks)
+        first = {"train": 1 + queries * number, "valid": self.sizes - 2, "test": self.sizes - 1}
+        self._first = first
 
     def size(self, split):
-        return len(self.sizes)
+        return len(self._users[split])
 
-    def _before(self, split, users):
-        """Events before each question, and which questions exist."""
-        last = self.sizes[users][:, None] - {"train": 3, "valid": 2, "test": 1}[split]
-        if split != "train":
-            mask = np.arange(self.num_queries) < np.ones((len(users), 1), int)
-            return np.where(mask, last, 0), mask
-        steps = np.arange(1, self.num_queries + 1) / self.num_queries
-        before = np.ceil(last * steps).astype(np.int64)
-        return before, np.diff(before, prepend=0, axis=1) > 0
+    def stream_id(self, split):
+        return self._users[split]
+
+    def _asked(self, split, indices):
+        """Users, events before each question, and which questions exist."""
+        users = self._users[split][indices]
+        before = self._first[split][indices][:, None] + np.arange(self.num_queries)
+        end = self.sizes[users] - 2 if split == "train" else self._first[split][indices] + 1
+        mask = before < end[:, None]
+        return users, np.where(mask, before, 0), mask
 
     def fetch(self, split, indices):
-        before, mask = self._before(split, indices)
-        place = self.start[indices][:, None] + before
+        users, before, mask = self._asked(split, indices)
+        place = self.start[users][:, None] + before
         columns = np.arange(self.max_items)
         length = before.max(1)
         known = columns < length[:, None]
-        event = np.minimum(self.start[indices][:, None] + columns, len(self.item) - 1)
+        event = np.minimum(self.start[users][:, None] + columns, len(self.item) - 1)
         return {
             "items": np.where(known, self.item[event], 0),
             "length": length.astype(np.int32),
@@ -70,12 +77,12 @@ class ShopSource(Source):
         }
 
     def groups(self, split):
-        long = np.broadcast_to((self.sizes >= 40)[:, None], (len(self.sizes), self.num_queries))
+        sizes = self.sizes[self._users[split]][:, None]
+        long = np.broadcast_to(sizes >= 40, (len(sizes), self.num_queries))
         return {"under 40": ~long, "40 or more": long}
 
     def references(self, split):
-        every = np.arange(len(self.sizes))
-        before, mask = self._before(split, every)
-        target = self.item[self.start[every][:, None] + before]
+        users, before, _ = self._asked(split, np.arange(self.size(split)))
+        target = self.item[self.start[users][:, None] + before]
         log = Log(self.start, self.item, self.train, self.num_items)
-        return references(log, Asked(every, before, target), self.questions.exclude_seen)
+        return references(log, Asked(users, before, target), self.questions.exclude_seen)

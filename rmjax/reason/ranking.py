@@ -6,6 +6,7 @@ scores of one block of items, and keep only what they need: a rank, the best ite
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.initializers import lecun_normal
 
+from rmjax.layers.embeddings import embed, init_embed
 from rmjax.types import Array, Key, Params
 
 SCORES_AT_ONCE = 2**22  # scores that a block holds, over all questions
@@ -25,37 +27,45 @@ Without = Callable[[Array], Array]
 S = TypeVar("S")
 
 
-def init(key: Key, width: int, item_width: int, num_items: int, bias: bool) -> Params:
+def init(
+    key: Key, width: int, item_width: int, num_items: int, bias: bool = True, own: bool = False
+) -> Params:
     """Draws the head.
 
     Args:
-      key: draws the projection.
+      key: of the draws.
       width: of the features, m.
-      item_width: of the items, d. If it is m, the untrained features are compared with the items
-        as they are.
+      item_width: of the machine's items, d. If it is m, the untrained features are compared with
+        the items as they are.
       num_items: V.
       bias: whether every item has a bias, which starts at 0.
+      own: whether the head compares features with a table of its own, not the machine's items.
 
     Returns:
-      {project: [m, d]}, and {bias: [V]} if there is one.
+      {embed: [V, m]} with a table of its own, else {project: [m, d]}; and {bias: [V]} if there is
+      one.
     """
+    biases = {"bias": jnp.zeros(num_items)} if bias else {}
+    if own:
+        return {"embed": init_embed(key, num_items, width)} | biases
     same = width == item_width
-    project = jnp.eye(width) if same else lecun_normal()(key, (width, item_width))
-    return {"project": project} | ({"bias": jnp.zeros(num_items)} if bias else {})
+    return biases | {
+        "project": jnp.eye(width) if same else lecun_normal()(key, (width, item_width))
+    }
 
 
 def scorer(head: Params, embed_items: EmbedItems, features: Array) -> Score:
-    """The scores that features give to items: their projection times the item, plus its bias.
+    """The scores that features give to items: their product with the item, plus its bias.
 
     Args:
       head: of `init`.
-      embed_items: features of item ids.
+      embed_items: features of item ids; unused by a head with a table of its own.
       features: f32 [B, Q, m].
 
     Returns:
       The scores.
     """
-    asked = _project(head, features)
+    asked, embed_items = _sides(head, embed_items, features)
 
     def score(ids: Array) -> Array:
         scores = asked @ embed_items(ids).T
@@ -66,13 +76,18 @@ def scorer(head: Params, embed_items: EmbedItems, features: Array) -> Score:
 
 def score_one(head: Params, embed_items: EmbedItems, features: Array, items: Array) -> Array:
     """The scores f32 [B, Q] of one item for each question, i32 [B, Q]; see `scorer`."""
-    scores = (_project(head, features) * embed_items(items)).sum(-1)
+    asked, embed_items = _sides(head, embed_items, features)
+    scores = (asked * embed_items(items)).sum(-1)
     return scores + head["bias"].at[items].get(mode="clip") if "bias" in head else scores
 
 
-def _project(head: Params, features: Array) -> Array:
-    projected: Array = features @ head["project"]
-    return projected * projected.shape[-1] ** -0.5  # items then count as vectors of unit length
+def _sides(head: Params, embed_items: EmbedItems, features: Array) -> tuple[Array, EmbedItems]:
+    """The two factors of the scores. Items count as vectors of unit length."""
+    if "embed" in head:
+        embed_items = functools.partial(embed, head)
+    else:
+        features = features @ head["project"]
+    return features * features.shape[-1] ** -0.5, embed_items
 
 
 def block_size(num_items: int, questions: int) -> int:

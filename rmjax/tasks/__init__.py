@@ -145,6 +145,7 @@ def make_ranking(config: ConfigDict, data: Description) -> Ranking | None:
         num_items=data.num_items,
         last=r.question == "last",
         bias=r.bias,
+        own=r.table == "own",
         negatives=r.negatives if samples else 0,
         cumulative=cumulative,
         exclude_seen=data.questions.exclude_seen,

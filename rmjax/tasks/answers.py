@@ -79,7 +79,7 @@ class Answers:
             return heads.init_classes(key, self.dim, self.questions.classes, self.hidden)
         if self.ranking:
             sizes = self.dim, self.item_dim, self.ranking.num_items
-            return items_head.init(key, *sizes, self.ranking.bias)
+            return items_head.init(key, *sizes, self.ranking.bias, self.ranking.own)
         return heads.init_click(key, self.dim, self.dim, self.hidden)
 
     def encode(self, encoder: Params, embed_items: EmbedItems, batch: Batch) -> Array:

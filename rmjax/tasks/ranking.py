@@ -25,6 +25,7 @@ class Ranking:
       num_items: V.
       last: the reader sees the last item before the question. False: the memory alone.
       bias: whether each item has a bias.
+      own: whether the head has an item table of its own.
       negatives: S, items drawn in each step for the normaliser; 0: all items.
       cumulative: i32 [V], sums of the weights that draw negatives; None: uniform.
       exclude_seen: items of the stream before the question do not compete with the target.
@@ -34,6 +35,7 @@ class Ranking:
     num_items: int
     last: bool = False
     bias: bool = True
+    own: bool = False
     negatives: int = 0
     cumulative: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
     exclude_seen: bool = False
@@ -62,7 +64,9 @@ class Ranking:
         return jnp.broadcast_to(last_item(stream)[:, None], query.shape)
 
     def item_ids(self, batch: Batch, key: Key) -> list[Array]:
-        """The rows of the item table that `loss` reads."""
+        """The rows of the machine's item table that `loss` reads."""
+        if self.own:
+            return []
         if not self.negatives:
             return [jnp.arange(self.num_items)]
         return [batch.target, self._draw(key)[0]]
