@@ -5,10 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import datetime
-import json
 import logging
-import pickle
-import sys
 import zlib
 
 import numpy as np
@@ -18,13 +15,9 @@ import pyarrow.parquet
 import pytest
 
 import rmjax
-from rmjax.config import base
-from rmjax.data import make_source
 from rmjax.data.clicks import events as store
 from rmjax.data.pipeline import batches
 from rmjax.data.source import hash64
-from rmjax.run import training
-from tests.runs import PLAIN, tiny
 
 SPLITS = ("train", "valid", "test")
 OPTIONS = dict(first=5, every=3, max_targets=3, max_items=12, segment_length=5)
@@ -284,7 +277,10 @@ def test_timestamps_of_arrow_and_integers_of_any_size(opened):
     nanoseconds = [s * 10**9 + 1 for s in seconds]
     same(want, opened(frame(ROWS) | {"timestamp": nanoseconds}))
     small = {"timestamp": pa.array([s - 1_700_000_000 for s in seconds], pa.int32())}
-    same(want, opened(frame(ROWS) | small | {"user_id": pa.array(frame(ROWS)["user_id"], pa.uint8())}))
+    same(
+        want,
+        opened(frame(ROWS) | small | {"user_id": pa.array(frame(ROWS)["user_id"], pa.uint8())}),
+    )
 
 
 def test_ids_of_text_files_are_integers_if_all_are_written_so(opened, tmp_path):
