@@ -136,12 +136,12 @@ class Recommender:
     ) -> tuple[Array, Array]:
         """Scores and indices [B, k] of the best items after items [B, L], of length [B]."""
         mask = jnp.arange(items.shape[1]) < length[:, None]
-        cut = lambda x: x.reshape(len(x), -1, self._length)
+        shape = len(items), -1, self._length
         one = jnp.zeros((len(items), 1), jnp.int32)
         batch = dataclasses.replace(
             questions_only(one, one == 0),
-            items=cut(items),
-            item_mask=cut(mask),
+            items=items.reshape(shape),
+            item_mask=mask.reshape(shape),
             items_before=length[:, None],
         )
         batch = self._task.answers.asked(batch)
