@@ -78,7 +78,7 @@ class Model:
         Raises:
           ValueError: the model does not rank items.
         """
-        return Recommender(self)
+        return Recommender(self.task, self.params, self.ids)
 
     def recommend(
         self,

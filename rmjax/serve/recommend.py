@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,7 @@ import numpy as np
 from rmjax.machines import memorize
 from rmjax.serve.store import of_items
 from rmjax.tasks.answers import questions_only
-from rmjax.types import Array, Params
-
-if TYPE_CHECKING:
-    from rmjax.serve.model import Model
+from rmjax.types import Array, Params, Task
 
 Id = int | str
 _MANY = 256  # histories of one call of the compiled program
@@ -46,23 +43,24 @@ class Recommender:
     """Recommends items to any number of histories at once. Threads may share it.
 
     Args:
-      model: ranks items.
+      task: of a model that ranks items.
+      params: of the task.
+      ids: what the data call the items, [num_items] integers or strings; None: their indices.
 
     Raises:
       ValueError: the model answers other questions.
     """
 
-    def __init__(self, model: Model):
-        task = of_items(model.task)
+    def __init__(self, task: Task, params: Params, ids: np.ndarray | None = None):
+        task = of_items(task)
         if task.answers.ranking is None:
             answer = task.answers.questions.answer
             raise ValueError(
                 f"this model was trained to answer {answer!r}, so it cannot recommend: train one "
                 "with --config=configs/clicks.py"
             )
-        self._task, self._params, self._length = task, model.params, task.segment_length
+        self._task, self._params, self._length = task, params, task.segment_length
         self.num_items = task.answers.ranking.num_items
-        ids = model.ids
         self._ids = np.arange(self.num_items) if ids is None else ids
         self._index: dict[Hashable, int] | None = None
         self._best: Callable[..., tuple[Array, Array]] = jax.jit(self._best_of, static_argnames="k")
