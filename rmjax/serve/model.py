@@ -6,10 +6,11 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import jax
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
 from rmjax import tasks
@@ -17,7 +18,8 @@ from rmjax.data.source import Description, id_array
 from rmjax.io import paths
 from rmjax.run import kept, parameters
 from rmjax.run.description import description_of
-from rmjax.serve.store import Streams
+from rmjax.serve.recommend import Best, Id, Recommended, Recommender
+from rmjax.serve.store import Streams, User
 from rmjax.types import Array, Batch, Params, Task
 
 if TYPE_CHECKING:
@@ -69,6 +71,65 @@ class Model:
         """
         numbering = self.description.numbering
         return id_array(numbering) if isinstance(numbering, tuple) else None
+
+    @functools.cached_property
+    def recommender(self) -> Recommender:
+        """Recommends to many users at once; made on first use.
+
+        Raises:
+          ValueError: the model does not rank items.
+        """
+        return Recommender(self.task, self.params, self.ids)
+
+    def recommend(
+        self,
+        history: Sequence[Id] | Sequence[Sequence[Id]] = (),
+        k: int = 10,
+        exclude_seen: bool = True,
+        *,
+        store: Streams | None = None,
+        users: Sequence[User] = (),
+        exclude: Sequence[Sequence[Id]] | None = None,
+    ) -> list[Recommended] | list[list[Recommended]]:
+        """Recommends the next items, in the ids of the data.
+
+        Items that the model does not know are left out of histories; a warning names them.
+
+        Args:
+          history: a user's items, the oldest first; or a list of such histories, one for each user.
+          k: how many items.
+          exclude_seen: whether the items of a history are left out.
+          store: of live streams, in place of histories; made by `streams`.
+          users: of the store.
+          exclude: for a store: the items that each user has, which are left out. A stream keeps no
+            list of its items. None: no item is left out.
+
+        Returns:
+          The best items, each with its score, the best one first. A list of such lists for several
+          histories or for users.
+
+        Raises:
+          ValueError: the model does not rank items, or k is out of range.
+        """
+        ranked = self.recommender
+        if store is not None:
+            seen = exclude if exclude is None else [self._known(items) for items in exclude]
+            return ranked.named(Best(*store.recommend(users, k, seen)))
+        several = len(history) > 0 and not isinstance(history[0], str | int | np.integer)
+        histories = [*history] if several else [history]
+        known = [self._known(items) for items in cast("list[Sequence[Id]]", histories)]
+        rows = ranked.named(ranked.best(known, k, exclude_seen))
+        return rows if several else rows[0]
+
+    def _known(self, ids: Sequence[Id]) -> np.ndarray:
+        """The indices of the known items; a warning names the others."""
+        known, unknown = self.recommender.indices(ids)
+        if unknown:
+            shown = ", ".join(map(repr, unknown[:3])) + (", ..." if len(unknown) > 3 else "")
+            logging.warning(
+                "%d items are unknown to the model, so left out: %s", len(unknown), shown
+            )
+        return known
 
     def streams(self, **options: Any) -> Streams:
         """Opens a store of live streams of many users.

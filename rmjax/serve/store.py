@@ -267,8 +267,19 @@ class Streams:
             memory = current_memory(machine, params["machine"], rows)
             return task.answer(params, memory, task.answers.asked_live(rows, query), mask)
 
+        @functools.partial(jax.jit, static_argnames="k")
+        def rank_rows(
+            params: Params, rows: LiveStream, exclude: Array, mask: Array, *, k: int
+        ) -> tuple[Array, Array]:
+            memory = current_memory(machine, params["machine"], rows)
+            query = task.answers.asked_live(rows, jnp.zeros((len(exclude), 1), jnp.int32))
+            left_out = jnp.where(mask, exclude, -1)
+            scores, ids = task.top_k(params, memory, query, query == query, k, left_out)
+            return scores[:, 0], ids[:, 0]
+
         self._feed: Callable[..., LiveStream] = functools.partial(feed_rows, self._params)
         self._answer: Callable[..., Array] = functools.partial(answer_rows, self._params)
+        self._rank: Callable[..., tuple[Array, Array]] = functools.partial(rank_rows, self._params)
 
     @_one_at_a_time
     def __len__(self) -> int:
@@ -350,6 +361,44 @@ class Streams:
                 for row, (place, part) in enumerate(group.items()):
                     scores[place].append(answers[row, : len(part)])
         return [np.concatenate(parts) if parts else np.zeros(0, np.float32) for parts in scores]
+
+    @_one_at_a_time
+    def recommend(
+        self, users: Sequence[User], k: int = 10, exclude: Sequence[Ids] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ranks all items by everything that was written so far; waits for the device.
+
+        A stream keeps no list of its items, so `exclude` says which ones are left out.
+
+        Args:
+          users: [n] users, as in `answer`.
+          k: how many items, at most the number of items.
+          exclude: n lists of item ids in 0 .. num_items - 1, of any lengths; None: all items count.
+
+        Returns:
+          Scores f32 [n, k], falling, and item ids i32 [n, k]. Where fewer than k items are left,
+          the scores end with -inf and the ids with -1.
+
+        Raises:
+          ValueError: the model does not rank items, k is out of range, a user is neither str nor
+            int, an id is not an item of the model, or the two lists differ in length.
+          RuntimeError: the store is closed, or this process was forked.
+        """
+        if not 1 <= k <= self._num_items:
+            raise ValueError(f"k = {k}: must be from 1 to the number of items, {self._num_items}")
+        pairs = _pairs(users, [()] * len(users) if exclude is None else exclude, "exclude")
+        parts = dict(enumerate(self._checked(*pair, self._num_items, "item") for pair in pairs))
+        places = {
+            place: self._slots.get(user, self._capacity) for place, (user, _) in enumerate(pairs)
+        }
+        scores, ids = np.empty((len(pairs), k), np.float32), np.empty((len(pairs), k), np.int32)
+        width = lambda part: 1 << max(0, len(part) - 1).bit_length()
+        for shape, group in self._grouped(parts, width):
+            slots, left_out, mask = self._padded(group, shape, places)
+            best = self._rank(self._opened(slots), left_out, mask, k=k)
+            for all_rows, part in zip((scores, ids), best, strict=True):
+                all_rows[list(group)] = np.asarray(part)[: len(group)]
+        return scores, ids
 
     @_one_at_a_time
     def wait(self) -> None:

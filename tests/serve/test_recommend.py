@@ -1,0 +1,108 @@
+"""Recommendations: those of a full sort, in the ids of the data, one by one or many at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import rmjax
+from rmjax import tasks
+from rmjax.data.source import Description
+from rmjax.serve import Model, Recommended
+from tests.runs import tiny
+from tests.shop import Shop, ShopSource
+from tests.small import noise
+
+ITEMS = 40
+IDS = tuple(f"SKU-{(7 * k) % ITEMS:02d}" for k in range(ITEMS))
+
+
+@pytest.fixture(scope="module", params=["last", "next"])
+def model(request):
+    config = tiny(
+        **{"machine.kind": "gru", "ranking.question": request.param, "data.segment_length": 4}
+    )
+    source = ShopSource(Shop(users=6, items=ITEMS, shortest=4, longest=17))
+    source.numbering = np.array(IDS, object)
+    description = source.describe()
+    task = tasks.make_task(config, description)
+    return Model(config, task, noise(task.init), description)
+
+
+def histories():
+    rng = np.random.default_rng(0)
+    return [[IDS[i] for i in rng.integers(0, ITEMS, n)] for n in (5, 0, 1, 23, 4, 9)]
+
+
+def expected(model, history, k, exclude_seen):
+    """The k best items by a sort of all scores, which a store of live streams gives."""
+    store = model.streams()
+    store.write(["user"], [[IDS.index(one) for one in history]])
+    scores = store.answer(["user"], [[0]])[0][0].astype(np.float64)
+    if exclude_seen:
+        scores[[IDS.index(one) for one in history]] = -np.inf
+    best = [i for i in np.argsort(-scores, kind="stable")[:k] if np.isfinite(scores[i])]
+    return [IDS[i] for i in best], scores[best]
+
+
+@pytest.mark.parametrize("exclude_seen", [False, True])
+def test_the_best_items_are_those_of_a_full_sort(model, exclude_seen):
+    several = model.recommend(histories(), k=5, exclude_seen=exclude_seen)
+    for history, shown in zip(histories(), several, strict=True):
+        items, scores = expected(model, history, 5, exclude_seen)
+        assert [one.item for one in shown] == items
+        np.testing.assert_allclose([one.score for one in shown], scores, rtol=1e-5, atol=1e-5)
+
+
+def test_one_history_a_list_of_histories_and_a_store_agree(model):
+    several = model.recommend(histories(), k=3, exclude_seen=False)
+    store = model.streams()
+    for user, history in enumerate(histories()):
+        for one, alike in zip(
+            model.recommend(history, k=3, exclude_seen=False), several[user], strict=True
+        ):
+            assert one.item == alike.item and one.score == pytest.approx(alike.score, rel=1e-5)
+        store.write([user], [[IDS.index(one) for one in history]])
+    users = [*range(len(several)), "new"]
+    of_store = model.recommend(store=store, users=users, k=3)
+    for row, alike in zip(of_store, [*several, several[1]], strict=True):  # history 1 is empty
+        assert [one.item for one in row] == [one.item for one in alike]
+    left_out = [[one.item for one in row] for row in of_store]
+    others = model.recommend(store=store, users=users, k=3, exclude=left_out)
+    assert not any(
+        {one.item for one in row} & {*out} for row, out in zip(others, left_out, strict=True)
+    )
+
+
+def test_unknown_items_are_left_out_and_named(model, caplog):
+    known = histories()[0]
+    shown = model.recommend([*known[:2], "SKU-99", *known[2:], "?"], k=4)
+    assert shown == model.recommend(known, k=4)
+    assert "2 items are unknown to the model, so left out: 'SKU-99', '?'" in caplog.text
+    assert model.recommender.indices(["x", IDS[3]])[1] == ["x"]
+
+
+def test_all_items_that_were_not_seen_compete(model):
+    """Also the item of index 0, which fills up histories of different lengths."""
+    shown = model.recommend([IDS[3:6], IDS[3:8]], k=ITEMS)
+    assert [{one.item for one in row} for row in shown] == [
+        {*IDS} - {*IDS[3:6]},
+        {*IDS} - {*IDS[3:8]},
+    ]
+
+
+def test_fewer_items_than_k_are_left(model):
+    shown = model.recommend([*IDS[:-2]], k=5)
+    assert {one.item for one in shown} == {*IDS[-2:]} and isinstance(shown[0], Recommended)
+    for wrong in (0, ITEMS + 1):
+        with pytest.raises(ValueError, match=rf"k = {wrong}: must be from 1 to .* {ITEMS}"):
+            model.recommend(IDS[:3], k=wrong)
+
+
+def test_a_model_of_clicks_does_not_recommend():
+    description = Description(num_items=ITEMS, max_items=20, num_queries=2)
+    config = tiny(**{"machine.kind": "gru"})
+    task = tasks.make_task(config, description)
+    model = rmjax.serve.Model(config, task, noise(task.init), description)
+    with pytest.raises(ValueError, match=r"trained to answer 'click'.*configs/clicks\.py"):
+        model.recommend([1, 2])
