@@ -123,13 +123,13 @@ class Model:
 
     def _known(self, ids: Sequence[Id]) -> np.ndarray:
         """The indices of the known items; a warning names the others."""
-        known, unknown = self.recommender.indices(ids)
+        indices = self.recommender.indices(ids)
+        unknown = [one for one, index in zip(ids, indices, strict=True) if index < 0]
         if unknown:
             shown = ", ".join(map(repr, unknown[:3])) + (", ..." if len(unknown) > 3 else "")
-            logging.warning(
-                "%d items are unknown to the model, so left out: %s", len(unknown), shown
-            )
-        return known
+            text = "%d items are unknown to the model, so left out: %s"
+            logging.warning(text, len(unknown), shown)
+        return indices[indices >= 0]
 
     def streams(self, **options: Any) -> Streams:
         """Opens a store of live streams of many users.

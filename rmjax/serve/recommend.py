@@ -47,6 +47,10 @@ class Recommender:
       params: of the task.
       ids: what the data call the items, [num_items] integers or strings; None: their indices.
 
+    Attributes:
+      num_items: number of items that the model ranks.
+      ids: as above.
+
     Raises:
       ValueError: the model answers other questions.
     """
@@ -61,30 +65,28 @@ class Recommender:
             )
         self._task, self._params, self._length = task, params, task.segment_length
         self.num_items = task.answers.ranking.num_items
-        self._ids = np.arange(self.num_items) if ids is None else ids
+        self.ids = np.arange(self.num_items) if ids is None else ids
         self._index: dict[Hashable, int] | None = None
         self._best: Callable[..., tuple[Array, Array]] = jax.jit(self._best_of, static_argnames="k")
 
-    def indices(self, ids: Sequence[Id]) -> tuple[np.ndarray, list[Id]]:
+    def indices(self, ids: Sequence[Id]) -> np.ndarray:
         """Finds items by their ids.
 
         Args:
           ids: as the data call the items.
 
         Returns:
-          Indices i32 of the known items, in order; and the unknown ids.
+          The index of each item, i32; -1 for an item that the model does not know.
         """
         if self._index is None:  # takes a second for a million items
-            self._index = {one: k for k, one in enumerate(self._ids.tolist())}
+            self._index = {one: k for k, one in enumerate(self.ids.tolist())}
         plain = np.asarray(ids, object).tolist()
-        places = [self._index.get(one, -1) for one in plain]
-        unknown = [one for one, place in zip(plain, places, strict=True) if place < 0]
-        return np.array([place for place in places if place >= 0], np.int32), unknown
+        return np.array([self._index.get(one, -1) for one in plain], np.int32)
 
     def named(self, best: Best) -> list[list[Recommended]]:
         """The best items with the ids of the data; missing ones are left out."""
         return [
-            [Recommended(self._ids[i], float(s)) for i, s in zip(*row, strict=True) if i >= 0]
+            [Recommended(self.ids[i], float(s)) for i, s in zip(*row, strict=True) if i >= 0]
             for row in zip(best.items.tolist(), best.scores.tolist(), strict=True)
         ]
 

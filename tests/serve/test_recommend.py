@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
 import pytest
 
 import rmjax
 from rmjax import tasks
 from rmjax.data.source import Description
 from rmjax.serve import Model, Recommended
+from rmjax.serve.recommend_all import recommend_all
 from tests.runs import tiny
 from tests.shop import Shop, ShopSource
 from tests.small import noise
@@ -79,7 +83,7 @@ def test_unknown_items_are_left_out_and_named(model, caplog):
     shown = model.recommend([*known[:2], "SKU-99", *known[2:], "?"], k=4)
     assert shown == model.recommend(known, k=4)
     assert "2 items are unknown to the model, so left out: 'SKU-99', '?'" in caplog.text
-    assert model.recommender.indices(["x", IDS[3]])[1] == ["x"]
+    assert model.recommender.indices(["x", IDS[3]]).tolist() == [-1, 3]
 
 
 def test_all_items_that_were_not_seen_compete(model):
@@ -106,3 +110,41 @@ def test_a_model_of_clicks_does_not_recommend():
     model = rmjax.serve.Model(config, task, noise(task.init), description)
     with pytest.raises(ValueError, match=r"trained to answer 'click'.*configs/clicks\.py"):
         model.recommend([1, 2])
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_every_user_of_a_table_gets_the_recommendations_of_the_history(model, tmp_path, ending):
+    events = {"who": [], "what": [], "when": []}
+    for user, history in enumerate(histories()):
+        for time, item in enumerate([*history, "SKU-99"][-6:] if history else []):
+            for name, value in zip(events, (f"u{user}", item, time), strict=True):
+                events[name].append(value)
+    columns = {"user": "who", "item": "what", "time": "when"}
+    model.config.data.cache_dir = str(tmp_path)
+    out = tmp_path / f"recs.{ending}"
+    count = recommend_all(model, events, out, k=4, latest=5, columns=columns)
+    shown = (pa.csv.read_csv if ending == "csv" else pq.read_table)(out).to_pylist()
+    users = sorted({*events["who"]})
+    assert count == len(users) and [row["user"] for row in shown] == [
+        u for u in users for _ in range(4)
+    ]
+    for user in users:
+        rows = [row for row in shown if row["user"] == user]
+        history = histories()[int(user[1:])][-4:]  # the latest of 5 events is unknown
+        wanted = model.recommend(history, k=4)
+        assert [row["item"] for row in rows] == [one.item for one in wanted]
+        assert [row["rank"] for row in rows] == [1, 2, 3, 4]
+        scores = [one.score for one in wanted]
+        np.testing.assert_allclose([row["score"] for row in rows], scores, rtol=1e-5)
+
+
+def test_tables_without_any_known_item_and_other_endings_are_refused(model, tmp_path):
+    model.config.data.cache_dir = str(tmp_path)
+    events = {"user_id": ["a", "a"], "item_id": ["x", "y"], "timestamp": [1, 2]}
+    with pytest.raises(
+        ValueError, match=r"knows none of the 2 items: they are like 'x'.* 'SKU-00'"
+    ):
+        recommend_all(model, events, tmp_path / "recs.csv")
+    with pytest.raises(ValueError, match=r"must end in \.parquet or \.csv"):
+        recommend_all(model, events, tmp_path / "recs.json")
+    assert not [*tmp_path.glob("recs*")]

@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 
 from rmjax.data.source import hash64
-from rmjax.data.tables.files import ROWS, Part, files_of, parts_of
+from rmjax.data.tables.files import ROWS, Part, arrow, files_of, parts_of
 from rmjax.data.tables.rows import Columns, Report, digest, read, refuse_nothing
 from rmjax.data.tables.values import Ids, is_text
 from rmjax.io import atomic, paths
@@ -26,6 +26,7 @@ from rmjax.io.progress import Progress
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_USERS = "users.parquet"  # the ids of users, by number
 VERSION = 1  # raise it when the files change
 SORTED = 1 << 20  # events that are sorted at once, about
 # Seconds since 1970 are in this range from 1973 to 2286, and milliseconds are above it.
@@ -119,6 +120,19 @@ def open_events(folder: Path) -> Events:
     return Events(**arrays, ids=kept["ids"], place=kept["place"], counts=kept["counts"])
 
 
+def user_ids(folder: Path) -> pa.Array:
+    """Reads the id of each user, in order of the numbers in `Events.users`.
+
+    Args:
+      folder: the prepared events.
+
+    Returns:
+      Integers or strings [users].
+    """
+    table = arrow().parquet.read_table(folder / _USERS)
+    return table["user"].combine_chunks()
+
+
 def _make(parts: list[Part], chosen: Columns, seed: int, scratch: Path, made: Path) -> None:
     """Fills the folder `made`; `scratch` holds the unsorted events meanwhile."""
     report, keys = Report(), [key for key in chosen.named() if key not in ("time", "event")]
@@ -153,6 +167,8 @@ def _make(parts: list[Part], chosen: Columns, seed: int, scratch: Path, made: Pa
     }
     for array in arrays.values():
         array.close()
+    pa = arrow()
+    pa.parquet.write_table(pa.table({"user": ranks["user"][0]}), made / _USERS)
     (made / "events.json").write_text(json.dumps(kept))
 
 

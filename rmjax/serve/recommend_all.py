@@ -1,0 +1,187 @@
+"""Recommends items to every user of a table of events.
+
+    python -m rmjax.recommend --workdir=runs/shop --events=events.parquet --out=recs.parquet --k=10
+
+The columns are those of the run (`config.data.table`), unless a flag names another one. With a
+column of sessions, a user's latest session counts. The result has the columns user, rank (1 is the
+best), item and score. It is written completely or not at all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from absl import app, flags, logging
+
+from rmjax import config as configs
+from rmjax.data.tables.events import open_events, prepare, user_ids
+from rmjax.data.tables.files import arrow
+from rmjax.data.tables.rows import Columns
+from rmjax.io import paths, terminal
+from rmjax.io.progress import Progress, Stopped
+from rmjax.run import environment
+from rmjax.run.workdir import EXIT_PREEMPTED
+from rmjax.serve.model import Model, open_model
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_USERS = 1 << 16  # users whose recommendations are in memory at once
+_COLUMNS = tuple(field.name for field in dataclasses.fields(Columns))
+
+
+def recommend_all(
+    model: Model,
+    events: Any,
+    out: str | Path,
+    k: int = 10,
+    exclude_seen: bool = True,
+    latest: int = 0,
+    columns: Mapping[str, str] | None = None,
+) -> int:
+    """Writes the best items of every user.
+
+    Args:
+      model: ranks items.
+      events: a file, a folder of files, or a data frame, as `rmjax.open_table` takes it.
+      out: the file to write, .parquet or .csv; an earlier one is replaced.
+      k: items of each user; fewer where fewer are left.
+      exclude_seen: whether the items of a user's history are left out.
+      latest: how many of a user's events count, the latest ones; 0: all.
+      columns: fields of `data.tables.rows.Columns`; the others are those of the run.
+
+    Returns:
+      The number of users.
+
+    Raises:
+      ValueError: the model does not rank items, the table has wrong columns or rows, none of the
+        items is known to the model, or `out` has another ending.
+      FileNotFoundError: there are no such events.
+      OSError: the file cannot be written.
+      Stopped: the process was asked to stop.
+    """
+    ranked, target = model.recommender, paths.resolve(str(out), "out")
+    if target.suffix not in (".parquet", ".csv"):
+        raise ValueError(f"{target}: the name must end in .parquet or .csv")
+    data = model.config.data
+    ours = {name: getattr(data.table, name) for name in _COLUMNS} if data.name == "table" else {}
+    chosen = Columns(**{**ours, **(columns or {})})
+    if isinstance(events, str):
+        events = paths.resolve(events, "events")
+    folder = prepare(events, chosen, data.cache_dir, data.seed)
+    log, users = open_events(folder), user_ids(folder)
+    index = ranked.indices(log.ids)
+    _report_unknown(index, log.ids, ranked.ids)
+    last = np.searchsorted(log.users, np.arange(len(users)), "right") - 1  # stream of each user
+    progress = Progress("recommending", len(users), unit="users", size=1)
+
+    def parts() -> Iterator[pa.Table]:
+        for first in range(0, len(users), _USERS):
+            streams = last[first : first + _USERS]
+            begin, end = log.starts[streams], log.starts[streams + 1]
+            begin = np.maximum(begin, end - latest) if latest else begin
+            rows = (index[log.items[a:b]] for a, b in zip(begin, end, strict=True))
+            histories = [items[items >= 0] for items in rows]
+            best = ranked.best(histories, k, exclude_seen, progress.step)
+            exists = best.items >= 0
+            row, rank = np.nonzero(exists)
+            yield arrow().table(
+                {
+                    "user": users.take(arrow().array(first + row)),
+                    "rank": arrow().array(rank + 1, arrow().int32()),
+                    "item": arrow().array(ranked.ids[best.items[exists]].tolist()),
+                    "score": arrow().array(best.scores[exists]),
+                }
+            )
+
+    _write(parts(), target)
+    return len(users)
+
+
+def _report_unknown(index: np.ndarray, ids: Sequence[Any], known: np.ndarray) -> None:
+    """Counts the items that the model does not know; none may be left.
+
+    Raises:
+      ValueError: the model knows none of them.
+    """
+    unknown = int((index < 0).sum())
+    if unknown == len(index):
+        shown = f"{ids[0]!r}, and those of the model are like {known.tolist()[0]!r}"
+        raise ValueError(
+            f"the model knows none of the {len(ids):,} items: they are like {shown}. Name the "
+            "column of items with --item, and bring ids to the same form"
+        )
+    if unknown:
+        shown = ids[int(np.flatnonzero(index < 0)[0])]
+        text = "%s of %s items are unknown to the model, such as %r: their events are left out."
+        logging.warning(text, f"{unknown:,}", f"{len(index):,}", shown)
+
+
+def _write(parts: Iterator[pa.Table], target: Path) -> None:
+    """Writes tables to one file, completely or not at all."""
+    pa = arrow()
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    make = pa.parquet.ParquetWriter if target.suffix == ".parquet" else pa.csv.CSVWriter
+    try:
+        first = next(parts)
+        with make(temporary, first.schema) as writer:
+            writer.write_table(first)
+            for part in parts:
+                writer.write_table(part)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command after the flags are parsed; returns the exit code."""
+    del argv
+    logging.set_verbosity(logging.INFO)
+    terminal.plain_logs()
+    asked = flags.FLAGS
+    try:
+        for name in ("workdir", "events", "out"):
+            if not asked[name].value:
+                raise ValueError(f"--{name} is missing: give --workdir, --events and --out")
+        logging.info("%s", environment.prepare())
+        environment.find_devices()
+        given = {name: asked[name].value for name in _COLUMNS}
+        columns = {name: value for name, value in given.items() if value is not None}
+        options = asked.k, asked.exclude_seen, asked.latest
+        model = open_model(asked.workdir)
+        users = recommend_all(model, asked.events, asked.out, *options, columns)
+        logging.info("%s: %d items for each of %s users.", asked.out, asked.k, f"{users:,}")
+    except Stopped as stopped:
+        logging.warning("Stopped: %s.", stopped)
+        return EXIT_PREEMPTED
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        logging.error("%s", environment.in_words(error))
+        return 1
+    return 0
+
+
+def define_flags() -> None:
+    """Defines the flags of the command."""
+    flags.DEFINE_string("workdir", "", "Workdir of a trained model that ranks items.")
+    flags.DEFINE_string("events", "", "File of events, or a folder of such files.")
+    flags.DEFINE_string("out", "", "File to write: .parquet or .csv.")
+    flags.DEFINE_integer("k", 10, "Items of each user.", lower_bound=1)
+    flags.DEFINE_bool("exclude_seen", True, "Leaves out items that the user has already.")
+    flags.DEFINE_integer("latest", 0, "Latest events of a user that count; 0: all.", lower_bound=0)
+    for name in _COLUMNS:
+        help_text = f"See config.data.table.{name}; by default that of the run."
+        flags.DEFINE_string(name, None, help_text)
+
+
+def cli() -> None:
+    """Runs the command `python -m rmjax.recommend`."""
+    define_flags()
+    configs.import_modules(sys.argv)
+    configs.answer_help(sys.argv)
+    app.run(main, flags_parser=configs.parse_flags)
