@@ -24,6 +24,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = configs.base()
     config.data.name = "table"
     config.data.segment_length = 10
+    config.train.new_items = "mean"
     if "local" in chosen:
         machine, train = config.machine, config.train
         machine.dim, machine.layers, machine.heads, machine.slots = 32, 1, 2, 10

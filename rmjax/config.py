@@ -170,6 +170,9 @@ _FIELDS: dict[str, Field] = {
     "train.steps": Field(2000, at_least(1), "training steps"),
     "train.start_from": Field("", a_workdir,
         "workdir of a run whose best parameters are the initial values; empty: random values"),
+    "train.new_items": Field("refuse", one_of("refuse", "mean", "draw"),
+        "items that the run of start_from does not have. refuse: an error; mean: their rows begin "
+        "at the mean of their neighbours in the streams; draw: at random values"),
     "train.batch_size": Field(32, at_least(1), "streams in a step, over all devices"),
     "train.eval_batch_size": Field(64, at_least(1),
         "streams in an evaluation step, over all devices"),

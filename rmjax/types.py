@@ -310,6 +310,11 @@ class Task(Protocol):
         return None
 
     @property
+    def item_arrays(self) -> tuple[tuple[str, ...], ...]:
+        """Paths of all arrays in the parameters that have one row for each item id."""
+        return () if self.table is None else (self.table,)
+
+    @property
     def rehearses(self) -> bool:
         """Whether `rehearsals` is defined."""
         return False

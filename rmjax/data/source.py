@@ -244,6 +244,20 @@ class Source(abc.ABC):
         """
         return None
 
+    def neighbours(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Finds what stands beside some items in the streams of the training part.
+
+        A run that starts from another one begins the rows of new items with it, see
+        `config.train.new_items`.
+
+        Args:
+          items: bool [num_items], the items in question.
+
+        Returns:
+          Pairs (item, neighbour), i64 [n] each. The neighbours are other items. Default: none.
+        """
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+
     def describe(self) -> Description:
         """Collects what a task needs to know of the source. A run stores it with the model.
 
@@ -338,6 +352,10 @@ class Wrapper(Source):
     def also(self, split: str) -> np.ndarray | None:
         """See `Source.also`."""
         return self._source.also(split)
+
+    def neighbours(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `Source.neighbours`."""
+        return self._source.neighbours(items)
 
     def describe(self) -> Description:
         """See `Source.describe`."""

@@ -19,7 +19,6 @@ from absl import logging
 from rmjax.data.source import Description, Source, id_array
 from rmjax.io import text
 from rmjax.run.kept import read_config
-from rmjax.types import Params
 
 if TYPE_CHECKING:
     from rmjax.data.texts.streams import Texts
@@ -149,18 +148,21 @@ def with_items(workdir: Path, description: Description) -> Description:
     return dataclasses.replace(description, numbering=numbering, popularity=counts)
 
 
-def match_items(workdir: Path, source: Source | Texts, name: str) -> np.ndarray | None:
+def match_items(
+    workdir: Path, source: Source | Texts, name: str, new_items: str = "refuse"
+) -> np.ndarray | None:
     """Finds the rows of a source's items in the tables of a run.
 
     Args:
       workdir: of the run.
       source: the data.
       name: what errors call the run.
+      new_items: 'refuse' is an error if the items differ; see `config.train.new_items`.
 
     Returns:
-      i64 [num_items], the run's row of every item; None if every row is in its place. Also None,
-      with a warning, if the run kept no ids and has as many items; and None if nothing was trained
-      in the workdir, which is an error for the callers that need parameters.
+      i64 [num_items], the run's row of every item, -1 for a new one; None if every row is in its
+      place. Also None, with a warning, if the run kept no ids and has as many items; and None if
+      nothing was trained in the workdir, which is an error for the callers that need parameters.
 
     Raises:
       ValueError: words, answers or items differ; says how many items are missing or new, and names
@@ -180,7 +182,8 @@ def match_items(workdir: Path, source: Source | Texts, name: str) -> np.ndarray 
     if all(str(numbering).startswith(_IDS) for numbering in (before, digest)):
         ids = outside_ids(source)
         assert ids is not None
-        return _rows_of(read_items(workdir, str(before))[0], ids.tolist(), name, cure)
+        kept = read_items(workdir, str(before))[0]
+        return _rows_of(kept, ids.tolist(), name, new_items == "refuse")
     if trained_on.get("items", source.num_items) != source.num_items:
         sizes = f"data of {trained_on['items']} items, config.data has {source.num_items}"
         raise ValueError(f"{name} was trained on {sizes}: {cure}")
@@ -194,17 +197,21 @@ def match_items(workdir: Path, source: Source | Texts, name: str) -> np.ndarray 
 
 
 def _rows_of(
-    old: list[int] | list[str], new: list[int] | list[str], name: str, cure: str
+    old: list[int] | list[str], new: list[int] | list[str], name: str, refuse: bool
 ) -> np.ndarray:
-    """The row in `old` of every id in `new`; raises ValueError unless both have the same ids."""
+    """The row in `old` of every id in `new`, or -1. With `refuse`, other ids are a ValueError."""
     row = {id_: k for k, id_ in enumerate(old)}
     missing, fresh = sorted({*old}.difference(new)), sorted({*new}.difference(old))
-    if missing or fresh:
+    if (missing or fresh) and refuse:
         raise ValueError(
             f"{name} was trained on other items: {_some(missing)} of its {len(old):,} ids are not "
-            f"in config.data, and {_some(fresh)} ids of config.data are new: {cure}"
+            f"in config.data, and {_some(fresh)} ids of config.data are new: use the data it was "
+            "trained on, or set config.train.new_items with config.train.start_from"
         )
-    return np.array([row[id_] for id_ in new])
+    if missing or fresh:
+        text = "%s: %s ids are new, and %s of its %s ids are in the data no more."
+        logging.info(text, name, _some(fresh), _some(missing), f"{len(old):,}")
+    return np.array([row.get(id_, -1) for id_ in new])
 
 
 def _some(ids: list[int] | list[str]) -> str:
@@ -227,17 +234,38 @@ def refuse_other_items(workdir: Path, source: Source | Texts) -> None:
         raise ValueError(f"{workdir} holds a run on the same items in another order: {cure}")
 
 
-def move_rows(params: Params, table: tuple[str, ...], rows: np.ndarray) -> Params:
-    """Reorders an item table.
+def move_rows(old: np.ndarray, rows: np.ndarray, fresh: np.ndarray) -> np.ndarray:
+    """Reorders an array with one row for each item.
 
     Args:
-      params: the parameters.
-      table: path of the table in them, see `Task.table`.
-      rows: i64 [num_items], the row that each place receives.
+      old: [items of the other run, ...].
+      rows: i64 [num_items], the row of `old` that each place receives; -1: that of `fresh`.
+      fresh: [num_items, ...].
 
     Returns:
-      The parameters with the new table.
+      [num_items, ...].
     """
-    if not table:
-        return params[rows]
-    return params | {table[0]: move_rows(params[table[0]], table[1:], rows)}
+    known = (rows >= 0).reshape(-1, *[1] * (old.ndim - 1))
+    return np.where(known, old[rows], fresh)
+
+
+def mean_of_neighbours(
+    table: np.ndarray, pairs: tuple[np.ndarray, np.ndarray], new: np.ndarray
+) -> np.ndarray:
+    """Begins the rows of new items at the mean of the rows of their neighbours.
+
+    Args:
+      table: [num_items, ...], one row for each item.
+      pairs: of `Source.neighbours`.
+      new: bool [num_items].
+
+    Returns:
+      The table. New items without neighbours keep their rows.
+    """
+    item, neighbour = pairs
+    count = np.bincount(item, minlength=len(table))
+    total = np.zeros(table.shape, np.float64)
+    np.add.at(total, item, table[neighbour])
+    mean = total / np.maximum(count, 1).reshape(-1, *[1] * (table.ndim - 1))
+    begins = (new & (count > 0)).reshape(-1, *[1] * (table.ndim - 1))
+    return np.where(begins, mean, table).astype(table.dtype)

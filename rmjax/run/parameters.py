@@ -12,8 +12,9 @@ from absl import logging
 
 from rmjax.data.source import Source
 from rmjax.io.checkpoint import Checkpoints
-from rmjax.run.items import match_items, move_rows
-from rmjax.types import Params, Task
+from rmjax.run.items import match_items, mean_of_neighbours, move_rows
+from rmjax.run.kept import read_config
+from rmjax.types import Params, Task, at, replace_at
 
 if TYPE_CHECKING:
     from rmjax.data.texts.streams import Texts
@@ -71,13 +72,21 @@ def read_teacher(workdir: Path, source: Source | Texts, task: Task) -> Params:
     return _moved(params, task, rows, name)["sampler"]
 
 
-def read_start(workdir: Path, source: Source | Texts, task: Task) -> Params:
+def read_start(
+    workdir: Path,
+    source: Source | Texts,
+    task: Task,
+    new_items: str = "refuse",
+    fresh: Params | None = None,
+) -> Params:
     """Reads the best parameters of another run, with which this run begins.
 
     Args:
       workdir: of the other run.
       source: the data of this run.
       task: the task of this run.
+      new_items: see `config.train.new_items`.
+      fresh: drawn parameters of the task, for the rows of new items; None: those are zeros.
 
     Returns:
       The parameters, with the rows of items in the order of `source`.
@@ -87,9 +96,12 @@ def read_start(workdir: Path, source: Source | Texts, task: Task) -> Params:
       ValueError: the run was trained on other data (as `match_items`), or has other parameters.
     """
     name = f"config.train.start_from = {str(workdir)!r}"
-    rows = match_items(workdir, source, name)
+    rows = match_items(workdir, source, name, new_items)
     try:
-        params = read_best(workdir / "model", jax.eval_shape(task.init, jax.random.key(0)))
+        like = jax.eval_shape(task.init, jax.random.key(0))
+        if rows is not None:
+            like = _resized(like, task, read_config(workdir)[1]["items"])
+        params = read_best(workdir / "model", like)
     except ValueError as error:
         cure = "give both runs the same machine, reason and rehearsal"
         raise ValueError(
@@ -99,17 +111,43 @@ def read_start(workdir: Path, source: Source | Texts, task: Task) -> Params:
         raise FileNotFoundError(
             f"{name} has no checkpoint of the model: name a workdir that was trained"
         )
-    return _moved(params, task, rows, name)
+    params = _moved(params, task, rows, name, fresh)
+    if rows is None or new_items != "mean" or not (rows < 0).any():
+        return params
+    assert isinstance(source, Source)  # texts have no ids from outside
+    pairs = source.neighbours(rows < 0)
+    beside = len(np.unique(pairs[0]))
+    text = "%s: %d of %d new items begin at the mean of their neighbours, the others at random."
+    logging.info(text, name, beside, (rows < 0).sum())
+    for path in task.item_arrays:
+        table = mean_of_neighbours(at(params, path), pairs, rows < 0)
+        params = replace_at(params, path, table)
+    return params
 
 
-def _moved(params: Params, task: Task, rows: np.ndarray | None, name: str) -> Params:
-    """The parameters with the rows of the item table in the order of this run."""
+def _resized(like: Params, task: Task, items: int) -> Params:
+    """The shapes of the parameters with another number of items."""
+    for path in task.item_arrays:
+        leaf = at(like, path)
+        shape = jax.ShapeDtypeStruct((items, *leaf.shape[1:]), leaf.dtype)
+        like = replace_at(like, path, shape)
+    return like
+
+
+def _moved(
+    params: Params, task: Task, rows: np.ndarray | None, name: str, fresh: Params | None = None
+) -> Params:
+    """The parameters with the rows of all items in the order of this run."""
     if rows is None:
         return params
-    assert task.table is not None
-    moved = int((rows != np.arange(len(rows))).sum())
+    moved = int(((rows != np.arange(len(rows))) & (rows >= 0)).sum())
     logging.info("%s: %d of %d rows move, each to the place of its id.", name, moved, len(rows))
-    return move_rows(params, task.table, rows)
+    for path in task.item_arrays:
+        old = at(params, path)
+        blank = np.zeros((len(rows), *old.shape[1:]), old.dtype)
+        drawn = blank if fresh is None else np.asarray(at(fresh, path))
+        params = replace_at(params, path, move_rows(old, rows, drawn))
+    return params
 
 
 def read_best(folder: Path, like: Params) -> Params | None:

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from rmjax import config as configs
 from rmjax.io import atomic
+from rmjax.run import kept
 from rmjax.run.reporting import short
 
 Series = dict[str, list[tuple[int, float]]]  # name -> (step, value)
@@ -45,17 +46,17 @@ class Figure(NamedTuple):
     series: Series
 
 
-def write(workdir: Path, config: ConfigDict, tables: Mapping[str, Rows]) -> None:
+def write(workdir: Path, tables: Mapping[str, Rows]) -> None:
     """Writes report.html, and learning_curve.png if matplotlib is installed.
 
     Args:
       workdir: of a run; the curves are those of its metrics.jsonl, if there is one.
-      config: of the run.
       tables: {title: rows}, values by name.
 
     Raises:
       OSError: the workdir cannot be written to.
     """
+    config, _ = kept.read_config(workdir)
     figures = read_figures(workdir / "metrics.jsonl")
     atomic.write(workdir / "report.html", page(workdir.name, config, tables, figures))
     save_curves(workdir / "learning_curve.png", figures)

@@ -267,7 +267,7 @@ def fresh_state(run: Run, stage: Stage, frozen: Params = ()) -> TrainState:
         state = dataclasses.replace(state, carry=carry)
     start = stage.name == "model" and run.config.train.start_from
     if start:
-        state = dataclasses.replace(state, params=read_start(run, stage))
+        state = dataclasses.replace(state, params=read_start(run, stage, state.params))
     elif tasks.is_sequence(run.config) and run.config.model.pretrained:
         state = dataclasses.replace(state, params=sequences.pretrained(run.config, state.params))
     rows: np.ndarray | None = None
@@ -340,10 +340,11 @@ def check_start(run: Run, stage: Stage) -> None:
         read_start(run, stage)
 
 
-def read_start(run: Run, stage: Stage) -> Params:
+def read_start(run: Run, stage: Stage, fresh: Params | None = None) -> Params:
     """Reads the parameters at `train.start_from`, see `parameters.read_start`."""
     start = paths.resolve(run.config.train.start_from, "config.train.start_from")
-    return parameters.read_start(start, run.source, stage.task)
+    new_items = run.config.train.new_items
+    return parameters.read_start(start, run.source, stage.task, new_items, fresh)
 
 
 def open_checkpoints(run: Run, stage: Stage) -> Checkpoints:

@@ -127,7 +127,7 @@ def train(
         rows = test(run, stage.task, mapped, params)
         kept.write_whole(results, json.dumps(rows, indent=1))
         if jax.process_index() == 0:
-            report.write(run.workdir, config, {"Test": named(rows)})
+            report.write(run.workdir, {"Test": named(rows)})
         return rows
 
 

@@ -41,6 +41,11 @@ class Ranking:
     exclude_seen: bool = False
     block: int = 0
 
+    def item_arrays(self, head: str) -> tuple[tuple[str, ...], ...]:
+        """Paths of the head's arrays with one row for each item, if `head` names the head."""
+        chosen = {"embed": self.own, "bias": self.bias}
+        return tuple((head, name) for name, exists in chosen.items() if exists)
+
     def asked(self, batch: Batch) -> Batch:
         """The batch as the reader sees it: with `last`, a question is the last item before it.
 

@@ -67,6 +67,12 @@ class Reasoning(Task):
         return None if self.machine.table is None else ("machine", *self.machine.table)
 
     @property
+    def item_arrays(self) -> tuple[tuple[str, ...], ...]:
+        """Paths of all arrays with one row for each item id, see `rmjax.types.Task`."""
+        ranking = self.answers.ranking
+        return super().item_arrays + (() if ranking is None else ranking.item_arrays("head"))
+
+    @property
     def rehearses(self) -> bool:
         """Whether a rehearsal loss has a weight."""
         return self.rehearsal.active

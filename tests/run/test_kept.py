@@ -15,7 +15,7 @@ import pytest
 
 from rmjax import tasks
 from rmjax.data import make_source
-from rmjax.data.source import Description
+from rmjax.data.source import Description, Questions
 from rmjax.registry import MACHINES
 from rmjax.run import evaluate, items, kept, parameters, resume, stages, training
 from rmjax.run.workdir import Preemption
@@ -182,18 +182,21 @@ def test_worlds_with_as_many_items_are_distinguished(tmp_path):
     assert names[0] != names[1]
 
 
-@pytest.mark.parametrize("kind", [*MACHINES, "teacher"])
-def test_only_the_item_table_has_rows_of_items(kind):
-    """`move_rows` moves only that table."""
+@pytest.mark.parametrize("kind", [*MACHINES, "teacher", "ranking"])
+def test_all_arrays_with_rows_of_items_are_named(kind):
+    """Only these follow the items into another order, see `parameters.read_start`."""
     count = 61  # no other size is equal to this
-    source = Description(num_items=count, max_items=40)
-    config = tiny(**{} if kind == "teacher" else {"machine.kind": kind})
+    ranks = Questions("kind", kinds=1, answer="item", metric="ndcg@10")
+    questions = ranks if kind == "ranking" else Questions()
+    source = Description(num_items=count, max_items=40, questions=questions)
+    config = tiny(**{"machine.kind": kind} if kind in MACHINES else {})
     make = tasks.make_teacher if kind == "teacher" else tasks.make_task
     task = make(config, source)
     shapes = jax.eval_shape(task.init, jax.random.key(0))
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
     tables = [path for path, leaf in leaves if count in leaf.shape]
-    assert [tuple(key.key for key in path) for path in tables] == [task.table]
+    named = [tuple(key.key for key in path) for path in tables]
+    assert sorted(named) == sorted(task.item_arrays) and task.table in named
 
 
 def test_a_config_with_a_number_too_large_for_a_float_is_named(tmp_path):

@@ -328,6 +328,23 @@ class Table(Source):
             filled[name][place] = values.ravel()
         return filled
 
+    def neighbours(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `Source.neighbours`: the events right before and right after in a stream."""
+        events, train = self.events, training_part(self.events, self._until)
+        pairs = []
+        for part in slices(len(events.items)):
+            places = np.flatnonzero(items[events.items[part]] & train[part]) + part.start
+            stream = np.searchsorted(events.starts, places, "right") - 1
+            for step in (-1, 1):
+                beside = np.clip(places + step, 0, len(train) - 1)
+                inside = (beside >= events.starts[stream]) & (beside < events.starts[stream + 1])
+                chosen = inside & train[beside] & ~items[events.items[beside]]
+                pairs.append((events.items[places[chosen]], events.items[beside[chosen]]))
+        one, other = (
+            np.concatenate(column).astype(np.int64) for column in zip(*pairs, strict=True)
+        )
+        return one, other
+
     def log(self) -> None:
         """Logs what was read, what was left out and why, and who is asked."""
         events, first = self.events, self.settings.first

@@ -1,0 +1,96 @@
+"""A run that starts from last week's run on a table with new items: rows follow their ids."""
+
+from __future__ import annotations
+
+import logging
+
+import jax
+import numpy as np
+import pytest
+
+import rmjax
+from rmjax import tasks
+from rmjax.run import parameters
+from tests.runs import PLAIN, tiny
+from tests.small import noise
+
+KEYS = {"machine.kind": "gru", "ranking.table": "own", "data.segment_length": 4}
+KEYS |= PLAIN | {"train.steps": 1, "train.eval_every": 1, "train.save_every": 1}
+
+
+def week(rng, users, items, first_day):
+    """Rows of events: every user has 12 of them, on days that begin with `first_day`."""
+    return [
+        (u, items[i], first_day + t)
+        for u in range(users)
+        for t, i in enumerate(rng.integers(0, len(items), 12))
+    ]
+
+
+def opened(rows, cache):
+    user, item, time = (list(column) for column in zip(*rows, strict=True))
+    events = {"user_id": user, "item_id": item, "timestamp": time}
+    sizes = dict(first=4, every=4, segment_length=4, max_items=0, split="last")
+    return rmjax.open_table(events, cache_dir=str(cache), **sizes)
+
+
+@pytest.fixture(scope="module")
+def weeks(tmp_path_factory):
+    """The workdir of the first week, and the sources of both weeks."""
+    folder, rng = tmp_path_factory.mktemp("weeks"), np.random.default_rng(0)
+    old = [f"m{k}" for k in range(9)]
+    rows = week(rng, 12, old, 0)
+    first = opened(rows, folder / "cache")
+    # 'a' comes before all old items, so that every index moves; 'z' has no neighbour that is old.
+    rows += week(rng, 12, ["a", *old], 100)
+    rows += [(99, "z", 150 + t) for t in range(12)]
+    rmjax.fit(tiny(**KEYS), folder / "run", source=first)
+    return folder / "run", first, opened(rows, folder / "cache")
+
+
+@pytest.mark.parametrize("new_items", ["mean", "draw"])
+def test_rows_follow_their_ids_and_new_ones_begin_as_asked(weeks, new_items, caplog):
+    workdir, first, second = weeks
+    config = tiny(**KEYS)
+    task = tasks.make_task(config, second)
+    fresh = noise(task.init)
+    old = parameters.read_model(workdir, tasks.make_task(config, first))
+    with caplog.at_level(logging.INFO, "absl"):
+        new = parameters.read_start(workdir, second, task, new_items, fresh)
+    assert "2 (such as a, z) ids are new" in caplog.text
+    index = {one: k for k, one in enumerate(second.numbering)}
+    places = [index[one] for one in first.numbering]
+    events, train = second.events, np.zeros(len(second.events.items), bool)
+    for begin, end in zip(events.starts[:-1], second._until, strict=True):
+        train[begin:end] = True
+    beside = []
+    for begin, end in zip(events.starts[:-1], events.starts[1:], strict=True):
+        stream = [i for i, kept in zip(range(begin, end), train[begin:end], strict=True) if kept]
+        for one, other in zip(stream[:-1], stream[1:], strict=True):
+            pair = events.items[one], events.items[other]
+            beside += [
+                b for a, b in (pair, pair[::-1]) if a == index["a"] and b not in (a, index["z"])
+            ]
+    assert beside
+    for path in (("machine", "embed"), ("head", "embed"), ("head", "bias")):
+        before, after, drawn = (tree[path[0]][path[1]] for tree in (old, new, fresh))
+        np.testing.assert_array_equal(after[places], before)
+        np.testing.assert_array_equal(after[index["z"]], drawn[index["z"]])
+        mean = after[beside].mean(0) if new_items == "mean" else drawn[index["a"]]
+        np.testing.assert_allclose(after[index["a"]], mean, rtol=1e-5, atol=1e-6)
+    others = [tree["machine"]["gru"] for tree in (old, new)]
+    jax.tree.map(np.testing.assert_array_equal, *others)
+
+
+def test_new_items_are_refused_unless_a_key_says_how_they_begin(weeks):
+    workdir, _, second = weeks
+    task = tasks.make_task(tiny(**KEYS), second)
+    with pytest.raises(ValueError, match=r"0 of its 9 ids .*, and 2 \(such as a, z\) .*new_items"):
+        parameters.read_start(workdir, second, task)
+
+
+def test_a_second_week_trains_from_the_first(weeks, tmp_path):
+    workdir, _, second = weeks
+    config = tiny(**KEYS, **{"train.start_from": str(workdir), "train.new_items": "mean"})
+    assert rmjax.fit(config, tmp_path / "run", source=second)[0]["memory"] == "gru"
+    assert rmjax.open_model(tmp_path / "run").recommend(["m1", "a", "m2"], k=2)
