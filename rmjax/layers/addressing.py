@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from rmjax.types import Array
 
 EPSILON = 1e-6  # inside the root of a norm, so that an empty slot has a finite gradient
-TIE = 1e-6  # usages that differ by less are equal
+TIE = 1e-6  # usages that differ by less are equal, see `allocate`
 
 
 def cosine(memory: Array, keys: Array) -> Array:
@@ -68,9 +68,9 @@ def allocate(usage: Array) -> Array:
     """Weights over slots that prefer the least used: a_t.
 
     In rising order of usage a slot gets (1 - its usage) times the product of the usages before it.
-    That product is the exponential of a sum over pairs of slots, so only ranks are sorted. Slots
-    that nothing tells apart keep their order: the usages of such slots differ by rounding, which
-    may be another one when the backward pass computes them again.
+    The product is the exponential of a sum over pairs of slots. Of equal slots the first comes
+    first. Usages that differ by rounding alone count as equal: the backward pass computes them
+    again, with other rounding, and must find the same order.
 
     Args:
       usage: f32 [..., K] in [0, 1].
