@@ -34,7 +34,8 @@ same = chex.assert_trees_all_equal
 
 
 CASES = [
-    pytest.param(n, marks=pytest.mark.slow if n == "rehearsal-bigru" else ()) for n in MACHINES
+    pytest.param(n, marks=pytest.mark.slow if n in ("rehearsal-bigru", "nutm") else ())
+    for n in MACHINES
 ]
 
 

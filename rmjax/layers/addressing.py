@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from rmjax.types import Array
 
 EPSILON = 1e-6  # inside the root of a norm, so that an empty slot has a finite gradient
+TIE = 1e-6  # usages that differ by less are equal, see `allocate`
 
 
 def cosine(memory: Array, keys: Array) -> Array:
@@ -67,7 +68,9 @@ def allocate(usage: Array) -> Array:
     """Weights over slots that prefer the least used: a_t.
 
     In rising order of usage a slot gets (1 - its usage) times the product of the usages before it.
-    The product is the exponential of a sum over pairs of slots, which needs no sort.
+    The product is the exponential of a sum over pairs of slots. Of equal slots the first comes
+    first. Usages that differ by rounding alone count as equal: the backward pass computes them
+    again, with other rounding, and must find the same order.
 
     Args:
       usage: f32 [..., K] in [0, 1].
@@ -76,10 +79,10 @@ def allocate(usage: Array) -> Array:
       f32 [..., K], which sum to at most 1.
     """
     usage = EPSILON + (1.0 - EPSILON) * usage  # no product is zero
-    one, other = usage[..., :, None], usage[..., None, :]
-    earlier = jnp.tri(usage.shape[-1], k=-1, dtype=bool)  # of equal slots the first comes first
-    before = (other < one) | ((other == one) & earlier)
-    return (1.0 - usage) * jnp.exp(jnp.where(before, jnp.log(other), 0.0).sum(-1))
+    in_order = TIE * jnp.arange(usage.shape[-1])
+    rank = jnp.argsort(jnp.argsort(jax.lax.stop_gradient(usage) + in_order))
+    before = rank[..., None, :] < rank[..., :, None]
+    return (1.0 - usage) * jnp.exp(jnp.where(before, jnp.log(usage)[..., None, :], 0.0).sum(-1))
 
 
 def erase_and_add(memory: Array, weights: Array, erase: Array, value: Array) -> Array:

@@ -82,11 +82,7 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
         losses = objectives.recollection(recalled, target, others, same, drawn)
         return objectives.over_fragments(*losses)
 
-    access = mann.Access(
-        blocks=s.memory_blocks,
-        extra=1,
-        look=look,
-        loss=loss if s.refresh_rate else None,
-        init_loss=init_loss if s.refresh_rate else mann.Access().init_loss,
-    )
+    access = mann.Access(blocks=s.memory_blocks, extra=1, look=look)
+    if s.refresh_rate:
+        access = access._replace(loss=loss, init_loss=init_loss)
     return mann.make(num_items, settings, context, access)

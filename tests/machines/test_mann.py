@@ -101,6 +101,11 @@ def test_allocation(kind):
     assert weights <= 1 + 1e-6 and np.isfinite(slopes).all()
 
 
+def test_usages_that_differ_by_rounding_are_equal():
+    usage = jnp.full(5, 0.25).at[::2].add(-6e-8)
+    close(addressing.allocate(usage), oracle.allocation(np.full(5, 0.25)))
+
+
 def test_an_empty_memory_is_like_nothing_and_has_finite_gradients():
     memory, key, strength = jnp.zeros((3, 4)), jnp.ones((1, 4)), jnp.ones(1)
     weights, back = jax.vjp(addressing.content, memory, key, strength)
