@@ -129,7 +129,10 @@ def read_by_a_probe(tmp_path: Path) -> set[str]:
     config = Recorder(tiny(**FAST | {"train.steps": 1}))
     training.train(config, tmp_path / "probed")
     probe.measure(config, tmp_path / "probed")
-    return config.read
+    again = Recorder(tiny(**FAST | {"train.start_from": str(tmp_path / "probed")}))
+    run = stages.Run(again, tmp_path, make_source(again.data, 0), Preemption())
+    stages.check_start(run, stages.model_stage(run))
+    return config.read | again.read
 
 
 def test_every_key_is_read(tmp_path):
