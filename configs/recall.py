@@ -24,7 +24,7 @@ The machine is not the paper's in four points. A bidirectional GRU encodes segme
 Eq. 1 is over items, slots keep an identity, and items choose their slots more sharply. With the
 paper's Transformer and softmax over slots the accuracy at 4 pairs stays at that of a guess among
 the values of the stream for 2,000 steps, without rehearsal. `buffer` cannot solve this task at
-all: it keeps items without their order.
+all: it reads items without their order.
 
 Hardware and time: a run of `:local` takes 2 to 3.5 minutes on one busy CPU core, mostly compiling.
 
