@@ -22,7 +22,17 @@ is for tests.
 
 The machine is not the paper's in four points. A bidirectional GRU encodes segments, the softmax of
 Eq. 1 is over items, slots keep an identity, and items choose their slots more sharply. With the
-paper's Transformer and softmax over slots nothing binds a key to its value within minutes.
+paper's Transformer and softmax over slots the accuracy at 4 pairs stays at that of a guess among
+the values of the stream for 2,000 steps, without rehearsal. `buffer` cannot solve this task at
+all: it reads items without their order.
+
+Hardware and time: a run of `:local` takes 2 to 3.5 minutes on one busy CPU core, mostly compiling.
+
+Score: accuracy at `:local` for 2, 4, 8 and 16 pairs, one seed: RM 0.968, 0.905, 0.810, 0.645; CM
+0.950, 0.844, 0.696, 0.558; both GRUs of the table 0.55, 0.34, 0.25, 0.19, as a reader that knows
+the values alone. Multi-hop Reason, which keeps all items, is right in every case, also at
+`:joint,local`, where RM does not rise above 0.30 in 1,350 steps. Scores at the sizes of the papers
+were not measured here.
 """
 
 from ml_collections import ConfigDict

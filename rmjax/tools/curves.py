@@ -122,7 +122,7 @@ def keep(made: Sequence[Curve], unit: str, workdir: Path, title: str) -> None:
         missing = "matplotlib is not installed (pip install 'rmjax[plots]')"
         logging.info("no %s: %s", workdir / "curve.png", missing)
         return
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
     for c in made:
         if c.state is None:
@@ -135,5 +135,5 @@ def keep(made: Sequence[Curve], unit: str, workdir: Path, title: str) -> None:
     axes.set_xticks(points, map(str, points))
     axes.set(xlabel=f"number of{unit}", ylabel="test accuracy", ylim=(0, 1.02), title=title)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(workdir / "curve.png", dpi=120)

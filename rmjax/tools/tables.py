@@ -313,7 +313,7 @@ TABLES = {
     "capacity": Table(
         "Accuracy by the number of pairs",
         {
-            "Multi-Hop Reason": Row({"machine.kind": "multihop_reason"}),
+            "Multi-Hop Reason (all items)": Row({"machine.kind": "multihop_reason"}),
             "GRU": Row({"machine.kind": "gru"}),
             "GRU of 128": Row({"machine.kind": "gru", "machine.dim": 128}),
             "RM": Row({"machine.kind": "rehearsal"}),

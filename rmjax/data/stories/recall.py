@@ -8,7 +8,8 @@ in every context of the stream, so neither of them alone tells the value.
 Both papers ask within the stream. Here all questions come after it, so that a memory answers them:
 
 - MQAR draws how far a question lies behind its pair. Here this is the distance of a pair from the
-  end of the stream, see `Settings.length`.
+  end of the stream, and blanks fill the rest (`Settings.power`, `Settings.length`).
+- MQAR's values differ within a stream. Here they are independent, as in joint recall.
 - Joint recall writes a context once before its keys. Here the context stands before every key, so
   that a segment holds all that it needs, and the order is random.
 """
@@ -25,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from rmjax.data.source import SPLITS, Examples, Generated, Questions, Source, hash64
+from rmjax.data.source import SPLITS, Examples, Questions, Source, hash64
 from rmjax.registry import above, at_least, setting
 
 _QUARTERS = ("0-25%", "25-50%", "50-75%", "75-100%")
@@ -131,7 +132,7 @@ class Drawn(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Recall(Generated):
+class Recall(Source):
     """A source of streams of pairs. All questions come after the stream.
 
     Item ids: the keys, then the values, then the contexts, then the blank. Stream i has size
