@@ -12,6 +12,7 @@ r <= k. Where every basket has one item, recall@k equals HR@k.
 Sampled metrics rank the right item among itself and `SAMPLED` other items, as some papers do. They
 are much higher, and order models otherwise than the metrics over all items (Krichene and Rendle
 2020). Here they are expectations over uniform draws with replacement, computed from the rank r.
+They take all other items for competitors, also where seen items are left out of the rank.
 """
 
 from __future__ import annotations
