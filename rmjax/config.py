@@ -139,9 +139,9 @@ _FIELDS: dict[str, Field] = {
     "reason.hops": Field(1, at_least(1), "attention hops over the slots"),
     "reason.head": Field("linear", one_of("linear", "mlp"), "layers between answer and scores"),
     # ranking, where an item is the answer
-    "ranking.question": Field("next", one_of("next", "last"),
-        "what the reader is asked: a learned question, so that it knows the memory alone; or the "
-        "last item before the question, beside the memory"),
+    "ranking.question": Field("last", one_of("next", "last"),
+        "what the reader is asked; last: the last item before the question, beside the memory; "
+        "next: a learned question, so that it knows the memory alone"),
     "ranking.table": Field("own", one_of("own", "shared"),
         "item table that the scores come from: one of their own, which learns better what follows "
         "what; or the one that the memory reads, which halves the parameters"),

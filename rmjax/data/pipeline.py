@@ -351,7 +351,7 @@ def _batch_maker(
             own |= {name: own[name][:, :segments] for name in ("items", "item_mask")}
         else:
             items, lengths = own["items"], own.pop("length")
-            if source.questions.answer == "item":
+            if source.questions.answer == "item":  # a stream cut into segments says it itself
                 every = np.broadcast_to(lengths[:, None], own["query_mask"].shape)
                 own["items_before"] = every if source.positions_at_end else own["position"]
             own["items"], own["item_mask"] = segment(items, lengths, segment_length)

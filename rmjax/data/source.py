@@ -177,7 +177,8 @@ class Source(abc.ABC):
             `positions_at_end`.
 
           Streams that are already cut into segments have items [B, T, N] (or f32 [B, T, N, F])
-          and item_mask bool [B, T, N] in place of length. Their position counts segments.
+          and item_mask bool [B, T, N] in place of length. Their position counts segments. If an
+          item is the answer, they add items_before i32 [B, Q]: the places before each question.
 
           Other fields of `rmjax.Batch` (word_mask, candidates, ...) may be added; their shapes
           are those of `rmjax.Batch`.

@@ -12,6 +12,7 @@ r <= k. Where every basket has one item, recall@k equals HR@k.
 Sampled metrics rank the right item among itself and `SAMPLED` other items, as some papers do. They
 are much higher, and order models otherwise than the metrics over all items (Krichene and Rendle
 2020). Here they are expectations over uniform draws with replacement, computed from the rank r.
+They take all other items for competitors, also where seen items are left out of the rank.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import numpy as np
 from rmjax.evaluation import Asked, Metric, mean_metric
 from rmjax.registry import NoSettings as Settings
 
-CUTS = (1, 5, 10, 20)  # k of the values beside the metric
+CUTS = (10, 20, 5, 1)  # k of the values beside the metric, in the order of the table
 SAMPLED = 100  # other items in a sampled metric
 
 
