@@ -78,7 +78,9 @@ def read_by_clicks(tmp_path: Path) -> set[str]:
     few |= {"data.table.user": "userId", "data.table.item": "movieId"}
     for name in ("movielens", "table", "xlong"):
         config = Recorder(tiny(**data_of(name, tmp_path), **few))
-        assert make_source(config.data, config.data.seed).size("train") > 0
+        source = make_source(config.data, config.data.seed)
+        assert source.size("train") > 0
+        tasks.make_task(config, source)  # a table asks for the next item
         read |= config.read
         assert ("data.movielens.max_targets" in config.read) == (name == "movielens")
     return read

@@ -498,7 +498,7 @@ def test_files_and_columns_that_are_missing_are_named(opened, tmp_path):
         (
             "latin.csv",
             "user_id,item_id,timestamp\n1,\xe9,3\n".encode("latin-1"),
-            "save it as UTF-8",
+            "row 1: .*: save the file as UTF-8",
         ),
         ("bad.parquet", b"PAR1", "cannot be read"),
         ("bad.arrow", b"no arrow", "cannot be read"),
