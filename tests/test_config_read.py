@@ -18,6 +18,7 @@ from rmjax.tools import explain, probe
 from tests import FIXTURES
 from tests.data.texts.test_hyperpartisan import write as articles
 from tests.runs import PLAIN, compilations_kept, tiny
+from tests.shop import Shop, ShopSource
 
 FOLDERS = {
     "babi": "babi/tasks_1-20_v1-2",
@@ -84,6 +85,9 @@ def read_by_clicks(tmp_path: Path) -> set[str]:
         tasks.make_task(config, source)  # a table asks for the next item
         read |= config.read
         assert ("data.movielens.max_targets" in config.read) == (name == "movielens")
+    asks_items = Recorder(tiny(**{"ranking.full_softmax": 0}))
+    tasks.make_task(asks_items, ShopSource(Shop(users=2, items=5)))
+    read |= asks_items.read
     return read
 
 

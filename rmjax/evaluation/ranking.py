@@ -24,7 +24,7 @@ import numpy as np
 from rmjax.evaluation import Asked, Metric, mean_metric
 from rmjax.registry import NoSettings as Settings
 
-CUTS = (1, 5, 10, 20)  # k of the values beside the metric
+CUTS = (10, 20, 5, 1)  # k of the values beside the metric, in the order of the table
 SAMPLED = 100  # other items in a sampled metric
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,7 +21,6 @@ from rmjax.run.stages import Preempted, Run, Training, data_settings, fresh_carr
 from rmjax.types import Batch, Params, Task
 
 GAIN_STREAMS = 512  # streams of a split on which the memory gain is measured
-WIDTH = 100  # characters of a line of the final table of a ranking
 LEAST_GAIN = 0.05  # nats; a rehearsal that gains less from its memory teaches it almost nothing
 
 
@@ -219,34 +217,23 @@ def test(run: Run, task: Task, mapped: Mapped, params: Params) -> list[dict[str,
 
 
 def show(rows: list[dict[str, Any]]) -> str:
-    """The final table as text.
+    """The final table as text, see `named`."""
+    return reporting.table(named(rows))
+
+
+def named(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The final table with the names of its columns in words, and four digits after the point.
 
     Args:
       rows: as `test` returns them. The interval is over streams; gains are those of the memory, see
         `memory_gain`.
 
     Returns:
-      Aligned lines. The many values of a ranking are shown as far as `WIDTH` columns have room; a
-      last line names the others.
+      The rows.
     """
     names = {"low": "95% from", "high": "to", "test_auc": "test AUC", "test_mrr": "test MRR"}
     names |= {f"memory_gain_{name}": f"gain, {name}" for name in ("recollection", "familiarity")}
     names["memory_spread"] = "spread"
     name_of = lambda key: names.get(key, key.replace("_", " "))
     value_of = lambda value: round(value, 4) if isinstance(value, float) else value
-    named = [{name_of(k): value_of(v) for k, v in row.items()} for row in rows]
-    if not any("@" in name for name in named[0]):
-        return reporting.table(named)
-    every = list(dict.fromkeys(name for row in named for name in row))
-    first = [*every[:4], "hr@10", "mrr@10", *(name for name in every if "@" not in name)]
-    shown: list[str] = []
-    for name in filter(every.__contains__, dict.fromkeys([*first, *every])):
-        if max(map(len, _columns(named, [*shown, name]).splitlines())) <= WIDTH:
-            shown.append(name)
-    others = ", ".join(name for name in every if name not in shown)
-    lines = textwrap.wrap(f"results.json also has: {others}", WIDTH) if others else []
-    return "\n".join([_columns(named, shown), *lines])
-
-
-def _columns(rows: list[dict[str, Any]], names: list[str]) -> str:
-    return reporting.table([{name: row.get(name) for name in names} for row in rows])
+    return [{name_of(k): value_of(v) for k, v in row.items()} for row in rows]
