@@ -114,10 +114,11 @@ def read_items(workdir: Path, digest: str) -> tuple[list[int] | list[str], tuple
     """
     path = workdir / FILE
     try:
-        rows = [text.parse_json(line, f"{path}, line {n}") for n, line in text.read_lines(path)]
+        lines = text.read_text(path).strip().replace("\n", ",")
+        rows = json.loads(f"[{lines}]")  # at once: a million lines one by one take seconds
         ids = [row["id"] for row in rows]
         counts = tuple(row["count"] for row in rows if "count" in row)
-    except (FileNotFoundError, KeyError, TypeError):
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
         ids, counts = [], ()
     if _digest(ids) != digest:
         raise ValueError(

@@ -113,7 +113,9 @@ def asked_of(source, split):
             yield row, items[:position].tolist(), int(examples["target"][row, column])
 
 
-@pytest.mark.parametrize("options", [{}, dict(split="last", hold_out=2), dict(max_items=0)])
+@pytest.mark.parametrize(
+    "options", [{}, dict(split="last", hold_out=2), dict(max_items=0), dict(max_items=10)]
+)
 def test_questions_are_those_of_a_plain_program(opened, options):
     source, logs = opened(frame(ROWS), **options), streams_of(ROWS)
     wanted = targets_of(logs, **dict(split="time") | options)
@@ -135,8 +137,12 @@ def test_questions_are_those_of_a_plain_program(opened, options):
             assert len(before) <= (options.get("max_items", 12) or 99)
         every = [pair for pairs in places.values() for pair in pairs]
         assert {*every} == wanted[split] and len(every) == len(wanted[split])
-        per_example = 1 if options.get("split") == "last" and split != "train" else 3
-        assert max(map(len, places.values())) <= per_example
+        per_example = 2 if options.get("max_items") == 10 else 3
+        per_example = 1 if options.get("split") == "last" and split != "train" else per_example
+        most = max(map(len, places.values()))
+        assert most == per_example if split == "train" else most <= per_example
+        longest = max(len(before) for _, before, _ in asked_of(source, split))
+        assert longest == 10 or options.get("max_items") != 10
     counted = np.zeros(len(numbers), int)
     cut = min(logs[u][p][0] for u, p in wanted["valid"])
     for line in logs.values():
@@ -451,7 +457,8 @@ def test_dates_that_do_not_exist_are_found_among_many(opened, tmp_path):
     assert source.events.counts["a time that cannot be read"] == 3
 
 
-def test_missing_values_of_frames_are_named(opened):
+def test_missing_values_of_frames_are_named(opened, monkeypatch):
+    monkeypatch.setattr("rmjax.data.tables.files.ROWS", 4)
     table = frame(ROWS)
     for name, missing in (("user_id", None), ("item_id", float("nan")), ("timestamp", None)):
         column = [*table[name][:5], missing, *table[name][6:]]
@@ -498,7 +505,7 @@ def test_files_and_columns_that_are_missing_are_named(opened, tmp_path):
         (
             "latin.csv",
             "user_id,item_id,timestamp\n1,\xe9,3\n".encode("latin-1"),
-            "save it as UTF-8",
+            "row 1: .*: save the file as UTF-8",
         ),
         ("bad.parquet", b"PAR1", "cannot be read"),
         ("bad.arrow", b"no arrow", "cannot be read"),
