@@ -263,7 +263,7 @@ def validate(config: ConfigDict) -> None:
       ValueError: a key is unknown or missing, a value is wrong, or values conflict; a path is an
         address such as gs://b/x, or its home directory is unknown.
     """
-    values = dict(_flatten(config))
+    values = dict(flatten(config))
     for name in values:
         if name not in SCHEMA:
             raise ValueError(_no_such_key(name))
@@ -453,7 +453,7 @@ def refuse_unread(config: ConfigDict, argv: Sequence[str], warn: bool = False) -
       ValueError: a flag sets such a key; names the key, the reason, and the cure.
     """
     flagged = {re.sub(r"^(no)?config\.", "", name) for name, _, _ in _flags_in(argv)}
-    for name, value in _flatten(config):
+    for name, value in flatten(config):
         # A card may set up losses or a teacher that one of its options switches off.
         idle = name.startswith(("rehearsal.", "teacher.")) and not is_sequence(config)
         if name not in flagged and (idle or value == SCHEMA[name].default):
@@ -658,12 +658,12 @@ def _check_text(name: str, text: str, alone: bool) -> None:
         raise SystemExit(f"config.{name} = {text!r}: must be {expected(SCHEMA[name])}") from None
 
 
-def _flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted name, value) of every key."""
     for key, value in config.items():
         name = f"{prefix}{key}"
         if isinstance(value, ConfigDict) and name not in SCHEMA:
-            yield from _flatten(value, f"{name}.")
+            yield from flatten(value, f"{name}.")
         else:
             yield name, value
 

@@ -21,7 +21,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from rmjax import config as configs
-from rmjax.io import paths
+from rmjax.io import paths, terminal
 from rmjax.io.progress import Stopped
 from rmjax.run import environment, evaluate, processes, training
 from rmjax.run.workdir import EXIT_MISTAKE, EXIT_PREEMPTED
@@ -66,6 +66,7 @@ def main(argv: Sequence[str]) -> int:
     """
     del argv
     logging.set_verbosity(logging.INFO)
+    terminal.plain_logs()
     try:
         return _run(_CONFIG.value, _MODE.value)
     except Stopped as stopped:

@@ -23,7 +23,19 @@ from rmjax import config as configs
 from rmjax import machines, tasks
 from rmjax.data import make_source
 from rmjax.data.texts.sorting import Sorting
-from rmjax.registry import MACHINES, SOURCES, TASKS, Registry, at_least, fields_of, setting
+from rmjax.registry import (
+    CLASSIFIERS,
+    LANGUAGE_MODELS,
+    LOGGERS,
+    MACHINES,
+    SCHEDULES,
+    SOURCES,
+    TASKS,
+    Registry,
+    at_least,
+    fields_of,
+    setting,
+)
 from tests import ROOT, decayed
 from tests.runs import PLAIN, tiny
 
@@ -35,8 +47,12 @@ def test_every_field_has_a_default_in_range_and_a_meaning(name):
     MACHINES.settings(name, {})
 
 
-def test_machines_share_keys_with_one_default_and_one_range():
-    fields = [item for name in MACHINES for item in fields_of(MACHINES[name].settings).items()]
+@pytest.mark.parametrize(
+    "registries", [[MACHINES], [LANGUAGE_MODELS, CLASSIFIERS], [SCHEDULES], [LOGGERS]]
+)
+def test_kinds_share_keys_with_one_default_and_one_range(registries):
+    kinds = [kind for registry in registries for kind in registry.values()]
+    fields = [item for kind in kinds for item in fields_of(kind.settings).items()]
     for name in {name for name, _ in fields}:
         defaults = {(field.default, field.check.text) for other, field in fields if other == name}
         assert len(defaults) == 1, name

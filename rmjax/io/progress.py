@@ -11,6 +11,8 @@ from typing import TypeVar
 
 from absl import logging
 
+from rmjax.io import terminal
+
 EVERY = 10.0  # seconds between two lines
 T = TypeVar("T")
 
@@ -58,6 +60,7 @@ class Progress:
         self._doing, self._total, self._unit, self._size = doing, total, unit, size
         self._done, self._begin = 0, time.monotonic()
         self._last = self._begin
+        self._bar = terminal.bar(doing, int(total / size), unit=unit)
 
     def step(self, count: int = 1) -> None:
         """Adds to the count.
@@ -81,8 +84,9 @@ class Progress:
         """
         self._done = done
         look(self._doing)
+        self._bar.update(done / self._size - self._bar.n)
         moment = time.monotonic()
-        if moment >= self._last + EVERY:
+        if moment >= self._last + EVERY and self._bar.disable:
             self._last = moment
             rate = self._done / self._size / (moment - self._begin)
             amount = f"{min(done, self._total or done) / self._size:,.1f}"

@@ -215,18 +215,23 @@ def test(run: Run, task: Task, mapped: Mapped, params: Params) -> list[dict[str,
 
 
 def show(rows: list[dict[str, Any]]) -> str:
-    """The final table as text.
+    """The final table as text, see `named`."""
+    return reporting.table(named(rows))
+
+
+def named(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The final table with the names of its columns in words, and four digits after the point.
 
     Args:
       rows: as `test` returns them. The interval is over streams; gains are those of the memory, see
         `memory_gain`.
 
     Returns:
-      Aligned lines.
+      The rows.
     """
     names = {"low": "95% from", "high": "to", "test_auc": "test AUC", "test_mrr": "test MRR"}
     names |= {f"memory_gain_{name}": f"gain, {name}" for name in ("recollection", "familiarity")}
     names["memory_spread"] = "spread"
     name_of = lambda key: names.get(key, key.replace("_", " "))
     value_of = lambda value: round(value, 4) if isinstance(value, float) else value
-    return reporting.table([{name_of(k): value_of(v) for k, v in row.items()} for row in rows])
+    return [{name_of(k): value_of(v) for k, v in row.items()} for row in rows]

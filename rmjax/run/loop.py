@@ -73,7 +73,7 @@ def run_loop(training: Training, start: int, state: TrainState, frozen: Params) 
     t, frozen = run.config.train, mapped.put(frozen)
     state, carry = put_state(mapped, state)
     host_state = lambda: whole_state(mapped, state, carry)
-    progress = reporting.Progress(stage.steps, start)
+    progress = reporting.Progress(stage.steps, start, name=stage.name)
     losses = Losses(training, progress)
     data = batches(
         run.source,
@@ -82,7 +82,7 @@ def run_loop(training: Training, start: int, state: TrainState, frozen: Params) 
         start_step=start,
         num_steps=stage.steps,
     )
-    with contextlib.closing(data):
+    with contextlib.closing(data), contextlib.closing(progress):
         for step in range(start, stage.steps + 1):
             due = step and (step % t.eval_every == 0 or step == stage.steps)
             if due and checkpoints.score(step) is None:
@@ -178,8 +178,10 @@ class Losses:
                 "workdir"
             )
         self._progress.tick(streams, queries)
+        self._progress.show(values["loss"], parts)
         if step % self._run.config.train.log_every == 0 or step == self._stage.steps:
             rates = self._progress.rates()
-            line = self._progress.line(values["loss"], parts)
+            line = f"{self._stage.name} {self._progress.line(values['loss'], parts)}"
+            text = line if self._progress.bar.disable else ""  # else the live line shows them
             finite = {name: rate for name, rate in rates.items() if np.isfinite(rate)}
-            self._writer.write("train", step, values | finite, f"{self._stage.name} {line}")
+            self._writer.write("train", step, values | finite, text)

@@ -15,6 +15,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
+from rmjax.io import terminal
 from rmjax.registry import LOGGERS, names_in
 from rmjax.types import Logger, LoggerContext
 
@@ -41,7 +42,7 @@ class MetricWriter:
           kind: "train", "valid" and so on.
           step: the step.
           values: scalars by name; they may be NaN or infinite.
-          text: the log line; None: the values.
+          text: the log line; None: the values; empty: no line.
 
         Raises:
           OSError: a file cannot be written, for example on a full disk; names the file and the
@@ -50,8 +51,9 @@ class MetricWriter:
         if self._silent:
             return
         numbers = {name: _number(value) for name, value in values.items()}
-        shown = " ".join(f"{name} {_short(value)}" for name, value in numbers.items())
-        logging.info("%s", text or f"{kind} step {step} | {shown}")
+        shown = " ".join(f"{name} {short(value)}" for name, value in numbers.items())
+        if text != "":
+            logging.info("%s", text or f"{kind} step {step} | {shown}")
         for logger in self.loggers:
             logger.write(kind, step, numbers)
 
@@ -129,11 +131,20 @@ class Progress:
       total_steps: the last step.
       start_step: the step that the run continues from.
       clock: gives seconds.
+      name: of the stage, for the live line.
+
+    Attributes:
+      bar: the live line on a terminal, see `terminal.bar`; `close` removes it.
     """
 
     def __init__(
-        self, total_steps: int, start_step: int = 0, clock: Callable[[], float] = time.monotonic
+        self,
+        total_steps: int,
+        start_step: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+        name: str = "model",
     ):
+        self.bar = terminal.bar(name, total_steps, start_step, wanted=jax.process_index() == 0)
         self._total, self._step, self._clock = total_steps, start_step, clock
         self._last: float | None = None
         self._run = np.zeros(4)  # seconds, steps, streams, queries since the first step
@@ -151,6 +162,7 @@ class Progress:
             self._run += moment - self._last, 1, streams, queries
         self._last = moment
         self._step += 1
+        self.bar.update()
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
@@ -177,15 +189,35 @@ class Progress:
         Returns:
           The line, with the expected time to the end.
         """
-        rates, (seconds, steps, *_) = self.rates(), self._run
+        rates = {name: short(rate) for name, rate in self.rates().items()}
         self._window = self._run.copy()
-        eta = _duration((self._total - self._step) * seconds / steps) if steps else "?"
-        parts = " ".join(f"{name} {_short(value)}" for name, value in terms.items())
-        streams, queries = _short(rates["streams_per_second"]), _short(rates["queries_per_second"])
+        streams, queries = rates["streams_per_second"], rates["queries_per_second"]
         return (
             f"step {self._step}/{self._total} {self._step / self._total:.1%} | {streams} streams/s "
-            f"{queries} queries/s | loss {_short(loss)} ({parts}) | ETA {eta}"
+            f"{queries} queries/s | loss {self._losses(loss, terms)} | ETA {self._end()}"
         )
+
+    def show(self, loss: float, terms: Mapping[str, float]) -> None:
+        """Shows the losses of the last step in the bar, and its mean rate since the start."""
+        if self.bar.disable:
+            return
+        seconds, steps, streams, _ = self._run
+        rate = f"{short(float(streams / seconds))} streams/s, " if steps else ""
+        text = f"ETA {self._end()}, {rate}loss {self._losses(loss, terms)}"  # wide lines are cut
+        self.bar.set_postfix_str(text, refresh=False)
+
+    def _losses(self, loss: float, terms: Mapping[str, float]) -> str:
+        parts = " ".join(f"{name} {short(value)}" for name, value in terms.items())
+        return f"{short(loss)} ({parts})"
+
+    def _end(self) -> str:
+        """The expected time to the end."""
+        seconds, steps, *_ = self._run
+        return _duration((self._total - self._step) * seconds / steps) if steps else "?"
+
+    def close(self) -> None:
+        """Removes the live line."""
+        self.bar.close()
 
 
 def _duration(seconds: float) -> str:
@@ -197,30 +229,39 @@ def _duration(seconds: float) -> str:
     return f"{h}h{m:02d}m" if h else f"{m}m{s:02d}s" if m else f"{s}s"
 
 
-def _short(value: int | float | str | None) -> str:
-    """Four digits. Numbers above 1 have no exponent."""
+def short(value: int | float | str | None) -> str:
+    """Returns four digits of a number; numbers above 1 have no exponent. None becomes '-'."""
     if isinstance(value, int | str) or value is None:
         return "-" if value is None else str(value)
     return f"{value:.0f}" if math.isfinite(value) and abs(value) >= 1000 else f"{value:.4g}"
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
+def table(rows: Sequence[Mapping[str, Any]], width: int = 100) -> str:
     """Shows rows as aligned text.
 
     Args:
       rows: values by name. Every name is a column, in order of appearance.
+      width: longest line; columns that do not fit continue below, behind the first column again.
 
     Returns:
       Lines, with numbers aligned to the right and "-" for a missing value.
     """
     names = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [names, *([_short(row.get(name)) for name in names] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    left = [any(isinstance(row.get(name), str) for row in rows) for name in names]
+    columns = [_column(name, [row.get(name) for row in rows]) for name in names]
+    blocks = [columns[:1]]
+    for column in columns[1:]:
+        if len("  ".join(cells[0] for cells in (*blocks[-1], column))) > width:
+            blocks.append(columns[:1])
+        blocks[-1].append(column)
+    return "\n\n".join(
+        "\n".join("  ".join(line).rstrip() for line in zip(*block, strict=True)) for block in blocks
+    )
 
-    def show(line: Sequence[str]) -> str:
-        cells = zip(line, widths, left, strict=True)
-        padded = (cell.ljust(w) if to_left else cell.rjust(w) for cell, w, to_left in cells)
-        return "  ".join(padded).rstrip()
 
-    return "\n".join(map(show, [cells[0], ["-" * w for w in widths], *cells[1:]]))
+def _column(name: str, values: Sequence[Any]) -> list[str]:
+    """The cells of a column, padded to one width: its name, a rule, and its values."""
+    cells = [name, *map(short, values)]
+    width = max(map(len, cells))
+    pad = str.ljust if any(isinstance(value, str) for value in values) else str.rjust
+    name, *shown = [pad(cell, width) for cell in cells]
+    return [name, "-" * width, *shown]

@@ -24,8 +24,8 @@ from rmjax.data.texts.streams import Texts
 from rmjax.evaluation import scoring
 from rmjax.io import paths, text
 from rmjax.registry import SOURCES
-from rmjax.run import kept, parameters, reporting
-from rmjax.run.evaluate import test
+from rmjax.run import kept, parameters, report, reporting
+from rmjax.run.evaluate import named, test
 from rmjax.run.items import refuse_other_items
 from rmjax.run.loop import run_loop
 from rmjax.run.mapping import Mapped
@@ -126,6 +126,8 @@ def train(
         params = train_stage(run, stage, mapped, frozen)
         rows = test(run, stage.task, mapped, params)
         kept.write_whole(results, json.dumps(rows, indent=1))
+        if jax.process_index() == 0:
+            report.write(run.workdir, config, {"Test": named(rows)})
         return rows
 
 

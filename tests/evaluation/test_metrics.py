@@ -287,3 +287,12 @@ def test_a_full_disk_is_named_where_tensorboard_meets_it(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="tensorboard/model: .*no space is left"):
         writer.write("train", 1, {"loss": 0.5})
     writer.close()
+
+
+def test_a_wide_table_continues_below_with_its_first_column():
+    rows = [{"memory": name} | {f"column {i}": i / 7 for i in range(12)} for name in ("a", "b")]
+    shown = table(rows, width=60)
+    assert all(len(line) <= 60 for line in shown.splitlines())
+    blocks = shown.split("\n\n")
+    assert len(blocks) > 1 and all(block.splitlines()[2].startswith("a") for block in blocks)
+    assert shown.split().count("0.1429") == 2  # every value stands once

@@ -97,6 +97,13 @@ def test_the_table_has_the_machine_and_the_references(finished):
     assert all(f"{row['test_auc']:.4g}" in text for row in rows)
 
 
+def test_a_run_leaves_a_report_and_a_picture(finished):
+    workdir, rows = finished
+    page = (workdir / "report.html").read_text()
+    assert "model: losses" in page and f"<td>{round(rows[0]['test_auc'], 4):.4g}</td>" in page
+    assert (workdir / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_every_step_and_evaluation_is_written_once(finished):
     expected = []
     for stage, steps in (("teacher", 6), ("model", 12)):

@@ -1,0 +1,41 @@
+"""A terminal gets plain lines and a bar; a pipe gets neither."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+
+LINES = """
+from absl import logging
+logging.set_verbosity(logging.INFO)
+from rmjax.io import terminal
+terminal.plain_logs()
+bar = terminal.bar("model", 4)
+for step in range(4):
+    bar.update()
+    bar.refresh()
+logging.info("halfway")
+logging.warning("careful")
+bar.close()
+"""
+
+
+def test_a_terminal_gets_a_bar_and_lines_without_a_prefix():
+    parent, child = pty.openpty()
+    os.set_blocking(parent, False)
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 90, 0, 0))
+    subprocess.run([sys.executable, "-c", LINES], stderr=child, check=True)
+    shown = os.read(parent, 1 << 20).decode()
+    assert "model 100%" in shown and "4/4" in shown
+    lines = [line for part in shown.splitlines() for line in part.split("\r")]
+    assert "halfway" in lines and "Warning: careful" in lines
+
+
+def test_a_pipe_gets_plain_lines_and_no_bar():
+    done = subprocess.run([sys.executable, "-c", LINES], stderr=subprocess.PIPE, check=True)
+    assert done.stderr.decode().splitlines() == ["INFO:absl:halfway", "WARNING:absl:careful"]
