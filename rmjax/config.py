@@ -525,6 +525,10 @@ def answer_help(argv: Sequence[str], more: str = "") -> None:
     """
     asked = [name for argument in argv[1:] if (name := argument.lstrip("-")) != argument]
     if not {"help", "helpshort", "helpfull", "h", "?"}.isdisjoint(asked):
+        known = flags.FLAGS
+        for module, of_module in known.flags_by_module_dict().items():
+            for flag in of_module if module.startswith("rmjax.") else ():  # not only of argv[0]
+                known.register_key_flag_for_module(sys.argv[0], flag)
         app.usage(shorthelp="helpfull" not in asked, writeto_stdout=True)
         print(more)
         raise SystemExit(0)
