@@ -19,7 +19,10 @@ config.data.vectors takes a GloVe file.
 Size: d = 128, K = 20, 3 layers, 4 heads, two hops. `:local` is a reduced size: d = 64, one layer,
 no rehearsal. Its slots and items are those of configs/babi.py.
 
-Hardware, time and score: see configs/babi.py, whose stories are of this form.
+Hardware and time: `:local` takes one minute of one CPU core.
+
+Score: bAbI's task 1 (10,000 questions) as JSON lines, `:local` with `--config.data.min_count=1`:
+the test accuracy is 100 % of 1,000 questions (one run). The full size was not measured here.
 """
 
 from ml_collections import ConfigDict

@@ -10,7 +10,7 @@ import importlib
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -552,6 +552,10 @@ def answer_help(argv: Sequence[str], more: str = "") -> None:
     """
     asked = [name for argument in argv[1:] if (name := argument.lstrip("-")) != argument]
     if not {"help", "helpshort", "helpfull", "h", "?"}.isdisjoint(asked):
+        known = flags.FLAGS
+        for module, of_module in known.flags_by_module_dict().items():
+            for flag in of_module if module.startswith("rmjax.") else ():  # not only of argv[0]
+                known.register_key_flag_for_module(sys.argv[0], flag)
         app.usage(shorthelp="helpfull" not in asked, writeto_stdout=True)
         print(more)
         raise SystemExit(0)
@@ -615,6 +619,10 @@ class Recorder:
     def keys(self) -> list[str]:
         """The names in this section."""
         return list(self._config)
+
+    def items(self) -> Iterable[tuple[str, Any]]:
+        """The keys and values of this section; showing them all counts as reading none."""
+        return self._config.items()
 
     def to_json(self) -> str:
         """The config as JSON."""

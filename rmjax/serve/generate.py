@@ -6,6 +6,7 @@ python -m rmjax.generate --workdir=runs/books --prompt="It was" --tokens=200
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 
 from absl import app, flags, logging
@@ -28,9 +29,15 @@ def main(argv: Sequence[str]) -> int:
         options = asked.temperature, asked.top_p, asked.seed
         pieces = open_model(asked.workdir).stream(asked.prompt, asked.tokens, *options)
         print(asked.prompt, end="", flush=True)
-        for piece in pieces:
+        begin = compiled = time.perf_counter()
+        for number, piece in enumerate(pieces):
             print(piece, end="", flush=True)
+            if not number:  # the first token waits for the compiler
+                compiled = time.perf_counter()
         print()
+        rate = (asked.tokens - 1) / max(time.perf_counter() - compiled, 1e-9)
+        took = compiled - begin
+        logging.info("First piece after %.1f s; then %.0f tokens a second.", took, rate)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         logging.error("%s", environment.in_words(error))
         return 1

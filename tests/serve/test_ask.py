@@ -17,7 +17,7 @@ from rmjax.data.source import Description
 from rmjax.run import training
 from rmjax.serve import Model
 from tests import FIXTURES
-from tests.data.stories.test_babi import text_of
+from tests.data.stories.test_babi import text_of, words
 from tests.runs import PLAIN, compilations_kept, tiny
 
 
@@ -65,7 +65,7 @@ def assert_reply(reply, names, expected):
     assert list(ours.values()) == sorted(ours.values(), reverse=True)
 
 
-BABI = {"data.segment_length": 6, "data.babi": dict(max_sentences=3, tasks="1,3,8")}
+BABI = {"data.segment_length": 20, "data.babi": dict(max_sentences=3, tasks="1,3,8")}
 
 
 @pytest.mark.parametrize("name, keys, split", [("babi", BABI, "test"), ("stories", {}, "train")])
@@ -79,12 +79,14 @@ def test_classes_are_those_of_evaluation(tmp_path, name, keys, split):
                 continue
             kept = example["item_mask"][: len(before)]
             story = [" ".join(part) for part in text_of(source, before, kept)]
-            (words,) = text_of(source, *(example[n][q : q + 1] for n in ("query", "word_mask")))
-            if "<unk>" in " ".join([*story, *words]):
+            (asked,) = text_of(source, *(example[n][q : q + 1] for n in ("query", "word_mask")))
+            if "<unk>" in " ".join([*story, *asked]):
                 continue
             count += 1
+            if name == "babi" and len(story) == 3:  # a model reads the last sentences only
+                story = [story[1], *story]
             text = story if q % 2 else ". ".join(story) + "! "
-            reply = model.ask(text, f"{' '.join(words)}?", k=99)
+            reply = model.ask(text, f"{' '.join(asked)}?", k=99)
             assert_reply(reply, source.classes, softmax(scores[q]))
             assert reply.unknown == ()
             (some,) = model.ask(story, [reply.question], choices=source.classes[:2])
@@ -95,7 +97,7 @@ def test_classes_are_those_of_evaluation(tmp_path, name, keys, split):
 
 def test_choices_of_narrativeqa_are_those_of_evaluation(tmp_path):
     model, source = untrained(tmp_path, "narrativeqa", FIXTURES / "narrativeqa", **{
-        "data.segment_length": 5, "data.narrativeqa.max_segments": 3})  # fmt: skip
+        "data.segment_length": 5, "data.narrativeqa.max_segments": 1})  # fmt: skip
     rows = lambda name: csv.DictReader((FIXTURES / "narrativeqa" / name).open(newline=""))
     sets = {row["document_id"]: row["set"] for row in rows("documents.csv")}
     stories = {
@@ -104,12 +106,15 @@ def test_choices_of_narrativeqa_are_those_of_evaluation(tmp_path):
     }
     asked = {}
     for row in rows("qaps.csv"):
-        if sets[row["document_id"]] == "test":
+        if sets[row["document_id"]] == "train":
             asked.setdefault(row["document_id"], []).append(row)
-    pairs = list(zip(asked.items(), offline(model, source), strict=True))
-    assert pairs
+    pairs = list(zip(asked.items(), offline(model, source, "train"), strict=True))
+    assert any(len(questions) > 1 for _, questions in asked.items())
     for (document, questions), (_, scores) in pairs:
-        choices = list(dict.fromkeys(row["answer1_tokenized"] for row in questions))
+        pool = {}  # answers of equal words are one candidate
+        for row in questions:
+            pool.setdefault(tuple(words(row["answer1_tokenized"])), row["answer1_tokenized"])
+        choices = list(pool.values())
         texts = [row["question_tokenized"] for row in questions]
         for q, reply in enumerate(model.ask(stories[document], texts, choices, k=99)):
             assert_reply(reply, choices, softmax(scores[q, : len(choices)]))
@@ -119,7 +124,7 @@ def test_choices_of_narrativeqa_are_those_of_evaluation(tmp_path):
 
 def test_choices_of_tvqa_are_those_of_evaluation(tmp_path):
     model, source = untrained(tmp_path, "tvqa", FIXTURES / "tvqa", **{
-        "data.segment_length": 4, "data.tvqa.max_words": 7})  # fmt: skip
+        "data.segment_length": 4, "data.tvqa.max_words": 3})  # fmt: skip
     read = lambda name: [json.loads(line) for line in (FIXTURES / "tvqa" / name).open()]
     subtitles = {row["vid_name"]: row["sub"] for row in read("tvqa_preprocessed_subtitles.jsonl")}
     asked = {}

@@ -216,6 +216,8 @@ def test_the_command_streams_a_trained_model(tmp_path):
     assert "".join(model.stream("one and", **options)) == text
     wrong = run_command(*run, "--top_p=2")
     assert wrong.returncode == 1 and "top_p = 2.0: must be above 0" in wrong.stderr
+    shown = run_command("--help").stdout
+    assert "--top_p: Draws among the likeliest tokens" in shown and "--workdir: Workdir" in shown
 
 
 def test_a_model_of_clicks_refuses(tmp_path):

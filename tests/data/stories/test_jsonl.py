@@ -152,6 +152,9 @@ def test_splits_without_a_file_are_drawn_by_a_hash_of_the_story(opened, tmp_path
     assert len(trained) == sizes[0] / 2  # both of two equal stories
     random.Random(0).shuffle(stories)
     assert set(firsts(opened(train=stories, **more, options=options), "train")) == trained
+    more_stories = [story(["A word came."], ask()), *stories]
+    grown = set(firsts(opened(train=more_stories, **more, options=options), "train"))
+    assert len(trained - grown) <= 1
     seeded = opened(train=stories, **more, options=options | {"seed": 1})
     assert set(firsts(seeded, "train")) != trained
     if not files:
