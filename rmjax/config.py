@@ -10,7 +10,7 @@ import importlib
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -593,9 +593,9 @@ class Recorder:
         """The names in this section."""
         return list(self._config)
 
-    def items(self) -> Iterable[tuple[str, Any]]:
+    def items(self) -> list[tuple[str, Any]]:
         """The keys and values of this section; showing them all counts as reading none."""
-        return self._config.items()
+        return list(self._config.items())
 
     def to_json(self) -> str:
         """The config as JSON."""
