@@ -13,7 +13,7 @@ from rmjax.registry import METRICS, NoSettings
 Scored = dict[str, np.ndarray]
 """scores [n, Q] or [n, Q, C], target [n, Q], query_mask [n, Q], example_id [n].
 
-Where an item is the answer: also items_before [n, Q], unless the source has none.
+Also items_before [n, Q], which `by_history` and sampled metrics read.
 """
 
 
@@ -107,6 +107,35 @@ def rows(
         row |= metric_of(source, metric).summary(dict(others)) | dict(others)
         table.append({"memory": reader, **row})
     return table
+
+
+def by_history(
+    source: Source, split: str, scored: Scored, metric: str = "", parts: int = 5
+) -> list[dict[str, str | float]]:
+    """The metric by the number of items before a question.
+
+    Args:
+      source: where the questions come from.
+      split: 'train', 'valid' or 'test'.
+      scored: the answers, with items_before [n, Q].
+      metric: name of the metric; '': the source's own.
+      parts: how many parts of about as many questions each; fewer where histories are equal.
+
+    Returns:
+      One row for each part, the shortest histories first.
+    """
+    asked, before = asked_of(source, split, scored), scored["items_before"]
+    edges = np.unique(np.quantile(before[asked.mask], np.linspace(0, 1, parts + 1)).astype(int))
+    part = np.clip(np.searchsorted(edges, before, "right") - 1, 0, max(0, len(edges) - 2))
+    lines: list[dict[str, str | float]] = []
+    for number in np.unique(part[asked.mask]):
+        inside = asked.mask & (part == number)
+        (name, value), *_ = _measures(
+            source, asked._replace(mask=inside, groups={}), metric
+        ).items()
+        ends = f"{before[inside].min():,} to {before[inside].max():,}"
+        lines.append({"items before": ends, "questions": int(inside.sum()), f"test {name}": value})
+    return lines
 
 
 def groups_of(source: Source, split: str, scored: Scored) -> dict[str, np.ndarray]:

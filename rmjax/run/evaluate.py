@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +25,7 @@ from rmjax.tasks.reasoning import Reasoning
 from rmjax.types import Batch, Params, Task
 
 GAIN_STREAMS = 512  # streams of a split on which the memory gain is measured
+_ELSEWHERE = re.compile(r"^(hr|ndcg|mrr)@(1|5|20)$|^recall@")
 LEAST_GAIN = 0.05  # nats; a rehearsal that gains less from its memory teaches it almost nothing
 
 
@@ -139,9 +141,8 @@ def score_split(run: Run, mapped: Mapped, params: Params, split: str) -> dict[st
       split: 'valid' or 'test'.
 
     Returns:
-      On every process: scores [n, Q] or [n, Q, C], target and query_mask [n, Q], example_id [n];
-      items_before [n, Q], if the batches have it.
-      Examples without questions are left out.
+      On every process: scores [n, Q] or [n, Q, C], target and query_mask [n, Q], example_id [n],
+      items_before [n, Q], see `items_before`. Examples without questions are left out.
 
     Raises:
       Preempted: the run was asked to stop.
@@ -153,12 +154,23 @@ def score_split(run: Run, mapped: Mapped, params: Params, split: str) -> dict[st
         for batch in data:
             _check_stop(run, split)
             parts["scores"].append(mapped.scores(params, batch))
-            for name in ("target", "query_mask", "example_id", "items_before"):
-                if getattr(batch, name) is not None:
-                    parts[name].append(getattr(batch, name))
+            for name in ("target", "query_mask", "example_id"):
+                parts[name].append(getattr(batch, name))
+            parts["items_before"].append(items_before(batch))
     scored = _gather({name: np.concatenate(values) for name, values in parts.items()})
     asked = scored["query_mask"].any(-1)
     return {name: value[asked] for name, value in scored.items()}
+
+
+def items_before(batch: Batch) -> np.ndarray:
+    """The number of items before each question, i [B, Q]."""
+    if batch.items_before is not None:
+        return np.asarray(batch.items_before)
+    counts = np.cumsum(np.asarray(batch.item_mask).sum(-1), 1)
+    counts = np.pad(counts, ((0, 0), (1, 0)))  # [B, T + 1], items before each segment
+    if batch.position is None:
+        return np.repeat(counts[:, -1:], batch.query_mask.shape[1], 1)
+    return np.take_along_axis(counts, np.asarray(batch.position), 1)
 
 
 def measure_texts(
@@ -190,7 +202,10 @@ def measure_texts(
     return scoring.perplexities(run.source.splits[split], **_gather(stacked))
 
 
-def test(run: Run, task: Task, mapped: Mapped, params: Params) -> list[dict[str, Any]]:
+Rows = list[dict[str, Any]]
+
+
+def test(run: Run, task: Task, mapped: Mapped, params: Params) -> tuple[Rows, Rows]:
     """Measures the test split.
 
     Args:
@@ -201,7 +216,8 @@ def test(run: Run, task: Task, mapped: Mapped, params: Params) -> list[dict[str,
 
     Returns:
       Rows of the final table: the model first, then the references that answer the same questions.
-      The row of a machine ends with its costs, see `rmjax.machines.Costs`.
+      The row of a machine ends with its costs, see `rmjax.machines.Costs`. And the model's measure
+      by length of history, see `scoring.by_history`; [] for texts.
 
     Raises:
       Preempted: the run was asked to stop.
@@ -210,7 +226,7 @@ def test(run: Run, task: Task, mapped: Mapped, params: Params) -> list[dict[str,
     if task.carries:
         read = measure_texts(run, task, mapped, params, "test")
         measures = {f"test_{name}": value for name, value in read.items()}
-        return [{"memory": tasks.name_of(run.config)} | measures]
+        return [{"memory": tasks.name_of(run.config)} | measures], []
     scored = score_split(run, mapped, params, "test")
     streams = run.source.stream_id("test")[scored["example_id"]]
     name = tasks.name_of(run.config)
@@ -220,13 +236,22 @@ def test(run: Run, task: Task, mapped: Mapped, params: Params) -> list[dict[str,
     if isinstance(task, Reasoning):
         description = describe(run.config.data, run.source)
         rows[0] |= tasks.costs(run.config, description, task.machine)._asdict()
-    return rows
+    return rows, scoring.by_history(run.source, "test", scored, metric)
 
 
 def show(rows: list[dict[str, Any]]) -> str:
-    """The final table as text, see `named`; the costs of the machine stand below."""
+    """The final table as text, see `named`; the costs of the machine stand below.
+
+    A ranking's values at other places than 10 stay out. So does the recall, which equals HR if no
+    two questions have the same place in a stream.
+    """
     costs = [column_name(field) for field in Costs._fields]
-    return reporting.tables(named(rows), costs)
+    full = named(rows)
+    shown = [{k: v for k, v in row.items() if not _ELSEWHERE.search(k)} for row in full]
+    text = reporting.tables(shown, costs)
+    if shown == full:
+        return text
+    return f"{text}\n\nresults.json also has NDCG, HR, MRR and recall at 1, 5, 10 and 20."
 
 
 def column_name(key: str) -> str:

@@ -124,10 +124,11 @@ def train(
         check_start(run, stage)
         frozen = train_teacher(run)
         params = train_stage(run, stage, mapped, frozen)
-        rows = test(run, stage.task, mapped, params)
+        rows, histories = test(run, stage.task, mapped, params)
         kept.write_whole(results, json.dumps(rows, indent=1))
         if jax.process_index() == 0:
-            report.write(run.workdir, {"Test": named(rows)})
+            tables = {"Test": named(rows), "By length of history": histories}
+            report.write(run.workdir, {title: rows for title, rows in tables.items() if rows})
         return rows
 
 
@@ -156,7 +157,8 @@ def evaluate_only(
         run = dataclasses.replace(run, task=task)
         stage = model_stage(run)
         mapped = map_stage(run, stage)
-        return test(run, stage.task, mapped, parameters.read_model(run.workdir, stage.task))
+        params = parameters.read_model(run.workdir, stage.task)
+        return test(run, stage.task, mapped, params)[0]
 
 
 def trained(workdir: str | Path) -> tuple[Task, Params, Source]:

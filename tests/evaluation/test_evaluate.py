@@ -10,6 +10,8 @@ from rmjax import evaluation
 from rmjax.data.source import Questions, Source
 from rmjax.evaluation import metrics, scoring
 from rmjax.registry import METRICS, NoSettings
+from rmjax.run import evaluate
+from tests import small
 
 
 class Unstreamed(Source):
@@ -165,3 +167,28 @@ def test_a_run_may_choose_another_metric_than_that_of_its_data():
     assert rows[1]["test_mrr"] == 1.0
     with pytest.raises(ValueError, match="'auc' measures answers of the form click, but .* class"):
         scoring.check_metric(asked, "auc")
+
+
+def test_measures_by_length_of_history_are_those_of_the_questions_in_each_part():
+    data = scored(n=40) | {"items_before": np.random.default_rng(1).integers(0, 99, (40, 3))}
+    lines = scoring.by_history(source("accuracy"), "test", data, parts=4)
+    right, mask = data["scores"].argmax(-1) == data["target"], data["query_mask"]
+    total = 0
+    for line in lines:
+        low, high = map(int, str(line["items before"]).split(" to "))
+        inside = mask & (data["items_before"] >= low) & (data["items_before"] <= high)
+        assert line["questions"] == inside.sum() and line["test accuracy"] == right[inside].mean()
+        total += inside.sum()
+    assert len(lines) == 4 and total == mask.sum()
+    same = data | {"items_before": np.full((40, 3), 7)}
+    (line,) = scoring.by_history(source("accuracy"), "test", same)
+    assert line["items before"] == "7 to 7" and line["questions"] == mask.sum()
+
+
+def test_items_before_a_question_are_counted_without_padding():
+    made = small.batch(position=True)
+    before = evaluate.items_before(made)
+    for row, q in np.ndindex(*made.query.shape):
+        assert before[row, q] == made.item_mask[row, : made.position[row, q]].sum()
+    at_end = evaluate.items_before(small.batch())
+    assert (at_end == np.asarray(small.batch().item_mask).sum((1, 2))[:, None]).all()

@@ -100,6 +100,7 @@ def test_the_table_has_the_machine_and_the_references(finished):
 def test_a_run_leaves_a_report_and_a_picture(finished):
     workdir, rows = finished
     page = (workdir / "report.html").read_text()
+    assert "By length of history" in page and "40 to 40" in page
     assert "model: losses" in page and f"<td>{round(rows[0]['test_auc'], 4):.4g}</td>" in page
     assert (workdir / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
 

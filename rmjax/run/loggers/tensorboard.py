@@ -29,10 +29,10 @@ class Events:
             )
 
     def write(self, kind: str, step: int, values: Mapping[str, int | float]) -> None:
-        """Writes one scalar for each value."""
+        """Writes one scalar for each value. Tags have no '@', which TensorBoard does not take."""
         with explain_errors(self._folder, 0):
             for name, value in values.items():
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+                self._board.add_scalar(f"{kind}/{name.replace('@', '_at_')}", value, step)
             self._board.flush()
 
     def close(self) -> None:
