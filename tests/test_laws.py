@@ -135,8 +135,9 @@ def test_a_padded_row_adds_nothing_to_aux(case):
     items, mask = stream()
     mask[1] = False
     alone = [mask & (np.arange(3) == row)[:, None, None] for row in (0, 2)]
-    parts = [case.run(case.params, items, only).aux for only in alone]
-    memory, _, total = case.run(case.params, items, mask)
+    drawn = {"key": keys(3)}  # some machines draw what their loss asks for
+    parts = [case.run(case.params, items, only, **drawn).aux for only in alone]
+    memory, _, total = case.run(case.params, items, mask, **drawn)
     close(total, jax.tree.map(lambda *x: sum(x), *parts), rtol=1e-5)
     assert (total[0] > 0) == (total[1] > 0) == case.machine.has_loss
     assert not any(case.exact(case.params, items, np.zeros_like(mask), memory=memory).aux)
@@ -376,7 +377,8 @@ def test_gradients_reach_as_far_back_as_the_machine_says(case):
     _, grads = case.learn(case.params, items, mask, QUERY)
     norms = np.abs(np.asarray(grads["embed"])[items[0, :3]]).max((1, 2))
     reach = case.machine.gradient_range
-    assert ((norms > 1e-6) == [reach is None or 3 - t <= reach for t in range(3)]).all()
+    # A memory that forgets fast hands on little; out of reach the gradient is exactly 0.
+    assert ((norms > 1e-9) == [reach is None or 3 - t <= reach for t in range(3)]).all()
 
 
 # Wrong arguments.

@@ -81,7 +81,8 @@ def test_a_signal_stops_a_run_and_the_same_line_resumes_it(start, card, tmp_path
     code, out, _ = finish(start(*line))
     steps = [entry["step"] for entry in lines(tmp_path) if entry["kind"] == "train"]
     assert code == 0 and steps == [*range(1, 7), *range(1, 13)]
-    head, rule, *rows = out.splitlines()
+    (head, rule, *rows), costs = (part.splitlines() for part in out.split("\n\n"))
+    assert "FLOPs per item" in costs[0]
     assert " ".join(head.split()) == COLUMNS and set(rule) == {"-", " "}
     names = ["rehearsal", "oracle, full history", "oracle, last 20 clicks"]
     assert [row.split("  ")[0] for row in rows] == names

@@ -58,7 +58,7 @@ def test_the_state_is_counted_without_training(kind, numbers, tmp_path):
     values = {"data.recall.pairs": "2,8", "data.recall.length": 0, "data.recall.key_ids": 9}
     config = tiny(**PLAIN | {"data.name": "recall"} | values | {"machine.kind": kind})
     atomic.write(tmp_path / "config.json", config.to_json())
-    write_description(tmp_path, make_source(config.data, 0).describe())
+    write_description(tmp_path, config.data, make_source(config.data, 0))
     assert curves.state_size(tmp_path) == numbers
 
 

@@ -140,7 +140,7 @@ def test_words_classes_groups_and_where_splits_come_from(source, alone):
     assert source.vocabulary[0] == "<unk>" and source.num_items == len(set(source.vocabulary))
     classes = "shed mill barn attic loft lamp,map nothing lamp map map,lamp"
     assert " ".join(source.classes) == classes
-    assert source.questions == ("words", 0, 0, "class", len(source.classes), "error", False)
+    assert source.questions[:7] == ("words", 0, 0, "class", len(source.classes), "error", False)
     assert source.metadata["splits"]["qa1"] == "en-valid-10k"
     assert "last tenth" in source.metadata["splits"]["qa8"]
     assert source.metadata["partial"] == {"qa3": 3}

@@ -124,7 +124,7 @@ def test_splits(tmp_path, directory, caplog, split, test):
         assert labels == [LABELS[i] for i in ids]
         # Three of the four articles in 'train' have class 1.
         assert source.references(name)["majority"].tolist() == [[1]] * len(ids)
-    assert source.questions == ("kind", 1, 0, "class", 2, "accuracy", True)
+    assert source.questions[:7] == ("kind", 1, 0, "class", 2, "accuracy", True)
     assert source.positions_at_end
     seen = {*source.ids["train"], *source.ids["valid"]} & {*source.ids["test"]}
     assert seen == (set() if split == "unseen" else {1, 3, 5})
