@@ -9,9 +9,11 @@ item_id and timestamp, or those that config.data.table.user, item and time name.
 strings. A question is asked at every 10th event after the 20th. N = 10, so that every question
 falls between two segments. config.data.table.ask=pairs compares an item with another one instead.
 
-Size: `:local` is a reduced size for two CPU cores: d = 32, one layer, two heads, K = 10.
+Size: `:local` is a reduced size for two CPU cores: d = 64, one layer, two heads, K = 10. A question
+is asked at every event, and fragments for rehearsal are drawn uniformly.
 
-Score: no table is part of this package, so no score is given.
+Score: on the log of `python examples/shop_log.py`, NDCG@10 0.297 after 1.5 minutes on two cores (one
+seed); 0.319 for what most often follows the last item, 0.029 for popularity.
 """
 
 from ml_collections import ConfigDict
@@ -27,10 +29,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train.new_items = "mean"
     if "local" in chosen:
         machine, train = config.machine, config.train
-        machine.dim, machine.layers, machine.heads, machine.slots = 32, 1, 2, 10
-        config.rehearsal.layers = 1
+        config.data.table.every = 1
+        machine.dim, machine.layers, machine.heads, machine.slots = 64, 1, 2, 10
+        config.rehearsal.layers, config.rehearsal.sampler = 1, "uniform"
+        config.rehearsal.familiarity = 0.0
         config.reason.head = "mlp"
-        config.teacher.dim, config.teacher.steps = 32, 200
-        train.steps, train.learning_rate, train.schedule = 300, 3e-3, "cosine"
-        train.eval_every, train.save_every = 50, 50
+        train.steps, train.learning_rate, train.schedule = 600, 1e-2, "cosine"
+        train.eval_every, train.save_every = 200, 100
     return config

@@ -89,8 +89,9 @@ class Progress:
         if moment >= self._last + EVERY and self._bar.disable:
             self._last = moment
             rate = self._done / self._size / (moment - self._begin)
-            amount = f"{min(done, self._total or done) / self._size:,.1f}"
-            total = f" of {self._total / self._size:,.1f}" if self._total else ""
+            digits = 0 if self._size == 1 else 1
+            amount = f"{min(done, self._total or done) / self._size:,.{digits}f}"
+            total = f" of {self._total / self._size:,.{digits}f}" if self._total else ""
             unit = self._unit
             logging.info("%s: %s%s %s, %.1f %s/s", self._doing, amount, total, unit, rate, unit)
 

@@ -33,7 +33,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _USERS = 1 << 16  # users whose recommendations are in memory at once
-_COLUMNS = tuple(field.name for field in dataclasses.fields(Columns))
+_COLUMNS = {  # field of `Columns`: flag
+    field.name: "kinds" if field.name == "events" else field.name
+    for field in dataclasses.fields(Columns)
+}
 
 
 def recommend_all(
@@ -151,7 +154,7 @@ def main(argv: Sequence[str]) -> int:
                 raise ValueError(f"--{name} is missing: give --workdir, --events and --out")
         logging.info("%s", environment.prepare())
         environment.find_devices()
-        given = {name: asked[name].value for name in _COLUMNS}
+        given = {name: asked[flag].value for name, flag in _COLUMNS.items()}
         columns = {name: value for name, value in given.items() if value is not None}
         options = asked.k, asked.exclude_seen, asked.latest
         model = open_model(asked.workdir)
@@ -174,9 +177,9 @@ def define_flags() -> None:
     flags.DEFINE_integer("k", 10, "Items of each user.", lower_bound=1)
     flags.DEFINE_bool("exclude_seen", True, "Leaves out items that the user has already.")
     flags.DEFINE_integer("latest", 0, "Latest events of a user that count; 0: all.", lower_bound=0)
-    for name in _COLUMNS:
+    for name, flag in _COLUMNS.items():
         help_text = f"See config.data.table.{name}; by default that of the run."
-        flags.DEFINE_string(name, None, help_text)
+        flags.DEFINE_string(flag, None, help_text)
 
 
 def cli() -> None:

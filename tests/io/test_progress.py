@@ -24,9 +24,9 @@ def test_a_line_every_ten_seconds(monkeypatch, caplog):
             counting.step()
     assert [record.getMessage() for record in caplog.records] == [
         "copying: 15.0 of 50.0 MB, 1.5 MB/s",
-        "counting: 10.0 stories, 1.0 stories/s",
+        "counting: 10 stories, 1.0 stories/s",
         "copying: 30.0 of 50.0 MB, 1.5 MB/s",
-        "counting: 20.0 stories, 1.0 stories/s",
+        "counting: 20 stories, 1.0 stories/s",
     ]
 
 

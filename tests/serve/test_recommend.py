@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
@@ -148,3 +151,13 @@ def test_tables_without_any_known_item_and_other_endings_are_refused(model, tmp_
     with pytest.raises(ValueError, match=r"must end in \.parquet or \.csv"):
         recommend_all(model, events, tmp_path / "recs.json")
     assert not [*tmp_path.glob("recs*")]
+
+
+def test_the_command_names_missing_flags_and_has_help():
+    run = lambda *flags: subprocess.run(
+        [sys.executable, "-m", "rmjax.recommend", *flags], capture_output=True, text=True
+    )
+    done = run("--workdir=runs/shop")
+    assert done.returncode == 1 and "--events is missing" in done.stderr
+    shown = run("--help").stdout
+    assert all(f"--{name}" in shown for name in ("events", "kinds", "item", "latest"))
