@@ -32,6 +32,7 @@ class Asked(NamedTuple):
     user: np.ndarray  # i64 [n]
     before: np.ndarray  # i64 [n, Q], number of the user's events before the question
     target: np.ndarray  # i [n, Q], the item that comes next
+    cut: np.ndarray | None = None  # i64 [n], oldest events that are left out; None: 0
 
 
 class _Flat(NamedTuple):
@@ -41,6 +42,7 @@ class _Flat(NamedTuple):
     end: np.ndarray  # i64 [m], the event after the last one that the question knows
     target: np.ndarray  # i64 [m]
     last: np.ndarray  # i64 [m], the last item before the question; -1: none
+    cut: np.ndarray  # i64 [m], the first event whose item counts as seen
 
 
 _Score = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (questions, items) [p] -> scores [p]
@@ -58,7 +60,7 @@ def references(log: Log, asked: Asked, exclude_seen: bool = False) -> dict[str, 
       log: the events.
       asked: the questions.
       exclude_seen: the user's earlier items do not compete with the target, as in
-        `Questions.exclude_seen`.
+        `Questions.exclude_seen`. An item that occurs only before `Asked.cut` competes.
 
     Returns:
       {name of the rule: f64 [n, Q]}.
@@ -66,7 +68,8 @@ def references(log: Log, asked: Asked, exclude_seen: bool = False) -> dict[str, 
     first = np.broadcast_to(log.start[asked.user][:, None], asked.target.shape).ravel()
     end = first + asked.before.ravel()
     last = np.where(end > first, log.item[np.maximum(end - 1, 0)], -1)
-    flat = _Flat(first, end, asked.target.astype(np.int64).ravel(), last.astype(np.int64))
+    cut = first if asked.cut is None else first + np.repeat(asked.cut, asked.target.shape[1])
+    flat = _Flat(first, end, asked.target.astype(np.int64).ravel(), last.astype(np.int64), cut)
     following = _following(log)
     ranks = {
         name: _competing(log, flat, following, *rule(log, flat), exclude_seen)
@@ -131,19 +134,18 @@ def _nearest(log: Log, flat: _Flat) -> tuple[np.ndarray, _Score]:
 
 
 def _recent(log: Log, flat: _Flat, following: np.ndarray, exclude_seen: bool) -> np.ndarray:
-    """Ranks [m] by the last occurrence; all items that the user has not seen are equal."""
+    """Ranks [m] by the last occurrence; all items that the user never had are equal."""
     ranks = np.empty(len(flat.target))
     for part, question, event in _seen(flat, following):
         count = lambda which, q=question, p=part: np.bincount(q[which], minlength=p.stop - p.start)
         own = log.item[event] == flat.target[part][question]
         latest = np.full(part.stop - part.start, -1)
         latest[question[own]] = event[own]
-        seen, later = latest >= 0, count(event > latest[question])
-        unseen = log.num_items - 1 - later  # competitors of an item that the user has not seen
+        later, known = event > latest[question], latest >= 0
+        fresh = log.num_items - 1 - count(later)  # competitors of an item that the user never had
         if exclude_seen:
-            ranks[part] = np.where(seen, 1.0, 1 + unseen / 2)
-        else:
-            ranks[part] = np.where(seen, 1.0 + later, 1 + later + unseen / 2)
+            later &= event < flat.cut[part][question]
+        ranks[part] = 1 + count(later) + np.where(known, 0, fresh / 2)
     return ranks
 
 
@@ -192,6 +194,8 @@ def _competing(
         return ranks
     ranks = ranks.astype(np.float64)
     for part, question, event in _seen(flat, following):
+        seen = event >= flat.cut[part][question]
+        question, event = question[seen], event[seen]
         item, number = log.item[event].astype(np.int64), question + part.start
         target = flat.target[number]
         value, own = score(number, item), score(number, target)

@@ -141,9 +141,9 @@ def open_table(
 
     A question is asked before the events first, first + every, ... (counted from 0). With
     split='last' the held-out events are asked too, each in an example of its own. The stream of an
-    example never holds a target before the target's question. A question sees whole segments only,
-    so the oldest items of a stream are dropped, fewer than a segment, where this lets every
-    question see more of the latest ones.
+    example never holds a target before the target's question. With ask='pairs' a question sees
+    whole segments only. The oldest items of a stream are then dropped, fewer than a segment, where
+    this lets every question see more of the latest ones.
 
     Args:
       table: the path of a file (.csv, .tsv, .inter, .parquet, .arrow, .feather) or of a folder of
@@ -175,11 +175,13 @@ def open_table(
 def _open(table: Any, settings: Settings, segment_length: int, cache_dir: str, seed: int) -> Table:
     """Prepares the events and opens the source."""
     s = settings
-    for name, least in (("first", segment_length), ("max_items", s.first)):
-        if getattr(s, name) < least and getattr(s, name):
-            other = "config.data.segment_length" if name == "first" else "config.data.table.first"
-            cause = f"config.data.table.{name} = {getattr(s, name)}: must be at least {other}"
-            raise ValueError(f"{cause} = {least}, so that every question has a segment before it")
+    if s.ask == "pairs" and s.first < segment_length:
+        cause = f"config.data.table.first = {s.first}: must be at least config.data.segment_length"
+        cure = "raise it, or lower config.data.segment_length (segment_length of rmjax.open_table)"
+        raise ValueError(f"{cause} = {segment_length}, since pairs see whole segments only: {cure}")
+    if s.max_items and s.max_items < s.first:
+        cause = f"config.data.table.max_items = {s.max_items}: must be at least"
+        raise ValueError(f"{cause} config.data.table.first = {s.first}, or 0")
     if bool(s.event) != bool(s.events):
         one, other = ("event", "events") if s.event else ("events", "event")
         raise ValueError(f"config.data.table.{one} needs config.data.table.{other}: set both")
@@ -318,7 +320,8 @@ class Table(Source):
             before[place], target[place] = asked.rows - begins, events.items[asked.rows]
             train = training_part(events, self._until)
             log = baselines.Log(events.starts, events.items, train, self.num_items)
-            questions = baselines.Asked(asked.streams, before, target)
+            cut = asked.starts - events.starts[asked.streams]
+            questions = baselines.Asked(asked.streams, before, target, cut)
             return baselines.references(log, questions, self.questions.exclude_seen)
         query = np.stack([events.items[asked.rows], asked.negatives], 1)
         last = events.items[asked.rows - 1][:, None]
@@ -443,8 +446,9 @@ def cut_examples(
     start = events.starts[stream]
     if s.max_items:
         start = np.maximum(start, rows[bounds[1:] - 1] - s.max_items)
-    over = (rows - np.repeat(start, np.diff(bounds))) % segment_length
-    start = start + np.minimum.reduceat(over, bounds[:-1])
+    if s.ask == "pairs":  # the next item is also asked after the items behind the last segment
+        over = (rows - np.repeat(start, np.diff(bounds))) % segment_length
+        start = start + np.minimum.reduceat(over, bounds[:-1])
     return Asked(rows, bounds, start, stream)
 
 

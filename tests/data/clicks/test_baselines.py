@@ -43,11 +43,13 @@ def scores(log: Log, history: list[int]) -> dict[str, list[float]]:
     }
 
 
-@pytest.mark.parametrize("exclude_seen", [False, True])
+@pytest.mark.parametrize("exclude_seen, cut", [(False, 0), (True, 0), (False, 3), (True, 3)])
 @pytest.mark.parametrize("pairs", [3, 2**22])
-def test_ranks_are_those_of_all_scores(monkeypatch, exclude_seen, pairs):
+def test_ranks_are_those_of_all_scores(monkeypatch, exclude_seen, cut, pairs):
+    """With a cut, the oldest items of a user compete, also where seen items are left out."""
     monkeypatch.setattr(baselines, "PAIRS", pairs)
     log, asked = world(0)
+    asked = asked._replace(cut=np.full(30, cut)) if cut else asked
     ranks = baselines.references(log, asked, exclude_seen)
     assert list(ranks) == ["popularity", "most recent", "co-occurrence", "nearest id"]
     for user in range(30):
@@ -55,7 +57,7 @@ def test_ranks_are_those_of_all_scores(monkeypatch, exclude_seen, pairs):
             begin = log.start[user]
             history = log.item[begin : begin + asked.before[user, q]].tolist()
             target = int(asked.target[user, q])
-            out = set(history) - {target} if exclude_seen else set()
+            out = set(history[cut:]) - {target} if exclude_seen else set()
             for name, score in scores(log, history).items():
                 others = [s for v, s in enumerate(score) if v != target and v not in out]
                 better = sum(s > score[target] for s in others)

@@ -152,18 +152,57 @@ def test_questions_are_those_of_a_plain_program(opened, options):
     assert source.popularity.tolist() == counted.tolist()
 
 
-def test_questions_see_as_many_whole_segments_as_their_streams_allow(opened):
+def test_pairs_see_as_many_whole_segments_as_their_streams_allow(opened):
     """Dropping the oldest items takes no segment from any question, and aligns the last ones."""
-    source = opened(frame(ROWS), split="last", max_items=0)
+    source = opened(frame(ROWS), split="last", max_items=0, ask="pairs")
     starts, asked = source.events.starts, source.asked["test"]
     examples = source.fetch("test", np.arange(source.size("test")))
     place = asked.rows - starts[asked.streams]
     np.testing.assert_array_equal(examples["position"][:, 0], place // 5 * 5)
     for every in (1, 2, 5):
-        asked = opened(frame(ROWS), max_items=0, every=every).asked["train"]
+        asked = opened(frame(ROWS), max_items=0, every=every, ask="pairs").asked["train"]
         stream = np.repeat(asked.streams, np.diff(asked.bounds))
         window = np.repeat(asked.starts, np.diff(asked.bounds))
         assert ((asked.rows - window) // 5 == (asked.rows - starts[stream]) // 5).all()
+
+
+def test_the_next_item_is_asked_after_all_items_before_it(opened):
+    """29 events: the last target has 28 items before it, of which the latest 12 may be asked."""
+    rows = [(user, user * 29 + k, k) for user in range(4) for k in range(29)]
+    for max_items, seen in ((0, 28), (12, 12)):
+        source = opened(frame(rows), split="last", max_items=max_items)
+        examples = source.fetch("test", np.arange(source.size("test")))
+        assert examples["length"].tolist() == [seen] * 4 == examples["position"][:, 0].tolist()
+
+
+def test_the_first_question_may_come_before_a_whole_segment(opened):
+    source = opened(frame(ROWS), first=2)
+    examples = source.fetch("train", np.arange(source.size("train")))
+    assert examples["position"][examples["query_mask"]].min() == 2
+    taken = batches(source, seed=0, batch_size=4, segment_length=5, num_steps=1)
+    batch = next(iter(taken))
+    full = np.asarray(batch.items_before) // 5
+    np.testing.assert_array_equal(np.where(batch.query_mask, batch.position, full), full)
+
+
+def test_baselines_leave_out_the_items_that_the_model_leaves_out(opened):
+    """Only items of the cut stream do not compete, though users have up to 49 of them."""
+    source = opened(frame(ROWS), exclude_seen=True, max_items=5)
+    ranks, examples = source.references("test"), source.fetch("test", np.arange(source.size("test")))
+    cut = 0
+    for row, column in np.argwhere(examples["query_mask"]):
+        target = examples["target"][row, column]
+        before = examples["items"][row, : examples["position"][row, column]]
+        count = source.popularity
+        competes = np.ones(source.num_items, bool)
+        competes[before] = False
+        competes[target] = True
+        better = (competes & (count > count[target])).sum()
+        equal = (competes & (count == count[target])).sum() - 1
+        assert ranks["popularity"][row, column] == 1 + better + equal / 2
+        asked = source.asked["test"]
+        cut += asked.starts[row] > source.events.starts[asked.streams[row]]
+    assert cut
 
 
 def test_users_are_held_out_as_a_part(opened):
@@ -522,7 +561,10 @@ def test_files_and_columns_that_are_missing_are_named(opened, tmp_path):
 
 def test_settings_that_do_not_fit_are_refused(opened):
     for options, words in (
-        (dict(first=4), "first = 4: must be at least config.data.segment_length = 5"),
+        (
+            dict(first=4, ask="pairs"),
+            "first = 4: must be at least config.data.segment_length = 5.* or lower config.data.seg",
+        ),
         (dict(max_items=4), "max_items = 4: must be at least config.data.table.first = 5"),
         (dict(split="tim"), "config.data.table.split = 'tim': must be a string, one of time"),
         (dict(every=0), "config.data.table.every = 0: must be"),
