@@ -6,9 +6,9 @@ r"""Clicks from your own table: which item comes next?
 Data: config.data.table.path is a .csv, .tsv, .inter (RecBole), .parquet, .arrow or .feather file,
 or a folder of such files; `pip install 'rmjax[tables]'` reads them. It has the columns user_id,
 item_id and timestamp, or those that config.data.table.user, item and time name. Ids are integers or
-strings. A question is asked at every 10th event after the 20th; with `:local` at every event after
-it. N = 10. config.data.table.ask=pairs compares an item with another one instead; such a question
-sees whole segments of N items only.
+strings. N = 10. A question is asked at every 10th event after the 20th, and with `:local` at every
+event after it. config.data.table.ask=pairs compares an item with another one instead. Its questions
+see complete segments of N items only.
 
 Size: `:local` is a reduced size for two CPU cores: d = 64, one layer, two heads, K = 10. Fragments
 for rehearsal are drawn uniformly.

@@ -51,7 +51,8 @@ class Settings:
     path: str = setting(
         "",
         a_path,
-        "file of events (.csv, .tsv, .inter, .parquet, .arrow, .feather), or a folder of such",
+        "file of events (.csv, .tsv, .inter, .parquet, .arrow, .feather), or a folder of such; "
+        "folders inside it are read too",
     )
     user: str = setting("user_id", anything, "column of users: integers or strings")
     item: str = setting("item_id", anything, "column of items: integers or strings")
@@ -70,7 +71,7 @@ class Settings:
     bad_rows: str = setting(
         "error",
         one_of("error", "skip"),
-        "rows without an id or a time: an error, or left out and counted",
+        "rows without an id, a time or a kind of event: an error, or left out and counted",
     )
     split: str = setting(
         "time",

@@ -83,9 +83,12 @@ def parts_of(events: Any) -> Iterator[Part]:
 
 
 def files_of(path: str | Path) -> tuple[Path, ...]:
-    """The files of a table, sorted by name; raises as `parts_of`."""
+    """The files of a table, those in folders inside its folder too, sorted; raises as `parts_of`.
+
+    Names that begin with a dot or an underscore are no data: Spark writes `_SUCCESS`.
+    """
     root = paths.resolve(path, "config.data.table.path")
-    files = (root,) if root.is_file() else tuple(filter(Path.is_file, paths.visible(root)))
+    files = (root,) if root.is_file() else tuple(_inside(root))
     if not files:
         cause = "has no files" if root.is_dir() else "does not exist"
         raise FileNotFoundError(f"{root} {cause}: set config.data.table.path to a file of events")
@@ -96,6 +99,15 @@ def files_of(path: str | Path) -> tuple[Path, ...]:
                 f"{file}: expected a file that ends in {', '.join(known)}: rename or convert it"
             )
     return files
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    """The files in a folder and in the folders inside it."""
+    for path in paths.visible(folder, "[!_]*"):
+        if path.is_dir():
+            yield from _inside(path)
+        else:
+            yield path
 
 
 def _text(path: Path) -> Part:

@@ -55,12 +55,13 @@ class Columns:
 
 
 class Rows(NamedTuple):
-    """Usable rows: Arrow arrays of ids without nulls, and times i64 or f64 [n]."""
+    """Usable rows: Arrow arrays of ids without nulls, times i64 or f64 [n], and their part."""
 
     user: pa.Array
     item: pa.Array
     session: pa.Array | None
     time: np.ndarray
+    place: str
 
 
 @dataclasses.dataclass
@@ -136,7 +137,8 @@ def refuse_nothing(place: str, columns: Columns, report: Report, usable: int) ->
         near = difflib.get_close_matches(missing[0], kinds, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         cause = f"no row of column {columns.event} is {missing[0]!r}"
-        cure = f"set config.data.table.events; there are {', '.join(map(repr, kinds))}"
+        option = "config.data.table.events (--kinds of rmjax.recommend)"
+        cure = f"set {option}; there are {', '.join(map(repr, kinds))}"
         raise ValueError(f"{place}: {cause}: {hint}{cure}")
     if not usable:
         skipped = "".join(f", {count:,} with {reason}" for reason, count in report.skipped.items())
@@ -165,11 +167,18 @@ def _usable(
     pc = arrow().compute
     number = np.arange(len(batch["user"])) + before + 1
     if "event" in batch:
-        kind = ids_of(batch.pop("event"), names["event"], part.place).cast("large_string")
+        kind = ids_of(batch["event"], names["event"], part.place).cast("large_string")
+        missing = np.flatnonzero(~present(kind))
+        if missing.size and columns.bad_rows == "error":
+            row, value = int(missing[0]), batch["event"][int(missing[0])].as_py()
+            expected = "a kind of event"
+            raise _bad(part.place, int(number[row]), names["event"], expected, value)
+        if missing.size:
+            report.skipped["no kind of event"] += missing.size
         counted = pc.value_counts(kind.drop_null()).to_pylist()
         report.kinds.update({entry["values"]: entry["counts"] for entry in counted})
         wanted = pc.is_in(kind, value_set=arrow().array(names_in(columns.events), kind.type))
-        batch = {key: column.filter(wanted) for key, column in batch.items()}
+        batch = {key: column.filter(wanted) for key, column in batch.items() if key != "event"}
         number = number[wanted.to_numpy(zero_copy_only=False)]
     keys = [key for key in batch if key != "time"]
     ids = {key: ids_of(batch[key], names[key], part.place) for key in keys}
@@ -187,7 +196,7 @@ def _usable(
             report.skipped[reason] += len(wrong)
         good &= right
     kept = {key: column.filter(arrow().array(good)) for key, column in ids.items()}
-    return Rows(kept["user"], kept["item"], kept.get("session"), time[good])
+    return Rows(kept["user"], kept["item"], kept.get("session"), time[good], part.place)
 
 
 def _chosen(part: Part, columns: Columns) -> dict[str, str]:
@@ -205,7 +214,7 @@ def _chosen(part: Part, columns: Columns) -> dict[str, str]:
         hint = f"did you mean {near[0]!r}? " if near and not fitting else ""
         cause = f"there are two columns {wanted!r}" if fitting else f"there is no column {wanted!r}"
         listed = ", ".join(map(repr, called.values()))
-        cure = f"set config.data.table.{key}; the columns are {listed}"
+        cure = f"set config.data.table.{key} (--{key} of rmjax.recommend); the columns are {listed}"
         raise ValueError(f"{part.place}: {cause}: {hint}{cure}")
     return chosen
 

@@ -116,24 +116,29 @@ class Ids:
     def __init__(self) -> None:
         self._ids: pa.Array | None = None
 
-    def number(self, column: pa.Array) -> np.ndarray:
+    def number(self, column: pa.Array, name: str, place: str) -> np.ndarray:
         """The number of every id.
 
         Args:
           column: ids without nulls.
+          name: of the column, for errors.
+          place: the table's name in errors.
 
         Returns:
           i32 [n].
 
         Raises:
-          ValueError: the column's type differs from that of earlier columns.
+          ValueError: the column's type differs from that of earlier ids.
         """
         pa = arrow()
+        if not len(column):  # a column without ids may have any type
+            return np.zeros(0, np.int32)
         encoded = column.dictionary_encode()
         ids = encoded.dictionary
         known = ids[:0] if self._ids is None else self._ids
         if ids.type != known.type:
-            raise ValueError(f"ids are {ids.type}, but {known.type} in earlier files: cast them")
+            cause = f"ids are {ids.type}, but {known.type} in earlier rows"
+            raise ValueError(f"{place}, column {name}: {cause}: cast them to one type")
         place = pa.compute.index_in(ids, value_set=known)
         fresh = place.is_null().to_numpy(zero_copy_only=False)
         numbers = place.fill_null(0).to_numpy().astype(np.int32)

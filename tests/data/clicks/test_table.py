@@ -188,7 +188,8 @@ def test_the_first_question_may_come_before_a_whole_segment(opened):
 def test_baselines_leave_out_the_items_that_the_model_leaves_out(opened):
     """Only items of the cut stream do not compete, though users have up to 49 of them."""
     source = opened(frame(ROWS), exclude_seen=True, max_items=5)
-    ranks, examples = source.references("test"), source.fetch("test", np.arange(source.size("test")))
+    ranks = source.references("test")
+    examples = source.fetch("test", np.arange(source.size("test")))
     cut = 0
     for row, column in np.argwhere(examples["query_mask"]):
         target = examples["target"][row, column]
@@ -244,6 +245,13 @@ def test_every_format_gives_the_same_examples(opened, tmp_path):
     for start in range(0, len(ROWS), 300):
         write(folder / f"{start:04}.csv", ROWS[start : start + 300])
     (folder / "._0000.csv").write_text("of macOS")
+    (folder / "_SUCCESS").write_text("of Spark")
+    same(want, opened(str(folder)))
+    for start, name in ((0, "day=1"), (300, "day=2")):  # a table in parts by columns
+        (folder / name / "of").mkdir(parents=True)
+        (folder / f"{start:04}.csv").rename(folder / name / "of" / "part.csv")
+    (folder / "_temporary").mkdir()
+    (folder / "_temporary" / "part.csv").write_text("not yet written")
     same(want, opened(str(folder)))
     same(want, opened(table))
     arrays = {name: np.array(values) for name, values in frame(ROWS).items()}
@@ -440,6 +448,33 @@ def test_references_know_the_stream_before_the_question(opened):
             assert pairs[name][row, 2 * column] == score[target]
 
 
+def test_a_row_without_a_kind_of_event_is_a_bad_row(opened, tmp_path):
+    rows = [(*row, "buy") for row in ROWS]
+    rows[4:4] = [(7, 11, 3, ""), (7, 11, 4, "view")]
+    options = dict(event="what", events="buy")
+    path, table = write(tmp_path / "a.csv", rows, (*NAMES, "what")), frame(r[:3] for r in rows)
+    for events in (path, table | {"what": [row[3] or None for row in rows]}):
+        says = "row 5, column what: expected a kind of event, found None: mend it, or set config"
+        with pytest.raises(ValueError, match=says):
+            opened(events, **options)
+        source = opened(events, bad_rows="skip", **options)
+        same(source, opened(frame(ROWS)))
+        counts = source.events.counts
+        assert counts["no kind of event"] == counts["other events"] == 1
+
+
+def test_ids_of_two_types_are_named_and_parts_without_ids_have_none(opened, tmp_path):
+    words = frame(ROWS, (int, str, int))
+    for number, items in enumerate([[None] * len(ROWS), words["item_id"], frame(ROWS)["item_id"]]):
+        table = pa.table(words | {"item_id": items})
+        pa.parquet.write_table(table, tmp_path / f"{number}.parquet")
+    cause = "2.parquet, column item_id: ids are int64, but large_string in earlier rows: cast them"
+    with pytest.raises(ValueError, match=cause):
+        opened(tmp_path, bad_rows="skip")
+    (tmp_path / "2.parquet").unlink()
+    same(opened(words), opened(tmp_path, bad_rows="skip"))
+
+
 def test_what_is_left_out_is_counted(opened, caplog):
     rows = [*ROWS, *ROWS[:4]]
     few = sum(len(line) <= 5 for line in streams_of(ROWS).values())
@@ -532,7 +567,8 @@ def test_columns_that_hold_no_events_are_refused(opened, columns, says):
 
 def test_files_and_columns_that_are_missing_are_named(opened, tmp_path):
     path = write(tmp_path / "a.csv", ROWS, ("userId", "item_id", "timestamp"))
-    says = r"there is no column 'user_id': did you mean 'userId'\? set config.data.table.user; the "
+    says = r"there is no column 'user_id': did you mean 'userId'\? set config.data.table.user "
+    says += r"\(--user of rmjax.recommend\); the "
     with pytest.raises(ValueError, match=f"{says}columns are 'userId', 'item_id', 'timestamp'"):
         opened(path)
     twice = write(tmp_path / "b.csv", ROWS, ("user_id", "user_id", "timestamp"))
