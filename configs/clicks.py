@@ -7,14 +7,14 @@ Data: config.data.table.path is a .csv, .tsv, .inter (RecBole), .parquet, .arrow
 or a folder of such files; `pip install 'rmjax[tables]'` reads them. It has the columns user_id,
 item_id and timestamp, or those that config.data.table.user, item and time name. Ids are integers or
 strings. N = 10. A question is asked at every 10th event after the 20th, and with `:local` at every
-event after it. config.data.table.ask=pairs compares an item with another one instead. Its questions
-see complete segments of N items only.
+event after it. config.data.table.ask=pairs compares an item with another one instead. A question
+then sees complete segments of N items only.
 
 Size: `:local` is a reduced size for two CPU cores: d = 64, one layer, two heads, K = 10. Fragments
 for rehearsal are drawn uniformly.
 
-Score: on the log of `python examples/shop_log.py`, NDCG@10 0.297 after 1.5 minutes on two cores (one
-seed); 0.319 for what most often follows the last item, 0.029 for popularity.
+Score: on the log of `python examples/shop_log.py`, NDCG@10 0.297 after 1.5 minutes on two cores
+(one seed); 0.319 for what most often follows the last item, 0.029 for popularity.
 """
 
 from ml_collections import ConfigDict

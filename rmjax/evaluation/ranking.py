@@ -75,15 +75,31 @@ def sampled(rank: np.ndarray, k: int, items: int, gain: Callable[..., np.ndarray
     return sum(terms, np.zeros(np.shape(rank)))
 
 
-def recall(asked: Asked, k: int) -> float:
-    """Recall@k, the mean over baskets; NaN without questions."""
-    # Without positions all questions come after the stream, so a row is one basket.
-    position = np.zeros(asked.mask.shape, int) if asked.position is None else asked.position
-    row = np.broadcast_to(np.arange(len(position))[:, None], position.shape)
-    pairs = np.stack([row[asked.mask], position[asked.mask]], 1)
-    basket = np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1)
+def recall(asked: Asked, k: int, basket: np.ndarray | None = None) -> float:
+    """Recall@k, the mean over baskets; NaN without questions.
+
+    Args:
+      asked: the questions, with ranks as scores.
+      k: last rank that counts.
+      basket: of `baskets`, if it is known.
+
+    Returns:
+      The value.
+    """
+    basket = baskets(asked) if basket is None else basket
     hits, size = np.bincount(basket, hr(asked.scores, k)[asked.mask]), np.bincount(basket)
     return float((hits / size).mean()) if len(size) else math.nan
+
+
+def baskets(asked: Asked) -> np.ndarray:
+    """The basket of each asked question, numbered from 0, i64 [asked questions]."""
+    row = np.nonzero(asked.mask)[0]
+    if asked.position is None:  # all questions come after the stream, so a row is one basket
+        key = row
+    else:
+        position = asked.position[asked.mask].astype(np.int64)
+        key = row * (1 + position.max(initial=0)) + position
+    return np.unique(key, return_inverse=True)[1].reshape(-1)
 
 
 def _make(name: str, k: int) -> Metric:
@@ -97,10 +113,11 @@ def _make(name: str, k: int) -> Metric:
 
     def measure(asked: Asked) -> tuple[float, dict[str, float]]:
         value, others = mean.measure(asked)
+        basket = baskets(asked)
         for cut in CUTS:
             for other, of_rank in GAINS.items():
                 others[f"{other}@{cut}"] = float(of_rank(asked.scores, cut)[asked.mask].mean())
-            others[f"recall@{cut}"] = recall(asked, cut)
+            others[f"recall@{cut}"] = recall(asked, cut, basket)
         return value, {key: of for key, of in others.items() if key != f"{name}@{k}"}
 
     return mean._replace(measure=measure, answers=("item",))

@@ -142,6 +142,30 @@ class Checkpoints:
         Raises:
           ValueError: an intact checkpoint does not fit `like`; names the leaves.
         """
+        intact = self._agreed(step, best)
+        return None if intact is None else (intact, _read(self._path(intact), like, part))
+
+    def fits(self, like: Tree, part: bool = False, best: bool = False) -> bool:
+        """Checks what `restore` would restore, without its arrays.
+
+        Args:
+          like: as in `restore`.
+          part: as in `restore`.
+          best: as in `restore`.
+
+        Returns:
+          Whether there is an intact checkpoint.
+
+        Raises:
+          ValueError: as `restore`.
+        """
+        intact = self._agreed(None, best)
+        if intact is not None:
+            _saved(self._path(intact), like, part)
+        return intact is not None
+
+    def _agreed(self, step: int | None, best: bool) -> int | None:
+        """The step of the checkpoint that all processes restore."""
         self.wait()
         intact = self._intact(step, best) if jax.process_index() == 0 else None
         if jax.process_count() > 1:
@@ -151,7 +175,7 @@ class Checkpoints:
             shared = multihost_utils.broadcast_one_to_all(padded)
             intact, *damaged = (None if number < 0 else int(number) for number in shared)
             self._damaged = {number for number in damaged if number is not None}
-        return None if intact is None else (intact, _read(self._path(intact), like, part))
+        return intact
 
     def close(self) -> None:
         """Waits for the last write and ends the writing thread."""
@@ -378,10 +402,7 @@ def _write(path: Path, leaves: Leaves, about: dict[str, Any]) -> None:
 
 def _read(path: Path, like: Tree, part: bool) -> Tree:
     """The tree of an intact directory; `part`: `like` may lack some of the saved leaves."""
-    saved = json.loads((path / "manifest.json").read_text())["leaves"]
-    wanted = {name: _spec(leaf) for name, leaf in _named_leaves(like).items()}
-    fitting = {name: spec for name, spec in saved.items() if name in wanted or not part}
-    _check_fit(path, fitting, wanted)
+    saved = _saved(path, like, part)
     full = {name for name, (_, shape) in saved.items() if 0 not in shape}
     arrays = {}
     if full:
@@ -398,6 +419,15 @@ def _read(path: Path, like: Tree, part: bool) -> Tree:
 
     leaves = [leaf(*pair) for pair in _named_leaves(like).items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _saved(path: Path, like: Tree, part: bool) -> dict[str, Spec]:
+    """The saved leaves of an intact directory, which must fit `like`."""
+    saved = json.loads((path / "manifest.json").read_text())["leaves"]
+    wanted = {name: _spec(leaf) for name, leaf in _named_leaves(like).items()}
+    fitting = {name: spec for name, spec in saved.items() if name in wanted or not part}
+    _check_fit(path, fitting, wanted)
+    return saved
 
 
 def _check_fit(path: Path, saved: Mapping[str, Spec], wanted: Mapping[str, Spec]) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rmjax.data.texts.streams import Texts
 
 FILE = "items.jsonl"
+PAIRS = 1 << 20  # pairs of neighbours whose rows are in memory at once
 _IDS = "ids "  # the digest of ids from outside begins with this
 
 
@@ -266,7 +267,9 @@ def mean_of_neighbours(
     item, neighbour = pairs
     count = np.bincount(item, minlength=len(table))
     total = np.zeros(table.shape, np.float64)
-    np.add.at(total, item, table[neighbour])
+    for begin in range(0, len(item), PAIRS):
+        part = slice(begin, begin + PAIRS)
+        np.add.at(total, item[part], table[neighbour[part]])
     mean = total / np.maximum(count, 1).reshape(-1, *[1] * (table.ndim - 1))
     begins = (new & (count > 0)).reshape(-1, *[1] * (table.ndim - 1))
     return np.where(begins, mean, table).astype(table.dtype)

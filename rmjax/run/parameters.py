@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -95,22 +96,7 @@ def read_start(
       FileNotFoundError: nothing was trained in the workdir.
       ValueError: the run was trained on other data (as `match_items`), or has other parameters.
     """
-    name = f"config.train.start_from = {str(workdir)!r}"
-    rows = match_items(workdir, source, name, new_items)
-    try:
-        like = jax.eval_shape(task.init, jax.random.key(0))
-        if rows is not None:
-            like = _resized(like, task, read_config(workdir)[1]["items"])
-        params = read_best(workdir / "model", like)
-    except ValueError as error:
-        cure = "give both runs the same machine, reason and rehearsal"
-        raise ValueError(
-            f"{name} has other parameters than this config's: {cure} ({error})"
-        ) from error
-    if params is None:
-        raise FileNotFoundError(
-            f"{name} has no checkpoint of the model: name a workdir that was trained"
-        )
+    params, rows, name = _best_of(workdir, source, task, new_items, restore_best)
     params = _moved(params, task, rows, name, fresh)
     if rows is None or new_items != "mean" or not (rows < 0).any():
         return params
@@ -123,6 +109,52 @@ def read_start(
         table = mean_of_neighbours(at(params, path), pairs, rows < 0)
         params = replace_at(params, path, table)
     return params
+
+
+def check_start(
+    workdir: Path, source: Source | Texts, task: Task, new_items: str = "refuse"
+) -> None:
+    """Checks that `read_start` can read the run, from ids and shapes alone.
+
+    Args:
+      workdir: as in `read_start`.
+      source: as in `read_start`.
+      task: as in `read_start`.
+      new_items: as in `read_start`.
+
+    Raises:
+      FileNotFoundError, ValueError: as `read_start`.
+    """
+    fits = lambda saved, like: saved.fits({"params": like}, best=True, part=True) or None
+    _best_of(workdir, source, task, new_items, fits)
+
+
+def _best_of(
+    workdir: Path,
+    source: Source | Texts,
+    task: Task,
+    new_items: str,
+    read: Callable[[Checkpoints, Params], Any],
+) -> tuple[Any, np.ndarray | None, str]:
+    """Reads the best checkpoint for `read_start`: what `read` returns, the rows, and a name."""
+    name = f"config.train.start_from = {str(workdir)!r}"
+    rows = match_items(workdir, source, name, new_items)
+    try:
+        like = jax.eval_shape(task.init, jax.random.key(0))
+        if rows is not None:
+            like = _resized(like, task, read_config(workdir)[1]["items"])
+        with contextlib.closing(Checkpoints(workdir / "model", read_only=True)) as checkpoints:
+            best = read(checkpoints, like)
+    except ValueError as error:
+        cure = "give both runs the same machine, reason and rehearsal"
+        raise ValueError(
+            f"{name} has other parameters than this config's: {cure} ({error})"
+        ) from error
+    if best is None:
+        raise FileNotFoundError(
+            f"{name} has no checkpoint of the model: name a workdir that was trained"
+        )
+    return best, rows, name
 
 
 def _resized(like: Params, task: Task, items: int) -> Params:

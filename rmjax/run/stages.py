@@ -337,10 +337,11 @@ def check_start(run: Run, stage: Stage) -> None:
       FileNotFoundError, ValueError: as `parameters.read_start`. Not if the stage has checkpoints.
     """
     if run.config.train.start_from and not any((run.workdir / stage.name).glob("[0-9]*")):
-        read_start(run, stage)
+        start = paths.resolve(run.config.train.start_from, "config.train.start_from")
+        parameters.check_start(start, run.source, stage.task, run.config.train.new_items)
 
 
-def read_start(run: Run, stage: Stage, fresh: Params | None = None) -> Params:
+def read_start(run: Run, stage: Stage, fresh: Params) -> Params:
     """Reads the parameters at `train.start_from`, see `parameters.read_start`."""
     start = paths.resolve(run.config.train.start_from, "config.train.start_from")
     new_items = run.config.train.new_items

@@ -58,9 +58,20 @@ def test_recall_of_baskets_is_that_of_ranx():
     questions = asked(ranks, position=position)._replace(mask=mask)
     for k, expected in RECALL.items():
         assert ranking.recall(questions, k) == pytest.approx(expected, abs=1e-12)
+    made = METRICS["ndcg@10"].make(NoSettings())
+    others = made.measure(questions)[1]
+    assert all(others[f"recall@{k}"] == pytest.approx(RECALL[k], abs=1e-12) for k in RECALL)
     at_end = asked([[1, 6]])
     assert ranking.recall(at_end, 1) == 0.5
     assert np.isnan(ranking.recall(asked(np.ones((0, 2))), 1))
+
+
+def test_baskets_are_sorted_once_for_all_values(monkeypatch):
+    calls, unique = [], np.unique
+    monkeypatch.setattr(np, "unique", lambda x, **kw: calls.append(x.shape) or unique(x, **kw))
+    questions = asked(np.ones((2, 3)), position=np.array([[4, 9, 4], [0, 7, 7]], np.int32))
+    METRICS["hr@10"].make(NoSettings()).measure(questions)
+    assert calls == [(6,)]
 
 
 @pytest.mark.parametrize("name", ["hr", "ndcg"])

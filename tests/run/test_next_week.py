@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 
 import rmjax
 from rmjax import tasks
-from rmjax.run import parameters
+from rmjax.run import items, parameters, stages
 from tests.runs import PLAIN, tiny
 from tests.small import noise
 
@@ -80,6 +81,37 @@ def test_rows_follow_their_ids_and_new_ones_begin_as_asked(weeks, new_items, cap
         np.testing.assert_allclose(after[index["a"]], mean, rtol=1e-5, atol=1e-6)
     others = [tree["machine"]["gru"] for tree in (old, new)]
     jax.tree.map(np.testing.assert_array_equal, *others)
+
+
+def test_means_of_neighbours_are_added_a_slice_of_pairs_at_a_time(monkeypatch):
+    monkeypatch.setattr(items, "PAIRS", 4)
+    rng, rows = np.random.default_rng(0), []
+
+    class Table(np.ndarray):
+        def __getitem__(self, index):
+            rows.append(len(index))
+            return np.asarray(self)[index]
+
+    table = rng.standard_normal((9, 3)).astype(np.float32)
+    one, other = rng.integers(0, 3, 10), rng.integers(4, 9, 10)
+    new = np.arange(9) < 4
+    means = items.mean_of_neighbours(table.view(Table), (one, other), new)
+    for item in range(9):
+        beside = table[other[one == item]].astype(np.float64)
+        expected = beside.mean(0) if len(beside) else table[item]
+        np.testing.assert_allclose(means[item], expected, rtol=1e-6)
+    assert means.dtype == np.float32 and rows == [4, 4, 2]
+
+
+def test_a_start_is_checked_before_training_without_its_rows(weeks, tmp_path, monkeypatch):
+    workdir, _, second = weeks
+    wrong = {"train.start_from": str(workdir), "train.new_items": "mean"}
+    monkeypatch.setattr(second, "neighbours", lambda new: pytest.fail("neighbours were read"))
+    run = stages.Run(tiny(**KEYS, **wrong), tmp_path, second, None)
+    stages.check_start(run, stages.model_stage(run))
+    run = dataclasses.replace(run, config=tiny(**KEYS, **wrong, **{"machine.dim": 16}))
+    with pytest.raises(ValueError, match="other parameters than this config's: give both runs"):
+        stages.check_start(run, stages.model_stage(run))
 
 
 def test_new_items_are_refused_unless_a_key_says_how_they_begin(weeks):
