@@ -139,11 +139,11 @@ class Ids:
         if ids.type != known.type:
             cause = f"ids are {ids.type}, but {known.type} in earlier rows"
             raise ValueError(f"{place}, column {name}: {cause}: cast them to one type")
-        place = pa.compute.index_in(ids, value_set=known)
-        fresh = place.is_null().to_numpy(zero_copy_only=False)
-        numbers = place.fill_null(0).to_numpy().astype(np.int32)
+        row = pa.compute.index_in(ids, value_set=known)
+        fresh = row.is_null().to_numpy(zero_copy_only=False)
+        numbers = row.fill_null(0).to_numpy().astype(np.int32)
         numbers[fresh] = len(known) + np.arange(fresh.sum())
-        self._ids = pa.concat_arrays([known, ids.filter(place.is_null())])
+        self._ids = pa.concat_arrays([known, ids.filter(row.is_null())])
         return numbers[encoded.indices.to_numpy()]
 
     def sort(self, typed: bool) -> tuple[pa.Array, np.ndarray]:
