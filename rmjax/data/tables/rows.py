@@ -61,7 +61,7 @@ class Rows(NamedTuple):
     item: pa.Array
     session: pa.Array | None
     time: np.ndarray
-    place: str
+    place: str  # of the part, for errors
 
 
 @dataclasses.dataclass
