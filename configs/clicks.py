@@ -12,8 +12,8 @@ falls between two segments. config.data.table.ask=pairs compares an item with an
 Size: `:local` is a reduced size for two CPU cores: d = 64, one layer, two heads, K = 10. A question
 is asked at every event, and fragments for rehearsal are drawn uniformly.
 
-Score: on the log of `python examples/shop_log.py`, NDCG@10 0.297 after 1.5 minutes on two cores (one
-seed); 0.319 for what most often follows the last item, 0.029 for popularity.
+Score: on the log of `python examples/shop_log.py`, NDCG@10 is 0.297 after 1.5 minutes on two cores
+(one seed). It is 0.319 for what most often follows the last item, and 0.029 for popularity.
 """
 
 from ml_collections import ConfigDict
