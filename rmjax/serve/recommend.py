@@ -182,7 +182,8 @@ def _lengths(arrays: Sequence[np.ndarray]) -> np.ndarray:
 
 def _powers(counts: np.ndarray) -> np.ndarray:
     """The least power of two that is not below each count, which is at least 1."""
-    return np.left_shift(1, np.ceil(np.log2(counts)).astype(np.int64))
+    powers: np.ndarray = 1 << np.ceil(np.log2(counts)).astype(np.int64)
+    return powers
 
 
 def _parts(

@@ -70,13 +70,7 @@ def recommend_all(
       OSError: the file cannot be written.
       Stopped: the process was asked to stop.
     """
-    ranked, target = model.recommender, paths.resolve(str(out), "out")
-    if target.suffix not in (".parquet", ".csv"):
-        raise ValueError(f"{target}: the name must end in .parquet or .csv")
-    if not target.parent.is_dir():
-        cause = f"{target.parent} does not exist"
-        raise FileNotFoundError(f"{cause}: make this folder, or name another file with --out")
-    data = model.config.data
+    ranked, target, data = model.recommender, _target(out), model.config.data
     ours = {name: getattr(data.table, name) for name in _COLUMNS} if data.name == "table" else {}
     chosen = Columns(**{**ours, **(columns or {})})
     if isinstance(events, str):
@@ -114,6 +108,17 @@ def recommend_all(
 
     _write(parts(), target)
     return len(users)
+
+
+def _target(out: str | Path) -> Path:
+    """The file to write; a wrong ending or a missing folder is an error."""
+    target = paths.resolve(str(out), "out")
+    if target.suffix not in (".parquet", ".csv"):
+        raise ValueError(f"{target}: the name must end in .parquet or .csv")
+    if not target.parent.is_dir():
+        cure = "make this folder, or name another file with --out"
+        raise FileNotFoundError(f"{target.parent} does not exist: {cure}")
+    return target
 
 
 def _latest_streams(log: Events) -> np.ndarray:

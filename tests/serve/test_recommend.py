@@ -212,6 +212,18 @@ def test_exclusion_lists_of_any_length_agree(model, monkeypatch):
             assert row == ([i for i in order if i not in out] + [-1] * 4)[:4]
 
 
+def test_groups_hold_every_history_once_and_few_cells(monkeypatch):
+    monkeypatch.setattr(recommend, "_CELLS", 64)
+    rng = np.random.default_rng(2)
+    lengths, left_out = rng.integers(0, 50, 99), rng.integers(0, 200, 99)
+    groups = [*recommend._parts(lengths, left_out, 4)]
+    assert sorted(np.concatenate([rows for rows, _, _ in groups]).tolist()) == [*range(99)]
+    for rows, size, width in groups:
+        assert (lengths[rows] <= size).all() and (left_out[rows] <= width).all()
+        assert len(rows) == 1 or len(rows) * max(size, width) <= 64
+    assert len({group[1:] for group in groups}) <= 5 * 6
+
+
 def test_seen_items_are_left_out_where_the_evaluation_did(model, tmp_path):
     history, counts = [*IDS[2:30]], []
     events = table(*[(user, item, t) for user in "ab" for t, item in enumerate(history)])
@@ -296,4 +308,6 @@ def test_the_command_names_missing_flags_and_has_help():
     done = run("--workdir=runs/shop")
     assert done.returncode == 1 and "--events is missing" in done.stderr
     shown = run("--help").stdout
-    assert all(f"--{name}" in shown for name in ("events", "kinds", "item", "latest"))
+    assert all(
+        f"--{name}" in shown for name in ("events", "kinds", "item", "latest", "[no]exclude_seen")
+    )
