@@ -201,7 +201,11 @@ def match_items(
 def _rows_of(
     old: list[int] | list[str], new: list[int] | list[str], name: str, refuse: bool
 ) -> np.ndarray:
-    """The row in `old` of every id in `new`, or -1. With `refuse`, other ids are a ValueError."""
+    """The row in `old` of every id in `new`, or -1.
+
+    Raises:
+      ValueError: no id is in both; or, with `refuse`, some id is not.
+    """
     row = {id_: k for k, id_ in enumerate(old)}
     missing, fresh = sorted({*old}.difference(new)), sorted({*new}.difference(old))
     if (missing or fresh) and refuse:
@@ -210,6 +214,14 @@ def _rows_of(
             f"in config.data, and {_some(fresh)} ids of config.data are new: use the data it was "
             "trained on, or set config.train.new_items with config.train.start_from"
         )
+    common = len(new) - len(fresh)
+    if not common:
+        shown = f"the run's ids are like {old[0]!r}, those of config.data like {new[0]!r}"
+        cure = "bring ids to the same form, or train without config.train.start_from"
+        raise ValueError(f"{name} has no item of config.data: {shown}: {cure}")
+    if 2 * common < min(len(old), len(new)):
+        text = "%s: only %d of its %s ids are in config.data: are ids of one form in both?"
+        logging.warning(text, name, common, f"{len(old):,}")
     if missing or fresh:
         text = "%s: %s ids are new, and %s of its %s ids are in the data no more."
         logging.info(text, name, _some(fresh), _some(missing), f"{len(old):,}")

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ from rmjax.data.source import Description, id_array
 from rmjax.io import paths
 from rmjax.run import kept, parameters
 from rmjax.run.description import description_of
-from rmjax.serve.recommend import Best, Id, Recommended, Recommender
+from rmjax.serve.recommend import Best, Id, Names, Recommended, Recommender
 from rmjax.serve.store import Streams, User
 from rmjax.types import Array, Batch, Params, Task
 
@@ -79,13 +79,18 @@ class Model:
         Raises:
           ValueError: the model does not rank items.
         """
-        return Recommender(self.task, self.params, self.ids)
+        return Recommender(self.task, self.params, self._names)
+
+    @functools.cached_property
+    def _names(self) -> Names:
+        """The ids of the items; their indices where the data had no ids."""
+        return Names(np.arange(self.description.num_items) if self.ids is None else self.ids)
 
     def recommend(
         self,
         history: Sequence[Id] | Sequence[Sequence[Id]] = (),
         k: int = 10,
-        exclude_seen: bool = True,
+        exclude_seen: bool | None = None,
         *,
         store: Streams | None = None,
         users: Sequence[User] = (),
@@ -97,9 +102,12 @@ class Model:
 
         Args:
           history: a user's items, the oldest first; or a list of such histories, one for each user.
+            Lists, tuples, arrays and columns of data frames are taken. An empty list is the history
+            of one user without items.
           k: how many items.
-          exclude_seen: whether the items of a history are left out.
-          store: of live streams, in place of histories; made by `streams`.
+          exclude_seen: whether the items of a history are left out. None: as in the evaluation, see
+            `description.questions.exclude_seen`. A store cannot do it, so it needs `exclude`.
+          store: of live streams, in place of histories; made by `streams`, filled by `write`.
           users: of the store.
           exclude: for a store: the items that each user has, which are left out. A stream keeps no
             list of its items. None: no item is left out.
@@ -109,27 +117,61 @@ class Model:
           histories or for users.
 
         Raises:
-          ValueError: the model does not rank items, or k is out of range.
+          ValueError: the model does not rank items, k is out of range, a history is a text, or
+            histories and a store are given together.
         """
-        ranked = self.recommender
+        ranked, entries = self.recommender, _listed(history)
         if store is not None:
-            seen = exclude if exclude is None else [self._known(items) for items in exclude]
+            if entries:
+                cure = "append items with model.write(store, users, histories) first"
+                raise ValueError(f"history and store are given, but a store has its own: {cure}")
+            if exclude_seen and exclude is None:
+                cure = "give the items of each user as exclude=[[...], ...]"
+                raise ValueError(f"exclude_seen: a store keeps no list of seen items: {cure}")
+            seen = exclude if exclude is None else self._known(exclude)
             return ranked.named(Best(*store.recommend(users, k, seen)))
-        several = len(history) > 0 and not isinstance(history[0], str | int | np.integer)
-        histories = [*history] if several else [history]
-        known = [self._known(items) for items in cast("list[Sequence[Id]]", histories)]
+        if len(users) or exclude is not None:
+            raise ValueError("users and exclude belong to a store: give store=... with them")
+        several = bool(entries) and np.ndim(entries[0]) > 0
+        known = self._known(entries if several else [entries])
         rows = ranked.named(ranked.best(known, k, exclude_seen))
         return rows if several else rows[0]
 
-    def _known(self, ids: Sequence[Id]) -> np.ndarray:
-        """The indices of the known items; a warning names the others."""
-        indices = self.recommender.indices(ids)
-        unknown = [one for one, index in zip(ids, indices, strict=True) if index < 0]
+    def write(
+        self, store: Streams, users: Sequence[User], histories: Sequence[Sequence[Id]]
+    ) -> None:
+        """Appends items to the streams of users, in the ids of the data.
+
+        `Streams.write` takes indices of items instead. Items that the model does not know are left
+        out; a warning names them.
+
+        Args:
+          store: made by `streams`.
+          users: [n] users, as in `Streams.write`.
+          histories: n lists of items, the oldest first.
+
+        Raises:
+          ValueError: a history is a text, or as `Streams.write`.
+          OSError: as `Streams.write`.
+          RuntimeError: as `Streams.write`.
+        """
+        store.write(users, self._known(histories))
+
+    def _known(self, histories: Sequence[Sequence[Id]]) -> list[np.ndarray]:
+        """The indices of the known items of each history; a warning names the others."""
+        lists = [_listed(history) for history in histories]
+        indices = [self._names.indices(ids) for ids in lists]
+        unknown = [
+            one
+            for ids, places in zip(lists, indices, strict=True)
+            for one, place in zip(ids, places.tolist(), strict=True)
+            if place < 0
+        ]
         if unknown:
             shown = ", ".join(map(repr, unknown[:3])) + (", ..." if len(unknown) > 3 else "")
             text = "%d items are unknown to the model, so left out: %s"
             logging.warning(text, len(unknown), shown)
-        return indices[indices >= 0]
+        return [places[places >= 0] for places in indices]
 
     def streams(self, **options: Any) -> Streams:
         """Opens a store of live streams of many users.
@@ -296,6 +338,17 @@ class Model:
     def word_ids(self) -> dict[str, int]:
         """The id of each word of the vocabulary."""
         return {word: i for i, word in enumerate(self.vocabulary)}
+
+
+def _listed(history: Any) -> list[Any]:
+    """The entries of a list, an array or a column of a data frame.
+
+    Raises:
+      ValueError: it is one item.
+    """
+    if isinstance(history, str | int | np.integer):
+        raise ValueError(f"a history is {history!r}: give a list of items, such as [{history!r}]")
+    return list(history)
 
 
 def open_model(workdir: str | Path, task: Task | None = None) -> Model:

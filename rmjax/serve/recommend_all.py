@@ -3,8 +3,8 @@
     python -m rmjax.recommend --workdir=runs/shop --events=events.parquet --out=recs.parquet --k=10
 
 The columns are those of the run (`config.data.table`), unless a flag names another one. With a
-column of sessions, a user's latest session counts. The result has the columns user, rank (1 is the
-best), item and score. It is written completely or not at all.
+column of sessions, a user's latest session is read: the one that ends last. The result has the
+columns user, rank (1 is the best), item and score. It is written completely or not at all.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from rmjax import config as configs
-from rmjax.data.tables.events import open_events, prepare, user_ids
+from rmjax.data.tables.events import Events, open_events, prepare, user_ids
 from rmjax.data.tables.files import arrow
 from rmjax.data.tables.rows import Columns
 from rmjax.io import paths, terminal
@@ -44,7 +44,7 @@ def recommend_all(
     events: Any,
     out: str | Path,
     k: int = 10,
-    exclude_seen: bool = True,
+    exclude_seen: bool | None = None,
     latest: int = 0,
     columns: Mapping[str, str] | None = None,
 ) -> int:
@@ -55,8 +55,9 @@ def recommend_all(
       events: a file, a folder of files, or a data frame, as `rmjax.open_table` takes it.
       out: the file to write, .parquet or .csv; an earlier one is replaced.
       k: items of each user; fewer where fewer are left.
-      exclude_seen: whether the items of a user's history are left out.
-      latest: how many of a user's events count, the latest ones; 0: all.
+      exclude_seen: whether all items that a user has are left out, also those of other sessions
+        and those before the latest events. None: as in the evaluation of the model.
+      latest: how many of a user's events are read, the latest ones; 0: all.
       columns: fields of `data.tables.rows.Columns`; the others are those of the run.
 
     Returns:
@@ -65,46 +66,66 @@ def recommend_all(
     Raises:
       ValueError: the model does not rank items, the table has wrong columns or rows, none of the
         items is known to the model, or `out` has another ending.
-      FileNotFoundError: there are no such events.
+      FileNotFoundError: there are no such events, or the folder of `out` does not exist.
       OSError: the file cannot be written.
       Stopped: the process was asked to stop.
     """
-    ranked, target = model.recommender, paths.resolve(str(out), "out")
-    if target.suffix not in (".parquet", ".csv"):
-        raise ValueError(f"{target}: the name must end in .parquet or .csv")
-    data = model.config.data
+    ranked, target, data = model.recommender, _target(out), model.config.data
     ours = {name: getattr(data.table, name) for name in _COLUMNS} if data.name == "table" else {}
     chosen = Columns(**{**ours, **(columns or {})})
     if isinstance(events, str):
         events = paths.resolve(events, "events")
     folder = prepare(events, chosen, data.cache_dir, data.seed)
     log, users = open_events(folder), user_ids(folder)
-    index = ranked.indices(log.ids)
-    _report_unknown(index, log.ids, ranked.ids)
-    last = np.searchsorted(log.users, np.arange(len(users)), "right") - 1  # stream of each user
+    index, names = ranked.names.indices(log.ids), arrow().array(ranked.names.ids.tolist())
+    _report_unknown(index, log.ids, ranked.names.ids)
+    bounds = np.searchsorted(log.users, np.arange(len(users) + 1))  # of each user's streams
+    latest_stream = _latest_streams(log)
     progress = Progress("recommending", len(users), unit="users", size=1)
+
+    def known(begins: np.ndarray, ends: np.ndarray) -> list[np.ndarray]:
+        rows = (index[log.items[a:b]] for a, b in zip(begins, ends, strict=True))
+        return [items[items >= 0] for items in rows]
 
     def parts() -> Iterator[pa.Table]:
         for first in range(0, len(users), _USERS):
-            streams = last[first : first + _USERS]
+            streams = latest_stream[first : first + _USERS]
             begin, end = log.starts[streams], log.starts[streams + 1]
             begin = np.maximum(begin, end - latest) if latest else begin
-            rows = (index[log.items[a:b]] for a, b in zip(begin, end, strict=True))
-            histories = [items[items >= 0] for items in rows]
-            best = ranked.best(histories, k, exclude_seen, progress.step)
+            every = log.starts[bounds[first : first + _USERS + 1]]
+            seen = known(every[:-1], every[1:])
+            best = ranked.best(known(begin, end), k, exclude_seen, progress.step, seen)
             exists = best.items >= 0
             row, rank = np.nonzero(exists)
             yield arrow().table(
                 {
                     "user": users.take(arrow().array(first + row)),
                     "rank": arrow().array(rank + 1, arrow().int32()),
-                    "item": arrow().array(ranked.ids[best.items[exists]].tolist()),
+                    "item": names.take(arrow().array(best.items[exists])),
                     "score": arrow().array(best.scores[exists]),
                 }
             )
 
     _write(parts(), target)
     return len(users)
+
+
+def _target(out: str | Path) -> Path:
+    """The file to write; a wrong ending or a missing folder is an error."""
+    target = paths.resolve(str(out), "out")
+    if target.suffix not in (".parquet", ".csv"):
+        raise ValueError(f"{target}: the name must end in .parquet or .csv")
+    if not target.parent.is_dir():
+        cure = "make this folder, or name another file with --out"
+        raise FileNotFoundError(f"{target.parent} does not exist: {cure}")
+    return target
+
+
+def _latest_streams(log: Events) -> np.ndarray:
+    """The stream of each user that ends last, i64 [users]; the last one of those that tie."""
+    ends = log.times[log.starts[1:] - 1]
+    order = np.lexsort((ends, log.users))
+    return order[np.searchsorted(log.users, np.unique(log.users), "right") - 1]
 
 
 def _report_unknown(index: np.ndarray, ids: Sequence[Any], known: np.ndarray) -> None:
@@ -175,8 +196,9 @@ def define_flags() -> None:
     flags.DEFINE_string("events", "", "File of events, or a folder of such files.")
     flags.DEFINE_string("out", "", "File to write: .parquet or .csv.")
     flags.DEFINE_integer("k", 10, "Items of each user.", lower_bound=1)
-    flags.DEFINE_bool("exclude_seen", True, "Leaves out items that the user has already.")
-    flags.DEFINE_integer("latest", 0, "Latest events of a user that count; 0: all.", lower_bound=0)
+    help_text = "Leaves out items that the user has already; by default as the evaluation did."
+    flags.DEFINE_bool("exclude_seen", None, help_text)
+    flags.DEFINE_integer("latest", 0, "Latest events of a user to read; 0: all.", lower_bound=0)
     for name, flag in _COLUMNS.items():
         help_text = f"See config.data.table.{name}; by default that of the run."
         flags.DEFINE_string(flag, None, help_text)

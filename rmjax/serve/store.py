@@ -301,7 +301,8 @@ class Streams:
         Args:
           users: [n] users, each a str or an int of 64 bits. A new user gets a stream. A user may
             occur twice: the items are appended in order.
-          items: n lists of item ids in 0 .. num_items - 1, of any lengths, 0 included.
+          items: n lists of indices of items, 0 .. num_items - 1, of any lengths, 0 included.
+            Integers that the data call items by are other numbers: `Model.write` takes those.
 
         Raises:
           ValueError: a user is neither str nor int, an id is not an item of the model, or the two
@@ -591,8 +592,13 @@ class Streams:
             raise ValueError(f"{flat}, got shape {array.shape}")
         array = array.reshape(-1)
         if array.size and array.dtype.kind not in "iu":
+            cure = ""
+            if array.dtype.kind in "OSU" and name == "item":
+                cure = (
+                    ", the index of an item: model.write and model.recommend take ids of the data"
+                )
             raise ValueError(
-                f"user {user!r}: each {name} must be a whole number, got {array.dtype}"
+                f"user {user!r}: each {name} must be a whole number, got {array.dtype}{cure}"
             )
         wrong = array[(array < 0) | (array >= below)]
         if wrong.size:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -119,6 +120,32 @@ def test_new_items_are_refused_unless_a_key_says_how_they_begin(weeks):
     task = tasks.make_task(tiny(**KEYS), second)
     with pytest.raises(ValueError, match=r"0 of its 9 ids .*, and 2 \(such as a, z\) .*new_items"):
         parameters.read_start(workdir, second, task)
+
+
+def test_ids_of_another_form_are_refused_and_few_common_ones_are_warned_of(
+    tmp_path, monkeypatch, caplog
+):
+    kept = SimpleNamespace(numbering=np.arange(1, 9), num_items=8, popularity=None, vocabulary=())
+    (tmp_path / "items.jsonl").write_text(items.item_lines(kept))
+    about = {"items": 8, **items.numbering_digest(kept)}
+    (tmp_path / "config.json").touch()
+    monkeypatch.setattr(items, "read_config", lambda workdir: (None, about))
+    matched = lambda ids: items.match_items(
+        tmp_path, SimpleNamespace(**vars(kept) | {"numbering": ids}), "start_from", "mean"
+    )
+    texts = np.array([*"12345678", "x"], object)
+    with pytest.raises(
+        ValueError, match=r"the run's ids are like 1, those of config.data like '1'"
+    ):
+        matched(texts)
+    assert matched(np.array([1, 2, 3, *range(20, 30)])).tolist() == [0, 1, 2] + [-1] * 10
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "only 3 of its 8 ids" in caplog.text
+    caplog.clear()
+    assert (matched(np.arange(1, 30))[:8] == range(8)).all() and (
+        matched(np.arange(1, 3)) >= 0
+    ).all()
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 def test_a_second_week_trains_from_the_first(weeks, tmp_path):

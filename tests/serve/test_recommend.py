@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ import pytest
 import rmjax
 from rmjax import tasks
 from rmjax.data.source import Description
-from rmjax.serve import Model, Recommended
+from rmjax.serve import Model, Recommended, recommend
 from rmjax.serve.recommend_all import recommend_all
 from tests.runs import tiny
 from tests.shop import Shop, ShopSource
@@ -86,12 +87,12 @@ def test_unknown_items_are_left_out_and_named(model, caplog):
     shown = model.recommend([*known[:2], "SKU-99", *known[2:], "?"], k=4)
     assert shown == model.recommend(known, k=4)
     assert "2 items are unknown to the model, so left out: 'SKU-99', '?'" in caplog.text
-    assert model.recommender.indices(["x", IDS[3]]).tolist() == [-1, 3]
+    assert model.recommender.names.indices(["x", IDS[3]]).tolist() == [-1, 3]
 
 
 def test_all_items_that_were_not_seen_compete(model):
     """Also the item of index 0, which fills up histories of different lengths."""
-    shown = model.recommend([IDS[3:6], IDS[3:8]], k=ITEMS)
+    shown = model.recommend([IDS[3:6], IDS[3:8]], k=ITEMS, exclude_seen=True)
     assert [{one.item for one in row} for row in shown] == [
         {*IDS} - {*IDS[3:6]},
         {*IDS} - {*IDS[3:8]},
@@ -99,7 +100,7 @@ def test_all_items_that_were_not_seen_compete(model):
 
 
 def test_fewer_items_than_k_are_left(model):
-    shown = model.recommend([*IDS[:-2]], k=5)
+    shown = model.recommend([*IDS[:-2]], k=5, exclude_seen=True)
     assert {one.item for one in shown} == {*IDS[-2:]} and isinstance(shown[0], Recommended)
     for wrong in (0, ITEMS + 1):
         with pytest.raises(ValueError, match=rf"k = {wrong}: must be from 1 to .* {ITEMS}"):
@@ -141,6 +142,153 @@ def test_every_user_of_a_table_gets_the_recommendations_of_the_history(model, tm
         np.testing.assert_allclose([row["score"] for row in rows], scores, rtol=1e-5)
 
 
+class Labelled(dict):
+    """A column of values under labels, as a series of pandas: it iterates over values."""
+
+    def __iter__(self):
+        return iter(self.values())
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(list(self), dtype)
+
+
+def table(*rows):
+    """A table of (user, item, time), or of (user, session, item, time)."""
+    names = ("user_id", "session", "item_id", "timestamp")
+    names = names if len(rows[0]) == 4 else (names[0], *names[2:])
+    return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+
+
+def written(model, tmp_path, events, k=3, **options):
+    """{user: items} of the recommendations for all users of a table."""
+    model.config.data.cache_dir = str(tmp_path)
+    recommend_all(model, events, tmp_path / "recs.parquet", k, **options)
+    shown = pq.read_table(tmp_path / "recs.parquet").to_pylist()
+    return {user: [row["item"] for row in shown if row["user"] == user] for user in "ab"}
+
+
+def test_the_latest_session_is_the_one_that_ends_last(model, tmp_path):
+    early, late = IDS[3:9], IDS[20:25]
+    events = table(
+        *[("a", 7, item, time) for time, item in enumerate(early)],
+        *[("a", 2, item, 100 + time) for time, item in enumerate(late)],  # its id is smaller
+        *[("b", 1, item, time) for time, item in enumerate(late)],
+        *[("b", 4, item, 100 + time) for time, item in enumerate(early)],
+    )
+    columns = {"session": "session"}
+    shown = written(model, tmp_path, events, 9, exclude_seen=False, columns=columns)
+    named = lambda items: [
+        one.item for one in model.recommend(list(items), k=9, exclude_seen=False)
+    ]
+    assert named(late) != named(early)
+    assert shown == {"a": named(late), "b": named(early)}
+
+
+@pytest.mark.parametrize("sessions", [False, True])
+def test_items_of_all_streams_are_left_out_whatever_is_read(model, tmp_path, sessions):
+    history = {"a": IDS[:34], "b": IDS[5:9]}
+    rows = [(u, t // 3, item, t) for u in history for t, item in enumerate(history[u])]
+    events = table(*(rows if sessions else [(u, *others) for u, _, *others in rows]))
+    columns = {"session": "session"} if sessions else {}
+    shown = written(
+        model, tmp_path, events, 4, exclude_seen=True, latest=0 if sessions else 2, columns=columns
+    )
+    for user, seen in history.items():
+        read = seen[-1:] if sessions else seen[-2:]
+        ranked = model.recommend(read, k=ITEMS, exclude_seen=False)
+        assert shown[user] == [one.item for one in ranked if one.item not in seen][:4]
+
+
+def test_exclusion_lists_of_any_length_agree(model, monkeypatch):
+    """The histories are short, and the lists are padded to widths of their own."""
+    rng, ranked = np.random.default_rng(1), model.recommender
+    histories = [rng.integers(0, ITEMS, n).astype(np.int32) for n in (3, 4, 1, 0, 2)]
+    seen = [rng.integers(0, ITEMS, n).astype(np.int32) for n in (0, 5, 30, 9, 100)]
+    everything = ranked.best(histories, ITEMS, exclude_seen=False).items
+    for cells in (recommend._CELLS, 32):  # with 32, few rows fit in a call
+        monkeypatch.setattr(recommend, "_CELLS", cells)
+        best = ranked.best(histories, 4, exclude_seen=True, seen=seen).items
+        for row, order, out in zip(best.tolist(), everything.tolist(), seen, strict=True):
+            assert row == ([i for i in order if i not in out] + [-1] * 4)[:4]
+
+
+def test_groups_hold_every_history_once_and_few_cells(monkeypatch):
+    monkeypatch.setattr(recommend, "_CELLS", 64)
+    rng = np.random.default_rng(2)
+    lengths, left_out = rng.integers(0, 50, 99), rng.integers(0, 200, 99)
+    groups = [*recommend._parts(lengths, left_out, 4)]
+    assert sorted(np.concatenate([rows for rows, _, _ in groups]).tolist()) == [*range(99)]
+    for rows, size, width in groups:
+        assert (lengths[rows] <= size).all() and (left_out[rows] <= width).all()
+        assert len(rows) == 1 or len(rows) * max(size, width) <= 64
+    assert len({group[1:] for group in groups}) <= 5 * 6
+
+
+def test_seen_items_are_left_out_where_the_evaluation_did(model, tmp_path):
+    history, counts = [*IDS[2:30]], []
+    events = table(*[(user, item, t) for user in "ab" for t, item in enumerate(history)])
+    questions = model.description.questions._replace(exclude_seen=True)
+    description = dataclasses.replace(model.description, questions=questions)
+    task = tasks.make_task(model.config, description)
+    strict = dataclasses.replace(model, task=task, description=description)
+    for one, default in ((model, False), (strict, True)):
+        assert one.recommend(history) == one.recommend(history, exclude_seen=default)
+        shown = [{r.item for r in one.recommend(history, k=ITEMS, exclude_seen=e)} for e in (0, 1)]
+        assert shown == [{*IDS}, {*IDS} - {*history}]
+        counts.append(len(written(one, tmp_path, events, ITEMS)["a"]))
+    assert counts == [ITEMS, ITEMS - len(history)]
+
+
+def test_a_user_who_has_every_item_gets_no_row_and_keeps_the_type(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("rmjax.serve.recommend_all._USERS", 1)
+    events = table(*[("a", item, t) for t, item in enumerate(IDS)], ("b", IDS[0], 1))
+    shown = written(model, tmp_path, events, exclude_seen=True)
+    assert shown["a"] == [] and len(shown["b"]) == 3
+
+
+def test_a_missing_folder_is_named_before_anything_is_read(model, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"recs does not exist: make this folder"):
+        recommend_all(model, tmp_path / "no.csv", tmp_path / "recs" / "recs.csv")
+
+
+def test_a_store_takes_the_ids_of_the_data(model, caplog):
+    store, index = model.streams(), model.streams()
+    model.write(store, ["a", "b"], [[IDS[4], "SKU-99", IDS[7]], np.array(IDS[9:12], object)])
+    index.write(["a", "b"], [[4, 7], [9, 10, 11]])
+    assert "1 items are unknown to the model, so left out: 'SKU-99'" in caplog.text
+    for one, other in zip(
+        *(model.recommend(store=s, users=["a", "b"], k=4) for s in (store, index)), strict=True
+    ):
+        assert one == other
+    with pytest.raises(ValueError, match=r"must be a whole number.*model\.write"):
+        store.write(["a"], [[IDS[4]]])
+    with pytest.raises(ValueError, match=r"history is 'SKU-01'.*\['SKU-01'\]"):
+        model.write(store, ["a"], ["SKU-01"])
+
+
+def test_histories_are_sequences_of_any_kind(model):
+    history = [*IDS[3:8]]
+    wanted = model.recommend(history, k=3)
+    series = Labelled(zip(range(5, 10), history, strict=True))  # as a series of pandas
+    for alike in (tuple(history), np.array(history), np.array(history, object), series):
+        assert model.recommend(alike, k=3) == wanted
+        assert [r.item for r in model.recommend([alike, history[:1]], k=3)[0]] == [
+            r.item for r in wanted
+        ]
+    assert model.recommend([], k=3) == model.recommend(k=3) != wanted
+    store = model.streams()
+    for wrong, options, error in (
+        ("SKU-01", {}, r"history is 'SKU-01'.*\['SKU-01'\]"),
+        ([history, "SKU-01"], {}, r"history is 'SKU-01'"),
+        (history, {"store": store, "users": ["a"]}, r"history and store.*model\.write"),
+        ((), {"store": store, "users": ["a"], "exclude_seen": True}, r"no list .*exclude="),
+        (history, {"exclude": [history]}, r"users and exclude belong to a store"),
+        (history, {"users": ["a"]}, r"users and exclude belong to a store"),
+    ):
+        with pytest.raises(ValueError, match=error):
+            model.recommend(wrong, k=3, **options)
+
+
 def test_tables_without_any_known_item_and_other_endings_are_refused(model, tmp_path):
     model.config.data.cache_dir = str(tmp_path)
     events = {"user_id": ["a", "a"], "item_id": ["x", "y"], "timestamp": [1, 2]}
@@ -160,4 +308,6 @@ def test_the_command_names_missing_flags_and_has_help():
     done = run("--workdir=runs/shop")
     assert done.returncode == 1 and "--events is missing" in done.stderr
     shown = run("--help").stdout
-    assert all(f"--{name}" in shown for name in ("events", "kinds", "item", "latest"))
+    assert all(
+        f"--{name}" in shown for name in ("events", "kinds", "item", "latest", "[no]exclude_seen")
+    )
