@@ -148,11 +148,11 @@ def test_memories_take_their_tuned_values(tmp_path):
 
 
 def test_rows_are_not_continued_with_other_values(tmp_path):
-    ablate.check_same_rows(SMALL, tmp_path)
-    ablate.check_same_rows(SMALL._replace(rows=SMALL.rows | {"x": Row({})}), tmp_path)
+    ablate.check_same_rows("memories", SMALL, tmp_path)
+    ablate.check_same_rows("memories", SMALL._replace(rows=SMALL.rows | {"x": Row({})}), tmp_path)
     changed = tables.tuned(SMALL, {"gru": {"train.clip": 1.0}})
     with pytest.raises(ValueError, match="the row 'gru' was begun with .* now it is .*train.clip"):
-        ablate.check_same_rows(changed, tmp_path)
+        ablate.check_same_rows("memories", changed, tmp_path)
 
 
 @pytest.mark.parametrize("kind", systems.ORIGINAL)
