@@ -284,7 +284,16 @@ def _encoded(model: Writer, prompts: Sequence[str]) -> tuple[Tokenizer, list[np.
     tokenizer = model.tokenizer
     assert tokenizer is not None
     rows = []
+    # Bytes that are not UTF-8 have tokens of their own in a tokenizer of bytes.
+    errors = "surrogateescape" if tokenizer.state["kind"] == "bytes" else "strict"
     for prompt in prompts:
+        try:
+            prompt.encode("utf-8", errors)
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"the prompt {prompt!r} has a lone surrogate at place {error.start}, which is no "
+                "character: give a valid text"
+            ) from error
         if unknown := tokenizer.unknown(prompt):
             raise ValueError(
                 f"the prompt has {', '.join(map(repr, unknown))}, which the training texts lack: "
