@@ -422,7 +422,7 @@ def run_all(
 
 
 def draw(table: Table, todo: list[Job], results: Results, workdir: Path) -> None:
-    """Draws accuracy against the numbers in the names of columns, see `curves.keep`.
+    """Draws the measure against the numbers in the names of columns, see `curves.keep`.
 
     Args:
       table: a table with a curve.
@@ -431,19 +431,18 @@ def draw(table: Table, todo: list[Job], results: Results, workdir: Path) -> None
       workdir: folder of the figure.
     """
     rows: dict[str, list[list[Line]]] = {}
-    states: dict[str, int] = {}
     for job in todo:
         key = job.setting, job.row, job.seed
         if key in results:
             name = ", ".join(filter(None, [job.row, job.setting]))
             rows.setdefault(name, []).append(results[key])
-            if name not in states:
-                states[name] = curves.state_size(job.workdir)
-    made = curves.curves(rows, states, table.curve)
+    made = curves.curves(rows, table.curve)
     if not made:
         logging.warning("no figure: the results have no columns such as '4%s'", table.curve)
         return
-    curves.keep(made, table.curve, workdir, table.source)
+    columns = next(iter(rows.values()))[0][0]
+    measure = next(key.removeprefix("test_") for key in columns if key.startswith("test_"))
+    curves.keep(made, table.curve, workdir, table.source, measure)
     print(f"\n{curves.markdown(made, table.curve)}")
 
 
