@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from rmjax import config as configs
 from rmjax.io import atomic
 from rmjax.run import kept
-from rmjax.run.reporting import short
+from rmjax.run.reporting import read_metrics, short
 
 Series = dict[str, list[tuple[int, float]]]  # name -> (step, value)
 Rows = Sequence[Mapping[str, Any]]
@@ -73,13 +73,7 @@ def read_figures(path: Path) -> list[Figure]:
       last. Values that are not finite are left out.
     """
     figures: dict[str, Series] = defaultdict(lambda: defaultdict(list))
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-            stage, kind, step = entry.pop("stage"), entry.pop("kind"), entry.pop("step")
-        except (ValueError, TypeError, KeyError, AttributeError):
-            continue  # the partial line of a killed process
+    for stage, kind, step, entry in read_metrics(path):
         for name, value in entry.items():
             if isinstance(value, str) or not math.isfinite(value):
                 continue

@@ -297,7 +297,7 @@ def main(argv: Sequence[str]) -> int:
             todo, given = jobs(table, workdir, _SEEDS.value), given_flags()
             code = run_all(table, todo, given, workdir, data, stop)
             if name == "memories":
-                memories.finish(table, workdir, _SEEDS.value, given, stop)
+                memories.finish(table, workdir, _SEEDS.value, given, stop, sys.argv[1:])
             elif name == "tune":
                 memories.choose_best(table, workdir, _SEEDS.value, config.data.name)
             return code
@@ -311,7 +311,7 @@ def prepared(name: str, data: str, tuned: str | None, original: bool) -> Table:
 
     Args:
       name: of the table.
-      data: config.data.name, which finds the tuned values.
+      data: config.data.name, which names the tuned values.
       tuned: path of a tuned.json; None: the values of `systems.TUNED`.
       original: rows have the published hyper-parameters of their systems.
 
@@ -319,7 +319,8 @@ def prepared(name: str, data: str, tuned: str | None, original: bool) -> Table:
       The table.
 
     Raises:
-      ValueError: `tuned` is for another table than 'memories', or the file is damaged.
+      ValueError: `tuned` is for another table than 'memories', or for other data, or the file is
+        damaged.
       FileNotFoundError: `tuned` does not exist.
     """
     table = tables.table_of(name)
@@ -329,7 +330,13 @@ def prepared(name: str, data: str, tuned: str | None, original: bool) -> Table:
         values = systems.TUNED.get(data, {})
         if tuned:
             path = paths.resolve(tuned, "--tuned")
-            values = text.read_json(path, "run --table=tune again")
+            kept_values = text.read_json(path, "run --table=tune again")
+            if not isinstance(kept_values, dict) or data not in kept_values:
+                raise ValueError(
+                    f"{path} has the values of {', '.join(kept_values)}, and none of "
+                    f"config.data.name = {data!r}: run --table=tune again with this --config"
+                )
+            values = kept_values[data]
             for row in values:
                 if row not in table.rows:
                     raise ValueError(f"{path}: no row {row!r}; there are {', '.join(table.rows)}")
