@@ -6,7 +6,6 @@ The page needs no other file and no network; its figures are SVG.
 from __future__ import annotations
 
 import html
-import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

@@ -1,8 +1,9 @@
 """Text from a language model: the memory is carried on, and tokens are drawn one by one.
 
 The text is cut into segments as in training. A full segment updates the state of the model. The
-open segment is read again from the state before it for each new token, so every token has the
-logits of one pass over the complete text. All shapes are fixed, so two programs are compiled.
+open segment is read again for each new token, from the state before the segment. So every token
+has the logits of one pass over the complete text. All shapes are fixed, so two programs are
+compiled.
 """
 
 from __future__ import annotations

@@ -68,7 +68,9 @@ def _check_names(what: str, names: Iterable[str]) -> None:
     for name in names:
         folder = slug(name)
         if not folder:
-            raise ValueError(f"the {what} {name!r} has no letter or digit for its folder: rename it")
+            raise ValueError(
+                f"the {what} {name!r} has no letter or digit for its folder: rename it"
+            )
         if folder in taken:
             raise ValueError(
                 f"the {what}s {taken[folder]!r} and {name!r} have no folder of their own, since "

@@ -63,7 +63,10 @@ def finish(
         lines.append({"memory": name} | numbers([row for _, row in results]) | times)
     if lines:
         atomic.write(workdir / "memories.json", json.dumps(lines, indent=1))
-        atomic.write(workdir / "memories.md", markdown(lines, shlex.join(["python", "-m", "rmjax.ablate", *command])))
+        atomic.write(
+            workdir / "memories.md",
+            markdown(lines, shlex.join(["python", "-m", "rmjax.ablate", *command])),
+        )
         draw(lines, workdir / "memories.png")
         print(f"\n{reporting.table([shown(line) for line in lines])}\n{CAPTION}")
     return lines

@@ -14,11 +14,19 @@ from rmjax.tools.tables import Row, Table
 
 def line(memory, *points, **costs):
     names = ("4 pairs", "16 pairs", "8 pairs")
-    return {"memory": memory, "test_accuracy": 0.1, **dict(zip(names, points, strict=True)), **costs}
+    return {
+        "memory": memory,
+        "test_accuracy": 0.1,
+        **dict(zip(names, points, strict=True)),
+        **costs,
+    }
 
 
 ROWS = {
-    "RM": [[line("m", 0.9, 0.1, 0.5, state_bytes=512), line("oracle", 1.0, 1.0, 1.0)], [line("m", 0.7, 0.3, 0.5)]],
+    "RM": [
+        [line("m", 0.9, 0.1, 0.5, state_bytes=512), line("oracle", 1.0, 1.0, 1.0)],
+        [line("m", 0.7, 0.3, 0.5)],
+    ],
     "GRU": [[line("g", 0.25, 0.0, 0.125, state_bytes=64), line("oracle", 1.0, 1.0, 1.0)]],
 }
 
@@ -46,17 +54,15 @@ def test_the_table_in_markdown_has_a_column_for_each_point():
 
 
 def test_a_table_with_a_curve_is_drawn_when_its_runs_are_finished(tmp_path, monkeypatch, caplog):
-    matplotlib = pytest.importorskip("matplotlib")
-    import matplotlib.figure
-
+    drawing = pytest.importorskip("matplotlib.figure").Figure
     table = Table("a title", {name: Row({}) for name in ROWS}, curve=" pairs")
     todo = ablate.jobs(table, tmp_path, 2)
     finished = lambda job, *_: (ROWS[job.row][job.seed :] or [None])[0]
     monkeypatch.setattr(ablate, "run", finished)
     figures = []
-    kept = matplotlib.figure.Figure.savefig
+    kept = drawing.savefig
     keep = lambda figure, *args, **options: figures.append(figure) or kept(figure, *args, **options)
-    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", keep)
+    monkeypatch.setattr(drawing, "savefig", keep)
     with Preemption() as stop:
         assert ablate.run_all(table, todo, [], tmp_path, "recall", stop) == 1  # one run failed
         made = json.loads((tmp_path / "curve.json").read_text())

@@ -12,7 +12,8 @@ after      the number of sentences before the question; without it the question 
 choices    the answers to choose from, in every question of the data or in none
 
 Without choices the classes are the answers of the training stories. Any other answer in 'valid' or
-'test' counts as wrong. Further keys are left out.
+'test' counts as wrong. Further keys are left out. Choices whose words are all rare become the same
+unknown word; they are counted for each split, and need a smaller data.min_count.
 """
 
 from __future__ import annotations

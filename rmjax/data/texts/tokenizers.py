@@ -333,7 +333,9 @@ class FromFile:
     def encode(self, string: str) -> np.ndarray:
         """See `Tokenizer.encode`."""
         try:
-            return np.array(self._tokenizer.encode(_valid(string), add_special_tokens=False).ids, np.uint32)
+            return np.array(
+                self._tokenizer.encode(_valid(string), add_special_tokens=False).ids, np.uint32
+            )
         except Exception as error:  # the library raises no narrower error
             cause = f"a text cannot be tokenized ({error})"
             cure = "take a tokenizer that has a token for every text"
