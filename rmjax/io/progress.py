@@ -60,7 +60,7 @@ class Progress:
         self._doing, self._total, self._unit, self._size = doing, total, unit, size
         self._done, self._begin = 0, time.monotonic()
         self._last = self._begin
-        self._bar = terminal.bar(doing, int(total / size), unit=unit)
+        self._bar = terminal.bar(doing, max(1, round(total / size)) if total else 0, unit=unit)
 
     def step(self, count: int = 1) -> None:
         """Adds to the count.
@@ -84,7 +84,7 @@ class Progress:
         """
         self._done = done
         look(self._doing)
-        self._bar.update(done / self._size - self._bar.n)
+        self._bar.update(round(done / self._size) - self._bar.n)
         moment = time.monotonic()
         if moment >= self._last + EVERY and self._bar.disable:
             self._last = moment
@@ -94,6 +94,10 @@ class Progress:
             total = f" of {self._total / self._size:,.{digits}f}" if self._total else ""
             unit = self._unit
             logging.info("%s: %s%s %s, %.1f %s/s", self._doing, amount, total, unit, rate, unit)
+
+    def close(self) -> None:
+        """Removes the live line from a terminal."""
+        self._bar.close()
 
 
 def watch(entries: Iterable[T], doing: str, unit: str) -> Iterator[T]:
@@ -111,6 +115,9 @@ def watch(entries: Iterable[T], doing: str, unit: str) -> Iterator[T]:
       Stopped: the run was asked to stop.
     """
     progress = Progress(doing, unit=unit, size=1)
-    for entry in entries:
-        progress.step()
-        yield entry
+    try:
+        for entry in entries:
+            progress.step()
+            yield entry
+    finally:
+        progress.close()

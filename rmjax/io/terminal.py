@@ -51,8 +51,11 @@ class _AboveBars(std_logging.Handler):
             return
         name = record.levelname.capitalize()
         prefix = f"{name}: " if record.levelno >= std_logging.WARNING else ""
-        with tqdm.external_write_mode(file=sys.stderr):
-            sys.stderr.write(f"{prefix}{self.format(record)}\n")
+        try:
+            with tqdm.external_write_mode(file=sys.stderr):
+                sys.stderr.write(f"{prefix}{self.format(record)}\n")
+        except Exception:  # the terminal may be gone, which must not end a training
+            self.handleError(record)
 
 
 def plain_logs() -> None:

@@ -6,6 +6,7 @@ Readers accept byte order marks, Windows line ends, blank last lines and wrong e
 from __future__ import annotations
 
 import codecs
+import contextlib
 import io
 import json
 import re
@@ -112,6 +113,8 @@ def as_utf8(stream: IO[bytes], size: int, place: str) -> tuple[IO[bytes], int, i
     except UnicodeError as error:
         message = f"{place}: begins as {encoding.upper()} and goes on otherwise ({error})"
         raise ValueError(message) from error
+    finally:
+        progress.close()
     return converted, 0, converted.tell()
 
 
@@ -156,10 +159,14 @@ def read_lines(path: Path, ended: bool = True) -> Iterator[tuple[int, str]]:
     with path.open("rb") as file:
         encoding = encoding_of(file.read(4))
     strict = not encoding.startswith("utf-8")
-    progress = Progress(f"reading {path}", path.stat().st_size)
+    reading = contextlib.closing(Progress(f"reading {path}", path.stat().st_size))
     number, blank, wrong, line = 0, 0, 0, ""
     errors = "strict" if strict else "surrogateescape"
-    with path.open("rb") as file, io.TextIOWrapper(file, encoding, errors, newline="\n") as lines:
+    with (
+        reading as progress,
+        path.open("rb") as file,
+        io.TextIOWrapper(file, encoding, errors, newline="\n") as lines,
+    ):
         try:
             for number, line in enumerate(lines, 1):
                 if number % _LINES == 0:

@@ -68,7 +68,7 @@ def keep_compilations() -> str:
     if variable in os.environ:
         return f"compiled programs: {variable}={os.environ[variable]}"
     try:
-        folder = paths.cache("") / "compiled" / _machine()
+        folder = paths.cache("") / "compiled" / machine()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         status = folder.stat()
         # JAX runs the programs in this folder, so nobody else may write there.
@@ -124,7 +124,7 @@ def in_words(error: BaseException) -> str:
     )
 
 
-def _machine() -> str:
+def machine() -> str:
     """A name for the kind of CPU.
 
     Machines that share a home directory may differ, and a program that was compiled for one may be

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,12 @@ def sealed(values: dict[str, object]) -> str:
     return json.dumps(values | {"digest": values_digest(values)}, indent=1)
 
 
-def refuse_other(workdir: Path, old: Mapping[str, object], new: Mapping[str, object]) -> None:
+def refuse_other(
+    workdir: Path,
+    old: Mapping[str, object],
+    new: Mapping[str, object],
+    free: Callable[[str], bool] = may_change,
+) -> None:
     """Checks that a run may continue with a config.
 
     Args:
@@ -130,13 +135,14 @@ def refuse_other(workdir: Path, old: Mapping[str, object], new: Mapping[str, obj
       old: the config that the run began with, by section. A missing key has its default, since it
         may be newer than the run.
       new: the config to continue with.
+      free: says of a key's name whether the configs may differ in it.
 
     Raises:
       ValueError: the configs differ in a key that may not change; names the keys.
     """
     defaults = {name: field.default for name, field in configs.SCHEMA.items()}
     before, after = defaults | flat(old), flat(new)
-    keys = sorted(key for key in {*before, *after} if not may_change(key))
+    keys = sorted(key for key in {*before, *after} if not free(key))
     differing = [key for key in keys if before.get(key) != after.get(key)]
     if differing:
         show = lambda key: f"config.{key} was {before.get(key)!r}, now {after.get(key)!r}"

@@ -6,7 +6,6 @@ The page needs no other file and no network; its figures are SVG.
 from __future__ import annotations
 
 import html
-import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from ml_collections import ConfigDict
 from rmjax import config as configs
 from rmjax.io import atomic
 from rmjax.run import kept
-from rmjax.run.reporting import short
+from rmjax.run.reporting import read_metrics, short
 
 Series = dict[str, list[tuple[int, float]]]  # name -> (step, value)
 Rows = Sequence[Mapping[str, Any]]
@@ -73,13 +72,7 @@ def read_figures(path: Path) -> list[Figure]:
       last. Values that are not finite are left out.
     """
     figures: dict[str, Series] = defaultdict(lambda: defaultdict(list))
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-            stage, kind, step = entry.pop("stage"), entry.pop("kind"), entry.pop("step")
-        except (ValueError, TypeError, KeyError, AttributeError):
-            continue  # the partial line of a killed process
+    for stage, kind, step, entry in read_metrics(path):
         for name, value in entry.items():
             if isinstance(value, str) or not math.isfinite(value):
                 continue

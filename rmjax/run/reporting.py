@@ -118,6 +118,24 @@ class _Lent(NamedTuple):
         """Does nothing: the caller closes the logger."""
 
 
+def read_metrics(path: Path) -> Iterator[tuple[str, str, int, dict[str, Any]]]:
+    """Reads the metrics.jsonl of a run. The partial line of a killed process is left out.
+
+    Args:
+      path: of the file, which may be missing.
+
+    Yields:
+      (stage, kind, step, {name: value}) of each line.
+    """
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        try:
+            entry = json.loads(line)
+            stage, kind, step = entry.pop("stage"), entry.pop("kind"), entry.pop("step")
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue
+        yield stage, kind, step, entry
+
+
 def _number(value: Scalar) -> int | float:
     return value if isinstance(value, int) else np.asarray(value).astype(np.float64).item()
 

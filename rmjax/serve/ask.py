@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from rmjax.data import settings_of
 from rmjax.data.source import Description
-from rmjax.data.stories.text import UNKNOWN, cut, sentences_of, tokenize
+from rmjax.data.stories.text import UNKNOWN, cut, equal_pair, sentences_of, tokenize
 from rmjax.registry import SOURCES
 from rmjax.tasks.answers import questions_only
 from rmjax.types import Array, Batch, Params
@@ -186,9 +186,13 @@ def _check_answers(model: Reader, choices: Sequence[str] | None) -> None:
     if model.description.questions.answer == "choice":
         if choices is None:
             raise ValueError("this model chooses among the answers it is given: give choices")
-        _strings(choices, "choices")
+        if pair := equal_pair(_strings(choices, "choices")):
+            cure = "give choices that differ in their words, not only in signs or case"
+            raise ValueError(f"the choices {pair[0]!r} and {pair[1]!r} have the same words: {cure}")
         return
     for choice in choices or ():
+        if choices is not None and list(choices).count(choice) > 1:
+            raise ValueError(f"the choice {choice!r} is given twice: give it once")
         if choice not in model.description.classes:
             some = ", ".join(model.description.classes[:8])
             raise ValueError(f"the choice {choice!r} is no answer of this model, such as {some}")

@@ -107,6 +107,7 @@ def recommend_all(
             )
 
     _write(parts(), target)
+    progress.close()
     return len(users)
 
 

@@ -1,8 +1,9 @@
 """Text from a language model: the memory is carried on, and tokens are drawn one by one.
 
 The text is cut into segments as in training. A full segment updates the state of the model. The
-open segment is read again from the state before it for each new token, so every token has the
-logits of one pass over the complete text. All shapes are fixed, so two programs are compiled.
+open segment is read again for each new token, from the state before the segment. So every token
+has the logits of one pass over the complete text. All shapes are fixed, so two programs are
+compiled.
 """
 
 from __future__ import annotations
@@ -284,7 +285,16 @@ def _encoded(model: Writer, prompts: Sequence[str]) -> tuple[Tokenizer, list[np.
     tokenizer = model.tokenizer
     assert tokenizer is not None
     rows = []
+    # Bytes that are not UTF-8 have tokens of their own in a tokenizer of bytes.
+    errors = "surrogateescape" if tokenizer.state["kind"] == "bytes" else "strict"
     for prompt in prompts:
+        try:
+            prompt.encode("utf-8", errors)
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"the prompt {prompt!r} has a lone surrogate at place {error.start}, which is no "
+                "character: give a valid text"
+            ) from error
         if unknown := tokenizer.unknown(prompt):
             raise ValueError(
                 f"the prompt has {', '.join(map(repr, unknown))}, which the training texts lack: "

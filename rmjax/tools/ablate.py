@@ -57,6 +57,11 @@ _TUNED = flags.DEFINE_string(
     "tuned", None, "For --table=memories: tuned.json of a run of --table=tune on the same data."
 )
 
+# A table may continue with other values of these keys. No run computes something else by them.
+MAY_CHANGE = (
+    "train.log_every", "train.loggers", "train.keep_last", "train.keep_best", "data.cache_dir",
+    "data.ram_bytes", "data.workers", "data.prefetch",
+)  # fmt: skip
 COSTS = [column_name(field) for field in Costs._fields]  # columns
 Line = dict[str, Any]  # {column: value}, one line of a table
 Results = dict[tuple[str, str, int], list[Line]]  # {(setting, row, seed): the run's final table}
@@ -124,6 +129,9 @@ def check_fits(table: Table, config: ConfigDict) -> None:
 def check_same_config(config: ConfigDict, workdir: Path) -> None:
     """Keeps the config in ablation.json, or compares it with the one that began the table.
 
+    A single run may continue with its data in another place. A table may not: its finished runs
+    stay, so its rows could be of different data or start weights.
+
     Args:
       config: the config that the rows change.
       workdir: folder of all runs.
@@ -134,32 +142,49 @@ def check_same_config(config: ConfigDict, workdir: Path) -> None:
     path, values = workdir / "ablation.json", json.loads(config.to_json())
     if path.exists():
         cure = "use another --workdir, or remove it if --config is the same"
-        kept.refuse_other(workdir, text.read_json(path, cure), values)
+        free = lambda key: key in MAY_CHANGE or key.startswith(("logger.", "probe."))
+        kept.refuse_other(workdir, text.read_json(path, cure), values, free)
     else:
         atomic.write(path, json.dumps(values, indent=1))
 
 
-def check_same_rows(table: Table, workdir: Path) -> None:
-    """Keeps the rows' changes in rows.json, or compares them with those that began the table.
+def check_same_rows(name: str, table: Table, workdir: Path) -> None:
+    """Keeps a table's changes in rows.json, or compares them with those that began the folder.
 
     Args:
+      name: of the table.
       table: the table, with tuned values if it has any.
       workdir: folder of all runs.
 
     Raises:
-      ValueError: a row was begun with other changes; names the row.
+      ValueError: the folder was begun with another table, or a row or setting with other changes.
     """
     path = workdir / "rows.json"
     before = text.read_json(path, "remove it if the rows are the same") if path.exists() else {}
-    rows = {name: dict(row.changes) for name, row in table.rows.items()}
-    for name in rows:
-        if before.get(name, rows[name]) != rows[name]:
+    if before and "rows" not in before:  # an older version kept the rows alone
+        before = {"rows": before}
+    for what, value in (("table", name), ("share_teacher", table.share_teacher)):
+        if before.get(what, value) != value:
             raise ValueError(
-                f"{workdir}: the row {name!r} was begun with {before[name]}, now it is "
-                f"{rows[name]}: use another --workdir, or remove the row's folders and its entry "
-                f"in {path}"
+                f"{workdir} was begun with {what} = {before[what]!r}, now it is {value!r}: use "
+                "another --workdir"
             )
-    atomic.write(path, json.dumps(before | rows, indent=1))
+    current = {"table": name, "share_teacher": table.share_teacher}
+    changes = {
+        "rows": {row: dict(value.changes) for row, value in table.rows.items()},
+        "settings": {setting: dict(value) for setting, value in table.settings.items()},
+    }
+    for what, values in json.loads(json.dumps(changes)).items():
+        old = before.get(what, {})
+        for key in values:
+            if old.get(key, values[key]) != values[key]:
+                raise ValueError(
+                    f"{workdir}: the {what[:-1]} {key!r} was begun with {old[key]}, now it is "
+                    f"{values[key]}: use another --workdir, or remove the folders of the "
+                    f"{what[:-1]} and its entry in {path}"
+                )
+        current[what] = old | values
+    atomic.write(path, json.dumps(current, indent=1))
 
 
 def summary(table: Table, results: Results, data: str) -> list[Line]:
@@ -268,11 +293,11 @@ def main(argv: Sequence[str]) -> int:
             data = "simulated_clicks"  # so that the paper's numbers for XLong are not shown
         with lock(workdir), Preemption() as stop:
             check_same_config(config, workdir)
-            check_same_rows(table, workdir)
+            check_same_rows(name, table, workdir)
             todo, given = jobs(table, workdir, _SEEDS.value), given_flags()
             code = run_all(table, todo, given, workdir, data, stop)
             if name == "memories":
-                memories.finish(table, workdir, _SEEDS.value, given, stop)
+                memories.finish(table, workdir, _SEEDS.value, given, stop, sys.argv[1:])
             elif name == "tune":
                 memories.choose_best(table, workdir, _SEEDS.value, config.data.name)
             return code
@@ -286,7 +311,7 @@ def prepared(name: str, data: str, tuned: str | None, original: bool) -> Table:
 
     Args:
       name: of the table.
-      data: config.data.name, which finds the tuned values.
+      data: config.data.name, which names the tuned values.
       tuned: path of a tuned.json; None: the values of `systems.TUNED`.
       original: rows have the published hyper-parameters of their systems.
 
@@ -294,7 +319,8 @@ def prepared(name: str, data: str, tuned: str | None, original: bool) -> Table:
       The table.
 
     Raises:
-      ValueError: `tuned` is for another table than 'memories', or the file is damaged.
+      ValueError: `tuned` is for another table than 'memories', or for other data, or the file is
+        damaged.
       FileNotFoundError: `tuned` does not exist.
     """
     table = tables.table_of(name)
@@ -304,7 +330,13 @@ def prepared(name: str, data: str, tuned: str | None, original: bool) -> Table:
         values = systems.TUNED.get(data, {})
         if tuned:
             path = paths.resolve(tuned, "--tuned")
-            values = text.read_json(path, "run --table=tune again")
+            kept_values = text.read_json(path, "run --table=tune again")
+            if not isinstance(kept_values, dict) or data not in kept_values:
+                raise ValueError(
+                    f"{path} has the values of {', '.join(kept_values)}, and none of "
+                    f"config.data.name = {data!r}: run --table=tune again with this --config"
+                )
+            values = kept_values[data]
             for row in values:
                 if row not in table.rows:
                     raise ValueError(f"{path}: no row {row!r}; there are {', '.join(table.rows)}")
@@ -387,15 +419,17 @@ def run_all(
     print(reporting.tables(summary(table, results, data), COSTS))
     differences = compare(table, results)
     if differences:
-        (workdir / "differences.json").write_text(json.dumps(differences, indent=1))
+        atomic.write(workdir / "differences.json", json.dumps(differences, indent=1))
         print(f"\n{reporting.table(differences)}")
+    else:  # the file may be from runs that were removed
+        (workdir / "differences.json").unlink(missing_ok=True)
     if table.curve:
         draw(table, todo, results, workdir)
     return int(failed)
 
 
 def draw(table: Table, todo: list[Job], results: Results, workdir: Path) -> None:
-    """Draws accuracy against the numbers in the names of columns, see `curves.keep`.
+    """Draws the measure against the numbers in the names of columns, see `curves.keep`.
 
     Args:
       table: a table with a curve.
@@ -404,19 +438,18 @@ def draw(table: Table, todo: list[Job], results: Results, workdir: Path) -> None
       workdir: folder of the figure.
     """
     rows: dict[str, list[list[Line]]] = {}
-    states: dict[str, int] = {}
     for job in todo:
         key = job.setting, job.row, job.seed
         if key in results:
             name = ", ".join(filter(None, [job.row, job.setting]))
             rows.setdefault(name, []).append(results[key])
-            if name not in states:
-                states[name] = curves.state_size(job.workdir)
-    made = curves.curves(rows, states, table.curve)
+    made = curves.curves(rows, table.curve)
     if not made:
         logging.warning("no figure: the results have no columns such as '4%s'", table.curve)
         return
-    curves.keep(made, table.curve, workdir, table.source)
+    columns = next(iter(rows.values()))[0][0]
+    measure = next(key.removeprefix("test_") for key in columns if key.startswith("test_"))
+    curves.keep(made, table.curve, workdir, table.source, measure)
     print(f"\n{curves.markdown(made, table.curve)}")
 
 

@@ -5,18 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from absl import logging
 
-from rmjax import tasks
 from rmjax.io import atomic
-from rmjax.run import kept
-from rmjax.run.description import description_of
 
 Lines = Sequence[Sequence[dict[str, Any]]]  # the final table of each seed, the machine first
 
@@ -26,7 +21,7 @@ class Curve(NamedTuple):
 
     Attributes:
       name: of the row.
-      state: numbers that the memory of one stream holds; None for a reference.
+      state: bytes of the memory of one stream, as in results.json; None for a reference.
       seeds: runs behind each point; 0 for a reference.
       x: the numbers in the names of the columns, rising.
       mean: over the seeds, one a point.
@@ -41,28 +36,11 @@ class Curve(NamedTuple):
     std: list[float]
 
 
-def state_size(workdir: Path) -> int:
-    """Counts the numbers that a trained machine keeps of one stream, without counting segments.
-
-    Args:
-      workdir: of the run.
-
-    Returns:
-      The number of entries of a memory.
-    """
-    config = kept.read_config(workdir)[0]
-    task = tasks.make_task(config, description_of(config, workdir))
-    params = jax.eval_shape(task.init, jax.random.key(0))
-    memory = jax.eval_shape(partial(task.memory, batch_size=1), params)
-    return sum(leaf.size for leaf in jax.tree.leaves(memory.replace(segments=())))
-
-
-def curves(rows: Mapping[str, Lines], states: Mapping[str, int], unit: str) -> list[Curve]:
+def curves(rows: Mapping[str, Lines], unit: str) -> list[Curve]:
     """Collects the points of all rows, and of the references of the first row.
 
     Args:
       rows: {row: final tables of its seeds}.
-      states: {row: numbers in its state}.
       unit: the columns that are points end with it: '4 pairs' for ' pairs'.
 
     Returns:
@@ -81,7 +59,8 @@ def curves(rows: Mapping[str, Lines], states: Mapping[str, int], unit: str) -> l
         values = np.array([[line[columns[n]] for n in x] for line in lines])
         std = values.std(0, ddof=1) if len(lines) > 1 else np.zeros(len(x))
         seeds = len(lines) if name in rows else 0
-        curve = Curve(name, states.get(name), seeds, x, values.mean(0).tolist(), std.tolist())
+        state = lines[0].get("state_bytes")
+        curve = Curve(name, state, seeds, x, values.mean(0).tolist(), std.tolist())
         made += [curve] if x else []
     return made
 
@@ -93,7 +72,7 @@ def _is_point(column: str, unit: str) -> bool:
 def markdown(made: Sequence[Curve], unit: str) -> str:
     """Formats curves as a Markdown table, with a column for each point."""
     points = sorted({x for curve in made for x in curve.x})
-    head = ["memory", "numbers of state", "seeds", *(f"{x}{unit}" for x in points)]
+    head = ["memory", "bytes of state", "seeds", *(f"{x}{unit}" for x in points)]
     lines = [head, ["---"] * len(head)]
     for c in made:
         known = {
@@ -105,7 +84,7 @@ def markdown(made: Sequence[Curve], unit: str) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def keep(made: Sequence[Curve], unit: str, workdir: Path, title: str) -> None:
+def keep(made: Sequence[Curve], unit: str, workdir: Path, title: str, measure: str) -> None:
     """Writes curve.json, curve.md and curve.png; without matplotlib, logs that the last is missing.
 
     Args:
@@ -113,6 +92,7 @@ def keep(made: Sequence[Curve], unit: str, workdir: Path, title: str) -> None:
       unit: as in `curves`.
       workdir: folder of the files.
       title: of the figure.
+      measure: name of the values, such as 'accuracy'.
     """
     atomic.write(workdir / "curve.json", json.dumps([c._asdict() for c in made], indent=1))
     atomic.write(workdir / "curve.md", markdown(made, unit))
@@ -125,15 +105,17 @@ def keep(made: Sequence[Curve], unit: str, workdir: Path, title: str) -> None:
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
     for c in made:
-        if c.state is None:
+        if not c.seeds:
             axes.plot(c.x, c.mean, ":", label=c.name)
         else:
-            label = f"{c.name} ({c.state:,} numbers)"
+            size = "" if c.state is None else f" ({c.state:,} bytes of state)"
+            label = f"{c.name}{size}"
             axes.errorbar(c.x, c.mean, c.std, marker="o", capsize=3, label=label)
     points = sorted({x for c in made for x in c.x})
     axes.set_xscale("log", base=2)
     axes.set_xticks(points, map(str, points))
-    axes.set(xlabel=f"number of{unit}", ylabel="test accuracy", ylim=(0, 1.02), title=title)
+    axes.set(xlabel=f"number of{unit}", ylabel=f"test {measure}", title=title)
+    axes.set_ylim(0, 1.02 if max(max(c.mean) for c in made) <= 1 else None)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(workdir / "curve.png", dpi=120)

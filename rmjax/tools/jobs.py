@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,7 +41,12 @@ def jobs(table: Table, workdir: Path, seeds: int) -> list[Job]:
 
     Returns:
       The runs.
+
+    Raises:
+      ValueError: two rows or two settings would have one folder, or a name gives none.
     """
+    _check_names("row", table.rows)
+    _check_names("setting", [name for name in table.settings if name])  # '' is no folder
     made = []
     for seed in range(seeds):
         for setting, common in table.settings.items():
@@ -54,6 +60,23 @@ def jobs(table: Table, workdir: Path, seeds: int) -> list[Job]:
                 changes = [f"--config.{key}={value}" for key, value in values.items()]
                 made.append(Job(setting, name, seed, folder, changes))
     return made
+
+
+def _check_names(what: str, names: Iterable[str]) -> None:
+    """Raises ValueError unless each name gives a folder of its own."""
+    taken: dict[str, str] = {}
+    for name in names:
+        folder = slug(name)
+        if not folder:
+            raise ValueError(
+                f"the {what} {name!r} has no letter or digit for its folder: rename it"
+            )
+        if folder in taken:
+            raise ValueError(
+                f"the {what}s {taken[folder]!r} and {name!r} have no folder of their own, since "
+                f"both give {folder!r}: rename one"
+            )
+        taken[folder] = name
 
 
 def slug(name: str) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,12 @@ CAPTION = (
 
 
 def finish(
-    table: Table, workdir: Path, seeds: int, given: Sequence[str], stop: Preemption
+    table: Table,
+    workdir: Path,
+    seeds: int,
+    given: Sequence[str],
+    stop: Preemption,
+    command: Sequence[str],
 ) -> list[Line]:
     """Times the rows that have results; prints the table; writes memories.json, .md and .png.
 
@@ -42,6 +48,7 @@ def finish(
       seeds: number of seeds.
       given: flags that all runs share.
       stop: whether this process was asked to stop.
+      command: the arguments of `python -m rmjax.ablate`, for memories.md.
 
     Returns:
       One line for each row, of numbers.
@@ -49,14 +56,17 @@ def finish(
     Raises:
       SystemExit: this process was asked to stop.
     """
-    lines = []
-    for name, results in finished(table, workdir, seeds).items():
-        first = [row for job, row in results]
-        lines.append({"memory": name} | numbers(first) | timed(table, name, workdir, given, stop))
+    lines, rows = [], finished(table, workdir, seeds)
+    machine = this_machine() if rows else ""
+    for name, results in rows.items():
+        times = timed(table, name, workdir, given, stop, machine)
+        lines.append({"memory": name} | numbers([row for _, row in results]) | times)
     if lines:
-        command = f"python -m rmjax.ablate --table=memories {' '.join(given)} --seeds={seeds}"
         atomic.write(workdir / "memories.json", json.dumps(lines, indent=1))
-        atomic.write(workdir / "memories.md", markdown(lines, command))
+        atomic.write(
+            workdir / "memories.md",
+            markdown(lines, shlex.join(["python", "-m", "rmjax.ablate", *command])),
+        )
         draw(lines, workdir / "memories.png")
         print(f"\n{reporting.table([shown(line) for line in lines])}\n{CAPTION}")
     return lines
@@ -95,10 +105,26 @@ def numbers(results: Sequence[Line]) -> Line:
     }
 
 
+def this_machine() -> str:
+    """The device and the kind of CPU of this machine.
+
+    Another process asks JAX, since an accelerator's memory is needed by the benches.
+    """
+    code = "import jax; from rmjax.run import environment as e; "
+    code += "print(jax.devices()[0].device_kind, e.machine(), sep=', ')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return done.stdout.strip().rpartition("\n")[2]
+
+
 def timed(
-    table: Table, name: str, workdir: Path, given: Sequence[str], stop: Preemption
+    table: Table,
+    name: str,
+    workdir: Path,
+    given: Sequence[str],
+    stop: Preemption,
+    machine: str,
 ) -> dict[str, float]:
-    """Times a row by `python -m rmjax.bench`, unless this was done before.
+    """Times a row by `python -m rmjax.bench`, unless this was done before on such a machine.
 
     Args:
       table: the table.
@@ -106,6 +132,7 @@ def timed(
       workdir: folder of the table; the row's bench/<name>.json is kept in it.
       given: flags that all runs share.
       stop: whether this process was asked to stop.
+      machine: where the row is timed, see `this_machine`.
 
     Returns:
       step_ms, write_ms and answer_ms; {} if the bench failed, which is logged.
@@ -114,7 +141,8 @@ def timed(
       SystemExit: this process was asked to stop.
     """
     path = workdir / "bench" / f"{slug(name)}.json"
-    if not path.exists():
+    cure = "remove it, and run the same command again"
+    if not path.exists() or text.read_json(path, cure).get("machine") != machine:
         path.parent.mkdir(exist_ok=True)
         changes = [f"--config.{key}={value}" for key, value in table.rows[name].changes.items()]
         command = [sys.executable, "-m", "rmjax.bench", f"--repeats={REPEATS}"]
@@ -128,8 +156,10 @@ def timed(
         if code:
             logging.error("the bench of %s failed with exit code %s; see %s", name, code, log)
             return {}
-        out.replace(path)
-    measures = text.read_json(path, "remove it, and run the same command again")
+        measures = text.read_json(out, cure) | {"machine": machine}
+        atomic.write(path, json.dumps(measures, indent=1))
+        out.unlink()
+    measures = text.read_json(path, cure)
     streaming = measures["streaming"][f"batch_1_after_{HISTORY}"]
     return {
         "step_ms": measures["step_ms"],
@@ -206,7 +236,7 @@ def choose_best(table: Table, workdir: Path, seeds: int, data: str) -> dict[str,
       table: the table `tune`.
       workdir: folder of its runs.
       seeds: number of seeds; a setting counts with the mean over those that are finished.
-      data: config.data.name, for the printed entry of `systems.TUNED`.
+      data: config.data.name, which tuned.json and the entry of `systems.TUNED` name.
 
     Returns:
       {row: changes of its best setting}, without the choice of loggers.
@@ -225,7 +255,7 @@ def choose_best(table: Table, workdir: Path, seeds: int, data: str) -> dict[str,
         }
         lines.append({"memory": name, "best": chosen, f"valid {measure}": means[chosen]})
     if best:
-        atomic.write(workdir / "tuned.json", json.dumps(best, indent=1))
+        atomic.write(workdir / "tuned.json", json.dumps({data: best}, indent=1))
         print(f"\n{reporting.table(lines)}")
         print(f"\nThe entry of systems.TUNED:\n{json.dumps({data: best}, indent=4)}")
     return best
@@ -252,11 +282,12 @@ def validated(workdir: Path, measure: str, sign: int) -> float:
       ValueError: metrics.jsonl of the run has no such value.
     """
     path = workdir / "metrics.jsonl"
-    entries = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
-    of_model: list[Mapping[str, Any]] = [
-        entry for entry in entries if (entry["stage"], entry["kind"]) == ("model", "valid")
+    valid = [
+        entry.get(measure)
+        for stage, kind, _, entry in reporting.read_metrics(path)
+        if (stage, kind) == ("model", "valid")
     ]
-    values = [entry[measure] for entry in of_model if not isinstance(entry[measure], str)]
+    values = [value for value in valid if isinstance(value, (int, float))]  # NaN is a string
     if not values:
         raise ValueError(
             f"{path} has no validation {measure}: remove the folder {workdir}, and run the same "

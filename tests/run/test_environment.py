@@ -43,7 +43,7 @@ def test_each_kind_of_machine_has_its_folder(monkeypatch):
     for flags in ("avx2", "avx2 avx512f", "avx2"):
         about = f"processor: 0\nmodel name\t: A\nflags\t\t: {flags}\ncpu MHz: 3\n"
         monkeypatch.setattr(Path, "read_text", lambda self, about=about: about)
-        names.add(environment._machine())
+        names.add(environment.machine())
     assert len(names) == 2
 
 

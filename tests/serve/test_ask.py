@@ -120,6 +120,8 @@ def test_choices_of_narrativeqa_are_those_of_evaluation(tmp_path):
             assert_reply(reply, choices, softmax(scores[q, : len(choices)]))
     with pytest.raises(ValueError, match="chooses among the answers it is given: give choices"):
         model.ask("a story", "who?")
+    with pytest.raises(ValueError, match="the choices 'a mill' and 'A mill!' have the same words"):
+        model.ask("a story", "who?", ["a mill", "a barn", "A mill!"])
 
 
 def test_choices_of_tvqa_are_those_of_evaluation(tmp_path):
@@ -187,6 +189,7 @@ def test_a_world_of_one_s_own_is_learned_and_asked_in_words(walkers):
         ("Ann went.", [], {}, "give a question"),
         ("Ann went.", "Where?", {"k": 0}, "k = 0: must be at least 1"),
         ("Ann went.", "Where?", {"choices": ["sea"]}, "'sea' is no answer of this model, such as"),
+        ("Ann went.", "Where?", {"choices": ["mill", "mill"]}, "'mill' is given twice"),
         ("Ann went.", "Where?", {"choices": []}, "give a list of one answer or more"),
         ("Ann went.", "Where?", {"choices": "mill"}, "give a list of one answer or more"),
     ],

@@ -176,6 +176,11 @@ def test_unknown_parts_of_a_prompt_are_named(tmp_path):
     made.save(str(tmp_path / "tokenizer.json"))
     of_file = tokenizers.make_tokenizer(str(tmp_path / "tokenizer.json"))
     assert of_file.unknown("one two one six") == ["two", "six"]
+    assert of_file.unknown("one \udc80") == ["\ufffd"]
+    assert of_file.encode("one \ud800").tolist() == [0, 1]
+    unigram = library.Tokenizer(library.models.Unigram([("?", 0.0), ("a", -1.0)], 0, False))
+    unigram.save(str(tmp_path / "tokenizer.json"))
+    assert tokenizers.make_tokenizer(str(tmp_path / "tokenizer.json")).unknown("a☃a") == ["☃"]
     assert tokenizers.Bytes().unknown("☃") == []
 
 
@@ -184,6 +189,7 @@ def test_unknown_parts_of_a_prompt_are_named(tmp_path):
     [
         ("", {}, "the prompt '' has no token: give the first words of a text"),
         ([], {}, "no prompt: give the first words"),
+        ("a\udc80", {}, "has a lone surrogate at place 1"),
         ("a", {"tokens": 0}, "tokens = 0: must be at least 1"),
         ("a", {"temperature": -1.0}, r"temperature = -1.0: must be at least 0"),
         ("a", {"temperature": float("nan")}, "temperature = nan: must be at least 0"),

@@ -110,6 +110,13 @@ def test_every_seed_is_complete_before_the_next(tmp_path):
     assert jobs[3].flags == [f"--config.{value}" for value in values]
 
 
+@pytest.mark.parametrize("names", [("a b", "A-b"), ("++",), ("", "-")])
+def test_rows_without_a_folder_of_their_own_are_refused(names, tmp_path):
+    table = Table("t", {name: Row({}) for name in names})
+    with pytest.raises(ValueError, match="folder of their own|no letter"):
+        ablate.jobs(table, tmp_path, 1)
+
+
 def test_rows_share_the_teacher_of_the_first_row_of_a_seed(tmp_path):
     jobs = ablate.jobs(SMALL._replace(share_teacher=True), tmp_path, 2)
     taken = [flag for job in jobs for flag in job.flags if "teacher.dir" in flag]
@@ -164,7 +171,9 @@ def test_failed_runs_are_left_out_and_only_they_are_run_again(tmp_path, runs, ca
     assert lines[0]["early, paper"] == "0.5000" and "early, paper" not in lines[3]
     assert lines[1]["accuracy"] == "0.6000" and lines[2]["accuracy"] == "1.0000"
     assert "0.6500 +- 0.0707" in capsys.readouterr().out
+    (tmp_path / "differences.json").write_text("[]")  # from runs that were removed
     assert run_all(tmp_path) == 1 and len(runs) == 10
+    assert not (tmp_path / "differences.json").exists()
     assert runs[0][:2] == ["--unread=warn", "--config=card.py"]
     assert runs[0][-1] == f"--workdir={tmp_path / 'seed0' / 'x' / 'one'}"
 
@@ -248,6 +257,27 @@ def test_a_table_continues_with_the_same_config_only(tmp_path):
     ablate.check_same_config(tiny(**{"train.log_every": 7, "probe.steps": 3}), tmp_path)
     with pytest.raises(ValueError, match="config.train.steps was 12, now 13"):
         ablate.check_same_config(tiny(**{"train.steps": 13}), tmp_path)
+    for key in ("data.dir", "train.start_from", "data.table.path"):
+        with pytest.raises(ValueError, match=f"config.{key} was '', now 'other'"):
+            ablate.check_same_config(tiny(**{key: "other"}), tmp_path)
+
+
+def test_a_folder_continues_with_the_same_table_only(tmp_path):
+    one = SMALL._replace(settings={"x": SMALL.settings["x"]})
+    ablate.check_same_rows("t", one, tmp_path)
+    ablate.check_same_rows("t", SMALL, tmp_path)
+    other = SMALL._replace(settings={"x": {"data.segment_length": 6}})
+    with pytest.raises(ValueError, match="the setting 'x' was begun with .*: 5}, now it is .*: 6"):
+        ablate.check_same_rows("t", other, tmp_path)
+    with pytest.raises(ValueError, match="share_teacher = False, now it is True"):
+        ablate.check_same_rows("t", SMALL._replace(share_teacher=True), tmp_path)
+    with pytest.raises(ValueError, match="table = 't', now it is 'u'"):
+        ablate.check_same_rows("u", SMALL, tmp_path)
+    kept = json.loads((tmp_path / "rows.json").read_text())
+    assert list(kept["settings"]) == ["x", "y"]
+    (tmp_path / "rows.json").write_text('{"one": {"seed": 1}}')  # as an older version wrote it
+    with pytest.raises(ValueError, match="the row 'one' was begun with"):
+        ablate.check_same_rows("t", SMALL, tmp_path)
 
 
 def test_the_command_makes_a_real_run(tmp_path):

@@ -7,41 +7,45 @@ import json
 import numpy as np
 import pytest
 
-from rmjax.data import make_source
-from rmjax.io import atomic
-from rmjax.run.description import write_description
 from rmjax.run.workdir import Preemption
 from rmjax.tools import ablate, curves
 from rmjax.tools.tables import Row, Table
-from tests.runs import PLAIN, tiny
 
 
-def line(memory, *points):
+def line(memory, *points, **costs):
     names = ("4 pairs", "16 pairs", "8 pairs")
-    return {"memory": memory, "test_accuracy": 0.1, **dict(zip(names, points, strict=True))}
+    return {
+        "memory": memory,
+        "test_accuracy": 0.1,
+        **dict(zip(names, points, strict=True)),
+        **costs,
+    }
 
 
 ROWS = {
-    "RM": [[line("m", 0.9, 0.1, 0.5), line("oracle", 1.0, 1.0, 1.0)], [line("m", 0.7, 0.3, 0.5)]],
-    "GRU": [[line("g", 0.25, 0.0, 0.125), line("oracle", 1.0, 1.0, 1.0)]],
+    "RM": [
+        [line("m", 0.9, 0.1, 0.5, state_bytes=512), line("oracle", 1.0, 1.0, 1.0)],
+        [line("m", 0.7, 0.3, 0.5)],
+    ],
+    "GRU": [[line("g", 0.25, 0.0, 0.125, state_bytes=64), line("oracle", 1.0, 1.0, 1.0)]],
 }
 
 
 def test_points_are_means_over_seeds_in_the_order_of_their_numbers():
-    rm, gru, oracle = curves.curves(ROWS, {"RM": 512, "GRU": 64}, " pairs")
+    rm, gru, oracle = curves.curves(ROWS, " pairs")
     assert (rm.name, rm.state, rm.seeds, rm.x) == ("RM", 512, 2, [4, 8, 16])
     np.testing.assert_allclose(rm.mean, [0.8, 0.5, 0.2])
     np.testing.assert_allclose(rm.std, np.array([0.2, 0.0, 0.2]) / np.sqrt(2))
     assert (gru.state, gru.seeds, gru.mean, gru.std) == (64, 1, [0.25, 0.125, 0.0], [0.0] * 3)
     assert (oracle.name, oracle.state, oracle.seeds, oracle.mean) == ("oracle", None, 0, [1.0] * 3)
-    assert curves.curves(ROWS, {}, " words") == []
+    assert curves.curves(ROWS, " words") == []
 
 
 def test_the_table_in_markdown_has_a_column_for_each_point():
-    made = curves.curves(ROWS, {"RM": 512, "GRU": 64}, " pairs")
+    made = curves.curves(ROWS, " pairs")
     made[1] = made[1]._replace(x=[8], mean=[0.125], std=[0.0])
     assert curves.markdown(made, " pairs").splitlines() == [
-        "| memory | numbers of state | seeds | 4 pairs | 8 pairs | 16 pairs |",
+        "| memory | bytes of state | seeds | 4 pairs | 8 pairs | 16 pairs |",
         "| --- | --- | --- | --- | --- | --- |",
         "| RM | 512 | 2 | 0.800 ± 0.141 | 0.500 ± 0.000 | 0.200 ± 0.141 |",
         "| GRU | 64 | 1 | - | 0.125 | - |",
@@ -49,25 +53,16 @@ def test_the_table_in_markdown_has_a_column_for_each_point():
     ]
 
 
-@pytest.mark.parametrize(
-    "kind, numbers",
-    [("rehearsal", 4 * 8), ("gru", 8 + 8 + 1), ("multihop_reason", 16 + 1 + 1)],
-)
-def test_the_state_is_counted_without_training(kind, numbers, tmp_path):
-    """K slots of d; a state, a mean and a count; L ids, their count and the dropped ones."""
-    values = {"data.recall.pairs": "2,8", "data.recall.length": 0, "data.recall.key_ids": 9}
-    config = tiny(**PLAIN | {"data.name": "recall"} | values | {"machine.kind": kind})
-    atomic.write(tmp_path / "config.json", config.to_json())
-    write_description(tmp_path, config.data, make_source(config.data, 0))
-    assert curves.state_size(tmp_path) == numbers
-
-
 def test_a_table_with_a_curve_is_drawn_when_its_runs_are_finished(tmp_path, monkeypatch, caplog):
+    drawing = pytest.importorskip("matplotlib.figure").Figure
     table = Table("a title", {name: Row({}) for name in ROWS}, curve=" pairs")
     todo = ablate.jobs(table, tmp_path, 2)
     finished = lambda job, *_: (ROWS[job.row][job.seed :] or [None])[0]
     monkeypatch.setattr(ablate, "run", finished)
-    monkeypatch.setattr(curves, "state_size", lambda workdir: 512)
+    figures = []
+    kept = drawing.savefig
+    keep = lambda figure, *args, **options: figures.append(figure) or kept(figure, *args, **options)
+    monkeypatch.setattr(drawing, "savefig", keep)
     with Preemption() as stop:
         assert ablate.run_all(table, todo, [], tmp_path, "recall", stop) == 1  # one run failed
         made = json.loads((tmp_path / "curve.json").read_text())
@@ -75,6 +70,10 @@ def test_a_table_with_a_curve_is_drawn_when_its_runs_are_finished(tmp_path, monk
         assert made[0]["mean"] == pytest.approx([0.8, 0.5, 0.2]) and made[0]["state"] == 512
         assert (tmp_path / "curve.md").read_text().startswith("| memory |")
         assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+        (axes,) = figures[0].axes
+        names = [text.get_text() for text in axes.get_legend().get_texts()]
+        assert sorted(names) == ["GRU (64 bytes of state)", "RM (512 bytes of state)", "oracle"]
+        assert axes.get_ylabel() == "test accuracy" and axes.get_ylim() == (0, 1.02)
         other = table._replace(curve=" words")
         (tmp_path / "curve.png").unlink()
         ablate.run_all(other, todo, [], tmp_path, "recall", stop)

@@ -52,6 +52,7 @@ def benches(monkeypatch):
         return original([sys.executable, "-c", f"print({json.dumps(BENCH)!r})"], **options)
 
     monkeypatch.setattr(memories.subprocess, "Popen", started)
+    monkeypatch.setattr(memories, "this_machine", lambda: "cpu, x86_64")
     return commands
 
 
@@ -73,15 +74,20 @@ def test_every_registered_machine_has_a_row_that_is_a_valid_config():
                 config.validate(changed)
 
 
-def test_memories_have_a_result_beside_their_costs(tmp_path, benches, capsys):
+def test_memories_have_a_result_beside_their_costs(tmp_path, benches, capsys, monkeypatch):
     for seed, score in enumerate((0.5, 0.75)):
         finished_run(tmp_path / f"seed{seed}" / "rm", score)
     finished_run(tmp_path / "seed0" / "gru", 0.25)
     with Preemption() as stop:
-        lines = memories.finish(SMALL, tmp_path, 2, ["--config=card.py"], stop)
-        again = memories.finish(SMALL, tmp_path, 2, ["--config=card.py"], stop)
+        given = ["--config=card.py"]
+        command = ["--table=memories", *given, "--seeds=2", "--rows=RM,gru", "--workdir=a b"]
+        finish = lambda: memories.finish(SMALL, tmp_path, 2, given, stop, command)
+        lines, again = finish(), finish()
+        monkeypatch.setattr(memories, "this_machine", lambda: "another, x86_64")
+        finish()
     assert lines == again == json.loads((tmp_path / "memories.json").read_text())
-    assert len(benches) == 2  # what was timed is not timed again
+    assert len(benches) == 4  # what was timed is timed again on another machine only
+    assert json.loads((tmp_path / "bench" / "rm.json").read_text())["machine"] == "another, x86_64"
     assert benches[0][0] == "rmjax.bench" and "--config.machine.kind=rehearsal" in benches[0]
     first, second = lines
     assert first["mean"] == 0.625 and first["std"] == pytest.approx(0.1768, abs=1e-4)
@@ -95,7 +101,8 @@ def test_memories_have_a_result_beside_their_costs(tmp_path, benches, capsys):
     assert (
         "| RM | 2 | 0.6250 +- 0.1768 | 2.56k | 10.2k | 796k | 1.73M | 12.5 | 0.5 | 0.25 |" in text
     )
-    assert "--table=memories --config=card.py --seeds=2" in text
+    options = "--table=memories --config=card.py --seeds=2 --rows=RM,gru '--workdir=a b'"
+    assert f"    python -m rmjax.ablate {options}\n" in text
 
 
 def test_a_figure_shows_the_measure_against_the_size(tmp_path):
@@ -124,9 +131,11 @@ def test_the_best_setting_is_chosen_by_the_validation_split(tmp_path, capsys):
         second = job.setting == "rate 0.2"
         valid = (0.5, 0.8, 0.3) if second else (0.6, 0.7)
         finished_run(job.workdir, 0.1 if second else 0.9, valid)
+        with (job.workdir / "metrics.jsonl").open("a") as lines:
+            lines.write('{"stage": "model", "ki')  # of a killed process
     best = memories.choose_best(table, tmp_path, 2, "synthetic")
     assert best == {"RM": {"train.learning_rate": 0.2}}
-    assert json.loads((tmp_path / "tuned.json").read_text()) == best
+    assert json.loads((tmp_path / "tuned.json").read_text()) == {"synthetic": best}
     assert '"synthetic": {' in capsys.readouterr().out
     (tmp_path / "seed0" / "rate-0-1" / "rm" / "metrics.jsonl").unlink()
     with pytest.raises(ValueError, match="has no validation accuracy: remove the folder"):
@@ -136,11 +145,14 @@ def test_the_best_setting_is_chosen_by_the_validation_split(tmp_path, capsys):
 
 def test_memories_take_their_tuned_values(tmp_path):
     path = tmp_path / "tuned.json"
-    path.write_text(json.dumps({"gru": {"train.learning_rate": 0.5}}))
+    path.write_text(json.dumps({"synthetic": {"gru": {"train.learning_rate": 0.5}}}))
     table = ablate.prepared("memories", "synthetic", str(path), False)
     assert table.rows["gru"].changes["train.learning_rate"] == 0.5
     assert table.rows["rmt"] == tables.memories().rows["rmt"]
-    path.write_text('{"gruu": {}}')
+    message = "tuned.json has the values of synthetic, and none of config.data.name = 'babi'"
+    with pytest.raises(ValueError, match=message):
+        ablate.prepared("memories", "babi", str(path), False)
+    path.write_text('{"synthetic": {"gruu": {}}}')
     with pytest.raises(ValueError, match="no row 'gruu'; there are RM, CM"):
         ablate.prepared("memories", "synthetic", str(path), False)
     with pytest.raises(ValueError, match="--table=cm1 has no tuned values"):
@@ -148,11 +160,11 @@ def test_memories_take_their_tuned_values(tmp_path):
 
 
 def test_rows_are_not_continued_with_other_values(tmp_path):
-    ablate.check_same_rows(SMALL, tmp_path)
-    ablate.check_same_rows(SMALL._replace(rows=SMALL.rows | {"x": Row({})}), tmp_path)
+    ablate.check_same_rows("memories", SMALL, tmp_path)
+    ablate.check_same_rows("memories", SMALL._replace(rows=SMALL.rows | {"x": Row({})}), tmp_path)
     changed = tables.tuned(SMALL, {"gru": {"train.clip": 1.0}})
     with pytest.raises(ValueError, match="the row 'gru' was begun with .* now it is .*train.clip"):
-        ablate.check_same_rows(changed, tmp_path)
+        ablate.check_same_rows("memories", changed, tmp_path)
 
 
 @pytest.mark.parametrize("kind", systems.ORIGINAL)

@@ -12,7 +12,8 @@ after      the number of sentences before the question; without it the question 
 choices    the answers to choose from, in every question of the data or in none
 
 Without choices the classes are the answers of the training stories. Any other answer in 'valid' or
-'test' counts as wrong. Further keys are left out.
+'test' counts as wrong. Further keys are left out. Choices whose words are all rare become the same
+unknown word; they are counted for each split, and need a smaller data.min_count.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import itertools
 import json
+import unicodedata
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+import tensorflow_datasets as tfds
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -37,6 +39,7 @@ from rmjax.data.stories.text import (
     Story,
     TextBuilder,
     TextRecords,
+    equal_pair,
     sentences_of,
     split_text,
     tokenize,
@@ -44,7 +47,7 @@ from rmjax.data.stories.text import (
 from rmjax.io import paths
 from rmjax.registry import at_least, inside, setting
 
-KEYS = ("story", "questions", "question", "answer", "after", "choices")
+OF_STORY, OF_QUESTION = ("story", "questions"), ("question", "answer", "after", "choices")
 ADVICE = (
     "Set data.dir to a .jsonl file, or to a folder with train.jsonl (valid.jsonl and test.jsonl "
     'are optional). A line is {"story": ["a sentence", ...], "questions": [{"question": "...", '
@@ -108,8 +111,8 @@ def open_stories(
       buckets: as in `TextRecords`.
 
     Returns:
-      The source. Its metadata count the questions of each split, and those whose answer is no class
-      ('outside').
+      The source. Its metadata count the questions of each split, those whose answer is no class
+      ('outside'), and those with choices that have the same word ids ('alike').
 
     Raises:
       FileNotFoundError: there is no training file.
@@ -143,6 +146,13 @@ def open_stories(
             message += "stories; they count as wrong."
             sizes = counts["outside"], counts["questions"], len(source.classes)
             logging.warning(message, split, *sizes)
+        if counts["alike"]:
+            message = "%s: %d of %d questions have choices that the model cannot tell apart: words "
+            message += "with fewer occurrences in 'train' than data.min_count = %d become '<unk>'."
+            logging.warning(message, split, counts["alike"], counts["questions"], min_count)
+    if pair := equal_pair([name for name in source.classes if tokenize(name)]):
+        message = "the answers %r and %r have the same words, but they are two classes: write "
+        logging.warning(message + "them in one way if they mean the same.", *pair)
     return source
 
 
@@ -176,6 +186,7 @@ class StoriesBuilder(TextBuilder):
     """Stores the stories in the order of the files."""
 
     name = "stories"
+    VERSION = tfds.core.Version("1.2.0")
 
     @property
     def fields(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -198,11 +209,19 @@ class StoriesBuilder(TextBuilder):
         for split in SPLITS:
             answers = [question.answer for question in _questions(parts[split])]
             outside = 0 if options["choices"] else sum(answer not in classes for answer in answers)
-            counts[split] = dict(questions=len(answers), outside=outside)
+            counts[split] = dict(questions=len(answers), outside=outside, alike=0)
         lines = [line for split in SPLITS for line in parts[split]]
         at_end = all(q.after == len(line.sentences) for line in lines for q in line.questions)
         self.info.metadata.update(classes=list(classes), counts=counts, at_end=at_end)
         return {split: [_story(line, classes) for line in parts[split]] for split in SPLITS}
+
+    def check_ids(self, splits: Mapping[str, list[Story]], ids: Mapping[str, int]) -> None:
+        """Counts the questions with choices that have the same ids, see `TextBuilder.check_ids`."""
+        for split, stories in splits.items():
+            for story in stories:
+                pool = [tuple(ids.get(word, 0) for word in words) for words in story.candidates]
+                alike = [len({pool[c] for c in row}) < len(row) for row in story.choices]
+                self.info.metadata["counts"][split]["alike"] += sum(alike)
 
 
 class Question(NamedTuple):
@@ -300,7 +319,7 @@ def read_stories(path: Path, choices: bool) -> list[Line]:
     lines = []
     for number, entry in records.read_json_lines(path):
         wrong = functools.partial(records.malformed, path, number)
-        _check_keys(entry, "", wrong)
+        _check_keys(entry, "", OF_STORY, wrong)
         sentences = _sentences(entry.get("story"), wrong)
         asked = entry.get("questions")
         if not isinstance(asked, list) or not asked:
@@ -334,11 +353,11 @@ def _question(entry: Any, field: str, sentences: int, choices: bool, wrong: Any)
     """One entry of the field 'questions'."""
     if not isinstance(entry, dict):
         raise wrong(field, "an object with a question and an answer", _json(entry))
-    _check_keys(entry, f"{field}.", wrong)
+    _check_keys(entry, f"{field}.", OF_QUESTION, wrong)
     for key in ("question", "answer"):
         if not isinstance(entry.get(key), str):
             raise wrong(f"{field}.{key}", "a string", _shown(entry, key))
-    words, answer = tokenize(entry["question"]), entry["answer"].strip()
+    words, answer = tokenize(entry["question"]), _answer(entry["answer"])
     if not words:
         raise wrong(f"{field}.question", "a sentence with words", entry["question"])
     if not answer:
@@ -361,20 +380,28 @@ def _choices(entries: Any, answer: str, field: str, wrong: Any) -> tuple[str, ..
     right = isinstance(entries, list) and all(isinstance(entry, str) for entry in entries)
     if not right or len(entries) < 2:
         raise wrong(f"{field}.choices", "a list of two strings or more", _json(entries))
-    choices = tuple(entry.strip() for entry in entries)
-    for one, other in itertools.combinations(choices, 2):
-        if tokenize(one) == tokenize(other):
-            expected = f"choices that differ in their words, not in signs or case as {one!r}"
-            raise wrong(f"{field}.choices", expected, other)
+    choices = tuple(map(_answer, entries))
+    if pair := equal_pair(choices):
+        expected = f"choices that differ in their words, not in signs or case as {pair[0]!r}"
+        raise wrong(f"{field}.choices", expected, pair[1])
     if answer not in choices:
         raise wrong(f"{field}.answer", f"one of the choices {', '.join(choices)}", answer)
     return choices
 
 
-def _check_keys(entry: dict[str, Any], field: str, wrong: Any) -> None:
-    """Refuses keys that are likely misspelt; any other further key is left out."""
-    for key in entry.keys() - set(KEYS):
-        if near := difflib.get_close_matches(key, KEYS, n=1, cutoff=0.8):
+def _answer(text: str) -> str:
+    """An answer without blanks at its ends, in NFC: composed and decomposed texts are equal."""
+    return unicodedata.normalize("NFC", text.strip())
+
+
+def _check_keys(entry: dict[str, Any], field: str, own: Sequence[str], wrong: Any) -> None:
+    """Refuses misspelt keys, and keys of the other level; any other further key is left out."""
+    for key in entry.keys() - set(own):
+        if key in (*OF_STORY, *OF_QUESTION):
+            place = "the object of the story" if key in OF_STORY else "an entry of 'questions'"
+            raise wrong(f"{field}{key}", f"this key in {place}", _json(entry[key]))
+        near = difflib.get_close_matches(key, own, n=1, cutoff=0.8)
+        if near and near[0] not in entry:
             raise wrong(f"{field}{key}", f"another name: did you mean {near[0]!r}?", key)
 
 

@@ -37,8 +37,8 @@ _CELLS_AT_ONCE = 2**22  # bounds the memory of `references` beside its results
 class Settings:
     """The streams, and the number of them in each split.
 
-    The defaults are the smallest task of MQAR (4 pairs in 64 items, 8,192 ids), with 20,000
-    streams to train on in place of its 100,000.
+    The defaults are the smallest task of MQAR (4 pairs in 64 items, 8,192 ids). There are 20,000
+    streams to train on. MQAR has 100,000.
     """
 
     pairs: str = setting(

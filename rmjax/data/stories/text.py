@@ -11,7 +11,7 @@ import re
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -107,6 +107,24 @@ def cut(sentences: Sequence[list[str]], segment_length: int) -> list[list[str]]:
     return [words[i : i + segment_length] for words, places in steps for i in places]
 
 
+def equal_pair(texts: Sequence[str]) -> tuple[str, str] | None:
+    """Finds two texts with the same words, such as "Mill" and "mill!".
+
+    Args:
+      texts: any texts.
+
+    Returns:
+      The first such pair; None if all texts differ.
+    """
+    before: dict[tuple[str, ...], str] = {}
+    for text in texts:
+        words = tuple(tokenize(text))
+        if words in before:
+            return before[words], text
+        before[words] = text
+    return None
+
+
 def make_vocabulary(counts: Counter[str], min_count: int = 1) -> list[str]:
     """Lists the words that occur often enough.
 
@@ -160,6 +178,14 @@ class TextBuilder(records.StreamBuilder):
         """Returns the stories of each split."""
         raise NotImplementedError
 
+    def check_ids(self, splits: Mapping[str, list[Story]], ids: Mapping[str, int]) -> None:
+        """May look at the stories once the words have ids, to note in the metadata what it finds.
+
+        Args:
+          splits: {split: stories}.
+          ids: {word: id}; other words have the id 0.
+        """
+
     def _split_generators(self, dl_manager):
         self.info.metadata.update(classes=[], groups=[])
         splits = self.stories()
@@ -171,6 +197,7 @@ class TextBuilder(records.StreamBuilder):
         vocabulary = make_vocabulary(counts, self.builder_config.parameters.get("min_count", 1))
         self.info.metadata.update(vocabulary=vocabulary)
         ids = {word: i for i, word in enumerate(vocabulary)}
+        self.check_ids(splits, ids)
         return {split: self._generate_examples(stories, ids) for split, stories in splits.items()}
 
     def _generate_examples(

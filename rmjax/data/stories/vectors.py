@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import functools
 import gzip
 import re
@@ -120,9 +121,9 @@ def read_vectors(path: str, vocabulary: Sequence[str]) -> tuple[np.ndarray, np.n
 
 def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
     """(number, line without its end) of every line of a file, plain or gzipped."""
-    progress = Progress(f"reading {file}", unit="lines", size=1)
-    number = 0
-    with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
+    reading = contextlib.closing(Progress(f"reading {file}", unit="lines", size=1))
+    number, opened = 0, gzip.open if file.suffix == ".gz" else open
+    with reading as progress, opened(file, "rb") as lines:
         try:
             for number, line in enumerate(iter(functools.partial(lines.readline, LONGEST), b""), 1):
                 if number % 1024 == 0:

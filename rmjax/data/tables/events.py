@@ -146,6 +146,7 @@ def _make(parts: list[Part], chosen: Columns, seed: int, scratch: Path, made: Pa
             numbers = ids[key].number(getattr(rows, key), chosen.named()[key], rows.place)
             raw[key].append(numbers)
         time.append(rows.time)
+    progress.close()
     refuse_nothing(parts[0].place, chosen, report, time.size)
     times = time.array()
     _refuse_two_units(times, parts[0].place, chosen.time)
@@ -252,6 +253,7 @@ def _sort(
         arrays["items"].append(item)
         arrays["times"].append(time)
         progress.step(len(rows))
+    progress.close()
     arrays["starts"].append(np.array([arrays["items"].size]))
     return arrays
 

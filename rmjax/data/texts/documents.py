@@ -116,6 +116,7 @@ def _prepare(prepared: Path, corpus: corpora.Corpus, tokenizer: str) -> None:
         dtype = np.min_scalar_type(made.size - 1)
         progress = Progress("making tokens", sum(map(corpus.size, SPLITS)))
         splits = {split: _write(folder, split, corpus, made, dtype, progress) for split in SPLITS}
+        progress.close()
         described = dict(tokenizer=made.state, dtype=dtype.name, splits=splits)
         (folder / "tokens.json").write_text(json.dumps(described))
         try:
@@ -132,6 +133,7 @@ def _training(corpus: corpora.Corpus) -> Iterator[str]:
         for _, piece in corpus.read("train", file):
             progress.step(len(piece.encode("utf-8", "surrogateescape")))
             yield _as_text(file, piece)[0]
+    progress.close()
 
 
 def _as_text(file: Path, piece: str) -> tuple[str, int]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +22,7 @@ ODD = " \n\nThe  Cat\n\nsat,\tzyzzyva-like: «Ünïcode» ﬁ½ 中文 ☃.\n "
 EXPECTED = (
     f"expected {', '.join(map(repr, KINDS))}, or the path of a tokenizer.json, or of its folder"
 )
+_NO_BYTE = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # lone surrogates that stand for no byte
 # There are at most SPARSE ids for each token, or MOST ids in all if that is more.
 SPARSE = 16
 MOST = 1 << 16
@@ -328,9 +332,10 @@ class FromFile:
 
     def encode(self, string: str) -> np.ndarray:
         """See `Tokenizer.encode`."""
-        valid = string.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         try:
-            return np.array(self._tokenizer.encode(valid, add_special_tokens=False).ids, np.uint32)
+            return np.array(
+                self._tokenizer.encode(_valid(string), add_special_tokens=False).ids, np.uint32
+            )
         except Exception as error:  # the library raises no narrower error
             cause = f"a text cannot be tokenized ({error})"
             cure = "take a tokenizer that has a token for every text"
@@ -342,12 +347,28 @@ class FromFile:
 
     def unknown(self, string: str) -> list[str]:
         """See `Tokenizer.unknown`; a tokenizer without an unknown token knows every text."""
-        name = getattr(self._tokenizer.model, "unk_token", None)
-        if name is None:
+        if self._unknown_id is None:
             return []
+        string = _valid(string)
         encoded = self._tokenizer.encode(string, add_special_tokens=False)
-        pairs = zip(encoded.tokens, encoded.offsets, strict=True)
-        return list(dict.fromkeys(string[slice(*place)] for token, place in pairs if token == name))
+        pairs = zip(encoded.ids, encoded.offsets, strict=True)
+        return list(
+            dict.fromkeys(string[slice(*place)] for i, place in pairs if i == self._unknown_id)
+        )
+
+    @functools.cached_property
+    def _unknown_id(self) -> int | None:
+        """The id of the unknown token. Unigram models name its number in the vocabulary only."""
+        token = getattr(self._tokenizer.model, "unk_token", None)
+        if token is None:
+            return json.loads(self.json)["model"].get("unk_id")
+        return self._tokenizer.token_to_id(token)
+
+
+def _valid(string: str) -> str:
+    """The text with U+FFFD for lone surrogates, which the library refuses."""
+    encodable = _NO_BYTE.sub("\ufffd", string)
+    return encodable.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _file(name: str) -> Path:

@@ -185,7 +185,10 @@ WRONG = [  # (stories, line, field, expected, part of the value)
     ([GOOD, {"story": "Ann came."}], 2, "questions", "a list of one question", "no such key"),
     ([story("Ann came.")], 1, "questions", "a list of one question or more", "[]"),
     ([{"story": "Ann came.", "questions": ["Who?"]}], 1, FIELD, "an object with", "Who?"),
-    ([{"story": "Ann came.", "question": []}], 1, "questions", "a list", "no such key"),
+    ([GOOD | {"question": []}], 1, "question", "this key in an entry of 'questions'", "[]"),
+    ([GOOD | {"choices": ["a"]}], 1, "choices", "this key in an entry of 'questions'", '["a"]'),
+    ([changed(story="a")], 1, f"{FIELD}.story", "this key in the object of the story", "a"),
+    ([{"story": "Ann came.", "question_s": []}], 1, "question_s", "another name: did you", "_s"),
     ([changed(question=None)], 1, f"{FIELD}.question", "a string", "null"),
     ([changed(question="?")], 1, f"{FIELD}.question", "a sentence with words", "?"),
     ([changed(answer=3)], 1, f"{FIELD}.answer", "a string", "3"),
@@ -193,7 +196,13 @@ WRONG = [  # (stories, line, field, expected, part of the value)
     ([changed(after=3)], 1, f"{FIELD}.after", "a number of sentences from 0 to 2", "3"),
     ([changed(after=-1)], 1, f"{FIELD}.after", "a number of sentences from 0 to 2", "-1"),
     ([changed(after=True)], 1, f"{FIELD}.after", "a number of sentences", "true"),
-    ([changed(afte=1)], 1, f"{FIELD}.afte", "another name: did you mean 'after'?", "afte"),
+    (
+        [story("Ann came.", ask(afte=1))],
+        1,
+        f"{FIELD}.afte",
+        "another name: did you mean 'after'?",
+        "afte",
+    ),
     ([GOOD, CHOSEN], 2, f"{FIELD}.choices", "no choices, as in the first", '["mill", "barn"]'),
     ([CHOSEN, GOOD], 2, f"{FIELD}.choices", "choices, as in the first", "no such key"),
     ([changed(choices=["mill"])], 1, f"{FIELD}.choices", "a list of two strings", '["mill"]'),
@@ -213,6 +222,32 @@ def test_a_malformed_line_is_named(tmp_path, stories, line, field, expected, val
     assert str(error.value).startswith(f"{path}, line {line}, field {field}: expected {expected}")
     assert value in str(error.value).partition(", found ")[2]
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_keys_of_other_programs_are_left_out(opened):
+    """A name like that of a key is no slip where the key itself is given."""
+    part = [GOOD | {"questions_of": 3} | changed(question_id=7, answer_id=2, answers=["mill"])]
+    assert every(opened(train=part, valid=part, test=part), "train")["target"].tolist() == [[0]]
+
+
+def test_choices_that_become_the_same_ids_are_counted(opened, caplog):
+    """'mill' and 'barn' occur once in 'train', so both are '<unk>'; 'loft' occurs twice."""
+    rare = [story(["Ann came."], ask("Who?", choices=["mill", "barn"]))]
+    known = [story(["Loft loft."], ask("Who?", "loft", choices=["loft", "sea"]))]
+    source = opened(train=rare + known, valid=known, test=rare, options={"min_count": 2})
+    counts = source.metadata["counts"]
+    assert [counts[split]["alike"] for split in SPLITS] == [1, 0, 1]
+    assert "test: 1 of 1 questions have choices that the model cannot tell apart" in caplog.text
+    assert "valid: 1 of 1" not in caplog.text and "valid: 0 of" not in caplog.text
+
+
+def test_composed_and_decomposed_answers_are_one_class(opened, caplog):
+    part = [story(["Ann came."], ask(answer="caf\u00e9"), ask(answer="cafe\u0301 "))]
+    assert opened(train=part, valid=part, test=part).classes == ["caf\u00e9"]
+    assert "the same words" not in caplog.text
+    part = [story(["Ann came."], *(ask(answer=a) for a in ("Hall", "?", "!", "hall")))]
+    assert opened(train=part, valid=part, test=part).classes == ["Hall", "?", "!", "hall"]
+    assert "the answers 'Hall' and 'hall' have the same words" in caplog.text
 
 
 def test_files_that_are_missing_or_have_other_names(opened, tmp_path):
