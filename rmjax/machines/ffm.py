@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.initializers import lecun_normal
 
-from rmjax.layers import norms
+from rmjax.layers import convolution, norms
 from rmjax.layers.embeddings import embed, init_items
 from rmjax.reason import learned
 from rmjax.registry import at_least, setting
@@ -80,9 +80,10 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
         """Returns what each segment adds to the traces, f32 [B, t, 2, m, c]."""
         x = embed(params, items)
         x = jax.nn.sigmoid(x @ params["item_gate"]) * (x @ params["item"])
+        # The last item goes first: place n then holds the item that n items follow.
+        x, mask = convolution.compact(x[..., ::-1, :], mask[..., ::-1])
         x = jnp.where(mask[..., None], x, 0.0)
-        later = mask.sum(-1, keepdims=True) - mask.cumsum(-1)  # items after it in the segment
-        return jnp.einsum("...nm,...nrmc->...rmc", x, powers(params, later))
+        return jnp.einsum("...nm,nrmc->...rmc", x, powers(params, jnp.arange(x.shape[-2])))
 
     def write(
         params: Params, memory: FFMMemory, features: Array, mask: Array, key: Key | None = None

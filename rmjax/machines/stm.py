@@ -73,18 +73,18 @@ def _normalize(x: Array, axis: int | tuple[int, ...] = -1, p: Params | None = No
 def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
     """Builds the machine, see `rmjax.types.MemoryMachine`.
 
-    STM has no K slots. Here a learned map [K, n d] of the rows of M_r makes them, and each slot is
+    STM has no K slots. Here a learned map [K, n d] of the rows of M_r makes them. Each slot is
     normalised, since M_r may be a sum over all items.
     """
     dim, queries, own = settings.dim, settings.queries, settings.reader == "own"
 
     def init(key: Key) -> Params:
         a, b, c, d = jax.random.split(key, 4)
-        reader = hops.init(c, dim, dim, context.hops)
+        reader = init_reader(c, dim, queries) if own else hops.init(c, dim, dim, context.hops)
         return init_items(a, num_items, dim, context.width) | {
             "cell": init_cell(b, dim, queries, settings.retention),
             "slots": normal((queries * dim) ** -0.5)(d, (settings.slots, queries * dim)),
-            "reader": init_reader(c, dim, queries) if own else reader,
+            "reader": reader,
         }
 
     def init_memory(params: Params, batch_size: int) -> STMMemory:
@@ -182,7 +182,8 @@ def write_items(params: Params, state: _State, features: Features, mask: Array) 
 def step(params: Params, state: _State, x: Features) -> _State:
     """Writes one item (Le et al. 2020, section 3).
 
-    The learned alpha_1 is kept within [-1, 1]: M_r stays finite in streams of any length.
+    The learned alpha_1 is kept within [-1, 1]: M_r stays finite in streams of any length. Its
+    gradient passes the clip, so a step of training beyond the edge can be taken back.
 
     Args:
       params: of `init_cell`.
@@ -212,7 +213,12 @@ def step(params: Params, state: _State, x: Features) -> _State:
     moved = jnp.einsum("bjy,bjo->byo", v, jnp.einsum("bijx,ixo->bjo", pairs, transfer))
     items = items + alpha[2] * (moved + params["transfer_bias"])
     related = jnp.einsum("bijx,bjy->bixy", pairs, v)
-    return items, jnp.clip(alpha[0], -1.0, 1.0) * relations + related
+    return items, clipped(alpha[0]) * relations + related
+
+
+def clipped(x: Array) -> Array:
+    """Clips x to [-1, 1] with the gradient of the identity, so that a clipped x still learns."""
+    return jax.lax.stop_gradient(jnp.clip(x, -1.0, 1.0)) + (x - jax.lax.stop_gradient(x))
 
 
 def init_reader(key: Key, dim: int, queries: int) -> Params:

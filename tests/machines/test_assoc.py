@@ -97,6 +97,12 @@ def test_stm_stays_finite_over_a_thousand_items_at_any_alpha():
     assert 0 < sizes[1] < 20 * sizes[0]
 
 
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 1.001, -3.0])
+def test_alpha_1_learns_beyond_its_edges(alpha):
+    value, slope = jax.value_and_grad(stm.clipped)(alpha)
+    assert value == np.float32(np.clip(alpha, -1, 1)) and slope == 1
+
+
 def test_a_pooled_segment_is_written_as_one_item():
     machine, params = other("stm", pool=True)
     case, (items, mask) = small("stm"), stream(segments=2)
