@@ -74,5 +74,9 @@ def build(kind: str, num_items: int, settings: object, context: Context) -> Memo
     Raises:
       ValueError: the kind does not exist, or the settings contradict the context.
     """
+    takes = lambda kind: getattr(MACHINES[kind].settings, "takes_segment_encoder", False)
+    if context.segment_encoder is not None and not takes(kind):
+        kinds = ", ".join(filter(takes, MACHINES))
+        raise ValueError(f"machine {kind!r} reads no segment_encoder: leave it out; {kinds} do")
     machine: MemoryMachine = MACHINES[kind].make(num_items, settings, context)
     return machine._replace(write=inert(machine.write))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -39,9 +39,6 @@ class KeyValueMemory:
 class Settings:
     """Settings of every memory that maps keys to values."""
 
-    ignores: ClassVar[tuple[str, ...]] = (
-        "reason.hops",
-    )  # common keys that such a run does not read
     dim: int = setting(64, at_least(1), "item width, d")
     slots: int = setting(20, at_least(1), "memory slots, K")
     taps: int = setting(4, at_least(1), "items that the convolution of keys and values sees")
@@ -49,6 +46,11 @@ class Settings:
     timescale: int = setting(
         50, at_least(0), "segments that an untrained memory reaches back; 0: about two"
     )
+
+    @property
+    def ignores(self) -> dict[str, str]:
+        """Keys that such a run does not read, see `rmjax.registry.Registry.ignored_by`."""
+        return {"reason.hops": "kind"}
 
 
 class Rule(NamedTuple):

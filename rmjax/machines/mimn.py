@@ -57,6 +57,11 @@ class Settings:
         "attention", one_of("attention", "own"), "reads the slots in hops, or as in the paper"
     )
 
+    @property
+    def ignores(self) -> dict[str, str]:
+        """Keys that such a run does not read, see `rmjax.registry.Registry.ignored_by`."""
+        return {"reason.hops": "reader"} if self.reader == "own" else {}
+
 
 class Features(NamedTuple):
     """What `write` reads of items [...]; it does not depend on the memory."""
@@ -88,10 +93,13 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
 
     def init(key: Key) -> Params:
         a, b, c = jax.random.split(key, 3)
-        reader = hops.init(c, dim, dim, context.hops)
+        if own:
+            reader = init_reader(c, dim, cell.induction)
+        else:
+            reader = hops.init(c, dim, dim, context.hops)
         return init_items(a, num_items, dim, context.width) | {
             "cell": cell.init(b, dim, number),
-            "reader": init_reader(c, dim, cell.induction) if own else reader,
+            "reader": reader,
         }
 
     def init_memory(params: Params, batch_size: int) -> MIMNMemory:

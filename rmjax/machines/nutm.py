@@ -27,6 +27,11 @@ class Settings(mann.Settings):
         0.1, at_least(0), "nutm: weight of the similarity of the programs' keys in its loss"
     )
 
+    @property
+    def ignores(self) -> dict[str, str]:
+        """Keys that such a run does not read, see `rmjax.registry.Registry.ignored_by`."""
+        return {} if self.programs > 1 else {"machine.key_similarity": "programs"}
+
 
 def init_programs(key: Key, inputs: int, width: int, programs: int) -> Params:
     """Draws P layers with their keys, and the query's layer. Equal layers would stay equal."""

@@ -47,6 +47,11 @@ class Settings:
         "attention", one_of("attention", "own"), "reads the slots in hops, or as in the paper"
     )
 
+    @property
+    def ignores(self) -> dict[str, str]:
+        """Keys that such a run does not read, see `rmjax.registry.Registry.ignored_by`."""
+        return {"reason.hops": "reader"} if self.reader == "own" else {}
+
 
 class Features(NamedTuple):
     """What `write` reads of items [...]; it does not depend on the memory."""

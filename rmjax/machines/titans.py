@@ -67,6 +67,11 @@ class Settings(keyvalue.Settings):
     rate: float = setting(1.0, above(0), "titans: largest step of gradient descent, theta")
     residual: bool = setting(True, doc="titans: the network is x + norm(layers(x))")
 
+    @property
+    def ignores(self) -> dict[str, str]:
+        """Keys that such a run does not read, see `rmjax.registry.Registry.ignored_by`."""
+        return super().ignores | ({"machine.expand": "depth"} if self.depth == 1 else {})
+
 
 def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
     """Builds the machine, see `rmjax.types.MemoryMachine`."""

@@ -229,5 +229,7 @@ def test_the_state_of_the_controller_as_one_more_slot():
 def test_contradictions_are_named():
     with pytest.raises(ValueError, match="memory_blocks = 3 must divide slots = 4"):
         machines.make("dmsdnc", ITEMS, **SIZES, memory_blocks=3)
+    with pytest.raises(ValueError, match="refresh_all = True: the items are features"):
+        machines.make("dmsdnc", 0, **SIZES, width=5, refresh_all=True)
     with pytest.raises(ValueError, match="hidden_slot = True .* hidden = 5 must be dim = 8"):
         machines.make("nutm", ITEMS, **SIZES, hidden=5, hidden_slot=True)
