@@ -1,7 +1,7 @@
 """The distributed DNC with a memory-refreshing loss (DMSDNC, Park et al. 2020).
 
-Its own ideas among the machines of `mann.py`: the slots lie in blocks with a write head each, a
-gate chooses the block that a head reads, and the reads must reconstruct items drawn at random.
+It adds three ideas to the machines of `mann.py`. The slots lie in blocks with a write head each. A
+gate chooses the block that a head reads. The reads must reconstruct items drawn at random.
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ class Settings(mann.Settings):
     memory_blocks: int = setting(2, at_least(1), "dmsdnc: blocks of slots, G; divides the slots")
     refresh_rate: float = setting(0.1, between(0, 1), "dmsdnc: share of reconstructed items")
     refresh_reads: bool = setting(False, doc="dmsdnc: reconstructs items from the reads alone")
-    refresh_all: bool = setting(
-        False, doc="dmsdnc: reconstructs items among all items, which must be ids"
-    )
+    refresh_all: bool = setting(False, doc="dmsdnc: reconstructs item ids among all ids")
 
     @property
     def ignores(self) -> dict[str, str]:
@@ -67,7 +65,7 @@ def look(memory: mann.MannMemory, content: Array, extra: Array) -> mann.MannMemo
 def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
     """Builds the machine, see `rmjax.types.MemoryMachine`.
 
-    Strengths are 1 + softplus, as in the DNC.
+    Strengths of keys are 1 + softplus, as in the DNC. The released code takes softplus alone.
 
     Raises:
       ValueError: `refresh_all` is set, but the items are features.

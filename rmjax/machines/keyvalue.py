@@ -44,7 +44,10 @@ class Settings:
     taps: int = setting(4, at_least(1), "items that the convolution of keys and values sees")
     chunk: int = setting(32, at_least(1), "items that are written at once")
     timescale: int = setting(
-        50, at_least(0), "segments that an untrained memory reaches back; 0: about two"
+        50,
+        at_least(0),
+        "segments that an untrained memory reaches back; 0: about two items; in machines of "
+        "segment slots about two segments",
     )
 
     @property
@@ -197,6 +200,6 @@ class _KeyValue:
         return answer
 
 
-def timescale(settings: Settings, context: Context) -> int:
-    """The number of items that an untrained memory reaches back."""
-    return max(settings.timescale * context.segment_length, 2)
+def timescale(segments: int, context: Context) -> int:
+    """The number of items that an untrained memory of so many segments reaches back."""
+    return max(segments * context.segment_length, 2)

@@ -72,7 +72,9 @@ def similarity(keys: Array) -> Array:
 def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
     """Builds the machine, see `rmjax.types.MemoryMachine`.
 
-    Its loss depends on the parameters alone, so each segment that is not empty counts once.
+    Its loss depends on the parameters alone, so each segment that is not empty counts once. The
+    weight of the loss is constant; in the released code it falls as 0.1 * 0.9^t. The slots of an
+    empty stream are zeros; in the released code they are 1 / (K d).
     """
 
     def init(key: Key, inputs: int, widths: tuple[int, int]) -> Params:

@@ -66,7 +66,10 @@ class Settings:
         False, doc="Eq. 1 sees the initial value of each slot beside the present one"
     )
     timescale: int = setting(
-        50, at_least(0), "segments that an untrained memory reaches back; 0: about two"
+        50,
+        at_least(0),
+        "segments that an untrained memory reaches back; 0: about two items; in machines of "
+        "segment slots about two segments",
     )
 
     @property
@@ -212,11 +215,7 @@ def read_slots(params: Params, memory: SlotMemory) -> tuple[Array, Array]:
     return memory.slots, jnp.ones(memory.slots.shape[:2], bool)
 
 
-def read(
-    params: Params, memory: SlotMemory, query: Array, query_mask: Array, key: Key | None = None
-) -> Array:
-    """Reads the slots by multi-hop attention (CM Appendix A.1), see `MemoryMachine.read`."""
-    return hops.multihop(params["reader"], query, *read_slots(params, memory))[0]
+read = hops.reader(read_slots)
 
 
 def slot_attention(

@@ -74,10 +74,14 @@ class Settings(keyvalue.Settings):
 
 
 def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
-    """Builds the machine, see `rmjax.types.MemoryMachine`."""
+    """Builds the machine, see `rmjax.types.MemoryMachine`.
+
+    By default hidden layers are as wide as the items. `expand` = 4 is the usual width of such a
+    network, and makes the state four times as large.
+    """
     dim = settings.dim
     widths = [dim, *[settings.expand * dim] * (settings.depth - 1), dim]
-    forget = 1 / keyvalue.timescale(settings, context)
+    forget = 1 / keyvalue.timescale(settings.timescale, context)
 
     def init(key: Key) -> Params:
         first, *keys = jax.random.split(key, settings.depth + 1)
