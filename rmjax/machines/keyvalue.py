@@ -30,7 +30,7 @@ from rmjax.types import Array, Context, Key, MemoryMachine, Params, State, Sum
 class KeyValueMemory:
     """The memory of B streams."""
 
-    state: State  # of the rule; leading axis B
+    state: State  # f32 [B, ...], of the rule
     tail: Array  # f32 [B, taps - 1, 2d] last keys and values before the convolution
     segments: Array  # i32 [B] segments written so far
 

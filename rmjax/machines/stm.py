@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.initializers import lecun_normal, normal, xavier_uniform
 
+from rmjax.layers import norms
 from rmjax.layers.embeddings import embed, init_items
 from rmjax.machines.scan import scan_items
 from rmjax.reason import hops
@@ -62,17 +63,10 @@ class Features(NamedTuple):
     gates: Array  # f32 [..., 2d], W_i a and the bias
 
 
-def _normalize(x: Array, axis: int | tuple[int, ...] = -1, p: Params | None = None) -> Array:
+def _normalize(p: Params, x: Array, axis: int | tuple[int, ...] = -1) -> Array:
     """The layer norm of x over some axes, with the scale and bias of p."""
-    affine = p is not None
-    norm = nn.LayerNorm(
-        use_bias=affine,
-        use_scale=affine,
-        reduction_axes=axis,
-        feature_axes=axis,
-        use_fast_variance=False,
-    )
-    return jnp.asarray(norm.apply({"params": p or {}}, x))
+    norm = nn.LayerNorm(reduction_axes=axis, feature_axes=axis, use_fast_variance=False)
+    return jnp.asarray(norm.apply({"params": p}, x))
 
 
 def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
@@ -116,7 +110,7 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
 
     def slots(params: Params, memory: STMMemory) -> tuple[Array, Array]:
         rows = memory.relations.reshape(-1, queries * dim, dim)
-        made = _normalize(params["slots"] @ rows)
+        made = norms.layer(params["slots"] @ rows)
         return made, jnp.ones(made.shape[:2], bool)
 
     def read(
@@ -209,7 +203,7 @@ def step(params: Params, state: _State, x: Features) -> _State:
     recalled = jnp.einsum("bnx,bnxy->by", keys, relations)
     asked = items + alpha[1] * recalled[:, :, None] * x.key[:, None]
     z = asked @ params["qkv"] + params["qkv_bias"]
-    z = _normalize(z, (1, 2), params["norm"]).swapaxes(1, 2)
+    z = _normalize(params["norm"], z, (1, 2)).swapaxes(1, 2)
     q, k, v = jnp.split(z, 3, 1)  # [B, n, d]
     # R_0[i] = sum_j tanh(q_i * k_j) v_j^T. G_2 leaves its last axis, that of v, as it is. So G_2
     # can act on the tanh first, which takes n / d of the products.
@@ -269,6 +263,6 @@ def own_read(params: Params, query: Array, relations: Array) -> Array:
     for p, norm in zip(params["roles"], params["norms"], strict=True):
         both = network(p)[..., None] * entity[..., None, :]
         inferred = jnp.einsum("bqnx,bnxy->bqy", both, relations)
-        entity = _normalize(inferred, p=norm)
+        entity = _normalize(norm, inferred)
         answer = answer + entity
     return answer

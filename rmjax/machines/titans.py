@@ -38,8 +38,8 @@ Weights = tuple[Array, ...]  # one matrix a layer, f32 [B, in, out]
 class Network:
     """The networks of B streams."""
 
-    weights: Weights  # W
-    momentum: Weights  # S
+    weights: Weights  # f32 [B, in, out] of each layer, W
+    momentum: Weights  # f32 [B, in, out] of each layer, S
 
 
 class Factors(NamedTuple):
