@@ -45,6 +45,7 @@ from rmjax.registry import (
     one_of,
     wrong,
 )
+from rmjax.types import Context
 
 IMPORT = flags.DEFINE_list(
     "import", [], "Modules to import, which register kinds, such as my_package.memories."
@@ -413,11 +414,16 @@ def _unread_of_machines(config: ConfigDict, section: str, key: str) -> str:
     losses = bool(rehearsal.recollection or rehearsal.familiarity)
     no_losses = "config.rehearsal.recollection and config.rehearsal.familiarity are 0"
     decodes = losses or bool(config.probe.steps)  # a probe trains a decoder in any case
-    if f"{section}.{key}" in MACHINES.ignored_by(kind):
-        return f"config.machine.kind = {kind!r}"
+    if section == "machine" and key in ("heads", "dropout") and decodes:
+        return ""  # the rehearsal's decoder reads them, whatever the machine
+    reasons = MACHINES.ignored_by(kind, config.machine)
+    if reason := reasons.get(f"{section}.{key}"):
+        return f"config.machine.{reason} = {config.machine[reason]!r}"
     if section == "machine":
-        if key in ("heads", "dropout") and decodes:
-            return ""  # the rehearsal's decoder reads them, whatever the machine
+        if key == "loss":
+            chosen = MACHINES.settings(kind, config.machine, "config.machine.")
+            losing = MACHINES[kind].make(1, chosen, Context()).has_loss
+            return "" if losing else f"this {kind!r} machine has no loss of its own"
         known = key not in MACHINES.fields() or key in fields_of(MACHINES[kind].settings)
         return "" if known else f"config.machine.kind = {kind!r}"
     if section == "rehearsal":

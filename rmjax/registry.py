@@ -228,12 +228,23 @@ class Registry(Mapping[str, Kind]):
         kinds = self.values()
         return {name: field for kind in kinds for name, field in fields_of(kind.settings).items()}
 
-    def ignored_by(self, name: str) -> tuple[str, ...]:
-        """Common keys that runs of a kind do not read, such as 'reason.hops'.
+    def ignored_by(self, name: str, values: Mapping[str, Any]) -> dict[str, str]:
+        """Keys that runs of a kind do not read, such as 'reason.hops'.
 
-        The `Settings` of the kind list them in a class variable `ignores`.
+        The `Settings` of the kind list them in a class variable `ignores`. Where the settings
+        decide, `ignores` is a property: {key: the field that decides, or 'kind'}.
+
+        Args:
+          name: of the kind.
+          values: {key: value}; keys of other kinds are ignored.
+
+        Returns:
+          {key: the key of the section that is the reason}.
         """
-        return tuple(getattr(self[name].settings, "ignores", ()))
+        settings = self[name].settings
+        chosen = {field: values[field] for field in fields_of(settings) if field in values}
+        ignores = getattr(settings(**chosen), "ignores", ())
+        return dict(ignores) if isinstance(ignores, Mapping) else dict.fromkeys(ignores, "kind")
 
     def settings(
         self,

@@ -107,7 +107,9 @@ class Context:
     width: int = 0  # of feature items or word vectors; 0: items are ids, and table rows are d wide
     hops: int = 1  # attention hops over the slots in `read`
     dtype: jnp.dtype = jnp.float32  # of the encoder's matrix products
-    segment_encoder: SegmentEncoder | None = None  # replaces the encoder that the settings name
+    # Replaces the encoder that the settings name. A kind that reads it says so in its settings by
+    # `takes_segment_encoder: ClassVar[bool] = True`; for others `machines.build` raises.
+    segment_encoder: SegmentEncoder | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("segment_length", 1), ("max_items", 0), ("width", 0), ("hops", 1)):
@@ -156,7 +158,7 @@ class MemoryMachine(NamedTuple):
       key: [B, t], for dropout; None: no dropout.
 
     Returns:
-      Features, a pytree of [B, t, N, ...].
+      Features, a pytree of [B, t, ...]; the machine chooses the rest.
     """
     write: Callable[..., tuple[Memory, Sum]]
     """write(params, memory, features, mask, key=None): writes one segment; `memorize` scans it.
@@ -164,7 +166,7 @@ class MemoryMachine(NamedTuple):
     Args:
       params: from `init`.
       memory: of B streams.
-      features: of one segment, a pytree of [B, N, ...].
+      features: of one segment, a pytree of [B, ...]; `encode` chooses the rest.
       mask: bool [B, N].
       key: [B], for dropout; None: no dropout.
 

@@ -20,18 +20,11 @@ from rmjax.rehearsal import objectives, sampler
 from rmjax.rehearsal.decoder import Decoder
 from rmjax.run.step import init_state, make_train_step
 from rmjax.types import Task
+from tests.oracles import close, f64
 from tests.oracles import rehearsal as oracle
 from tests.small import ITEMS, noise, small, stream
 
 RNG = np.random.default_rng(0)
-
-
-def close(got, expected):
-    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
-
-
-def f64(tree):
-    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
 
 
 def normal(*shape):

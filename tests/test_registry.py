@@ -227,6 +227,36 @@ def test_flags_for_unread_keys_are_refused(tmp_path):
         configs.refuse_unread(tiny(), ["main.py", flag])
 
 
+OWN = {"machine.reader": "own"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "key", "why"),
+    [
+        ("gru", {}, "reason.hops", "config.machine.kind = 'gru'"),
+        ("titans", {}, "reason.hops", "config.machine.kind = 'titans'"),
+        ("titans", {"machine.depth": 1}, "machine.expand", "config.machine.depth = 1"),
+        ("stm", {}, "reason.hops", ""),
+        ("stm", OWN, "reason.hops", "config.machine.reader = 'own'"),
+        ("mimn", OWN, "reason.hops", "config.machine.reader = 'own'"),
+        ("hpmn", OWN, "reason.hops", ""),
+        ("rehearsal", {"machine.encoder": "bigru"}, "machine.layers", "encoder = 'bigru'"),
+        ("rehearsal", {"machine.encoder": "bigru"}, "machine.dropout", ""),
+        ("dmsdnc", {"machine.refresh_rate": 0.0}, "machine.refresh_all", "refresh_rate = 0.0"),
+        ("nutm", {"machine.programs": 1}, "machine.key_similarity", "programs = 1"),
+        ("nutm", {"machine.programs": 1}, "machine.loss", "no loss of its own"),
+        ("mimn", {"machine.utilization": 0.0}, "machine.loss", "no loss of its own"),
+        ("mimn", {}, "machine.loss", ""),
+        ("gru", {}, "machine.loss", "this 'gru' machine has no loss of its own"),
+    ],
+)
+def test_keys_that_the_settings_of_a_machine_leave_unread(kind, changes, key, why):
+    config = configs.base()
+    config.update_from_flattened_dict({"machine.kind": kind} | changes)
+    reason = configs.why_unread(config, key)
+    assert why in reason if why else not reason
+
+
 def test_unread_keys_of_a_config_file_are_warnings(caplog):
     configs.refuse_unread(tiny(**{"machine.kind": "gru", "machine.slots": 3}), ["main.py"])
     unread = (
@@ -307,6 +337,8 @@ def test_a_segment_encoder_can_be_passed_in():
     np.testing.assert_array_equal(features, table[items])
     memory = rmjax.memorize(machine, params, items, np.ones(items.shape, bool)).memory
     assert memory.slots.shape == (1, 3, 8) and params["encoder"]["length"].shape == (4, 0)
+    with pytest.raises(ValueError, match="'gru' reads no segment_encoder: .* rehearsal, continual"):
+        rmjax.make("gru", 10, segment_encoder=encoder)
 
 
 def test_sources_that_share_a_section_agree_on_its_defaults():

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from rmjax.types import Array
 
 EPSILON = 1e-6  # inside the root of a norm, so that an empty slot has a finite gradient
-TIE = 1e-6  # usages that differ by less are equal, see `allocate`
+TIE = 1e-6  # decides the order of nearly equal usages, see `allocate`
 
 
 def cosine(memory: Array, keys: Array) -> Array:
@@ -68,9 +68,9 @@ def allocate(usage: Array) -> Array:
     """Weights over slots that prefer the least used: a_t.
 
     In rising order of usage a slot gets (1 - its usage) times the product of the usages before it.
-    The product is the exponential of a sum over pairs of slots. Of equal slots the first comes
-    first. Usages that differ by rounding alone count as equal: the backward pass computes them
-    again, with other rounding, and must find the same order.
+    The product is the exponential of a sum over pairs of slots. Slot i comes before a later slot j
+    unless its usage is larger by TIE * (j - i). So usages that differ by rounding alone keep one
+    order: the backward pass computes them again, with other rounding, and must find the same.
 
     Args:
       usage: f32 [..., K] in [0, 1].

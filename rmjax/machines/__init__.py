@@ -74,5 +74,12 @@ def build(kind: str, num_items: int, settings: object, context: Context) -> Memo
     Raises:
       ValueError: the kind does not exist, or the settings contradict the context.
     """
+    if context.segment_encoder is not None and not _takes_segment_encoder(kind):
+        kinds = ", ".join(filter(_takes_segment_encoder, MACHINES))
+        raise ValueError(f"machine {kind!r} reads no segment_encoder: leave it out; {kinds} do")
     machine: MemoryMachine = MACHINES[kind].make(num_items, settings, context)
     return machine._replace(write=inert(machine.write))
+
+
+def _takes_segment_encoder(kind: str) -> bool:
+    return bool(getattr(MACHINES[kind].settings, "takes_segment_encoder", False))

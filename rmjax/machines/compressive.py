@@ -2,7 +2,7 @@
 
 Every layer attends to the segment, to its newest inputs before it, and to older inputs that are
 compressed, `compression` rows to one. The outputs of the top layer are compressed at once; the
-newest K of these rows are the slots. So the slots hold the last K * compression items.
+newest K of these rows are the slots. So the slots hold at most the last K * compression items.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
     """Builds the machine, see `rmjax.types.MemoryMachine`.
 
     A segment's length need not be a multiple of `compression`: its first rows then share a slot
-    with zeros, see `compressive.compress`.
+    with zeros, see `compressive.compress`. The slots then hold fewer than K * compression items.
+    The machine's loss is the mean over the layers of their reconstruction losses.
     """
     s, dim, length = settings, settings.dim, context.segment_length
     block = RelativeBlock(s.heads, s.dropout, causal=False, prenorm=True, dtype=context.dtype)
@@ -116,16 +117,7 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
         top = memory.levels[-1].old
         return top.rows, top.mask
 
-    def read(
-        params: Params,
-        memory: CompressiveMemory,
-        query: Array,
-        query_mask: Array,
-        key: Key | None = None,
-    ) -> Array:
-        return hops.multihop(params["reader"], query, *slots(params, memory))[0]
-
-    functions = init, init_memory, encode, write, slots, read, embed
+    functions = init, init_memory, encode, write, slots, hops.reader(slots), embed
     table = ("embed",) if num_items else None
     return MemoryMachine(
         *functions, constant_size=True, gradient_range=None, table=table, has_loss=True

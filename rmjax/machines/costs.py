@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from rmjax.io import cost
-from rmjax.machines.scan import memorize
-from rmjax.types import Array, Memory, MemoryMachine, Params, at
+from rmjax.machines.scan import Memorized, memorize
+from rmjax.types import Array, Key, Memory, MemoryMachine, Params, at
 
 
 class Costs(NamedTuple):
@@ -20,8 +20,8 @@ class Costs(NamedTuple):
       state_bytes: all bytes of that memory, counters and item ids included.
       parameters: of the machine and its reader, without the item table.
       item_parameters: of the item table; 0 if the machine has none.
-      flops_per_item: operations that one item of a full segment costs when it is written, by
-        `cost.flops`: the encoder, `write`, and the machine's own loss.
+      flops_per_item: operations that one item of a full segment costs when it is written in
+        training, by `cost.flops`: the encoder, `write`, the machine's own loss, and dropout.
     """
 
     state_floats: int
@@ -53,8 +53,10 @@ def costs_of(machine: MemoryMachine, segment_length: int, feature_width: int = 0
         lambda: (jnp.zeros(shape + features, dtype), jnp.ones(shape, bool))
     )
 
-    def write(params: Params, memory: Memory, items: Array, mask: Array) -> Memory:
-        return memorize(machine, params, items, mask, memory).memory
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+
+    def write(params: Params, memory: Memory, items: Array, mask: Array, key: Key) -> Memorized:
+        return memorize(machine, params, items, mask, memory, key)
 
     table = 0 if machine.table is None else cost.parameter_count(at(params, machine.table))
     floats = [x for x in jax.tree.leaves(memory) if jnp.issubdtype(x.dtype, jnp.floating)]
@@ -63,5 +65,5 @@ def costs_of(machine: MemoryMachine, segment_length: int, feature_width: int = 0
         state_bytes=cost.tree_bytes(memory),
         parameters=cost.parameter_count(params) - table,
         item_parameters=table,
-        flops_per_item=round(cost.flops(write, params, memory, items, mask) / segment_length),
+        flops_per_item=round(cost.flops(write, params, memory, items, mask, keys) / segment_length),
     )

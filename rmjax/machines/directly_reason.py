@@ -30,7 +30,10 @@ class Settings:
     dim: int = setting(64, at_least(1), "item width, d")
     buffer_length: int = setting(0, at_least(0), "items a buffer holds; 0: the longest stream")
     timescale: int = setting(
-        50, at_least(0), "segments that an untrained memory reaches back; 0: about two"
+        50,
+        at_least(0),
+        "segments that an untrained memory reaches back; 0: about two items; in machines of "
+        "segment slots about two segments",
     )
 
 

@@ -1,7 +1,7 @@
 """The distributed DNC with a memory-refreshing loss (DMSDNC, Park et al. 2020).
 
-Its own ideas among the machines of `mann.py`: the slots lie in blocks with a write head each, a
-gate chooses the block that a head reads, and the reads must reconstruct items drawn at random.
+It adds three ideas to the machines of `mann.py`. The slots lie in blocks with a write head each. A
+gate chooses the block that a head reads. The reads must reconstruct items drawn at random.
 """
 
 from __future__ import annotations
@@ -34,12 +34,19 @@ class Settings(mann.Settings):
       refresh_reads: the reconstruction sees the reads alone. The paper's sees the LSTM's output
         too, which knows the item without any memory.
       refresh_all: the loss compares with all items, as in the paper, not with those of the segment.
+        It needs item ids: of features there is no table of all items.
     """
 
     memory_blocks: int = setting(2, at_least(1), "dmsdnc: blocks of slots, G; divides the slots")
     refresh_rate: float = setting(0.1, between(0, 1), "dmsdnc: share of reconstructed items")
     refresh_reads: bool = setting(False, doc="dmsdnc: reconstructs items from the reads alone")
-    refresh_all: bool = setting(False, doc="dmsdnc: reconstructs items among all items")
+    refresh_all: bool = setting(False, doc="dmsdnc: reconstructs item ids among all ids")
+
+    @property
+    def ignores(self) -> dict[str, str]:
+        """Keys that such a run does not read, see `rmjax.registry.Registry.ignored_by`."""
+        unread = "machine.refresh_reads", "machine.refresh_all"
+        return {} if self.refresh_rate else dict.fromkeys(unread, "refresh_rate")
 
     def conflicts(self, config: ConfigDict | None = None) -> Iterator[str]:
         """Yields a message for each contradiction, see `rmjax.registry.Registry.settings`."""
@@ -56,8 +63,17 @@ def look(memory: mann.MannMemory, content: Array, extra: Array) -> mann.MannMemo
 
 
 def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
-    """Builds the machine, see `rmjax.types.MemoryMachine`."""
+    """Builds the machine, see `rmjax.types.MemoryMachine`.
+
+    Strengths of keys are 1 + softplus, as in the DNC. The released code takes softplus alone.
+
+    Raises:
+      ValueError: `refresh_all` is set, but the items are features.
+    """
     s = settings
+    if s.refresh_all and not num_items:
+        cure = "the items are features, which have no table; set it to False"
+        raise ValueError(f"refresh_all = True: {cure}")
     hidden = 0 if s.refresh_reads else s.hidden or s.dim
 
     def init_loss(key: Key) -> Params:
@@ -70,7 +86,7 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
         drawn = jax.vmap(jax.random.bernoulli, (0, None, None))(key, s.refresh_rate, mask.shape[1:])
         recalled = jnp.concatenate(outputs[1:] if s.refresh_reads else outputs, -1)
         target = x * s.dim**-0.5  # of about unit length, as in rehearsal
-        if s.refresh_all and num_items:
+        if s.refresh_all:
             others, same = embed(params, None) * s.dim**-0.5, None
         else:  # items equal to the target are no alternatives
             others = target[:, None]

@@ -1,7 +1,7 @@
 """The Differentiable Neural Computer (DNC, Graves et al. 2016), read after memorizing.
 
-Its own idea among the machines of `mann.py` is the link matrix: it holds the order of the writes,
-so a head can go on to the slot that was written next, or go back to the one before.
+Its own idea among the machines of `mann.py` is the link matrix, which holds the order of the
+writes. A head can go on to the slot that was written next, or go back to the one before.
 """
 
 from __future__ import annotations
@@ -44,7 +44,11 @@ def look(memory: mann.MannMemory, content: Array, extra: Array) -> mann.MannMemo
 
 
 def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
-    """Builds the machine, see `rmjax.types.MemoryMachine`."""
+    """Builds the machine, see `rmjax.types.MemoryMachine`.
+
+    The interface sees the LSTM's output as it is in the paper. Here that output is normalised
+    unless `normalize_hidden` is False.
+    """
     machine = mann.make(num_items, settings, context, mann.Access(extra=3, look=look))
 
     def init_memory(params: Params, batch_size: int) -> DNCMemory:

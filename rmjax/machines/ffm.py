@@ -6,8 +6,8 @@ Traces fade at rates of their own, and contexts turn at angles of their own:
     z_t = gamma z_(t-1) + (sigmoid(W_g x_t) * W_i x_t) 1^T,    gamma_mc = exp(-|a_m| + i b_c)
 
 The powers of gamma are known in closed form. The sum over a segment needs no memory, so `encode`
-computes it outside of the scan; one step then carries the memory past the whole segment. That is
-the associative scan of section 4.1 of the paper, of which only the last value is wanted.
+computes it outside of the scan. One step then carries the memory past all items of the segment.
+This is the associative scan of section 4.1 of the paper, of which only the last value is wanted.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 from flax.linen.initializers import lecun_normal
 
-from rmjax.layers import norms
+from rmjax.layers import convolution, norms
 from rmjax.layers.embeddings import embed, init_items
+from rmjax.machines import keyvalue
 from rmjax.reason import learned
 from rmjax.registry import at_least, setting
 from rmjax.types import Array, Context, Key, MemoryMachine, Params, Sum
@@ -49,7 +50,10 @@ class Settings:
     traces: int = setting(64, at_least(1), "ffm: traces, which fade at rates of their own, m")
     contexts: int = setting(8, at_least(1), "ffm: angles at which each trace turns, c")
     timescale: int = setting(
-        50, at_least(0), "segments that an untrained memory reaches back; 0: about two"
+        50,
+        at_least(0),
+        "segments that an untrained memory reaches back; 0: about two items; in machines of "
+        "segment slots about two segments",
     )
 
 
@@ -60,7 +64,7 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
     def init(key: Key) -> Params:
         table, slots, *keys = jax.random.split(key, 7)
         dense = lecun_normal()
-        slowest = 1 / max(s.timescale * context.segment_length, 2)
+        slowest = 1 / keyvalue.timescale(s.timescale, context)
         return init_items(table, num_items, dim, context.width) | {
             "item": dense(keys[0], (dim, s.traces)),  # W_i
             "item_gate": dense(keys[1], (dim, s.traces)),  # W_g
@@ -80,9 +84,10 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
         """Returns what each segment adds to the traces, f32 [B, t, 2, m, c]."""
         x = embed(params, items)
         x = jax.nn.sigmoid(x @ params["item_gate"]) * (x @ params["item"])
+        # The last item goes first: place n then holds the item that n items follow.
+        x, mask = convolution.compact(x[..., ::-1, :], mask[..., ::-1])
         x = jnp.where(mask[..., None], x, 0.0)
-        later = mask.sum(-1, keepdims=True) - mask.cumsum(-1)  # items after it in the segment
-        return jnp.einsum("...nm,...nrmc->...rmc", x, powers(params, later))
+        return jnp.einsum("...nm,nrmc->...rmc", x, powers(params, jnp.arange(x.shape[-2])))
 
     def write(
         params: Params, memory: FFMMemory, features: Array, mask: Array, key: Key | None = None

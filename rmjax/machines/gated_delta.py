@@ -44,7 +44,7 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
     """Builds the machine, see `rmjax.types.MemoryMachine`."""
     dim, heads = settings.dim, settings.heads
     width = dim // heads
-    steps = keyvalue.timescale(settings, context)
+    steps = keyvalue.timescale(settings.timescale, context)
 
     def init(key: Key) -> Params:
         # Before training -log a is softplus of the bias, 1 / steps, at any item; b is a half.

@@ -38,7 +38,10 @@ class Settings:
     dim: int = setting(64, at_least(1), "item width, d")
     history_sum: bool = setting(True, doc="gru: reads the mean of all items besides its state")
     timescale: int = setting(
-        50, at_least(0), "segments that an untrained memory reaches back; 0: about two"
+        50,
+        at_least(0),
+        "segments that an untrained memory reaches back; 0: about two items; in machines of "
+        "segment slots about two segments",
     )
 
 

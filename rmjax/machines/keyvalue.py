@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -30,7 +30,7 @@ from rmjax.types import Array, Context, Key, MemoryMachine, Params, State, Sum
 class KeyValueMemory:
     """The memory of B streams."""
 
-    state: State  # of the rule; leading axis B
+    state: State  # f32 [B, ...], of the rule
     tail: Array  # f32 [B, taps - 1, 2d] last keys and values before the convolution
     segments: Array  # i32 [B] segments written so far
 
@@ -39,16 +39,21 @@ class KeyValueMemory:
 class Settings:
     """Settings of every memory that maps keys to values."""
 
-    ignores: ClassVar[tuple[str, ...]] = (
-        "reason.hops",
-    )  # common keys that such a run does not read
     dim: int = setting(64, at_least(1), "item width, d")
     slots: int = setting(20, at_least(1), "memory slots, K")
     taps: int = setting(4, at_least(1), "items that the convolution of keys and values sees")
     chunk: int = setting(32, at_least(1), "items that are written at once")
     timescale: int = setting(
-        50, at_least(0), "segments that an untrained memory reaches back; 0: about two"
+        50,
+        at_least(0),
+        "segments that an untrained memory reaches back; 0: about two items; in machines of "
+        "segment slots about two segments",
     )
+
+    @property
+    def ignores(self) -> dict[str, str]:
+        """Keys that such a run does not read, see `rmjax.registry.Registry.ignored_by`."""
+        return {"reason.hops": "kind"}
 
 
 class Rule(NamedTuple):
@@ -195,6 +200,6 @@ class _KeyValue:
         return answer
 
 
-def timescale(settings: Settings, context: Context) -> int:
-    """The number of items that an untrained memory reaches back."""
-    return max(settings.timescale * context.segment_length, 2)
+def timescale(segments: int, context: Context) -> int:
+    """The number of items that an untrained memory of so many segments reaches back."""
+    return max(segments * context.segment_length, 2)

@@ -19,6 +19,7 @@ from flax.linen.initializers import lecun_normal
 
 from rmjax.layers import addressing, recurrent
 from rmjax.layers.embeddings import embed, init_items
+from rmjax.machines.scan import where_rows
 from rmjax.reason import hops
 from rmjax.registry import at_least, setting
 from rmjax.types import Array, Context, Key, MemoryMachine, Params, Sum
@@ -140,7 +141,7 @@ def make(num_items: int, settings: Settings, context: Context, access: Access) -
         encode=machine.encode,
         write=machine.write,
         slots=machine.read_slots,
-        read=machine.read,
+        read=hops.reader(machine.read_slots),
         embed=embed,
         constant_size=True,
         gradient_range=None,
@@ -214,8 +215,7 @@ class _Mann:
 
         def item(memory: MannMemory, item: tuple[Array, Array]) -> tuple[MannMemory, Outputs]:
             gates, valid = item
-            keep = lambda new, old: jnp.where(valid.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-            memory = jax.tree.map(keep, self.step(params, memory, gates), memory)
+            memory = where_rows(valid, self.step(params, memory, gates), memory)
             return memory, (memory.hidden, memory.reads.reshape(len(valid), -1))
 
         # Each item is computed again in the backward pass: that is faster, and needs less memory,
@@ -284,14 +284,3 @@ class _Mann:
         if self.settings.hidden_slot:
             slots = jnp.concatenate([slots, memory.hidden[:, None]], 1)
         return slots, jnp.ones(slots.shape[:2], bool)
-
-    def read(
-        self,
-        params: Params,
-        memory: MannMemory,
-        query: Array,
-        query_mask: Array,
-        key: Key | None = None,
-    ) -> Array:
-        """Reads the slots by multi-hop attention (CM Appendix A.1), see `MemoryMachine.read`."""
-        return hops.multihop(params["reader"], query, *self.read_slots(params, memory))[0]

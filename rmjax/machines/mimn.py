@@ -38,6 +38,7 @@ class MIMNMemory:
     added: Array  # f32 [B, K, d], sum of all that was added to each slot
     usage: Array  # f32 [B, K], sum of the write weights; zeros without utilisation
     channels: Array  # f32 [B, K, d], states of the induction GRU; zeros without induction
+    steps: Array  # i32 [B, K] steps that each channel took
     history: Array  # f32 [B, d] mean of all item features so far
     count: Array  # f32 [B] number of items in that mean
     segments: Array  # i32 [B] segments written so far
@@ -56,6 +57,11 @@ class Settings:
     reader: str = setting(
         "attention", one_of("attention", "own"), "reads the slots in hops, or as in the paper"
     )
+
+    @property
+    def ignores(self) -> dict[str, str]:
+        """Keys that such a run does not read, see `rmjax.registry.Registry.ignored_by`."""
+        return {"reason.hops": "reader"} if self.reader == "own" else {}
 
 
 class Features(NamedTuple):
@@ -80,22 +86,30 @@ class Controls(NamedTuple):
 def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
     """Builds the machine, see `rmjax.types.MemoryMachine`.
 
-    With induction the states of the K channels are further slots. The loss of the paper is taken of
-    the last memory. Here it is the mean over the memories after all segments.
+    With induction the states of the K channels are further slots, once they took a step. The
+    reader of the paper attends to all channels, as in the released code. The first slots are small
+    random numbers that are not trained, as there.
+
+    The loss of the paper is taken of the last memory. Here it is the mean over the memories after
+    all segments. The released code divides by the size of the batch once more. Here the loss does
+    not depend on that size.
     """
     dim, number, own = settings.dim, settings.slots, settings.reader == "own"
     cell = Cell(settings.utilization > 0, settings.induction, max(context.max_items, 1))
 
     def init(key: Key) -> Params:
         a, b, c = jax.random.split(key, 3)
-        reader = hops.init(c, dim, dim, context.hops)
+        if own:
+            reader = init_reader(c, dim, cell.induction)
+        else:
+            reader = hops.init(c, dim, dim, context.hops)
         return init_items(a, num_items, dim, context.width) | {
             "cell": cell.init(b, dim, number),
-            "reader": init_reader(c, dim, cell.induction) if own else reader,
+            "reader": reader,
         }
 
     def init_memory(params: Params, batch_size: int) -> MIMNMemory:
-        first = params["cell"]["slots"], jnp.tanh(params["cell"]["read"])
+        first = jax.lax.stop_gradient(params["cell"]["slots"]), jnp.tanh(params["cell"]["read"])
         zeros, sums = jnp.zeros((batch_size, dim)), jnp.zeros((batch_size, number, dim))
         return MIMNMemory(
             slots=jnp.broadcast_to(first[0], sums.shape),
@@ -104,6 +118,7 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
             added=sums,
             usage=sums[..., 0],
             channels=sums,
+            steps=jnp.zeros((batch_size, number), jnp.int32),
             history=zeros,
             count=zeros[:, 0],
             segments=jnp.zeros(batch_size, jnp.int32),
@@ -130,9 +145,11 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
         return loss.sum(), alive.sum(dtype=jnp.float32)
 
     def slots(params: Params, memory: MIMNMemory) -> tuple[Array, Array]:
-        rows = [memory.slots, memory.channels] if cell.induction else [memory.slots]
-        both = jnp.concatenate(rows, 1)
-        return both, jnp.ones(both.shape[:2], bool)
+        every = jnp.ones(memory.slots.shape[:2], bool)
+        if not cell.induction:
+            return memory.slots, every
+        both = jnp.concatenate([memory.slots, memory.channels], 1)
+        return both, jnp.concatenate([every, memory.steps > 0], 1)
 
     def read(
         params: Params, memory: MIMNMemory, query: Array, query_mask: Array, key: Key | None = None
@@ -201,6 +218,7 @@ class Cell:
             usage = usage + rebalance(jax.lax.stop_gradient(weights), c.shift, c.power)
         write = weights[..., None]  # [B, K, 1]
         add = c.add[:, None]
+        memory = self.induce(params, memory, x, read_weights)
         return dataclasses.replace(
             memory,
             slots=memory.slots * (1.0 - write * c.erase[:, None]) + write * add,
@@ -208,18 +226,20 @@ class Cell:
             hidden=hidden,
             added=memory.added + jax.lax.stop_gradient(write) * add,
             usage=usage,
-            channels=self.induce(params, memory, x, read_weights),
         )
 
-    def induce(self, params: Params, memory: MIMNMemory, x: Features, weights: Array) -> Array:
-        """Returns the channels [B, K, d]: that of the largest read weight takes a step."""
+    def induce(self, params: Params, memory: MIMNMemory, x: Features, weights: Array) -> MIMNMemory:
+        """Lets the channel of the largest read weight take a step."""
         if not self.induction:
-            return memory.channels
+            return memory
         row, largest = jnp.arange(len(weights)), weights.argmax(-1)
         gru, slot = params["channel"], jax.lax.stop_gradient(memory.slots[row, largest])
         gates = x.channel_gates + slot @ gru["input"][slot.shape[-1] :]
         new = recurrent.gru(gru, memory.channels[row, largest], gates)
-        return memory.channels.at[row, largest].set(new)
+        channels = memory.channels.at[row, largest].set(new)
+        return dataclasses.replace(
+            memory, channels=channels, steps=memory.steps.at[row, largest].add(1)
+        )
 
     def controls(self, params: Params, hidden: Array, usage: Array) -> Controls:
         """The controls f32 [..., 4d + 6] from hidden f32 [..., d] and usage f32 [..., K]."""
@@ -310,9 +330,10 @@ def init_reader(key: Key, dim: int, induction: bool) -> Params:
 def own_read(cell: Cell, params: Params, memory: MIMNMemory, query: Array) -> Array:
     """The reader of the paper: the cell sees the question as one more item, and writes nothing.
 
-    A linear layer reads five parts: the question, the mean of all items, the cell's output, the
-    question times what was added to the slots, and the channels read by an activation unit. The
-    paper takes sums over the items. Here they are means, which do not grow with the stream.
+    A linear layer reads the question, the mean of all items, and the cell's output. It also reads
+    the question times what was added to the slots, and what an activation unit reads of the
+    channels. The paper takes sums over the items. Here they are means, which do not grow with the
+    stream.
 
     Args:
       cell: of the machine.

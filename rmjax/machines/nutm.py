@@ -27,6 +27,11 @@ class Settings(mann.Settings):
         0.1, at_least(0), "nutm: weight of the similarity of the programs' keys in its loss"
     )
 
+    @property
+    def ignores(self) -> dict[str, str]:
+        """Keys that such a run does not read, see `rmjax.registry.Registry.ignored_by`."""
+        return {} if self.programs > 1 else {"machine.key_similarity": "programs"}
+
 
 def init_programs(key: Key, inputs: int, width: int, programs: int) -> Params:
     """Draws P layers with their keys, and the query's layer. Equal layers would stay equal."""
@@ -67,7 +72,9 @@ def similarity(keys: Array) -> Array:
 def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
     """Builds the machine, see `rmjax.types.MemoryMachine`.
 
-    Its loss depends on the parameters alone, so each segment that is not empty counts once.
+    Its loss depends on the parameters alone, so each segment that is not empty counts once. The
+    weight of the loss is constant; in the released code it falls as 0.1 * 0.9^t. The slots of an
+    empty stream are zeros; in the released code they are 1 / (K d).
     """
 
     def init(key: Key, inputs: int, widths: tuple[int, int]) -> Params:

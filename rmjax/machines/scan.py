@@ -49,14 +49,17 @@ def inert(write: Callable[..., tuple[Memory, Sum]]) -> Callable[..., tuple[Memor
     ) -> tuple[Memory, Sum]:
         new, aux = write(params, memory, features, mask, key)
         alive = mask.any(-1)
-
-        def keep(new: Array, old: Array) -> Array:
-            return jnp.where(alive.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-
-        new = jax.tree.map(keep, new, memory)
+        new = where_rows(alive, new, memory)
         return new.replace(segments=memory.segments + alive), aux
 
     return wrapped
+
+
+def where_rows(valid: Array, new: _M, old: _M) -> _M:
+    """Takes the rows of `new` where valid [B] is true, and those of `old` elsewhere."""
+    keep = lambda x, y: jnp.where(valid.reshape(-1, *[1] * (x.ndim - 1)), x, y)
+    kept: _M = jax.tree.map(keep, new, old)
+    return kept
 
 
 def scan_items(step: Callable[[_M, _F], _M], memory: _M, features: _F, mask: Array) -> _M:
@@ -74,8 +77,7 @@ def scan_items(step: Callable[[_M, _F], _M], memory: _M, features: _F, mask: Arr
 
     def masked(memory: _M, item: tuple[_F, Array]) -> tuple[_M, None]:
         features, valid = item
-        keep = lambda x, y: jnp.where(valid.reshape(-1, *[1] * (x.ndim - 1)), x, y)
-        return jax.tree.map(keep, step(memory, features), memory), None
+        return where_rows(valid, step(memory, features), memory), None
 
     return jax.lax.scan(masked, memory, _items_first((features, mask)))[0]
 
@@ -221,7 +223,7 @@ def _cuts(mask: Array, gradient_segments: int) -> Array:
 
 def _stop_gradient(where: Array, x: Array) -> Array:
     """Returns x [B, ...], without gradients where `where` [B] is true."""
-    return jnp.where(where.reshape(-1, *[1] * (x.ndim - 1)), jax.lax.stop_gradient(x), x)
+    return where_rows(where, jax.lax.stop_gradient(x), x)
 
 
 def _pad(x: Array, length: int) -> Array:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import flax.struct
 import jax
@@ -53,6 +53,7 @@ class Settings:
         few segments, and become equal; see `recurrent.init_gru`.
     """
 
+    takes_segment_encoder: ClassVar[bool] = True  # see `Context.segment_encoder`
     dim: int = setting(64, at_least(1), "item width, d")
     slots: int = setting(20, at_least(1), "memory slots, K")
     layers: int = setting(3, at_least(1), "layers of the segment encoder")
@@ -65,8 +66,17 @@ class Settings:
         False, doc="Eq. 1 sees the initial value of each slot beside the present one"
     )
     timescale: int = setting(
-        50, at_least(0), "segments that an untrained memory reaches back; 0: about two"
+        50,
+        at_least(0),
+        "segments that an untrained memory reaches back; 0: about two items; in machines of "
+        "segment slots about two segments",
     )
+
+    @property
+    def ignores(self) -> dict[str, str]:
+        """Keys that such a run does not read, see `rmjax.registry.Registry.ignored_by`."""
+        unread = "machine.layers", "machine.dropout"
+        return dict.fromkeys(unread, "encoder") if self.encoder == "bigru" else {}
 
     def conflicts(self, config: object = None) -> Iterator[str]:
         """Yields a message for each contradiction, see `rmjax.registry.Registry.settings`."""
@@ -205,11 +215,7 @@ def read_slots(params: Params, memory: SlotMemory) -> tuple[Array, Array]:
     return memory.slots, jnp.ones(memory.slots.shape[:2], bool)
 
 
-def read(
-    params: Params, memory: SlotMemory, query: Array, query_mask: Array, key: Key | None = None
-) -> Array:
-    """Reads the slots by multi-hop attention (CM Appendix A.1), see `MemoryMachine.read`."""
-    return hops.multihop(params["reader"], query, *read_slots(params, memory))[0]
+read = hops.reader(read_slots)
 
 
 def slot_attention(

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.initializers import lecun_normal, normal, xavier_uniform
 
+from rmjax.layers import norms
 from rmjax.layers.embeddings import embed, init_items
 from rmjax.machines.scan import scan_items
 from rmjax.reason import hops
@@ -47,6 +48,11 @@ class Settings:
         "attention", one_of("attention", "own"), "reads the slots in hops, or as in the paper"
     )
 
+    @property
+    def ignores(self) -> dict[str, str]:
+        """Keys that such a run does not read, see `rmjax.registry.Registry.ignored_by`."""
+        return {"reason.hops": "reader"} if self.reader == "own" else {}
+
 
 class Features(NamedTuple):
     """What `write` reads of items [...]; it does not depend on the memory."""
@@ -57,34 +63,27 @@ class Features(NamedTuple):
     gates: Array  # f32 [..., 2d], W_i a and the bias
 
 
-def _normalize(x: Array, axis: int | tuple[int, ...] = -1, p: Params | None = None) -> Array:
+def _normalize(p: Params, x: Array, axis: int | tuple[int, ...] = -1) -> Array:
     """The layer norm of x over some axes, with the scale and bias of p."""
-    affine = p is not None
-    norm = nn.LayerNorm(
-        use_bias=affine,
-        use_scale=affine,
-        reduction_axes=axis,
-        feature_axes=axis,
-        use_fast_variance=False,
-    )
-    return jnp.asarray(norm.apply({"params": p or {}}, x))
+    norm = nn.LayerNorm(reduction_axes=axis, feature_axes=axis, use_fast_variance=False)
+    return jnp.asarray(norm.apply({"params": p}, x))
 
 
 def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
     """Builds the machine, see `rmjax.types.MemoryMachine`.
 
-    STM has no K slots. Here a learned map [K, n d] of the rows of M_r makes them, and each slot is
+    STM has no K slots. Here a learned map [K, n d] of the rows of M_r makes them. Each slot is
     normalised, since M_r may be a sum over all items.
     """
     dim, queries, own = settings.dim, settings.queries, settings.reader == "own"
 
     def init(key: Key) -> Params:
         a, b, c, d = jax.random.split(key, 4)
-        reader = hops.init(c, dim, dim, context.hops)
+        reader = init_reader(c, dim, queries) if own else hops.init(c, dim, dim, context.hops)
         return init_items(a, num_items, dim, context.width) | {
             "cell": init_cell(b, dim, queries, settings.retention),
             "slots": normal((queries * dim) ** -0.5)(d, (settings.slots, queries * dim)),
-            "reader": init_reader(c, dim, queries) if own else reader,
+            "reader": reader,
         }
 
     def init_memory(params: Params, batch_size: int) -> STMMemory:
@@ -111,7 +110,7 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
 
     def slots(params: Params, memory: STMMemory) -> tuple[Array, Array]:
         rows = memory.relations.reshape(-1, queries * dim, dim)
-        made = _normalize(params["slots"] @ rows)
+        made = norms.layer(params["slots"] @ rows)
         return made, jnp.ones(made.shape[:2], bool)
 
     def read(
@@ -182,7 +181,8 @@ def write_items(params: Params, state: _State, features: Features, mask: Array) 
 def step(params: Params, state: _State, x: Features) -> _State:
     """Writes one item (Le et al. 2020, section 3).
 
-    The learned alpha_1 is kept within [-1, 1]: M_r stays finite in streams of any length.
+    The learned alpha_1 is kept within [-1, 1]: M_r stays finite in streams of any length. Its
+    gradient passes the clip, so a step of training beyond the edge can be taken back.
 
     Args:
       params: of `init_cell`.
@@ -203,7 +203,7 @@ def step(params: Params, state: _State, x: Features) -> _State:
     recalled = jnp.einsum("bnx,bnxy->by", keys, relations)
     asked = items + alpha[1] * recalled[:, :, None] * x.key[:, None]
     z = asked @ params["qkv"] + params["qkv_bias"]
-    z = _normalize(z, (1, 2), params["norm"]).swapaxes(1, 2)
+    z = _normalize(params["norm"], z, (1, 2)).swapaxes(1, 2)
     q, k, v = jnp.split(z, 3, 1)  # [B, n, d]
     # R_0[i] = sum_j tanh(q_i * k_j) v_j^T. G_2 leaves its last axis, that of v, as it is. So G_2
     # can act on the tanh first, which takes n / d of the products.
@@ -212,7 +212,12 @@ def step(params: Params, state: _State, x: Features) -> _State:
     moved = jnp.einsum("bjy,bjo->byo", v, jnp.einsum("bijx,ixo->bjo", pairs, transfer))
     items = items + alpha[2] * (moved + params["transfer_bias"])
     related = jnp.einsum("bijx,bjy->bixy", pairs, v)
-    return items, jnp.clip(alpha[0], -1.0, 1.0) * relations + related
+    return items, clipped(alpha[0]) * relations + related
+
+
+def clipped(x: Array) -> Array:
+    """Clips x to [-1, 1] with the gradient of the identity, so that a clipped x still learns."""
+    return jax.lax.stop_gradient(jnp.clip(x, -1.0, 1.0)) + (x - jax.lax.stop_gradient(x))
 
 
 def init_reader(key: Key, dim: int, queries: int) -> Params:
@@ -258,6 +263,6 @@ def own_read(params: Params, query: Array, relations: Array) -> Array:
     for p, norm in zip(params["roles"], params["norms"], strict=True):
         both = network(p)[..., None] * entity[..., None, :]
         inferred = jnp.einsum("bqnx,bnxy->bqy", both, relations)
-        entity = _normalize(inferred, p=norm)
+        entity = _normalize(norm, inferred)
         answer = answer + entity
     return answer

@@ -38,8 +38,8 @@ Weights = tuple[Array, ...]  # one matrix a layer, f32 [B, in, out]
 class Network:
     """The networks of B streams."""
 
-    weights: Weights  # W
-    momentum: Weights  # S
+    weights: Weights  # f32 [B, in, out] of each layer, W
+    momentum: Weights  # f32 [B, in, out] of each layer, S
 
 
 class Factors(NamedTuple):
@@ -67,12 +67,21 @@ class Settings(keyvalue.Settings):
     rate: float = setting(1.0, above(0), "titans: largest step of gradient descent, theta")
     residual: bool = setting(True, doc="titans: the network is x + norm(layers(x))")
 
+    @property
+    def ignores(self) -> dict[str, str]:
+        """Keys that such a run does not read, see `rmjax.registry.Registry.ignored_by`."""
+        return super().ignores | ({"machine.expand": "depth"} if self.depth == 1 else {})
+
 
 def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
-    """Builds the machine, see `rmjax.types.MemoryMachine`."""
+    """Builds the machine, see `rmjax.types.MemoryMachine`.
+
+    By default hidden layers are as wide as the items. `expand` = 4 is the usual width of such a
+    network, and makes the state four times as large.
+    """
     dim = settings.dim
     widths = [dim, *[settings.expand * dim] * (settings.depth - 1), dim]
-    forget = 1 / keyvalue.timescale(settings, context)
+    forget = 1 / keyvalue.timescale(settings.timescale, context)
 
     def init(key: Key) -> Params:
         first, *keys = jax.random.split(key, settings.depth + 1)

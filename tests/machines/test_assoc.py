@@ -12,6 +12,7 @@ import pytest
 from rmjax import machines
 from rmjax.machines import mimn, stm
 from rmjax.machines.hpmn import covariance, every
+from tests.oracles import close, f64
 from tests.oracles import hpmn as hpmn_oracle
 from tests.oracles import mimn as mimn_oracle
 from tests.oracles import rehearsal as oracle
@@ -20,14 +21,6 @@ from tests.small import DIM, ITEMS, MACHINES, N, noise, small, stream
 
 RNG = np.random.default_rng(0)
 ASKED = np.ones((3, 2), bool)
-
-
-def close(got, expected, atol=1e-5):
-    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=atol)
-
-
-def f64(tree):
-    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
 
 
 def normal(*shape):
@@ -95,6 +88,12 @@ def test_stm_stays_finite_over_a_thousand_items_at_any_alpha():
         last = write(state, features, np.arange(1000)[None] < some)
         sizes.append(float(jnp.linalg.norm(last[1])))
     assert 0 < sizes[1] < 20 * sizes[0]
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 1.001, -3.0])
+def test_alpha_1_learns_beyond_its_edges(alpha):
+    value, slope = jax.value_and_grad(stm.clipped)(alpha)
+    assert value == np.float32(np.clip(alpha, -1, 1)) and slope == 1
 
 
 def test_a_pooled_segment_is_written_as_one_item():
@@ -213,6 +212,57 @@ def test_mimn_without_its_additions_is_a_neural_turing_machine():
         for name in ("slots", "read", "hidden"):
             close(getattr(memory, name)[row], expected[name])
     assert not machine.has_loss and machine.slots(params, memory)[0].shape == (3, 4, DIM)
+
+
+def test_mimn_stops_gradients_where_the_released_code_does():
+    cell = mimn.Cell(utilization=True, induction=True, capacity=40)
+    params = noise(lambda key: cell.init(key, DIM, 4))
+    case, (items, _) = small("mimn"), stream(segments=1)
+    start = case.machine.init_memory(case.params, 3)
+    slots, usage = 0.4 * normal(3, 4, DIM), RNG.random((3, 4)).astype(np.float32)
+    x = case.machine.encode(case.params, items, items >= 0)
+    first = jax.tree.map(lambda y: y[:, 0, 0], x)
+
+    @jax.jit
+    def jacobians(bias, slots, usage):
+        def run(bias, slots, usage):
+            memory = start.replace(slots=slots, usage=usage)
+            new = cell.step(params | {"controls_bias": bias}, memory, first)
+            names = "slots", "usage", "added", "channels"
+            return {name: getattr(new, name) for name in names}
+
+        return jax.jacrev(run, (0, 1, 2))(bias, slots, usage)
+
+    of = jacobians(params["controls_bias"], slots, usage)
+    reached = lambda name, of_what: np.abs(of[name][of_what]).max() > 0
+    columns = lambda name: np.abs(of[name][0]).reshape(-1, 4 * DIM + 6).max(0) > 0
+    place, spread = np.arange(4 * DIM + 6), slice(2 * DIM + 2, 2 * DIM + 6)
+    # The usage teaches the shift and the power alone; what is added teaches no write weight.
+    assert (columns("usage") == np.isin(place, place[spread])).all()
+    assert (columns("added") == (place >= 3 * DIM + 6)).all()
+    assert not reached("channels", 1)  # no gradient from a channel to the slot that it reads
+    assert not reached("slots", 2)  # nor from the controls to the usage that the controller sees
+    assert reached("slots", 1) and reached("usage", 2)
+
+
+def test_the_first_slots_of_mimn_are_not_trained():
+    case = small("mimn")
+
+    def total(params):
+        memory = case.machine.init_memory(params, 3)
+        return memory.slots.sum() + memory.read.sum()
+
+    slope = jax.grad(total)(case.params)["cell"]
+    assert not slope["slots"].any() and slope["read"].all()
+
+
+def test_a_channel_is_a_slot_once_it_took_a_step():
+    case, (items, mask) = small("mimn"), stream()
+    memory = case.run(case.params, items, mask).memory
+    _, empty = case.machine.slots(case.params, case.machine.init_memory(case.params, 3))
+    assert (empty == (np.arange(8) < 4)).all()
+    assert (memory.steps.sum(1) == mask.sum((1, 2))).all() and (memory.steps == 0).any()
+    assert (case.machine.slots(case.params, memory)[1][:, 4:] == (memory.steps > 0)).all()
 
 
 def test_rebalanced_weights_sum_to_one():

@@ -33,6 +33,12 @@ def test_the_costs_of_a_gru_are_those_of_its_matrices():
     assert costs.flops_per_item == pytest.approx(12 * 64**2, rel=0.05)
 
 
+def test_costs_take_in_the_machines_own_loss():
+    some = machines.make("dmsdnc", ITEMS, dim=8, slots=4)
+    none = machines.make("dmsdnc", ITEMS, dim=8, slots=4, refresh_rate=0.0)
+    assert costs_of(some, N).flops_per_item > costs_of(none, N).flops_per_item
+
+
 def test_costs_do_not_depend_on_the_loop_over_items():
     machine = machines.make("gru", 10, dim=64)
     few, many = (costs_of(machine, length).flops_per_item for length in (5, 50))

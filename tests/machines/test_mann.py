@@ -13,16 +13,12 @@ from rmjax import machines
 from rmjax.layers import addressing
 from rmjax.machines import dnc, mann, nutm
 from rmjax.types import Context
+from tests.oracles import close, f64
 from tests.oracles import mann as oracle
 from tests.small import DIM, ITEMS, MACHINES, N, keys, noise, small, stream
 
 RNG = np.random.default_rng(0)
 SIZES = {"dim": DIM, "slots": 4, "read_heads": 2}
-close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
-
-
-def f64(tree):
-    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
 
 
 def same(one, other):
@@ -90,10 +86,10 @@ def test_the_similarity_of_programs():
 # Addressing.
 
 
-@pytest.mark.parametrize("kind", ["random", "equal", "empty", "full"])
+@pytest.mark.parametrize("kind", ["random", "many", "equal", "empty", "full"])
 def test_allocation(kind):
     usage = {"random": RNG.random(7), "equal": np.array([0.5, 0.2, 0.5, 0.2])}
-    usage |= {"empty": np.zeros(7), "full": np.ones(7)}
+    usage |= {"many": RNG.random(20) ** 0.1, "empty": np.zeros(20), "full": np.ones(20)}
     weights, slopes = jax.jit(jax.value_and_grad(lambda u: addressing.allocate(u).sum()))(
         jnp.asarray(usage[kind], jnp.float32)
     )
@@ -101,9 +97,17 @@ def test_allocation(kind):
     assert weights <= 1 + 1e-6 and np.isfinite(slopes).all()
 
 
-def test_usages_that_differ_by_rounding_are_equal():
-    usage = jnp.full(5, 0.25).at[::2].add(-6e-8)
-    close(addressing.allocate(usage), oracle.allocation(np.full(5, 0.25)))
+@pytest.mark.parametrize("slots", [5, 20])
+def test_usages_that_differ_by_rounding_are_equal(slots):
+    usage = jnp.full(slots, 0.25).at[::2].add(-6e-8)
+    close(addressing.allocate(usage), oracle.allocation(np.full(slots, 0.25)))
+
+
+@pytest.mark.parametrize(("fall", "way"), [(0.5, 1), (2.0, -1)])
+def test_a_later_slot_comes_first_if_its_usage_is_smaller_by_a_tie_for_each_slot(fall, way):
+    usage = 0.25 - fall * addressing.TIE * np.arange(20.0)
+    expected = oracle.allocation(np.full(20, 0.25))[::way]
+    close(addressing.allocate(jnp.asarray(usage, jnp.float32)), expected, rtol=3e-4)
 
 
 def test_an_empty_memory_is_like_nothing_and_has_finite_gradients():
@@ -147,13 +151,12 @@ def test_a_closed_write_gate_leaves_the_slots():
 def test_the_first_allocated_write_lands_on_the_first_slot():
     case, (items, mask) = small("dnc"), stream()
     params = with_gates(case.params, allocate=1e9, write=1e9)
-    mask = np.arange(4) == np.zeros((3, 4, 1)) * mask  # the first item of each segment
-    mask[:, 1:] = False
-    memory = case.run(params, items, mask).memory
+    alone = np.zeros_like(mask)
+    alone[:, 0, 0] = True  # one item in each stream
+    memory = case.run(params, items, alone).memory
     close(memory.write_weights[:, 0], np.tile([1, 0, 0, 0], (3, 1)))
-    assert (np.abs(memory.slots[:, 0, 0]) > 1e-3).any() and (
-        np.abs(memory.slots[:, 0, 1:]) < 1e-4
-    ).all()
+    sizes = np.abs(memory.slots[:, 0]).max(-1)  # of the slots [3, 4]
+    assert (sizes[:, 0] > 1e-3).all() and (sizes[:, 1:] < 1e-4).all()
 
 
 # What is each machine's own.
@@ -229,5 +232,7 @@ def test_the_state_of_the_controller_as_one_more_slot():
 def test_contradictions_are_named():
     with pytest.raises(ValueError, match="memory_blocks = 3 must divide slots = 4"):
         machines.make("dmsdnc", ITEMS, **SIZES, memory_blocks=3)
+    with pytest.raises(ValueError, match="refresh_all = True: the items are features"):
+        machines.make("dmsdnc", 0, **SIZES, width=5, refresh_all=True)
     with pytest.raises(ValueError, match="hidden_slot = True .* hidden = 5 must be dim = 8"):
         machines.make("nutm", ITEMS, **SIZES, hidden=5, hidden_slot=True)

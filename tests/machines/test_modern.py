@@ -10,6 +10,7 @@ import pytest
 from rmjax import machines
 from rmjax.layers import norms
 from rmjax.machines import gated_delta, titans
+from tests.oracles import close, f64
 from tests.oracles import ffm as ffm_oracle
 from tests.oracles import gated_delta as delta_oracle
 from tests.oracles import titans as titans_oracle
@@ -18,16 +19,8 @@ from tests.small import small, stream
 RNG = np.random.default_rng(0)
 
 
-def close(got, expected):
-    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
-
-
 def normal(*shape):
     return RNG.normal(size=shape).astype(np.float32)
-
-
-def f64(tree):
-    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
 
 
 def written(name):
@@ -106,6 +99,16 @@ def test_a_masked_item_is_the_identity_in_both_scans():
     for got, expected in zip(holes, dense, strict=True):
         close(got[mask], expected[0])
     assert not holes.to_weights[~mask].any() and not holes.to_momentum[~mask].any()
+
+
+def test_a_segment_stores_no_power_for_each_item():
+    machine = machines.make("ffm", 10, dim=8, traces=16, contexts=8, segment_length=20)
+    shapes = [jax.ShapeDtypeStruct((8, 10, 20), dtype) for dtype in (np.int32, bool)]
+    loss = lambda p, *data: jnp.square(machine.encode(p, *data)).sum()
+    params = jax.eval_shape(machine.init, jax.random.key(0))
+    learn = jax.jit(jax.grad(loss)).lower(params, *shapes).compile()
+    powers = 4 * 8 * 10 * 20 * 2 * 16 * 8  # bytes, if each item had its own
+    assert learn.memory_analysis().temp_size_in_bytes < powers
 
 
 def test_traces_that_neither_fade_nor_turn_are_sums():

@@ -13,18 +13,13 @@ from rmjax import machines
 from rmjax.layers import compressive
 from rmjax.layers.relative import RelativeBlock
 from rmjax.machines import memorize
+from tests import oracles
+from tests.oracles import f64
 from tests.oracles import slotmem as oracle
 from tests.small import ITEMS, N, noise, small, stream
 
+close = functools.partial(oracles.close, rtol=1e-4, atol=2e-5)
 SIZES = {"dim": 8, "slots": 4, "layers": 2, "heads": 2, "segment_length": N}
-
-
-def close(got, expected, atol=2e-5):
-    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=atol)
-
-
-def f64(tree):
-    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
 
 
 @functools.cache

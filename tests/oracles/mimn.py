@@ -62,6 +62,7 @@ def mimn(p, state, x, capacity):
         new["added"][k] += write[k] * np.tanh(add)
     best = np.argmax(read)
     both = np.concatenate([x, old[best]])
+    new["steps"][best] += 1
     new["channels"][best] = gru(p["channel"], state["channels"][best], both)
     new["usage"] += rebalance(write, shift, power[0])
     return new | {"read": read @ old, "hidden": hidden}
@@ -72,7 +73,7 @@ def first(p):
     number, d = cell["slots"].shape
     sums = {name: np.zeros((number, d)) for name in ("added", "channels")}
     start = {"slots": cell["slots"], "read": np.tanh(cell["read"]), "hidden": np.zeros(d)}
-    return sums | start | {"usage": np.zeros(number)}
+    return sums | start | {"usage": np.zeros(number), "steps": np.zeros(number, int)}
 
 
 def memorize(p, items, step):
