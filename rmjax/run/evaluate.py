@@ -60,7 +60,7 @@ def validate(training: Training, params: Params, step: int) -> float:
             "most %.3f nats higher (expected: %.2f or more). Mask more "
             "(config.rehearsal.mask_ratio), or compare with harder items "
             "(config.rehearsal.negatives).",
-            max(losses),
+            max(0.0, *losses),
             LEAST_GAIN,
         )
     return scoring.objective(run.source, measures, metric)
