@@ -11,7 +11,7 @@ event after it. config.data.table.ask=pairs compares an item with another one in
 then sees complete segments of N items only.
 
 Size: `:local` is a reduced size for two CPU cores: d = 64, one layer, two heads, K = 10. Fragments
-for rehearsal are drawn uniformly.
+for rehearsal are drawn uniformly and masked completely.
 
 Score: on the log of `python examples/shop_log.py`, NDCG@10 is 0.297 after 1.5 minutes on two cores
 (one seed). It is 0.319 for what most often follows the last item, and 0.029 for popularity.
@@ -33,6 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.data.table.every = 1
         machine.dim, machine.layers, machine.heads, machine.slots = 64, 1, 2, 10
         config.rehearsal.layers, config.rehearsal.sampler = 1, "uniform"
+        config.rehearsal.mask_ratio, config.rehearsal.negatives = 1.0, "partner"
         config.rehearsal.familiarity = 0.0
         config.reason.head = "mlp"
         train.steps, train.learning_rate, train.schedule = 600, 1e-2, "cosine"
