@@ -139,7 +139,8 @@ def test_ids_of_another_form_are_refused_and_few_common_ones_are_warned_of(
     ):
         matched(texts)
     assert matched(np.array([1, 2, 3, *range(20, 30)])).tolist() == [0, 1, 2] + [-1] * 10
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    warned = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warned) == 1
     assert "only 3 of its 8 ids" in caplog.text
     caplog.clear()
     assert (matched(np.arange(1, 30))[:8] == range(8)).all() and (
