@@ -219,7 +219,8 @@ def test_results_without_jit_are_the_same():
 @pytest.mark.parametrize("name", MACHINES)
 def test_blocks_and_remat_change_neither_answers_nor_gradients(name):
     data = small(name).params, *stream(), QUERY
-    close(small(name, block=3, remat=True).learn(*data), small(name).learn(*data), atol=1e-5)
+    loose = {"rtol": 1e-5, "atol": 1e-5}  # other programs round otherwise; some values are large
+    close(small(name, block=3, remat=True).learn(*data), small(name).learn(*data), **loose)
 
 
 def test_gradients_of_a_large_batch_are_the_sum_of_smaller_batches():
