@@ -219,7 +219,7 @@ def test_results_without_jit_are_the_same():
 @pytest.mark.parametrize("name", MACHINES)
 def test_blocks_and_remat_change_neither_answers_nor_gradients(name):
     data = small(name).params, *stream(), QUERY
-    loose = {"rtol": 1e-5, "atol": 1e-5}  # other programs round otherwise; some values are large
+    loose = {"rtol": 1e-5, "atol": 5e-5}  # other programs round otherwise; gradients reach 10
     close(small(name, block=3, remat=True).learn(*data), small(name).learn(*data), **loose)
 
 
