@@ -109,20 +109,7 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
         }
 
     def init_memory(params: Params, batch_size: int) -> MIMNMemory:
-        first = jax.lax.stop_gradient(params["cell"]["slots"]), jnp.tanh(params["cell"]["read"])
-        zeros, sums = jnp.zeros((batch_size, dim)), jnp.zeros((batch_size, number, dim))
-        return MIMNMemory(
-            slots=jnp.broadcast_to(first[0], sums.shape),
-            read=jnp.broadcast_to(first[1], zeros.shape),
-            hidden=zeros,
-            added=sums,
-            usage=sums[..., 0],
-            channels=sums,
-            steps=jnp.zeros((batch_size, number), jnp.int32),
-            history=zeros,
-            count=zeros[:, 0],
-            segments=jnp.zeros(batch_size, jnp.int32),
-        )
+        return empty_memory(params["cell"], batch_size)
 
     def encode(params: Params, items: Array, mask: Array, key: Key | None = None) -> Features:
         x, p = embed(params, items), params["cell"]
@@ -163,6 +150,25 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
         gradient_range=None,
         table=("embed",) if num_items else None,
         has_loss=cell.utilization,
+    )
+
+
+def empty_memory(cell: Params, batch_size: int) -> MIMNMemory:
+    """The memory of B empty streams; its first slots are not trained."""
+    first, read = jax.lax.stop_gradient(cell["slots"]), jnp.tanh(cell["read"])
+    sums = jnp.zeros((batch_size, *first.shape))
+    zeros = sums[:, 0]
+    return MIMNMemory(
+        slots=jnp.broadcast_to(first, sums.shape),
+        read=jnp.broadcast_to(read, zeros.shape),
+        hidden=zeros,
+        added=sums,
+        usage=sums[..., 0],
+        channels=sums,
+        steps=jnp.zeros(sums.shape[:2], jnp.int32),
+        history=zeros,
+        count=zeros[:, 0],
+        segments=jnp.zeros(batch_size, jnp.int32),
     )
 
 

@@ -169,8 +169,6 @@ def test_rows_are_not_continued_with_other_values(tmp_path):
 
 @pytest.mark.parametrize("kind", systems.ORIGINAL)
 def test_published_values_are_valid(kind):
-    if kind not in MACHINES:
-        pytest.skip(f"no machine {kind!r}")
     table = tables.original(Table("t", {"row": Row(NO_REHEARSAL | {"machine.kind": kind})}))
     changes = table.rows["row"].changes
     assert changes.items() >= systems.ORIGINAL[kind].items()

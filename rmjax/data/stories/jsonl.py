@@ -137,6 +137,12 @@ def open_stories(
         max_sentences=max_sentences,
         buckets=buckets,
     )
+    _report(source, splits, min_count)
+    return source
+
+
+def _report(source: TextRecords, splits: list[str], min_count: int) -> None:
+    """Logs the sizes of the splits, and warns of answers that cannot be right."""
     for split, counts in source.metadata["counts"].items():
         drawn = "" if split in splits else ", drawn from the training file"
         size = source.size(split)
@@ -153,7 +159,6 @@ def open_stories(
     if pair := equal_pair([name for name in source.classes if tokenize(name)]):
         message = "the answers %r and %r have the same words, but they are two classes: write "
         logging.warning(message + "them in one way if they mean the same.", *pair)
-    return source
 
 
 def _find_files(directory: str) -> tuple[Path, ...]:

@@ -93,9 +93,9 @@ def test_babi_as_json_lines_gives_the_same_batches(opened, tmp_path):
             np.testing.assert_array_equal(mine[name], theirs[name])
         for name, mask in (("items", "item_mask"), ("query", "word_mask")):
             known = set(ours.vocabulary)  # bAbI's has the words of all splits
-            there = [babi.vocabulary[i] for i in theirs[name][theirs[mask]]]
-            there = [word if word in known else "<unk>" for word in there]
-            assert [ours.vocabulary[i] for i in mine[name][mine[mask]]] == there
+            words = [babi.vocabulary[i] for i in theirs[name][theirs[mask]]]
+            words = [word if word in known else "<unk>" for word in words]
+            assert [ours.vocabulary[i] for i in mine[name][mine[mask]]] == words
         answers = [babi.classes[c] for c in theirs["target"][theirs["query_mask"]]]
         classes = [*ours.classes, "another"]
         answers = [answer if answer in ours.classes else "another" for answer in answers]
