@@ -5,9 +5,11 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import time
 
 import jax
 import numpy as np
+from absl import logging
 from jax.experimental import multihost_utils
 
 from rmjax.data.pipeline import batches
@@ -178,6 +180,7 @@ class Losses:
                 "workdir"
             )
         self._progress.tick(streams, queries)
+        self._count()
         self._progress.show(values["loss"], parts)
         if step % self._run.config.train.log_every == 0 or step == self._stage.steps:
             rates = self._progress.rates()
@@ -185,3 +188,13 @@ class Losses:
             text = line if self._progress.bar.disable else ""  # else the live line shows them
             finite = {name: rate for name, rate in rates.items() if np.isfinite(rate)}
             self._writer.write("train", step, values | finite, text)
+
+    def _count(self) -> None:
+        """Counts a step; the first one of the process logs what it waited for."""
+        clock = self._run.clock
+        clock.steps += 1
+        if clock.steps == 1:
+            seconds = time.monotonic() - clock.begin
+            text = "%s: first step after %.1f s (opening the data %.1f s, compilation %.1f s)."
+            name = self._stage.name
+            logging.info(text, name, seconds, clock.opening, clock.compiling)

@@ -65,6 +65,16 @@ class Poll:
     time: float = dataclasses.field(default_factory=time.monotonic)
 
 
+@dataclasses.dataclass
+class Clock:
+    """What a run waits for before its first step."""
+
+    begin: float = dataclasses.field(default_factory=time.monotonic)  # before the data are opened
+    opening: float = 0.0  # seconds until the data were open
+    compiling: float = 0.0  # seconds of all compilations so far
+    steps: int = 0  # that this process has taken
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """What the stages share."""
@@ -74,6 +84,7 @@ class Run:
     source: Any  # a Source, or Texts
     stop: Preemption
     poll: Poll = dataclasses.field(default_factory=Poll)
+    clock: Clock = dataclasses.field(default_factory=Clock)
     task: Task | None = None  # the caller's, in place of the one that config describes
     loggers: Sequence[Logger] = ()  # the caller's, see `fit`
 
@@ -169,21 +180,22 @@ def map_stage(run: Run, stage: Stage, cut: bool = True) -> Mapped:
         sparse_items=t.sparse_items,
         split_layers=t.split_layers,
     )
-    compiling = f"{stage.name}: compiling the"
+    say = lambda step, what: announced(step, f"{stage.name}: compiling the {what}", run.clock)
     return mapped._replace(
-        train_step=announced(mapped.train_step, f"{compiling} train step"),
-        scores=announced(mapped.scores, f"{compiling} evaluation step"),
-        measure=announced(mapped.measure, f"{compiling} evaluation step"),
-        rehearsals=announced(mapped.rehearsals, f"{compiling} memory gain"),
+        train_step=say(mapped.train_step, "train step"),
+        scores=say(mapped.scores, "evaluation step"),
+        measure=say(mapped.measure, "evaluation step"),
+        rehearsals=say(mapped.rehearsals, "memory gain"),
     )
 
 
-def announced(step: Callable[..., Any], doing: str) -> Callable[..., Any]:
+def announced(step: Callable[..., Any], doing: str, clock: Clock) -> Callable[..., Any]:
     """Makes a step log its compilations and the seconds they take.
 
     Args:
       step: compiles whenever its last argument, a batch, has new shapes.
       doing: the log line.
+      clock: counts the seconds, too.
 
     Returns:
       A function with the arguments and results of `step`.
@@ -198,7 +210,9 @@ def announced(step: Callable[..., Any], doing: str) -> Callable[..., Any]:
         begin = time.monotonic()
         result = step(*args)
         seen.add(shapes)
-        logging.info("%s: done in %.1f seconds.", doing, time.monotonic() - begin)
+        took = time.monotonic() - begin
+        clock.compiling += took
+        logging.info("%s: done in %.1f seconds.", doing, took)
         return result
 
     return call

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from rmjax.run.loop import run_loop
 from rmjax.run.mapping import Mapped
 from rmjax.run.resume import check_same_config
 from rmjax.run.stages import (
+    Clock,
     Run,
     Stage,
     Training,
@@ -213,13 +215,15 @@ def opened(
     first = jax.process_index() == 0  # holds the lock for all processes
     held = lock(folder, reading=reading) if first else contextlib.nullcontext()
     with held, Preemption() as stop:
+        clock = Clock()
         if source is None:
             source = make_source(config.data, config.data.seed)
+        clock.opening = time.monotonic() - clock.begin
         if config.train.metric and isinstance(source, Source):
             scoring.check_metric(source, config.train.metric)
         if not reading or any((folder / "model").glob("[0-9]*")):
             check_same_config(config, folder, source)
-        yield Run(config, folder, source, stop)
+        yield Run(config, folder, source, stop, clock=clock)
 
 
 def train_teacher(run: Run) -> Params:

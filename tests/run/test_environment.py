@@ -78,7 +78,7 @@ def test_a_run_continues_if_compiled_programs_cannot_be_kept(monkeypatch, tmp_pa
 def test_a_compilation_is_announced_and_timed_once_for_each_shape(caplog):
     logging.set_verbosity(logging.INFO)
     count = lambda params, batch: caplog.text.count("...")
-    step = stages.announced(count, "model: compiling the train step")
+    step = stages.announced(count, "model: compiling the train step", stages.Clock())
     batches = [{"items": np.zeros((2, rows))} for rows in (3, 3, 4)]
     assert [step((), batch) for batch in batches] == [1, 1, 2]  # announced before it begins
     assert caplog.text.count("model: compiling the train step: done in 0.0 seconds.") == 2

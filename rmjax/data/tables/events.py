@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -89,11 +90,13 @@ def prepare(events: Any, chosen: Columns, cache_dir: str, seed: int) -> Path:
     place = cache / atomic.digest(files, options)
     if not place.exists():
         logging.info("Preparing a table, once, from %s in %s", parts[0].place, place)
+        begin = time.monotonic()
         with atomic.folder(cache) as scratch:
             made = scratch / "events"
             made.mkdir()
             _make(parts, chosen, seed, scratch, made)
             atomic.publish(made, place)
+        logging.info("Prepared in %.1f seconds.", time.monotonic() - begin)
     return place
 
 
