@@ -8,30 +8,21 @@ from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from rmjax.data import settings_of
-from rmjax.data.source import Description
 from rmjax.data.stories.text import UNKNOWN, cut, equal_pair, sentences_of, tokenize
 from rmjax.registry import SOURCES
+from rmjax.serve.abilities import Able, require
 from rmjax.tasks.answers import questions_only
 from rmjax.types import Array, Batch, Params
 
 
-class Reader(Protocol):
+class Reader(Able, Protocol):
     """What is needed of a model to ask it in words, see `rmjax.Model`."""
-
-    @property
-    def config(self) -> ConfigDict:
-        """The config of the run."""
 
     @property
     def params(self) -> Params:
         """The parameters of the task."""
-
-    @property
-    def description(self) -> Description:
-        """The description of the data."""
 
     @property
     def scores(self) -> Callable[[Params, Batch], Array]:
@@ -88,7 +79,7 @@ def ask(
     Raises:
       ValueError: as `Model.ask`.
     """
-    _check_model(model)
+    require(model, "ask")
     if k < 1:
         raise ValueError(f"k = {k}: must be at least 1")
     if not questions:
@@ -164,19 +155,6 @@ def _words(text: str, name: str) -> list[str]:
     if not words:
         raise ValueError(f"{name} without words: {text!r}")
     return words
-
-
-def _check_model(model: Reader) -> None:
-    """Raises ValueError unless the model reads words and is asked in words."""
-    description = model.description
-    if description.endless:
-        raise ValueError("this is a language model, which answers no questions: use generate")
-    if description.questions.query != "words":
-        cure = "ask with model.task.scores, or streams().answer for clicks"
-        raise ValueError(f"the questions of {model.config.data.name} are not words: {cure}")
-    if description.feature_width or description.questions.words or not description.vocabulary:
-        cure = "ask with model.task.scores"
-        raise ValueError(f"the streams of {model.config.data.name} are not words: {cure}")
 
 
 def _check_answers(model: Reader, choices: Sequence[str] | None) -> None:

@@ -18,6 +18,7 @@ from rmjax.data.source import Description, id_array
 from rmjax.io import paths
 from rmjax.run import kept, parameters
 from rmjax.run.description import description_of
+from rmjax.serve.abilities import require
 from rmjax.serve.recommend import Best, Id, Names, Recommended, Recommender
 from rmjax.serve.store import Streams, User
 from rmjax.types import Array, Batch, Params, Task
@@ -79,6 +80,7 @@ class Model:
         Raises:
           ValueError: the model does not rank items.
         """
+        require(self, "recommend")
         return Recommender(self.task, self.params, self._names)
 
     @functools.cached_property
@@ -189,6 +191,7 @@ class Model:
           RuntimeError: another store owns the folder.
           OSError: the disk has no room for the rows.
         """
+        require(self, "streams")
         return Streams(self.task, self.params, **options)
 
     @overload

@@ -85,12 +85,7 @@ class Recommender:
 
     def __init__(self, task: Task, params: Params, names: Names):
         task = of_items(task)
-        if task.answers.ranking is None:
-            answer = task.answers.questions.answer
-            raise ValueError(
-                f"this model was trained to answer {answer!r}, so it cannot recommend: train one "
-                "with --config=configs/clicks.py"
-            )
+        assert task.answers.ranking is not None
         self._task, self._params, self._length = task, params, task.segment_length
         self.num_items = task.answers.ranking.num_items
         self.exclude_seen = task.answers.ranking.exclude_seen

@@ -15,34 +15,21 @@ from typing import TYPE_CHECKING, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
-from rmjax.data.source import Description
+from rmjax.serve.abilities import Able, require
 from rmjax.tasks.sequences import LanguageModel
-from rmjax.types import Array, Key, Params, SequenceModel, State, Task
+from rmjax.types import Array, Key, Params, SequenceModel, State
 
 if TYPE_CHECKING:
     from rmjax.data.texts.tokenizers import Tokenizer
 
 
-class Writer(Protocol):
+class Writer(Able, Protocol):
     """What is needed of a model to write text, see `rmjax.Model`."""
-
-    @property
-    def config(self) -> ConfigDict:
-        """The config of the run."""
-
-    @property
-    def task(self) -> Task:
-        """The pure functions of the model."""
 
     @property
     def params(self) -> Params:
         """The parameters of the task."""
-
-    @property
-    def description(self) -> Description:
-        """The description of the data."""
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -271,11 +258,8 @@ def decode(tokenizer: Tokenizer, start: Sequence[int], ids: Iterable[int]) -> It
 
 def _language_model(model: Writer) -> LanguageModel:
     """The task of a model, if it is a language model."""
-    if not isinstance(model.task, LanguageModel) or model.description.tokenizer is None:
-        raise ValueError(
-            f"a model of {model.config.data.name} is no language model: give the workdir of a run "
-            "on texts, such as books"
-        )
+    require(model, "generate")
+    assert isinstance(model.task, LanguageModel)
     return model.task
 
 

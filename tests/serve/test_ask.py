@@ -197,10 +197,3 @@ def test_a_world_of_one_s_own_is_learned_and_asked_in_words(walkers):
 def test_errors_name_the_cause(walkers, story, question, options, message):
     with pytest.raises(ValueError, match=message.replace("...", r"\.\.\.").replace("?", r"\?")):
         walkers.ask(story, question, **options)
-
-
-def test_models_that_are_not_asked_in_words_refuse(tmp_path):
-    keys = dict(first=5, every=4, max_targets=3, test_fraction=0.3, valid_fraction=0.2)
-    model, _ = untrained(tmp_path, "movielens", FIXTURES / "movielens", **{"data.movielens": keys})
-    with pytest.raises(ValueError, match="the questions of movielens are not words"):
-        model.ask("Ann went to the mill.", "Where is Ann?")

@@ -224,11 +224,3 @@ def test_the_command_streams_a_trained_model(tmp_path):
     assert wrong.returncode == 1 and "top_p = 2.0: must be above 0" in wrong.stderr
     shown = run_command("--help").stdout
     assert "--top_p: Draws among the likeliest tokens" in shown and "--workdir: Workdir" in shown
-
-
-def test_a_model_of_clicks_refuses(tmp_path):
-    config = tiny()
-    description = Description(num_items=5, max_items=40, num_queries=2)
-    model = Model(config, make_task(config, description), {}, description)
-    with pytest.raises(ValueError, match="a model of simulated_clicks is no language model: give"):
-        model.generate("one")

@@ -12,9 +12,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-import rmjax
 from rmjax import tasks
-from rmjax.data.source import Description
 from rmjax.serve import Model, Recommended, recommend
 from rmjax.serve.recommend_all import recommend_all
 from tests.runs import tiny
@@ -105,15 +103,6 @@ def test_fewer_items_than_k_are_left(model):
     for wrong in (0, ITEMS + 1):
         with pytest.raises(ValueError, match=rf"k = {wrong}: must be from 1 to .* {ITEMS}"):
             model.recommend(IDS[:3], k=wrong)
-
-
-def test_a_model_of_clicks_does_not_recommend():
-    description = Description(num_items=ITEMS, max_items=20, num_queries=2)
-    config = tiny(**{"machine.kind": "gru"})
-    task = tasks.make_task(config, description)
-    model = rmjax.serve.Model(config, task, noise(task.init), description)
-    with pytest.raises(ValueError, match=r"trained to answer 'click'.*configs/clicks\.py"):
-        model.recommend([1, 2])
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
