@@ -6,6 +6,12 @@ The columns are user_id, sku, time (ISO 8601) and event (view, cart, wish or buy
 is one of a few neighbours of the last one with probability `--markov`; otherwise it is drawn by
 popularity, which falls as 1 / (20 + rank). So the best rule knows the last item, and popularity
 knows little. The same seed writes the same file.
+
+    python examples/shop_log.py --out shop.csv --before before.csv --week 0.15 --new_items 0.05
+
+The last `--week` of the events may have new items: `--new_items` is their share of all items. The
+events before that week are also written to `--before`. So a second run can go on from a first one
+with `config.train.start_from`.
 """
 
 from __future__ import annotations
@@ -33,6 +39,9 @@ class Shop(NamedTuple):
       shortest: events of the shortest history.
       longest: events of the longest history.
       seed: seed of all draws.
+      week: share of the events that form the last week.
+      new_items: share of the items that occur in the last week only; their earlier events are left
+        out.
     """
 
     users: int = 2000
@@ -42,6 +51,8 @@ class Shop(NamedTuple):
     shortest: int = 10
     longest: int = 120
     seed: int = 0
+    week: float = 0.0
+    new_items: float = 0.0
 
 
 def draw(shop: Shop) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -82,25 +93,35 @@ def draw(shop: Shop) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return user[exists], item[exists], seconds[exists], event[exists]
 
 
-def write(shop: Shop, path: Path) -> int:
+def write(shop: Shop, path: Path, before: Path | None = None) -> int:
     """Writes the log in the order of time.
 
     Args:
       shop: the sizes.
       path: the CSV file.
+      before: the CSV file of the events before the last week; None: no such file.
 
     Returns:
       The number of events.
     """
     user, item, seconds, event = draw(shop)
-    with path.open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["user_id", "sku", "time", "event"])
-        for n in np.argsort(seconds, kind="stable"):
-            time = datetime.datetime.fromtimestamp(int(seconds[n]), datetime.UTC)
-            iso = time.strftime("%Y-%m-%dT%H:%M:%SZ")
-            rows.writerow([f"u{user[n]:05d}", f"SKU-{item[n]:05d}", iso, EVENTS[event[n]]])
-    return len(user)
+    order = np.argsort(seconds, kind="stable")
+    last = order[round(len(order) * (1 - shop.week)) :]
+    known = np.ones(len(order), bool)
+    known[last] = False
+    rng = np.random.default_rng([shop.seed, 1])
+    new = rng.permutation(shop.items)[: round(shop.new_items * shop.items)]
+    chosen = order[~(known & np.isin(item, new))[order]]
+    for target, rows in ((path, chosen), (before, chosen[known[chosen]])):
+        if target is not None:
+            with target.open("w", newline="") as file:
+                lines = csv.writer(file)
+                lines.writerow(["user_id", "sku", "time", "event"])
+                for n in rows:
+                    time = datetime.datetime.fromtimestamp(int(seconds[n]), datetime.UTC)
+                    iso = time.strftime("%Y-%m-%dT%H:%M:%SZ")
+                    lines.writerow([f"u{user[n]:05d}", f"SKU-{item[n]:05d}", iso, EVENTS[event[n]]])
+    return len(chosen)
 
 
 def main() -> None:
@@ -109,9 +130,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("shop.csv"), help="the CSV file")
     for name, default in Shop()._asdict().items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
+    help_text = "also writes the events before the last week to this CSV file"
+    parser.add_argument("--before", type=Path, help=help_text)
     values = vars(parser.parse_args())
-    path = values.pop("out")
-    print(f"{path}: {write(Shop(**values), path):,} events")
+    path, before = values.pop("out"), values.pop("before")
+    print(f"{path}: {write(Shop(**values), path, before):,} events")
 
 
 if __name__ == "__main__":
