@@ -12,7 +12,7 @@ import pytest
 
 import rmjax
 from rmjax import tasks
-from rmjax.run import items, parameters, stages
+from rmjax.run import items, parameters, stages, training
 from tests.runs import PLAIN, tiny
 from tests.small import noise
 
@@ -120,6 +120,14 @@ def test_new_items_are_refused_unless_a_key_says_how_they_begin(weeks):
     task = tasks.make_task(tiny(**KEYS), second)
     with pytest.raises(ValueError, match=r"0 of its 9 ids .*, and 2 \(such as a, z\) .*new_items"):
         parameters.read_start(workdir, second, task)
+
+
+@pytest.mark.parametrize("run", [rmjax.fit, training.evaluate_only])
+def test_a_run_does_not_go_on_with_new_items_and_is_not_tested_on_them(weeks, run):
+    workdir, first, second = weeks
+    with pytest.raises(ValueError, match=r"2 \(such as a, z\) .* are new: .*train.start_from"):
+        run(tiny(**KEYS), workdir, second)
+    assert run(tiny(**KEYS), workdir, first)[0]["memory"] == "gru"
 
 
 def test_ids_of_another_form_are_refused_and_few_common_ones_are_warned_of(
