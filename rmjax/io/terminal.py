@@ -12,7 +12,7 @@ from absl import logging
 from tqdm import tqdm
 
 _BAR = "{desc} {percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt}{postfix}"
-_COUNT = "{desc} {n_fmt} {unit}, {rate_fmt}"
+_COUNT = "{desc} {n_fmt}{unit}, {rate_fmt}"
 
 
 def bar(doing: str, total: int, start: int = 0, unit: str = "steps", wanted: bool = True) -> tqdm:
@@ -32,7 +32,7 @@ def bar(doing: str, total: int, start: int = 0, unit: str = "steps", wanted: boo
         desc=doing,
         total=total or None,
         initial=start,
-        unit=unit,
+        unit=f" {unit}",
         unit_scale=not total,
         file=sys.stderr,
         disable=None if wanted else True,  # None: draw on terminals alone

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -153,9 +155,13 @@ class Lines(list):
         self.append((kind, step, values))
 
 
-def test_fit_takes_a_user_s_source_and_loggers(tmp_path):
+def test_fit_takes_a_user_s_source_and_loggers(tmp_path, caplog):
     config, lines = tiny(**PLAIN, **FAST), Lines()
-    rows = rmjax.fit(config, tmp_path / "run", source=Last(), loggers=[lines])
+    with caplog.at_level(logging.INFO, "absl"):
+        rows = rmjax.fit(config, tmp_path / "run", source=Last(), loggers=[lines])
+    first = r"first step after ([\d.]+) s \(opening the data ([\d.]+) s, compilation ([\d.]+) s\)"
+    ((total, opening, compiling),) = re.findall(first, caplog.text)
+    assert 0 < float(compiling) <= float(total) + 0.1 - float(opening)
     assert [row["memory"] for row in rows] == ["gru", "knows"] and rows[1]["test_auc"] == 1.0
     assert {(kind, step) for kind, step, _ in lines} == {("model/train", 1), ("model/valid", 1)}
     assert rmjax.fit(config, tmp_path / "run", source=Last()) == rows
