@@ -11,7 +11,7 @@ import sys
 from absl import logging
 from tqdm import tqdm
 
-_BAR = "{desc} {percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt}{postfix}"
+_BAR = "{desc} {percentage:3.0f}%|{bar:8}| {n_fmt}/{total_fmt}{postfix}"
 _COUNT = "{desc} {n_fmt}{unit}, {rate_fmt}"
 
 

@@ -52,7 +52,9 @@ def validate(training: Training, params: Params, step: int) -> float:
     scored, metric = score_split(run, mapped, params, "valid"), run.config.train.metric
     measures = scoring.measures(run.source, "valid", scored, metric)
     gains = memory_gain(run, task, mapped, params, "valid")
-    writer.write("valid", step, measures | gains)
+    values, main = measures | gains, metric or run.source.questions.metric
+    shown = {k: v for k, v in values.items() if k == main or not _ELSEWHERE.search(k)}
+    writer.write("valid", step, values, reporting.step_line("valid", step, shown))
     losses = [gain for name, gain in gains.items() if "gain" in name]
     if losses and max(losses) < LEAST_GAIN and 2 * step >= run.config.train.steps:
         logging.warning(

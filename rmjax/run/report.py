@@ -22,17 +22,18 @@ from rmjax.run.reporting import read_metrics, short
 
 Series = dict[str, list[tuple[int, float]]]  # name -> (step, value)
 Rows = Sequence[Mapping[str, Any]]
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 460, 250, 56, 30  # of a figure and its margins, in pixels
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 460, 234, 56, 30  # of a figure and its margins, in pixels
 _COLORS = ["#4269d0", "#d9822b", "#3ca951", "#c0392b", "#8e63ce", "#17a2b8", "#97bbf5", "#9c6b4e"]
 _STYLE = """
 :root { color-scheme: light dark; --faint: #8885; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid var(--faint); }
+th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid var(--faint);
+  white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 .wide { overflow-x: auto; }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(27rem, 1fr)); gap: 1rem; }
-figure { margin: 0; } figcaption { font-weight: 600; }
+figure { margin: 0; } figcaption { font-weight: 600; } figure span { margin-right: .8rem; }
 svg { width: 100%; font: 11px system-ui, sans-serif; fill: currentColor; }
 svg path { fill: none; stroke-width: 1.6; } svg .grid { stroke: var(--faint); stroke-width: 1; }
 """
@@ -68,8 +69,8 @@ def read_figures(path: Path) -> list[Figure]:
       path: of its metrics.jsonl, which may be missing.
 
     Returns:
-      A figure for the losses of each stage, and one for each other measure; those of training come
-      last. Values that are not finite are left out.
+      A figure for the losses of each stage, and one for each other measure at all of its cuts;
+      those of training come last. Values that are not finite are left out.
     """
     figures: dict[str, Series] = defaultdict(lambda: defaultdict(list))
     for stage, kind, step, entry in read_metrics(path):
@@ -80,7 +81,8 @@ def read_figures(path: Path) -> list[Figure]:
                 continue  # most often multiples of the steps per second
             name = name.replace("_", " ")
             alone = kind != "train" or name == "grad norm" or name.endswith("per second")
-            title = f"{stage}: {kind}, {name}" if alone else f"{stage}: losses"
+            shared = name.split("@")[0]  # hr@1, hr@5 and so on are in one figure
+            title = f"{stage}: {kind}, {shared}" if alone else f"{stage}: losses"
             figures[title][name].append((step, value))
     order = ("losses", "valid")
     place = lambda title: [word not in title.split(": ")[1] for word in order]
@@ -102,7 +104,7 @@ def page(name: str, config: ConfigDict, tables: Mapping[str, Rows], figures: lis
     parts = [f"<h2>{html.escape(title)}</h2>\n{table(rows)}" for title, rows in tables.items()]
     if figures:
         drawn = "\n".join(map(figure, figures))
-        parts.append(f'<h2>Curves</h2>\n<div class="figures">\n{drawn}\n</div>')
+        parts.append(f'<h2>Curves by step</h2>\n<div class="figures">\n{drawn}\n</div>')
     key_table = lambda keys: table([{"key": k, "value": str(v)} for k, v in keys.items()])
     parts.append(f"<h2>Config: values that differ from the defaults</h2>\n{key_table(changed)}")
     parts.append(
@@ -139,10 +141,10 @@ def figure(drawn: Figure) -> str:
     """Returns a figure as HTML with an SVG: lines, axes with ticks, and a legend."""
     points = [point for line in drawn.series.values() for point in line]
     (x0, x1), (y0, y1) = (_span(axis) for axis in zip(*points, strict=True))
-    width, height = _WIDTH - _LEFT - 10, _HEIGHT - _BOTTOM - 24
+    width, height = _WIDTH - _LEFT - 10, _HEIGHT - _BOTTOM - 8
     x_of = lambda x: _LEFT + (x - x0) / (x1 - x0) * width
-    y_of = lambda y: 24 + (y1 - y) / (y1 - y0) * height
-    parts = []
+    y_of = lambda y: 8 + (y1 - y) / (y1 - y0) * height
+    parts, legend = [], []
     for y in ticks(y0, y1):
         line = f'<path class="grid" d="M{_LEFT},{y_of(y):.1f}h{width}"/>'
         parts.append(
@@ -158,13 +160,12 @@ def figure(drawn: Figure) -> str:
         # A dot shows a curve of one step.
         dot = f'<circle cx="{x_of(last):.1f}" cy="{y_of(end):.1f}" r="2.5" fill="{color}"/>'
         label = html.escape(f"{name} {short(end)}")
-        legend = f'<text x="{_LEFT + i * 130}" y="12" fill="{color}">{label}</text>'
-        parts.append(f'<path d="M{path}" stroke="{color}"/>{dot}{legend}')
-    title, svg = html.escape(drawn.title), "\n".join(parts)
-    box = f'viewBox="0 0 {max(_WIDTH, _LEFT + 130 * len(drawn.series))} {_HEIGHT}"'
+        legend.append(f'<span style="color:{color}">{label}</span>')
+        parts.append(f'<path d="M{path}" stroke="{color}"/>{dot}')
+    title, svg, box = html.escape(drawn.title), "\n".join(parts), f"0 0 {_WIDTH} {_HEIGHT}"
     return (
-        f"<figure><figcaption>{title}</figcaption>\n"
-        f'<svg {box} role="img" aria-label="{title}">\n{svg}\n</svg></figure>'
+        f"<figure><figcaption>{title}</figcaption>\n<small>{' '.join(legend)}</small>\n"
+        f'<svg viewBox="{box}" role="img" aria-label="{title}">\n{svg}\n</svg></figure>'
     )
 
 

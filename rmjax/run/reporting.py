@@ -51,9 +51,8 @@ class MetricWriter:
         if self._silent:
             return
         numbers = {name: _number(value) for name, value in values.items()}
-        shown = " ".join(f"{name} {short(value)}" for name, value in numbers.items())
         if text != "":
-            logging.info("%s", text or f"{kind} step {step} | {shown}")
+            logging.info("%s", text or step_line(kind, step, numbers))
         for logger in self.loggers:
             logger.write(kind, step, numbers)
 
@@ -62,6 +61,12 @@ class MetricWriter:
         with contextlib.ExitStack() as stack:
             for logger in self.loggers:
                 stack.callback(logger.close)
+
+
+def step_line(kind: str, step: int, values: Mapping[str, int | float]) -> str:
+    """The log line of one step; arguments as for `MetricWriter.write`."""
+    shown = " ".join(f"{name} {short(value)}" for name, value in values.items())
+    return f"{kind} step {step} | {shown}"
 
 
 def open_loggers(
@@ -212,7 +217,7 @@ class Progress:
         streams, queries = rates["streams_per_second"], rates["queries_per_second"]
         return (
             f"step {self._step}/{self._total} {self._step / self._total:.1%} | {streams} streams/s "
-            f"{queries} queries/s | loss {self._losses(loss, terms)} | ETA {self._end()}"
+            f"{queries} queries/s | loss {self._losses(loss, terms, short)} | ETA {self._end()}"
         )
 
     def show(self, loss: float, terms: Mapping[str, float]) -> None:
@@ -220,13 +225,15 @@ class Progress:
         if self.bar.disable:
             return
         seconds, steps, streams, _ = self._run
-        rate = f"{short(float(streams / seconds))} streams/s, " if steps else ""
-        text = f"ETA {self._end()}, {rate}loss {self._losses(loss, terms)}"  # wide lines are cut
-        self.bar.set_postfix_str(text, refresh=False)
+        rate = f"{streams / seconds:.3g} streams/s, " if steps else ""
+        losses = self._losses(loss, terms, "{:.3g}".format)
+        self.bar.set_postfix_str(f"ETA {self._end()}, {rate}loss {losses}", refresh=False)
 
-    def _losses(self, loss: float, terms: Mapping[str, float]) -> str:
-        parts = " ".join(f"{name} {short(value)}" for name, value in terms.items())
-        return f"{short(loss)} ({parts})"
+    def _losses(
+        self, loss: float, terms: Mapping[str, float], shown: Callable[[float], str]
+    ) -> str:
+        parts = " ".join(f"{name} {shown(value)}" for name, value in terms.items())
+        return f"{shown(loss)} ({parts})"
 
     def _end(self) -> str:
         """The expected time to the end."""

@@ -275,7 +275,9 @@ def fresh_state(run: Run, stage: Stage, frozen: Params = ()) -> TrainState:
     """
     optimizer = stage_optimizer(run, stage)
     draw = jax.jit(lambda key: init_state(stage.task, optimizer, key))
+    begin = time.monotonic()
     state = jax.device_get(draw(jax.random.key(run.config.seed)))
+    run.clock.compiling += time.monotonic() - begin
     if stage.task.carries:
         carry = fresh_carry(stage.task, state.params, stage.batch_size)
         state = dataclasses.replace(state, carry=carry)

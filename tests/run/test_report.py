@@ -43,7 +43,7 @@ def test_curves_are_those_of_the_metrics_and_broken_lines_are_left_out(tmp_path)
     lines = [
         {"stage": "model", "kind": "train", "step": 1, "loss": 2.0, "reason": 1.5},
         {"stage": "model", "kind": "train", "step": 2, "loss": "nan", "reason": 1.0},
-        {"stage": "model", "kind": "valid", "step": 2, "auc": 0.75},
+        {"stage": "model", "kind": "valid", "step": 2, "auc": 0.75, "hr@1": 0.1, "hr@10": 0.5},
         {"stage": "teacher", "kind": "valid", "step": 1, "auc": 0.5},
     ]
     path = tmp_path / "metrics.jsonl"
@@ -51,6 +51,7 @@ def test_curves_are_those_of_the_metrics_and_broken_lines_are_left_out(tmp_path)
     assert read_figures(path) == [
         Figure("model: losses", {"loss": [(1, 2.0)], "reason": [(1, 1.5), (2, 1.0)]}),
         Figure("model: valid, auc", {"auc": [(2, 0.75)]}),
+        Figure("model: valid, hr", {"hr@1": [(2, 0.1)], "hr@10": [(2, 0.5)]}),
         Figure("teacher: valid, auc", {"auc": [(1, 0.5)]}),
     ]
     assert read_figures(tmp_path / "missing.jsonl") == []
