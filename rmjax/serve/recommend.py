@@ -78,9 +78,6 @@ class Recommender:
       num_items: number of items that the model ranks.
       exclude_seen: whether items of a stream did not compete when the model was evaluated.
       names: as above.
-
-    Raises:
-      ValueError: the model answers other questions.
     """
 
     def __init__(self, task: Task, params: Params, names: Names):
