@@ -8,9 +8,9 @@ are drawn by popularity, which falls as 1 / (20 + rank), and users uniformly. So
 learned from the log: it is for measurements of time and memory. Each command below prints its
 seconds, and /usr/bin/time -v prints the largest memory ("Maximum resident set size").
 
-    # preparation; the first training step and its compilation. Stop it then with Ctrl-C
+    # preparation; the first training step and its compilation. Then Ctrl-C saves and ends the run
     /usr/bin/time -v python -m rmjax.main --config=configs/clicks.py:local --workdir=runs/big \
-        --config.data.table.path=big.parquet --config.train.save_every=1
+        --config.data.table.path=big.parquet
 
     # recommendations for all users, from the checkpoint of the run above
     /usr/bin/time -v python -m rmjax.recommend --workdir=runs/big --events=big.parquet \

@@ -11,6 +11,8 @@ from rmjax.data.source import Questions, Source
 from tests import ROOT
 
 sys.path.insert(0, str(ROOT / "examples"))
+import big_log  # noqa: E402, F401
+import shop_log  # noqa: E402, F401
 from shop_log import Shop, draw  # noqa: E402
 
 sys.path.pop(0)
