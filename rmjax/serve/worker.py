@@ -60,6 +60,9 @@ class Worker:
       most: entries of the largest batch.
       delay: seconds; no request waits longer than this for others to be merged with.
       queue: most waiting requests; barriers are not counted.
+
+    Attributes:
+      thread: the thread that serves.
     """
 
     def __init__(self, most: int, delay: float, queue: int):
@@ -69,8 +72,8 @@ class Worker:
         self._closing = self._ended = False
         self._inside = 0  # requests that came and are not completed
         self._callers = 0  # requests that were inside at once of late
-        self._thread = threading.Thread(target=self._run, name="streams-worker", daemon=True)
-        self._thread.start()
+        self.thread = threading.Thread(target=self._run, name="streams-worker", daemon=True)
+        self.thread.start()
 
     def submit(self, request: Request, urgent: bool = False) -> Future[Any]:
         """Puts a request into the queue.
@@ -98,17 +101,13 @@ class Worker:
         request.future.add_done_callback(self._leave)
         return request.future
 
-    def is_current(self) -> bool:
-        """Whether the calling thread is the worker."""
-        return threading.current_thread() is self._thread
-
     def close(self) -> None:
         """Serves all waiting requests, refuses new ones, and returns when the thread has ended."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        if not self.is_current():
-            self._thread.join()
+        if threading.current_thread() is not self.thread:
+            self.thread.join()
 
     def _leave(self, _: Future[Any]) -> None:
         with self._changed:
