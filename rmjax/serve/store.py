@@ -140,13 +140,8 @@ class Streams:
         kept = None if store is None else Database(store, self._about)
         self._worker = Worker(self._batches[-1], delay, queue)
         self._cache = Cache(self._blank, capacity, self._batches, kept, sync, self._worker)
-        self._threads = [self._worker.thread]  # they must not wait for each other
-        if self._cache.committer is not None:
-            self._threads.append(self._cache.committer.thread)
-        self._end = weakref.finalize(
-            self, _end, self._process, self._worker, self._cache.committer, kept
-        )
-        self._end.atexit = False
+        self._parts = self._process, self._worker, self._cache.committer, kept
+        weakref.finalize(self, _end, *self._parts).atexit = False  # `_end_all` comes earlier
         _OPEN.add(self)
 
     # Requests that are merged.
@@ -517,7 +512,7 @@ class Streams:
           RuntimeError: this process was forked from the one that opened the store.
         """
         self._refuse_forked()
-        self._end()
+        _end(*self._parts)
         error = self._cache.take_lost()
         if error is not None:
             raise error
@@ -548,7 +543,9 @@ class Streams:
         return result
 
     def _result(self, future: Future[T]) -> T:
-        if threading.current_thread() in self._threads:
+        committing = self._cache.committer
+        threads = self._worker.thread, committing and committing.thread
+        if threading.current_thread() in threads:
             raise RuntimeError("a callback of a future must not wait for another request")
         return future.result()
 
@@ -798,4 +795,4 @@ _OPEN: weakref.WeakSet[Streams] = weakref.WeakSet()
 @atexit.register  # after JAX's own, so that it runs before it
 def _end_all() -> None:
     for streams in list(_OPEN):
-        streams._end()
+        _end(*streams._parts)

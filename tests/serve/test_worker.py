@@ -272,24 +272,24 @@ def test_a_callback_must_not_wait_and_a_store_nobody_holds_is_collected(tmp_path
     store = streams(store=tmp_path)
     caught = []
 
-    def callback(_):
+    def callback(streams):
         try:
-            store.answer(["a"], [[1]])
+            streams.answer(["a"], [[1]])
         except RuntimeError as error:
             caught.append(str(error))
 
     for future in (store.answer_soon(["a"], [[1]]), store.write_soon(["a"], [[1]])):
-        future.add_done_callback(callback)
+        future.add_done_callback(lambda _: callback(store))
         future.result()
     store.flush()
     assert caught == ["a callback of a future must not wait for another request"] * 2
     store.write_soon(["a"], [[2]])
-    threads, gone = store._threads, weakref.ref(store)
-    del store, callback, future
+    threads = store._worker.thread, store._cache.committer.thread
+    gone = weakref.ref(store)
+    del store, future
+    gc.collect()
     for thread in threads:
-        for _ in range(200):
-            gc.collect()
-            thread.join(0.1)
+        thread.join(20)
     assert gone() is None and not any(thread.is_alive() for thread in threads)
     same(streams(store=tmp_path), {"a": [1, 2]})
 
