@@ -140,8 +140,12 @@ class Model:
         return rows if several else rows[0]
 
     def write(
-        self, store: Streams, users: Sequence[User], histories: Sequence[Sequence[Id]]
-    ) -> None:
+        self,
+        store: Streams,
+        users: Sequence[User],
+        histories: Sequence[Sequence[Id]],
+        expected_lengths: Sequence[int | None] | None = None,
+    ) -> list[int]:
         """Appends items to the streams of users, in the ids of the data.
 
         `Streams.write` takes indices of items instead. Items that the model does not know are left
@@ -151,13 +155,17 @@ class Model:
           store: made by `streams`.
           users: [n] users, as in `Streams.write`.
           histories: n lists of items, the oldest first.
+          expected_lengths: as in `Streams.write`.
+
+        Returns:
+          n lengths, of each stream after its items.
 
         Raises:
           ValueError: a history is a text, or as `Streams.write`.
           OSError: as `Streams.write`.
           RuntimeError: as `Streams.write`.
         """
-        store.write(users, self._known(histories))
+        return store.write(users, self._known(histories), expected_lengths)
 
     def _known(self, histories: Sequence[Sequence[Id]]) -> list[np.ndarray]:
         """The indices of the known items of each history; a warning names the others."""
@@ -179,17 +187,16 @@ class Model:
         """Opens a store of live streams of many users.
 
         Args:
-          **options: the keyword arguments of `Streams`: capacity, batches, segments, queries,
-            folder.
+          **options: the keyword arguments of `Streams`, such as store and capacity.
 
         Returns:
-          The store: empty, or with the streams of `folder`. It may be used from any thread, but not
-          from a forked process.
+          The store: empty, or with the streams of the database `store`. It may be used from any
+          thread, but not from a forked process.
 
         Raises:
-          ValueError: an option or the folder does not fit, see `Streams`.
-          RuntimeError: another store owns the folder.
-          OSError: the disk has no room for the rows.
+          ValueError: an option or the database does not fit, see `Streams`.
+          RuntimeError: another process writes to the database.
+          OSError: the database cannot be written to.
         """
         require(self, "streams")
         return Streams(self.task, self.params, **options)
