@@ -100,7 +100,9 @@ class Streams:
       queries: numbers of queries a user that a request is padded to. Longer requests are split.
       store: path of the database that holds the streams, a folder; made if it is missing. None
         keeps the streams on the device alone. One process at a time may write to it.
-      sync: when a write to a store returns, see `rmjax.serve.committer`: 'each', 'group' or 'none'.
+      sync: when a write to a store returns. 'each': when its rows are on the disk. 'group': after
+        the commit of its group; commits are 20 ms apart. 'none': once it is applied in memory, so a
+        kill loses the last 20 ms.
       delay: seconds; no request waits longer than this for others to be merged with.
       queue: most waiting requests; more raise QueueFull.
 
