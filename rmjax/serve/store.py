@@ -11,6 +11,7 @@ A stream answers as evaluation does after the same items, whatever the sizes of 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import itertools
 import os
@@ -139,9 +140,14 @@ class Streams:
         self._programs, self._process = Programs(task, params), os.getpid()
         self._blank = open_stream(task.machine, params["machine"], 1, self._length)
         self._about = about(self._blank, params["machine"], self._length)
-        kept = None if store is None else Database(store, self._about)
-        self._worker = Worker(self._batches[-1], delay, queue)
-        self._cache = Cache(self._blank, capacity, self._batches, kept, sync, self._worker)
+        with contextlib.ExitStack() as opened:
+            kept = None if store is None else Database(store, self._about)
+            if kept is not None:
+                opened.callback(kept.close)
+            self._worker = Worker(self._batches[-1], delay, queue)
+            opened.callback(self._worker.close)
+            self._cache = Cache(self._blank, capacity, self._batches, kept, sync, self._worker)
+            opened.pop_all()
         self._parts = self._process, self._worker, self._cache.committer, kept
         weakref.finalize(self, _end, *self._parts).atexit = False  # `_end_all` comes earlier
         _OPEN.add(self)
