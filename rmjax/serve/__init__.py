@@ -1,7 +1,26 @@
-"""Serving a trained model: live streams of many users, exports and a load test."""
+"""Serving a trained model: live streams of many users, HTTP, exports and a load test."""
 
-from rmjax.serve.model import Model, open_model
-from rmjax.serve.recommend import Recommended
-from rmjax.serve.store import Streams
+from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rmjax.serve.model import Model, open_model
+    from rmjax.serve.recommend import Recommended
+    from rmjax.serve.store import Streams
+
+# {public name: module}. A name is imported at its first use, so that commands start fast.
+_PUBLIC = {
+    "Model": "rmjax.serve.model",
+    "Recommended": "rmjax.serve.recommend",
+    "Streams": "rmjax.serve.store",
+    "open_model": "rmjax.serve.model",
+}
 __all__ = ["Model", "Recommended", "Streams", "open_model"]
+
+
+def __getattr__(name: str) -> object:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'rmjax.serve' has no attribute {name!r}")
