@@ -8,16 +8,29 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rmjax.serve.model import Model, open_model
     from rmjax.serve.recommend import Recommended
-    from rmjax.serve.store import Streams
+    from rmjax.serve.store import Damaged, QueueFull, StreamInfo, Streams, WrongLength
 
 # {public name: module}. A name is imported at its first use, so that commands start fast.
 _PUBLIC = {
+    "Damaged": "rmjax.serve.store",
     "Model": "rmjax.serve.model",
+    "QueueFull": "rmjax.serve.store",
     "Recommended": "rmjax.serve.recommend",
+    "StreamInfo": "rmjax.serve.store",
     "Streams": "rmjax.serve.store",
+    "WrongLength": "rmjax.serve.store",
     "open_model": "rmjax.serve.model",
 }
-__all__ = ["Model", "Recommended", "Streams", "open_model"]
+__all__ = [
+    "Damaged",
+    "Model",
+    "QueueFull",
+    "Recommended",
+    "StreamInfo",
+    "Streams",
+    "WrongLength",
+    "open_model",
+]
 
 
 def __getattr__(name: str) -> object:
