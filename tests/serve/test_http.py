@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
+import time
 from unittest.mock import AsyncMock, Mock, patch
 
 import jsonschema
@@ -13,14 +15,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from rmjax import tasks
-from rmjax.machines import make
 from rmjax.serve import Model
-from rmjax.serve.http import Limits, Service, make_app, server
+from rmjax.serve.http import Service, make_app, server
 from rmjax.serve.http.app import ENDPOINTS, openapi
 from tests.runs import tiny
 from tests.serve import served
 from tests.serve.served import IDS, ITEMS, LIMITS, LOCAL
-from tests.serve.soon import Soon
 from tests.shop import Shop, ShopSource
 from tests.small import noise
 
@@ -30,9 +30,10 @@ USED = set()  # (method, path) of the requests whose bodies and replies were che
 
 @pytest.fixture(scope="module")
 def service():
-    made = Service(served.model(), served.streams(queue=8), LIMITS)
-    made.compile()
-    return made
+    with contextlib.closing(served.model().streams(**served.SHAPES, queue=8)) as streams:
+        made = Service(served.model(), streams, LIMITS)
+        made.compile()
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,6 @@ def test_copied_and_forgotten_users(client, service):
     assert "nobody" in post(client, "fork", {"user": "nobody", "copies": ["x"]}, 400)["error"]
     assert post(client, "reset", {"users": ["eve"]}) == {"users": 1}
     assert "'eve'" in get(client, "/v1/users/eve", "/v1/users/{user}", 404)["error"]
-    get(client, "/v1/users/eve/memory", "/v1/users/{user}/memory", 404)
     assert "'eve'" in post(client, "reset", {"users": ["eve"]}, 400)["error"]
 
 
@@ -155,7 +155,7 @@ def test_recommendations_are_those_of_the_model(client):
     task = tasks.make_task(config, description)
     model = Model(config, task, noise(task.init), description)
     store = model.streams(**served.SHAPES)
-    ranked = Service(model, Soon(store))
+    ranked = Service(model, store)
     ranked.compile()
     other = TestClient(make_app(ranked), LOCAL)
     history = [3, 14, 15, 9, 2]
@@ -248,20 +248,24 @@ def test_a_body_without_an_end_is_read_up_to_the_limit(client):
 
 
 def test_a_full_queue_is_429_and_requests_that_wait_are_served(client, service):
-    service.streams.gate.clear()
+    gate, begun = threading.Event(), threading.Event()
+    service.streams.observe(lambda count: (begun.set(), gate.wait(30)))
     body = {"users": ["queue"], "items": [[IDS[1]]]}
-    threads = [threading.Thread(target=post, args=(client, "write", body)) for _ in range(8)]
-    for thread in threads:
+    threads = [threading.Thread(target=post, args=(client, "write", body)) for _ in range(9)]
+    threads[0].start()
+    assert begun.wait(30)
+    for thread in threads[1:]:
         thread.start()
     while service.streams.waiting < 8:
-        pass
+        time.sleep(0.001)
     reply = client.post("/v1/write", json=body)
     assert reply.headers["retry-after"] == "1" and "again" in reply.json()["error"]
     checked(reply, "/v1/write", 429)
-    service.streams.gate.set()
+    gate.set()
     for thread in threads:
         thread.join()
-    assert post(client, "write", body)["lengths"] == [9]
+    service.streams.observe(lambda count: None)
+    assert post(client, "write", body)["lengths"] == [10]
 
 
 def test_before_compilation_and_after_a_signal_requests_get_503(client, service):
@@ -344,6 +348,8 @@ def test_metrics_count_requests(service):
         'rmjax_requests_total{endpoint="other",status="404"} 1.0',
         'rmjax_request_seconds_count{endpoint="/v1/write"} 2.0',
         f"rmjax_users {float(len(service.streams))}",
+        "rmjax_queue_length 0.0",
+        'rmjax_batch_requests_bucket{le="1.0"} ',
         "process_resident_memory_bytes",
     ):
         assert line in text, text

@@ -224,7 +224,7 @@ def _refusal(error: Exception, path: str, headers: Any = None) -> Response:
         case ClientDisconnect():  # nobody reads this reply
             status, reply = 499, Error("the client left")
         case QueueFull():
-            status, reply = 429, Error(f"{error}: send it again later")
+            status, reply = 429, Error(str(error))
         case WrongLength():
             status, reply = 409, Error(str(error), "expected_lengths", error.user, error.actual)
         case Damaged():

@@ -9,7 +9,7 @@ import itertools
 import re
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from rmjax.serve.http import bodies
 from rmjax.serve.http.bodies import Refused
 from rmjax.serve.model import Model
-from rmjax.serve.store import Damaged, QueueFull, Streams, User, of_items
+from rmjax.serve.store import Damaged, QueueFull, StreamInfo, Streams, User, of_items
 
 _NUMBERS = 1_000_000  # most numbers of a reply, about 10 MB of JSON
 _K = 16  # least number of items that are ranked: each other number is compiled anew
@@ -56,10 +56,11 @@ class Service:
         questions = of_items(model.task).answers.questions
         self.streams, self.limits = streams, limits or Limits()
         self.ready = self.closing = False
-        self._model, self._names = model, model.names
+        self._names = model.names
         self._kinds, self._by_kind = questions.kinds, bool(questions.kinds)
         items = model.description.num_items
         self._width = items if questions.answer == "item" else max(1, questions.classes)
+        self._no_ranking = _no_ranking(model)
         self._pool = ThreadPoolExecutor(4, "http")
         self._waiting, self._most_waiting = 0, waiting
 
@@ -67,6 +68,11 @@ class Service:
         """Compiles every shape; afterwards requests are served."""
         self._names.indices([])  # builds the index
         self.streams.compile()
+        if not self._no_ranking:
+            for power in range(
+                self.limits.users.bit_length()
+            ):  # each batch, without items left out
+                self.streams.recommend([""] * (1 << power), min(_K, len(self._names.ids)))
         self.ready = True
 
     async def write(self, body: bodies.Write) -> bodies.Written:
@@ -74,7 +80,8 @@ class Service:
         self._check(body.users, items=body.items, expected_lengths=body.expected_lengths)
         items, unknown = self._known(body.items)
         left = [ids[ids >= 0] for ids in items]
-        lengths = await _result(self.streams.write_soon(body.users, left, body.expected_lengths))
+        written = self.streams.write_soon(body.users, left, body.expected_lengths)
+        lengths = await asyncio.wrap_future(written)
         return bodies.Written(lengths, unknown)
 
     async def answer(self, body: bodies.Ask) -> bodies.Answered:
@@ -87,7 +94,7 @@ class Service:
         queries, unknown = self._asked(body.queries)
         known = [ids >= 0 for ids in queries]
         asked = [ids[mask] for ids, mask in zip(queries, known, strict=True)]
-        rows = await _result(self.streams.answer_soon(body.users, asked))
+        rows = await asyncio.wrap_future(self.streams.answer_soon(body.users, asked))
         answers = [row.tolist() for row in rows]
         if unknown:
             for mask, row in zip(known, answers, strict=True):
@@ -97,19 +104,18 @@ class Service:
 
     async def recommend(self, body: bodies.Recommend) -> bodies.Recommendations:
         """Recommends the best next items of users."""
-        try:
-            num_items = self._model.recommender.num_items
-        except ValueError as error:
-            raise Refused(404, str(error)) from None
+        if self._no_ranking:
+            raise Refused(404, self._no_ranking)
         self._check(body.users, exclude=body.exclude)
-        if body.k > num_items:
-            raise Refused(400, f"k = {body.k}: the model has {num_items} items, so ask less", "k")
+        most = len(self._names.ids)
+        if body.k > most:
+            raise Refused(400, f"k = {body.k}: the model has {most} items, so ask less", "k")
         exclude, unknown = self._known(body.exclude or [()] * len(body.users))
         # Powers of two, so that few sizes are compiled.
-        k = min(num_items, max(_K, 1 << (body.k - 1).bit_length()))
+        k = min(most, max(_K, 1 << (body.k - 1).bit_length()))
         left_out = [ids[ids >= 0] for ids in exclude]
         asked = self.streams.recommend_soon(body.users, k, left_out)
-        scores, items = await _result(asked)
+        scores, items = await asyncio.wrap_future(asked)
         cut = [row[row >= 0] for row in items[:, : body.k]]
         best = [row[: len(ids)].tolist() for row, ids in zip(scores, cut, strict=True)]
         return bodies.Recommendations([self._names.ids[ids].tolist() for ids in cut], best, unknown)
@@ -129,7 +135,7 @@ class Service:
     async def info(self, query: bodies.OfUser, name: str) -> bodies.Info:
         """The length, the age and the bytes of a user's stream."""
         user = _user(query, name)
-        about = await self.in_thread(_or_missing(self.streams.info), user)
+        about = await self.in_thread(self._info, user)
         age = max(0.0, time.time() - about.written)
         return bodies.Info(user, about.length, age, about.bytes)
 
@@ -142,13 +148,21 @@ class Service:
         """Items of the catalogue whose ids contain a text."""
         return await self.in_thread(self._search, query)
 
+    def _info(self, user: User) -> StreamInfo:
+        try:
+            return self.streams.info(user)
+        except Damaged:
+            raise
+        except ValueError as error:
+            raise Refused(404, str(error), user=user) from error
+
     def _search(self, query: bodies.Search) -> bodies.Items:
         ids, text = self._names.ids, query.query.casefold()
         fits = (one for one in map(_plain, ids) if text in str(one).casefold())
         return bodies.Items(list(itertools.islice(fits, query.limit)), len(ids))
 
     def _memory(self, user: User) -> bodies.Memory:
-        memory = _or_missing(self.streams.memory)(user)
+        memory = self.streams.memory(user)
         leaves = {
             field.name: np.asarray(getattr(memory, field.name))
             for field in dataclasses.fields(memory)
@@ -214,23 +228,13 @@ class Service:
             self._waiting -= 1
 
 
-async def _result(future: Future[T]) -> T:
-    # The shield: a request that is given up must not cancel what others are merged with.
-    return await asyncio.shield(asyncio.wrap_future(future))
-
-
-def _or_missing(act: Callable[[User], T]) -> Callable[[User], T]:
-    """The call, where a user without a stream is not found."""
-
-    def call(user: User) -> T:
-        try:
-            return act(user)
-        except Damaged:
-            raise
-        except ValueError as error:
-            raise Refused(404, str(error), user=user) from error
-
-    return call
+def _no_ranking(model: Model) -> str:
+    """Why the model does not recommend; empty if it does."""
+    try:
+        model.recommender  # noqa: B018
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _user(query: bodies.OfUser, name: str) -> User:
