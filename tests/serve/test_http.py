@@ -7,6 +7,7 @@ import contextlib
 import json
 import threading
 import time
+from concurrent.futures import Future
 from unittest.mock import AsyncMock, Mock, patch
 
 import jsonschema
@@ -15,7 +16,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from rmjax import tasks
-from rmjax.serve import Model
+from rmjax.serve import Damaged, Model
 from rmjax.serve.http import Service, make_app, server
 from rmjax.serve.http.app import ENDPOINTS, openapi
 from tests.runs import tiny
@@ -287,6 +288,15 @@ def test_an_unexpected_error_is_in_the_log_under_the_id_of_the_reply(
         reply = post(client, "write", {"users": ["a"], "items": [[]]}, status)
     assert reply["id"] in caplog.text and "secret" in caplog.text
     assert "secret" not in str(reply) and "Traceback" not in str(reply)
+
+
+def test_a_damaged_row_is_named_and_nothing_of_it_is_served(client, service):
+    future = Future()
+    future.set_exception(Damaged("dan", "/secret/place"))
+    with patch.object(service.streams, "answer_soon", Mock(return_value=future)):
+        reply = post(client, "answer", {"users": ["ann", "dan"], "queries": [[], []]}, 500)
+    assert reply.keys() == {"error", "user"} and reply["user"] == "dan"
+    assert "reset this user" in reply["error"] and "secret" not in reply["error"]
 
 
 def test_only_senders_with_the_token_are_served(service):
