@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import Future
@@ -19,6 +23,7 @@ from rmjax import tasks
 from rmjax.serve import Damaged, Model
 from rmjax.serve.http import Service, make_app, server
 from rmjax.serve.http.app import ENDPOINTS, openapi
+from tests import ROOT
 from tests.runs import tiny
 from tests.serve import served
 from tests.serve.served import IDS, ITEMS, LIMITS, LOCAL
@@ -375,6 +380,24 @@ def test_the_schema_describes_every_endpoint(client):
     assert {(one.method.lower(), one.path) for one in ENDPOINTS} == USED
     refs = set(json.dumps(shown).split('"#/components/schemas/')[1:])
     assert {ref.partition('"')[0] for ref in refs} == shown["components"]["schemas"].keys()
+
+
+@pytest.mark.parametrize("package", ["starlette.routing", "msgspec", "prometheus_client"])
+def test_a_missing_package_is_named_with_the_extra(monkeypatch, package):
+    for name in [name for name in sys.modules if name.startswith("rmjax.serve.http")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    words = rf"the service needs {package}: pip install 'rmjax\[serve\]'"
+    with pytest.raises(ModuleNotFoundError, match=words):
+        importlib.import_module("rmjax.serve.http")
+
+
+def test_a_fault_at_the_start_is_one_line(tmp_path):
+    line = [sys.executable, "-m", "rmjax.serve", f"--workdir={tmp_path}", "--host=0.0.0.0"]
+    environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.perturb=0", "RMJAX_TOKEN": " "}
+    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "--host=0.0.0.0: other machines reach it without a token" in done.stderr
 
 
 @pytest.mark.parametrize(
