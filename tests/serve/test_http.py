@@ -242,7 +242,7 @@ def test_requests_over_a_limit_are_refused(client):
 
 def test_a_body_without_an_end_is_read_up_to_the_limit(client):
     sent, chunk = [], {"type": "http.request", "body": b"x" * 999, "more_body": True}
-    receive = AsyncMock(return_value=chunk)
+    receive = AsyncMock(side_effect=[chunk] * 9)
 
     async def send(message):
         sent.append(message)
