@@ -501,6 +501,19 @@ class Streams:
         """
         self._call(lambda: self._load(path))
 
+    @property
+    def waiting(self) -> int:
+        """Number of requests in the queue."""
+        return self._worker.waiting
+
+    def observe(self, batch: Callable[[int], object]) -> None:
+        """Reports the requests that are served.
+
+        Args:
+          batch: is called in the worker's thread with the number of requests of each batch.
+        """
+        self._worker.observe = batch
+
     def compile(self) -> None:
         """Compiles every shape, so that no later write or answer has to wait for the compiler.
 

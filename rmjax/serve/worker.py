@@ -63,6 +63,7 @@ class Worker:
 
     Attributes:
       thread: the thread that serves.
+      observe: is called before a batch is served, with the number of its requests.
     """
 
     def __init__(self, most: int, delay: float, queue: int):
@@ -72,6 +73,7 @@ class Worker:
         self._closing = self._ended = False
         self._inside = 0  # requests that came and are not completed
         self._callers = 0  # requests that were inside at once of late
+        self.observe: Callable[[int], object] = lambda count: None
         self.thread = threading.Thread(target=self._run, name="streams-worker", daemon=True)
         self.thread.start()
 
@@ -101,6 +103,11 @@ class Worker:
         request.future.add_done_callback(self._leave)
         return request.future
 
+    @property
+    def waiting(self) -> int:
+        """Number of waiting requests."""
+        return len(self._waiting)
+
     def close(self) -> None:
         """Serves all waiting requests, refuses new ones, and returns when the thread has ended."""
         with self._changed:
@@ -117,6 +124,8 @@ class Worker:
         while batch := self._next():
             live = [one for one in batch if one.future.set_running_or_notify_cancel()]
             try:
+                if batch[0].kind is not None:
+                    self.observe(len(batch))
                 if live:
                     live[0].serve(live)
             except BaseException as error:  # an error of one batch must not end the store
