@@ -78,16 +78,15 @@ def fill(service: Service, names: Names, items: int, users: int, again: Sequence
             for first in range(0, len(history), WRITTEN):
                 part = names.items(history[first : first + WRITTEN])
                 service.write([names.base(base)], [part])
-    # Users are made in this order, so bisection finds the first group that is missing.
-    size = BASES * COPIES
-    groups = [range(first, min(first + size, users)) for first in range(0, users, size)]
-    missing = lambda group: names.user(group[-1]) not in service
-    first = bisect.bisect_left(groups, True, key=missing)
-    old = [user for user in again if user < first * size]
+    # Users are made in order, so bisection finds the first one that is missing.
+    missing = lambda user: names.user(user) not in service
+    first, size = bisect.bisect_left(range(users), True, key=missing), BASES * COPIES
+    groups = [range(k, min(k + size, users)) for k in range(first, users, size)]
+    old = [user for user in again if user < first]
     if old:
         service.reset(list(map(names.user, old)))
     with ThreadPoolExecutor(BASES) as pool:
-        for group in [old, *groups[first:]]:
+        for group in [old, *groups]:
             copies = collections.defaultdict(list)
             for user in group:
                 copies[names.base(user)].append(names.user(user))
@@ -132,9 +131,8 @@ def run_test(
       names: of users and items.
 
     Returns:
-      What became of the requests; and the object that is printed: percentiles in milliseconds of
-      'write_ms', 'answer_ms' and 'all_ms'; counts; 'errors' by kind; and 'largest_difference', see
-      `largest_difference`.
+      What became of the requests; and the object that is printed: that of `summary`, sizes, and
+      'largest_difference', see `largest_difference`.
     """
     assert task.table is not None
     items, questions = len(at(params, task.table)), checked(wanted)
@@ -142,21 +140,33 @@ def run_test(
     fill(service, names, items, users, list(questions))
     filled = time.monotonic()
     served = serve_all()
-    ms, writes = 1e3 * served.seconds, np.array([request.writes for request in wanted])
-    result: dict[str, Any] = {
-        name: {f"p{p:g}": _percentile(ms[which], p) for p in PERCENTILES}
-        for name, which in (("write_ms", writes), ("answer_ms", ~writes), ("all_ms", writes | True))
-    }
-    return served, result | {
+    return served, summary(wanted, served) | {
         "history": names.history,
         "users": users,
-        "requests": len(wanted),
-        "errors": dict(served.errors),
         "fill_seconds": round(filled - begin, 1),
         "largest_difference": largest_difference(
             task, params, _bases(names.history, items), wanted, served, questions
         ),
     }
+
+
+def summary(wanted: Sequence[Request], served: Served) -> dict[str, Any]:
+    """Sums up what became of requests.
+
+    Args:
+      wanted: [n] requests.
+      served: what became of them.
+
+    Returns:
+      Percentiles in milliseconds of 'write_ms', 'answer_ms' and 'all_ms', over requests without an
+      error; the number of 'requests'; and 'errors', their number by kind.
+    """
+    ms, writes = 1e3 * served.seconds, np.array([request.writes for request in wanted])
+    result: dict[str, Any] = {
+        name: {f"p{p:g}": _percentile(ms[which], p) for p in PERCENTILES}
+        for name, which in (("write_ms", writes), ("answer_ms", ~writes), ("all_ms", writes | True))
+    }
+    return result | {"requests": len(wanted), "errors": dict(served.errors)}
 
 
 def _percentile(ms: np.ndarray, p: float) -> float:
