@@ -128,6 +128,20 @@ class Client:
             raise
         return True
 
+    def ready(self) -> bool:
+        """Whether the service has compiled its programs.
+
+        Raises:
+          OSError: the service cannot be reached, or does not answer in time.
+        """
+        try:
+            self._call("GET", "/readyz")
+        except ServiceError as error:
+            if error.status == 503:
+                return False
+            raise
+        return True
+
     def metric(self, name: str) -> float:
         """Returns a number of the service's /metrics.
 
