@@ -117,16 +117,28 @@ class Client:
         """
         self._post("reset", {"users": list(users)})
 
-    def __contains__(self, user: object) -> bool:
-        """Whether a user has a stream."""
+    def length(self, user: User) -> int | None:
+        """Returns the number of items of a user's stream; None: the user has no stream.
+
+        Args:
+          user: any user.
+
+        Raises:
+          ServiceError: the service refused or failed, see its `status`.
+          OSError: the service cannot be reached, or does not answer in time.
+        """
         kind = "?type=int" if isinstance(user, int) else ""
         try:
-            self._call("GET", f"/v1/users/{urllib.parse.quote(str(user), safe='')}{kind}")
+            about = self._call("GET", f"/v1/users/{urllib.parse.quote(str(user), safe='')}{kind}")
         except ServiceError as error:
             if error.status == 404:
-                return False
+                return None
             raise
-        return True
+        return int(json.loads(about)["length"])
+
+    def __contains__(self, user: User) -> bool:
+        """Whether a user has a stream."""
+        return self.length(user) is not None
 
     def ready(self) -> bool:
         """Whether the service has compiled its programs.

@@ -58,7 +58,7 @@ def served(
       before: the start of the line, such as strace and its flags.
 
     Yields:
-      The process, whose log is in `workdir`/service.log, and a client.
+      The process, whose log `log_of` reads, and a client.
     """
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -69,8 +69,8 @@ def served(
     try:
         client, begin = Client(f"http://127.0.0.1:{port}"), time.monotonic()
         while not _ready(client):
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() - begin < 120, log.read_text()
+            assert process.poll() is None, log_of(workdir)
+            assert time.monotonic() - begin < 120, log_of(workdir)
             time.sleep(0.05)
         yield process, client
     finally:
@@ -80,6 +80,11 @@ def served(
                 process.wait(60)
             finally:
                 process.kill()
+
+
+def log_of(workdir: Path) -> str:
+    """The log of the last service of a workdir."""
+    return (workdir.parent / "service.log").read_text()
 
 
 def _ready(client: Client) -> bool:
