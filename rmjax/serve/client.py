@@ -136,9 +136,9 @@ class Client:
             raise
         return int(json.loads(about)["length"])
 
-    def __contains__(self, user: User) -> bool:
+    def __contains__(self, user: object) -> bool:
         """Whether a user has a stream."""
-        return self.length(user) is not None
+        return isinstance(user, str | int) and self.length(user) is not None
 
     def ready(self) -> bool:
         """Whether the service has compiled its programs.

@@ -287,18 +287,16 @@ def measure_service(
       The object of `run_test`. 'cores' is the processor time of the clients and of the service
       divided by the time of the test.
     """
-    service, spent = Client(url), 0.0
-    cpu = lambda: service.metric("process_cpu_seconds_total")
+    service, cpu = Client(url), []
 
     def serve_all() -> Served:
-        nonlocal spent
-        before = cpu()
+        cpu.append(service.metric("process_cpu_seconds_total"))
         served = serve_from_processes(url, wanted, names, clients, threads)
-        spent = cpu() - before
+        cpu.append(service.metric("process_cpu_seconds_total"))
         return served
 
     served, result = run_test(task, params, service, serve_all, wanted, users, names)
-    share = {"clients": served.cpu, "service": spent}
+    share = {"clients": served.cpu, "service": cpu[1] - cpu[0]}
     return result | {
         "cores": {name: round(seconds / served.wall, 2) for name, seconds in share.items()}
     }

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from absl import logging
 
-from rmjax.serve.client import Client
+from rmjax.serve.client import Client, ServiceError
 
 BASES = 8  # different histories; every user has a copy of one of them
 
@@ -161,7 +161,7 @@ def serve(
                 served.seconds[k] = time.monotonic() - begin - request.time
             except Exception as error:  # an error of any kind is a result of the test
                 with turn:
-                    served.errors[type(error).__name__] += 1
+                    served.errors[_kind(error)] += 1
                     if sum(served.errors.values()) <= 3:
                         logging.error("request %d of user %s: %s", k, *user, error)
             ended[k].set()
@@ -174,6 +174,12 @@ def serve(
         worker.join()
     served.cpu, served.wall = sum(os.times()[:2]) - used, time.monotonic() - begin
     return served
+
+
+def _kind(error: Exception) -> str:
+    """The kind of an error in the counts, such as 'HTTP 429' or 'QueueFull'."""
+    refused = isinstance(error, ServiceError)
+    return f"HTTP {error.status}" if refused else type(error).__name__
 
 
 def _before(wanted: Sequence[Request]) -> list[int | None]:
