@@ -178,8 +178,9 @@ def serve(
 
 def _kind(error: Exception) -> str:
     """The kind of an error in the counts, such as 'HTTP 429' or 'QueueFull'."""
-    refused = isinstance(error, ServiceError)
-    return f"HTTP {error.status}" if refused else type(error).__name__
+    if isinstance(error, ServiceError):
+        return f"HTTP {error.status}"
+    return type(error).__name__
 
 
 def _before(wanted: Sequence[Request]) -> list[int | None]:
