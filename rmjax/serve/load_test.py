@@ -39,9 +39,10 @@ from rmjax.data.source import Description, id_array
 from rmjax.io import paths
 from rmjax.machines import memorize
 from rmjax.run import environment
+from rmjax.serve.checks import of_items
 from rmjax.serve.client import Client
 from rmjax.serve.model import open_model
-from rmjax.serve.store import Streams, of_items
+from rmjax.serve.store import Streams
 from rmjax.serve.traffic import (
     BASES,
     Names,
