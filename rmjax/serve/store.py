@@ -569,6 +569,19 @@ class Streams:
         """
         self._call(lambda: self._load_saved(path))
 
+    @property
+    def waiting(self) -> int:
+        """Number of requests in the queue."""
+        return len(self._worker)
+
+    def observe(self, batch: Callable[[int], object]) -> None:
+        """Reports the requests that are served.
+
+        Args:
+          batch: is called in the worker's thread with the number of requests of each batch.
+        """
+        self._worker.observe = batch
+
     def compile(self) -> None:
         """Compiles every shape at once, so that no later request has to wait for the compiler.
 
