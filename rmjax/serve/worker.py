@@ -62,6 +62,7 @@ class Worker:
       queue: most waiting requests; barriers are not counted.
 
     Attributes:
+      thread: the thread that serves.
       observe: is called with the number of requests of each batch before it is served.
     """
 
@@ -73,8 +74,8 @@ class Worker:
         self._inside = 0  # requests that came and are not completed
         self._callers = 0  # requests that were inside at once of late
         self.observe: Callable[[int], object] = lambda count: None
-        self._thread = threading.Thread(target=self._run, name="streams-worker", daemon=True)
-        self._thread.start()
+        self.thread = threading.Thread(target=self._run, name="streams-worker", daemon=True)
+        self.thread.start()
 
     def submit(self, request: Request, urgent: bool = False) -> Future[Any]:
         """Puts a request into the queue.
@@ -102,21 +103,18 @@ class Worker:
         request.future.add_done_callback(self._leave)
         return request.future
 
-    def __len__(self) -> int:
+    @property
+    def waiting(self) -> int:
         """Number of waiting requests."""
         return len(self._waiting)
-
-    def is_current(self) -> bool:
-        """Whether the calling thread is the worker."""
-        return threading.current_thread() is self._thread
 
     def close(self) -> None:
         """Serves all waiting requests, refuses new ones, and returns when the thread has ended."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        if not self.is_current():
-            self._thread.join()
+        if threading.current_thread() is not self.thread:
+            self.thread.join()
 
     def _leave(self, _: Future[Any]) -> None:
         with self._changed:

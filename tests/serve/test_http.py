@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
+from concurrent.futures import Future
 from unittest.mock import AsyncMock, Mock, patch
 
 import jsonschema
@@ -15,9 +20,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from rmjax import tasks
-from rmjax.serve import Model
+from rmjax.serve import Damaged, Model
 from rmjax.serve.http import Service, make_app, server
 from rmjax.serve.http.app import ENDPOINTS, openapi
+from tests import ROOT
 from tests.runs import tiny
 from tests.serve import served
 from tests.serve.served import IDS, ITEMS, LIMITS, LOCAL
@@ -236,7 +242,7 @@ def test_requests_over_a_limit_are_refused(client):
 
 def test_a_body_without_an_end_is_read_up_to_the_limit(client):
     sent, chunk = [], {"type": "http.request", "body": b"x" * 999, "more_body": True}
-    receive = AsyncMock(return_value=chunk)
+    receive = AsyncMock(side_effect=[chunk] * 9)
 
     async def send(message):
         sent.append(message)
@@ -287,6 +293,15 @@ def test_an_unexpected_error_is_in_the_log_under_the_id_of_the_reply(
         reply = post(client, "write", {"users": ["a"], "items": [[]]}, status)
     assert reply["id"] in caplog.text and "secret" in caplog.text
     assert "secret" not in str(reply) and "Traceback" not in str(reply)
+
+
+def test_a_damaged_row_is_named_and_nothing_of_it_is_served(client, service):
+    future = Future()
+    future.set_exception(Damaged("dan", "/secret/place"))
+    with patch.object(service.streams, "answer_soon", Mock(return_value=future)):
+        reply = post(client, "answer", {"users": ["ann", "dan"], "queries": [[], []]}, 500)
+    assert reply.keys() == {"error", "user"} and reply["user"] == "dan"
+    assert "reset this user" in reply["error"] and "secret" not in reply["error"]
 
 
 def test_only_senders_with_the_token_are_served(service):
@@ -365,6 +380,24 @@ def test_the_schema_describes_every_endpoint(client):
     assert {(one.method.lower(), one.path) for one in ENDPOINTS} == USED
     refs = set(json.dumps(shown).split('"#/components/schemas/')[1:])
     assert {ref.partition('"')[0] for ref in refs} == shown["components"]["schemas"].keys()
+
+
+@pytest.mark.parametrize("package", ["starlette.routing", "msgspec", "prometheus_client"])
+def test_a_missing_package_is_named_with_the_extra(monkeypatch, package):
+    for name in [name for name in sys.modules if name.startswith("rmjax.serve.http")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    words = rf"the service needs {package}: pip install 'rmjax\[serve\]'"
+    with pytest.raises(ModuleNotFoundError, match=words):
+        importlib.import_module("rmjax.serve.http")
+
+
+def test_a_fault_at_the_start_is_one_line(tmp_path):
+    line = [sys.executable, "-m", "rmjax.serve", f"--workdir={tmp_path}", "--host=0.0.0.0"]
+    environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.perturb=0", "RMJAX_TOKEN": " "}
+    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "--host=0.0.0.0: other machines reach it without a token" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
@@ -13,12 +14,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import httpx
 import numpy as np
 import pytest
 
 from rmjax.serve.database import Database
+from rmjax.serve.http.server import with_deadlines
 from tests import ROOT
 from tests.serve.served import IDS, USUAL, mutated
 
@@ -56,7 +59,6 @@ class Server:
         reply = self.client.post("/v1/write", json={"users": [user], "items": [[IDS[1]]]})
         assert reply.status_code == 200, reply.text
         return reply.json()["lengths"][0]
-
 
 
 @pytest.fixture(scope="module")
@@ -140,13 +142,34 @@ def test_slow_clients_and_idle_connections_do_not_hold_others_up(server):
         assert SECONDS / 2 < time.monotonic() - begin < 10 * SECONDS
 
 
-def test_a_client_that_does_not_read_is_cut_off(server):
+def test_a_client_that_sends_without_reading_is_cut_off(server):
+    server.write("flood")
+    before = resident(server.process)
     with server.connect() as connection:
         request = as_bytes("GET", b"/openapi.json", {"connection": b"keep-alive"}, b"")
         with pytest.raises(ConnectionError):
-            for _ in range(3000):
-                connection.sendall(request * 100)
-    server.write("quick")
+            for _ in range(300):
+                connection.sendall(request * 1000)
+    assert server.write("flood") == 2 and resident(server.process) < before + 1e8
+
+
+def test_a_reader_has_a_deadline():
+    """It begins when the buffer is full, and ends when the buffer is empty."""
+    transport = Mock()
+
+    async def read(pauses: int) -> int:
+        loop = asyncio.get_running_loop()
+        plain = type("Plain", (asyncio.Protocol,), {"loop": loop, "transport": transport})
+        connection = with_deadlines(plain, 0.05)()
+        for _ in range(pauses):
+            connection.pause_writing()
+            connection.resume_writing()
+        if not pauses:
+            connection.pause_writing()
+        await asyncio.sleep(0.1)
+        return transport.abort.call_count
+
+    assert [asyncio.run(read(pauses)) for pauses in (2, 0)] == [0, 1]
 
 
 def test_after_a_signal_open_requests_end_and_no_new_ones_begin(server):

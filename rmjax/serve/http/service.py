@@ -17,7 +17,7 @@ import numpy as np
 from rmjax.serve.http import bodies
 from rmjax.serve.http.bodies import Refused
 from rmjax.serve.model import Model
-from rmjax.serve.store import Damaged, QueueFull, StreamInfo, Streams, User, of_items
+from rmjax.serve.store import Damaged, QueueFull, StreamInfo, Streams, of_items
 
 _NUMBERS = 1_000_000  # most numbers of a reply, about 10 MB of JSON
 _K = 16  # least number of items that are ranked: each other number is compiled anew
@@ -57,7 +57,7 @@ class Service:
         self.streams, self.limits = streams, limits or Limits()
         self.ready = self.closing = False
         self._names = model.names
-        self._kinds, self._by_kind = questions.kinds, bool(questions.kinds)
+        self._kinds = questions.kinds  # 0: queries are items
         items = model.description.num_items
         self._width = items if questions.answer == "item" else max(1, questions.classes)
         self._no_ranking = _no_ranking(model)
@@ -69,9 +69,7 @@ class Service:
         self._names.indices([])  # builds the index
         self.streams.compile()
         if not self._no_ranking:
-            for power in range(
-                self.limits.users.bit_length()
-            ):  # each batch, without items left out
+            for power in range(self.limits.users.bit_length()):  # all sizes of batches
                 self.streams.recommend([""] * (1 << power), min(_K, len(self._names.ids)))
         self.ready = True
 
@@ -148,7 +146,7 @@ class Service:
         """Items of the catalogue whose ids contain a text."""
         return await self.in_thread(self._search, query)
 
-    def _info(self, user: User) -> StreamInfo:
+    def _info(self, user: bodies.User) -> StreamInfo:
         try:
             return self.streams.info(user)
         except Damaged:
@@ -161,7 +159,7 @@ class Service:
         fits = (one for one in map(_plain, ids) if text in str(one).casefold())
         return bodies.Items(list(itertools.islice(fits, query.limit)), len(ids))
 
-    def _memory(self, user: User) -> bodies.Memory:
+    def _memory(self, user: bodies.User) -> bodies.Memory:
         memory = self.streams.memory(user)
         leaves = {
             field.name: np.asarray(getattr(memory, field.name))
@@ -176,7 +174,7 @@ class Service:
             return bodies.Memory(slots.tolist(), {})
         return bodies.Memory(None, {name: leaf.tolist() for name, leaf in leaves.items()})
 
-    def _check(self, users: Sequence[User], **lists: Sequence[object] | None) -> None:
+    def _check(self, users: Sequence[bodies.User], **lists: Sequence[object] | None) -> None:
         """Raises Refused unless each list has one entry a user, and the limits hold."""
         if len(users) > self.limits.users:
             cure = f"send at most {self.limits.users} in a request"
@@ -203,13 +201,13 @@ class Service:
 
     def _asked(self, lists: Sequence[Sequence[bodies.Id]]) -> tuple[list[np.ndarray], int]:
         """The queries as numbers, -1 for unknown items; and the number of unknown items."""
-        if not self._by_kind:
+        if not self._kinds:
             return self._known(lists)
         for ids in lists:
             for one in ids:
                 if not isinstance(one, int) or not 0 <= one < self._kinds:
                     cure = f"kinds of question are numbers from 0 to {self._kinds - 1}"
-                    raise Refused(400, f"queries has {one!r}: {cure}", "queries")
+                    raise Refused(400, f"queries has {one!r:.50}: {cure}", "queries")
         return [np.array(ids, np.int32) for ids in lists], 0
 
     async def in_thread(self, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -237,13 +235,13 @@ def _no_ranking(model: Model) -> str:
     return ""
 
 
-def _user(query: bodies.OfUser, name: str) -> User:
+def _user(query: bodies.OfUser, name: str) -> bodies.User:
     """The user whom a path names."""
     if query.type == "str":
         return name
     user = int(name) if re.fullmatch("-?[0-9]{1,19}", name) else 1 << 63
     if str(user) != name or not -(2**63) <= user < 2**63:
-        raise Refused(400, f"{name!r} is no integer of 64 bits: leave ?type=int out", "type")
+        raise Refused(400, f"{name!r:.50} is no integer of 64 bits: leave ?type=int out", "type")
     return user
 
 
@@ -251,7 +249,7 @@ def _check_text(user: str) -> None:
     try:
         user.encode()
     except UnicodeEncodeError:
-        raise Refused(400, f"{user!r} has half of a pair of surrogates: send UTF-8") from None
+        raise Refused(400, f"{user!r:.50} has half of a pair of surrogates: send UTF-8") from None
 
 
 def _plain(one: object) -> bodies.Id:
