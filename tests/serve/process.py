@@ -30,9 +30,12 @@ def start(store: Path, *flags: str, before: tuple[str, ...] = (), **more) -> sub
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "",
     }
-    line = [*before, sys.executable, "-m", "tests.serve.served", f"--store={store}", *flags]
+    line = [*before, sys.executable, "-m", "tests.serve.served", "--workdir=."]
+    line += [f"--store={store}", *flags]
     with log_of(store).open("w") as log:
-        return subprocess.Popen(line, env=environment | more, stdout=log, stderr=log)
+        return subprocess.Popen(
+            line, env=environment | more, stdout=log, stderr=log, start_new_session=True
+        )
 
 
 def log_of(store: Path) -> Path:
@@ -73,12 +76,17 @@ def served(
             time.sleep(0.05)
         yield process, client
     finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(60)
-            finally:
-                process.kill()
+        _end(process, signal.SIGTERM)
+
+
+def _end(process: subprocess.Popen, sign: signal.Signals) -> None:
+    """Ends a process and its children, such as those of strace."""
+    if process.poll() is None:
+        os.killpg(process.pid, sign)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            _end(process, signal.SIGKILL)
 
 
 def _ready(client: Client) -> bool:
