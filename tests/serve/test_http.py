@@ -197,7 +197,7 @@ BAD = {  # body of a write -> words of the error
     '{"users": [["a"]], "items": [[]]}': "users[0]: Expected int | str, got array",
     '{"users": [9223372036854775808], "items": [[]]}': "users[0]: Expected int <= 92233",
     '{"users": [1' + 500 * "0" + '], "items": [[]]}': "users[0]: Expected int <= 92233",
-    '{"users": ["\\ud800"], "items": [[]]}': "half of a pair of surrogates",
+    '{"users": ["\\ud800"], "items": [[]]}': "is no Unicode text",
     '{"users": ["a"], "items": [3]}': "items[0]: Expected array, got int. For each user a list",
     '{"users": ["a"], "items": [[[3]]]}': "items[0][0]: Expected int | str, got array",
     '{"users": ["a"], "items": [[NaN]]}': "NaN is no number of JSON",
@@ -241,16 +241,15 @@ def test_requests_over_a_limit_are_refused(client):
 
 
 def test_a_body_without_an_end_is_read_up_to_the_limit(client):
-    sent, chunk = [], {"type": "http.request", "body": b"x" * 999, "more_body": True}
-    receive = AsyncMock(side_effect=[chunk] * 9)
-
-    async def send(message):
-        sent.append(message)
-
+    """And one whose length is known to be too large is not read at all."""
+    chunk = {"type": "http.request", "body": b"x" * 999, "more_body": True}
     headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
-    scope = {"type": "http", "method": "POST", "path": "/v1/write", "headers": headers}
-    asyncio.run(client.app(scope | {"query_string": b""}, receive, send))
-    assert sent[0]["status"] == 413 and receive.await_count == 3
+    scope = {"type": "http", "method": "POST", "path": "/v1/write", "query_string": b""}
+    for more, pulled in (([], 3), ([(b"content-length", b"2001")], 0)):
+        receive, send = AsyncMock(side_effect=[chunk] * 9), AsyncMock()
+        asyncio.run(client.app(scope | {"headers": headers + more}, receive, send))
+        assert send.await_args_list[0].args[0]["status"] == 413
+        assert receive.await_count == pulled
 
 
 def test_a_full_queue_is_429_and_requests_that_wait_are_served(client, service):
@@ -265,12 +264,12 @@ def test_a_full_queue_is_429_and_requests_that_wait_are_served(client, service):
     while service.streams.waiting < 8:
         time.sleep(0.001)
     reply = client.post("/v1/write", json=body)
-    assert reply.headers["retry-after"] == "1" and "again" in reply.json()["error"]
-    checked(reply, "/v1/write", 429)
     gate.set()
     for thread in threads:
         thread.join()
     service.streams.observe(lambda count: None)
+    assert reply.headers["retry-after"] == "1" and "again" in reply.json()["error"]
+    checked(reply, "/v1/write", 429)
     assert post(client, "write", body)["lengths"] == [10]
 
 
@@ -344,6 +343,7 @@ def test_pages_of_other_hosts_cannot_use_a_server_without_a_token(service):
 def test_unknown_paths_and_methods_are_named(client):
     for reply, status in (
         (client.get("/v1/nothing"), 404),
+        (client.post("/v1/write/"), 404),
         (client.get("/v1/write"), 405),
         (client.post("/v1/users/ann"), 405),
         (client.put("/metrics"), 405),
@@ -364,7 +364,7 @@ def test_metrics_count_requests(service):
         'rmjax_request_seconds_count{endpoint="/v1/write"} 2.0',
         f"rmjax_users {float(len(service.streams))}",
         "rmjax_queue_length 0.0",
-        'rmjax_batch_requests_bucket{le="1.0"} ',
+        'rmjax_batch_requests_bucket{le="1.0"} 1.0',
         "process_resident_memory_bytes",
     ):
         assert line in text, text
