@@ -10,9 +10,11 @@ is intact after a kill or a power failure.
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import os
+import shutil
 import struct
 import threading
 import zlib
@@ -178,6 +180,8 @@ class Database:
                 with self._map:  # an environment may refuse everything after a failed commit
                     self._env.close()
                     self._env = self._opened()
+                if code == errno.EIO and shutil.disk_usage(self.path).free < size:
+                    code = errno.ENOSPC  # LMDB says EIO when a part of its pages still fits
                 text = os.strerror(code) if code > 0 else str(error)
                 raise atomic.explained(OSError(code, text), self._file, size) from error
 
