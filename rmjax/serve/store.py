@@ -507,7 +507,9 @@ class Streams:
         self._worker.observe = batch
 
     def compile(self) -> None:
-        """Compiles every shape at once, so that no later request has to wait for the compiler.
+        """Compiles every shape, so that no later write or answer has to wait for the compiler.
+
+        Of `recommend`, it compiles k = 10 without items to leave out.
 
         Raises:
           RuntimeError: the store is closed, or this process was forked.
@@ -724,7 +726,13 @@ class Streams:
                 cache.rows.put(nobody, programs.feed(rows, ids, ids > 0))
             for queries in self._queries:
                 ids = np.zeros((batch, queries), np.int32)
-                jax.block_until_ready(programs.answer(rows, ids, ids > 0))  # type: ignore[no-untyped-call]
+                np.asarray(programs.answer(rows, ids, ids > 0))
+            if self._ranks:
+                ids = np.zeros((batch, 1), np.int32)
+                jax.tree.map(
+                    np.asarray, programs.rank(rows, ids, ids > 0, k=min(10, self._num_items))
+                )
+        jax.tree.map(np.asarray, programs.remember(self._blank))
 
     def _fills(self, ids: np.ndarray) -> int:
         """Number of segments that a write is padded to; `feed` adds room for the tail."""
