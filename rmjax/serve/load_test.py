@@ -260,7 +260,7 @@ def measure_streams(
       time of the process divided by the time of the test.
     """
     begin = time.monotonic()
-    with contextlib.closing(Streams(task, params, segments=(1, 64), **options)) as streams:
+    with contextlib.closing(Streams(task, params, **options)) as streams:
         opened = time.monotonic()
         streams.compile()
         compiled = time.monotonic()
