@@ -136,11 +136,11 @@ def test_errors_cancelled_requests_and_a_full_queue(recorder):
 
 
 def test_the_worker_waits_only_while_others_may_come(recorder):
-    worker = Worker(8, 0.5, 100)
+    worker = Worker(8, 2.0, 100)
     begin = time.monotonic()
     for k in range(20):
         worker.submit(recorder.request("w", "a", k)).result()
-    assert time.monotonic() - begin < 0.4, "a single caller must not wait"
+    assert time.monotonic() - begin < 1.9, "a single caller must not wait"
     held(worker, recorder)  # three callers at once: the worker knows of them
     for k in range(3):
         worker.submit(recorder.request("w", str(k), k))
@@ -157,10 +157,10 @@ def test_the_worker_waits_only_while_others_may_come(recorder):
     assert done[0][0] == "early" and len(done[0]) > 4, "the largest batch, or all callers"
     begin = time.monotonic()
     worker.submit(recorder.request("w", "a", "alone")).result()
-    assert time.monotonic() - begin < 1.5, "at most the delay"
+    assert 1.9 < time.monotonic() - begin < 10, "the delay, since the others were here of late"
     begin = time.monotonic()
     worker.submit(recorder.request("w", "a", "alone again")).result()
-    assert time.monotonic() - begin < 0.4, "the others stay away"
+    assert time.monotonic() - begin < 1.9, "the others stay away"
     worker.close()
 
 
