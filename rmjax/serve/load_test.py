@@ -20,6 +20,7 @@ from __future__ import annotations
 import bisect
 import collections
 import contextlib
+import gc
 import json
 import sys
 import time
@@ -264,7 +265,15 @@ def measure_streams(
         opened = time.monotonic()
         streams.compile()
         compiled = time.monotonic()
-        serve_all = lambda: serve(streams, wanted, names, threads)
+
+        def serve_all() -> Served:
+            gc.collect()
+            gc.freeze()  # as the service does: a full collection stops everything for 0.1 s
+            try:
+                return serve(streams, wanted, names, threads)
+            finally:
+                gc.unfreeze()
+
         how = wanted, users, names, COPIES_AT_ONCE
         served, result = run_test(task, params, streams, serve_all, *how)
         return result | {
