@@ -1,9 +1,7 @@
-"""Which of several stores holds a user, and the command that copies users between stores.
-
-    python -m rmjax.reshard --source=old/0 --target=new/3 --shard=3/5
+"""Which of several stores holds a user.
 
 The hash of a user is a number of 64 bits. Shard i of n holds the users of the i-th of n equal
-ranges of hashes, so a store is split and merged by ranges.
+ranges of hashes. `rmjax.serve.reshard` copies users from n stores to another number of stores.
 """
 
 from __future__ import annotations
