@@ -25,7 +25,7 @@ EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: the same line, run again, cont
 
 
 @contextlib.contextmanager
-def lock(workdir: str | Path, *, reading: bool = False) -> Iterator[None]:
+def lock(workdir: str | Path, *, reading: bool = False, name: str = "workdir") -> Iterator[None]:
     """Locks a workdir for this process. The system releases the lock however the process ends.
 
     The folder is locked, and so is the file `lock` in it, which names the process. Deleting the
@@ -36,6 +36,7 @@ def lock(workdir: str | Path, *, reading: bool = False) -> Iterator[None]:
       workdir: is made if missing, unless `reading`.
       reading: nothing is written in the workdir. Several processes may read at once, but not while
         one writes.
+      name: of the flag or argument, for errors.
 
     Yields:
       None, while the lock is held.
@@ -58,27 +59,28 @@ def lock(workdir: str | Path, *, reading: bool = False) -> Iterator[None]:
         except OSError as error:
             if not reading:
                 cause = "it is a file" if folder.is_file() else error.strerror
-                message = f"--workdir={workdir} cannot be written to ({cause})"
+                message = f"--{name}={workdir} cannot be written to ({cause})"
                 raise OSError(f"{message}: name another directory") from error
-        if opened and not any([_take(one, how, path) for one in opened]):
+        if opened and not any([_take(one, how, path, name) for one in opened]):
             logging.warning(
                 "%s: this file system has no locks, so nothing keeps a second run out: start one "
-                "at a time, or name another --workdir.",
+                "at a time, or name another --%s.",
                 folder,
+                name,
             )
         if not reading:
             _sign(opened[-1], path)
         yield
 
 
-def _take(opened: _Opened, how: int, path: Path) -> bool:
+def _take(opened: _Opened, how: int, path: Path, name: str) -> bool:
     """Locks a file or folder; False if the file system cannot."""
     try:
         fcntl.flock(opened, how | fcntl.LOCK_NB)
     except BlockingIOError:
         raise RuntimeError(
             f"{path} is held by {_holder(path)}: wait for it to end, stop it (kill its pid), or "
-            "use another workdir"
+            f"use another {name}"
         ) from None
     except OSError:
         return False

@@ -2,6 +2,15 @@
 
 from rmjax.serve.model import Model, open_model
 from rmjax.serve.recommend import Recommended
-from rmjax.serve.store import Streams
+from rmjax.serve.store import Damaged, QueueFull, StreamInfo, Streams, WrongLength
 
-__all__ = ["Model", "Recommended", "Streams", "open_model"]
+__all__ = [
+    "Damaged",
+    "Model",
+    "QueueFull",
+    "Recommended",
+    "StreamInfo",
+    "Streams",
+    "WrongLength",
+    "open_model",
+]

@@ -31,8 +31,8 @@ from rmjax import config as configs
 from rmjax.io import atomic, paths
 from rmjax.machines.live import LiveStream, current_memory, feed, open_stream
 from rmjax.run import environment
+from rmjax.serve.checks import of_items
 from rmjax.serve.model import open_model
-from rmjax.serve.store import of_items
 from rmjax.tasks.reasoning import Reasoning
 from rmjax.types import Array, Params, Task
 

@@ -28,8 +28,9 @@ from rmjax.data.source import Description
 from rmjax.io import paths
 from rmjax.machines import memorize
 from rmjax.run import environment
+from rmjax.serve.checks import of_items
 from rmjax.serve.model import open_model
-from rmjax.serve.store import Streams, of_items
+from rmjax.serve.store import Streams
 from rmjax.tasks.reasoning import Reasoning
 from rmjax.types import Array, Params, Task, at
 
@@ -258,7 +259,7 @@ def main(argv: Sequence[str]) -> int:
         for history in map(int, asked.histories):
             options: Mapping[str, Any] = {}
             if asked.folder:
-                options = {"folder": paths.resolve(asked.folder, "--folder") / str(history)}
+                options = {"store": paths.resolve(asked.folder, "--folder") / str(history)}
             result = run_test(task, params, history, wanted, asked.users, **options)
             print(json.dumps({"rate": asked.rate} | result), flush=True)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
@@ -281,7 +282,9 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "histories", ["100", "1000", "100000"], "Items of a stream before the first request."
     )
-    flags.DEFINE_string("folder", None, "Keeps the streams in files there, not on the device.")
+    flags.DEFINE_string(
+        "folder", None, "Keeps the streams in databases there, not on the device alone."
+    )
     numbers = lambda histories: all(size.isdecimal() and int(size) for size in histories)
     register: Callable[..., None] = flags.register_validator
     register(

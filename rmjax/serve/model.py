@@ -177,17 +177,16 @@ class Model:
         """Opens a store of live streams of many users.
 
         Args:
-          **options: the keyword arguments of `Streams`: capacity, batches, segments, queries,
-            folder.
+          **options: the keyword arguments of `Streams`, such as store and capacity.
 
         Returns:
-          The store: empty, or with the streams of `folder`. It may be used from any thread, but not
-          from a forked process.
+          The store: empty, or with the streams of the database `store`. It may be used from any
+          thread, but not from a forked process.
 
         Raises:
-          ValueError: an option or the folder does not fit, see `Streams`.
-          RuntimeError: another store owns the folder.
-          OSError: the disk has no room for the rows.
+          ValueError: an option or the database does not fit, see `Streams`.
+          RuntimeError: another process writes to the database.
+          OSError: the database cannot be written to.
         """
         return Streams(self.task, self.params, **options)
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rmjax.machines import memorize
-from rmjax.serve.store import of_items
+from rmjax.serve.checks import of_items
 from rmjax.tasks.answers import questions_only
 from rmjax.types import Array, Params, Task
 

@@ -1,6 +1,6 @@
 """Live memories of many users: streams grow item by item and answer queries at any time.
 
-    streams = Streams(task, params)
+    streams = Streams(task, params, store="streams.lmdb")
     streams.write(["ann", "bob"], [[3, 14, 15], [9]])  # any number of items for each user
     streams.answer(["ann"], [[26, 5]])  # [f32 [2]]: the scores of two items
 
@@ -10,207 +10,125 @@ A stream answers as evaluation does after the same items, whatever the sizes of 
 
 from __future__ import annotations
 
-import contextlib
+import atexit
+import dataclasses
 import functools
-import hashlib
-import json
+import itertools
 import os
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+import weakref
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
-from rmjax.io import atomic, checkpoint
-from rmjax.io.paths import resolve
-from rmjax.io.text import read_json
+from rmjax.io import checkpoint
 from rmjax.machines.live import LiveStream, current_memory, feed, open_stream
-from rmjax.run.workdir import lock
-from rmjax.tasks.reasoning import Reasoning
-from rmjax.types import Array, Params, Task, at
+from rmjax.serve import committer, database
+from rmjax.serve.checks import (
+    Ids,
+    check_rows,
+    checked_ids,
+    in_json,
+    listed_users,
+    of_items,
+    pairs,
+    plain_users,
+)
+from rmjax.serve.committer import Change, Committer
+from rmjax.serve.database import Damaged, Database, Row, User
+from rmjax.serve.rows import OnDevice, Packing, digest, padded
+from rmjax.serve.worker import QueueFull, Request, Worker
+from rmjax.types import Array, Memory, Params, Task, at
 
-Ids = Sequence[int] | np.ndarray  # one flat list of whole numbers
-User = str | int  # an int of 64 bits
-_INDEX = "index.json"
-_CURE = "restore it from a copy, or load saved streams into another folder"
-_SAVED_ROWS = 4096  # rows that `save` copies to the host at a time
-K = TypeVar("K", bound=User)
-P = ParamSpec("P")
+__all__ = ["Damaged", "QueueFull", "StreamInfo", "Streams", "User", "WrongLength", "of_items"]
+
+_READ = 4096  # rows that are copied to the host at a time
+K = TypeVar("K")
 T = TypeVar("T")
 
 
-def _one_at_a_time(
-    method: Callable[Concatenate[Streams, P], T],
-) -> Callable[Concatenate[Streams, P], T]:
-    """Makes threads take turns in a method; refuses closed stores and forked processes."""
+class WrongLength(ValueError):
+    """A stream has another length than its writer expected; nothing of the request was written.
 
-    @functools.wraps(method)
-    def call(self: Streams, *args: P.args, **kwargs: P.kwargs) -> T:
-        self._refuse_forked()
-        with self._lock:
-            if self._closed:
-                raise RuntimeError("these streams are closed: open them again with Streams(...)")
-            return method(self, *args, **kwargs)
-
-    return call
-
-
-class OnDevice:
-    """Rows of streams as arrays on the device; row i belongs to slot i.
-
-    Args:
-      blank: an empty stream, leading axis 1; gives the shapes and dtypes.
-      capacity: number of rows.
+    Attributes:
+      user: whose stream it is.
+      actual: items of the stream.
     """
 
-    def __init__(self, blank: LiveStream, capacity: int):
-        self.rows: LiveStream = jax.tree.map(
-            lambda x: jnp.zeros((capacity, *x.shape[1:]), x.dtype), blank
+    def __init__(self, user: User, actual: int, expected: int):
+        super().__init__(
+            f"user {user!r}: the stream has {actual} items, and {expected} were expected: nothing "
+            "was written"
         )
-
-    def take(self, slots: np.ndarray) -> LiveStream:
-        """Returns the rows of slots [b]; a slot beyond the last row gives the last row."""
-        rows: LiveStream = _take(self.rows, slots)
-        return rows
-
-    def put(self, slots: np.ndarray, rows: LiveStream) -> None:
-        """Writes rows [b, ...] to slots [b]; slots beyond the last row are skipped."""
-        self.rows = _put(self.rows, slots, rows)
-
-    def wait(self) -> None:
-        """Returns when the device has finished every `put`."""
-        jax.block_until_ready(self.rows)  # type: ignore[no-untyped-call]
-
-    def grow(self, capacity: int) -> None:
-        """Appends rows up to the new capacity."""
-        more = lambda x: jnp.concatenate([x, jnp.zeros((capacity - len(x), *x.shape[1:]), x.dtype)])
-        self.rows = jax.tree.map(more, self.rows)
+        self.user, self.actual = user, actual
 
 
-class InFiles:
-    """Rows of streams as memory-mapped files: for more users than a device can hold.
+class StreamInfo(NamedTuple):
+    """What is known of a stream."""
 
-    Each array of a stream has one file. The files hold the rows of the last `flush`, or later rows.
+    length: int  # number of items
+    written: float  # time of the last write, unix seconds
+    bytes: int  # of its row; the same for every length
 
-    Args:
-      blank: an empty stream, leading axis 1; gives the shapes and dtypes.
-      capacity: number of rows.
-      folder: the folder of the files.
-      expected: number of rows that the files must already have.
 
-    Raises:
-      ValueError: a file has fewer than `expected` rows; names the file.
-      OSError: the disk has no room for the rows; names the size and the folder.
-    """
+@dataclasses.dataclass(slots=True)
+class _Entry:
+    """A stream whose row is on the device."""
 
-    def __init__(self, blank: LiveStream, capacity: int, folder: Path, expected: int = 0):
-        self._folder = folder
-        self._blank = {
-            jax.tree_util.keystr(p, simple=True, separator="."): x for p, x in _leaves(blank)
-        }
-        self._structure = jax.tree.structure(blank)
-        self._sizes = {  # bytes of one row
-            name: x.dtype.itemsize * int(np.prod(x.shape[1:])) for name, x in self._blank.items()
-        }
-        for name, size in self._sizes.items():
-            path = self._path(name)
-            actual = path.stat().st_size if path.exists() else 0
-            if actual < expected * size:
-                raise ValueError(f"{path} has {actual} of {expected * size} bytes: {_CURE}")
-        self.grow(capacity)
+    slot: int
+    writes: int  # number of writes so far
+    length: int
+    written: float
+    saved: int  # number of writes that the database has
 
-    def take(self, slots: np.ndarray) -> LiveStream:
-        """Returns the rows of slots [b]; a slot beyond the last row gives the last row."""
-        places = np.minimum(slots, self._capacity - 1)
-        rows: LiveStream = jax.tree.unflatten(
-            self._structure, [file[places] for file in self._files]
-        )
-        return rows
 
-    def put(self, slots: np.ndarray, rows: LiveStream) -> None:
-        """Writes rows [b, ...] to slots [b]; slots beyond the last row are skipped."""
-        inside = slots < self._capacity
-        for file, new in zip(self._files, jax.tree.leaves(rows), strict=True):
-            file[slots[inside]] = np.asarray(new)[inside]
+class _Write(NamedTuple):
+    """One entry of a request to write."""
 
-    def wait(self) -> None:
-        """Returns at once: `put` has already waited for the rows."""
-
-    def grow(self, capacity: int) -> None:
-        """Enlarges the files to the new capacity and maps them into memory.
-
-        Args:
-          capacity: number of rows; at least the present number.
-
-        Raises:
-          OSError: the disk has no room; names the size and the folder.
-        """
-        for name, size in self._sizes.items():
-            try:
-                with self._path(name).open("ab") as file:
-                    # Reserve the space now: a later write to a full disk would kill the process.
-                    os.posix_fallocate(file.fileno(), 0, capacity * size)
-                    os.fsync(file.fileno())
-            except OSError as error:
-                total = capacity * sum(self._sizes.values())
-                raise OSError(
-                    f"{capacity} streams need {total:,} bytes in {self._folder} "
-                    f"({error.strerror}): free space, or give another folder"
-                ) from error
-        atomic.sync(self._folder)
-        self._files = [
-            np.memmap(self._path(name), x.dtype, "r+", shape=(capacity, *x.shape[1:]))
-            for name, x in self._blank.items()
-        ]
-        self._capacity = capacity
-
-    def _path(self, name: str) -> Path:
-        return self._folder / f"{name}.bin"
-
-    def flush(self) -> None:
-        """Returns when the rows would survive a power failure.
-
-        Raises:
-          OSError: a file could not be written; names the file, the size and the cure.
-        """
-        for name, file in zip(self._blank, self._files, strict=True):
-            try:
-                file.flush()
-            except OSError as error:
-                raise atomic.explained(error, self._path(name), file.nbytes) from error
+    user: User
+    items: np.ndarray  # i32 [n]
+    expected: int | None  # length of the stream before
 
 
 class Streams:
     """A store of live streams of one trained model: one stream for each user.
 
-    Threads: any number of threads may call any method. A lock lets one call run at a time, so each
-    call sees all effects of the calls before. Two calls for one user take effect in the order in
-    which they get the lock: a caller who needs an order must wait for the first call to return.
+    Threads: any number of threads may call any method. Requests wait in a queue. One thread serves
+    them, and merges those that fit together. Requests of one user take effect in the order in which
+    they were made. `reset`, `fork`, `save` and `load` wait for all requests before them.
 
     Processes: a process forked from the opening process must not use the store. All methods raise
-    RuntimeError in a forked process. After `close`, all methods but `close` raise it too.
+    RuntimeError in a forked process. After `close`, all methods but `close` raise it too. Other
+    processes may read the database, see `rmjax.serve.database.open_readonly`.
 
     Args:
       task: the task of an opened `Model`, or of `rmjax.run.training.trained`. The model's streams
         must hold item ids.
       params: the parameters of the same model.
-      capacity: number of users that fit at first. It doubles when more users come; on the
-        device, reading and writing rows is then compiled anew.
+      capacity: without a store, the number of users that fit at first. It doubles when more users
+        come; reading and writing rows is then compiled anew. With a store, the number of users
+        whose rows stay on the device; the rows of those who did not come for longest are left out.
       batches: numbers of users that a request is padded to. Larger requests are split.
       segments: numbers of segments that a write is padded to. Longer writes are split.
       queries: numbers of queries a user that a request is padded to. Longer requests are split.
-      folder: folder of the files that hold the streams; None keeps the streams on the device. A
-        folder with streams of the same model is opened as the last `flush` left it. One store at a
-        time owns a folder, until `close`.
+      store: path of the database that holds the streams, a folder; made if it is missing. None
+        keeps the streams on the device alone. One process at a time may write to it.
+      sync: when a write to a store returns, see `rmjax.serve.committer`: 'each', 'group' or 'none'.
+      delay: seconds; no request waits longer than this for others to be merged with.
+      queue: most waiting requests; more raise QueueFull.
 
     Raises:
-      ValueError: capacity is below 1, or the model's streams do not hold item ids. Or the folder is
-        a URL, holds streams of another model, or is damaged; names the file and the field.
-      RuntimeError: another store owns the folder.
-      OSError: the disk has no room for the rows; the error says how many bytes they need.
+      ValueError: an option is out of range, or the model's streams do not hold item ids. Or the
+        store is a URL, holds streams of another model, or is damaged; names the file and the field.
+      RuntimeError: another process writes to the store.
+      OSError: the store cannot be written to.
+      ModuleNotFoundError: a store is given, and lmdb is not installed.
     """
 
     def __init__(
@@ -222,11 +140,13 @@ class Streams:
         batches: Sequence[int] = (1, 8, 64),
         segments: Sequence[int] = (1, 16),
         queries: Sequence[int] = (1, 16),
-        folder: str | Path | None = None,
+        store: str | Path | None = None,
+        sync: str = "group",
+        delay: float = 0.002,
+        queue: int = 1024,
     ):
         task = of_items(task)
-        if capacity < 1:
-            raise ValueError(f"capacity must be at least 1, got {capacity}")
+        _check_options(capacity, batches, store, sync, delay, queue)
         assert task.table is not None
         self._num_items = len(at(params, task.table))
         self._num_queries = task.answers.questions.kinds or self._num_items
@@ -235,28 +155,18 @@ class Streams:
         self._queries = sorted(queries)
         machine = task.machine
         self._blank = open_stream(machine, params["machine"], 1, self._length)
-        self._slots: dict[User, int] = {}
-        self._free: list[int] = []
-        self._released: list[int] = []  # slots of removed users in files; `flush` frees them
-        self._used = 0  # slots that ever had a user
-        self._lock, self._process, self._closed = threading.RLock(), os.getpid(), False
+        self._packing = Packing(self._blank)
+        self._sync, self._process = sync, os.getpid()
+        self._database: Database | None = None
+        self._committer: Committer | None = None
+        if store is not None:
+            about = {"format": database.FORMAT, "rows": self._packing.schema} | self._about
+            self._database = Database(store, about)
         self._capacity = capacity
-        self._folder = None if folder is None else resolve(folder, "folder")
-        self._store: OnDevice | InFiles
-        with contextlib.ExitStack() as held:
-            if self._folder is None:
-                self._store = OnDevice(self._blank, capacity)
-            else:
-                held.enter_context(lock(self._folder))
-                index = self._read_index(self._folder / _INDEX)
-                self._slots = dict(zip(index["users"], index["slots"], strict=True))
-                self._capacity = max(capacity, index["capacity"])
-                self._used = max(index["slots"], default=-1) + 1
-                # Files first: they refuse a wrong capacity before it costs memory below.
-                self._store = InFiles(self._blank, self._capacity, self._folder, index["capacity"])
-                self._free = sorted(set(range(self._used)) - set(index["slots"]))
-                self._fill(index["erase"], self._blank)
-            self._held = held.pop_all()
+        self._rows = OnDevice(self._blank, capacity)
+        self._entries: dict[User, _Entry] = {}  # the least recently used come first
+        self._free = list(range(capacity))[::-1]  # slots without a user
+        self._lost: OSError | None = None  # of a commit that no caller waited for
 
         @jax.jit
         def feed_rows(params: Params, rows: LiveStream, items: Array, mask: Array) -> LiveStream:
@@ -277,53 +187,97 @@ class Streams:
             scores, ids = task.top_k(params, memory, query, query == query, k, left_out)
             return scores[:, 0], ids[:, 0]
 
-        self._feed: Callable[..., LiveStream] = functools.partial(feed_rows, self._params)
-        self._answer: Callable[..., Array] = functools.partial(answer_rows, self._params)
-        self._rank: Callable[..., tuple[Array, Array]] = functools.partial(rank_rows, self._params)
+        @jax.jit
+        def remember_rows(params: Params, rows: LiveStream) -> Memory:
+            return current_memory(machine, params["machine"], rows)
 
-    @_one_at_a_time
-    def __len__(self) -> int:
-        """Number of users that have a stream."""
-        return len(self._slots)
+        bind: Callable[..., Any] = lambda function: functools.partial(function, self._params)
+        self._feed: Callable[..., LiveStream] = bind(feed_rows)
+        self._answer: Callable[..., Array] = bind(answer_rows)
+        self._rank: Callable[..., tuple[Array, Array]] = bind(rank_rows)
+        self._remember: Callable[..., Memory] = bind(remember_rows)
+        self._worker = Worker(self._batches[-1], delay, queue)
+        if self._database is not None:
+            wait = 0.0 if sync == "each" else committer.GROUP
+            self._committer = Committer(self._database, wait, _weakly(self._after_failure))
+        self._end = weakref.finalize(
+            self, _end, self._process, self._worker, self._committer, self._database
+        )
+        self._end.atexit = False
+        _OPEN.add(self)
 
-    @_one_at_a_time
-    def __contains__(self, user: object) -> bool:
-        """Whether a user has a stream."""
-        return user in self._slots
+    # Requests that are merged.
 
-    @_one_at_a_time
-    def write(self, users: Sequence[User], items: Sequence[Ids]) -> None:
+    def write(
+        self,
+        users: Sequence[User],
+        items: Sequence[Ids],
+        expected_lengths: Sequence[int | None] | None = None,
+    ) -> list[int]:
         """Appends items to the streams of users.
 
-        The call may return before the device has finished, see `wait`. If it raises ValueError,
-        nothing was written.
+        Without a store the call may return before the device has finished, see `wait`. With a
+        store, `sync` says when it returns.
 
         Args:
-          users: [n] users, each a str or an int of 64 bits. A new user gets a stream. A user may
-            occur twice: the items are appended in order.
+          users: [n] users, each a str, bytes or an int of 64 bits. A new user gets a stream. A user
+            may occur twice: the items are appended in order.
           items: n lists of indices of items, 0 .. num_items - 1, of any lengths, 0 included.
             Integers that the data call items by are other numbers: `Model.write` takes those.
+          expected_lengths: n lengths that the streams must have before their items are appended; 0
+            for a new user; None: any length. So a write that is made twice has effect once.
+
+        Returns:
+          n lengths, of each stream after its items.
 
         Raises:
-          ValueError: a user is neither str nor int, an id is not an item of the model, or the two
-            lists differ in length; names the user and the item.
-          OSError: the disk has no room for more users; nothing was written.
+          WrongLength: a stream has another length; nothing was written.
+          Damaged: the row of a user does not fit its checksum; nothing was written.
+          ValueError: a user is of another type, an id is not an item of the model, or the lists
+            differ in length; names the user and the item. Nothing was written.
+          QueueFull: too many requests wait.
+          OSError: the disk has no room; the streams are as the database has them.
           RuntimeError: the store is closed, or this process was forked.
         """
-        parts: dict[User, list[np.ndarray]] = {}
-        for user, more in _pairs(users, items, "items"):
-            parts.setdefault(user, []).append(self._checked(user, more, self._num_items, "item"))
-        left = {user: np.concatenate(ids) for user, ids in parts.items() if sum(map(len, ids))}
-        self._open([user for user in parts if user not in self._slots])
-        longest = self._segments[-1] * self._length
-        while left:
-            first = {user: ids[:longest] for user, ids in left.items()}
-            for shape, group in self._grouped(first, self._fills):
-                slots, ids, mask = self._padded(group, shape * self._length, self._slots)
-                self._store.put(slots, self._feed(self._store.take(slots), ids, mask))
-            left = {user: ids[longest:] for user, ids in left.items() if len(ids) > longest}
+        return self._result(self.write_soon(users, items, expected_lengths))
 
-    @_one_at_a_time
+    def write_soon(
+        self,
+        users: Sequence[User],
+        items: Sequence[Ids],
+        expected_lengths: Sequence[int | None] | None = None,
+    ) -> Future[list[int]]:
+        """As `write`, but returns at once, with the future of the lengths.
+
+        Args:
+          users: as in `write`.
+          items: as in `write`.
+          expected_lengths: as in `write`.
+
+        Returns:
+          The future. Its callbacks must not wait for other requests of this store.
+
+        Raises:
+          ValueError: as `write`, but for WrongLength and Damaged, which the future raises.
+          QueueFull: too many requests wait.
+          RuntimeError: the store is closed, or this process was forked.
+        """
+        checked = pairs(users, items, "items")
+        lengths = [None] * len(checked) if expected_lengths is None else list(expected_lengths)
+        if len(lengths) != len(checked):
+            raise ValueError(f"{len(checked)} users, but {len(lengths)} expected lengths")
+        writes = [
+            _Write(user, checked_ids(user, ids, self._num_items, "item"), _checked_length(user, n))
+            for (user, ids), n in zip(checked, lengths, strict=True)
+        ]
+        count = len({write.user for write in writes})
+        if self._database is not None and count > self._capacity:
+            raise ValueError(
+                f"{count} users in one write, but capacity is {self._capacity}: write fewer users "
+                "at a time, or open the store with a larger capacity"
+            )
+        return self._soon(self._serve_writes, "write", [w.user for w in writes], writes)
+
     def answer(self, users: Sequence[User], queries: Sequence[Ids]) -> list[np.ndarray]:
         """Answers queries from everything that was written so far; waits for the device.
 
@@ -339,31 +293,37 @@ class Streams:
           every item f32 [Q, V] where the model ranks items. f32 [0] without queries.
 
         Raises:
-          ValueError: a user is neither str nor int, an id is not a query of the model, or the two
+          Damaged: the row of a user does not fit its checksum.
+          ValueError: a user is of another type, an id is not a query of the model, or the two
             lists differ in length; names the user and the query.
+          QueueFull: too many requests wait.
           RuntimeError: the store is closed, or this process was forked.
         """
-        pairs = _pairs(users, queries, "queries")
-        asked = [self._checked(*pair, self._num_queries, "query") for pair in pairs]
-        places = {
-            place: self._slots.get(user, self._capacity) for place, (user, _) in enumerate(pairs)
-        }
-        scores: list[list[np.ndarray]] = [[] for _ in asked]
-        longest = self._queries[-1]
-        for first in range(0, max(map(len, asked), default=0), longest):
-            parts = {
-                k: query[first : first + longest]
-                for k, query in enumerate(asked)
-                if len(query) > first
-            }
-            for shape, group in self._grouped(parts, self._asks):
-                slots, query, mask = self._padded(group, shape, places)
-                answers = np.asarray(self._answer(self._opened(slots), query, mask))
-                for row, (place, part) in enumerate(group.items()):
-                    scores[place].append(answers[row, : len(part)])
-        return [np.concatenate(parts) if parts else np.zeros(0, np.float32) for parts in scores]
+        return self._result(self.answer_soon(users, queries))
 
-    @_one_at_a_time
+    def answer_soon(
+        self, users: Sequence[User], queries: Sequence[Ids]
+    ) -> Future[list[np.ndarray]]:
+        """As `answer`, but returns at once, with the future of the answers.
+
+        Args:
+          users: as in `answer`.
+          queries: as in `answer`.
+
+        Returns:
+          The future. Its callbacks must not wait for other requests of this store.
+
+        Raises:
+          ValueError: as `answer`, but for Damaged, which the future raises.
+          QueueFull: too many requests wait.
+          RuntimeError: the store is closed, or this process was forked.
+        """
+        asked = [
+            (user, checked_ids(user, query, self._num_queries, "query"))
+            for user, query in pairs(users, queries, "queries")
+        ]
+        return self._soon(self._serve_answers, "answer", [user for user, _ in asked], asked)
+
     def recommend(
         self, users: Sequence[User], k: int = 10, exclude: Sequence[Ids] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -381,53 +341,160 @@ class Streams:
           the scores end with -inf and the ids with -1.
 
         Raises:
-          ValueError: the model does not rank items, k is out of range, a user is neither str nor
-            int, an id is not an item of the model, or the two lists differ in length.
+          Damaged: the row of a user does not fit its checksum.
+          ValueError: the model does not rank items, k is out of range, a user is of another type,
+            an id is not an item of the model, or the two lists differ in length.
+          QueueFull: too many requests wait.
+          RuntimeError: the store is closed, or this process was forked.
+        """
+        return self._result(self.recommend_soon(users, k, exclude))
+
+    def recommend_soon(
+        self, users: Sequence[User], k: int = 10, exclude: Sequence[Ids] | None = None
+    ) -> Future[tuple[np.ndarray, np.ndarray]]:
+        """As `recommend`, but returns at once, with the future of scores and ids.
+
+        Args:
+          users: as in `recommend`.
+          k: as in `recommend`.
+          exclude: as in `recommend`.
+
+        Returns:
+          The future. Its callbacks must not wait for other requests of this store.
+
+        Raises:
+          ValueError: as `recommend`; the future raises Damaged, or that the model does not rank.
+          QueueFull: too many requests wait.
           RuntimeError: the store is closed, or this process was forked.
         """
         if not 1 <= k <= self._num_items:
             raise ValueError(f"k = {k}: must be from 1 to the number of items, {self._num_items}")
-        pairs = _pairs(users, [()] * len(users) if exclude is None else exclude, "exclude")
-        parts = dict(enumerate(self._checked(*pair, self._num_items, "item") for pair in pairs))
-        places = {
-            place: self._slots.get(user, self._capacity) for place, (user, _) in enumerate(pairs)
-        }
-        scores, ids = np.empty((len(pairs), k), np.float32), np.empty((len(pairs), k), np.int32)
-        width = lambda part: 1 << max(0, len(part) - 1).bit_length()
-        for shape, group in self._grouped(parts, width):
-            slots, left_out, mask = self._padded(group, shape, places)
-            best = self._rank(self._opened(slots), left_out, mask, k=k)
-            for all_rows, part in zip((scores, ids), best, strict=True):
-                all_rows[list(group)] = np.asarray(part)[: len(group)]
-        return scores, ids
+        entries = [
+            (user, checked_ids(user, ids, self._num_items, "item"))
+            for user, ids in pairs(
+                users, [()] * len(users) if exclude is None else exclude, "exclude"
+            )
+        ]
+        serve = functools.partial(self._serve_ranks, k)
+        return self._soon(serve, ("rank", k), [user for user, _ in entries], entries)
 
-    @_one_at_a_time
+    # Requests that are served alone, in their turn.
+
+    def __len__(self) -> int:
+        """Number of users that have a stream."""
+
+        def count() -> int:
+            self._settle()
+            return len(self._entries if self._database is None else self._database)
+
+        return self._call(count)
+
+    def __contains__(self, user: object) -> bool:
+        """Whether a user has a stream."""
+        try:
+            (plain,) = plain_users([user])  # type: ignore[list-item]
+        except ValueError:
+            plain = None
+        return self._call(lambda: plain is not None and self._known(plain))
+
+    def info(self, user: User) -> StreamInfo:
+        """What is known of a user's stream.
+
+        Args:
+          user: a user that has a stream.
+
+        Returns:
+          Its length, the time of the last write, and its bytes.
+
+        Raises:
+          Damaged: the row does not fit its checksum.
+          ValueError: the user has no stream.
+          RuntimeError: the store is closed, or this process was forked.
+        """
+        (plain,) = plain_users([user])
+        return self._call(lambda: self._info(plain))
+
+    def memory(self, user: User) -> Memory:
+        """The memory of all items of a user, as an answer sees it.
+
+        Args:
+          user: any user; without a stream, the memory is the empty one.
+
+        Returns:
+          NumPy arrays without the batch axis.
+
+        Raises:
+          Damaged: the row does not fit its checksum.
+          RuntimeError: the store is closed, or this process was forked.
+        """
+        (plain,) = plain_users([user])
+
+        def read() -> Memory:
+            self._load_or_raise(plain)
+            memory = self._remember(self._rows.take(*self._places([plain])))
+            return jax.tree.map(lambda x: np.asarray(x)[0], memory)
+
+        return self._call(read)
+
+    def users(self) -> Iterator[User]:
+        """Yields the users that have a stream; those who come meanwhile may be among them.
+
+        Raises:
+          RuntimeError: the store is closed, or this process was forked.
+        """
+        listed = self._call(lambda: (self._settle(), list(self._entries))[1])
+        return iter(listed) if self._database is None else self._database.users()
+
     def wait(self) -> None:
         """Returns when the device has finished all writes; `answer` needs no `wait` before it.
 
         Raises:
           RuntimeError: the store is closed, or this process was forked.
         """
-        self._store.wait()
+        self._call(self._rows.wait)
 
-    @_one_at_a_time
+    def flush(self) -> None:
+        """Returns when all writes before it would survive a power failure.
+
+        Raises:
+          ValueError: the streams are on the device alone.
+          OSError: the disk has no room; or, with sync='none', writes since the last `flush` are
+            lost for this reason.
+          RuntimeError: the store is closed, or this process was forked.
+        """
+
+        def settled() -> None:
+            if self._database is None:
+                raise ValueError("these streams are on the device: save(path) writes them")
+            self._settle()
+            self._raise_lost()
+
+        self._call(settled)
+
     def reset(self, users: Sequence[User]) -> None:
         """Forgets users; a later write for one of them begins a new stream.
 
-        The bytes of their memories are overwritten. On the device this happens at once. In files
-        the next `flush` does it, since until then a crash brings the users back.
+        Their rows on the device are overwritten. A database keeps old bytes in free pages until it
+        uses these again; a copy by `save` never has them.
 
         Args:
           users: users that have a stream; if one has none, nobody is forgotten.
 
         Raises:
-          ValueError: a user has no stream, or is neither str nor int.
+          ValueError: a user has no stream, or is of another type.
+          OSError: the disk has no room; nobody was forgotten.
           RuntimeError: the store is closed, or this process was forked.
         """
-        known = list(dict.fromkeys(map(self._known, _plain(users))))
-        self._release([self._slots.pop(user) for user in known])
+        plain = list(dict.fromkeys(plain_users(users)))
 
-    @_one_at_a_time
+        def act() -> None:
+            for user in plain:
+                self._refuse_unknown(user)
+            self._commit(dict.fromkeys(plain))
+            self._drop([user for user in plain if user in self._entries], erase=True)
+
+        self._call(act)
+
     def fork(self, user: User, copies: Sequence[User]) -> None:
         """Gives new users copies of one user's present stream.
 
@@ -436,19 +503,35 @@ class Streams:
           copies: new users.
 
         Raises:
-          ValueError: `user` has no stream, one of `copies` has one already, or a user is neither
-            str nor int.
-          OSError: the disk has no room for more users.
+          Damaged: the row of `user` does not fit its checksum.
+          ValueError: `user` has no stream, one of `copies` has one already, or a user is of another
+            type.
+          OSError: the disk has no room; there is no copy.
           RuntimeError: the store is closed, or this process was forked.
         """
-        (user,), copies = _plain([user]), list(dict.fromkeys(_plain(copies)))
-        source = self._slots[self._known(user)]
-        taken = [copy for copy in copies if copy in self._slots]
-        if taken:
-            raise ValueError(f"user {taken[0]!r} has a stream already: reset it first")
-        self._open(copies, self._store.take(np.array([source])))
+        (plain,), others = plain_users([user]), list(dict.fromkeys(plain_users(copies)))
 
-    @_one_at_a_time
+        def act() -> None:
+            self._refuse_unknown(plain)
+            for copy in others:
+                if self._known(copy):
+                    raise ValueError(f"user {copy!r} has a stream already: reset it first")
+            if self._database is None:
+                entry = self._entries[plain]
+                row = jax.tree.map(
+                    lambda x: np.asarray(x)[:1], self._rows.take(*self._places([plain]))
+                )
+                self._make_room(len(others), ())
+                self._admit(others, [entry] * len(others), row)
+                return
+            self._settle()
+            row_of = self._database.read([plain])[plain]
+            if isinstance(row_of, Damaged):
+                raise row_of
+            self._commit(dict.fromkeys(others, row_of))
+
+        self._call(act)
+
     def save(self, path: str | Path) -> None:
         """Writes all streams to the directory `path`, completely or not at all.
 
@@ -459,28 +542,20 @@ class Streams:
           path: the directory; `~` stands for the home directory.
 
         Raises:
+          Damaged: a row does not fit its checksum.
           ValueError: the path is a URL or has a character that checkpoints cannot have; or a memory
             is not finite.
           FileExistsError: the path holds something that `save` did not write.
           OSError: the disk refused; names the folder, the size and the cure.
           RuntimeError: the store is closed, or this process was forked.
         """
-        users = list(self._slots)
-        slots = np.fromiter(self._slots.values(), np.int64, len(users))
-        parts = [
-            jax.tree.map(np.asarray, self._store.take(slots[first : first + _SAVED_ROWS]))
-            for first in range(0, len(slots), _SAVED_ROWS)
-        ]
-        rows = jax.tree.map(lambda *x: np.concatenate(x), *parts) if parts else {}
-        self._check_rows(rows, users, "cannot be saved")
-        checkpoint.save_tree(path, rows, {"streams": self._about | {"users": users}})
+        self._call(lambda: self._save(path))
 
-    @_one_at_a_time
     def load(self, path: str | Path) -> None:
         """Replaces all streams of the store by those that `save` wrote.
 
         Everything is checked and written before the first old user is removed. So a load that fails
-        changes nothing. The store needs room for both sets of users; `reset` makes room.
+        changes nothing. Without a database, the device needs room for both sets of users.
 
         Args:
           path: the directory that `save` wrote; `~` stands for the home directory.
@@ -492,12 +567,408 @@ class Streams:
           OSError: the disk has no room for the streams.
           RuntimeError: the store is closed, or this process was forked.
         """
+        self._call(lambda: self._load_saved(path))
+
+    def compile(self) -> None:
+        """Compiles every shape at once, so that no later request has to wait for the compiler.
+
+        Raises:
+          RuntimeError: the store is closed, or this process was forked.
+        """
+        self._call(self._compile)
+
+    def close(self) -> None:
+        """Serves all waiting requests, commits their rows, and ends.
+
+        Afterwards only `close` may be called; the second time it does nothing. Another process can
+        then open the store.
+
+        Raises:
+          OSError: the disk had no room for the last writes.
+          RuntimeError: this process was forked from the one that opened the store.
+        """
+        self._refuse_forked()
+        self._end()
+        self._raise_lost()
+
+    # The queue.
+
+    def _soon(
+        self,
+        serve: Callable[[Sequence[Request]], None],
+        kind: Any,
+        users: Sequence[User],
+        content: Any,
+    ) -> Future[Any]:
+        self._refuse_forked()
+        return self._worker.submit(Request(serve, kind, users, content, len(users)))
+
+    def _call(self, function: Callable[[], T]) -> T:
+        """Runs a function in the worker, after all requests before it, and returns its result."""
+
+        def serve(requests: Sequence[Request]) -> None:
+            try:
+                requests[0].future.set_result(function())
+            except Exception as error:
+                requests[0].future.set_exception(error)
+
+        self._refuse_forked()
+        result: T = self._result(self._worker.submit(Request(serve)))
+        return result
+
+    def _result(self, future: Future[T]) -> T:
+        if self._worker.is_current() or (self._committer and self._committer.is_current()):
+            raise RuntimeError("a callback of a future must not wait for another request")
+        return future.result()
+
+    def _refuse_forked(self) -> None:
+        """Raises RuntimeError in a forked process: it has no worker, and JAX does not work."""
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                f"process {self._process} opened these streams, and this process was forked from "
+                "it: start it with multiprocessing's 'spawn' instead, and open other streams in it"
+            )
+
+    # All that follows runs in the worker's thread.
+
+    def _serve_writes(self, requests: Sequence[Request]) -> None:
+        """Writes the items of several requests, and hands the changed rows to the committer."""
+        damaged = self._load(dict.fromkeys(u for one in requests for u in one.users), new=True)
+        accepted, items = self._accepted(requests, damaged)
+        new = [user for user in items if user not in self._entries]
+        slots = dict(zip(new, reversed(self._free), strict=False))
+        longest = self._segments[-1] * self._length
+        first = {user: ids[:longest] for user, ids in items.items()}
+        fed = [
+            self._fed({user: items[user] for user in group}, slots)
+            for _, group in self._grouped(first, self._fills)
+        ]
+        # Nothing has changed so far: if a call of the device failed, all streams are as before.
+        for _, places, rows in fed:
+            self._rows.put(places, rows)
+        written = time.time()
+        for user in new:
+            self._entries[user] = _Entry(self._free.pop(), 0, 0, written, 0)
+        for user, ids in items.items():
+            entry = self._entries[user]
+            entry.writes, entry.length = entry.writes + 1, entry.length + len(ids)
+            entry.written = written
+        self._hand_over(accepted, [(users, rows) for users, _, rows in fed])
+
+    def _accepted(
+        self, requests: Sequence[Request], damaged: Mapping[User, Damaged]
+    ) -> tuple[list[_Accepted], dict[User, np.ndarray]]:
+        """Checks the rows and lengths of each request, in order; refuses requests that do not fit.
+
+        Returns:
+          The other requests, and the items of each user, i32 [n].
+        """
+        lengths: dict[User, int] = {}
+        accepted, items = [], dict[User, list[np.ndarray]]()
+        for request in requests:
+            after, results = lengths.copy(), []
+            try:
+                for user, ids, expected in request.content:
+                    if user in damaged:
+                        raise damaged[user]
+                    entry = self._entries.get(user)
+                    length = after.get(user, entry.length if entry else 0)
+                    if expected is not None and expected != length:
+                        raise WrongLength(user, length, expected)
+                    after[user] = length + len(ids)
+                    results.append(after[user])
+            except ValueError as error:
+                request.future.set_exception(error)
+                continue
+            lengths = after
+            accepted.append((request.future, results))
+            for user, ids, _ in request.content:
+                items.setdefault(user, []).append(ids)
+        return accepted, {user: np.concatenate(parts) for user, parts in items.items()}
+
+    def _fed(
+        self, items: Mapping[User, np.ndarray], new: Mapping[User, int]
+    ) -> tuple[list[User], np.ndarray, LiveStream]:
+        """Appends items to the streams of a batch of users.
+
+        Returns:
+          The users, their slots [b] and their new rows [b, ...].
+        """
+        users, left = list(items), list(items.values())
+        places, known = self._places(users, new)
+        rows = self._rows.take(places, known)
+        longest = self._segments[-1] * self._length
+        while True:
+            parts = [ids[:longest] for ids in left]
+            width = max(map(self._fills, parts)) * self._length
+            rows = self._feed(rows, *_padded_ids(parts, len(places), width))
+            left = [ids[longest:] for ids in left]
+            if not any(map(len, left)):
+                return users, places, rows
+
+    def _hand_over(
+        self, accepted: Sequence[_Accepted], changed: Sequence[tuple[list[User], LiveStream]]
+    ) -> None:
+        """Completes writes, after the commit of their rows if `sync` says so."""
+        if self._committer is None or self._sync == "none":
+            _complete(accepted, None)
+            accepted = []
+        if self._committer is None:
+            return
+        packing, entries = self._packing, self._entries
+        marks = [(entries[user], entries[user].writes) for users, _ in changed for user in users]
+        stamps = [(entry.writes, entry.length, entry.written) for entry, _ in marks]
+        lost = functools.partial(setattr, self, "_lost")
+
+        def rows() -> dict[User, Row | None]:
+            users = [user for group, _ in changed for user in group]
+            payloads = [one for group, new in changed for one in packing.pack(new, len(group))]
+            triples = zip(users, stamps, payloads, strict=True)
+            return {user: Row(*stamp, payload) for user, stamp, payload in triples}
+
+        def done(error: OSError | None) -> None:
+            if error is None:
+                for entry, writes in marks:
+                    entry.saved = writes
+            elif not accepted:
+                logging.error("writes are lost: %s", error)
+                lost(error)
+            _complete(accepted, error)
+
+        self._committer.add(Change(rows, done))
+
+    def _serve_answers(self, requests: Sequence[Request]) -> None:
+        asked = [entry for request in requests for entry in request.content]
+        scores: list[list[np.ndarray]] = [[] for _ in asked]
+        damaged: dict[User, Damaged] = {}
+        longest = self._queries[-1]
+        for first in range(0, max((len(query) for _, query in asked), default=0), longest):
+            parts = {
+                place: query[first : first + longest]
+                for place, (_, query) in enumerate(asked)
+                if len(query) > first
+            }
+            for shape, group in self._grouped(parts, self._asks):
+                rows, batch = self._rows_of([asked[place][0] for place in group], damaged)
+                query = _padded_ids(list(group.values()), batch, shape)
+                answers = np.asarray(self._answer(rows, *query))
+                for row, (place, part) in enumerate(group.items()):
+                    scores[place].append(answers[row, : len(part)])
+        results = [np.concatenate(s) if s else np.zeros(0, np.float32) for s in scores]
+        _deliver(requests, damaged, lambda part: results[part])
+
+    def _serve_ranks(self, k: int, requests: Sequence[Request]) -> None:
+        entries = [entry for request in requests for entry in request.content]
+        scores, ids = np.empty((len(entries), k), np.float32), np.empty((len(entries), k), np.int32)
+        damaged: dict[User, Damaged] = {}
+        parts = dict(enumerate(exclude for _, exclude in entries))
+        width = lambda part: 1 << max(0, len(part) - 1).bit_length()
+        for shape, group in self._grouped(parts, width):
+            rows, batch = self._rows_of([entries[place][0] for place in group], damaged)
+            best = self._rank(rows, *_padded_ids(list(group.values()), batch, shape), k=k)
+            for all_rows, part in zip((scores, ids), best, strict=True):
+                all_rows[list(group)] = np.asarray(part)[: len(group)]
+        _deliver(requests, damaged, lambda part: (scores[part], ids[part]))
+
+    # Rows on the device.
+
+    def _rows_of(
+        self, users: Sequence[User], damaged: dict[User, Damaged]
+    ) -> tuple[LiveStream, int]:
+        """The rows [b, ...] of users, and b; adds those to `damaged` whose rows are."""
+        damaged |= self._load(dict.fromkeys(users))
+        places, known = self._places(users)
+        return self._rows.take(places, known), len(places)
+
+    def _places(
+        self, users: Sequence[User], new: Mapping[User, int] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Slots [b] of users and of `new` ones, and whether their rows are on the device, bool [b].
+
+        b is the smallest batch that fits; its last slots are beyond the last row.
+        """
+        batch = next(b for b in self._batches if len(users) <= b)
+        slots, known = np.full(batch, self._capacity), np.zeros(batch, bool)
+        for row, user in enumerate(users):
+            entry = self._entries.get(user)
+            if entry is not None:
+                slots[row], known[row] = entry.slot, True
+            elif new is not None:
+                slots[row] = new[user]
+        return slots, known
+
+    def _load(self, users: Collection[User], new: bool = False) -> dict[User, Damaged]:
+        """Brings the rows of users from the database to the device.
+
+        Args:
+          users: different users, at most `capacity` with a database.
+          new: makes free slots for those that have no row yet.
+
+        Returns:
+          The users whose rows are damaged.
+        """
+        if self._database is None and not new:
+            return {}
+        while True:
+            for user in users:
+                if user in self._entries:
+                    self._entries[user] = self._entries.pop(user)  # used most recently
+            missing = [user for user in users if user not in self._entries]
+            rows = self._database.read(missing) if self._database and missing else {}
+            intact = {user: row for user, row in rows.items() if isinstance(row, Row)}
+            if self._make_room(len(missing) if new else len(intact), users):
+                entries = [_Entry(-1, *row[:3], row.writes) for row in intact.values()]
+                if entries:
+                    payloads = [row.payload for row in intact.values()]
+                    self._admit(list(intact), entries, self._packing.unpack(payloads))
+                return {user: row for user, row in rows.items() if isinstance(row, Damaged)}
+
+    def _load_or_raise(self, user: User) -> None:
+        for error in self._load([user]).values():
+            raise error
+
+    def _make_room(self, count: int, keep: Collection[User]) -> bool:
+        """Makes `count` slots free: enlarges the arrays, or evicts rows that the database has.
+
+        Returns:
+          False if a commit failed meanwhile, and rows were dropped for this reason.
+        """
+        if self._database is None:
+            capacity = self._capacity
+            while capacity - self._capacity + len(self._free) < count:
+                capacity *= 2
+            if capacity > self._capacity:
+                self._rows.grow(capacity)
+                self._free = list(range(self._capacity, capacity))[::-1] + self._free
+                self._capacity = capacity
+            return True
+        while (lacking := count - len(self._free)) > 0:
+            clean = (
+                user
+                for user, entry in self._entries.items()
+                if entry.saved == entry.writes and user not in keep
+            )
+            evicted = list(itertools.islice(clean, lacking))
+            self._drop(evicted)
+            if len(evicted) < lacking and self._settle() is not None:
+                return False
+        return True
+
+    def _admit(self, users: Sequence[User], entries: Sequence[_Entry], rows: LiveStream) -> None:
+        """Puts rows into free slots, one for all users or one each; if it fails, nobody is new."""
+        slots = self._free[len(self._free) - len(users) :]
+        self._fill(slots, rows)
+        for user, entry, slot in zip(users, entries, slots, strict=True):
+            self._entries[user] = dataclasses.replace(entry, slot=slot)
+        del self._free[len(self._free) - len(users) :]
+
+    def _drop(self, users: Sequence[User], erase: bool = False) -> None:
+        """Takes the slots of users back; `erase` overwrites their rows."""
+        slots = [self._entries.pop(user).slot for user in users]
+        if erase:
+            self._fill(slots, self._blank)
+        self._free += slots
+
+    def _fill(self, slots: Sequence[int], rows: LiveStream) -> None:
+        """Puts rows into slots: one row for all of them, or one each."""
+        for first in range(0, len(slots), self._batches[-1]):
+            part = np.array(slots[first : first + self._batches[-1]])
+            batch = next(b for b in self._batches if len(part) <= b)
+            place = np.pad(part, (0, batch - len(part)), constant_values=self._capacity)
+            self._rows.put(place, padded(rows, first, batch))
+
+    # The database.
+
+    def _commit(self, rows: Mapping[User, Row | None], clear: bool = False) -> None:
+        """Commits rows at once, or raises OSError."""
+        if self._committer is not None:
+            self._committer.add(Change(lambda: rows, lambda _: None, clear))
+            error = self._settle()
+            if error is not None:
+                raise error
+
+    def _settle(self) -> OSError | None:
+        """Commits everything that was handed over; returns the error if that failed."""
+        if self._committer is None or self._committer.settle():
+            return None
+        return self._roll_back()
+
+    def _roll_back(self) -> OSError | None:
+        """After a failed commit: forgets the rows that the database does not have."""
+        if self._committer is None:
+            return None
+        changes, error = self._committer.take_failed()
+        if error is not None:
+            self._drop([user for user, e in self._entries.items() if e.saved != e.writes])
+        for change in changes:
+            change.done(error)
+        return error
+
+    def _after_failure(self) -> bool:
+        """Makes the worker roll back; called by the committer's thread."""
+
+        def serve(requests: Sequence[Request]) -> None:
+            self._roll_back()
+            requests[0].future.set_result(None)
+
+        try:
+            self._worker.submit(Request(serve), urgent=True)
+        except RuntimeError:  # the worker has ended
+            return False
+        return True
+
+    def _raise_lost(self) -> None:
+        error, self._lost = self._lost, None
+        if error is not None:
+            raise error
+
+    def _known(self, user: User) -> bool:
+        return user in self._entries or (self._database is not None and user in self._database)
+
+    def _refuse_unknown(self, user: User) -> None:
+        if not self._known(user):
+            raise ValueError(f"user {user!r} has no stream in this store")
+
+    def _info(self, user: User) -> StreamInfo:
+        self._refuse_unknown(user)
+        self._load_or_raise(user)
+        entry = self._entries[user]
+        return StreamInfo(entry.length, entry.written, self._packing.size)
+
+    def _save(self, path: str | Path) -> None:
+        self._settle()
+        users = list(self._entries if self._database is None else self._database.users())
+        parts, written = [], []
+        for first in range(0, len(users), _READ):
+            some = users[first : first + _READ]
+            if self._database is None:
+                entries = [self._entries[user] for user in some]
+                slots = np.array([entry.slot for entry in entries])
+                parts.append(jax.tree.map(np.asarray, self._rows.take(slots, slots >= 0)))
+                written += [entry.written for entry in entries]
+                continue
+            rows = list(self._database.read(some).values())
+            for row in rows:
+                if isinstance(row, Damaged):
+                    raise row
+                written.append(row.written)
+            parts.append(self._packing.unpack([row.payload for row in rows]))  # type: ignore[union-attr]
+        tree = jax.tree.map(lambda *x: np.concatenate(x), *parts) if parts else {}
+        self._check_rows(tree, users, "cannot be saved")
+        about = self._about | {"users": in_json(users), "written": written}
+        checkpoint.save_tree(path, tree, {"streams": about})
+
+    def _load_saved(self, path: str | Path) -> None:
         users: list[User] = []
+        written: list[float] = []
 
         def like(manifest: dict[str, Any]) -> Params:
             about = manifest.get("streams")
-            self._check(about, path)
-            users.extend(_listed(about, path))
+            if not isinstance(about, dict):
+                raise ValueError(f"{path} holds no streams")
+            database.compare(about, self._about, path)
+            users.extend(listed_users(about, path))
+            written.extend(about.get("written") or [time.time()] * len(users))
             count = len(users)
             shape: Callable[..., jax.ShapeDtypeStruct] = jax.ShapeDtypeStruct
             row = lambda x: shape((count, *x.shape[1:]), x.dtype)
@@ -505,113 +976,46 @@ class Streams:
 
         rows = checkpoint.load_tree(path, like)
         self._check_rows(rows, users, f"{path} is damaged")
-        old, self._slots = self._slots, {}
+        lengths = stream_lengths(rows, self._length).tolist() if users else []
+        stamps = [(1, n, at) for n, at in zip(lengths, written, strict=True)]
+        if self._database is not None:
+            payloads = self._packing.pack(rows, len(users)) if users else []
+            made = [Row(*stamp, payload) for stamp, payload in zip(stamps, payloads, strict=True)]
+            self._commit(dict(zip(users, made, strict=True)), clear=True)
+            self._drop(list(self._entries), erase=True)
+            return
+        old, self._entries = self._entries, {}
         try:
-            self._open(users, rows)
+            self._make_room(len(users), ())
+            self._admit(users, [_Entry(-1, *stamp, 1) for stamp in stamps], rows)
         except BaseException:
-            self._slots = old
+            self._entries = old
             raise
-        self._release(list(old.values()))
+        new, self._entries = self._entries, old
+        self._drop(list(old), erase=True)
+        self._entries = new
 
-    @_one_at_a_time
-    def flush(self) -> None:
-        """Makes the files survive a power failure: afterwards they hold all streams of the store.
+    def _check_rows(self, rows: Params, users: Sequence[User], what: str) -> None:
+        check_rows(rows, users, {"tail": self._num_items, "tail_len": self._length}, what)
 
-        After a crash, the folder opens with the users of the last `flush`. If one of them was
-        written to since, that memory may be the one at the flush or the one at the crash. It may
-        also be torn, if the crash came during a write. Only `save` keeps a state for good.
+    @functools.cached_property
+    def _about(self) -> dict[str, Any]:
+        """What memories depend on."""
+        return {"segment_length": self._length, "machine": digest(self._params["machine"])}
 
-        Raises:
-          ValueError: the streams are on the device.
-          OSError: a file could not be written; names the file, the size and the cure. `flush` may
-            be called again.
-          RuntimeError: the store is closed, or this process was forked.
-        """
-        if self._folder is None or not isinstance(self._store, InFiles):
-            raise ValueError("these streams are on the device: save(path) writes them")
-        self._store.flush()
-        index = {
-            "users": list(self._slots),
-            "slots": list(self._slots.values()),
-            "capacity": self._capacity,
-        }
-        index |= self._about | {"erase": self._released}
-        atomic.write(self._folder / _INDEX, json.dumps(index | {"sha256": _digest(index)}))
-        # A crash before this line is harmless: opening the folder erases the same slots.
-        self._fill(self._released, self._blank)
-        self._free, self._released = self._free + self._released, []
+    # Shapes.
 
-    def close(self) -> None:
-        """Flushes streams in files, and lets another store open the folder.
-
-        The folder is released even if `flush` fails. Afterwards only `close` may be called; the
-        second time it does nothing.
-
-        Raises:
-          OSError: a file could not be written, see `flush`.
-          RuntimeError: this process was forked from the one that opened the store.
-        """
-        self._refuse_forked()
-        with self._lock:
-            try:
-                if self._folder is not None and not self._closed:
-                    self.flush()
-            finally:
-                self._closed = True
-                self._held.close()
-
-    @_one_at_a_time
-    def compile(self) -> None:
-        """Compiles every shape at once, so that no later request has to wait for the compiler.
-
-        Raises:
-          RuntimeError: the store is closed, or this process was forked.
-        """
+    def _compile(self) -> None:
         for batch in self._batches:
-            nobody = np.full(batch, self._capacity)
-            self._store.put(nobody, _repeated(self._blank, batch))  # as `_fill` does for new users
+            nobody, known = np.full(batch, self._capacity), np.zeros(batch, bool)
+            self._rows.put(nobody, padded(self._blank, 0, batch))  # as `_fill`
+            rows = self._rows.take(nobody, known)
             for segments in self._segments:
                 ids = np.zeros((batch, segments * self._length), np.int32)
-                self._store.put(nobody, self._feed(self._store.take(nobody), ids, ids > 0))
+                self._rows.put(nobody, self._feed(rows, ids, ids > 0))
             for queries in self._queries:
                 ids = np.zeros((batch, queries), np.int32)
-                answers = self._answer(self._opened(nobody), ids, ids > 0)
-                jax.block_until_ready(answers)  # type: ignore[no-untyped-call]
-
-    # Shared by the requests.
-
-    def _checked(self, user: User, ids: Ids, below: int, name: str) -> np.ndarray:
-        """Returns a user's ids as i32 [n], or raises ValueError; `name` is 'item' or 'query'."""
-        names = {"item": "items", "query": "queries"}[name]
-        flat = f"user {user!r}: {names} must be one flat list"
-        try:
-            array = np.asarray(ids)
-        except ValueError as error:  # nested lists of different lengths
-            raise ValueError(f"{flat} of whole numbers") from error
-        if array.ndim > 1:
-            raise ValueError(f"{flat}, got shape {array.shape}")
-        array = array.reshape(-1)
-        if array.size and array.dtype.kind not in "iu":
-            cure = ""
-            if array.dtype.kind in "OSU" and name == "item":
-                cure = (
-                    ", the index of an item: model.write and model.recommend take ids of the data"
-                )
-            raise ValueError(
-                f"user {user!r}: each {name} must be a whole number, got {array.dtype}{cure}"
-            )
-        wrong = array[(array < 0) | (array >= below)]
-        if wrong.size:
-            raise ValueError(
-                f"user {user!r}: {name} {wrong[0]} is outside the model's range 0 .. {below - 1}"
-            )
-        return array.astype(np.int32)
-
-    def _known(self, user: User) -> User:
-        """Returns the user, or raises ValueError if the user has no stream."""
-        if user not in self._slots:
-            raise ValueError(f"user {user!r} has no stream in this store")
-        return user
+                jax.block_until_ready(self._answer(rows, ids, ids > 0))  # type: ignore[no-untyped-call]
 
     def _fills(self, ids: np.ndarray) -> int:
         """Number of segments that a write is padded to; `feed` adds room for the tail."""
@@ -633,247 +1037,116 @@ class Streams:
             for first in range(0, len(group), most):
                 yield shape, dict(group[first : first + most])
 
-    def _padded(
-        self, group: Mapping[K, np.ndarray], width: int, slots: Mapping[K, int]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns slots [b], ids [b, width], mask [b, width]; b is the smallest batch that fits."""
-        batch = next(b for b in self._batches if len(group) <= b)
-        place, ids = np.full(batch, self._capacity), np.zeros((batch, width), np.int32)
-        mask = np.zeros((batch, width), bool)
-        for row, (key, part) in enumerate(group.items()):
-            place[row], ids[row, : len(part)], mask[row, : len(part)] = slots[key], part, True
-        return place, ids, mask
 
-    def _opened(self, slots: np.ndarray) -> LiveStream:
-        """Rows of slots [b], to be read; slot == capacity gives the empty stream."""
-        rows = self._store.take(slots)
-        opened: LiveStream = _or_blank(rows, slots < self._capacity, self._blank)
-        return opened
-
-    def _open(self, users: Sequence[User], rows: LiveStream | None = None) -> None:
-        """Gives new users slots and rows: one row for all, one each, or None for empty streams.
-
-        If it fails, nobody is new, and no slot of another user has changed.
-        """
-        reused, capacity = self._free[: len(users)], self._capacity
-        used = self._used + len(users) - len(reused)
-        while used > capacity:
-            capacity *= 2
-        if capacity > self._capacity:
-            self._store.grow(capacity)
-            self._capacity = capacity
-        slots = reused + list(range(self._used, used))
-        self._fill(slots, self._blank if rows is None else rows)
-        self._free, self._used = self._free[len(users) :], used
-        self._slots |= dict(zip(users, slots, strict=True))
-
-    def _fill(self, slots: Sequence[int], rows: LiveStream) -> None:
-        """Puts rows into slots: one row for all of them, or one each."""
-        for first in range(0, len(slots), self._batches[-1]):
-            part = np.array(slots[first : first + self._batches[-1]])
-            batch = next(b for b in self._batches if len(part) <= b)
-            place = np.pad(part, (0, batch - len(part)), constant_values=self._capacity)
-            of_part = jax.tree.map(lambda x: x[first : first + batch] if len(x) > 1 else x, rows)  # noqa: B023
-            self._store.put(place, _repeated(of_part, batch))
-
-    def _release(self, slots: list[int]) -> None:
-        """Takes slots back from users."""
-        if self._folder is not None:
-            self._released += slots
-            return
-        self._fill(slots, self._blank)
-        self._free += slots
-
-    def _refuse_forked(self) -> None:
-        """Raises RuntimeError in a forked process: the lock may be held, and JAX does not work."""
-        if os.getpid() != self._process:
-            raise RuntimeError(
-                f"process {self._process} opened these streams, and this process was forked from "
-                "it: start it with multiprocessing's 'spawn' instead, and open other streams in it"
-            )
-
-    def _read_index(self, path: Path) -> dict[str, Any]:
-        """Reads the index that `flush` wrote and checks every field; without a file: no users."""
-        if not path.exists():
-            return {"users": [], "slots": [], "capacity": 0, "erase": []}
-        index = read_json(path)
-        if not isinstance(index, dict):
-            raise ValueError(f"{path} is not an index of streams: {_CURE}")
-        digest = index.pop("sha256", None)  # indexes of earlier versions have none
-        if digest is not None and digest != _digest(index):
-            raise ValueError(f"{path}: the digest does not fit the content: {_CURE}")
-        self._check(index, path)
-        users, slots, capacity = _listed(index, path), index.get("slots"), index.get("capacity")
-        if type(capacity) is not int or capacity < 1:
-            raise ValueError(
-                f"{path}: capacity is {capacity!r}: it must be a whole number, at least 1. {_CURE}"
-            )
-        if not isinstance(slots, list) or len(slots) != len(users):
-            count = len(slots) if isinstance(slots, list) else "no"
-            raise ValueError(f"{path}: {len(users)} users, but {count} slots: {_CURE}")
-        taken: set[int] = set()
-        for name, listed in (("slots", slots), ("erase", index.setdefault("erase", []))):
-            for place, slot in enumerate(listed):
-                if type(slot) is not int or not 0 <= slot < capacity or slot in taken:
-                    rule = f"slots are different whole numbers in 0 .. {capacity - 1}"
-                    raise ValueError(f"{path}: {name}[{place}] is {slot!r}, but {rule}: {_CURE}")
-                taken.add(slot)
-        return index
-
-    def _check_rows(self, rows: Params, users: Sequence[User], what: str) -> None:
-        """Raises ValueError if a row cannot be a stream; names the user and the array."""
-        below = {"tail": self._num_items, "tail_len": self._length}
-        for path, leaf in _leaves(rows):
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            if jnp.issubdtype(leaf.dtype, jnp.floating):
-                wrong, least = ~np.isfinite(leaf), ""
-            elif leaf.dtype == bool:
-                continue
-            else:
-                most = below.get(name, np.iinfo(leaf.dtype).max)
-                wrong, least = (leaf < 0) | (leaf >= most), f", outside 0 .. {most - 1}"
-            if wrong.any():
-                place = tuple(np.argwhere(wrong)[0])
-                raise ValueError(
-                    f"{what}: user {users[place[0]]!r}: {name} holds {leaf[place]}{least}"
-                )
-
-    @functools.cached_property
-    def _about(self) -> dict[str, Any]:
-        """What memories depend on: the segment length and a digest of the machine's parameters."""
-        digest = hashlib.sha256()
-        for _, leaf in _leaves(self._params["machine"]):
-            digest.update(np.asarray(leaf).tobytes())
-        return {"segment_length": self._length, "machine": digest.hexdigest()[:16]}
-
-    def _check(self, about: object, path: str | Path) -> None:
-        """Raises ValueError unless `about` describes streams of this model."""
-        if not isinstance(about, dict):
-            raise ValueError(f"{path} holds no streams")
-        wanted = self._about
-        other = [name for name, value in wanted.items() if about.get(name) != value]
-        if other:
-            shown = "; ".join(
-                f"{name} {about.get(name)!r}, this model has {wanted[name]!r}" for name in other
-            )
-            raise ValueError(
-                f"{path} holds streams of another model ({shown}): "
-                "open it with the model that wrote them"
-            )
+_Accepted = tuple[Future[list[int]], list[int]]  # a request to write, and the lengths after it
 
 
-def _repeated(rows: LiveStream, batch: int) -> LiveStream:
-    """Repeats rows, on the host, until the batch is full."""
-    full: LiveStream = jax.tree.map(lambda x: np.resize(np.asarray(x), (batch, *x.shape[1:])), rows)
-    return full
-
-
-def of_items(task: Task) -> Reasoning:
-    """Returns the task if it can serve live streams.
+def stream_lengths(rows: LiveStream, segment_length: int) -> np.ndarray:
+    """Number of items of each stream, i64 [b].
 
     Args:
-      task: any task. Streams must hold item ids; queries must be about items or kinds.
+      rows: of b streams, on the host.
+      segment_length: items of a segment.
 
     Returns:
-      The same task.
-
-    Raises:
-      ValueError: the task reads or asks something else.
+      The lengths: all full segments, and the tail.
     """
-    if (
-        not isinstance(task, Reasoning)
-        or task.answers.questions.query == "words"
-        or task.table is None
-    ):
+    lengths: np.ndarray = np.asarray(rows.memory.segments, np.int64) * segment_length
+    lengths += np.asarray(rows.tail_len)
+    return lengths
+
+
+def _check_options(
+    capacity: int,
+    batches: Sequence[int],
+    store: str | Path | None,
+    sync: str,
+    delay: float,
+    queue: int,
+) -> None:
+    if capacity < 1:
+        raise ValueError(f"capacity must be at least 1, got {capacity}")
+    if store is not None and capacity < max(batches):
         raise ValueError(
-            "live streams hold item ids and are asked about items or kinds: this model reads "
-            "something else. Take a model of clicks (configs/xlong.py) or of configs/synthetic.py"
+            f"capacity = {capacity}: with a store it must be at least the largest batch, "
+            f"{max(batches)}"
         )
-    return task
+    if sync not in committer.SYNCS:
+        raise ValueError(f"sync = {sync!r}: must be one of {', '.join(committer.SYNCS)}")
+    if delay < 0 or queue < 1:
+        raise ValueError(f"{delay=}, {queue=}: need delay >= 0 and queue >= 1")
 
 
-def _plain(users: Sequence[User]) -> list[User]:
-    """Checks users, and turns NumPy's scalars into Python's.
-
-    Raises:
-      ValueError: a user is neither str nor int of 64 bits.
-    """
-    if isinstance(users, str | bytes):
-        raise ValueError(f"users={users!r} is one user: give a list, as [{users!r}]")
-    plain = [user.item() if isinstance(user, np.generic) else user for user in users]
-    for user in plain:
-        _check_user(user)
-    return plain
+def _checked_length(user: User, length: Any) -> int | None:
+    """A length that a writer expects, or None."""
+    if length is None:
+        return None
+    if isinstance(length, bool) or not isinstance(length, int | np.integer) or length < 0:
+        raise ValueError(f"user {user!r}: the expected length {length!r} is no whole number >= 0")
+    return int(length)
 
 
-def _check_user(user: object) -> None:
-    number = isinstance(user, int) and not isinstance(user, bool) and -(2**63) <= user < 2**63
-    if not number and not isinstance(user, str):
-        raise ValueError(
-            f"user {user!r} is a {type(user).__name__}: a user is a str or an int of 64 bits"
-        )
+def _padded_ids(
+    lists: Sequence[np.ndarray], batch: int, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns ids [batch, width] and their mask [batch, width]."""
+    ids, mask = np.zeros((batch, width), np.int32), np.zeros((batch, width), bool)
+    for row, part in enumerate(lists):
+        ids[row, : len(part)], mask[row, : len(part)] = part, True
+    return ids, mask
 
 
-def _pairs(users: Sequence[User], lists: Sequence[Ids], name: str) -> list[tuple[User, Ids]]:
-    """Pairs each user with a list of ids; raises ValueError if the two lengths differ."""
-    plain = _plain(users)
-    if len(plain) != len(lists):
-        raise ValueError(
-            f"{len(plain)} users, but {len(lists)} lists of {name}: give one list for each user"
-        )
-    return list(zip(plain, lists, strict=True))
+def _deliver(
+    requests: Sequence[Request],
+    damaged: Mapping[User, Damaged],
+    result: Callable[[slice], Any],
+) -> None:
+    """Completes requests: each with the results of its entries, or the error of a damaged row."""
+    first = 0
+    for request in requests:
+        part = slice(first, first + len(request.content))
+        first = part.stop
+        errors = [damaged[user] for user in request.users if user in damaged]
+        if errors:
+            request.future.set_exception(errors[0])
+        else:
+            request.future.set_result(result(part))
 
 
-def _listed(about: Any, path: str | Path) -> list[User]:
-    """Returns the users that a file lists.
-
-    Raises:
-      ValueError: they are no list of different users; names the file and the place.
-    """
-    users = about.get("users")
-    if not isinstance(users, list):
-        raise ValueError(f"{path}: users is missing or is not a list: {_CURE}")
-    known: set[User] = set()
-    for place, user in enumerate(users):
-        try:
-            _check_user(user)
-        except ValueError as error:
-            raise ValueError(f"{path}: users[{place}]: {error}") from error
-        if user in known:
-            raise ValueError(f"{path}: users[{place}] is {user!r}, who is listed twice: {_CURE}")
-        known.add(user)
-    return users
+def _complete(accepted: Sequence[_Accepted], error: OSError | None) -> None:
+    """Completes writes; each gets an error of its own, since threads add their traces to it."""
+    for future, lengths in accepted:
+        if error is None:
+            future.set_result(lengths)
+        else:
+            future.set_exception(OSError(*error.args))
 
 
-def _digest(index: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
+def _weakly(method: Callable[[], bool]) -> Callable[[], bool]:
+    """A method of an object that may be collected meanwhile; then it returns False."""
+    reference = weakref.WeakMethod(method)
+
+    def call() -> bool:
+        alive = reference()
+        return alive is not None and alive()
+
+    return call
 
 
-@jax.jit
-def _take(rows: LiveStream, slots: Array) -> LiveStream:
-    """Rows of slots [b]; a slot beyond the last row gives the last row."""
-    taken: LiveStream = jax.tree.map(lambda x: x.at[slots].get(mode="clip"), rows)
-    return taken
+def _end(process: int, worker: Worker, committing: Committer | None, base: Database | None) -> None:
+    """Serves what waits and commits it; in a forked process there is nothing to end."""
+    if os.getpid() == process:
+        worker.close()
+        if committing is not None:
+            committing.close()
+        if base is not None:
+            base.close()
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _put(rows: LiveStream, slots: Array, new: LiveStream) -> LiveStream:
-    """All rows, with `new` at slots [b]; slots beyond the last row are skipped."""
-    changed: LiveStream = jax.tree.map(lambda old, x: old.at[slots].set(x, mode="drop"), rows, new)
-    return changed
+_OPEN: weakref.WeakSet[Streams] = weakref.WeakSet()
 
 
-@jax.jit
-def _or_blank(rows: LiveStream, taken: Array, blank: LiveStream) -> LiveStream:
-    """Rows where `taken`, bool [b], is true; the empty stream elsewhere."""
-
-    def row(x: Array, empty: Array) -> Array:
-        return jnp.where(taken.reshape(-1, *[1] * (x.ndim - 1)), x, empty)
-
-    chosen: LiveStream = jax.tree.map(row, rows, blank)
-    return chosen
-
-
-def _leaves(tree: Params) -> list[tuple[Any, Any]]:
-    """(path, leaf) of every leaf."""
-    return jax.tree_util.tree_leaves_with_path(tree)
+@atexit.register  # after JAX's own, so that it runs before it
+def _end_all() -> None:
+    for streams in list(_OPEN):
+        streams._end()

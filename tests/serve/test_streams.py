@@ -60,7 +60,7 @@ def same(store: Streams, histories: dict, seed: int = 0) -> None:
 @pytest.mark.parametrize("place", ["device", "files"])
 def test_a_mix_of_requests_is_answered_as_each_stream_alone(tmp_path, place):
     """Writes have 0 items to several parts, users occur twice, and users outnumber the capacity."""
-    store = streams(folder=tmp_path / "rows" if place == "files" else None)
+    store = streams(store=tmp_path / "rows" if place == "files" else None)
     rng, histories = np.random.default_rng(0), {}
     for _ in range(12):
         users = [int(user) for user in rng.integers(0, 11, rng.integers(1, 8))]
@@ -100,7 +100,7 @@ def test_forgotten_and_copied_streams():
 @pytest.mark.parametrize("place", ["device", "files"])
 def test_rows_that_pad_a_batch_change_nobody(tmp_path, place):
     """The store is full, so the last slot has a user."""
-    store = streams(capacity=3, batches=(4,), folder=tmp_path if place == "files" else None)
+    store = streams(capacity=3, batches=(4,), store=tmp_path if place == "files" else None)
     histories = {"a": [1, 2], "b": [3], "c": [4, 5, 6]}
     store.write(list(histories), list(histories.values()))
     store.write(["a"], [[7] * 5])
@@ -112,7 +112,7 @@ def test_saved_streams_go_on_after_a_load(tmp_path, place):
     store, histories = streams(), {"a": list(range(9)), 7: [3], "c": [], "d": [1] * 5, "e": [2] * 6}
     store.write(list(histories), list(histories.values()))
     store.save(tmp_path / "saved")
-    other = streams(folder=tmp_path / "rows" if place == "files" else None)
+    other = streams(store=tmp_path / "rows" if place == "files" else None)
     other.write(["z", "a"], [[1, 1], [2]])
     other.load(tmp_path / "saved")
     assert len(other) == 5 and "z" not in other and 7 in other
@@ -124,23 +124,23 @@ def test_saved_streams_go_on_after_a_load(tmp_path, place):
 
 
 def test_a_folder_opens_as_the_last_flush_left_it(tmp_path):
-    store, histories = streams(folder=tmp_path), {"a": list(range(9)), "b": [3], "c": [4, 5]}
+    store, histories = streams(store=tmp_path), {"a": list(range(9)), "b": [3], "c": [4, 5]}
     store.write(list(histories), list(histories.values()))
     store.reset(["b"])
     store.flush()
     with pytest.raises(RuntimeError, match="is held by pid"):
-        streams(folder=tmp_path)
+        streams(store=tmp_path)
     store.reset(["a"])  # the slot stays taken until the next flush
     store.write(["eve"], [[40] * 9])
     store._held.close()  # a crash
-    again = streams(folder=tmp_path)
+    again = streams(store=tmp_path)
     assert "a" in again and "eve" not in again
     del histories["b"]
     again.write(["a", "new"], [[6], [7]])
     same(again, histories | {"a": [*range(9), 6], "new": [7]})
     again.reset(["new"])
     again.close()
-    last = streams(folder=tmp_path)
+    last = streams(store=tmp_path)
     last.write(["newest"], [[8]])
     same(last, histories | {"a": [*range(9), 6], "newest": [8]})
     with pytest.raises(ValueError, match="on the device"):
@@ -163,7 +163,7 @@ def test_without_room_for_more_users_nothing_changes(monkeypatch):
 
 
 def test_files_that_are_shorter_than_the_index_says_are_named(tmp_path):
-    store = streams(folder=tmp_path / "rows")
+    store = streams(store=tmp_path / "rows")
     store.write(["ann", "bob"], [[1], [2]])
     store.close()
     file = max((tmp_path / "rows").glob("*.bin"), key=lambda path: path.stat().st_size)
@@ -171,13 +171,13 @@ def test_files_that_are_shorter_than_the_index_says_are_named(tmp_path):
     for harm in (lambda: file.write_bytes(content[:-1]), file.unlink):
         harm()
         with pytest.raises(ValueError, match=rf"{file.name} has \d+ of {len(content)} bytes"):
-            streams(folder=tmp_path / "rows")
+            streams(store=tmp_path / "rows")
     file.write_bytes(content)
-    same(streams(folder=tmp_path / "rows"), {"ann": [1], "bob": [2]})
+    same(streams(store=tmp_path / "rows"), {"ann": [1], "bob": [2]})
 
 
 def test_a_disk_without_room_for_more_users_is_named(tmp_path, monkeypatch):
-    store, histories = streams(folder=tmp_path / "rows"), {"ann": [1], "bob": [2]}
+    store, histories = streams(store=tmp_path / "rows"), {"ann": [1], "bob": [2]}
     store.write(list(histories), list(histories.values()))
 
     def full(*_):
