@@ -23,7 +23,7 @@ TIERS = [
     {"tasks"},
     {"run"},
     {"tools", "serve"},
-    {"main", "bench", "ablate", "export", "generate", "load", "load_test", "recommend"},
+    {"main", "bench", "ablate", "export", "generate", "load", "load_test", "recommend", "reshard"},
 ]
 LEVEL = {name: level for level, names in enumerate(TIERS) for name in names}
 CORE = ("layers", "machines", "memoria", "rehearsal", "reason", "models")

@@ -41,9 +41,7 @@ class Copied(NamedTuple):
     damaged: list[User]
 
 
-def copy(
-    source: str | Path, target: str | Path, shard: int = 0, shards: int = 1
-) -> Copied:
+def copy(source: str | Path, target: str | Path, shard: int = 0, shards: int = 1) -> Copied:
     """Copies the users of a shard with their streams. The source stays as it is.
 
     A user of the target is never overwritten. If the copy is interrupted, the target holds some of
@@ -73,7 +71,8 @@ def copy(
     ):
         for rows in _rows(old, shard, shards):
             _check(new, rows, source)
-        count, present, damaged = 0, 0, []
+        count, present = 0, 0
+        damaged: list[User] = []
         for rows in _rows(old, shard, shards):
             good = {user: row for user, row in rows.items() if isinstance(row, Row)}
             missing = good.keys() - new.read(good)

@@ -150,7 +150,7 @@ def test_streams_of_another_model_are_refused(tmp_path):
 def damage(path, user):
     """Flips a bit of the last byte of a user's row, as a bad disk would."""
     data = bytearray((path / "data.mdb").read_bytes())
-    (row,) = rows(path)[user],
+    (row,) = (rows(path)[user],)
     place = data.rindex(key_of(user), 0, data.rindex(row.payload))
     data[data.index(row.payload, place) + len(row.payload) - 1] ^= 1
     (path / "data.mdb").write_bytes(data)
