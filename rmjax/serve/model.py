@@ -79,10 +79,10 @@ class Model:
         Raises:
           ValueError: the model does not rank items.
         """
-        return Recommender(self.task, self.params, self._names)
+        return Recommender(self.task, self.params, self.names)
 
     @functools.cached_property
-    def _names(self) -> Names:
+    def names(self) -> Names:
         """The ids of the items; their indices where the data had no ids."""
         return Names(np.arange(self.description.num_items) if self.ids is None else self.ids)
 
@@ -160,7 +160,7 @@ class Model:
     def _known(self, histories: Sequence[Sequence[Id]]) -> list[np.ndarray]:
         """The indices of the known items of each history; a warning names the others."""
         lists = [_listed(history) for history in histories]
-        indices = [self._names.indices(ids) for ids in lists]
+        indices = [self.names.indices(ids) for ids in lists]
         unknown = [
             one
             for ids, places in zip(lists, indices, strict=True)

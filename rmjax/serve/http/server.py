@@ -1,0 +1,183 @@
+"""The server of an app: its address, its clients' deadlines, and its end after a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+import resource
+import signal
+import socket
+import threading
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from absl import logging
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+from rmjax.run.workdir import Preemption
+from rmjax.serve.http.app import make_app
+from rmjax.serve.http.service import Service
+
+_IDLE = 75  # seconds that a connection may be idle between two requests
+_END = 25  # seconds that open requests have after a signal; Kubernetes kills after 30
+
+
+def serve(service: Service, opened: socket.socket, token: str | None, connections: int) -> None:
+    """Serves until SIGTERM or SIGINT; then open requests end, and no new ones begin.
+
+    The port opens at once. `/readyz` gives 503 until everything is compiled.
+
+    Args:
+      service: the endpoints; the caller closes its store.
+      opened: a bound socket, from `bound`.
+      token: as in `make_app`.
+      connections: most open connections; others get 503.
+
+    Raises:
+      Exception: what went wrong in the compilation.
+    """
+    with contextlib.suppress(ValueError, OSError):  # the hard limit may be below
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    config = uvicorn.Config(
+        make_app(service, token),
+        http=_with_deadlines(AutoHTTPProtocol, service.limits.seconds),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        limit_concurrency=connections,
+        timeout_keep_alive=_IDLE,
+        timeout_graceful_shutdown=_END,
+    )
+    server = _Server(config, service)
+    compilation = threading.Thread(target=server.compile, name="compile")
+    with Preemption():  # uvicorn raises its signals again at the end, which then does nothing
+        compilation.start()
+        server.run(sockets=[opened])
+        compilation.join()
+    if server.fault is not None:
+        raise server.fault
+
+
+class _Server(uvicorn.Server):
+    """A server that refuses requests from the moment of a signal."""
+
+    def __init__(self, config: uvicorn.Config, service: Service):
+        super().__init__(config)
+        self.fault: Exception | None = None  # of the compilation
+        self._service = service
+
+    def compile(self) -> None:
+        """Compiles what the service needs; if it fails, the server ends."""
+        try:
+            self._service.compile()
+            logging.info("Ready: requests are served.")
+        except Exception as error:
+            self.fault, self.should_exit = error, True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Acts on a signal."""
+        logging.info("%s: open requests end.", signal.Signals(sig).name)
+        self._service.closing = True
+        super().handle_exit(sig, frame)
+
+
+def bound(host: str, port: int, token: str | None) -> socket.socket:
+    """Binds the address of a server.
+
+    Args:
+      host: a name or an IP address.
+      port: 0 for any free one.
+      token: as in `make_app`.
+
+    Returns:
+      A socket that does not listen yet.
+
+    Raises:
+      ValueError: other machines can reach the host, and there is no token; or there is no such
+        host, or the token has characters that a header cannot have.
+      OSError: the port is taken, or this user may not open it.
+    """
+    if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
+        raise ValueError("RMJAX_TOKEN has spaces or characters outside of ASCII: choose another")
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as error:
+        raise ValueError(f"--host={host}: there is no such address ({error})") from None
+    if token is None and not ipaddress.ip_address(str(address[0])).is_loopback:
+        cure = "set RMJAX_TOKEN in the environment to a secret, or leave --host out"
+        raise ValueError(f"--host={host}: other machines reach it without a token: {cure}")
+    opened = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # after a restart
+        opened.bind(address)
+    except OSError as error:
+        opened.close()
+        raise OSError(f"--host={host} --port={port}: {error.strerror}: take another port") from None
+    return opened
+
+
+def url(opened: socket.socket) -> str:
+    """The address of a bound socket."""
+    host, port = opened.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def token_in_environment() -> str | None:
+    """The secret that clients must send, RMJAX_TOKEN; None: none is set."""
+    return os.environ.get("RMJAX_TOKEN", "").strip() or None
+
+
+def _with_deadlines(protocol: Any, seconds: float) -> type[asyncio.Protocol]:
+    """A protocol of uvicorn that cuts off clients who are slow.
+
+    uvicorn has a deadline for connections that are idle after a reply, but none for a head that
+    does not end, and none for a client that does not read.
+    """
+
+    class Deadlines(protocol):  # type: ignore[misc]
+        _head: asyncio.TimerHandle | None = None
+        _reader: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(transport)
+            self._head = self._deadline()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.cycle is not None and not self.cycle.response_complete:
+                self._cancel("_head")  # the head is complete
+            elif self._head is None and not self.transport.is_closing():
+                self._head = self._deadline()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._cancel("_head")
+            self._cancel("_reader")
+            super().connection_lost(exc)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._reader = self._deadline()
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._cancel("_reader")
+
+        def _deadline(self) -> asyncio.TimerHandle:
+            timer: asyncio.TimerHandle = self.loop.call_later(seconds, self.transport.abort)
+            return timer
+
+        def _cancel(self, name: str) -> None:
+            timer = getattr(self, name)
+            if timer is not None:
+                timer.cancel()
+                setattr(self, name, None)
+
+    return Deadlines

@@ -1,0 +1,256 @@
+"""What each endpoint does, without HTTP: a checked body becomes calls of the store and a reply."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import itertools
+import re
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+import numpy as np
+
+from rmjax.serve.http import bodies
+from rmjax.serve.http.bodies import Refused
+from rmjax.serve.model import Model
+from rmjax.serve.store import Damaged, QueueFull, Streams, User, of_items
+
+_NUMBERS = 1_000_000  # most numbers of a reply, about 10 MB of JSON
+_K = 16  # least number of items that are ranked: each other number is compiled anew
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """The most that one request may ask for."""
+
+    body: int = 1 << 20  # bytes
+    users: int = 64
+    items: int = 10_000  # ids of all users together
+    seconds: float = 10.0  # for a client to send a request, and to read the reply
+
+
+class Service:
+    """Serves the streams of one model. The event loop never waits for the device or the disk.
+
+    Args:
+      model: the model of the streams, which knows the ids of the items.
+      streams: the store. The caller closes it.
+      limits: the most that one request may ask for.
+      waiting: most requests other than writes, answers and recommendations that wait for a thread;
+        the store counts those three itself.
+
+    Attributes:
+      ready: whether everything is compiled, so that requests are served.
+      closing: whether the server shuts down, so that requests are refused.
+    """
+
+    def __init__(
+        self, model: Model, streams: Streams, limits: Limits | None = None, waiting: int = 64
+    ):
+        questions = of_items(model.task).answers.questions
+        self.streams, self.limits = streams, limits or Limits()
+        self.ready = self.closing = False
+        self._model, self._names = model, model.names
+        self._kinds, self._by_kind = questions.kinds, bool(questions.kinds)
+        items = model.description.num_items
+        self._width = items if questions.answer == "item" else max(1, questions.classes)
+        self._pool = ThreadPoolExecutor(4, "http")
+        self._waiting, self._most_waiting = 0, waiting
+
+    def compile(self) -> None:
+        """Compiles every shape; afterwards requests are served."""
+        self._names.indices([])  # builds the index
+        self.streams.compile()
+        self.ready = True
+
+    async def write(self, body: bodies.Write) -> bodies.Written:
+        """Appends items to the streams of users."""
+        self._check(body.users, items=body.items, expected_lengths=body.expected_lengths)
+        items, unknown = self._known(body.items)
+        left = [ids[ids >= 0] for ids in items]
+        lengths = await _result(self.streams.write_soon(body.users, left, body.expected_lengths))
+        return bodies.Written(lengths, unknown)
+
+    async def answer(self, body: bodies.Ask) -> bodies.Answered:
+        """Answers queries from the memories of users."""
+        self._check(body.users, queries=body.queries)
+        count = sum(map(len, body.queries)) * self._width
+        if count > _NUMBERS:
+            cure = f"ask fewer queries at once, at most {_NUMBERS // self._width}"
+            raise Refused(413, f"the reply has {count:,} numbers: {cure}", "queries")
+        queries, unknown = self._asked(body.queries)
+        known = [ids >= 0 for ids in queries]
+        asked = [ids[mask] for ids, mask in zip(queries, known, strict=True)]
+        rows = await _result(self.streams.answer_soon(body.users, asked))
+        answers = [row.tolist() for row in rows]
+        if unknown:
+            for mask, row in zip(known, answers, strict=True):
+                scores = iter(row)
+                row[:] = [next(scores) if one else None for one in mask.tolist()]
+        return bodies.Answered(answers, unknown)
+
+    async def recommend(self, body: bodies.Recommend) -> bodies.Recommendations:
+        """Recommends the best next items of users."""
+        try:
+            num_items = self._model.recommender.num_items
+        except ValueError as error:
+            raise Refused(404, str(error)) from None
+        self._check(body.users, exclude=body.exclude)
+        if body.k > num_items:
+            raise Refused(400, f"k = {body.k}: the model has {num_items} items, so ask less", "k")
+        exclude, unknown = self._known(body.exclude or [()] * len(body.users))
+        # Powers of two, so that few sizes are compiled.
+        k = min(num_items, max(_K, 1 << (body.k - 1).bit_length()))
+        left_out = [ids[ids >= 0] for ids in exclude]
+        asked = self.streams.recommend_soon(body.users, k, left_out)
+        scores, items = await _result(asked)
+        cut = [row[row >= 0] for row in items[:, : body.k]]
+        best = [row[: len(ids)].tolist() for row, ids in zip(scores, cut, strict=True)]
+        return bodies.Recommendations([self._names.ids[ids].tolist() for ids in cut], best, unknown)
+
+    async def fork(self, body: bodies.Fork) -> bodies.Done:
+        """Copies the stream of a user to new users."""
+        self._check(body.copies)
+        await self.in_thread(self.streams.fork, body.user, body.copies)
+        return bodies.Done(len(body.copies))
+
+    async def reset(self, body: bodies.Reset) -> bodies.Done:
+        """Forgets users; a later write begins a new stream."""
+        self._check(body.users)
+        await self.in_thread(self.streams.reset, body.users)
+        return bodies.Done(len(body.users))
+
+    async def info(self, query: bodies.OfUser, name: str) -> bodies.Info:
+        """The length, the age and the bytes of a user's stream."""
+        user = _user(query, name)
+        about = await self.in_thread(_or_missing(self.streams.info), user)
+        age = max(0.0, time.time() - about.written)
+        return bodies.Info(user, about.length, age, about.bytes)
+
+    async def memory(self, query: bodies.OfUser, name: str) -> bodies.Memory:
+        """The numbers of a user's memory."""
+        user = _user(query, name)
+        return await self.in_thread(self._memory, user)
+
+    async def items(self, query: bodies.Search) -> bodies.Items:
+        """Items of the catalogue whose ids contain a text."""
+        return await self.in_thread(self._search, query)
+
+    def _search(self, query: bodies.Search) -> bodies.Items:
+        ids, text = self._names.ids, query.query.casefold()
+        fits = (one for one in map(_plain, ids) if text in str(one).casefold())
+        return bodies.Items(list(itertools.islice(fits, query.limit)), len(ids))
+
+    def _memory(self, user: User) -> bodies.Memory:
+        memory = _or_missing(self.streams.memory)(user)
+        leaves = {
+            field.name: np.asarray(getattr(memory, field.name))
+            for field in dataclasses.fields(memory)
+        }
+        count = sum(leaf.size for leaf in leaves.values())
+        if count > _NUMBERS:
+            cure = "read it with Streams.memory"
+            raise Refused(413, f"the memory has {count:,} numbers, too many for a reply: {cure}")
+        slots = leaves.get("slots")
+        if slots is not None and slots.ndim == 2:
+            return bodies.Memory(slots.tolist(), {})
+        return bodies.Memory(None, {name: leaf.tolist() for name, leaf in leaves.items()})
+
+    def _check(self, users: Sequence[User], **lists: Sequence[object] | None) -> None:
+        """Raises Refused unless each list has one entry a user, and the limits hold."""
+        if len(users) > self.limits.users:
+            cure = f"send at most {self.limits.users} in a request"
+            raise Refused(413, f"{len(users)} users: {cure}", "users")
+        for user in users:
+            if isinstance(user, str) and not user.isascii():
+                _check_text(user)
+        for name, entries in lists.items():
+            if entries is None:
+                continue
+            if len(entries) != len(users):
+                cure = "give one for each user"
+                raise Refused(400, f"{len(entries)} {name} for {len(users)} users: {cure}", name)
+            count = sum(len(ids) for ids in entries if isinstance(ids, list))
+            if count > self.limits.items:
+                cure = f"send at most {self.limits.items:,} in a request"
+                raise Refused(413, f"{count:,} ids: {cure}", name)
+
+    def _known(self, lists: Sequence[Sequence[bodies.Id]]) -> tuple[list[np.ndarray], int]:
+        """The index of each item, -1 for unknown ones; and the number of unknown ones."""
+        indices = self._names.indices([one for ids in lists for one in ids])
+        ends = np.cumsum([len(ids) for ids in lists])[:-1]
+        return np.split(indices, ends), int((indices < 0).sum())
+
+    def _asked(self, lists: Sequence[Sequence[bodies.Id]]) -> tuple[list[np.ndarray], int]:
+        """The queries as numbers, -1 for unknown items; and the number of unknown items."""
+        if not self._by_kind:
+            return self._known(lists)
+        for ids in lists:
+            for one in ids:
+                if not isinstance(one, int) or not 0 <= one < self._kinds:
+                    cure = f"kinds of question are numbers from 0 to {self._kinds - 1}"
+                    raise Refused(400, f"queries has {one!r}: {cure}", "queries")
+        return [np.array(ids, np.int32) for ids in lists], 0
+
+    async def in_thread(self, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Runs a call that may wait for the device or the disk.
+
+        Raises:
+          QueueFull: too many such calls wait already.
+        """
+        if self._waiting >= self._most_waiting:
+            raise QueueFull(f"{self._waiting} requests wait already: try again later")
+        self._waiting += 1
+        try:
+            call = functools.partial(act, *args, **kwargs)
+            return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+        finally:
+            self._waiting -= 1
+
+
+async def _result(future: Future[T]) -> T:
+    # The shield: a request that is given up must not cancel what others are merged with.
+    return await asyncio.shield(asyncio.wrap_future(future))
+
+
+def _or_missing(act: Callable[[User], T]) -> Callable[[User], T]:
+    """The call, where a user without a stream is not found."""
+
+    def call(user: User) -> T:
+        try:
+            return act(user)
+        except Damaged:
+            raise
+        except ValueError as error:
+            raise Refused(404, str(error), user=user) from error
+
+    return call
+
+
+def _user(query: bodies.OfUser, name: str) -> User:
+    """The user whom a path names."""
+    if query.type == "str":
+        return name
+    user = int(name) if re.fullmatch("-?[0-9]{1,19}", name) else 1 << 63
+    if str(user) != name or not -(2**63) <= user < 2**63:
+        raise Refused(400, f"{name!r} is no integer of 64 bits: leave ?type=int out", "type")
+    return user
+
+
+def _check_text(user: str) -> None:
+    try:
+        user.encode()
+    except UnicodeEncodeError:
+        raise Refused(400, f"{user!r} has half of a pair of surrogates: send UTF-8") from None
+
+
+def _plain(one: object) -> bodies.Id:
+    """An id as a Python number or string."""
+    value: bodies.Id = one.item() if isinstance(one, np.generic) else one  # type: ignore[assignment]
+    return value

@@ -1,0 +1,163 @@
+"""The server as a process: its port, clients who are slow or wrong, and its end after SIGTERM."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from tests import ROOT
+from tests.serve.served import IDS, USUAL, mutated
+
+SECONDS = 1.0  # that clients have
+
+
+class Server:
+    """A process of `python -m rmjax.serve` with a small model."""
+
+    def __init__(self, folder: Path, *flags: str, **variables: str):
+        command = [sys.executable, "-m", "tests.serve.served", "--workdir=made", "--port=0"]
+        command += [f"--request_seconds={SECONDS}", *flags]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | variables
+        self.log = folder / "log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(command, env=environment, cwd=folder, stderr=log)
+        (self.url,) = self.wait_for(r"(http://\S+): serves").groups()
+        self.port = int(self.url.rpartition(":")[2])
+        self.client = httpx.Client(base_url=self.url, timeout=30)
+
+    def wait_for(self, pattern: str) -> re.Match:
+        """The first place of the log that fits a pattern."""
+        end = time.monotonic() + 120
+        while not (match := re.search(pattern, self.log.read_text())):
+            assert self.process.poll() is None and time.monotonic() < end, self.log.read_text()
+            time.sleep(0.02)
+        return match
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+
+    def write(self, user: str) -> int:
+        """The length of a user's stream after one more item."""
+        reply = self.client.post("/v1/write", json={"users": [user], "items": [[IDS[1]]]})
+        assert reply.status_code == 200, reply.text
+        return reply.json()["lengths"][0]
+
+    def end(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    made = Server(tmp_path_factory.mktemp("server"))
+    early = made.client.get("/readyz").status_code, made.client.get("/healthz").status_code
+    assert early in ((503, 200), (200, 200))
+    made.wait_for("Ready: requests are served")
+    yield made
+    assert made.end() == 0
+    assert "Traceback" not in made.log.read_text()
+
+
+def sent(server: Server, data: bytes) -> bytes:
+    """What a server replies to bytes until it closes the connection."""
+    with server.connect() as connection, contextlib.suppress(ConnectionError):
+        connection.sendall(data)
+        parts = []
+        while part := connection.recv(1 << 16):
+            parts.append(part)
+        return b"".join(parts)
+    return b""
+
+
+def as_bytes(method: str, path: bytes, headers: dict[str, bytes], body: bytes) -> bytes:
+    fixed = {"host": b"127.0.0.1", "content-length": b"%d" % len(body), "connection": b"close"}
+    lines = [name.encode() + b": " + value for name, value in (fixed | headers).items()]
+    return b"\r\n".join([method.encode() + b" " + path + b" HTTP/1.1", *lines, b"", body])
+
+
+def resident(process: subprocess.Popen) -> int:
+    """Bytes of memory that a process has."""
+    return int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.slow)])
+def test_mutated_requests_get_no_error_of_the_server(server, count):
+    rng, statuses = np.random.default_rng(count), []
+    for k in range(count):
+        if k == count // 5:
+            before = resident(server.process)
+        request = as_bytes(*mutated(rng))
+        reply = sent(server, request)
+        if reply:  # a request that does not end gets none
+            statuses.append(int(reply.split()[1]))
+            assert statuses[-1] in USUAL, (request, reply)
+            assert b"Traceback" not in reply
+    assert len(statuses) > 0.8 * count and {200, 400, 404} <= set(statuses)
+    assert resident(server.process) < before + 2e7
+    assert server.write(f"mutated {count}") == 1
+
+
+def test_slow_clients_and_idle_connections_do_not_hold_others_up(server):
+    """Each of them is cut off: without a request, in the head, in the body, and as a reader."""
+    body = b'{"users": ["ann"], "items": [[]]}'
+    headers = {"content-type": b"application/json"}
+    request = as_bytes("POST", b"/v1/write", headers, body)
+    with contextlib.ExitStack() as held:
+        idle = [held.enter_context(server.connect()) for _ in range(200)]
+        slow_head, slow_body = (held.enter_context(server.connect()) for _ in range(2))
+        begin, taken = time.monotonic(), []
+        slow_body.sendall(request[:-5])
+        for byte in request[:20]:
+            slow_head.sendall(bytes([byte]))
+            start = time.monotonic()
+            server.write("quick")
+            taken.append(time.monotonic() - start)
+        assert np.median(taken) < 0.5 * SECONDS
+        assert b" 408 " in slow_body.recv(1000)
+        for connection in (slow_head, *idle):
+            with contextlib.suppress(ConnectionResetError):
+                assert connection.recv(1) == b""
+        assert SECONDS / 2 < time.monotonic() - begin < 10 * SECONDS
+
+
+def test_a_client_that_does_not_read_is_cut_off(server):
+    with server.connect() as connection:
+        request = as_bytes("GET", b"/openapi.json", {"connection": b"keep-alive"}, b"")
+        with pytest.raises(ConnectionError):
+            for _ in range(3000):
+                connection.sendall(request * 100)
+    server.write("quick")
+
+
+def test_after_a_signal_open_requests_end_and_no_new_ones_begin(tmp_path):
+    server = Server(tmp_path, "--request_seconds=20", RMJAX_TOKEN="secret")
+    server.client.headers["authorization"] = "Bearer secret"
+    server.wait_for("Ready: requests are served")
+    body = b'{"users": ["ann"], "items": [["%s"]]}' % IDS[1].encode()
+    headers = {"content-type": b"application/json", "authorization": b"Bearer secret"}
+    request = as_bytes("POST", b"/v1/write", headers, body)
+    idle, half, new = (server.connect() for _ in range(3))
+    half.sendall(request[:-5])
+    assert server.write("ann") == 1
+    server.process.send_signal(signal.SIGTERM)
+    server.wait_for("SIGTERM: open requests end")
+    assert b" 503 " in (reply := sent(server, request)) or not reply
+    assert idle.recv(1) == b""
+    half.sendall(request[-5:])
+    reply = half.recv(1000)
+    assert b'"lengths":[2]' in reply and b"connection: close" in reply.lower()
+    assert server.process.wait(30) == 0
+    assert server.log.read_text().endswith("Closed.\n")
+    new.close()
