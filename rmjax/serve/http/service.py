@@ -53,7 +53,8 @@ class Service:
     def __init__(
         self, model: Model, streams: Streams, limits: Limits | None = None, waiting: int = 64
     ):
-        questions = of_items(model.task).answers.questions
+        answers = of_items(model.task).answers
+        questions, self._ranks = answers.questions, answers.ranking is not None
         self.streams, self.limits = streams, limits or Limits()
         self.ready = self.closing = False
         self._model, self._names = model, model.names
@@ -145,7 +146,8 @@ class Service:
     def _search(self, query: bodies.Search) -> bodies.Items:
         ids, text = self._names.ids, query.query.casefold()
         fits = (one for one in map(_plain, ids) if text in str(one).casefold())
-        return bodies.Items(list(itertools.islice(fits, query.limit)), len(ids))
+        shown = list(itertools.islice(fits, query.limit))
+        return bodies.Items(shown, len(ids), self._ranks)
 
     def _memory(self, user: User) -> bodies.Memory:
         memory = _or_missing(self.streams.memory)(user)
