@@ -50,6 +50,9 @@ class Committer:
       wait: least seconds between two commits, in which changes gather.
       failed: is called, in this thread, after a commit failed; makes the worker roll back, and
         returns False if there is no worker any more.
+
+    Attributes:
+      thread: the thread that commits.
     """
 
     def __init__(self, database: Database, wait: float, failed: Callable[[], bool]):
@@ -59,8 +62,8 @@ class Committer:
         self._error: OSError | None = None
         self._due = 0.0  # no commit before this time, unless somebody waits for it
         self._busy = self._urgent = self._closing = False
-        self._thread = threading.Thread(target=self._run, name="streams-committer", daemon=True)
-        self._thread.start()
+        self.thread = threading.Thread(target=self._run, name="streams-committer", daemon=True)
+        self.thread.start()
 
     def add(self, change: Change) -> None:
         """Hands over a change, and returns at once."""
@@ -93,17 +96,13 @@ class Committer:
             self._changed.notify_all()
             return changes, error
 
-    def is_current(self) -> bool:
-        """Whether the calling thread is the committer."""
-        return threading.current_thread() is self._thread
-
     def close(self) -> None:
         """Commits what is left, and returns when the thread has ended."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        if not self.is_current():
-            self._thread.join()
+        if threading.current_thread() is not self.thread:
+            self.thread.join()
 
     def _run(self) -> None:
         while changes := self._next():

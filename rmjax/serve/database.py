@@ -10,6 +10,7 @@ is intact after a kill or a power failure.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import struct
@@ -146,12 +147,8 @@ class Database:
         while more:
             with self._reading() as transaction, transaction.cursor() as cursor:
                 cursor.set_range(last)
-                if cursor.key() == last:
-                    cursor.next()
-                keys: list[bytes] = []
-                while len(keys) < _CHUNK and (key := bytes(cursor.key())):
-                    keys.append(key)
-                    cursor.next()
+                listed = map(bytes, cursor.iternext(values=False))
+                keys = list(itertools.islice((key for key in listed if key != last), _CHUNK))
             more = len(keys) == _CHUNK
             last = keys[-1] if keys else last
             yield from map(user_of, keys)
@@ -238,9 +235,9 @@ class Database:
             making.mkdir(exist_ok=True)
             for left in making.iterdir():
                 left.unlink()
-            with self._lmdb.open(os.fspath(making), map_size=_MAP) as env:
-                with env.begin(write=True) as transaction:
-                    transaction.put(_ABOUT, json.dumps(dict(about)).encode())
+            env = self._lmdb.open(os.fspath(making), map_size=_MAP)
+            with env, env.begin(write=True) as transaction:
+                transaction.put(_ABOUT, json.dumps(dict(about)).encode())
             (self.path / "lock.mdb").unlink(missing_ok=True)
             (making / "data.mdb").rename(self._file)
             (making / "lock.mdb").unlink()

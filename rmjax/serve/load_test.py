@@ -1,20 +1,31 @@
-"""Measures how fast a store of streams answers while requests arrive at a fixed rate.
+"""Measures how fast live streams are written and answered while requests arrive at a fixed rate.
 
     python -m rmjax.load_test --config=configs/xlong.py --users=100000 --rate=500 --seconds=60
+    python -m rmjax.load_test --workdir=runs/xlong --url=http://127.0.0.1:8000 --clients=4
 
-Requests arrive on schedule, whether earlier ones are done or not. The command prints one JSON
-object for each length of history. The object holds percentiles of the milliseconds from arrival to
-result, and the largest difference from offline evaluation. --workdir names a trained model; without
-it, the model of --config is untrained.
+The first line tests a store in this process, which --threads threads call. The second line tests
+the service `python -m rmjax.serve` of the same workdir; --clients processes call it. Requests
+arrive on schedule, whether earlier ones are done or not, and a latency counts from the planned
+arrival. The command prints one JSON object for each length of history. The object holds percentiles
+of the latencies in milliseconds, errors by kind, the share of the processor, and the largest
+difference from offline evaluation. Without --workdir, the model of --config is untrained.
+
+The streams have users such as "1000-17": user 17 of the streams that began with 1,000 items. Users
+that exist already are used again. So a store can be filled in this process, which is faster, before
+the service opens it.
 """
 
 from __future__ import annotations
 
+import bisect
+import collections
+import contextlib
 import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,164 +35,145 @@ from ml_collections import ConfigDict, config_flags
 from rmjax import config as configs
 from rmjax import tasks
 from rmjax.data import describe, make_source
-from rmjax.data.source import Description
+from rmjax.data.source import Description, id_array
 from rmjax.io import paths
 from rmjax.machines import memorize
 from rmjax.run import environment
 from rmjax.serve.checks import of_items
+from rmjax.serve.client import Client
 from rmjax.serve.model import open_model
 from rmjax.serve.store import Streams
+from rmjax.serve.traffic import (
+    BASES,
+    Names,
+    Request,
+    Served,
+    Service,
+    requests,
+    serve,
+    serve_from_processes,
+)
 from rmjax.tasks.reasoning import Reasoning
 from rmjax.types import Array, Params, Task, at
 
-BASES = 8  # different histories; every user has a copy of one of them
 CHECKED = 64  # users whose last answers are compared with offline evaluation
+COPIES = 64  # new users of one `fork`; a service takes so many by default
 PERCENTILES = (50, 90, 99, 99.9, 100)
+WRITTEN = 10_000  # items of one write; a service takes so many by default
 
 
-class Request(NamedTuple):
-    """One write or one question of one user."""
+def fill(service: Service, names: Names, items: int, users: int, again: Sequence[int]) -> None:
+    """Gives every user a stream: a copy of one of `BASES` random histories.
 
-    time: float  # arrival, in seconds after the start
-    user: int
-    ids: np.ndarray  # [n] items to write, or queries to answer
-    writes: bool
-
-
-def requests(
-    rate: float, seconds: float, users: int, items: int, kinds: int = 0, seed: int = 0
-) -> list[Request]:
-    """Draws random requests: half write 1 to 20 items, half ask 1 to 16 queries.
+    Users that exist stay as they are, except those of `again`.
 
     Args:
-      rate: mean number of requests a second; arrivals are a Poisson process.
-      seconds: mean length of the schedule.
-      users: number of users.
+      service: what is filled.
+      names: of users and items; has the length of the histories.
       items: number of item ids.
-      kinds: number of kinds of question; 0: queries are about items.
-      seed: of the random numbers.
-
-    Returns:
-      The requests, in order of arrival.
+      users: number of users.
+      again: users that must have exactly their history, since their answers will be checked.
     """
-    rng = np.random.default_rng(seed)
-    times = np.cumsum(rng.exponential(1 / rate, round(rate * seconds)))
-    writes = rng.random(len(times)) < 0.5
-    sizes = np.where(writes, rng.integers(1, 21, len(times)), rng.integers(1, 17, len(times)))
-    who = rng.integers(0, users, len(times))
-    return [
-        Request(
-            float(arrival),
-            int(user),
-            rng.integers(0, items if w else kinds or items, size),
-            bool(w),
-        )
-        for arrival, user, size, w in zip(times, who, sizes, writes, strict=True)
-    ]
+    for base, history in enumerate(_bases(names.history, items)):
+        if names.base(base) not in service:
+            for first in range(0, len(history), WRITTEN):
+                part = names.items(history[first : first + WRITTEN])
+                service.write([names.base(base)], [part])
+    # Users are made in order, so bisection finds the first one that is missing.
+    missing = lambda user: names.user(user) not in service
+    first, size = bisect.bisect_left(range(users), True, key=missing), BASES * COPIES
+    groups = [range(k, min(k + size, users)) for k in range(first, users, size)]
+    old = [user for user in again if user < first]
+    if old:
+        service.reset(list(map(names.user, old)))
+    with ThreadPoolExecutor(BASES) as pool:
+        for group in [old, *groups]:
+            copies = collections.defaultdict(list)
+            for user in group:
+                copies[names.base(user)].append(names.user(user))
+            list(pool.map(service.fork, copies, copies.values()))
 
 
-def serve(
-    store: Streams, wanted: Sequence[Request], most: int = 64
-) -> tuple[np.ndarray, list[np.ndarray | None]]:
-    """Serves requests in real time; those that have arrived meanwhile are served together.
+def _bases(history: int, items: int) -> np.ndarray:
+    """The histories, i64 [BASES, history]; user u began with row u % BASES."""
+    return np.random.default_rng(1).integers(0, items, (BASES, history))
+
+
+def checked(wanted: Sequence[Request]) -> dict[int, int]:
+    """Returns {user: last question} of the `CHECKED` users that write most and ask.
 
     Args:
-      store: the store to test.
-      wanted: [n] requests, in order of arrival. A user's requests keep this order.
-      most: most requests that are served together.
-
-    Returns:
-      Seconds from each request's arrival to the result, f64 [n]; and the n answers, f32 [Q] each,
-      None for writes.
+      wanted: [n] requests, in order of arrival.
     """
-    seconds: np.ndarray = np.zeros(len(wanted))
-    answers: list[np.ndarray | None] = [None] * len(wanted)
-    begin, done = time.perf_counter(), 0
-    while done < len(wanted):
-        elapsed = time.perf_counter() - begin
-        if wanted[done].time > elapsed:
-            time.sleep(wanted[done].time - elapsed)
-            continue
-        due = [k for k in range(done, min(done + most, len(wanted))) if wanted[k].time <= elapsed]
-        while due:
-            part = _next_part(wanted, due)
-            users, ids = [wanted[k].user for k in part], [wanted[k].ids for k in part]
-            if wanted[part[0]].writes:
-                store.write(users, ids)
-                store.wait()
-            else:
-                for k, scores in zip(part, store.answer(users, ids), strict=True):
-                    answers[k] = scores
-            seconds[part] = time.perf_counter() - begin - np.array([wanted[k].time for k in part])
-            due = [k for k in due if k not in set(part)]
-            done += len(part)
-    return seconds, answers
-
-
-def _next_part(wanted: Sequence[Request], due: Sequence[int]) -> list[int]:
-    """Returns the due requests of the first one's kind that can be served with the first one.
-
-    Requests of a user that come after the user's first request of the other kind have to wait.
-    """
-    kind = wanted[due[0]].writes
-    first_other: dict[int, int] = {}  # {user: first request of the other kind}
-    for k in due:
-        if wanted[k].writes != kind:
-            first_other.setdefault(wanted[k].user, k)
-    same = [k for k in due if wanted[k].writes == kind]
-    return [k for k in same if k < first_other.get(wanted[k].user, len(wanted))]
+    last = {request.user: k for k, request in enumerate(wanted) if not request.writes}
+    writes = collections.Counter(request.user for request in wanted if request.writes)
+    busiest = sorted(last, key=lambda user: -writes[user])[:CHECKED]
+    return {user: last[user] for user in busiest}
 
 
 def run_test(
     task: Reasoning,
     params: Params,
-    history: int,
+    service: Service,
+    serve_all: Callable[[], Served],
     wanted: Sequence[Request],
     users: int,
-    **options: Any,
-) -> dict[str, Any]:
-    """Fills a store, serves the requests, and checks the answers.
+    names: Names,
+) -> tuple[Served, dict[str, Any]]:
+    """Fills a service, serves the requests, and checks the answers.
 
     Args:
       task: a task whose streams hold item ids.
       params: of the task.
-      history: items that each user's stream has before the first request.
-      wanted: the requests, in order of arrival.
+      service: what is tested.
+      serve_all: calls `serve` or `serve_from_processes` with the requests.
+      wanted: [n] requests, in order of arrival.
       users: number of users.
-      **options: keyword arguments of `Streams`.
+      names: of users and items.
 
     Returns:
-      The object that is printed: percentiles in milliseconds of 'write_ms', 'answer_ms' and
-      'all_ms'; counts; seconds; and 'largest_difference', see `largest_difference`.
+      What became of the requests; and the object that is printed: that of `summary`, sizes, and
+      'largest_difference', see `largest_difference`.
     """
     assert task.table is not None
-    items = len(at(params, task.table))
-    store = Streams(task, params, capacity=users, segments=(1, 64), **options)
-    bases = np.random.default_rng(1).integers(0, items, (BASES, history))
-    begin = time.perf_counter()
-    store.compile()
-    compiled = time.perf_counter()
-    many = min(BASES, users)
-    store.write(range(many), list(bases[:many]))
-    for base in range(many):
-        store.fork(base, range(base + BASES, users, BASES))
-    filled = time.perf_counter()
-    seconds, answers = serve(store, wanted)
-    count = len(store)
-    store.close()
-    ms, writes = 1e3 * seconds, np.array([request.writes for request in wanted])
+    items, questions = len(at(params, task.table)), checked(wanted)
+    begin = time.monotonic()
+    fill(service, names, items, users, list(questions))
+    filled = time.monotonic()
+    served = serve_all()
+    return served, summary(wanted, served) | {
+        "history": names.history,
+        "users": users,
+        "fill_seconds": round(filled - begin, 1),
+        "largest_difference": largest_difference(
+            task, params, _bases(names.history, items), wanted, served, questions
+        ),
+    }
+
+
+def summary(wanted: Sequence[Request], served: Served) -> dict[str, Any]:
+    """Sums up what became of requests.
+
+    Args:
+      wanted: [n] requests.
+      served: what became of them.
+
+    Returns:
+      Percentiles in milliseconds of 'write_ms', 'answer_ms' and 'all_ms', over requests without an
+      error; the number of 'requests'; and 'errors', their number by kind.
+    """
+    ms, writes = 1e3 * served.seconds, np.array([request.writes for request in wanted])
     result: dict[str, Any] = {
-        name: {f"p{p:g}": round(float(np.percentile(ms[which], p)), 2) for p in PERCENTILES}
+        name: {f"p{p:g}": _percentile(ms[which], p) for p in PERCENTILES}
         for name, which in (("write_ms", writes), ("answer_ms", ~writes), ("all_ms", writes | True))
     }
-    return result | {
-        "history": history,
-        "users": count,
-        "requests": len(wanted),
-        "compile_seconds": round(compiled - begin, 1),
-        "fill_seconds": round(filled - compiled, 1),
-        "largest_difference": largest_difference(task, params, bases, wanted, answers),
-    }
+    return result | {"requests": len(wanted), "errors": dict(served.errors)}
+
+
+def _percentile(ms: np.ndarray, p: float) -> float:
+    """A percentile of the requests that had no error; NaN if all had one."""
+    done = ms[np.isfinite(ms)]
+    return round(float(np.percentile(done, p)), 2) if len(done) else float("nan")
 
 
 def largest_difference(
@@ -189,46 +181,126 @@ def largest_difference(
     params: Params,
     bases: np.ndarray,
     wanted: Sequence[Request],
-    answers: Sequence[np.ndarray | None],
+    served: Served,
+    questions: Mapping[int, int],
 ) -> float:
-    """Compares the last answers of `CHECKED` users with offline evaluation of the same streams.
+    """Compares answers with offline evaluation of the same streams.
 
     Args:
       task: the served task.
       params: of the task.
       bases: i64 [BASES, history], the histories; user u began with row u % BASES.
       wanted: [n] requests, in order of arrival.
-      answers: the n answers, None for writes.
+      served: what became of them.
+      questions: {user: the request whose answer is compared}. Users that had an error are left out.
 
     Returns:
-      The largest absolute difference of a score.
+      The largest absolute difference of a score; NaN if no user is left.
     """
-    n = task.segment_length
-    last = {request.user: k for k, request in enumerate(wanted) if not request.writes}
-    chosen = list(last.items())[-CHECKED:]
-    streams = []
-    for user, k in chosen:
-        written = [request.ids for request in wanted[:k] if request.user == user and request.writes]
-        streams.append(np.concatenate([bases[user % BASES], *written]))
-    longest = -(-max(map(len, streams)) // n) * n
+    n, streams = task.segment_length, {}
+    for user, k in questions.items():
+        before = [j for j in range(k) if wanted[j].user == user]
+        if np.isfinite(served.seconds[[*before, k]]).all():
+            written = [wanted[j].ids for j in before if wanted[j].writes]
+            streams[k] = np.concatenate([bases[user % BASES], *written])
+    longest = -(-max(map(len, streams.values()), default=0) // n) * n
 
     @jax.jit
     def offline(items: Array, mask: Array, query: Array) -> Array:
         memory = memorize(task.machine, params["machine"], items, mask, block=64).memory
         return task.answer(params, memory, query, query >= 0)
 
-    worst = 0.0
-    for (_, k), stream in zip(chosen, streams, strict=True):
+    worst = float("-inf") if streams else float("nan")
+    for k, stream in streams.items():
         padded = np.pad(stream, (0, longest - len(stream))).astype(np.int32)
         mask, query = np.arange(longest) < len(stream), np.full(16, -1, np.int32)
         query[: len(wanted[k].ids)] = wanted[k].ids
         (expected,) = np.asarray(
             offline(padded.reshape(1, -1, n), mask.reshape(1, -1, n), query[None])
         )
-        answer = answers[k]
+        answer = served.answers[k]
         assert answer is not None
         worst = max(worst, float(np.abs(expected[: len(answer)] - answer).max()))
     return worst
+
+
+def measure_streams(
+    task: Reasoning,
+    params: Params,
+    wanted: Sequence[Request],
+    users: int,
+    names: Names,
+    threads: int = 8,
+    **options: Any,
+) -> dict[str, Any]:
+    """Tests a store in this process.
+
+    Args:
+      task: a task whose streams hold item ids.
+      params: of the task.
+      wanted: [n] requests, in order of arrival.
+      users: number of users.
+      names: of users and items.
+      threads: number of threads that call the store.
+      **options: keyword arguments of `Streams`.
+
+    Returns:
+      The object of `run_test`, and the seconds of opening and compiling. 'cores' is the processor
+      time of the process divided by the time of the test.
+    """
+    begin = time.monotonic()
+    with contextlib.closing(Streams(task, params, segments=(1, 64), **options)) as streams:
+        opened = time.monotonic()
+        streams.compile()
+        compiled = time.monotonic()
+        serve_all = lambda: serve(streams, wanted, names, threads)
+        served, result = run_test(task, params, streams, serve_all, wanted, users, names)
+        return result | {
+            "open_seconds": round(opened - begin, 1),
+            "compile_seconds": round(compiled - opened, 1),
+            "cores": {"process": round(served.cpu / served.wall, 2)},
+        }
+
+
+def measure_service(
+    task: Reasoning,
+    params: Params,
+    wanted: Sequence[Request],
+    users: int,
+    names: Names,
+    url: str,
+    clients: int = 4,
+    threads: int = 8,
+) -> dict[str, Any]:
+    """Tests a service over HTTP.
+
+    Args:
+      task: the task that the service serves; its streams hold item ids.
+      params: of the task.
+      wanted: [n] requests, in order of arrival.
+      users: number of users.
+      names: of users and items.
+      url: of the service.
+      clients: number of processes that call it.
+      threads: number of threads of a process.
+
+    Returns:
+      The object of `run_test`. 'cores' is the processor time of the clients and of the service
+      divided by the time of the test.
+    """
+    service, cpu = Client(url), []
+
+    def serve_all() -> Served:
+        cpu.append(service.metric("process_cpu_seconds_total"))
+        served = serve_from_processes(url, wanted, names, clients, threads)
+        cpu.append(service.metric("process_cpu_seconds_total"))
+        return served
+
+    served, result = run_test(task, params, service, serve_all, wanted, users, names)
+    share = {"clients": served.cpu, "service": cpu[1] - cpu[0]}
+    return result | {
+        "cores": {name: round(seconds / served.wall, 2) for name, seconds in share.items()}
+    }
 
 
 def _model(workdir: str | None, config: ConfigDict | None) -> tuple[Task, Params, Description]:
@@ -254,18 +326,31 @@ def main(argv: Sequence[str]) -> int:
         environment.find_devices()
         any_task, params, data = _model(asked.workdir, asked.config)
         task = of_items(any_task)
-        kinds = task.answers.questions.kinds or data.num_items
-        wanted = requests(asked.rate, asked.seconds, asked.users, data.num_items, kinds)
+        kinds = task.answers.questions.kinds
         for history in map(int, asked.histories):
-            options: Mapping[str, Any] = {}
-            if asked.folder:
-                options = {"store": paths.resolve(asked.folder, "--folder") / str(history)}
-            result = run_test(task, params, history, wanted, asked.users, **options)
+            wanted = requests(asked.rate, asked.seconds, asked.users, data.num_items, kinds)
+            how = task, params, wanted, asked.users
+            if asked.url:
+                numbering = data.numbering
+                ids = id_array(numbering) if isinstance(numbering, tuple) else None
+                names = Names(history, ids, bool(kinds))
+                result = measure_service(*how, names, asked.url, asked.clients, asked.threads)
+            else:
+                options = _options(asked)
+                result = measure_streams(*how, Names(history), asked.threads, **options)
             print(json.dumps({"rate": asked.rate} | result), flush=True)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         logging.error("%s", environment.in_words(error))
         return 1
     return 0
+
+
+def _options(asked: Any) -> dict[str, Any]:
+    """The keyword arguments of `Streams` that the flags ask for."""
+    if not asked.store:
+        return {"capacity": asked.capacity or asked.users + BASES}
+    store = paths.resolve(asked.store, "--store")
+    return {"store": store, "sync": asked.sync, "capacity": asked.capacity or 1024}
 
 
 def define_flags() -> None:
@@ -282,9 +367,12 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "histories", ["100", "1000", "100000"], "Items of a stream before the first request."
     )
-    flags.DEFINE_string(
-        "folder", None, "Keeps the streams in databases there, not on the device alone."
-    )
+    flags.DEFINE_integer("threads", 8, "Threads that call, in each process.", lower_bound=1)
+    flags.DEFINE_string("store", None, "Keeps the streams in this database, not on the device.")
+    flags.DEFINE_enum("sync", "group", ["each", "group", "none"], "When a write returns.")
+    flags.DEFINE_integer("capacity", None, "Users on the device at a time.", lower_bound=1)
+    flags.DEFINE_string("url", None, "Tests the service at this address, not a store.")
+    flags.DEFINE_integer("clients", 4, "Processes that call the service.", lower_bound=1)
     numbers = lambda histories: all(size.isdecimal() and int(size) for size in histories)
     register: Callable[..., None] = flags.register_validator
     register(

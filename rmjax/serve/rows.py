@@ -72,14 +72,12 @@ class Packing:
       blank: an empty stream, leading axis 1; gives the shapes and dtypes.
 
     Attributes:
-      schema: [name, dtype, shape] of each array of a row.
       size: bytes of a row.
     """
 
     def __init__(self, blank: LiveStream):
         self._structure = jax.tree.structure(blank)
         self._arrays = {name: np.asarray(x) for name, x in named(blank)}
-        self.schema = [[n, str(x.dtype), list(x.shape[1:])] for n, x in self._arrays.items()]
         self.size = sum(x.nbytes for x in self._arrays.values())
 
     def pack(self, rows: LiveStream, count: int) -> list[bytes]:
@@ -103,7 +101,16 @@ class Packing:
 
 
 def padded(rows: LiveStream, first: int, batch: int) -> LiveStream:
-    """Rows from `first` on, on the host, repeated until the batch is full; one row stays one row."""
+    """Rows from `first` on, on the host, repeated until the batch is full.
+
+    Args:
+      rows: one row, or more than `first`.
+      first: the first of several rows.
+      batch: number of rows to return.
+
+    Returns:
+      Rows [batch, ...].
+    """
 
     def part(x: np.ndarray) -> np.ndarray:
         chosen = np.asarray(x)[first : first + batch] if len(x) > 1 else np.asarray(x)
@@ -111,6 +118,25 @@ def padded(rows: LiveStream, first: int, batch: int) -> LiveStream:
 
     full: LiveStream = jax.tree.map(part, rows)
     return full
+
+
+def schema(blank: LiveStream) -> dict[str, Any]:
+    """What a database says about its rows, as JSON can hold it.
+
+    Args:
+      blank: an empty stream, leading axis 1.
+
+    Returns:
+      {'rows': [name, dtype, shape] of each array}.
+    """
+    return {"rows": [[name, str(x.dtype), list(x.shape[1:])] for name, x in named(blank)]}
+
+
+def stream_lengths(rows: LiveStream) -> np.ndarray:
+    """Number of items of each stream [b, ...], i64 [b]: all full segments, and the tail."""
+    lengths: np.ndarray = np.asarray(rows.memory.segments, np.int64) * rows.tail.shape[1]
+    lengths += np.asarray(rows.tail_len)
+    return lengths
 
 
 def digest(params: Params) -> str:

@@ -11,25 +11,24 @@ A stream answers as evaluation does after the same items, whatever the sizes of 
 from __future__ import annotations
 
 import atexit
-import dataclasses
 import functools
 import itertools
 import os
+import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from absl import logging
 
 from rmjax.io import checkpoint
-from rmjax.machines.live import LiveStream, current_memory, feed, open_stream
-from rmjax.serve import committer, database
+from rmjax.machines.live import LiveStream, open_stream
+from rmjax.serve import committer
+from rmjax.serve.cache import Cache, Fed, StreamInfo
 from rmjax.serve.checks import (
     Ids,
     check_rows,
@@ -40,16 +39,16 @@ from rmjax.serve.checks import (
     pairs,
     plain_users,
 )
-from rmjax.serve.committer import Change, Committer
-from rmjax.serve.database import Damaged, Database, Row, User
-from rmjax.serve.rows import OnDevice, Packing, digest, padded
+from rmjax.serve.committer import Committer
+from rmjax.serve.database import FORMAT, Damaged, Database, User, compare
+from rmjax.serve.programs import Programs, grouped, least, padded_ids
+from rmjax.serve.rows import digest, padded, schema, stream_lengths
 from rmjax.serve.worker import QueueFull, Request, Worker
-from rmjax.types import Array, Memory, Params, Task, at
+from rmjax.types import Memory, Params, Task, at
 
 __all__ = ["Damaged", "QueueFull", "StreamInfo", "Streams", "User", "WrongLength", "of_items"]
 
-_READ = 4096  # rows that are copied to the host at a time
-K = TypeVar("K")
+_LISTED = 1024  # users that are listed at a time
 T = TypeVar("T")
 
 
@@ -67,25 +66,6 @@ class WrongLength(ValueError):
             "was written"
         )
         self.user, self.actual = user, actual
-
-
-class StreamInfo(NamedTuple):
-    """What is known of a stream."""
-
-    length: int  # number of items
-    written: float  # time of the last write, unix seconds
-    bytes: int  # of its row; the same for every length
-
-
-@dataclasses.dataclass(slots=True)
-class _Entry:
-    """A stream whose row is on the device."""
-
-    slot: int
-    writes: int  # number of writes so far
-    length: int
-    written: float
-    saved: int  # number of writes that the database has
 
 
 class _Write(NamedTuple):
@@ -150,58 +130,24 @@ class Streams:
         assert task.table is not None
         self._num_items = len(at(params, task.table))
         self._num_queries = task.answers.questions.kinds or self._num_items
-        self._params, self._length = jax.device_put(params), task.segment_length
+        self._ranks, self._length = task.answers.ranking is not None, task.segment_length
         self._batches, self._segments = sorted(batches), sorted(segments)
-        self._queries = sorted(queries)
-        machine = task.machine
-        self._blank = open_stream(machine, params["machine"], 1, self._length)
-        self._packing = Packing(self._blank)
-        self._sync, self._process = sync, os.getpid()
-        self._database: Database | None = None
-        self._committer: Committer | None = None
-        if store is not None:
-            about = {"format": database.FORMAT, "rows": self._packing.schema} | self._about
-            self._database = Database(store, about)
-        self._capacity = capacity
-        self._rows = OnDevice(self._blank, capacity)
-        self._entries: dict[User, _Entry] = {}  # the least recently used come first
-        self._free = list(range(capacity))[::-1]  # slots without a user
-        self._lost: OSError | None = None  # of a commit that no caller waited for
-
-        @jax.jit
-        def feed_rows(params: Params, rows: LiveStream, items: Array, mask: Array) -> LiveStream:
-            return feed(machine, params["machine"], rows, items, mask)
-
-        @jax.jit
-        def answer_rows(params: Params, rows: LiveStream, query: Array, mask: Array) -> Array:
-            memory = current_memory(machine, params["machine"], rows)
-            return task.answer(params, memory, task.answers.asked_live(rows, query), mask)
-
-        @functools.partial(jax.jit, static_argnames="k")
-        def rank_rows(
-            params: Params, rows: LiveStream, exclude: Array, mask: Array, *, k: int
-        ) -> tuple[Array, Array]:
-            memory = current_memory(machine, params["machine"], rows)
-            query = task.answers.asked_live(rows, jnp.zeros((len(exclude), 1), jnp.int32))
-            left_out = jnp.where(mask, exclude, -1)
-            scores, ids = task.top_k(params, memory, query, query == query, k, left_out)
-            return scores[:, 0], ids[:, 0]
-
-        @jax.jit
-        def remember_rows(params: Params, rows: LiveStream) -> Memory:
-            return current_memory(machine, params["machine"], rows)
-
-        bind: Callable[..., Any] = lambda function: functools.partial(function, self._params)
-        self._feed: Callable[..., LiveStream] = bind(feed_rows)
-        self._answer: Callable[..., Array] = bind(answer_rows)
-        self._rank: Callable[..., tuple[Array, Array]] = bind(rank_rows)
-        self._remember: Callable[..., Memory] = bind(remember_rows)
+        self._queries, self._capacity = sorted(queries), capacity
+        self._programs, self._process = Programs(task, params), os.getpid()
+        self._about = {
+            "segment_length": self._length,
+            "machine": digest(params["machine"]),
+        }
+        self._blank = open_stream(task.machine, params["machine"], 1, self._length)
+        about = {"format": FORMAT} | schema(self._blank) | self._about
+        kept = None if store is None else Database(store, about)
         self._worker = Worker(self._batches[-1], delay, queue)
-        if self._database is not None:
-            wait = 0.0 if sync == "each" else committer.GROUP
-            self._committer = Committer(self._database, wait, _weakly(self._after_failure))
+        self._cache = Cache(self._blank, capacity, self._batches, kept, sync, self._worker)
+        self._threads = [self._worker.thread]  # they must not wait for each other
+        if self._cache.committer is not None:
+            self._threads.append(self._cache.committer.thread)
         self._end = weakref.finalize(
-            self, _end, self._process, self._worker, self._committer, self._database
+            self, _end, self._process, self._worker, self._cache.committer, kept
         )
         self._end.atexit = False
         _OPEN.add(self)
@@ -271,7 +217,7 @@ class Streams:
             for (user, ids), n in zip(checked, lengths, strict=True)
         ]
         count = len({write.user for write in writes})
-        if self._database is not None and count > self._capacity:
+        if self._cache.database is not None and count > self._capacity:
             raise ValueError(
                 f"{count} users in one write, but capacity is {self._capacity}: write fewer users "
                 "at a time, or open the store with a larger capacity"
@@ -367,6 +313,8 @@ class Streams:
           QueueFull: too many requests wait.
           RuntimeError: the store is closed, or this process was forked.
         """
+        if not self._ranks:
+            raise ValueError("this model does not rank items: take one of configs/clicks.py")
         if not 1 <= k <= self._num_items:
             raise ValueError(f"k = {k}: must be from 1 to the number of items, {self._num_items}")
         entries = [
@@ -382,12 +330,7 @@ class Streams:
 
     def __len__(self) -> int:
         """Number of users that have a stream."""
-
-        def count() -> int:
-            self._settle()
-            return len(self._entries if self._database is None else self._database)
-
-        return self._call(count)
+        return self._call(lambda: len(self._cache))
 
     def __contains__(self, user: object) -> bool:
         """Whether a user has a stream."""
@@ -395,7 +338,7 @@ class Streams:
             (plain,) = plain_users([user])  # type: ignore[list-item]
         except ValueError:
             plain = None
-        return self._call(lambda: plain is not None and self._known(plain))
+        return self._call(lambda: plain is not None and plain in self._cache)
 
     def info(self, user: User) -> StreamInfo:
         """What is known of a user's stream.
@@ -412,7 +355,7 @@ class Streams:
           RuntimeError: the store is closed, or this process was forked.
         """
         (plain,) = plain_users([user])
-        return self._call(lambda: self._info(plain))
+        return self._call(lambda: self._cache.info(plain))
 
     def memory(self, user: User) -> Memory:
         """The memory of all items of a user, as an answer sees it.
@@ -430,20 +373,21 @@ class Streams:
         (plain,) = plain_users([user])
 
         def read() -> Memory:
-            self._load_or_raise(plain)
-            memory = self._remember(self._rows.take(*self._places([plain])))
-            return jax.tree.map(lambda x: np.asarray(x)[0], memory)
+            memories = self._programs.remember(self._cache.load_one(plain))
+            memory: Memory = jax.tree.map(lambda x: np.asarray(x)[0], memories)
+            return memory
 
         return self._call(read)
 
     def users(self) -> Iterator[User]:
-        """Yields the users that have a stream; those who come meanwhile may be among them.
+        """Yields the users that have a stream; those who come meanwhile may be among them or not.
 
         Raises:
           RuntimeError: the store is closed, or this process was forked.
         """
-        listed = self._call(lambda: (self._settle(), list(self._entries))[1])
-        return iter(listed) if self._database is None else self._database.users()
+        listed = self._call(self._cache.users)
+        while some := self._call(lambda: list(itertools.islice(listed, _LISTED))):
+            yield from some
 
     def wait(self) -> None:
         """Returns when the device has finished all writes; `answer` needs no `wait` before it.
@@ -451,7 +395,7 @@ class Streams:
         Raises:
           RuntimeError: the store is closed, or this process was forked.
         """
-        self._call(self._rows.wait)
+        self._call(self._cache.rows.wait)
 
     def flush(self) -> None:
         """Returns when all writes before it would survive a power failure.
@@ -464,10 +408,11 @@ class Streams:
         """
 
         def settled() -> None:
-            if self._database is None:
+            if self._cache.database is None:
                 raise ValueError("these streams are on the device: save(path) writes them")
-            self._settle()
-            self._raise_lost()
+            error = self._cache.settle() or self._cache.take_lost()
+            if error is not None:
+                raise error
 
         self._call(settled)
 
@@ -489,9 +434,8 @@ class Streams:
 
         def act() -> None:
             for user in plain:
-                self._refuse_unknown(user)
-            self._commit(dict.fromkeys(plain))
-            self._drop([user for user in plain if user in self._entries], erase=True)
+                self._cache.refuse_unknown(user)
+            self._cache.forget(plain)
 
         self._call(act)
 
@@ -512,23 +456,11 @@ class Streams:
         (plain,), others = plain_users([user]), list(dict.fromkeys(plain_users(copies)))
 
         def act() -> None:
-            self._refuse_unknown(plain)
+            self._cache.refuse_unknown(plain)
             for copy in others:
-                if self._known(copy):
+                if copy in self._cache:
                     raise ValueError(f"user {copy!r} has a stream already: reset it first")
-            if self._database is None:
-                entry = self._entries[plain]
-                row = jax.tree.map(
-                    lambda x: np.asarray(x)[:1], self._rows.take(*self._places([plain]))
-                )
-                self._make_room(len(others), ())
-                self._admit(others, [entry] * len(others), row)
-                return
-            self._settle()
-            row_of = self._database.read([plain])[plain]
-            if isinstance(row_of, Damaged):
-                raise row_of
-            self._commit(dict.fromkeys(others, row_of))
+            self._cache.copy(plain, others)
 
         self._call(act)
 
@@ -567,7 +499,20 @@ class Streams:
           OSError: the disk has no room for the streams.
           RuntimeError: the store is closed, or this process was forked.
         """
-        self._call(lambda: self._load_saved(path))
+        self._call(lambda: self._load(path))
+
+    @property
+    def waiting(self) -> int:
+        """Number of requests in the queue."""
+        return self._worker.waiting
+
+    def observe(self, batch: Callable[[int], object]) -> None:
+        """Reports the requests that are served.
+
+        Args:
+          batch: is called in the worker's thread with the number of requests of each batch.
+        """
+        self._worker.observe = batch
 
     def compile(self) -> None:
         """Compiles every shape at once, so that no later request has to wait for the compiler.
@@ -589,7 +534,9 @@ class Streams:
         """
         self._refuse_forked()
         self._end()
-        self._raise_lost()
+        error = self._cache.take_lost()
+        if error is not None:
+            raise error
 
     # The queue.
 
@@ -617,7 +564,7 @@ class Streams:
         return result
 
     def _result(self, future: Future[T]) -> T:
-        if self._worker.is_current() or (self._committer and self._committer.is_current()):
+        if threading.current_thread() in self._threads:
             raise RuntimeError("a callback of a future must not wait for another request")
         return future.result()
 
@@ -632,28 +579,18 @@ class Streams:
     # All that follows runs in the worker's thread.
 
     def _serve_writes(self, requests: Sequence[Request]) -> None:
-        """Writes the items of several requests, and hands the changed rows to the committer."""
-        damaged = self._load(dict.fromkeys(u for one in requests for u in one.users), new=True)
+        cache = self._cache
+        damaged = cache.load(dict.fromkeys(u for one in requests for u in one.users), new=True)
         accepted, items = self._accepted(requests, damaged)
-        new = [user for user in items if user not in self._entries]
-        slots = dict(zip(new, reversed(self._free), strict=False))
-        longest = self._segments[-1] * self._length
+        new, longest = cache.reserved(items), self._segments[-1] * self._length
         first = {user: ids[:longest] for user, ids in items.items()}
+        # If a call of the device fails here, all streams are as before.
         fed = [
-            self._fed({user: items[user] for user in group}, slots)
-            for _, group in self._grouped(first, self._fills)
+            self._fed({user: items[user] for user in group}, new)
+            for _, group in grouped(first, self._fills, self._batches[-1])
         ]
-        # Nothing has changed so far: if a call of the device failed, all streams are as before.
-        for _, places, rows in fed:
-            self._rows.put(places, rows)
-        written = time.time()
-        for user in new:
-            self._entries[user] = _Entry(self._free.pop(), 0, 0, written, 0)
-        for user, ids in items.items():
-            entry = self._entries[user]
-            entry.writes, entry.length = entry.writes + 1, entry.length + len(ids)
-            entry.written = written
-        self._hand_over(accepted, [(users, rows) for users, _, rows in fed])
+        added = {user: len(ids) for user, ids in items.items()}
+        cache.apply(fed, added, functools.partial(_complete, accepted))
 
     def _accepted(
         self, requests: Sequence[Request], damaged: Mapping[User, Damaged]
@@ -671,8 +608,7 @@ class Streams:
                 for user, ids, expected in request.content:
                     if user in damaged:
                         raise damaged[user]
-                    entry = self._entries.get(user)
-                    length = after.get(user, entry.length if entry else 0)
+                    length = after.get(user, self._cache.length(user))
                     if expected is not None and expected != length:
                         raise WrongLength(user, length, expected)
                     after[user] = length + len(ids)
@@ -686,56 +622,19 @@ class Streams:
                 items.setdefault(user, []).append(ids)
         return accepted, {user: np.concatenate(parts) for user, parts in items.items()}
 
-    def _fed(
-        self, items: Mapping[User, np.ndarray], new: Mapping[User, int]
-    ) -> tuple[list[User], np.ndarray, LiveStream]:
-        """Appends items to the streams of a batch of users.
-
-        Returns:
-          The users, their slots [b] and their new rows [b, ...].
-        """
+    def _fed(self, items: Mapping[User, np.ndarray], new: Mapping[User, int]) -> Fed:
+        """Appends items to the streams of a batch of users; the cache does not change."""
         users, left = list(items), list(items.values())
-        places, known = self._places(users, new)
-        rows = self._rows.take(places, known)
+        slots, known = self._cache.places(users, new)
+        rows = self._cache.rows.take(slots, known)
         longest = self._segments[-1] * self._length
         while True:
             parts = [ids[:longest] for ids in left]
             width = max(map(self._fills, parts)) * self._length
-            rows = self._feed(rows, *_padded_ids(parts, len(places), width))
+            rows = self._programs.feed(rows, *padded_ids(parts, len(slots), width))
             left = [ids[longest:] for ids in left]
             if not any(map(len, left)):
-                return users, places, rows
-
-    def _hand_over(
-        self, accepted: Sequence[_Accepted], changed: Sequence[tuple[list[User], LiveStream]]
-    ) -> None:
-        """Completes writes, after the commit of their rows if `sync` says so."""
-        if self._committer is None or self._sync == "none":
-            _complete(accepted, None)
-            accepted = []
-        if self._committer is None:
-            return
-        packing, entries = self._packing, self._entries
-        marks = [(entries[user], entries[user].writes) for users, _ in changed for user in users]
-        stamps = [(entry.writes, entry.length, entry.written) for entry, _ in marks]
-        lost = functools.partial(setattr, self, "_lost")
-
-        def rows() -> dict[User, Row | None]:
-            users = [user for group, _ in changed for user in group]
-            payloads = [one for group, new in changed for one in packing.pack(new, len(group))]
-            triples = zip(users, stamps, payloads, strict=True)
-            return {user: Row(*stamp, payload) for user, stamp, payload in triples}
-
-        def done(error: OSError | None) -> None:
-            if error is None:
-                for entry, writes in marks:
-                    entry.saved = writes
-            elif not accepted:
-                logging.error("writes are lost: %s", error)
-                lost(error)
-            _complete(accepted, error)
-
-        self._committer.add(Change(rows, done))
+                return Fed(users, slots, rows)
 
     def _serve_answers(self, requests: Sequence[Request]) -> None:
         asked = [entry for request in requests for entry in request.content]
@@ -748,10 +647,11 @@ class Streams:
                 for place, (_, query) in enumerate(asked)
                 if len(query) > first
             }
-            for shape, group in self._grouped(parts, self._asks):
+            asks = lambda query: least(self._queries, len(query))
+            for width, group in grouped(parts, asks, self._batches[-1]):
                 rows, batch = self._rows_of([asked[place][0] for place in group], damaged)
-                query = _padded_ids(list(group.values()), batch, shape)
-                answers = np.asarray(self._answer(rows, *query))
+                query = padded_ids(list(group.values()), batch, width)
+                answers = np.asarray(self._programs.answer(rows, *query))
                 for row, (place, part) in enumerate(group.items()):
                     scores[place].append(answers[row, : len(part)])
         results = [np.concatenate(s) if s else np.zeros(0, np.float32) for s in scores]
@@ -762,203 +662,37 @@ class Streams:
         scores, ids = np.empty((len(entries), k), np.float32), np.empty((len(entries), k), np.int32)
         damaged: dict[User, Damaged] = {}
         parts = dict(enumerate(exclude for _, exclude in entries))
-        width = lambda part: 1 << max(0, len(part) - 1).bit_length()
-        for shape, group in self._grouped(parts, width):
+        power = lambda part: 1 << max(0, len(part) - 1).bit_length()
+        for width, group in grouped(parts, power, self._batches[-1]):
             rows, batch = self._rows_of([entries[place][0] for place in group], damaged)
-            best = self._rank(rows, *_padded_ids(list(group.values()), batch, shape), k=k)
+            left_out = padded_ids(list(group.values()), batch, width)
+            best = self._programs.rank(rows, *left_out, k=k)
             for all_rows, part in zip((scores, ids), best, strict=True):
                 all_rows[list(group)] = np.asarray(part)[: len(group)]
         _deliver(requests, damaged, lambda part: (scores[part], ids[part]))
 
-    # Rows on the device.
-
     def _rows_of(
         self, users: Sequence[User], damaged: dict[User, Damaged]
     ) -> tuple[LiveStream, int]:
-        """The rows [b, ...] of users, and b; adds those to `damaged` whose rows are."""
-        damaged |= self._load(dict.fromkeys(users))
-        places, known = self._places(users)
-        return self._rows.take(places, known), len(places)
-
-    def _places(
-        self, users: Sequence[User], new: Mapping[User, int] | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Slots [b] of users and of `new` ones, and whether their rows are on the device, bool [b].
-
-        b is the smallest batch that fits; its last slots are beyond the last row.
-        """
-        batch = next(b for b in self._batches if len(users) <= b)
-        slots, known = np.full(batch, self._capacity), np.zeros(batch, bool)
-        for row, user in enumerate(users):
-            entry = self._entries.get(user)
-            if entry is not None:
-                slots[row], known[row] = entry.slot, True
-            elif new is not None:
-                slots[row] = new[user]
-        return slots, known
-
-    def _load(self, users: Collection[User], new: bool = False) -> dict[User, Damaged]:
-        """Brings the rows of users from the database to the device.
-
-        Args:
-          users: different users, at most `capacity` with a database.
-          new: makes free slots for those that have no row yet.
-
-        Returns:
-          The users whose rows are damaged.
-        """
-        if self._database is None and not new:
-            return {}
-        while True:
-            for user in users:
-                if user in self._entries:
-                    self._entries[user] = self._entries.pop(user)  # used most recently
-            missing = [user for user in users if user not in self._entries]
-            rows = self._database.read(missing) if self._database and missing else {}
-            intact = {user: row for user, row in rows.items() if isinstance(row, Row)}
-            if self._make_room(len(missing) if new else len(intact), users):
-                entries = [_Entry(-1, *row[:3], row.writes) for row in intact.values()]
-                if entries:
-                    payloads = [row.payload for row in intact.values()]
-                    self._admit(list(intact), entries, self._packing.unpack(payloads))
-                return {user: row for user, row in rows.items() if isinstance(row, Damaged)}
-
-    def _load_or_raise(self, user: User) -> None:
-        for error in self._load([user]).values():
-            raise error
-
-    def _make_room(self, count: int, keep: Collection[User]) -> bool:
-        """Makes `count` slots free: enlarges the arrays, or evicts rows that the database has.
-
-        Returns:
-          False if a commit failed meanwhile, and rows were dropped for this reason.
-        """
-        if self._database is None:
-            capacity = self._capacity
-            while capacity - self._capacity + len(self._free) < count:
-                capacity *= 2
-            if capacity > self._capacity:
-                self._rows.grow(capacity)
-                self._free = list(range(self._capacity, capacity))[::-1] + self._free
-                self._capacity = capacity
-            return True
-        while (lacking := count - len(self._free)) > 0:
-            clean = (
-                user
-                for user, entry in self._entries.items()
-                if entry.saved == entry.writes and user not in keep
-            )
-            evicted = list(itertools.islice(clean, lacking))
-            self._drop(evicted)
-            if len(evicted) < lacking and self._settle() is not None:
-                return False
-        return True
-
-    def _admit(self, users: Sequence[User], entries: Sequence[_Entry], rows: LiveStream) -> None:
-        """Puts rows into free slots, one for all users or one each; if it fails, nobody is new."""
-        slots = self._free[len(self._free) - len(users) :]
-        self._fill(slots, rows)
-        for user, entry, slot in zip(users, entries, slots, strict=True):
-            self._entries[user] = dataclasses.replace(entry, slot=slot)
-        del self._free[len(self._free) - len(users) :]
-
-    def _drop(self, users: Sequence[User], erase: bool = False) -> None:
-        """Takes the slots of users back; `erase` overwrites their rows."""
-        slots = [self._entries.pop(user).slot for user in users]
-        if erase:
-            self._fill(slots, self._blank)
-        self._free += slots
-
-    def _fill(self, slots: Sequence[int], rows: LiveStream) -> None:
-        """Puts rows into slots: one row for all of them, or one each."""
-        for first in range(0, len(slots), self._batches[-1]):
-            part = np.array(slots[first : first + self._batches[-1]])
-            batch = next(b for b in self._batches if len(part) <= b)
-            place = np.pad(part, (0, batch - len(part)), constant_values=self._capacity)
-            self._rows.put(place, padded(rows, first, batch))
-
-    # The database.
-
-    def _commit(self, rows: Mapping[User, Row | None], clear: bool = False) -> None:
-        """Commits rows at once, or raises OSError."""
-        if self._committer is not None:
-            self._committer.add(Change(lambda: rows, lambda _: None, clear))
-            error = self._settle()
-            if error is not None:
-                raise error
-
-    def _settle(self) -> OSError | None:
-        """Commits everything that was handed over; returns the error if that failed."""
-        if self._committer is None or self._committer.settle():
-            return None
-        return self._roll_back()
-
-    def _roll_back(self) -> OSError | None:
-        """After a failed commit: forgets the rows that the database does not have."""
-        if self._committer is None:
-            return None
-        changes, error = self._committer.take_failed()
-        if error is not None:
-            self._drop([user for user, e in self._entries.items() if e.saved != e.writes])
-        for change in changes:
-            change.done(error)
-        return error
-
-    def _after_failure(self) -> bool:
-        """Makes the worker roll back; called by the committer's thread."""
-
-        def serve(requests: Sequence[Request]) -> None:
-            self._roll_back()
-            requests[0].future.set_result(None)
-
-        try:
-            self._worker.submit(Request(serve), urgent=True)
-        except RuntimeError:  # the worker has ended
-            return False
-        return True
-
-    def _raise_lost(self) -> None:
-        error, self._lost = self._lost, None
-        if error is not None:
-            raise error
-
-    def _known(self, user: User) -> bool:
-        return user in self._entries or (self._database is not None and user in self._database)
-
-    def _refuse_unknown(self, user: User) -> None:
-        if not self._known(user):
-            raise ValueError(f"user {user!r} has no stream in this store")
-
-    def _info(self, user: User) -> StreamInfo:
-        self._refuse_unknown(user)
-        self._load_or_raise(user)
-        entry = self._entries[user]
-        return StreamInfo(entry.length, entry.written, self._packing.size)
+        """The rows [b, ...] of users, and b; adds the users to `damaged` whose rows are."""
+        damaged |= self._cache.load(dict.fromkeys(users))
+        slots, known = self._cache.places(users)
+        return self._cache.rows.take(slots, known), len(slots)
 
     def _save(self, path: str | Path) -> None:
-        self._settle()
-        users = list(self._entries if self._database is None else self._database.users())
-        parts, written = [], []
-        for first in range(0, len(users), _READ):
-            some = users[first : first + _READ]
-            if self._database is None:
-                entries = [self._entries[user] for user in some]
-                slots = np.array([entry.slot for entry in entries])
-                parts.append(jax.tree.map(np.asarray, self._rows.take(slots, slots >= 0)))
-                written += [entry.written for entry in entries]
-                continue
-            rows = list(self._database.read(some).values())
-            for row in rows:
-                if isinstance(row, Damaged):
-                    raise row
-                written.append(row.written)
-            parts.append(self._packing.unpack([row.payload for row in rows]))  # type: ignore[union-attr]
+        users: list[User] = []
+        written: list[float] = []
+        parts = []
+        for some, times, rows in self._cache.all_rows():
+            users += some
+            written += times
+            parts.append(rows)
         tree = jax.tree.map(lambda *x: np.concatenate(x), *parts) if parts else {}
         self._check_rows(tree, users, "cannot be saved")
         about = self._about | {"users": in_json(users), "written": written}
         checkpoint.save_tree(path, tree, {"streams": about})
 
-    def _load_saved(self, path: str | Path) -> None:
+    def _load(self, path: str | Path) -> None:
         users: list[User] = []
         written: list[float] = []
 
@@ -966,7 +700,7 @@ class Streams:
             about = manifest.get("streams")
             if not isinstance(about, dict):
                 raise ValueError(f"{path} holds no streams")
-            database.compare(about, self._about, path)
+            compare(about, self._about, path)
             users.extend(listed_users(about, path))
             written.extend(about.get("written") or [time.time()] * len(users))
             count = len(users)
@@ -976,84 +710,32 @@ class Streams:
 
         rows = checkpoint.load_tree(path, like)
         self._check_rows(rows, users, f"{path} is damaged")
-        lengths = stream_lengths(rows, self._length).tolist() if users else []
-        stamps = [(1, n, at) for n, at in zip(lengths, written, strict=True)]
-        if self._database is not None:
-            payloads = self._packing.pack(rows, len(users)) if users else []
-            made = [Row(*stamp, payload) for stamp, payload in zip(stamps, payloads, strict=True)]
-            self._commit(dict(zip(users, made, strict=True)), clear=True)
-            self._drop(list(self._entries), erase=True)
-            return
-        old, self._entries = self._entries, {}
-        try:
-            self._make_room(len(users), ())
-            self._admit(users, [_Entry(-1, *stamp, 1) for stamp in stamps], rows)
-        except BaseException:
-            self._entries = old
-            raise
-        new, self._entries = self._entries, old
-        self._drop(list(old), erase=True)
-        self._entries = new
+        lengths = stream_lengths(rows).tolist() if users else []
+        stamps = [(1, n, when) for n, when in zip(lengths, written, strict=True)]
+        self._cache.replace(users, stamps, rows)
 
     def _check_rows(self, rows: Params, users: Sequence[User], what: str) -> None:
         check_rows(rows, users, {"tail": self._num_items, "tail_len": self._length}, what)
 
-    @functools.cached_property
-    def _about(self) -> dict[str, Any]:
-        """What memories depend on."""
-        return {"segment_length": self._length, "machine": digest(self._params["machine"])}
-
-    # Shapes.
-
     def _compile(self) -> None:
+        cache, programs = self._cache, self._programs
         for batch in self._batches:
-            nobody, known = np.full(batch, self._capacity), np.zeros(batch, bool)
-            self._rows.put(nobody, padded(self._blank, 0, batch))  # as `_fill`
-            rows = self._rows.take(nobody, known)
+            nobody, known = cache.places((), batch=batch)
+            cache.rows.put(nobody, padded(self._blank, 0, batch))  # as for rows from the database
+            rows = cache.rows.take(nobody, known)
             for segments in self._segments:
                 ids = np.zeros((batch, segments * self._length), np.int32)
-                self._rows.put(nobody, self._feed(rows, ids, ids > 0))
+                cache.rows.put(nobody, programs.feed(rows, ids, ids > 0))
             for queries in self._queries:
                 ids = np.zeros((batch, queries), np.int32)
-                jax.block_until_ready(self._answer(rows, ids, ids > 0))  # type: ignore[no-untyped-call]
+                jax.block_until_ready(programs.answer(rows, ids, ids > 0))  # type: ignore[no-untyped-call]
 
     def _fills(self, ids: np.ndarray) -> int:
         """Number of segments that a write is padded to; `feed` adds room for the tail."""
-        return next(n for n in self._segments if len(ids) <= n * self._length)
-
-    def _asks(self, query: np.ndarray) -> int:
-        """Number of queries that a request is padded to."""
-        return next(n for n in self._queries if len(query) <= n)
-
-    def _grouped(
-        self, requests: Mapping[K, np.ndarray], shape_of: Callable[[np.ndarray], int]
-    ) -> Iterator[tuple[int, dict[K, np.ndarray]]]:
-        """Yields (shape, requests of this shape), at most the largest batch at a time."""
-        by_shape: dict[int, list[tuple[K, np.ndarray]]] = {}
-        for key, request in requests.items():
-            by_shape.setdefault(shape_of(request), []).append((key, request))
-        most = self._batches[-1]
-        for shape, group in sorted(by_shape.items()):
-            for first in range(0, len(group), most):
-                yield shape, dict(group[first : first + most])
+        return least(self._segments, -(-len(ids) // self._length))
 
 
 _Accepted = tuple[Future[list[int]], list[int]]  # a request to write, and the lengths after it
-
-
-def stream_lengths(rows: LiveStream, segment_length: int) -> np.ndarray:
-    """Number of items of each stream, i64 [b].
-
-    Args:
-      rows: of b streams, on the host.
-      segment_length: items of a segment.
-
-    Returns:
-      The lengths: all full segments, and the tail.
-    """
-    lengths: np.ndarray = np.asarray(rows.memory.segments, np.int64) * segment_length
-    lengths += np.asarray(rows.tail_len)
-    return lengths
 
 
 def _check_options(
@@ -1086,16 +768,6 @@ def _checked_length(user: User, length: Any) -> int | None:
     return int(length)
 
 
-def _padded_ids(
-    lists: Sequence[np.ndarray], batch: int, width: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns ids [batch, width] and their mask [batch, width]."""
-    ids, mask = np.zeros((batch, width), np.int32), np.zeros((batch, width), bool)
-    for row, part in enumerate(lists):
-        ids[row, : len(part)], mask[row, : len(part)] = part, True
-    return ids, mask
-
-
 def _deliver(
     requests: Sequence[Request],
     damaged: Mapping[User, Damaged],
@@ -1120,17 +792,6 @@ def _complete(accepted: Sequence[_Accepted], error: OSError | None) -> None:
             future.set_result(lengths)
         else:
             future.set_exception(OSError(*error.args))
-
-
-def _weakly(method: Callable[[], bool]) -> Callable[[], bool]:
-    """A method of an object that may be collected meanwhile; then it returns False."""
-    reference = weakref.WeakMethod(method)
-
-    def call() -> bool:
-        alive = reference()
-        return alive is not None and alive()
-
-    return call
 
 
 def _end(process: int, worker: Worker, committing: Committer | None, base: Database | None) -> None:

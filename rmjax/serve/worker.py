@@ -60,6 +60,10 @@ class Worker:
       most: entries of the largest batch.
       delay: seconds; no request waits longer than this for others to be merged with.
       queue: most waiting requests; barriers are not counted.
+
+    Attributes:
+      thread: the thread that serves.
+      observe: is called with the number of requests of each batch before it is served.
     """
 
     def __init__(self, most: int, delay: float, queue: int):
@@ -69,8 +73,9 @@ class Worker:
         self._closing = self._ended = False
         self._inside = 0  # requests that came and are not completed
         self._callers = 0  # requests that were inside at once of late
-        self._thread = threading.Thread(target=self._run, name="streams-worker", daemon=True)
-        self._thread.start()
+        self.observe: Callable[[int], object] = lambda count: None
+        self.thread = threading.Thread(target=self._run, name="streams-worker", daemon=True)
+        self.thread.start()
 
     def submit(self, request: Request, urgent: bool = False) -> Future[Any]:
         """Puts a request into the queue.
@@ -98,17 +103,18 @@ class Worker:
         request.future.add_done_callback(self._leave)
         return request.future
 
-    def is_current(self) -> bool:
-        """Whether the calling thread is the worker."""
-        return threading.current_thread() is self._thread
+    @property
+    def waiting(self) -> int:
+        """Number of waiting requests."""
+        return len(self._waiting)
 
     def close(self) -> None:
         """Serves all waiting requests, refuses new ones, and returns when the thread has ended."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        if not self.is_current():
-            self._thread.join()
+        if threading.current_thread() is not self.thread:
+            self.thread.join()
 
     def _leave(self, _: Future[Any]) -> None:
         with self._changed:
@@ -118,6 +124,7 @@ class Worker:
         while batch := self._next():
             live = [one for one in batch if one.future.set_running_or_notify_cancel()]
             try:
+                self.observe(len(batch))
                 if live:
                     live[0].serve(live)
             except BaseException as error:  # an error of one batch must not end the store

@@ -1,13 +1,12 @@
 """A small model behind HTTP, for tests; as a program: a server of this model.
 
-    python -m tests.serve.served --port=0 --store=...  # flags of `python -m rmjax.serve`
+python -m tests.serve.served --port=0 --store=...  # flags of `python -m rmjax.serve`
 """
 
 from __future__ import annotations
 
 import functools
 import json
-import sys
 from unittest.mock import patch
 
 import numpy as np
@@ -17,7 +16,6 @@ from rmjax.machines import make
 from rmjax.serve import Model
 from rmjax.serve.http import Limits
 from tests.runs import tiny
-from tests.serve.soon import MACHINE, Soon
 from tests.small import ITEMS, SLOTS, noise, recommendation
 
 IDS = tuple(f"SKU-{(7 * k) % ITEMS:02d}" for k in range(ITEMS))
@@ -30,13 +28,8 @@ USUAL = {200, 400, 401, 404, 405, 408, 409, 413, 415, 421}  # statuses of faults
 @functools.cache
 def model() -> Model:
     task = recommendation(make("rehearsal", ITEMS, **SLOTS))
-    MACHINE[0] = task.machine
     description = Description(num_items=ITEMS, max_items=20, num_queries=2, numbering=IDS)
     return Model(tiny(), task, noise(task.init), description)
-
-
-def streams(**options):
-    return Soon(model().streams(**SHAPES), **options)
 
 
 BODIES = {
@@ -86,8 +79,7 @@ if __name__ == "__main__":
     open_streams = Model.streams
 
     def small(self, **options):
-        options = {"capacity": options["capacity"]}
-        return Soon(open_streams(self, **SHAPES, **options))
+        return open_streams(self, **SHAPES, **options)
 
     with (
         patch.object(command, "open_model", lambda _: model()),

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import importlib
 import json
+import os
+import subprocess
+import sys
 import threading
+import time
+from concurrent.futures import Future
 from unittest.mock import AsyncMock, Mock, patch
 
 import jsonschema
@@ -13,14 +20,13 @@ import pytest
 from starlette.testclient import TestClient
 
 from rmjax import tasks
-from rmjax.machines import make
-from rmjax.serve import Model
-from rmjax.serve.http import Limits, Service, make_app, server
+from rmjax.serve import Damaged, Model
+from rmjax.serve.http import Service, make_app, server
 from rmjax.serve.http.app import ENDPOINTS, openapi
+from tests import ROOT
 from tests.runs import tiny
 from tests.serve import served
 from tests.serve.served import IDS, ITEMS, LIMITS, LOCAL
-from tests.serve.soon import Soon
 from tests.shop import Shop, ShopSource
 from tests.small import noise
 
@@ -30,9 +36,10 @@ USED = set()  # (method, path) of the requests whose bodies and replies were che
 
 @pytest.fixture(scope="module")
 def service():
-    made = Service(served.model(), served.streams(queue=8), LIMITS)
-    made.compile()
-    return made
+    with contextlib.closing(served.model().streams(**served.SHAPES, queue=8)) as streams:
+        made = Service(served.model(), streams, LIMITS)
+        made.compile()
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +117,6 @@ def test_copied_and_forgotten_users(client, service):
     assert "nobody" in post(client, "fork", {"user": "nobody", "copies": ["x"]}, 400)["error"]
     assert post(client, "reset", {"users": ["eve"]}) == {"users": 1}
     assert "'eve'" in get(client, "/v1/users/eve", "/v1/users/{user}", 404)["error"]
-    get(client, "/v1/users/eve/memory", "/v1/users/{user}/memory", 404)
     assert "'eve'" in post(client, "reset", {"users": ["eve"]}, 400)["error"]
 
 
@@ -156,7 +162,7 @@ def test_recommendations_are_those_of_the_model(client):
     task = tasks.make_task(config, description)
     model = Model(config, task, noise(task.init), description)
     store = model.streams(**served.SHAPES)
-    ranked = Service(model, Soon(store))
+    ranked = Service(model, store)
     ranked.compile()
     other = TestClient(make_app(ranked), LOCAL)
     history = [3, 14, 15, 9, 2]
@@ -249,20 +255,24 @@ def test_a_body_without_an_end_is_read_up_to_the_limit(client):
 
 
 def test_a_full_queue_is_429_and_requests_that_wait_are_served(client, service):
-    service.streams.gate.clear()
+    gate, begun = threading.Event(), threading.Event()
+    service.streams.observe(lambda count: (begun.set(), gate.wait(30)))
     body = {"users": ["queue"], "items": [[IDS[1]]]}
-    threads = [threading.Thread(target=post, args=(client, "write", body)) for _ in range(8)]
-    for thread in threads:
+    threads = [threading.Thread(target=post, args=(client, "write", body)) for _ in range(9)]
+    threads[0].start()
+    assert begun.wait(30)
+    for thread in threads[1:]:
         thread.start()
     while service.streams.waiting < 8:
-        pass
+        time.sleep(0.001)
     reply = client.post("/v1/write", json=body)
     assert reply.headers["retry-after"] == "1" and "again" in reply.json()["error"]
     checked(reply, "/v1/write", 429)
-    service.streams.gate.set()
+    gate.set()
     for thread in threads:
         thread.join()
-    assert post(client, "write", body)["lengths"] == [9]
+    service.streams.observe(lambda count: None)
+    assert post(client, "write", body)["lengths"] == [10]
 
 
 def test_before_compilation_and_after_a_signal_requests_get_503(client, service):
@@ -284,6 +294,15 @@ def test_an_unexpected_error_is_in_the_log_under_the_id_of_the_reply(
         reply = post(client, "write", {"users": ["a"], "items": [[]]}, status)
     assert reply["id"] in caplog.text and "secret" in caplog.text
     assert "secret" not in str(reply) and "Traceback" not in str(reply)
+
+
+def test_a_damaged_row_is_named_and_nothing_of_it_is_served(client, service):
+    future = Future()
+    future.set_exception(Damaged("dan", "/secret/place"))
+    with patch.object(service.streams, "answer_soon", Mock(return_value=future)):
+        reply = post(client, "answer", {"users": ["ann", "dan"], "queries": [[], []]}, 500)
+    assert reply.keys() == {"error", "user"} and reply["user"] == "dan"
+    assert "reset this user" in reply["error"] and "secret" not in reply["error"]
 
 
 def test_only_senders_with_the_token_are_served(service):
@@ -345,6 +364,8 @@ def test_metrics_count_requests(service):
         'rmjax_requests_total{endpoint="other",status="404"} 1.0',
         'rmjax_request_seconds_count{endpoint="/v1/write"} 2.0',
         f"rmjax_users {float(len(service.streams))}",
+        "rmjax_queue_length 0.0",
+        'rmjax_batch_requests_bucket{le="1.0"} ',
         "process_resident_memory_bytes",
     ):
         assert line in text, text
@@ -360,6 +381,24 @@ def test_the_schema_describes_every_endpoint(client):
     assert {(one.method.lower(), one.path) for one in ENDPOINTS} == USED
     refs = set(json.dumps(shown).split('"#/components/schemas/')[1:])
     assert {ref.partition('"')[0] for ref in refs} == shown["components"]["schemas"].keys()
+
+
+@pytest.mark.parametrize("package", ["starlette.routing", "msgspec", "prometheus_client"])
+def test_a_missing_package_is_named_with_the_extra(monkeypatch, package):
+    for name in [name for name in sys.modules if name.startswith("rmjax.serve.http")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    words = rf"the service needs {package}: pip install 'rmjax\[serve\]'"
+    with pytest.raises(ModuleNotFoundError, match=words):
+        importlib.import_module("rmjax.serve.http")
+
+
+def test_a_fault_at_the_start_is_one_line(tmp_path):
+    line = [sys.executable, "-m", "rmjax.serve", f"--workdir={tmp_path}", "--host=0.0.0.0"]
+    environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.perturb=0", "RMJAX_TOKEN": " "}
+    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "--host=0.0.0.0: other machines reach it without a token" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from rmjax.machines import make, memorize
-from rmjax.serve import load_test
 from rmjax.serve import store as stores
 from rmjax.serve.store import Streams
 from tests.small import ITEMS, SLOTS, N, noise, recommendation
@@ -240,34 +239,3 @@ def test_every_shape_is_compiled_once():
         store.write(list(range(users)), [[1] * (user + 1) for user in range(users)])
         store.answer(list(range(users)), [[1] * (user % 4) for user in range(users)])
     assert [program._cache_size() for program in programs] == sizes
-
-
-def test_a_load_test_serves_a_user_s_requests_in_order():
-    """Requests arrive at once, so a user's writes and questions alternate within one batch."""
-    wanted = load_test.requests(rate=1e6, seconds=2e-4, users=5, items=ITEMS)
-    assert len(wanted) == 200 and 60 < sum(request.writes for request in wanted) < 140
-    seconds, answers = load_test.serve(streams(), wanted, most=32)
-    assert (seconds > 0).all() and seconds.max() < 60
-    histories: dict = {}
-    for request, answer in zip(wanted, answers, strict=True):
-        if request.writes:
-            histories[request.user] = [*histories.get(request.user, []), *request.ids]
-            assert answer is None
-        elif len(histories.get(request.user, [])) < 40 * N:
-            query = request.ids[:8]
-            expected = offline()(histories.get(request.user, []), query)
-            np.testing.assert_allclose(answer[:8], expected, rtol=1e-4, atol=1e-5)
-
-
-def test_a_load_test_asks_about_kinds():
-    wanted = load_test.requests(1e4, 0.05, users=3, items=50, kinds=4)
-    asked = [request.ids for request in wanted if not request.writes]
-    assert set(np.concatenate(asked).tolist()) == {0, 1, 2, 3}
-
-
-def test_a_load_test_reports_the_difference_from_offline_evaluation():
-    wanted = load_test.requests(rate=1e4, seconds=0.01, users=20, items=ITEMS)
-    result = load_test.run_test(TASK, PARAMS, 30, wanted, 20, batches=(8,), queries=(16,))
-    assert result["users"] == 20 and result["requests"] == 100
-    assert result["largest_difference"] < 1e-4
-    assert 0 < result["all_ms"]["p50"] <= result["all_ms"]["p99"] <= result["all_ms"]["p100"]

@@ -224,12 +224,15 @@ def _refusal(error: Exception, path: str, headers: Any = None) -> Response:
         case ClientDisconnect():  # nobody reads this reply
             status, reply = 499, Error("the client left")
         case QueueFull():
-            status, reply = 429, Error(f"{error}: send it again later")
+            status, reply = 429, Error(str(error))
         case WrongLength():
-            status, reply = 409, Error(str(error), "expected_lengths", error.user, error.actual)
+            user: Any = error.user
+            status, reply = 409, Error(str(error), "expected_lengths", user, error.actual)
         case Damaged():
             logging.error("%s: %s", path, error)
-            status, reply = 500, Error(str(error), user=error.user)
+            user = error.user
+            cure = "reset this user, or restore the database from a copy"
+            status, reply = 500, Error(f"the stream of {user!r} is damaged: {cure}", user=user)
         case ValueError():
             status, reply = 400, Error(str(error))
         case _:
@@ -260,7 +263,7 @@ def _check_sender(request: Request, token: bytes | None) -> None:
         host = request.headers.get("host", "")
         if host.rpartition(":")[0] not in _LOCAL and host not in _LOCAL:
             cure = "start the server with RMJAX_TOKEN to serve other hosts"
-            raise Refused(421, f"this server is {', '.join(_LOCAL)}, not {host!r}: {cure}")
+            raise Refused(421, f"this server is {', '.join(_LOCAL)}, not {host!r:.50}: {cure}")
         return
     scheme, _, sent = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not hmac.compare_digest(sent.encode("latin-1"), token):

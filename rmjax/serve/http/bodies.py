@@ -255,7 +255,7 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise Refused(400, f"{twice!r} occurs twice: give it once", twice)
+        raise Refused(400, f"{twice[:50]!r} occurs twice: give it once", twice[:50])
     return fields
 
 
@@ -272,7 +272,9 @@ def _explain(error: str, form: type) -> NoReturn:
     else:
         cure = f"The fields are {', '.join(fields)}."
     shown = f"{place}: {cause}" if place else cause
-    raise Refused(400, f"{shown}. {cure}".replace("`", ""), place or name)
+    raise Refused(
+        400, f"{shown[:200]}. {cure}".replace("`", ""), (place or name or "")[:50] or None
+    )
 
 
 def _no_constant(name: str) -> NoReturn:

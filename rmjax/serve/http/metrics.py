@@ -13,6 +13,7 @@ from prometheus_client import (
 
 from rmjax.serve.http.service import Service
 
+_BATCH = (1, 2, 4, 8, 16, 32, 64)
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 
 
@@ -35,8 +36,19 @@ class Metrics:
             buckets=_SECONDS,
             registry=self._registry,
         )
-        users = Gauge("rmjax_users", "Users that have a stream.", registry=self._registry)
-        users.set_function(lambda: len(service.streams))
+        batch = Histogram(
+            "rmjax_batch_requests",
+            "Requests that were computed together.",
+            buckets=_BATCH,
+            registry=self._registry,
+        )
+        streams = service.streams
+        streams.observe(batch.observe)
+        for name, text, read in (
+            ("rmjax_users", "Users that have a stream.", lambda: len(streams)),
+            ("rmjax_queue_length", "Requests that wait.", lambda: streams.waiting),
+        ):
+            Gauge(name, text, registry=self._registry).set_function(read)
         ProcessCollector(registry=self._registry)
 
     def count(self, endpoint: str, status: int, seconds: float) -> None:

@@ -22,6 +22,7 @@ from rmjax.serve.http.app import make_app
 from rmjax.serve.http.service import Service
 
 _IDLE = 75  # seconds that a connection may be idle between two requests
+_PIPELINE = 16  # requests that a client may send before the reply to an earlier one
 _END = 25  # seconds that open requests have after a signal; Kubernetes kills after 30
 
 
@@ -44,11 +45,11 @@ def serve(service: Service, opened: socket.socket, token: str | None, connection
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     config = uvicorn.Config(
         make_app(service, token),
-        http=_with_deadlines(AutoHTTPProtocol, service.limits.seconds),
+        http=with_deadlines(AutoHTTPProtocol, service.limits.seconds),
         ws="none",
         lifespan="off",
         log_config=None,
-        log_level="warning",
+        log_level="error",
         access_log=False,
         proxy_headers=False,
         server_header=False,
@@ -135,11 +136,19 @@ def token_in_environment() -> str | None:
     return os.environ.get("RMJAX_TOKEN", "").strip() or None
 
 
-def _with_deadlines(protocol: Any, seconds: float) -> type[asyncio.Protocol]:
-    """A protocol of uvicorn that cuts off clients who are slow.
+def with_deadlines(protocol: Any, seconds: float) -> type[asyncio.Protocol]:
+    """Makes a protocol of uvicorn cut off clients who are slow, or who send without reading.
 
     uvicorn has a deadline for connections that are idle after a reply, but none for a head that
-    does not end, and none for a client that does not read.
+    does not end, and none for a client that does not read. It queues any number of requests that
+    come before the reply to an earlier one.
+
+    Args:
+      protocol: the class.
+      seconds: for a head to arrive, and for a client to read a reply.
+
+    Returns:
+      A subclass.
     """
 
     class Deadlines(protocol):  # type: ignore[misc]
@@ -152,6 +161,8 @@ def _with_deadlines(protocol: Any, seconds: float) -> type[asyncio.Protocol]:
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
+            if len(getattr(self, "pipeline", ())) > _PIPELINE:
+                self.transport.abort()
             if self.cycle is not None and not self.cycle.response_complete:
                 self._cancel("_head")  # the head is complete
             elif self._head is None and not self.transport.is_closing():

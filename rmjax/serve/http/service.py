@@ -9,7 +9,7 @@ import itertools
 import re
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from rmjax.serve.http import bodies
 from rmjax.serve.http.bodies import Refused
 from rmjax.serve.model import Model
-from rmjax.serve.store import Damaged, QueueFull, Streams, User, of_items
+from rmjax.serve.store import Damaged, QueueFull, StreamInfo, Streams, of_items
 
 _NUMBERS = 1_000_000  # most numbers of a reply, about 10 MB of JSON
 _K = 16  # least number of items that are ranked: each other number is compiled anew
@@ -57,10 +57,11 @@ class Service:
         questions, self._ranks = answers.questions, answers.ranking is not None
         self.streams, self.limits = streams, limits or Limits()
         self.ready = self.closing = False
-        self._model, self._names = model, model.names
-        self._kinds, self._by_kind = questions.kinds, bool(questions.kinds)
+        self._names = model.names
+        self._kinds = questions.kinds  # 0: queries are items
         items = model.description.num_items
         self._width = items if questions.answer == "item" else max(1, questions.classes)
+        self._no_ranking = _no_ranking(model)
         self._pool = ThreadPoolExecutor(4, "http")
         self._waiting, self._most_waiting = 0, waiting
 
@@ -68,6 +69,9 @@ class Service:
         """Compiles every shape; afterwards requests are served."""
         self._names.indices([])  # builds the index
         self.streams.compile()
+        if not self._no_ranking:
+            for power in range(self.limits.users.bit_length()):  # all sizes of batches
+                self.streams.recommend([""] * (1 << power), min(_K, len(self._names.ids)))
         self.ready = True
 
     async def write(self, body: bodies.Write) -> bodies.Written:
@@ -75,7 +79,8 @@ class Service:
         self._check(body.users, items=body.items, expected_lengths=body.expected_lengths)
         items, unknown = self._known(body.items)
         left = [ids[ids >= 0] for ids in items]
-        lengths = await _result(self.streams.write_soon(body.users, left, body.expected_lengths))
+        written = self.streams.write_soon(body.users, left, body.expected_lengths)
+        lengths = await asyncio.wrap_future(written)
         return bodies.Written(lengths, unknown)
 
     async def answer(self, body: bodies.Ask) -> bodies.Answered:
@@ -88,7 +93,7 @@ class Service:
         queries, unknown = self._asked(body.queries)
         known = [ids >= 0 for ids in queries]
         asked = [ids[mask] for ids, mask in zip(queries, known, strict=True)]
-        rows = await _result(self.streams.answer_soon(body.users, asked))
+        rows = await asyncio.wrap_future(self.streams.answer_soon(body.users, asked))
         answers = [row.tolist() for row in rows]
         if unknown:
             for mask, row in zip(known, answers, strict=True):
@@ -98,19 +103,18 @@ class Service:
 
     async def recommend(self, body: bodies.Recommend) -> bodies.Recommendations:
         """Recommends the best next items of users."""
-        try:
-            num_items = self._model.recommender.num_items
-        except ValueError as error:
-            raise Refused(404, str(error)) from None
+        if self._no_ranking:
+            raise Refused(404, self._no_ranking)
         self._check(body.users, exclude=body.exclude)
-        if body.k > num_items:
-            raise Refused(400, f"k = {body.k}: the model has {num_items} items, so ask less", "k")
+        most = len(self._names.ids)
+        if body.k > most:
+            raise Refused(400, f"k = {body.k}: the model has {most} items, so ask less", "k")
         exclude, unknown = self._known(body.exclude or [()] * len(body.users))
         # Powers of two, so that few sizes are compiled.
-        k = min(num_items, max(_K, 1 << (body.k - 1).bit_length()))
+        k = min(most, max(_K, 1 << (body.k - 1).bit_length()))
         left_out = [ids[ids >= 0] for ids in exclude]
         asked = self.streams.recommend_soon(body.users, k, left_out)
-        scores, items = await _result(asked)
+        scores, items = await asyncio.wrap_future(asked)
         cut = [row[row >= 0] for row in items[:, : body.k]]
         best = [row[: len(ids)].tolist() for row, ids in zip(scores, cut, strict=True)]
         return bodies.Recommendations([self._names.ids[ids].tolist() for ids in cut], best, unknown)
@@ -130,7 +134,7 @@ class Service:
     async def info(self, query: bodies.OfUser, name: str) -> bodies.Info:
         """The length, the age and the bytes of a user's stream."""
         user = _user(query, name)
-        about = await self.in_thread(_or_missing(self.streams.info), user)
+        about = await self.in_thread(self._info, user)
         age = max(0.0, time.time() - about.written)
         return bodies.Info(user, about.length, age, about.bytes)
 
@@ -143,14 +147,22 @@ class Service:
         """Items of the catalogue whose ids contain a text."""
         return await self.in_thread(self._search, query)
 
+    def _info(self, user: bodies.User) -> StreamInfo:
+        try:
+            return self.streams.info(user)
+        except Damaged:
+            raise
+        except ValueError as error:
+            raise Refused(404, str(error), user=user) from error
+
     def _search(self, query: bodies.Search) -> bodies.Items:
         ids, text = self._names.ids, query.query.casefold()
         fits = (one for one in map(_plain, ids) if text in str(one).casefold())
         shown = list(itertools.islice(fits, query.limit))
         return bodies.Items(shown, len(ids), self._ranks)
 
-    def _memory(self, user: User) -> bodies.Memory:
-        memory = _or_missing(self.streams.memory)(user)
+    def _memory(self, user: bodies.User) -> bodies.Memory:
+        memory = self.streams.memory(user)
         leaves = {
             field.name: np.asarray(getattr(memory, field.name))
             for field in dataclasses.fields(memory)
@@ -164,7 +176,7 @@ class Service:
             return bodies.Memory(slots.tolist(), {})
         return bodies.Memory(None, {name: leaf.tolist() for name, leaf in leaves.items()})
 
-    def _check(self, users: Sequence[User], **lists: Sequence[object] | None) -> None:
+    def _check(self, users: Sequence[bodies.User], **lists: Sequence[object] | None) -> None:
         """Raises Refused unless each list has one entry a user, and the limits hold."""
         if len(users) > self.limits.users:
             cure = f"send at most {self.limits.users} in a request"
@@ -191,13 +203,13 @@ class Service:
 
     def _asked(self, lists: Sequence[Sequence[bodies.Id]]) -> tuple[list[np.ndarray], int]:
         """The queries as numbers, -1 for unknown items; and the number of unknown items."""
-        if not self._by_kind:
+        if not self._kinds:
             return self._known(lists)
         for ids in lists:
             for one in ids:
                 if not isinstance(one, int) or not 0 <= one < self._kinds:
                     cure = f"kinds of question are numbers from 0 to {self._kinds - 1}"
-                    raise Refused(400, f"queries has {one!r}: {cure}", "queries")
+                    raise Refused(400, f"queries has {one!r:.50}: {cure}", "queries")
         return [np.array(ids, np.int32) for ids in lists], 0
 
     async def in_thread(self, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -216,32 +228,22 @@ class Service:
             self._waiting -= 1
 
 
-async def _result(future: Future[T]) -> T:
-    # The shield: a request that is given up must not cancel what others are merged with.
-    return await asyncio.shield(asyncio.wrap_future(future))
+def _no_ranking(model: Model) -> str:
+    """Why the model does not recommend; empty if it does."""
+    try:
+        model.recommender  # noqa: B018
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
-def _or_missing(act: Callable[[User], T]) -> Callable[[User], T]:
-    """The call, where a user without a stream is not found."""
-
-    def call(user: User) -> T:
-        try:
-            return act(user)
-        except Damaged:
-            raise
-        except ValueError as error:
-            raise Refused(404, str(error), user=user) from error
-
-    return call
-
-
-def _user(query: bodies.OfUser, name: str) -> User:
+def _user(query: bodies.OfUser, name: str) -> bodies.User:
     """The user whom a path names."""
     if query.type == "str":
         return name
     user = int(name) if re.fullmatch("-?[0-9]{1,19}", name) else 1 << 63
     if str(user) != name or not -(2**63) <= user < 2**63:
-        raise Refused(400, f"{name!r} is no integer of 64 bits: leave ?type=int out", "type")
+        raise Refused(400, f"{name!r:.50} is no integer of 64 bits: leave ?type=int out", "type")
     return user
 
 
@@ -249,7 +251,7 @@ def _check_text(user: str) -> None:
     try:
         user.encode()
     except UnicodeEncodeError:
-        raise Refused(400, f"{user!r} has half of a pair of surrogates: send UTF-8") from None
+        raise Refused(400, f"{user!r:.50} has half of a pair of surrogates: send UTF-8") from None
 
 
 def _plain(one: object) -> bodies.Id:
