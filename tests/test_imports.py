@@ -23,8 +23,11 @@ TIERS = [
     {"tasks"},
     {"run"},
     {"tools", "serve"},
-    {"main", "bench", "ablate", "export", "generate", "load", "load_test", "recommend", "reshard"},
-]
+    {
+        "main", "bench", "ablate", "export", "generate", "import_streams", "load", "load_test",
+        "recommend", "reshard",
+    },
+]  # fmt: skip
 LEVEL = {name: level for level, names in enumerate(TIERS) for name in names}
 CORE = ("layers", "machines", "memoria", "rehearsal", "reason", "models")
 APART = {"rmjax.memoria.saving", "rmjax.models.huggingface"}  # these read and write files

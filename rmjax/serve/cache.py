@@ -328,6 +328,7 @@ class Cache:
         Raises:
           ValueError: the user has no stream, or its row is damaged.
         """
+        self.settle()  # a writer may ask whether a write arrived
         self.refuse_unknown(user)
         self.load_one(user)
         entry = self._entries[user]

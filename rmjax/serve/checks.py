@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,27 @@ def listed_users(about: Any, path: str | Path) -> list[User]:
             raise ValueError(f"{path}: users[{place}] is {user!r}, who is listed twice: {CURE}")
         known[user] = None
     return list(known)
+
+
+def listed_times(about: Any, path: str | Path, count: int) -> list[float]:
+    """Returns the times of the last writes that a file lists; saves of before have none.
+
+    Args:
+      about: the content of the file.
+      path: of the file, for errors.
+      count: number of users.
+
+    Returns:
+      `count` times, unix seconds.
+
+    Raises:
+      ValueError: they are no list of so many numbers.
+    """
+    times = about.get("written", [time.time()] * count)
+    numbers = isinstance(times, list) and all(type(t) in (int, float) for t in times)
+    if not numbers or len(times) != count:
+        raise ValueError(f"{path}: written is no list of {count} numbers: {CURE}")
+    return [float(t) for t in times]
 
 
 def in_json(users: Sequence[User]) -> list[str | int | dict[str, str]]:

@@ -320,9 +320,7 @@ def check_user(user: object) -> None:
         except UnicodeEncodeError as error:
             raise ValueError(f"user {user!r} is no Unicode text: {error.reason}") from error
     if isinstance(user, bytes) and len(user) > MOST:
-        raise ValueError(
-            f"user {user[:20]!r}... has {len(user)} bytes: at most {MOST} are possible"
-        )
+        raise ValueError(f"user {user[:20]!r}... has {len(user)} bytes: at most {MOST} fit")
 
 
 def _value(key: bytes, row: Row) -> bytes:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rmjax.machines.live import LiveStream
+from rmjax.serve.database import FORMAT
 from rmjax.types import Array, Params
 
 
@@ -120,16 +121,27 @@ def padded(rows: LiveStream, first: int, batch: int) -> LiveStream:
     return full
 
 
-def schema(blank: LiveStream) -> dict[str, Any]:
-    """What a database says about its rows, as JSON can hold it.
+def about(blank: LiveStream, machine: Params, segment_length: int) -> dict[str, Any]:
+    """What the rows of a database depend on, as JSON can hold it.
 
     Args:
       blank: an empty stream, leading axis 1.
+      machine: the parameters of the machine.
+      segment_length: items of a segment.
 
     Returns:
-      {'rows': [name, dtype, shape] of each array}.
+      The format, the segment length, a digest of the parameters, and [name, dtype, shape] of each
+      array of a row.
     """
-    return {"rows": [[name, str(x.dtype), list(x.shape[1:])] for name, x in named(blank)]}
+    content = hashlib.sha256()
+    for _, leaf in named(machine):
+        content.update(np.asarray(leaf).tobytes())
+    return {
+        "format": FORMAT,
+        "segment_length": segment_length,
+        "machine": content.hexdigest()[:16],
+        "rows": [[name, str(x.dtype), list(x.shape[1:])] for name, x in named(blank)],
+    }
 
 
 def stream_lengths(rows: LiveStream) -> np.ndarray:
@@ -137,14 +149,6 @@ def stream_lengths(rows: LiveStream) -> np.ndarray:
     lengths: np.ndarray = np.asarray(rows.memory.segments, np.int64) * rows.tail.shape[1]
     lengths += np.asarray(rows.tail_len)
     return lengths
-
-
-def digest(params: Params) -> str:
-    """A name for parameters: it changes if a value does."""
-    content = hashlib.sha256()
-    for _, leaf in named(params):
-        content.update(np.asarray(leaf).tobytes())
-    return content.hexdigest()[:16]
 
 
 def named(tree: Any, separator: str = "/") -> list[tuple[str, Any]]:

@@ -15,7 +15,6 @@ import functools
 import itertools
 import os
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -34,20 +33,22 @@ from rmjax.serve.checks import (
     check_rows,
     checked_ids,
     in_json,
+    listed_times,
     listed_users,
     of_items,
     pairs,
     plain_users,
 )
 from rmjax.serve.committer import Committer
-from rmjax.serve.database import FORMAT, Damaged, Database, User, compare
+from rmjax.serve.database import Damaged, Database, User, compare
 from rmjax.serve.programs import Programs, grouped, least, padded_ids
-from rmjax.serve.rows import digest, padded, schema, stream_lengths
+from rmjax.serve.rows import about, padded, stream_lengths
 from rmjax.serve.worker import QueueFull, Request, Worker
 from rmjax.types import Memory, Params, Task, at
 
 __all__ = ["Damaged", "QueueFull", "StreamInfo", "Streams", "User", "WrongLength", "of_items"]
 
+_SAVED = ("segment_length", "machine")  # what a save says about its model
 _LISTED = 1024  # users that are listed at a time
 T = TypeVar("T")
 
@@ -134,22 +135,13 @@ class Streams:
         self._batches, self._segments = sorted(batches), sorted(segments)
         self._queries, self._capacity = sorted(queries), capacity
         self._programs, self._process = Programs(task, params), os.getpid()
-        self._about = {
-            "segment_length": self._length,
-            "machine": digest(params["machine"]),
-        }
         self._blank = open_stream(task.machine, params["machine"], 1, self._length)
-        about = {"format": FORMAT} | schema(self._blank) | self._about
-        kept = None if store is None else Database(store, about)
+        self._about = about(self._blank, params["machine"], self._length)
+        kept = None if store is None else Database(store, self._about)
         self._worker = Worker(self._batches[-1], delay, queue)
         self._cache = Cache(self._blank, capacity, self._batches, kept, sync, self._worker)
-        self._threads = [self._worker.thread]  # they must not wait for each other
-        if self._cache.committer is not None:
-            self._threads.append(self._cache.committer.thread)
-        self._end = weakref.finalize(
-            self, _end, self._process, self._worker, self._cache.committer, kept
-        )
-        self._end.atexit = False
+        self._parts = self._process, self._worker, self._cache.committer, kept
+        weakref.finalize(self, _end, *self._parts).atexit = False  # `_end_all` comes earlier
         _OPEN.add(self)
 
     # Requests that are merged.
@@ -533,7 +525,7 @@ class Streams:
           RuntimeError: this process was forked from the one that opened the store.
         """
         self._refuse_forked()
-        self._end()
+        _end(*self._parts)
         error = self._cache.take_lost()
         if error is not None:
             raise error
@@ -564,7 +556,9 @@ class Streams:
         return result
 
     def _result(self, future: Future[T]) -> T:
-        if threading.current_thread() in self._threads:
+        committing = self._cache.committer
+        threads = self._worker.thread, committing and committing.thread
+        if threading.current_thread() in threads:
             raise RuntimeError("a callback of a future must not wait for another request")
         return future.result()
 
@@ -581,7 +575,7 @@ class Streams:
     def _serve_writes(self, requests: Sequence[Request]) -> None:
         cache = self._cache
         damaged = cache.load(dict.fromkeys(u for one in requests for u in one.users), new=True)
-        accepted, items = self._accepted(requests, damaged)
+        outcomes, items = self._accepted(requests, damaged)
         new, longest = cache.reserved(items), self._segments[-1] * self._length
         first = {user: ids[:longest] for user, ids in items.items()}
         # If a call of the device fails here, all streams are as before.
@@ -590,18 +584,18 @@ class Streams:
             for _, group in grouped(first, self._fills, self._batches[-1])
         ]
         added = {user: len(ids) for user, ids in items.items()}
-        cache.apply(fed, added, functools.partial(_complete, accepted))
+        cache.apply(fed, added, functools.partial(_complete, outcomes))
 
     def _accepted(
         self, requests: Sequence[Request], damaged: Mapping[User, Damaged]
-    ) -> tuple[list[_Accepted], dict[User, np.ndarray]]:
+    ) -> tuple[list[_Outcome], dict[User, np.ndarray]]:
         """Checks the rows and lengths of each request, in order; refuses requests that do not fit.
 
         Returns:
-          The other requests, and the items of each user, i32 [n].
+          What to complete after the commit, and the items of each user, i32 [n].
         """
         lengths: dict[User, int] = {}
-        accepted, items = [], dict[User, list[np.ndarray]]()
+        outcomes, items = list[_Outcome](), dict[User, list[np.ndarray]]()
         for request in requests:
             after, results = lengths.copy(), []
             try:
@@ -614,13 +608,14 @@ class Streams:
                     after[user] = length + len(ids)
                     results.append(after[user])
             except ValueError as error:
-                request.future.set_exception(error)
+                # It may tell of a write that is not committed, so it waits for the commit, too.
+                outcomes.append((request.future, error))
                 continue
             lengths = after
-            accepted.append((request.future, results))
+            outcomes.append((request.future, results))
             for user, ids, _ in request.content:
                 items.setdefault(user, []).append(ids)
-        return accepted, {user: np.concatenate(parts) for user, parts in items.items()}
+        return outcomes, {user: np.concatenate(parts) for user, parts in items.items()}
 
     def _fed(self, items: Mapping[User, np.ndarray], new: Mapping[User, int]) -> Fed:
         """Appends items to the streams of a batch of users; the cache does not change."""
@@ -689,20 +684,21 @@ class Streams:
             parts.append(rows)
         tree = jax.tree.map(lambda *x: np.concatenate(x), *parts) if parts else {}
         self._check_rows(tree, users, "cannot be saved")
-        about = self._about | {"users": in_json(users), "written": written}
-        checkpoint.save_tree(path, tree, {"streams": about})
+        saved = {name: self._about[name] for name in _SAVED}
+        saved |= {"users": in_json(users), "written": written}
+        checkpoint.save_tree(path, tree, {"streams": saved})
 
     def _load(self, path: str | Path) -> None:
         users: list[User] = []
         written: list[float] = []
 
         def like(manifest: dict[str, Any]) -> Params:
-            about = manifest.get("streams")
-            if not isinstance(about, dict):
+            saved = manifest.get("streams")
+            if not isinstance(saved, dict):
                 raise ValueError(f"{path} holds no streams")
-            compare(about, self._about, path)
-            users.extend(listed_users(about, path))
-            written.extend(about.get("written") or [time.time()] * len(users))
+            compare(saved, {name: self._about[name] for name in _SAVED}, path)
+            users.extend(listed_users(saved, path))
+            written.extend(listed_times(saved, path, len(users)))
             count = len(users)
             shape: Callable[..., jax.ShapeDtypeStruct] = jax.ShapeDtypeStruct
             row = lambda x: shape((count, *x.shape[1:]), x.dtype)
@@ -735,7 +731,7 @@ class Streams:
         return least(self._segments, -(-len(ids) // self._length))
 
 
-_Accepted = tuple[Future[list[int]], list[int]]  # a request to write, and the lengths after it
+_Outcome = tuple[Future[list[int]], list[int] | ValueError]  # of a write; lengths after it
 
 
 def _check_options(
@@ -785,13 +781,15 @@ def _deliver(
             request.future.set_result(result(part))
 
 
-def _complete(accepted: Sequence[_Accepted], error: OSError | None) -> None:
+def _complete(outcomes: Sequence[_Outcome], error: OSError | None) -> None:
     """Completes writes; each gets an error of its own, since threads add their traces to it."""
-    for future, lengths in accepted:
-        if error is None:
-            future.set_result(lengths)
-        else:
+    for future, outcome in outcomes:
+        if error is not None:
             future.set_exception(OSError(*error.args))
+        elif isinstance(outcome, ValueError):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
 
 
 def _end(process: int, worker: Worker, committing: Committer | None, base: Database | None) -> None:
@@ -810,4 +808,4 @@ _OPEN: weakref.WeakSet[Streams] = weakref.WeakSet()
 @atexit.register  # after JAX's own, so that it runs before it
 def _end_all() -> None:
     for streams in list(_OPEN):
-        streams._end()
+        _end(*streams._parts)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import json
 import os
+from pathlib import Path
 from unittest.mock import Mock
 
 import jax
@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from rmjax.machines import make, memorize
-from rmjax.serve import store as stores
+from rmjax.serve import rows
+from rmjax.serve.programs import Programs
 from rmjax.serve.store import Streams
 from tests.small import ITEMS, SLOTS, N, noise, recommendation
 
@@ -24,7 +25,22 @@ SHAPES = dict(batches=(1, 4), segments=(1, 3), queries=(1, 3))
 
 
 def streams(**options) -> Streams:
-    return Streams(TASK, PARAMS, **({"capacity": 2} | SHAPES | options))
+    """A small store; a database holds more users than the device."""
+    capacity = 2 if options.get("store") is None else 4
+    store = Streams(TASK, PARAMS, **({"capacity": capacity} | SHAPES | options))
+    store._programs = programs()
+    return store
+
+
+@functools.cache
+def programs() -> Programs:
+    """The programs of all stores, so that each shape is compiled once."""
+    return Programs(TASK, PARAMS)
+
+
+def in_place(place: str, folder: Path) -> dict:
+    """Options of a store on the device, or in a database."""
+    return {"store": folder / "streams.lmdb", "sync": "each"} if place == "database" else {}
 
 
 @functools.cache
@@ -56,13 +72,14 @@ def same(store: Streams, histories: dict, seed: int = 0) -> None:
         np.testing.assert_allclose(answer, expected, rtol=1e-4, atol=1e-5, err_msg=str(user))
 
 
-@pytest.mark.parametrize("place", ["device", "files"])
+@pytest.mark.parametrize("place", ["device", "database"])
 def test_a_mix_of_requests_is_answered_as_each_stream_alone(tmp_path, place):
     """Writes have 0 items to several parts, users occur twice, and users outnumber the capacity."""
-    store = streams(store=tmp_path / "rows" if place == "files" else None)
+    store = streams(**in_place(place, tmp_path))
     rng, histories = np.random.default_rng(0), {}
+    most = 5 if place == "database" else 8  # its cache has 4 rows
     for _ in range(12):
-        users = [int(user) for user in rng.integers(0, 11, rng.integers(1, 8))]
+        users = [int(user) for user in rng.integers(0, 11, rng.integers(1, most))]
         items = [
             list(rng.integers(0, ITEMS, rng.choice([0, 1, 3, N, 2 * N + 1, 3 * N + 2])))
             for _ in users
@@ -96,22 +113,22 @@ def test_forgotten_and_copied_streams():
             act()
 
 
-@pytest.mark.parametrize("place", ["device", "files"])
+@pytest.mark.parametrize("place", ["device", "database"])
 def test_rows_that_pad_a_batch_change_nobody(tmp_path, place):
-    """The store is full, so the last slot has a user."""
-    store = streams(capacity=3, batches=(4,), store=tmp_path if place == "files" else None)
-    histories = {"a": [1, 2], "b": [3], "c": [4, 5, 6]}
+    """The last slot has a user."""
+    store = streams(**in_place(place, tmp_path) | {"capacity": 4, "batches": (4,)})
+    histories = {"a": [1, 2], "b": [3], "c": [4, 5, 6], "d": [8]}
     store.write(list(histories), list(histories.values()))
     store.write(["a"], [[7] * 5])
     same(store, histories | {"a": [1, 2] + [7] * 5})
 
 
-@pytest.mark.parametrize("place", ["device", "files"])
+@pytest.mark.parametrize("place", ["device", "database"])
 def test_saved_streams_go_on_after_a_load(tmp_path, place):
     store, histories = streams(), {"a": list(range(9)), 7: [3], "c": [], "d": [1] * 5, "e": [2] * 6}
     store.write(list(histories), list(histories.values()))
     store.save(tmp_path / "saved")
-    other = streams(store=tmp_path / "rows" if place == "files" else None)
+    other = streams(**in_place(place, tmp_path))
     other.write(["z", "a"], [[1, 1], [2]])
     other.load(tmp_path / "saved")
     assert len(other) == 5 and "z" not in other and 7 in other
@@ -122,26 +139,22 @@ def test_saved_streams_go_on_after_a_load(tmp_path, place):
     same(other, histories)
 
 
-def test_a_folder_opens_as_the_last_flush_left_it(tmp_path):
-    store, histories = streams(store=tmp_path), {"a": list(range(9)), "b": [3], "c": [4, 5]}
+def test_a_database_opens_as_it_was_closed(tmp_path):
+    store, histories = streams(store=tmp_path), {"a": list(range(9)), "b": [3], b"c": [4, 5]}
     store.write(list(histories), list(histories.values()))
     store.reset(["b"])
-    store.flush()
-    with pytest.raises(RuntimeError, match="is held by pid"):
+    with pytest.raises(RuntimeError, match=f"is held by pid {os.getpid()} .* another store"):
         streams(store=tmp_path)
-    store.reset(["a"])  # the slot stays taken until the next flush
-    store.write(["eve"], [[40] * 9])
-    store._held.close()  # a crash
-    again = streams(store=tmp_path)
-    assert "a" in again and "eve" not in again
+    store.close()
     del histories["b"]
+    again = streams(store=tmp_path)
+    assert len(again) == 2 and "b" not in again and b"c" in again and "c" not in again
     again.write(["a", "new"], [[6], [7]])
-    same(again, histories | {"a": [*range(9), 6], "new": [7]})
-    again.reset(["new"])
+    histories |= {"a": [*range(9), 6], "new": [7]}
+    again.flush()
+    same(again, histories)
     again.close()
-    last = streams(store=tmp_path)
-    last.write(["newest"], [[8]])
-    same(last, histories | {"a": [*range(9), 6], "newest": [8]})
+    same(streams(store=tmp_path), histories)
     with pytest.raises(ValueError, match="on the device"):
         streams().flush()
 
@@ -152,43 +165,13 @@ def test_without_room_for_more_users_nothing_changes(monkeypatch):
     store.write(list(histories), list(histories.values()))
     with monkeypatch.context() as patch:
         full = Mock(side_effect=MemoryError("full"))
-        patch.setattr(store._store, "grow", full)
+        patch.setattr(store._cache.rows, "grow", full)
         with pytest.raises(MemoryError):
             store.write(["eve"], [[9]])
     store.write(["dan"], [[5, 5]])
     store.write(["bob"], [[7]])
     same(store, {"ann": [1, 2], "bob": [3, 7], "dan": [5, 5], "eve": []})
     assert "eve" not in store
-
-
-def test_files_that_are_shorter_than_the_index_says_are_named(tmp_path):
-    store = streams(store=tmp_path / "rows")
-    store.write(["ann", "bob"], [[1], [2]])
-    store.close()
-    file = max((tmp_path / "rows").glob("*.bin"), key=lambda path: path.stat().st_size)
-    content = file.read_bytes()
-    for harm in (lambda: file.write_bytes(content[:-1]), file.unlink):
-        harm()
-        with pytest.raises(ValueError, match=rf"{file.name} has \d+ of {len(content)} bytes"):
-            streams(store=tmp_path / "rows")
-    file.write_bytes(content)
-    same(streams(store=tmp_path / "rows"), {"ann": [1], "bob": [2]})
-
-
-def test_a_disk_without_room_for_more_users_is_named(tmp_path, monkeypatch):
-    store, histories = streams(store=tmp_path / "rows"), {"ann": [1], "bob": [2]}
-    store.write(list(histories), list(histories.values()))
-
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "posix_fallocate", full)
-        message = "4 streams need .* bytes in .*rows .No space left on device.: free space"
-        with pytest.raises(OSError, match=message):
-            store.write(["eve"], [[9]])
-    store.write(["dan"], [[5]])
-    same(store, histories | {"dan": [5]})
 
 
 def test_impossible_ids_are_named_and_nothing_is_written(tmp_path):
@@ -230,9 +213,10 @@ def test_an_empty_store_is_saved_and_numpy_numbers_are_users(tmp_path):
 
 
 def test_every_shape_is_compiled_once():
-    store = streams(capacity=32)
+    store = Streams(TASK, PARAMS, capacity=32, **SHAPES)
     store.compile()
-    programs = (store._feed.func, store._answer.func, stores._take, stores._put, stores._or_blank)
+    made = store._programs
+    programs = (made.feed.func, made.answer.func, rows._take, rows._put)
     sizes = [program._cache_size() for program in programs]
     assert sizes[:2] == [4, 4]
     for users in (1, 3, 9):

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import errno
-import functools
-import json
 import multiprocessing
-import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,27 +12,18 @@ import jax
 import numpy as np
 import pytest
 
-from rmjax.io import atomic, checkpoint
-from rmjax.serve.store import InFiles, OnDevice, Streams
+from rmjax.io import checkpoint
+from rmjax.serve.store import Streams
 from tests.serve import test_streams
 from tests.serve.test_streams import PARAMS, SHAPES, TASK, N, same
 
 
-@functools.cache
-def programs() -> tuple:
-    store = test_streams.streams()
-    return store._feed, store._answer
-
-
 def streams(**options) -> Streams:
-    """A store whose programs are compiled once for all tests."""
-    store = test_streams.streams(**({"capacity": 4} | options))
-    store._feed, store._answer = programs()
-    return store
+    return test_streams.streams(**({"capacity": 4} | options))
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
-PLACES = pytest.mark.parametrize("place", ["device", "files"])
+PLACES = pytest.mark.parametrize("place", ["device", "database"])
 
 
 def fail(*_, **__):
@@ -43,29 +31,29 @@ def fail(*_, **__):
 
 
 def store_in(place: str, tmp_path: Path, **options) -> Streams:
-    return streams(folder=tmp_path / "rows" if place == "files" else None, **options)
+    return streams(**test_streams.in_place(place, tmp_path), **options)
 
 
 @pytest.mark.parametrize(
     "user, kind",
-    [(("shop", 3), "tuple"), (b"ann", "bytes"), (1.0, "float"), (None, "NoneType"),
+    [(("shop", 3), "tuple"), (1.0, "float"), (None, "NoneType"),
      (True, "bool"), ([1], "list"), (2**63, "int")],
 )  # fmt: skip
 def test_a_user_of_another_type_is_refused_before_anything_is_written(tmp_path, user, kind):
-    store = streams(folder=tmp_path)
+    store = streams(store=tmp_path)
     for act in (
         lambda: store.write(["ann", user], [[1], [2]]),
         lambda: store.answer([user], [[1]]),
         lambda: store.reset([user]),
         lambda: store.fork("ann", [user]),
     ):
-        message = rf"user .* is a {kind}: a user is a str or an int of 64 bits"
+        message = rf"user .* is a {kind}: a user is a str, bytes or an int of 64 bits"
         with pytest.raises(ValueError, match=message):
             act()
     assert len(store) == 0
     store.write(["ann", np.str_("bob"), np.int64(7)], [[1], [2], [3]])
     store.close()
-    same(streams(folder=tmp_path), {"ann": [1], "bob": [2], 7: [3]})
+    same(streams(store=tmp_path), {"ann": [1], "bob": [2], 7: [3]})
 
 
 def test_a_str_instead_of_a_list_and_lists_of_other_lengths_are_refused():
@@ -120,13 +108,12 @@ def test_a_closed_store_refuses_every_call(tmp_path, place):
     store.write(["ann"], [[1]])
     store.close()
     store.close()  # closing twice is allowed
-    after = streams(folder=tmp_path / "rows") if place == "files" else None
+    after = store_in(place, tmp_path)
     for act in CALLS.values():
         message = "these streams are closed: open them again with Streams"
         with pytest.raises(RuntimeError, match=message):
             act(store, tmp_path)
-    if after is not None:
-        same(after, {"ann": [1]})
+    same(after, {"ann": [1] if place == "database" else []})
 
 
 CALLS = {
@@ -141,6 +128,9 @@ CALLS = {
     "compile": lambda store, path: store.compile(),
     "len": lambda store, path: len(store),
     "contains": lambda store, path: "ann" in store,
+    "info": lambda store, path: store.info("ann"),
+    "memory": lambda store, path: store.memory("ann"),
+    "users": lambda store, path: list(store.users()),
 }
 
 
@@ -167,142 +157,18 @@ def test_a_forked_child_refuses_every_call(tmp_path, place):
     messages = receive.recv()
     process.join()
     cause = "this process was forked from it: start it with multiprocessing's 'spawn'"
-    assert len(messages) == 12 and all(cause in message for message in messages.values())
+    assert len(messages) == 15 and all(cause in message for message in messages.values())
     same(store, {"ann": [1]})
-
-
-def index_with(**values):
-    """A change of an index."""
-    return lambda index: index.update(values)
-
-
-HARMS = {
-    "two users of one slot": (index_with(slots=[0, 0, 2]), r"slots\[1\] is 0, .*different"),
-    "a user twice": (index_with(users=["ann", "ann", "cy"]), r"users\[1\] is 'ann', .*twice"),
-    "a slot below zero": (index_with(slots=[0, -1, 2]), r"slots\[1\] is -1, .*0 \.\. 3"),
-    "a slot beyond": (index_with(slots=[0, 1, 10**9]), r"slots\[2\] is 1000000000, .*0 \.\. 3"),
-    "no slot": (index_with(slots=[0, None, 2]), r"slots\[1\] is None"),
-    "true": (index_with(slots=[0, True, 2]), r"slots\[1\] is True"),
-    "a list as a user": (index_with(users=["ann", ["bob"], "cy"]), r"users\[1\]: .*'bob'.* a list"),
-    "fewer slots": (index_with(slots=[0, 1]), "3 users, but 2 slots"),
-    "no users": (lambda index: index.pop("users"), "users is missing or is not a list"),
-    "capacity": (index_with(capacity=10**9), r"\.bin has \d+ of \d+ bytes"),
-    "capacity and a slot": (
-        index_with(capacity=10**9, slots=[0, 1, 10**9 - 1]),
-        r"\.bin has \d+ of \d+ bytes",
-    ),
-    "half a capacity": (
-        index_with(capacity=1.5),
-        "capacity is 1.5: it must be a whole number, at least 1",
-    ),
-    "a slot to erase": (index_with(erase=[1]), r"erase\[0\] is 1"),
-}
-
-
-@pytest.mark.parametrize("harm", HARMS)
-def test_an_edited_index_is_refused_and_the_field_is_named(tmp_path, harm):
-    store = streams(folder=tmp_path)
-    store.write(["ann", "bob", "cy"], [[1], [2], [3]])
-    store.close()
-    file = tmp_path / "index.json"
-    index = json.loads(file.read_text())
-    del index["sha256"]  # as after an edit on purpose
-    change, message = HARMS[harm]
-    change(index)
-    file.write_text(json.dumps(index))
-    before = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
-    with pytest.raises(ValueError, match=message) as error:
-        streams(folder=tmp_path)
-    assert str(tmp_path) in str(error.value)
-    after = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
-    assert before == after, "no file may grow"
-
-
-def test_a_damaged_index_is_refused_and_the_cause_is_named(tmp_path):
-    store = streams(folder=tmp_path)
-    store.write(["ann", "bob"], [[1], [2]])
-    store.close()
-    file = tmp_path / "index.json"
-    text = file.read_text()
-    for damaged, message in (
-        (text.replace("[0, 1]", "[1, 0]"), "the digest does not fit the content"),
-        (text[:-9], "no whole JSON"),
-        ("", "the file is empty"),
-        ("[]", "not an index of streams"),
-    ):
-        assert damaged != text
-        file.write_text(damaged)
-        with pytest.raises(ValueError, match=f"index.json.* {message}"):
-            streams(folder=tmp_path)
-    file.write_text(text)
-    same(streams(folder=tmp_path), {"ann": [1], "bob": [2]})
-
-
-def test_flush_writes_rows_before_the_index_and_frees_slots_after_it(tmp_path, monkeypatch):
-    store = streams(folder=tmp_path, capacity=4)
-    store.write(["ann", "bob"], [[1, 2], [3]])
-    store.reset(["ann"])
-    steps, write, flush = [], atomic.write, InFiles.flush
-    monkeypatch.setattr(InFiles, "flush", lambda self: (steps.append("rows"), flush(self)))
-
-    def index(path, content):
-        steps.append(path.name)
-        assert store._free == [] and store._released == [0]
-        write(path, content)
-
-    monkeypatch.setattr(atomic, "write", index)
-    store.flush()
-    assert steps[:2] == ["rows", "index.json"] and store._free == [0] and store._released == []
-    store.reset(["bob"])
-    monkeypatch.setattr(atomic, "write", fail)
-    with pytest.raises(OSError):
-        store.flush()
-    store.write(["eve"], [[9]])  # not into bob's slot: the index on the disk still lists bob
-    store._held.close()  # a crash
-    monkeypatch.undo()
-    same(streams(folder=tmp_path), {"bob": [3]})
-
-
-def test_a_reset_erases_bytes_from_the_files(tmp_path):
-    secret = [41, 42, 43]
-    pattern = np.asarray(secret, np.int32).tobytes()
-    store = streams(folder=tmp_path, capacity=4)
-    store.write(["ann", "bob"], [secret, [1] * 9])
-    store.flush()
-    rows = {path: path.read_bytes() for path in tmp_path.glob("*.bin")}
-    assert any(pattern in content for content in rows.values())
-    slots = next(path for path in rows if path.name.endswith("slots.bin"))
-    size = len(rows[slots]) // 4
-    store.reset(["bob", "ann"])
-    store.flush()
-    assert not any(pattern in path.read_bytes() for path in rows)
-    empty = np.asarray(PARAMS["machine"]["slots"], np.float32).tobytes()
-    assert slots.read_bytes()[: 2 * size] == 2 * empty, "both rows must be those of an empty stream"
-
-
-def test_a_reset_erases_bytes_after_a_crash_behind_the_index(tmp_path, monkeypatch):
-    store = streams(folder=tmp_path, capacity=4)
-    store.write(["ann", "bob"], [[41, 42, 43], [1]])
-    store.reset(["ann"])
-    with monkeypatch.context() as patch:
-        patch.setattr(Streams, "_fill", fail)
-        with pytest.raises(OSError):
-            store.flush()
-    store._held.close()
-    pattern = np.asarray([41, 42, 43], np.int32).tobytes()
-    assert any(pattern in path.read_bytes() for path in tmp_path.glob("*.bin"))
-    same(streams(folder=tmp_path), {"bob": [1]})
-    assert not any(pattern in path.read_bytes() for path in tmp_path.glob("*.bin"))
 
 
 def test_a_reset_erases_bytes_on_the_device():
     store = streams(capacity=4)
     store.write(["ann", "bob"], [[41, 42, 43], [1]])
     store.reset(["ann"])
-    assert isinstance(store._store, OnDevice)
-    rows = jax.tree.map(np.asarray, store._store.rows)
-    assert not rows.tail[0].any() and not rows.tail_len[0]
-    np.testing.assert_array_equal(rows.memory.slots[0], PARAMS["machine"]["slots"])
+    rows = jax.tree.map(np.asarray, store._cache.rows.rows)
+    (slot,) = np.flatnonzero(rows.memory.segments == 0)[:1]
+    assert (rows.tail != 41).all() and (rows.tail != 43).all()
+    np.testing.assert_array_equal(rows.memory.slots[slot], PARAMS["machine"]["slots"])
 
 
 SAVED = {"a": [1, 2, 3, 4, 5], 7: [3], "c": [4], "d": [5] * 9}
@@ -337,12 +203,16 @@ def put(name, place, value):
 
 
 def users(*names):
-    return lambda arrays, about: about.update(users=list(names))
+    return lambda arrays, about: about.update(users=list(names), written=[0.0] * len(names))
 
 
 STRANGE = {
     "a user twice": (users("a", 7, "c", "a"), r"users\[3\] is 'a', who is listed twice"),
     "a list as a user": (users("a", 7, ["c"], "d"), r"users\[2\]: .* is a list"),
+    "no times": (
+        lambda _, about: about.update(written=[1.0, "noon"]),
+        "written is no list of 4 numbers",
+    ),
     "no users": (lambda _, about: about.pop("users"), "users is missing or is not a list"),
     "fewer users": (users("a", 7), r"expected float32\[2, 4, 8\]"),
     "not a number": (put("memory/slots", (1, 2, 3), np.nan), "user 7: memory/slots holds nan"),
@@ -358,7 +228,7 @@ STRANGE = {
 def test_impossible_saved_streams_are_refused_and_nobody_is_lost(tmp_path, saved, harm):
     change, message = STRANGE[harm]
     path = changed(tmp_path, saved, change)
-    store = streams(folder=tmp_path / "rows")
+    store = streams(store=tmp_path / "rows")
     store.write(["ann", "bob"], [[1], [2]])
     with pytest.raises(ValueError, match=message) as error:
         store.load(path)
@@ -371,14 +241,27 @@ def test_impossible_saved_streams_are_refused_and_nobody_is_lost(tmp_path, saved
 def test_a_load_without_room_leaves_the_store_as_it_was(tmp_path, saved, place, monkeypatch):
     store, histories = store_in(place, tmp_path), {"ann": [1], "bob": [2]}
     store.write(list(histories), list(histories.values()))
-    for name in ("grow", "put"):
+    rows = store._cache.rows
+    failing = [(rows, "grow"), (rows, "put")]
+    for part in failing if place == "device" else [(store._cache.database, "commit")]:
         with monkeypatch.context() as patch:
-            patch.setattr(store._store, name, fail)
+            patch.setattr(*part, fail)
             with pytest.raises(OSError):
                 store.load(saved)
         same(store, histories)
         assert len(store) == 2
-    put, calls = store._store.put, []
+    store.load(saved)
+    same(store, SAVED)
+    assert len(store) == 4
+    if place == "database":
+        store.close()
+        same(store_in(place, tmp_path), SAVED)
+
+
+def test_a_load_that_fails_half_way_leaves_the_store_as_it_was(saved, monkeypatch):
+    store, histories = streams(), {"ann": [1], "bob": [2]}
+    store.write(list(histories), list(histories.values()))
+    put, calls = store._cache.rows.put, []
 
     def put_once(*given):
         if calls:
@@ -386,17 +269,11 @@ def test_a_load_without_room_leaves_the_store_as_it_was(tmp_path, saved, place, 
         calls.append(put(*given))
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_batches", [1])
-        patch.setattr(store._store, "put", put_once)
+        patch.setattr(store._cache, "_batches", [1])
+        patch.setattr(store._cache.rows, "put", put_once)
         with pytest.raises(OSError):
             store.load(saved)
     same(store, histories)
-    store.load(saved)
-    same(store, SAVED)
-    assert len(store) == 4
-    if place == "files":
-        store.close()
-        same(streams(folder=tmp_path / "rows"), SAVED)
 
 
 def test_memories_that_are_not_finite_are_not_saved(tmp_path):
@@ -407,35 +284,18 @@ def test_memories_that_are_not_finite_are_not_saved(tmp_path):
     assert not (tmp_path / "saved").exists()
 
 
-def test_a_full_disk_is_named_and_close_releases_the_folder(tmp_path, monkeypatch):
-    store = streams(folder=tmp_path / "rows")
-    store.write(["ann"], [[1]])
-    store.flush()
-    store.write(["bob"], [[2]])
-    monkeypatch.setattr(np.memmap, "flush", fail)
-    cause = r"bytes could not be written \(no space is left\): free"
-    with pytest.raises(OSError, match=rf"rows.\S+\.bin: [\d,]+ {cause}"):
-        store.flush()
-    monkeypatch.undo()
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match=rf"index.json: \d+ {cause}"):
-        store.close()
-    monkeypatch.undo()
-    same(streams(folder=tmp_path / "rows"), {"ann": [1]})
-
-
 def test_the_home_directory_is_expanded_and_urls_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    store = streams(folder="~/rows")
+    store = streams(store="~/rows")
     store.write(["ann"], [[1]])
     store.save("~/saved")
     store.load("~/saved")
     store.close()
     assert not Path("~").exists()
-    assert Path("saved").is_dir() and Path("rows", "index.json").is_file()
-    with pytest.raises(ValueError, match="folder=gs://b/x is an address"):
-        streams(folder="gs://b/x")
+    assert Path("saved").is_dir() and Path("rows", "data.mdb").is_file()
+    with pytest.raises(ValueError, match="store=gs://b/x is an address"):
+        streams(store="gs://b/x")
     other = streams()
     for act in (other.save, other.load):
         with pytest.raises(ValueError, match="path=gs://b/x is an address"):
