@@ -8,6 +8,7 @@ A write of several users, and a long one, take several steps on the device. They
 from __future__ import annotations
 
 import collections
+import os
 import random
 import re
 import shutil
@@ -15,29 +16,32 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import chex
 import numpy as np
 import pytest
 
-from rmjax.serve import Streams, open_model
+from rmjax.serve import Streams
 from rmjax.serve.client import Client
-from tests.serve.process import served, trained
+from tests.serve.process import compiled, served
+from tests.serve.served import IDS, SHAPES, model
 
 pytestmark = pytest.mark.slow
 KILLS, THREADS, USERS = 30, 8, 4  # of a drill; users of a thread
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory) -> Path:
-    return trained(tmp_path_factory.mktemp("served") / "run")
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once(tmp_path_factory):
+    with patch.dict(os.environ, compiled(tmp_path_factory.mktemp("compiled"))):
+        yield
 
 
 class Log:
     """What each user's stream must hold, by the acknowledgements of the service."""
 
-    def __init__(self, items: int, seed: int):
-        self.num_items, self.seed = items, seed
+    def __init__(self, seed: int):
+        self.seed = seed
         self.streams = collections.defaultdict(list)  # {user: acknowledged items}
         self.pending: dict[int, dict] = {}  # {thread: {user: items}}, sent, not acknowledged
         self.acknowledged, self.wrong = 0, []
@@ -48,12 +52,13 @@ class Log:
         users = [thread * USERS + i if thread % 2 else f"{thread}-{i}" for i in range(USERS)]
         while True:
             chosen = rng.permutation(USERS)[: rng.integers(1, USERS)]
-            length = lambda: rng.integers(200, 400) if rng.random() < 0.05 else rng.integers(1, 25)
-            sent = {users[i]: rng.integers(0, self.num_items, length()).tolist() for i in chosen}
+            length = lambda: rng.integers(50, 100) if rng.random() < 0.05 else rng.integers(1, 10)
+            sent = {users[i]: rng.integers(0, len(IDS), length()).tolist() for i in chosen}
             before = [len(self.streams[user]) for user in sent]
             self.pending[thread] = sent
             try:
-                lengths = client.write(list(sent), list(sent.values()), before)
+                items = [[IDS[item] for item in items] for items in sent.values()]
+                lengths = client.write(list(sent), items, before)
             except OSError:
                 return
             except Exception as error:
@@ -97,12 +102,11 @@ def replayed_length(replayed: Streams, user) -> int:
 
 
 @pytest.mark.parametrize("sync", ["each", "group"])
-def test_a_service_killed_at_random_moments(tmp_path, workdir, sync):
-    model, draw = open_model(workdir), random.Random(sync)
-    log = Log(model.description.num_items, len(sync))
-    replayed, total = model.streams(), np.zeros(2, int)
+def test_a_service_killed_at_random_moments(tmp_path, sync):
+    draw, log, path = random.Random(sync), Log(len(sync)), tmp_path / "streams.lmdb"
+    replayed, total = model().streams(**SHAPES), np.zeros(2, int)
     for part in range(KILLS):
-        with served(workdir, tmp_path / "streams.lmdb", f"--sync={sync}") as (process, client):
+        with served(path, f"--sync={sync}") as (process, client):
             threads = [
                 threading.Thread(target=log.write, args=(client, thread, part))
                 for thread in range(THREADS)
@@ -118,7 +122,7 @@ def test_a_service_killed_at_random_moments(tmp_path, workdir, sync):
             for thread in threads:
                 thread.join()
         assert not log.wrong, log.wrong
-        store = model.streams(store=tmp_path / "streams.lmdb")
+        store = model().streams(**SHAPES, store=path)
         total += check(log, store, replayed)
         store.close()
     items = sum(map(len, log.streams.values()))
@@ -181,16 +185,15 @@ def early(trace: Path, database: str = "data.mdb") -> tuple[int, int]:
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 @pytest.mark.parametrize("sync", ["each", "group", "none"])
-def test_no_acknowledgement_leaves_before_its_commit(tmp_path, workdir, sync):
+def test_no_acknowledgement_leaves_before_its_commit(tmp_path, sync):
     """The trace finds early acknowledgements where they may be: with `none`."""
     trace = tmp_path / "trace"
     strace = "strace", "-f", "-y", "-s", "80", "-o", str(trace), "-e", f"trace={CALLS}"
-    store = tmp_path / "streams.lmdb"
-    with served(workdir, store, f"--sync={sync}", before=strace) as (_, client):
+    with served(tmp_path / "streams.lmdb", f"--sync={sync}", before=strace) as (_, client):
 
         def write(thread: int) -> None:
             for k in range(25):
-                client.write([f"{thread}-{k % 3}"], [[k, thread, 1]])
+                client.write([f"{thread}-{k % 3}"], [[IDS[k], IDS[thread]]])
 
         write(0)  # alone, so that its commits hold no other write
         threads = [threading.Thread(target=write, args=(i,)) for i in range(THREADS)]

@@ -14,32 +14,35 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import lmdb
 import numpy as np
 import pytest
 
 from rmjax.serve.client import Client, ServiceError
-from tests.serve.process import log_of, refused, served, trained
+from tests.serve.process import compiled, log_of, refused, served
+from tests.serve.served import IDS
 
 pytestmark = pytest.mark.slow
-HISTORIES = {"ann": [1, 2, 3], "bob": list(range(25)), 7: [4] * 11}
-QUERY = [5, 6, 7]
+HISTORIES = {"ann": IDS[1:4], "bob": IDS[:25], 7: IDS[4:5] * 11}
+QUERY = IDS[5:8]
 mounts = pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0, reason="mounts a small disk"
 )
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory) -> Path:
-    return trained(tmp_path_factory.mktemp("served") / "run")
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once(tmp_path_factory):
+    with patch.dict(os.environ, compiled(tmp_path_factory.mktemp("compiled"))):
+        yield
 
 
 @pytest.fixture(scope="module")
-def filled(workdir) -> Path:
+def filled(tmp_path_factory) -> Path:
     """A store with `HISTORIES`; tests copy it."""
-    store = workdir.parent / "filled.lmdb"
-    with served(workdir, store) as (_, client):
+    store = tmp_path_factory.mktemp("filled") / "streams.lmdb"
+    with served(store) as (_, client):
         client.write(list(HISTORIES), list(HISTORIES.values()))
     return store
 
@@ -73,46 +76,46 @@ def answers(client: Client) -> dict:
 
 
 @mounts
-def test_a_full_disk(tmp_path, workdir):
+def test_a_full_disk(tmp_path):
     """The write that does not fit fails as a whole. Answers and small writes go on."""
     log = {}
     with small_disk(tmp_path / "disk", "600k") as remount:
         store = tmp_path / "disk" / "streams.lmdb"
-        with served(workdir, store) as (process, client):
+        with served(store) as (process, client):
             client.write(list(HISTORIES), list(HISTORIES.values()))
             expected, k = answers(client), 0
             while True:
                 users = [f"{k}-{i}" for i in range(64)]
                 try:
-                    client.write(users, [[k % 7, i] for i in range(64)])
+                    client.write(users, [[IDS[k], IDS[i % 50]] for i in range(64)])
                 except ServiceError as error:
                     assert error.status == 503 and "cannot be written" in str(error)
                     break
                 log |= {user: 2 for user in users}
                 k += 1
-            words = log_of(workdir)
+            words = log_of(store).read_text()
             assert "data.mdb" in words and "No space left" in words and "ree space" in words
             assert k > 2 and not any(user in client for user in users)
             assert answers(client) == expected and process.poll() is None
             remount("size=20m")
-            assert client.write(users, [[1]] * 64) == [1] * 64
+            assert client.write(users, [IDS[:1]] * 64) == [1] * 64
             log |= dict.fromkeys(users, 1)
-            assert client.write(["ann"], [[9]]) == [4]
-        with served(workdir, store) as (_, client):
+            assert client.write(["ann"], [IDS[9:10]]) == [4]
+        with served(store) as (_, client):
             assert {user: client.length(user) for user in log} == log
             assert client.length("ann") == 4
 
 
 @mounts
-def test_a_disk_that_becomes_read_only(tmp_path, workdir, filled):
+def test_a_disk_that_becomes_read_only(tmp_path, filled):
     with small_disk(tmp_path / "disk", "20m") as remount:
         store = Path(shutil.copytree(filled, tmp_path / "disk" / "streams.lmdb"))
         remount("ro")
-        words = refused(workdir, store)
+        words = refused(store)
         assert str(store) in words and "cannot be written to" in words
         remount("rw")
-        with served(workdir, store) as (_, client):
-            client.write(["new"], [[1]])
+        with served(store) as (_, client):
+            client.write(["new"], [IDS[:1]])
 
 
 def cut(size: float) -> Callable[[Path], None]:
@@ -150,56 +153,55 @@ HARMS = {
 
 
 @pytest.mark.parametrize("harm", HARMS)
-def test_a_truncated_or_foreign_database(workdir, store, harm):
+def test_a_truncated_or_foreign_database(store, harm):
     """It is refused, and not changed."""
     act, words = HARMS[harm]
     act(store / "data.mdb")
     before = (store / "data.mdb").read_bytes()
-    error = refused(workdir, store)
+    error = refused(store)
     assert words in error and "data.mdb" in error, error
     assert (store / "data.mdb").read_bytes() == before
 
 
-def test_a_store_of_another_model(tmp_path, workdir, store):
-    other = trained(tmp_path / "other", **{"seed": 5})
-    error = refused(other, store)
+def test_a_store_of_another_model(store):
+    error = refused(store, MODEL_SEED="5")
     assert "another model" in error and "this model has" in error
-    with served(workdir, store) as (_, client):
+    with served(store) as (_, client):
         assert client.length("bob") == 25
 
 
-def test_a_second_service_on_the_same_store(workdir, store):
-    with served(workdir, store) as (first, client):
-        error = refused(workdir, store)
+def test_a_second_service_on_the_same_store(store):
+    with served(store) as (first, client):
+        error = refused(store)
         assert f"is held by pid {first.pid} on" in error
-        assert client.write(["ann"], [[1]]) == [4]
+        assert client.write(["ann"], [IDS[:1]]) == [4]
 
 
 @pytest.mark.parametrize("byte", [0, 10, 30, -1])
-def test_a_damaged_row(workdir, store, byte):
+def test_a_damaged_row(store, byte):
     """Nobody gets an answer from it. A reset makes room for a new stream."""
-    with served(workdir, store) as (_, client):
+    with served(store) as (_, client):
         expected = answers(client)
     with lmdb.open(os.fspath(store)) as env, env.begin(write=True) as transaction:
         value = bytearray(transaction.get(b"sbob"))
         value[byte] ^= 16
         transaction.put(b"sbob", bytes(value))
-    with served(workdir, store) as (_, client):
+    with served(store) as (_, client):
         for act in (client.answer, client.write):
             error = failure(act, ["bob"], [QUERY])
             assert error.status == 500 and "'bob'" in str(error) and "checksum" in str(error)
             assert failure(act, ["ann", "bob"], [QUERY, QUERY]).body["user"] == "bob"
         assert client.answer(["ann"], [QUERY])[0].tolist() == expected["ann"]
-        assert client.length("ann") == 3 and client.write([7], [[1]]) == [12]
+        assert client.length("ann") == 3 and client.write([7], [IDS[:1]]) == [12]
         assert failure(client.fork, "bob", ["copy"]).status == 500
         client.reset(["bob"])
         assert client.write(["bob"], [HISTORIES["bob"]]) == [25]
         np.testing.assert_allclose(client.answer(["bob"], [QUERY])[0], expected["bob"], atol=1e-5)
 
 
-def test_a_row_of_one_user_under_the_key_of_another(workdir, store):
+def test_a_row_of_one_user_under_the_key_of_another(store):
     with lmdb.open(os.fspath(store)) as env, env.begin(write=True) as transaction:
         transaction.put(b"sbob", transaction.get(b"sann"))
-    with served(workdir, store) as (_, client):
+    with served(store) as (_, client):
         error = failure(client.answer, ["bob"], [QUERY])
         assert error.status == 500 and "checksum" in str(error)

@@ -1,4 +1,4 @@
-"""The service as a process of its own, and the model that it serves in tests."""
+"""The service of a small model as a process of its own, see `tests.serve.served`."""
 
 from __future__ import annotations
 
@@ -12,34 +12,41 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from rmjax.run import training
 from rmjax.serve.client import Client, ServiceError
 from tests import ROOT
-from tests.runs import tiny
-
-SMALL = {"rehearsal.recollection": 0.0, "rehearsal.familiarity": 0.0, "machine.layers": 1}
-SMALL |= {"train.steps": 1, "train.eval_every": 1, "train.save_every": 1, "teacher.steps": 1}
 
 
-def trained(workdir: Path, **changes) -> Path:
-    """Trains a small model for one step, so that it has a workdir."""
-    training.train(tiny(**SMALL | changes), workdir)
-    return workdir
+def start(store: Path, *flags: str, before: tuple[str, ...] = (), **more) -> subprocess.Popen:
+    """Starts a service, whose log is beside the store.
 
-
-def command(workdir: Path, store: Path, *flags: str) -> list[str]:
-    """The line that serves a model."""
-    line = [sys.executable, "-m", "rmjax.serve", f"--workdir={workdir}", f"--store={store}"]
-    return [*line, *flags]
-
-
-def environment(workdir: Path) -> dict[str, str]:
-    """The variables of a service, which keeps its compiled programs beside the workdir."""
-    return os.environ | {
+    Args:
+      store: path of the database.
+      flags: more flags.
+      before: the start of the line, such as strace and its flags.
+      more: more variables of the environment.
+    """
+    environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "",
-        "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled"),
+    }
+    line = [*before, sys.executable, "-m", "tests.serve.served", "--workdir=."]
+    line += [f"--store={store}", *flags]
+    with log_of(store).open("w") as log:
+        return subprocess.Popen(
+            line, env=environment | more, stdout=log, stderr=log, start_new_session=True
+        )
+
+
+def log_of(store: Path) -> Path:
+    """The log of the last service of a store."""
+    return store.with_suffix(".log")
+
+
+def compiled(folder: Path) -> dict[str, str]:
+    """Variables by which services keep their compiled programs in a folder."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(folder),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
@@ -47,44 +54,39 @@ def environment(workdir: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def served(
-    workdir: Path, store: Path, *flags: str, before: tuple[str, ...] = ()
+    store: Path, *flags: str, before: tuple[str, ...] = ()
 ) -> Iterator[tuple[subprocess.Popen, Client]]:
-    """Starts a service, waits until it is ready, and ends it by SIGTERM if it still runs.
+    """A service that is ready; SIGTERM ends it, if it still runs.
 
     Args:
-      workdir: of the model.
-      store: path of the database.
-      flags: more flags.
-      before: the start of the line, such as strace and its flags.
+      store: as in `start`.
+      flags: as in `start`.
+      before: as in `start`.
 
     Yields:
-      The process, whose log `log_of` reads, and a client.
+      The process and a client.
     """
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    line = [*before, *command(workdir, store, f"--port={port}", *flags)]
-    log = workdir.parent / "service.log"
-    with log.open("w") as file:
-        process = subprocess.Popen(line, env=environment(workdir), stderr=file, stdout=file)
+    process = start(store, f"--port={port}", *flags, before=before)
     try:
-        client, begin = Client(f"http://127.0.0.1:{port}"), time.monotonic()
+        client = Client(f"http://127.0.0.1:{port}")
         while not _ready(client):
-            assert process.poll() is None, log_of(workdir)
-            assert time.monotonic() - begin < 120, log_of(workdir)
+            assert process.poll() is None, log_of(store).read_text()
             time.sleep(0.05)
         yield process, client
     finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(60)
-            finally:
-                process.kill()
+        _end(process, signal.SIGTERM)
 
 
-def log_of(workdir: Path) -> str:
-    """The log of the last service of a workdir."""
-    return (workdir.parent / "service.log").read_text()
+def _end(process: subprocess.Popen, sign: signal.Signals) -> None:
+    """Ends a process and its children, such as those of strace."""
+    if process.poll() is None:
+        os.killpg(process.pid, sign)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            _end(process, signal.SIGKILL)
 
 
 def _ready(client: Client) -> bool:
@@ -94,12 +96,15 @@ def _ready(client: Client) -> bool:
         return False
 
 
-def refused(workdir: Path, store: Path, *flags: str) -> str:
-    """Starts a service that must end at once with exit code 1; returns its error."""
-    line = command(workdir, store, "--port=0", *flags)
-    done = subprocess.run(
-        line, env=environment(workdir), capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 1, (done.returncode, done.stderr)
-    assert "Traceback" not in done.stderr
-    return done.stderr
+def refused(store: Path, *flags: str, **more: str) -> str:
+    """Starts a service that must end with exit code 1; returns its log.
+
+    Args:
+      store: as in `start`.
+      flags: as in `start`.
+      more: as in `start`.
+    """
+    code = start(store, "--port=0", *flags, **more).wait(120)
+    log = log_of(store).read_text()
+    assert code == 1 and "Traceback" not in log, (code, log)
+    return log
