@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import subprocess
 import sys
@@ -278,8 +279,9 @@ def test_a_callback_must_not_wait_and_a_store_nobody_holds_is_collected(tmp_path
         except RuntimeError as error:
             caught.append(str(error))
 
+    asked = functools.partial(callback, weakref.proxy(store))
     for future in (store.answer_soon(["a"], [[1]]), store.write_soon(["a"], [[1]])):
-        future.add_done_callback(lambda _: callback(store))
+        future.add_done_callback(lambda _: asked())
         future.result()
     store.flush()
     assert caught == ["a callback of a future must not wait for another request"] * 2
