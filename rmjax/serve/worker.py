@@ -63,7 +63,7 @@ class Worker:
 
     Attributes:
       thread: the thread that serves.
-      observe: is called with the number of requests of each batch before it is served.
+      observe: is called before a batch is served, with the number of its requests.
     """
 
     def __init__(self, most: int, delay: float, queue: int):
@@ -124,7 +124,8 @@ class Worker:
         while batch := self._next():
             live = [one for one in batch if one.future.set_running_or_notify_cancel()]
             try:
-                self.observe(len(batch))
+                if batch[0].kind is not None:
+                    self.observe(len(batch))
                 if live:
                     live[0].serve(live)
             except BaseException as error:  # an error of one batch must not end the store

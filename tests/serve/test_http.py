@@ -198,7 +198,7 @@ BAD = {  # body of a write -> words of the error
     '{"users": [["a"]], "items": [[]]}': "users[0]: Expected int | str, got array",
     '{"users": [9223372036854775808], "items": [[]]}': "users[0]: Expected int <= 92233",
     '{"users": [1' + 500 * "0" + '], "items": [[]]}': "users[0]: Expected int <= 92233",
-    '{"users": ["\\ud800"], "items": [[]]}': "half of a pair of surrogates",
+    '{"users": ["\\ud800"], "items": [[]]}': "is no Unicode text",
     '{"users": ["a"], "items": [3]}': "items[0]: Expected array, got int. For each user a list",
     '{"users": ["a"], "items": [[[3]]]}': "items[0][0]: Expected int | str, got array",
     '{"users": ["a"], "items": [[NaN]]}': "NaN is no number of JSON",
@@ -365,7 +365,7 @@ def test_metrics_count_requests(service):
         'rmjax_request_seconds_count{endpoint="/v1/write"} 2.0',
         f"rmjax_users {float(len(service.streams))}",
         "rmjax_queue_length 0.0",
-        'rmjax_batch_requests_bucket{le="1.0"} ',
+        'rmjax_batch_requests_bucket{le="1.0"} 1.0',
         "process_resident_memory_bytes",
     ):
         assert line in text, text

@@ -181,9 +181,6 @@ class Service:
         if len(users) > self.limits.users:
             cure = f"send at most {self.limits.users} in a request"
             raise Refused(413, f"{len(users)} users: {cure}", "users")
-        for user in users:
-            if isinstance(user, str) and not user.isascii():
-                _check_text(user)
         for name, entries in lists.items():
             if entries is None:
                 continue
@@ -245,13 +242,6 @@ def _user(query: bodies.OfUser, name: str) -> bodies.User:
     if str(user) != name or not -(2**63) <= user < 2**63:
         raise Refused(400, f"{name!r:.50} is no integer of 64 bits: leave ?type=int out", "type")
     return user
-
-
-def _check_text(user: str) -> None:
-    try:
-        user.encode()
-    except UnicodeEncodeError:
-        raise Refused(400, f"{user!r:.50} has half of a pair of surrogates: send UTF-8") from None
 
 
 def _plain(one: object) -> bodies.Id:
