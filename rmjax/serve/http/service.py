@@ -53,8 +53,7 @@ class Service:
     def __init__(
         self, model: Model, streams: Streams, limits: Limits | None = None, waiting: int = 64
     ):
-        answers = of_items(model.task).answers
-        questions, self._ranks = answers.questions, answers.ranking is not None
+        questions = of_items(model.task).answers.questions
         self.streams, self.limits = streams, limits or Limits()
         self.ready = self.closing = False
         self._names = model.names
@@ -159,7 +158,7 @@ class Service:
         ids, text = self._names.ids, query.query.casefold()
         fits = (one for one in map(_plain, ids) if text in str(one).casefold())
         shown = list(itertools.islice(fits, query.limit))
-        return bodies.Items(shown, len(ids), self._ranks)
+        return bodies.Items(shown, len(ids), not self._no_ranking)
 
     def _memory(self, user: bodies.User) -> bodies.Memory:
         memory = self.streams.memory(user)
