@@ -25,12 +25,14 @@ from typing import Any
 from urllib.parse import unquote
 
 import httpx
+from msgspec.json import encode
 from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
 
 import rmjax
 from rmjax.serve.http import Service, make_app
+from rmjax.serve.http.bodies import Refused
 from rmjax.serve.shards import shard_of
 
 _HEADERS = ("authorization", "content-type", "host")
@@ -85,7 +87,9 @@ class Router:
         headers = {name: request.headers[name] for name in _HEADERS if name in request.headers}
         try:
             parts = self._parts(request, raw, body)
-        except (KeyError, TypeError, ValueError):
+        except Refused as refused:
+            return Response(encode(refused.reply), refused.status, media_type="application/json")
+        except (KeyError, TypeError, ValueError, RecursionError):
             parts = {0: ((), body)}  # shard 0 says what is wrong
         calls = [
             self._shards[shard].call.remote(request.method, path, headers, part)
@@ -109,8 +113,13 @@ class Router:
             return {shard_of(user, count) if raw.startswith(_USERS) else 0: ([], body)}
         fields = json.loads(body)
         if "copies" in fields:
-            (one,) = {shard_of(user, count) for user in (fields["user"], *fields["copies"])}
-            return {one: ([], body)}
+            users = fields["user"], *fields["copies"]
+            shard, *others = (shard_of(user, count) for user in users)
+            for user, other in zip(users[1:], others, strict=True):
+                if other != shard:
+                    cure = "choose another name, or write the items of its history"
+                    raise Refused(400, f"user {user!r} belongs to another shard: {cure}", "copies")
+            return {shard: ([], body)}
         places = defaultdict(list)
         for place, user in enumerate(fields["users"]):
             places[shard_of(user, count)].append(place)

@@ -133,7 +133,7 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         logging.error("%s", environment.in_words(error))
         return 1
-    text = "%s: %s users were copied, %s were there already with the same stream."
+    text = "%s: users copied: %s; users who had the same stream already: %s."
     logging.info(text, asked.target, f"{copied.users:,}", f"{copied.present:,}")
     if copied.damaged:
         shown = ", ".join(map(repr, copied.damaged[:3])) + (", ..." * (len(copied.damaged) > 3))

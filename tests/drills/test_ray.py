@@ -77,4 +77,7 @@ def test_users_stay_with_their_shard_and_answers_are_those_of_one_store(tmp_path
                 with pytest.raises(ServiceError) as caught:
                     client.write(users, [[] for _ in users])
                 assert caught.value.status == status
+            other = next(k for k in range(50) if shard_of(k, 2) != shard_of("ann", 2))
+            with pytest.raises(ServiceError, match=f"user {other} belongs to another shard"):
+                client.fork("ann", [other])
     assert len(one) == len(USERS)

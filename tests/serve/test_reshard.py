@@ -186,7 +186,7 @@ def test_the_command(tmp_path):
     line += [f"--source={tmp_path / 'old'}", f"--target={tmp_path / 'new'}"]
     count = sum(shard_of(user, 3) == 1 for user in USERS)
     done = subprocess.run(line, capture_output=True, text=True)
-    assert f"new: {count} users were copied, 0 were there already" in done.stderr
+    assert f"new: users copied: {count}; users who had the same stream already: 0" in done.stderr
     with contextlib.closing(Database(tmp_path / "old")):  # as a service that runs
         again = subprocess.run(line, capture_output=True, text=True)
     assert (done.returncode, again.returncode) == (0, 1)
