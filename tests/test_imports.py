@@ -25,7 +25,7 @@ TIERS = [
     {"tools", "serve"},
     {
         "main", "bench", "ablate", "export", "generate", "import_streams", "load", "load_test",
-        "recommend",
+        "recommend", "reshard",
     },
 ]  # fmt: skip
 LEVEL = {name: level for level, names in enumerate(TIERS) for name in names}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from rmjax.serve import command
+from rmjax.serve.http import app, server
 from tests import ROOT
 
 LAUNCH = ROOT / "launch"
@@ -58,3 +62,40 @@ def test_a_tpu_pod_starts_again_unless_it_ended_or_a_host_made_a_mistake(tmp_pat
     (tmp_path / "ran").unlink()
     if again:
         assert launch(tmp_path, {"gcloud": gcloud}, *line, HOSTS="200") == (200, ["cleared"])
+
+
+@pytest.mark.parametrize("path", sorted(LAUNCH.glob("*.yaml")), ids=lambda path: path.name)
+def test_manifests_name_their_kind(path):
+    for manifest in yaml.safe_load_all(path.read_text()):
+        assert manifest["apiVersion"] and manifest["kind"] and manifest["metadata"]["name"]
+
+
+def test_pods_of_the_service_keep_their_users():
+    text = (LAUNCH / "serve_statefulset.yaml").read_text()
+    service, pods = (one["spec"] for one in yaml.safe_load_all(text))
+    assert service["clusterIP"] == "None" and pods["serviceName"] == "rmjax-serve"
+    labels = pods["template"]["metadata"]["labels"]
+    assert labels == service["selector"] == pods["selector"]["matchLabels"]
+    pod = pods["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["command"] == ["python", "-m", "rmjax.serve"]
+    given = dict(one.removeprefix("--").split("=") for one in container["args"])
+    flags = inspect.getsource(command.define_flags)
+    assert all(f'("{name}"' in flags for name in given)
+    (port,) = container["ports"]
+    assert int(given["port"]) == port["containerPort"] == service["ports"][0]["port"]
+    (token,) = container["env"]
+    assert token["name"] == "RMJAX_TOKEN" and token["valueFrom"]["secretKeyRef"]["key"] == "token"
+    mounts = {one["name"]: one for one in container["volumeMounts"]}
+    (own,) = pods["volumeClaimTemplates"]  # each pod has one
+    assert given["store"].startswith(mounts[own["metadata"]["name"]]["mountPath"])
+    (shared,) = pod["volumes"]
+    assert given["workdir"].startswith(mounts[shared["name"]]["mountPath"])
+    assert mounts[shared["name"]]["readOnly"]
+    assert pod["terminationGracePeriodSeconds"] > server._END
+    paths = {
+        name: container[f"{name}Probe"]["httpGet"] for name in ("startup", "liveness", "readiness")
+    }
+    assert [one["path"] for one in paths.values()] == ["/healthz", "/healthz", "/readyz"]
+    assert all(one["port"] == port["name"] for one in paths.values())
+    assert all(f'"{one["path"]}"' in inspect.getsource(app) for one in paths.values())

@@ -157,7 +157,8 @@ class Service:
     def _search(self, query: bodies.Search) -> bodies.Items:
         ids, text = self._names.ids, query.query.casefold()
         fits = (one for one in map(_plain, ids) if text in str(one).casefold())
-        return bodies.Items(list(itertools.islice(fits, query.limit)), len(ids))
+        shown = list(itertools.islice(fits, query.limit))
+        return bodies.Items(shown, len(ids), not self._no_ranking)
 
     def _memory(self, user: bodies.User) -> bodies.Memory:
         memory = self.streams.memory(user)
