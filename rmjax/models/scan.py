@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,7 @@ def unroll(
     *,
     gradient_segments: int = 1,
     silent: int = 0,
+    skip_padding: bool = False,
 ) -> tuple[Tree, Tree, Sum]:
     """Reads T segments with a sequence model.
 
@@ -45,10 +47,12 @@ def unroll(
       gradient_segments: truncated backpropagation through time. Gradients pass through at most this
         many segments at a time, counted from the last one; 0: through all.
       silent: this many first segments run without gradients and are not passed to `per_segment`.
+      skip_padding: a segment that is padding in all B streams costs nothing. Streams can then be
+        padded to few lengths, each of which is a program to compile.
 
     Returns:
-      The state after the segments; the results of `per_segment` with leading axis T - silent; and
-      the model's aux, without the silent segments.
+      The state after the segments; the results of `per_segment` with leading axis T - silent, zeros
+      for skipped segments; and the model's aux, without the silent segments.
 
     Raises:
       ValueError: tokens and mask are not of one shape [B, T, N], or silent is not in 0 .. T - 1.
@@ -58,31 +62,35 @@ def unroll(
     every = jax.tree.map(lambda x: x.swapaxes(0, 1), (tokens, mask, inputs, reset))
     every = (every, *_keys_and_cuts(segments, key, gradient_segments))
 
-    def read(carry: tuple, segment: tuple) -> tuple:
-        state, aux = carry
-        (tokens, mask, inputs, reset), key, cut = segment
+    def read(speak: Callable[..., Tree], carry: tuple, segment: tuple) -> tuple[tuple, Tree]:
+        (state, aux), ((tokens, mask, inputs, reset), key, cut) = carry, segment
         if reset is not None:
             state = model.reset(state, reset)
         if gradient_segments:
             state = jax.tree.map(lambda x: jnp.where(cut, jax.lax.stop_gradient(x), x), state)
-        hidden, state, more = model.step(params, state, tokens, mask, key)
-        return (state, jax.tree.map(jnp.add, aux, more)), hidden, inputs
 
-    def read_aloud(carry: tuple, segment: tuple) -> tuple[tuple, Tree]:
-        carry, hidden, inputs = read(carry, segment)
-        if segments - silent > 1:
-            return carry, jax.checkpoint(per_segment, prevent_cse=False)(hidden, inputs)
-        return carry, per_segment(hidden, inputs)
+        def step(state: Tree) -> tuple[tuple, Tree]:
+            hidden, after, more = model.step(params, state, tokens, mask, key)
+            return (after, jax.tree.map(jnp.add, aux, more)), speak(hidden, inputs)
 
+        if not skip_padding:
+            return step(state)
+        _, spoken = jax.eval_shape(step, state)
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), spoken)
+        return jax.lax.cond(mask.any(), step, lambda state: ((state, aux), nothing), state)
+
+    silence = lambda hidden, inputs: None
+    speak = per_segment
+    if segments - silent > 1:
+        speak = jax.checkpoint(per_segment, prevent_cse=False)
     no_aux = (jnp.zeros(()), jnp.zeros(()))
     carry = (state, no_aux)
     if silent:
-        read_silently = lambda carry, segment: (read(carry, segment)[0], None)
         first = jax.tree.map(lambda x: x[:silent], every)
-        carry, _ = jax.lax.scan(read_silently, carry, first)
+        carry, _ = jax.lax.scan(functools.partial(read, silence), carry, first)
         carry = (jax.lax.stop_gradient(carry[0]), no_aux)  # without the silent segments' aux
     rest = jax.tree.map(lambda x: x[silent:], every)
-    (state, aux), results = jax.lax.scan(read_aloud, carry, rest)
+    (state, aux), results = jax.lax.scan(functools.partial(read, speak), carry, rest)
     return state, results, aux
 
 

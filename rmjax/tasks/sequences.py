@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
 
 from rmjax import memoria
 from rmjax.data.source import Description
 from rmjax.io import paths
+from rmjax.layers.keys import fold
 from rmjax.models import bert, gpt2, huggingface, roberta, unroll
 from rmjax.models.memoria_gpt2 import Engrams
 from rmjax.reason.heads import cross_entropy
@@ -32,6 +34,8 @@ from rmjax.types import (
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
+
+HEAD = np.uint32(2**32 - 1)  # names the keys of a classifier's head; no segment has this number
 
 State = Any
 """The state of a sequence model, which is carried from segment to segment."""
@@ -198,8 +202,8 @@ class Documents(_SequenceTask):
         rows, segments, _ = batch.items.shape
         keys = None
         if key is not None:  # for the head; the segments themselves use numbers from 0 on
-            fold_in = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
-            keys = fold_in(key, segments + jnp.arange(segments))
+            of_head, number = fold(key, HEAD), jnp.arange(segments)
+            keys = jax.vmap(lambda t: fold(of_head, t), out_axes=1)(number)
         _, logits, aux = unroll(
             self.model,
             params,
@@ -210,6 +214,7 @@ class Documents(_SequenceTask):
             keys,
             key=key,
             gradient_segments=self.gradient_segments,
+            skip_padding=True,
         )
         return logits.swapaxes(0, 1), aux
 
