@@ -94,6 +94,79 @@ def unroll(
     return state, results, aux
 
 
+def truncated(
+    model: SequenceModel,
+    params: Params,
+    state: Tree,
+    tokens: Array,
+    mask: Array,
+    loss: Callable[..., Array],
+    inputs: Tree = (),
+    key: Key | None = None,
+) -> Array:
+    """Adds up a loss over T segments; its gradients stay within a segment.
+
+    It is `unroll` with gradient_segments=1, but each segment's gradient is taken as soon as the
+    segment is read. So nothing is stored for a backward pass, and segments behind the last token of
+    a batch cost nothing: streams of all lengths can share one program.
+
+    Args:
+      model: what reads. The aux of its steps is ignored, see `SequenceModel.has_loss`.
+      params: of the model.
+      state: of B streams, before the first segment.
+      tokens: i32 [B, T, N].
+      mask: bool [B, T, N].
+      loss: (params, hidden [B, N, D], one segment of `inputs`) -> f32 [].
+      inputs: tree of [B, T, ...].
+      key: [B] for dropout; segment t draws from fold_in(key, t), as in `unroll`.
+
+    Returns:
+      f32 [], the sum over segments. It has gradients for `params` only, of first order.
+
+    Raises:
+      ValueError: tokens and mask are not of one shape [B, T, N].
+    """
+    _check(tokens, mask, 0)
+    number = 1 + jnp.arange(tokens.shape[1])
+    last = jnp.where(mask.any((0, 2)), number, 0).max()  # segments to read
+
+    def read(params: Params, state: Tree, t: Array) -> tuple[Array, Tree]:
+        at = lambda x: jax.lax.dynamic_index_in_dim(x, t, 1, keepdims=False)
+        tokens_, mask_, inputs_ = jax.tree.map(at, (tokens, mask, inputs))
+        state = jax.lax.stop_gradient(state)
+        hidden, state, _ = model.step(params, state, tokens_, mask_, fold(key, t))
+        return loss(params, hidden, inputs_), state
+
+    def more(carry: tuple) -> Array:
+        return carry[0] < last
+
+    @jax.custom_vjp
+    def total(params: Params, state: Tree) -> Array:
+        def go(carry: tuple) -> tuple:
+            t, state, so_far = carry
+            more, state = read(params, state, t)
+            return t + 1, state, so_far + more
+
+        return jax.lax.while_loop(more, go, (jnp.int32(0), state, jnp.zeros(())))[-1]
+
+    def forward(params: Params, state: Tree) -> tuple[Array, Params]:
+        gradient = jax.value_and_grad(read, has_aux=True)
+
+        def go(carry: tuple) -> tuple:
+            t, state, so_far = carry
+            (more, state), slope = gradient(params, state, t)
+            return t + 1, state, jax.tree.map(jnp.add, so_far, (more, slope))
+
+        none = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
+        return jax.lax.while_loop(more, go, (jnp.int32(0), state, none))[-1]
+
+    def backward(slope: Params, cotangent: Array) -> tuple[Params, None]:
+        return jax.tree.map(lambda x: cotangent * x, slope), None
+
+    total.defvjp(forward, backward)
+    return total(params, state)
+
+
 def _keys_and_cuts(
     segments: int, key: Key | None, gradient_segments: int
 ) -> tuple[Key | None, Array]:
