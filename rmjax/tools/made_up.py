@@ -17,7 +17,7 @@ from rmjax.data.texts.tokenizers import Words
 from rmjax.registry import SOURCES
 
 CLICKS = Questions()
-NEXT_ITEM = Questions(answer="item", metric="ndcg@10")
+NEXT_ITEM = Questions("kind", 1, answer="item", metric="ndcg@10")
 CLASSES = Questions(query="words", answer="class", classes=180, metric="accuracy")
 CHOICES = Questions(query="words", answer="choice", metric="mrr")
 

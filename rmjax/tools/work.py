@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import re
 import statistics
@@ -197,16 +198,19 @@ def machines(asked: str) -> list[str]:
 
 
 def markdown(rows: Sequence[Fields]) -> str:
-    """A table in Markdown; its columns are the fields of the rows.
+    """Tables in Markdown, one for each block of rows that have the same fields.
 
     Args:
       rows: {column: number or text}.
 
     Returns:
-      The table. Numbers have four digits.
+      The tables. Numbers have four digits.
     """
-    names = list(dict.fromkeys(name for row in rows for name in row))
     shown = lambda value: f"{value:,.4g}" if isinstance(value, float) else str(value)
-    lines = [names, ["---"] * len(names)]
-    lines += [[shown(row.get(name, "")) for name in names] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    names_of: Callable[[Fields], tuple[str, ...]] = lambda row: tuple(row)
+    tables = []
+    for names, block in itertools.groupby(rows, key=names_of):
+        lines = [list(names), ["---"] * len(names)]
+        lines += [[shown(row[name]) for name in names] for row in block]
+        tables.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join(tables)
