@@ -33,6 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
     chosen = configs.options(arg, ["local"])
     config = configs.base()
     config.data.name, config.data.segment_length = "hyperpartisan", 512
+    config.data.shapes = 1  # padded segments cost nothing, so one program is enough
     model, engrams, train = config.model, config.memoria, config.train
     model.kind, model.dim, model.layers, model.heads = "memoria_bert", 768, 12, 12
     engrams.working, engrams.remind_short_term, engrams.remind_long_term = 64, 64, 64

@@ -67,7 +67,10 @@ _FIELDS: dict[str, Field] = {
     "data.workers": Field(0, at_least(0), "processes that read data; 0: the main process reads"),
     "data.prefetch": Field(2, at_least(0), "batches prepared ahead"),
     "data.buckets": Field(6, at_least(1),
-        "texts: number of batch shapes, for streams of different lengths"),
+        "texts: number of groups of streams of about the same length; a batch has one group"),
+    "data.shapes": Field(0, at_least(0),
+        "texts: number of lengths that batches are padded to, one compiled step each; "
+        "0: as many as groups"),
     "data.min_count": Field(2, at_least(1), "texts: rarer words count as unknown"),
     "data.vectors": Field("", a_path,
         "texts: file of word vectors (GloVe) as initial values; empty: random values"),

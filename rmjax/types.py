@@ -291,6 +291,8 @@ class SequenceModel(NamedTuple):
     Returns:
       f32 [..., V]; f32 [B, classes] from a classifier.
     """
+    has_loss: bool = True
+    """Whether the aux of `step` may be more than (0, 0)."""
 
 
 class Task(Protocol):

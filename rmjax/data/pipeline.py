@@ -34,6 +34,7 @@ def batches(
     negatives: int = 64,
     start_step: int = 0,
     num_steps: int,
+    shapes: int = 0,
     prefetch: int = 2,
     workers: int = 0,
     process_index: int = 0,
@@ -59,6 +60,8 @@ def batches(
       batch_size: G, rows of a batch over all processes.
       segment_length: N, items of a segment; unused if the source gives segments.
       negatives: P, items of another stream that each example gets.
+      shapes: for a source with buckets: most lengths that batches have. Batches stay as they are,
+        but some are padded further; 0: every bucket has its length.
       start_step: the first step to read.
       num_steps: the step after the last one.
       prefetch: number of batches that are made ahead, by threads or by each worker process.
@@ -80,12 +83,18 @@ def batches(
         raise ValueError(f"split {split!r} is empty: the source has no examples in it")
     make = _batch_maker(source, split, seed, segment_length, negatives)
     reader = _example_reader if source.buckets(split) is None else _bucket_reader
-    at_step = reader(source, split, seed, batch_size, rows, make)
+    at_step = reader(source, split, seed, batch_size, rows, make, shapes)
     return _iterate(at_step, start_step, num_steps, prefetch, workers)
 
 
 def _example_reader(
-    source: Source, split: str, seed: int, batch_size: int, rows: np.ndarray, make: _MakeBatch
+    source: Source,
+    split: str,
+    seed: int,
+    batch_size: int,
+    rows: np.ndarray,
+    make: _MakeBatch,
+    shapes: int,
 ) -> Callable[[int], Batch]:
     """Makes the function that reads a training step, for a source without buckets."""
     size = source.size(split)
@@ -101,10 +110,16 @@ def _example_reader(
 
 
 def _bucket_reader(
-    source: Source, split: str, seed: int, batch_size: int, rows: np.ndarray, make: _MakeBatch
+    source: Source,
+    split: str,
+    seed: int,
+    batch_size: int,
+    rows: np.ndarray,
+    make: _MakeBatch,
+    shapes: int,
 ) -> Callable[[int], Batch]:
     """Makes the function that reads a training step, for a source with buckets."""
-    buckets = _buckets(source, split, batch_size, joined=True)
+    buckets = _buckets(source, split, batch_size, shapes, joined=True)
 
     def at_step(step: int) -> Batch:
         epoch, place = divmod(step, len(buckets))
@@ -124,6 +139,7 @@ def eval_batches(
     batch_size: int,
     segment_length: int,
     negatives: int = 64,
+    shapes: int = 0,
     prefetch: int = 2,
     workers: int = 0,
     process_index: int = 0,
@@ -142,6 +158,8 @@ def eval_batches(
       batch_size: rows of a batch over all processes.
       segment_length: N, items of a segment; unused if the source gives segments.
       negatives: P, items of another stream that each example gets.
+      shapes: for a source with buckets: most lengths that batches have. Batches stay as they are,
+        but some are padded further; 0: every bucket has its length.
       prefetch: number of batches that are made ahead, by threads or by each worker process.
       workers: number of worker processes; 0: threads make the batches.
       process_index: the index of this process.
@@ -155,7 +173,7 @@ def eval_batches(
     """
     size, rows = source.size(split), _rows(batch_size, process_index, process_count)
     make = _batch_maker(source, split, seed, segment_length, negatives)
-    buckets = _buckets(source, split, batch_size)
+    buckets = _buckets(source, split, batch_size, shapes)
 
     def at_step(step: int) -> Batch:
         members, first, segments = buckets[step]
@@ -255,13 +273,13 @@ def steps_per_epoch(source: Source, batch_size: int) -> int:
 
 
 def _buckets(
-    source: Source, split: str, batch_size: int, joined: bool = False
+    source: Source, split: str, batch_size: int, shapes: int = 0, joined: bool = False
 ) -> list[tuple[np.ndarray, int, int | None]]:
     """Lists the batches of an epoch.
 
     `joined` merges small buckets into larger ones if full batches then have fewer cells; otherwise
     one long document could fill a batch with copies of itself. Evaluation does not merge, so that
-    its splits share the same few shapes.
+    its splits share the same few shapes. `shapes`: see `batches`.
 
     Returns:
       For each batch: (examples of its bucket i64 [n], place of its first example among them,
@@ -272,14 +290,17 @@ def _buckets(
         every = np.arange(source.size(split))
         return [(every, first, None) for first in range(0, len(every), batch_size)]
     bucket, segments = buckets
+    # The lengths depend on the source's list alone, so all splits share them.
+    lengths = bucket_boundaries(np.array(segments), segments[-1], shapes or len(segments))
     if joined:
         sizes = np.take(segments, bucket)
         segments = bucket_boundaries(sizes, segments[-1], len(segments), batch_size)
         bucket = np.searchsorted(segments, sizes)
     members = [np.flatnonzero(bucket == b) for b in range(len(segments))]
+    padded = np.take(lengths, np.searchsorted(lengths, segments)).tolist()
     return [
         (m, first, T)
-        for m, T in zip(members, segments, strict=True)
+        for m, T in zip(members, padded, strict=True)
         for first in range(0, len(m), batch_size)
     ]
 

@@ -5,13 +5,16 @@ The mask of a row depends on the row's key alone, so it is the same on any numbe
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rmjax.types import Array, Key
 
 
-def fold(key: Key | None, data: int | Array) -> Key | None:
+def fold(key: Key | None, data: int | np.integer | Array) -> Key | None:
     """`jax.random.fold_in` for keys of any shape.
 
     Args:
@@ -42,8 +45,8 @@ def dropout(x: Array, rate: float, key: Key | None) -> Array:
     """
     if key is None or rate == 0.0:
         return x
-    rest = x.shape[key.ndim :]
-    draw = lambda k: jax.random.bernoulli(k, 1.0 - rate, rest)
+    # Drawn as one row: XLA unrolls the generator for short minor axes, and compiles for seconds.
+    draw = lambda k: jax.random.bernoulli(k, 1.0 - rate, (math.prod(x.shape[key.ndim :]),))
     for _ in range(key.ndim):
         draw = jax.vmap(draw)
-    return jnp.where(draw(key), x / (1.0 - rate), 0.0)
+    return jnp.where(draw(key).reshape(x.shape), x / (1.0 - rate), 0.0)

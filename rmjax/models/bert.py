@@ -304,6 +304,7 @@ def make_plain(sizes: Sizes, classes: int) -> SequenceModel:
         gpt2.reset_memoryless,
         step,
         functools.partial(head_logits, head),
+        has_loss=False,
     )
 
 

@@ -191,7 +191,8 @@ def make(
         engrams = finish(engrams, reminded, weights, alive)
         return hidden, Remembered(engrams, state.segments + alive, record), no_loss()
 
-    return SequenceModel(init, init_state, reset, step, functools.partial(head_logits, head))
+    logits = functools.partial(head_logits, head)
+    return SequenceModel(init, init_state, reset, step, logits, has_loss=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,7 @@ def unroll(
     *,
     gradient_segments: int = 1,
     silent: int = 0,
+    skip_padding: bool = False,
 ) -> tuple[Tree, Tree, Sum]:
     """Reads T segments with a sequence model.
 
@@ -45,10 +47,12 @@ def unroll(
       gradient_segments: truncated backpropagation through time. Gradients pass through at most this
         many segments at a time, counted from the last one; 0: through all.
       silent: this many first segments run without gradients and are not passed to `per_segment`.
+      skip_padding: a segment that is padding in all B streams costs nothing. Streams can then be
+        padded to few lengths, each of which is a program to compile.
 
     Returns:
-      The state after the segments; the results of `per_segment` with leading axis T - silent; and
-      the model's aux, without the silent segments.
+      The state after the segments; the results of `per_segment` with leading axis T - silent, zeros
+      for skipped segments; and the model's aux, without the silent segments.
 
     Raises:
       ValueError: tokens and mask are not of one shape [B, T, N], or silent is not in 0 .. T - 1.
@@ -58,32 +62,109 @@ def unroll(
     every = jax.tree.map(lambda x: x.swapaxes(0, 1), (tokens, mask, inputs, reset))
     every = (every, *_keys_and_cuts(segments, key, gradient_segments))
 
-    def read(carry: tuple, segment: tuple) -> tuple:
-        state, aux = carry
-        (tokens, mask, inputs, reset), key, cut = segment
+    def read(speak: Callable[..., Tree], carry: tuple, segment: tuple) -> tuple[tuple, Tree]:
+        (state, aux), ((tokens, mask, inputs, reset), key, cut) = carry, segment
         if reset is not None:
             state = model.reset(state, reset)
         if gradient_segments:
             state = jax.tree.map(lambda x: jnp.where(cut, jax.lax.stop_gradient(x), x), state)
-        hidden, state, more = model.step(params, state, tokens, mask, key)
-        return (state, jax.tree.map(jnp.add, aux, more)), hidden, inputs
 
-    def read_aloud(carry: tuple, segment: tuple) -> tuple[tuple, Tree]:
-        carry, hidden, inputs = read(carry, segment)
-        if segments - silent > 1:
-            return carry, jax.checkpoint(per_segment, prevent_cse=False)(hidden, inputs)
-        return carry, per_segment(hidden, inputs)
+        def step(state: Tree) -> tuple[tuple, Tree]:
+            hidden, after, more = model.step(params, state, tokens, mask, key)
+            return (after, jax.tree.map(jnp.add, aux, more)), speak(hidden, inputs)
 
+        if not skip_padding:
+            return step(state)
+        _, spoken = jax.eval_shape(step, state)
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), spoken)
+        return jax.lax.cond(mask.any(), step, lambda state: ((state, aux), nothing), state)
+
+    silence = lambda hidden, inputs: None
+    speak = per_segment
+    if segments - silent > 1:
+        speak = jax.checkpoint(per_segment, prevent_cse=False)
     no_aux = (jnp.zeros(()), jnp.zeros(()))
     carry = (state, no_aux)
     if silent:
-        read_silently = lambda carry, segment: (read(carry, segment)[0], None)
         first = jax.tree.map(lambda x: x[:silent], every)
-        carry, _ = jax.lax.scan(read_silently, carry, first)
+        carry, _ = jax.lax.scan(functools.partial(read, silence), carry, first)
         carry = (jax.lax.stop_gradient(carry[0]), no_aux)  # without the silent segments' aux
     rest = jax.tree.map(lambda x: x[silent:], every)
-    (state, aux), results = jax.lax.scan(read_aloud, carry, rest)
+    (state, aux), results = jax.lax.scan(functools.partial(read, speak), carry, rest)
     return state, results, aux
+
+
+def truncated(
+    model: SequenceModel,
+    params: Params,
+    state: Tree,
+    tokens: Array,
+    mask: Array,
+    loss: Callable[..., Array],
+    inputs: Tree = (),
+    key: Key | None = None,
+) -> Array:
+    """Adds up a loss over T segments; its gradients stay within a segment.
+
+    It is `unroll` with gradient_segments=1, but each segment's gradient is taken as soon as the
+    segment is read. So nothing is stored for a backward pass, and segments behind the last token of
+    a batch cost nothing: streams of all lengths can share one program.
+
+    Args:
+      model: what reads. The aux of its steps is ignored, see `SequenceModel.has_loss`.
+      params: of the model.
+      state: of B streams, before the first segment.
+      tokens: i32 [B, T, N].
+      mask: bool [B, T, N].
+      loss: (params, hidden [B, N, D], one segment of `inputs`) -> f32 [].
+      inputs: tree of [B, T, ...].
+      key: [B] for dropout; segment t draws from fold_in(key, t), as in `unroll`.
+
+    Returns:
+      f32 [], the sum over segments. It has gradients for `params` only, of first order.
+
+    Raises:
+      ValueError: tokens and mask are not of one shape [B, T, N].
+    """
+    _check(tokens, mask, 0)
+    number = 1 + jnp.arange(tokens.shape[1])
+    last = jnp.where(mask.any((0, 2)), number, 0).max()  # segments to read
+
+    def read(params: Params, state: Tree, t: Array) -> tuple[Array, Tree]:
+        at = lambda x: jax.lax.dynamic_index_in_dim(x, t, 1, keepdims=False)
+        tokens_, mask_, inputs_ = jax.tree.map(at, (tokens, mask, inputs))
+        state = jax.lax.stop_gradient(state)
+        hidden, state, _ = model.step(params, state, tokens_, mask_, fold(key, t))
+        return loss(params, hidden, inputs_), state
+
+    def more(carry: tuple) -> Array:
+        return carry[0] < last
+
+    @jax.custom_vjp
+    def total(params: Params, state: Tree) -> Array:
+        def go(carry: tuple) -> tuple:
+            t, state, so_far = carry
+            more, state = read(params, state, t)
+            return t + 1, state, so_far + more
+
+        return jax.lax.while_loop(more, go, (jnp.int32(0), state, jnp.zeros(())))[-1]
+
+    def forward(params: Params, state: Tree) -> tuple[Array, Params]:
+        gradient = jax.value_and_grad(read, has_aux=True)
+
+        def go(carry: tuple) -> tuple:
+            t, state, so_far = carry
+            (more, state), slope = gradient(params, state, t)
+            return t + 1, state, jax.tree.map(jnp.add, so_far, (more, slope))
+
+        none = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
+        return jax.lax.while_loop(more, go, (jnp.int32(0), state, none))[-1]
+
+    def backward(slope: Params, cotangent: Array) -> tuple[Params, None]:
+        return jax.tree.map(lambda x: cotangent * x, slope), None
+
+    total.defvjp(forward, backward)
+    return total(params, state)
 
 
 def _keys_and_cuts(

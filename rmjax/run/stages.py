@@ -377,6 +377,7 @@ def data_settings(run: Run) -> dict[str, Any]:
         seed=run.config.seed,
         segment_length=d.segment_length,
         negatives=d.negatives,
+        shapes=d.shapes,
         prefetch=d.prefetch,
         workers=d.workers,
         process_index=jax.process_index(),

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
 
 from rmjax import memoria
 from rmjax.data.source import Description
 from rmjax.io import paths
-from rmjax.models import bert, gpt2, huggingface, roberta, unroll
+from rmjax.layers.keys import fold
+from rmjax.models import bert, gpt2, huggingface, roberta, truncated, unroll
+from rmjax.models.gpt2 import no_loss
 from rmjax.models.memoria_gpt2 import Engrams
 from rmjax.reason.heads import cross_entropy
 from rmjax.registry import CLASSIFIERS, LANGUAGE_MODELS, Registry
@@ -32,6 +35,8 @@ from rmjax.types import (
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
+
+HEAD = np.uint32(2**32 - 1)  # names the keys of a classifier's head; no segment has this number
 
 State = Any
 """The state of a sequence model, which is carried from segment to segment."""
@@ -180,12 +185,16 @@ class Documents(_SequenceTask):
         self, params: Params, frozen: Params, carry: State, batch: Batch, key: Key
     ) -> tuple[Terms, State]:
         """The terms of the loss, see `rmjax.types.Task.losses`."""
-        logits, aux = self._logits(params, batch, example_keys(key, batch.example_id))
+        keys = example_keys(key, batch.example_id)
         counted = batch.item_mask.any(-1) & batch.query_mask
-        nats = _nats(logits, batch.target)
-        mean = jnp.where(counted, nats, 0.0).sum(1) / jnp.maximum(counted.sum(1), 1)
-        loss = mean.sum(), counted.any(1).sum().astype(jnp.float32)
-        return {"reason": (1.0, loss), "model": (1.0, aux)}, carry
+        documents = counted.any(1).sum().astype(jnp.float32)
+        share = jnp.where(counted, 1.0 / jnp.maximum(counted.sum(1, keepdims=True), 1), 0.0)
+        if self.gradient_segments == 1 and not self.model.has_loss:
+            total, aux = self._truncated(params, batch, share, keys), no_loss()
+        else:
+            logits, aux = self._logits(params, batch, keys)
+            total = jnp.where(counted, share * _nats(logits, batch.target), 0.0).sum()
+        return {"reason": (1.0, (total, documents)), "model": (1.0, aux)}, carry
 
     def scores(self, params: Params, batch: Batch) -> Array:
         """Answers to a batch's questions, see `rmjax.types.Task.scores`."""
@@ -193,13 +202,25 @@ class Documents(_SequenceTask):
         last = jnp.maximum(batch.item_mask.any(-1).sum(1) - 1, 0)
         return jnp.take_along_axis(logits, last[:, None, None], 1)
 
+    def _truncated(self, params: Params, batch: Batch, share: Array, key: Key) -> Array:
+        """The sum f32 [] of `share` [B, T] times the loss of each segment, by `truncated`."""
+        rows, segments, _ = batch.items.shape
+        target = jnp.broadcast_to(batch.target, (rows, segments))
+
+        def loss(params: Params, hidden: Array, inputs: tuple[Key, Array, Array]) -> Array:
+            key, target, share = inputs
+            nats = _nats(self.model.logits(params, hidden, key), target)
+            return jnp.where(share > 0, share * nats, 0.0).sum()
+
+        inputs = (_head_keys(key, segments), target, share)
+        state = self.memory(params, rows)
+        read = (batch.items, batch.item_mask)
+        return truncated(self.model, params, state, *read, loss, inputs, key)
+
     def _logits(self, params: Params, batch: Batch, key: Key | None) -> tuple[Array, Sum]:
         """The logits f32 [B, T, classes] after every segment, and the model's aux."""
         rows, segments, _ = batch.items.shape
-        keys = None
-        if key is not None:  # for the head; the segments themselves use numbers from 0 on
-            fold_in = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
-            keys = fold_in(key, segments + jnp.arange(segments))
+        keys = None if key is None else _head_keys(key, segments)
         _, logits, aux = unroll(
             self.model,
             params,
@@ -210,8 +231,15 @@ class Documents(_SequenceTask):
             keys,
             key=key,
             gradient_segments=self.gradient_segments,
+            skip_padding=True,
         )
         return logits.swapaxes(0, 1), aux
+
+
+def _head_keys(key: Key, segments: int) -> Key | None:
+    """Keys [B, T] for the head; the segments themselves use numbers from 0 on."""
+    of_head = fold(key, HEAD)
+    return jax.vmap(lambda t: fold(of_head, t), out_axes=1)(jnp.arange(segments))
 
 
 def _nats(logits: Array, target: Array) -> Array:

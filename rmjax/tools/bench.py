@@ -5,18 +5,38 @@
 The command prints one JSON object and writes no files. Times are medians of many repeats, and the
 clock stops when the device has finished. With configs/memoria_bench.py the command times
 steps of Memoria, see `rmjax.tools.memoria_bench`.
+
+--size takes the place of --config: a size by name, with random data. These measure in other ways:
+
+    # In turns with another process that speaks the protocol of `rmjax.tools.turns`:
+    python -m rmjax.bench --size=xlong --against='COMMAND' --record=records.jsonl
+    python -m rmjax.bench --size=xlong --what=write_256 --against='COMMAND'
+    # The train step of every memory at a size:
+    python -m rmjax.bench --size=xlong --machines=all
+    # Seconds to the first step of cards, with random data (`rmjax.tools.first_step`):
+    python -m rmjax.bench --cards=all
+    # Step time, memory and communication on many devices, as a model (`rmjax.tools.scaling`):
+    python -m rmjax.bench --size=xlong --scale=1,8,64,1024
+
+A script that times PyTorch by a function timed(call, device, seconds) speaks the protocol by
+COMMAND = python -m rmjax.tools.turns SCRIPT ARGUMENTS. Another checkout of this package does so by
+COMMAND = env PYTHONPATH=FOLDER python -m rmjax.bench --size=xlong --turns. --record=PATH adds a
+line of JSON for every result to a file.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import json
+import re
 import resource
+import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +53,8 @@ from rmjax import tasks
 from rmjax.data import make_source
 from rmjax.data.pipeline import batches, steps_per_epoch
 from rmjax.data.source import Source
-from rmjax.io import cost
+from rmjax.data.texts.streams import Texts
+from rmjax.io import cost, paths
 from rmjax.io.progress import Stopped
 from rmjax.machines import memorize
 from rmjax.run import environment, loop, stages
@@ -53,12 +74,44 @@ _HISTORIES = flags.DEFINE_multi_integer(
 _STREAMING = flags.DEFINE_bool(
     "streaming", True, "Also time a machine's single writes and answers."
 )
+_SIZE = flags.DEFINE_enum(
+    "size", None, ["xlong", "babi", "narrativeqa"], "A size with random data, instead of --config."
+)
+_SET = flags.DEFINE_multi_string("set", [], "With --size: key=value of the config.")
+_WHAT = flags.DEFINE_enum(
+    "what",
+    "train",
+    ["train", "write_1", "write_256", "answer_1", "answer_256"],
+    "What --against and --turns time: a train step; a segment written, or a question answered, for "
+    "1 or 256 streams.",
+)
+_TURNS = flags.DEFINE_bool("turns", False, "Speaks the protocol of rmjax.tools.turns.")
+_AGAINST = flags.DEFINE_string("against", None, "A command that is timed in turns with --what.")
+_PAIRS = flags.DEFINE_integer("pairs", 11, "Number of turns of each process.", lower_bound=1)
+_MOST_LOAD = flags.DEFINE_float(
+    "most_load",
+    0.1,
+    "Cores that others may use while two processes are compared; above, nothing is judged.",
+    lower_bound=0.0,
+)
+_MACHINES = flags.DEFINE_string(
+    "machines", None, "With --size: the machines whose train steps are timed; 'all', or a,b,c."
+)
+_CARDS = flags.DEFINE_string(
+    "cards", None, "Cards whose first steps are timed: 'all' of configs/, or paths a.py,b.py:local."
+)
+_SCALE = flags.DEFINE_list("scale", None, "Numbers of devices to model.")
+_RECORD = flags.DEFINE_string("record", None, "A file that gets a line of JSON for every result.")
 BATCHES = (1, 256)  # streams
 Measures = dict[str, Any]  # {name: number or text}, or nested
 
 
 def measure(
-    config: ConfigDict, repeats: int, histories: Sequence[int], setup: str = ""
+    config: ConfigDict,
+    repeats: int,
+    histories: Sequence[int],
+    setup: str = "",
+    source: Source | None = None,
 ) -> Measures:
     """Measures the train step, and for machines single writes and answers.
 
@@ -67,6 +120,7 @@ def measure(
       repeats: number of timed train steps.
       histories: lengths of history, in items; [] leaves out single writes and answers.
       setup: what was set for this process, see `environment.prepare`; it is reported.
+      source: the data; None: those of the config.
 
     Returns:
       The object that is printed: 'environment', 'device', the measures of `bench_step`, and
@@ -75,14 +129,30 @@ def measure(
     Raises:
       ValueError, FileNotFoundError: the data of the config cannot be opened.
     """
-    with Preemption() as stop:  # only for the data: the timed steps have nothing to save
-        source = make_source(config.data, config.data.seed)
-    run = stages.Run(config, Path(), source, stop)
+    run = open_run(config, source)
     result: Measures = {"environment": setup, "device": jax.devices()[0].device_kind}
     result |= bench_step(run, repeats)
     if histories and not tasks.is_sequence(config):
         result["streaming"] = bench_streaming(run, histories)
     return result
+
+
+def open_run(config: ConfigDict, source: Source | Texts | None = None) -> stages.Run:
+    """Opens a run to time, which writes no files.
+
+    Args:
+      config: of the run.
+      source: the data; None: those of the config.
+
+    Returns:
+      The run.
+
+    Raises:
+      ValueError, FileNotFoundError: the data of the config cannot be opened.
+    """
+    with Preemption() as stop:  # only for the data: the timed steps have nothing to save
+        source = make_source(config.data, config.data.seed) if source is None else source
+    return stages.Run(config, Path(), source, stop)
 
 
 class Shape(NamedTuple):
@@ -246,27 +316,16 @@ def bench_streaming(run: stages.Run, histories: Sequence[int]) -> Measures:
       {'batch_<streams>_after_<items>': {'write_segment_ms', 'answer_query_ms',
       'memory_bytes_per_stream'}}.
     """
-    task = stages.model_stage(run).task
-    assert isinstance(task, Reasoning)
-    machine, length = task.machine, run.config.data.segment_length
-    params = jax.jit(machine.init)(jax.random.key(run.config.seed))
-
-    # As in a server, the parameters are constants of the programs: no call has to pass them.
-    @jax.jit
-    def write(memory: Memory, items: Array, mask: Array) -> Memory:
-        return memorize(machine, params, items, mask, memory).memory
-
-    answer = jax.jit(lambda memory, query, mask: machine.read(params, memory, query, mask))
+    machine, params, write, answer = streaming(run)
+    length = run.config.data.segment_length
     rng = np.random.default_rng(run.config.seed)
     pasts = [history_memory(machine, params, some_items(run, rng, n), length) for n in histories]
     result: Measures = {}
     for batch in BATCHES:
-        items = jnp.asarray(some_items(run, rng, batch, 1, length))
-        query = jnp.asarray(rng.normal(size=(batch, 1, run.config.machine.dim)), jnp.float32)
-        mask = jnp.ones(items.shape[:3], bool)
+        segment, query = segment_and_query(run, rng, batch)
         memories = [jax.tree.map(lambda x: jnp.repeat(x, batch, 0), past) for past in pasts]  # noqa: B023
-        writes = timed([partial(write, memory, items, mask) for memory in memories])
-        answers = timed([partial(answer, memory, query, mask[:, 0, :1]) for memory in memories])
+        writes = timed([partial(write, memory, *segment) for memory in memories])
+        answers = timed([partial(answer, memory, *query) for memory in memories])
         rows = zip(histories, memories, writes, answers, strict=True)
         for history, memory, written, answered in rows:
             result[f"batch_{batch}_after_{history}"] = {
@@ -275,6 +334,63 @@ def bench_streaming(run: stages.Run, histories: Sequence[int]) -> Measures:
                 "memory_bytes_per_stream": cost.tree_bytes(memory) // batch,
             }
     return result
+
+
+class Streaming(NamedTuple):
+    """What a server runs.
+
+    Attributes:
+      machine: the machine.
+      params: its parameters, fresh ones.
+      write: (memory, items [B, 1, N, ...], mask [B, 1, N]) -> memory; writes one segment.
+      answer: (memory, query f32 [B, 1, d], mask [B, 1]) -> answers; asks one question.
+    """
+
+    machine: MemoryMachine
+    params: Params
+    write: Callable[[Memory, Array, Array], Memory]
+    answer: Callable[[Memory, Array, Array], Array]
+
+
+def streaming(run: stages.Run) -> Streaming:
+    """Builds the programs that write a segment and answer a question.
+
+    Args:
+      run: a run that trains a machine.
+
+    Returns:
+      The jitted programs. As in a server, the parameters are their constants: no call passes them.
+    """
+    task = stages.model_stage(run).task
+    assert isinstance(task, Reasoning)
+    machine = task.machine
+    params = jax.jit(machine.init)(jax.random.key(run.config.seed))
+
+    @jax.jit
+    def write(memory: Memory, items: Array, mask: Array) -> Memory:
+        return memorize(machine, params, items, mask, memory).memory
+
+    answer = jax.jit(lambda memory, query, mask: machine.read(params, memory, query, mask))
+    return Streaming(machine, params, write, answer)
+
+
+def segment_and_query(
+    run: stages.Run, rng: np.random.Generator, batch: int
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """Draws one segment and one question for each of some streams.
+
+    Args:
+      run: the run.
+      rng: draws them.
+      batch: number of streams.
+
+    Returns:
+      The arguments of `Streaming.write`, and those of `Streaming.answer`, without the memory.
+    """
+    items = jnp.asarray(some_items(run, rng, batch, 1, run.config.data.segment_length))
+    query = jnp.asarray(rng.normal(size=(batch, 1, run.config.machine.dim)), jnp.float32)
+    mask = jnp.ones(items.shape[:3], bool)
+    return (items, mask), (query, mask[:, 0, :1])
 
 
 def some_items(run: stages.Run, rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -356,18 +472,7 @@ def main(argv: Sequence[str]) -> int:
     del argv
     logging.set_verbosity(logging.INFO)
     try:
-        config = _CONFIG.value
-        of_memoria = "data" not in config  # as in configs/memoria_bench.py
-        if not of_memoria:
-            configs.validate(config)
-        setup = environment.prepare()
-        environment.find_devices()
-        if of_memoria:
-            result = {"environment": setup, **memoria_bench.measure_rows(config.memoria)}
-        else:
-            histories = _HISTORIES.value if _STREAMING.value else ()
-            result = measure(config, _REPEATS.value, histories, setup)
-        print(json.dumps(result, indent=1))
+        _run()
     except Stopped as stopped:
         logging.warning("Stopped: %s.", stopped)
         return EXIT_PREEMPTED
@@ -377,8 +482,96 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _run() -> None:
+    """Measures what the flags ask for; prints it and records it."""
+    from rmjax.tools import first_step, made_up, scaling, turns, work  # they import this module
+
+    if _CARDS.value:
+        _record("first step", first_step.measure_cards(_CARDS.value))
+        return
+    if _AGAINST.value:  # JAX does not start in this process, which only waits
+        ours = [sys.executable, "-m", "rmjax.bench", "--turns", *_other_flags(sys.argv[1:])]
+        theirs = shlex.split(_AGAINST.value)
+        result = turns.compare(ours, theirs, _PAIRS.value, _MOST_LOAD.value)
+        size = _SIZE.value or flags.FLAGS["config"].value
+        named = {"size": str(size), "what": _WHAT.value, "against": _AGAINST.value}
+        _record("against", [named | work.with_share(result)])
+        return
+    config, source = _CONFIG.value, None
+    if _SIZE.value:
+        config, source = made_up.sized(_SIZE.value, dict(map(_setting, _SET.value)))
+    elif config is None:
+        raise ValueError("--config is missing, and so are --size and --cards: give one of them")
+    of_memoria = "data" not in config  # as in configs/memoria_bench.py
+    if not of_memoria:
+        configs.validate(config)
+    if _SCALE.value:
+        _record("scaling", scaling.rows(config, source, list(map(int, _SCALE.value))))
+        return
+    setup = environment.prepare()
+    environment.find_devices()
+    if _MACHINES.value:
+        kinds = work.machines(_MACHINES.value)
+        size = _SIZE.value or ""
+        rows = (work.measure_machine(kind, size, _REPEATS.value) for kind in kinds)
+        _record("machines", [{"size": size, "environment": setup} | row for row in rows])
+    elif _TURNS.value:
+        call, flops = work.make(open_run(config, source), _WHAT.value)
+        turns.speak(call, {"environment": setup} | flops | work.about(config.train.devices))
+    elif of_memoria:
+        result = {"environment": setup, **memoria_bench.measure_rows(config.memoria)}
+        _record("memoria", [result], show=False)
+        print(json.dumps(result, indent=1))
+    else:
+        histories = _HISTORIES.value if _STREAMING.value else ()
+        result = measure(config, _REPEATS.value, histories, setup, source)
+        _record("step", [result], show=False)
+        print(json.dumps(result, indent=1))
+
+
+# Flags of the process that compares; the process that it starts has all others.
+_OURS = re.compile(r"--?(?:against|pairs|most_load|record)(=|$)")
+
+
+def _other_flags(argv: Sequence[str]) -> list[str]:
+    """The flags that are not in `_OURS`; a value may stand in an argument of its own."""
+    kept: list[str] = []
+    value = False
+    for argument in argv:
+        ours = None if value else _OURS.match(argument)
+        if not value and not ours:
+            kept.append(argument)
+        value = bool(ours and not ours[1])
+    return kept
+
+
+def _setting(text: str) -> tuple[str, object]:
+    """Reads 'key=value' of --set."""
+    key, equals, value = text.partition("=")
+    if not equals or key not in configs.SCHEMA:
+        raise ValueError(f"--set={text}: must be key=value, with a key of the config")
+    kind = type(configs.SCHEMA[key].default)
+    if kind is bool:
+        return key, value.lower() in ("true", "1")
+    return key, kind(value)
+
+
+def _record(kind: str, rows: Iterable[Measures], show: bool = True) -> None:
+    """Prints rows as a table, and adds them to the file of --record."""
+    from rmjax.tools import work
+
+    rows = list(rows)
+    if show:
+        flat = [{k: v for k, v in row.items() if not isinstance(v, dict | list)} for row in rows]
+        print(work.markdown(flat))
+    if _RECORD.value:
+        moment = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        with paths.resolve(_RECORD.value, "--record").open("a") as file:
+            for row in rows:
+                file.write(json.dumps({"kind": kind, "time": moment} | row) + "\n")
+
+
 def cli() -> None:
     """Runs the command `python -m rmjax.bench`."""
-    flags.mark_flag_as_required("config")
     configs.check_flags(sys.argv, also=memoria_bench.KEYS)
     app.run(main, flags_parser=configs.parse_flags)

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -13,6 +14,8 @@ from ml_collections import ConfigDict
 from rmjax import tasks
 from rmjax.data import make_source
 from rmjax.data.pipeline import batches
+from rmjax.data.source import Source
+from rmjax.data.texts.streams import Texts
 from rmjax.io import cost
 from rmjax.run import stages
 from rmjax.run.step import TrainState, make_train_step
@@ -20,7 +23,9 @@ from rmjax.run.workdir import Preemption
 from rmjax.types import Batch, Params
 
 
-def report(config: ConfigDict) -> dict[str, object]:
+def report(
+    config: ConfigDict, source: Source | Texts | None = None, cut: bool | None = None
+) -> dict[str, Any]:
     """Reports what the training of the model would cost.
 
     Only shapes and one batch are needed: the train step is compiled, but not run. Several CPU
@@ -29,6 +34,8 @@ def report(config: ConfigDict) -> dict[str, object]:
 
     Args:
       config: of the run.
+      source: the data; None: those of the config.
+      cut: whether a CPU holds few streams at once; None: if it is the only device.
 
     Returns:
       The counts of `step_costs`; the batch size and the number of devices; compile_seconds; and
@@ -40,9 +47,10 @@ def report(config: ConfigDict) -> dict[str, object]:
       ValueError, FileNotFoundError: the data of the config cannot be opened.
     """
     with Preemption() as stop:
-        run = stages.Run(config, Path(), make_source(config.data, config.data.seed), stop)
+        source = make_source(config.data, config.data.seed) if source is None else source
+        run = stages.Run(config, Path(), source, stop)
         stage, teacher = stages.model_stage(run), tasks.make_teacher(config, run.source)
-        mapped = stages.map_stage(run, stage, cut=jax.device_count() == 1)
+        mapped = stages.map_stage(run, stage, cut=jax.device_count() == 1 if cut is None else cut)
         state, frozen = stages.blank_state(run, stage), ()
         if teacher is not None:
             frozen = jax.eval_shape(teacher.init, jax.random.key(0))["sampler"]

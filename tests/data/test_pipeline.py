@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import os
 import pickle
@@ -252,6 +253,25 @@ def test_buckets_of_less_than_a_batch_join_a_larger_one():
         assert batch.items.shape == (8, 1 if short else 4, 3)
         assert ((batch.example_id % 3 == 0) == short).all()
         assert len(set(batch.example_id)) == (4 if short else 8)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "lengths"), [(0, {1, 2, 4}), (3, {1, 2, 4}), (2, {2, 4}), (1, {4})]
+)
+def test_batches_of_fewer_lengths_are_only_padded(shapes, lengths):
+    read = lambda shapes: (
+        list(batches(Cut(40), **ARGS, num_steps=8, shapes=shapes)),
+        list(eval_batches(Cut(40), "valid", **ARGS, shapes=shapes)),
+    )
+    for plain, padded in zip(read(0), read(shapes), strict=True):
+        assert {batch.items.shape[1] for batch in padded} == lengths
+        for one, two in zip(plain, padded, strict=True):
+            own = one.items.shape[1]
+            assert not two.item_mask[:, own:].any()
+            cut = dataclasses.replace(
+                two, items=two.items[:, :own], item_mask=two.item_mask[:, :own]
+            )
+            assert_same([cut], [one])
 
 
 def test_negatives_of_streams_in_segments_are_items_of_another():

@@ -11,6 +11,8 @@ import pytest
 from rmjax import memoria
 from rmjax.models import bert, memoria_bert
 from rmjax.models.scan import unroll
+from rmjax.tasks.sequences import Documents
+from rmjax.types import Batch
 from tests.models.small import ENGRAMS, N, compiled, noisy, streams
 
 B, T = 3, 6
@@ -98,6 +100,40 @@ def test_engrams_are_of_the_segment_itself_and_are_stored_without_gradients():
     loss = lambda p: run(p, MODEL.init_state(p, B), tokens, mask)[1][1].sum()
     learns = jax.jit(jax.grad(loss))(PARAMS)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(learns["abstractor"]["query"]))
+
+
+def test_a_step_on_documents_does_not_depend_on_their_padding():
+    """Both ways of reading have the same loss and gradients, with dropout, at every padding."""
+    sizes = dataclasses.replace(SIZES, dropout=0.3, layers=2)
+    model = memoria_bert.make(sizes, 2, ENGRAMS, memory_layer=0)
+    unrolled, truncated = Documents(model._replace(has_loss=True)), Documents(model)
+    params = noisy(model.init)
+    mask = np.arange(4 * N) < np.array([4 * N, 2 * N - 3, N])[:, None]
+    rng, ids = np.random.default_rng(0), np.arange(B, dtype=np.int32)
+    one = np.zeros((B, 1), np.int32)
+    batch = Batch(
+        items=rng.integers(0, 11, (B, 4, N)).astype(np.int32),
+        item_mask=mask.reshape(B, 4, N),
+        query=one,
+        query_mask=one == 0,
+        target=np.array([[0], [1], [1]], np.int32),
+        negative_items=one,
+        negative_mask=one > 0,
+        example_id=ids,
+    )
+    pad = lambda x: np.pad(x, ((0, 0), (0, 3), (0, 0)))
+    longer = dataclasses.replace(batch, items=pad(batch.items), item_mask=pad(batch.item_mask))
+
+    def loss(params, task, batch):
+        total, count = task.losses(params, (), (), batch, KEY)[0]["reason"][1]
+        return total / count
+
+    value = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    expected = value(params, unrolled, batch)
+    chex.assert_trees_all_close(value(params, truncated, longer), expected, rtol=1e-5, atol=1e-6)
+    for task in (unrolled, truncated):  # without gradients, and over segments to skip
+        alone = jax.jit(loss, static_argnums=1)(params, task, longer)
+        np.testing.assert_allclose(alone, expected[0], rtol=1e-6)
 
 
 def test_a_memory_layer_must_have_layers_above_it():

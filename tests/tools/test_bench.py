@@ -1,0 +1,133 @@
+"""The bench: sizes with random data, the flags, the counts, and what every record holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rmjax import tasks
+from rmjax.data.pipeline import batches
+from rmjax.run import stages
+from rmjax.tools import bench, first_step, made_up, work
+from tests import ROOT
+
+SMALL = {
+    "machine.dim": 8,
+    "machine.heads": 2,
+    "machine.layers": 1,
+    "train.batch_size": 4,
+    "train.devices": 1,
+}
+NO_TEACHER = {"rehearsal.recollection": 0.0, "rehearsal.familiarity": 0.0}
+CARDS = ["babi:local", "narrativeqa", "tvqa", "activitynet", "clicks:local", "hyperpartisan:local"]
+
+
+@pytest.mark.parametrize("name", [*CARDS, "books", "movielens:local", "stories:local"])
+def test_random_data_fit_a_card(name):
+    """The loss of the card's task is defined on its batches; only shapes are computed."""
+    path, _, options = name.partition(":")
+    config = first_step.load(f"{ROOT}/configs/{path}.py:{options}".rstrip(":"))
+    config.train.batch_size = 4
+    run = bench.open_run(config, made_up.source_for(config))
+    stage = stages.model_stage(run)
+    batch = next(batches(run.source, **stages.data_settings(run), batch_size=4, num_steps=1))
+    params = jax.eval_shape(stage.task.init, jax.random.key(0))
+    carry = stages.blank_state(run, stage).carry
+    teacher = tasks.make_teacher(config, run.source)
+    frozen = jax.eval_shape(teacher.init, jax.random.key(0))["sampler"] if teacher else ()
+    losses = jax.eval_shape(stage.task.losses, params, frozen, carry, batch, jax.random.key(0))
+    assert all(total.shape == count.shape == () for _, (total, count) in losses[0].values())
+    assert batch.query_mask.all() and batch.item_mask[:, 0].all()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "dim"),
+    [("xlong", (32, 50, 20), 64), ("babi", (64, 20, 15), 128), ("narrativeqa", (16, 40, 20), 256)],
+)
+def test_the_sizes_are_those_of_their_names(name, shape, dim):
+    config, source = made_up.sized(name)
+    settings = dict(seed=0, segment_length=config.data.segment_length, num_steps=2)
+    one, two = batches(source, **settings, batch_size=config.train.batch_size)
+    assert one.items.shape == two.items.shape == shape and config.machine.dim == dim
+    assert one.item_mask.all() and (one.items != two.items).any()
+    again = next(batches(source, **settings, batch_size=config.train.batch_size))
+    np.testing.assert_array_equal(one.items, again.items)
+    with pytest.raises(ValueError, match="no such size"):
+        made_up.sized("large")
+
+
+def test_work_is_done_and_counted():
+    config, source = made_up.sized("xlong", SMALL | {"machine.kind": "gru"})
+    source = dataclasses.replace(source, segments=(3,), num_items=50)
+    run = bench.open_run(config, source)
+    write, flops_of_1 = work.make(run, "write_1")
+    _, flops_of_256 = work.make(run, "write_256")
+    assert flops_of_256["flops"] == pytest.approx(256 * flops_of_1["flops"], rel=0.01)
+    assert write().segments.tolist() == [work.HISTORY // 20 + 1]
+    with work.counted_compilations() as programs:
+        write()
+    assert programs == []
+    with work.counted_compilations() as programs:
+        jax.jit(lambda x: x * 3 + 1)(jnp.ones(7)).block_until_ready()
+    assert programs
+
+
+def test_a_machine_that_cannot_be_trained_is_a_row(monkeypatch):
+    row = work.measure_machine("stm", "xlong", 1, {"machine.queries": 0})
+    assert row["machine"] == "stm" and "config.machine.queries" in row["error"]
+    assert work.machines("gru,stm") == ["gru", "stm"] and len(work.machines("all")) >= 17
+    with pytest.raises(ValueError, match="did you mean 'gru'"):
+        work.machines("gruu")
+
+
+def test_the_share_of_the_rate_of_products():
+    about = {"matmul_flops_per_second": {"float32": 100.0}, "peak_bytes": 5}
+    compared = {"ours": about | {"flops": 30}, "theirs": {"peak_bytes": 7}}
+    result = work.with_share(compared | {"seconds": [(2.0, 1.0), (0.5, 1.0), (1.0, 1.0)]})
+    assert result["share_of_matmul_rate"] == pytest.approx(0.3) and result["ms"] == 1000.0
+    assert result["peak_bytes_ours"] == 5 and result["peak_bytes_theirs"] == 7
+
+
+def test_the_process_that_is_timed_gets_all_other_flags():
+    line = ["--size=xlong", "--against", "python -m x", "--pairs=3", "--what=train", "--record=r"]
+    assert bench._other_flags(line) == ["--size=xlong", "--what=train"]
+
+
+def test_flags_that_set_keys():
+    assert bench._setting("machine.dim=32") == ("machine.dim", 32)
+    assert bench._setting("train.sparse_items=True") == ("train.sparse_items", True)
+    assert bench._setting("machine.kind=gru") == ("machine.kind", "gru")
+    for wrong in ("machine.dim", "machine.width=3"):
+        with pytest.raises(ValueError, match="must be key=value"):
+            bench._setting(wrong)
+
+
+def test_tables_have_one_block_for_each_kind_of_row():
+    rows = [{"a": 1, "b": 0.123456}, {"a": 2, "b": 3.0}, {"c": "x"}]
+    blocks = work.markdown(rows).split("\n\n")
+    assert blocks == [
+        "| a | b |\n| --- | --- |\n| 1 | 0.1235 |\n| 2 | 3 |",
+        "| c |\n| --- |\n| x |",
+    ]
+
+
+def test_records_are_lines_of_json(tmp_path, monkeypatch, capsys):
+    changes, source = made_up.SIZES["xlong"]
+    source = dataclasses.replace(source, segments=(2,), num_items=20)
+    monkeypatch.setitem(made_up.SIZES, "xlong", (changes | SMALL | NO_TEACHER, source))
+    monkeypatch.setattr(bench, "_RECORD", types.SimpleNamespace(value=str(tmp_path / "records")))
+    for _ in range(2):
+        bench._record("machines", [{"machine": "gru", "rates": {"float32": 1.0}}])
+    bench._record("machines", [work.measure_machine("gru", "xlong", 1)])
+    lines = list(map(json.loads, (tmp_path / "records").read_text().splitlines()))
+    assert len(lines) == 3 and lines[0]["rates"] == {"float32": 1.0} and lines[0]["time"]
+    record = lines[-1]
+    assert record["kind"] == "machines" and record["machine"] == "gru"
+    assert record["compilations"] == 0 and record["peak_bytes"] > 0 and record["step_ms"] > 0
+    assert "| gru |" in capsys.readouterr().out
