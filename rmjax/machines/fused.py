@@ -1,0 +1,466 @@
+"""The scan of the rehearsal machine as one kernel, which keeps the memory on chip.
+
+`write_segments` does what `lax.scan` over `write` does, in one launch forward and one backward. On
+a CUDA device the kernel is Pallas, lowered by Triton. Mosaic GPU has no float32 products, and TPUs
+have no launches to save. Elsewhere Pallas interprets the kernel, which is for tests.
+
+The sequential part is small, since two products leave the scan:
+
+    before  W2 f + b of Eq. 1, and the GRU's input kernel times f: (p f) W = p (f W), p = weights.
+    inside  a = m W1 and the three recurrent products; scores; p; the GRU; m stays in registers.
+    after   gradients of the kernels: one product of the memories with the gradients of a and of
+            the recurrent products, which the backward kernel writes.
+
+The last choice costs 16 B T K d bytes, 1 GB at T 50, K 20, d 64 and 1,024 streams, which an H100
+writes and reads in less than a millisecond. Sums inside the kernel would need d x 4d numbers for
+each stream, which fit on no chip from d = 128 on. The backward kernel computes a segment again from
+the memory before it and the weights p, which the forward kernel writes.
+
+One program writes one stream, so any number of streams will do. A tile has 2^i rows and columns, at
+least 16; masked loads and stores cut it to K slots, N items and d features. Wider machines have
+several blocks of 64 features, unrolled.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+from rmjax.layers import recurrent
+from rmjax.layers.attention import masked_softmax
+from rmjax.machines.slots import SlotMemory
+from rmjax.types import Array, Params
+
+# Set it once tests/machines/test_fused.py has passed on a GPU: 'auto' then uses the kernel there.
+TESTED_ON_GPU = False
+WIDTH = 64  # features of a block
+Ref = Any  # of an array in the memory of the device
+
+
+def wanted(fused: str) -> bool:
+    """Whether the setting `fused` asks for the kernel on this machine."""
+    return fused == "on" or (
+        fused == "auto" and TESTED_ON_GPU and jax.default_backend() == "gpu"
+    )
+
+
+def write_segments(
+    params: Params,
+    memory: SlotMemory,
+    features: tuple[Array, Array],
+    mask: Array,
+    cut: Array | None = None,
+    *,
+    normalize: str = "slots",
+    slot_identity: bool = False,
+    dtype: jnp.dtype = jnp.float32,
+) -> SlotMemory:
+    """Writes t segments, see `MemoryMachine.write_segments`.
+
+    Args:
+      params: of the rehearsal machine.
+      memory: of B streams.
+      features: f and W2 f + b of `encode`, f32 [t, B, N, d] each.
+      mask: bool [t, B, N].
+      cut: bool [t, B], true where no gradient may pass to earlier segments; None: nowhere.
+      normalize: axis of the softmax in Eq. 1.
+      slot_identity: see `slots.Settings`.
+      dtype: of the operands of products. Sums and the memory are f32.
+
+    Returns:
+      The memory after each segment, leading axes [t, B].
+    """
+    attention, gru = params["attention"], params["update"]
+    f, projected = (jnp.where(mask[..., None], x, 0.0) for x in features)
+    dim = f.shape[-1]
+    gates = (f.astype(dtype) @ gru["input"].astype(dtype)).reshape(*f.shape[:-1], 3, dim)
+    recurrent_kernels = gru["hidden"].reshape(dim, 3, dim).swapaxes(0, 1)
+    kernels = jnp.concatenate([attention["slot"][None], recurrent_kernels])
+    first = params["slots"] if slot_identity else jnp.zeros_like(params["slots"])
+    inputs = _Inputs(
+        memory.slots,
+        projected.astype(dtype),
+        gates,
+        kernels.astype(dtype),
+        jnp.concatenate([gru["bias"], gru["hidden_bias"]]).reshape(4, dim),
+        attention["score"],
+        first @ attention["slot"],
+    )
+    alive = mask.any(-1)
+    flags = _Flags(mask, alive, jnp.zeros_like(alive) if cut is None else cut)
+    flags = jax.tree.map(lambda x: x.astype(jnp.int32), flags)
+    slots = _write(0 if normalize == "slots" else 1, inputs, flags)[1:]
+    return SlotMemory(slots, memory.segments + jnp.cumsum(alive, 0, jnp.int32))
+
+
+class _Inputs(NamedTuple):
+    """What the kernel reads, and what has a gradient."""
+
+    memory: Any  # f32 [B, K, d] before the first segment
+    projected: Any  # [T, B, N, d] W2 f + b of Eq. 1
+    gates: Any  # [T, B, N, 3, d] the GRU's input kernel times f, for r, z and n
+    kernels: Any  # [4, d, d] W1 of Eq. 1; the recurrent kernels of r, z and n
+    bias: Any  # f32 [4, d] of r, z and n; the hidden bias of n
+    score: Any  # f32 [d] w of Eq. 1
+    identity: Any  # f32 [K, d] is added to m W1
+
+
+class _Flags(NamedTuple):
+    """What has no gradient."""
+
+    mask: Any  # i32 [T, B, N]
+    alive: Any  # i32 [T, B], 1 where the segment has an item
+    cut: Any  # i32 [T, B], 1 where no gradient passes to earlier segments
+
+
+class _Saved(NamedTuple):
+    """What the forward kernel writes."""
+
+    memories: Any  # f32 [T + 1, B, K, d] before the first segment, and after each
+    weights: Any  # f32 [T, B, K, N] p of Eq. 1
+
+
+class _Gradients(NamedTuple):
+    """What the backward kernel writes. `before` is a, and the recurrent products of r, z and n."""
+
+    memory: Any  # f32 [B, K, d]
+    projected: Any  # [T, B, N, d]
+    gates: Any  # [T, B, N, 3, d]
+    before: Any  # [T, B, K, 4, d]
+    bias: Any  # f32 [B, d], the third one
+    score: Any  # f32 [B, d]
+
+
+# Axes: T, t = T + 1, B, K, N, d, or a number.
+_INPUTS = _Inputs("BKd", "TBNd", "TBN3d", "4dd", "4d", "d", "Kd")
+_FLAGS = _Flags("TBN", "TB", "TB")
+_SAVED = _Saved("tBKd", "TBKN")
+_GRADIENTS = _Gradients("BKd", "TBNd", "TBN3d", "TBK4d", "Bd", "Bd")
+
+
+class _Sizes(NamedTuple):
+    """The sizes of an array's axes, and of the tiles that cover them."""
+
+    segments: int
+    batch: int
+    slots: int
+    items: int
+    dim: int
+
+    @property
+    def width(self) -> int:
+        return min(_power(self.dim), WIDTH)
+
+    @property
+    def blocks(self) -> range:
+        return range(-(-self.dim // self.width))
+
+    def shape(self, axes: str) -> tuple[int, ...]:
+        t, b, k, n, d = self
+        known = {"T": t, "t": t + 1, "B": b, "K": k, "N": n, "d": d}
+        return tuple(known.get(axis) or int(axis) for axis in axes)
+
+    def spec(self, axes: str) -> pl.BlockSpec:
+        """The part of an array that one program sees: its stream, padded to full tiles."""
+        padded = {
+            "K": _power(self.slots),
+            "N": _power(self.items),
+            "d": self.width * len(self.blocks),
+        }
+        block = [
+            None if axis == "B" else padded.get(axis, size)
+            for axis, size in zip(axes, self.shape(axes), strict=True)
+        ]
+        return pl.BlockSpec(block, lambda stream: [stream * (axis == "B") for axis in axes])
+
+    def slot_rows(self) -> _Span:
+        return _Span(0, _power(self.slots), self.slots)
+
+    def item_rows(self) -> _Span:
+        return _Span(0, _power(self.items), self.items)
+
+    def block(self, index: int) -> _Span:
+        return _Span(index * self.width, self.width, self.dim)
+
+
+class _Span(NamedTuple):
+    """A part of an axis: `size` entries from `start` on; those from `end` on do not exist."""
+
+    start: int
+    size: int
+    end: int
+
+
+def _power(size: int) -> int:
+    """The size of a tile's axis. Triton needs a power of two, and products need 16."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def _at(ref: Ref, index: Sequence[int | Array | _Span]) -> tuple[Ref, Array | None]:
+    """A tile of an array, and its mask: true where the array has an entry."""
+    spans = [i for i in index if isinstance(i, _Span)]
+    inside, mask = [], None
+    for axis, (start, size, end) in enumerate(spans):
+        if start + size > end:
+            shape = [span.size for span in spans]
+            inside.append(jax.lax.broadcasted_iota(jnp.int32, shape, axis) < end - start)
+    if inside:
+        mask = functools.reduce(jnp.logical_and, inside)
+    # The interpreter of masked stores takes no int.
+    part = lambda i: pl.ds(i.start, i.size) if isinstance(i, _Span) else jnp.asarray(i, jnp.int32)
+    return ref.at[tuple(map(part, index))], mask
+
+
+def _load(ref: Ref, *index: int | Array | _Span) -> Array:
+    """Reads a tile; entries that do not exist are 0."""
+    view, mask = _at(ref, index)
+    other = None if mask is None else jnp.zeros((), ref.dtype)
+    loaded: Array = triton.load(view, mask=mask, other=other)
+    return loaded
+
+
+def _store(ref: Ref, tile: Array, *index: int | Array | _Span) -> None:
+    """Writes a tile; entries that do not exist are left out."""
+    view, mask = _at(ref, index)
+    triton.store(view, tile.astype(ref.dtype), mask=mask)
+
+
+class _Program(NamedTuple):
+    """What both kernels compute, for one stream. A list has a tile for each block of features."""
+
+    sizes: _Sizes
+    axis: int  # of the softmax over tiles [K, N]
+    precision: jax.lax.DotAlgorithmPreset | None
+    inputs: _Inputs  # of references, as all arrays here
+    flags: _Flags
+
+    def dot(self, x: Array, y: Array, contract: tuple[int, int] = (1, 0)) -> Array:
+        """A product of two tiles over one axis of each, with sums in f32."""
+        dtype = self.inputs.kernels.dtype
+        axes = (((contract[0],), (contract[1],)), ((), ()))
+        return jax.lax.dot_general(
+            x.astype(dtype), y.astype(dtype), axes, self.precision, jnp.float32
+        )
+
+    def kernel(self, which: int, row: int, column: int) -> Array:
+        block = self.sizes.block
+        return _load(self.inputs.kernels, which, block(row), block(column))
+
+    def before(self, m: list[Array], which: int, column: int) -> Array:
+        """A block of m W, see `_Inputs.kernels`."""
+        return sum(self.dot(m[row], self.kernel(which, row, column)) for row in self.sizes.blocks)
+
+    def add_gradient(self, d_m: list[Array], d: Array, which: int, column: int) -> list[Array]:
+        """Adds d W^T to the gradient of m, for one block of columns."""
+        kernel = functools.partial(self.kernel, which, column=column)
+        return [x + self.dot(d, kernel(row=i), (1, 1)) for i, x in enumerate(d_m)]
+
+    def slot_part(self, m: list[Array], column: int) -> Array:
+        """e^2a, a block [K, width] of Eq. 1; see `attention.additive_scores`."""
+        s = self.sizes
+        a = self.before(m, 0, column)
+        a = a + _load(self.inputs.identity, s.slot_rows(), s.block(column))
+        return jnp.exp(2.0 * jnp.clip(a, -40.0, 40.0))
+
+    def sigmoids(self, t: Array, n: Array, slot_part: Array, column: int) -> Array:
+        """1 / (1 + e^2a e^2b) for item n, [K, width]."""
+        b = _load(self.inputs.projected, t, n, self.sizes.block(column)).astype(jnp.float32)
+        return 1.0 / (1.0 + slot_part * jnp.exp(2.0 * jnp.clip(b, -40.0, 40.0)))
+
+    def weights(self, t: Array, m: list[Array]) -> Array:
+        """p of Eq. 1, [K, N]. Scores leave out a number that all slots share."""
+        s = self.sizes
+        shape = s.slot_rows().size, s.item_rows().size
+        slot, item = (jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
+        scores = jnp.zeros(shape, jnp.float32)
+        for column in s.blocks:
+            part = self.slot_part(m, column)
+            w = -2.0 * _load(self.inputs.score, s.block(column))
+
+            def add(n: Array, scores: Array, part=part, w=w, column=column) -> Array:
+                score = (w * self.sigmoids(t, n, part, column)).sum(1)
+                return jnp.where(item == n, scores + score[:, None], scores)
+
+            scores = jax.lax.fori_loop(0, s.items, add, scores)
+        exists = _load(self.flags.mask, t, s.item_rows())[None] > 0
+        return masked_softmax(scores, exists & (slot < s.slots), self.axis)
+
+    def gru(self, t: Array, m: list[Array], p: Array, column: int) -> tuple[Array, ...]:
+        """A block of r, z, n and of the past that r scales; see `recurrent.gru`."""
+        s = self.sizes
+        bias = [_load(self.inputs.bias, i, s.block(column)) for i in range(4)]
+        gates = [
+            self.dot(p, _load(self.inputs.gates, t, s.item_rows(), i, s.block(column))) + bias[i]
+            for i in range(3)
+        ]
+        recurrent = [self.before(m, i, column) for i in (1, 2, 3)]
+        r, z = (jax.nn.sigmoid(x + y) for x, y in zip(gates[:2], recurrent[:2], strict=True))
+        past = recurrent[2] + bias[3]
+        return r, z, jnp.tanh(gates[2] + r * past), past
+
+
+def _forward_kernel(
+    sizes: _Sizes, axis: int, precision: Any, inputs: _Inputs, flags: _Flags, *out: Ref
+) -> None:
+    """Writes one stream."""
+    s, program, saved = sizes, _Program(sizes, axis, precision, inputs, flags), _Saved(*out)
+
+    def segment(t: Array, m: list[Array]) -> list[Array]:
+        p = program.weights(t, m)
+        _store(saved.weights, p, t, s.slot_rows(), s.item_rows())
+        new = []
+        for column, old in zip(s.blocks, m, strict=True):
+            _, z, n, _ = program.gru(t, m, p, column)
+            new.append(jnp.where(flags.alive[t] > 0, n + z * (old - n), old))
+            _store(saved.memories, new[-1], t + 1, s.slot_rows(), s.block(column))
+        return new
+
+    m = [_load(inputs.memory, s.slot_rows(), s.block(i)) for i in s.blocks]
+    for column, tile in zip(s.blocks, m, strict=True):
+        _store(saved.memories, tile, 0, s.slot_rows(), s.block(column))
+    jax.lax.fori_loop(0, s.segments, segment, m)
+
+
+def _backward_kernel(
+    sizes: _Sizes,
+    axis: int,
+    precision: Any,
+    inputs: _Inputs,
+    flags: _Flags,
+    saved: _Saved,
+    d_memories: Ref,
+    *gradients: Ref,
+) -> None:
+    """The gradients of one stream, from the last segment to the first."""
+    s, program, out = sizes, _Program(sizes, axis, precision, inputs, flags), _Gradients(*gradients)
+    slots, items = s.slot_rows(), s.item_rows()
+
+    def gru(t: Array, m: list[Array], p: Array, d_m: list[Array], d_bias: list[Array]) -> Any:
+        """Backward through Eq. 2; see `recurrent._gated`. Also returns the gradient of p."""
+        alive, d_p, d_old = flags.alive[t] > 0, jnp.zeros_like(p), list(d_m)
+        for column in s.blocks:
+            block = s.block(column)
+            r, z, n, past = program.gru(t, m, p, column)
+            d = jnp.where(alive, d_m[column], 0.0)
+            d_n = d * (1.0 - z) * (1.0 - n * n)
+            d_r, d_z = d_n * past * r * (1.0 - r), d * (m[column] - n) * z * (1.0 - z)
+            d_old[column] += jnp.where(alive, (z - 1.0) * d, 0.0)
+            for i, d_gate in enumerate((d_r, d_z, d_n)):
+                d_p += program.dot(d_gate, _load(inputs.gates, t, items, i, block), (1, 1))
+                _store(out.gates, program.dot(p, d_gate, (0, 0)), t, items, i, block)
+                d_before = d_gate * r if i == 2 else d_gate
+                _store(out.before, d_before, t, slots, i + 1, block)
+                d_old = program.add_gradient(d_old, d_before, i + 1, column)
+            d_bias[column] += d_n.sum(0)
+        return d_old, d_p, d_bias
+
+    def attention(t: Array, m: list[Array], d_scores: Array, d_m: list[Array], d_w: list[Array]) -> Any:
+        """Backward through the scores of Eq. 1; see `attention.additive_scores`."""
+        item = jax.lax.broadcasted_iota(jnp.int32, d_scores.shape, 1)
+        for column in s.blocks:
+            block, part = s.block(column), program.slot_part(m, column)
+            w = 4.0 * _load(inputs.score, block)
+
+            def add(n: Array, sums: tuple[Array, Array], column=column, part=part, w=w) -> Any:
+                sigmoids = program.sigmoids(t, n, part, column)
+                d = jnp.where(item == n, d_scores, 0.0).sum(1)[:, None] * sigmoids
+                slope = d - d * sigmoids
+                _store(out.projected, w * slope.sum(0), t, n, s.block(column))
+                return sums[0] + slope, sums[1] - 2.0 * d.sum(0)
+
+            d_a, d_w[column] = jax.lax.fori_loop(0, s.items, add, (jnp.zeros_like(part), d_w[column]))
+            d_a *= w
+            _store(out.before, d_a, t, slots, 0, block)
+            d_m = program.add_gradient(d_m, d_a, 0, column)
+        return d_m, d_w
+
+    def segment(i: Array, carry: Any) -> Any:
+        t = s.segments - 1 - i
+        d_m, d_bias, d_w = carry
+        m = [_load(saved.memories, t, slots, s.block(i)) for i in s.blocks]
+        d_m = [x + _load(d_memories, t + 1, slots, s.block(i)) for i, x in enumerate(d_m)]
+        p = _load(saved.weights, t, slots, items)
+        d_m, d_p, d_bias = gru(t, m, p, d_m, list(d_bias))
+        d_scores = p * (d_p - (p * d_p).sum(axis, keepdims=True))
+        d_m, d_w = attention(t, m, d_scores, d_m, list(d_w))
+        return [jnp.where(flags.cut[t] > 0, 0.0, x) for x in d_m], d_bias, d_w
+
+    tile, row = (slots.size, s.width), (s.width,)
+    zeros = tuple([jnp.zeros(shape, jnp.float32) for _ in s.blocks] for shape in (tile, row, row))
+    d_m, d_bias, d_w = jax.lax.fori_loop(0, s.segments, segment, zeros)
+    for i in s.blocks:
+        d_first = d_m[i] + _load(d_memories, 0, slots, s.block(i))
+        _store(out.memory, d_first, slots, s.block(i))
+        _store(out.bias, d_bias[i], s.block(i))
+        _store(out.score, d_w[i], s.block(i))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _write(axis: int, inputs: _Inputs, flags: _Flags) -> Array:
+    """The memories, see `_Saved`. `axis` is that of the softmax."""
+    return _write_forward(axis, inputs, flags)[0]
+
+
+def _write_forward(axis: int, inputs: _Inputs, flags: _Flags) -> tuple[Array, Any]:
+    s = _sizes(inputs)
+    shapes = _Saved(*(jax.ShapeDtypeStruct(s.shape(axes), jnp.float32) for axes in _SAVED))
+    kernel = functools.partial(_forward_kernel, s, axis)
+    saved = _launch(kernel, s, (_INPUTS, _FLAGS), _SAVED, shapes, inputs, flags)
+    return saved.memories, (inputs, flags, saved)
+
+
+def _write_backward(axis: int, residuals: Any, d_memories: Array) -> tuple[_Inputs, None]:
+    inputs, flags, saved = residuals
+    s, dtype = _sizes(inputs), inputs.kernels.dtype
+    like = _Gradients(jnp.float32, dtype, dtype, dtype, jnp.float32, jnp.float32)
+    shapes = jax.tree.map(lambda axes, dtype: jax.ShapeDtypeStruct(s.shape(axes), dtype), _GRADIENTS, like)
+    kernel = functools.partial(_backward_kernel, s, axis)
+    axes = (_INPUTS, _FLAGS, _SAVED, _SAVED.memories)
+    out = _launch(kernel, s, axes, _GRADIENTS, shapes, inputs, flags, saved, d_memories)
+    memories = saved.memories[:-1].astype(dtype)
+    f32 = dict(preferred_element_type=jnp.float32)
+    kernels = jnp.einsum("tbki,tbkjo->jio", memories, out.before, **f32)
+    r, z, n = out.before[..., 1:, :].sum((0, 1, 2), jnp.float32)
+    return _Inputs(
+        memory=out.memory,
+        projected=out.projected,
+        gates=out.gates,
+        kernels=kernels.astype(dtype),
+        bias=jnp.stack([r, z, out.bias.sum(0), n]),
+        score=out.score.sum(0),
+        identity=out.before[..., 0, :].sum((0, 1), jnp.float32),
+    ), None
+
+
+_write.defvjp(_write_forward, _write_backward)
+
+
+def _sizes(inputs: _Inputs) -> _Sizes:
+    segments, batch, items, dim = inputs.projected.shape
+    return _Sizes(segments, batch, inputs.memory.shape[1], items, dim)
+
+
+def _launch(kernel: Any, sizes: _Sizes, in_axes: Any, out_axes: Any, shapes: Any, *args: Any) -> Any:
+    """Runs a kernel, one program for each stream: by Triton on a CUDA device, else interpreted."""
+    exact = jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3
+
+    def run(*args: Any, on_gpu: bool) -> Any:
+        half = args[0].kernels.dtype != jnp.float32
+        return pl.pallas_call(
+            functools.partial(kernel, exact if on_gpu and not half else None),
+            out_shape=shapes,
+            grid=(sizes.batch,),
+            in_specs=jax.tree.map(sizes.spec, in_axes),
+            out_specs=jax.tree.map(sizes.spec, out_axes),
+            compiler_params=triton.CompilerParams(num_warps=8, num_stages=1),
+            interpret=not on_gpu,
+        )(*args)
+
+    on = functools.partial(run, on_gpu=True)
+    return jax.lax.platform_dependent(*args, cuda=on, default=functools.partial(run, on_gpu=False))
