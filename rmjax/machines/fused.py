@@ -32,7 +32,6 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from rmjax.layers import recurrent
 from rmjax.layers.attention import masked_softmax
 from rmjax.machines.slots import SlotMemory
 from rmjax.types import Array, Params
@@ -45,9 +44,7 @@ Ref = Any  # of an array in the memory of the device
 
 def wanted(fused: str) -> bool:
     """Whether the setting `fused` asks for the kernel on this machine."""
-    return fused == "on" or (
-        fused == "auto" and TESTED_ON_GPU and jax.default_backend() == "gpu"
-    )
+    return fused == "on" or (fused == "auto" and TESTED_ON_GPU and jax.default_backend() == "gpu")
 
 
 def write_segments(
@@ -274,7 +271,7 @@ class _Program(NamedTuple):
         return 1.0 / (1.0 + slot_part * jnp.exp(2.0 * jnp.clip(b, -40.0, 40.0)))
 
     def weights(self, t: Array, m: list[Array]) -> Array:
-        """p of Eq. 1, [K, N]. Scores leave out a number that all slots share."""
+        """Weights p of Eq. 1, [K, N]. Scores leave out a number that all slots share."""
         s = self.sizes
         shape = s.slot_rows().size, s.item_rows().size
         slot, item = (jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
@@ -360,7 +357,9 @@ def _backward_kernel(
             d_bias[column] += d_n.sum(0)
         return d_old, d_p, d_bias
 
-    def attention(t: Array, m: list[Array], d_scores: Array, d_m: list[Array], d_w: list[Array]) -> Any:
+    def attention(
+        t: Array, m: list[Array], d_scores: Array, d_m: list[Array], d_w: list[Array]
+    ) -> Any:
         """Backward through the scores of Eq. 1; see `attention.additive_scores`."""
         item = jax.lax.broadcasted_iota(jnp.int32, d_scores.shape, 1)
         for column in s.blocks:
@@ -374,7 +373,9 @@ def _backward_kernel(
                 _store(out.projected, w * slope.sum(0), t, n, s.block(column))
                 return sums[0] + slope, sums[1] - 2.0 * d.sum(0)
 
-            d_a, d_w[column] = jax.lax.fori_loop(0, s.items, add, (jnp.zeros_like(part), d_w[column]))
+            d_a, d_w[column] = jax.lax.fori_loop(
+                0, s.items, add, (jnp.zeros_like(part), d_w[column])
+            )
             d_a *= w
             _store(out.before, d_a, t, slots, 0, block)
             d_m = program.add_gradient(d_m, d_a, 0, column)
@@ -419,7 +420,9 @@ def _write_backward(axis: int, residuals: Any, d_memories: Array) -> tuple[_Inpu
     inputs, flags, saved = residuals
     s, dtype = _sizes(inputs), inputs.kernels.dtype
     like = _Gradients(jnp.float32, dtype, dtype, dtype, jnp.float32, jnp.float32)
-    shapes = jax.tree.map(lambda axes, dtype: jax.ShapeDtypeStruct(s.shape(axes), dtype), _GRADIENTS, like)
+    shapes = jax.tree.map(
+        lambda axes, dtype: jax.ShapeDtypeStruct(s.shape(axes), dtype), _GRADIENTS, like
+    )
     kernel = functools.partial(_backward_kernel, s, axis)
     axes = (_INPUTS, _FLAGS, _SAVED, _SAVED.memories)
     out = _launch(kernel, s, axes, _GRADIENTS, shapes, inputs, flags, saved, d_memories)
@@ -446,7 +449,9 @@ def _sizes(inputs: _Inputs) -> _Sizes:
     return _Sizes(segments, batch, inputs.memory.shape[1], items, dim)
 
 
-def _launch(kernel: Any, sizes: _Sizes, in_axes: Any, out_axes: Any, shapes: Any, *args: Any) -> Any:
+def _launch(
+    kernel: Any, sizes: _Sizes, in_axes: Any, out_axes: Any, shapes: Any, *args: Any
+) -> Any:
     """Runs a kernel, one program for each stream: by Triton on a CUDA device, else interpreted."""
     exact = jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3
 
