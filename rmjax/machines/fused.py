@@ -229,13 +229,14 @@ def _store(ref: Ref, tile: Array, *index: int | Array | _Span) -> None:
 
 
 class _Program(NamedTuple):
-    """What both kernels compute, for one stream. A list has a tile for each block of features."""
+    """What both kernels compute for one segment. A list has a tile for each block of features."""
 
     sizes: _Sizes
     axis: int  # of the softmax over tiles [K, N]
     precision: jax.lax.DotAlgorithmPreset | None
     inputs: _Inputs  # of references, as all arrays here
     flags: _Flags
+    t: Array  # the segment
 
     def dot(self, x: Array, y: Array, contract: tuple[int, int] = (1, 0)) -> Array:
         """A product of two tiles over one axis of each, with sums in f32."""
@@ -246,8 +247,10 @@ class _Program(NamedTuple):
         )
 
     def kernel(self, which: int, row: int, column: int) -> Array:
-        block = self.sizes.block
-        return _load(self.inputs.kernels, which, block(row), block(column))
+        # The sum is `which`, but the compiler must not know: it would compute the addresses of all
+        # tiles before the loop over segments, and keep them in all registers that there are.
+        which = which + jnp.minimum(self.flags.alive[self.t], 0)
+        return _load(self.inputs.kernels, which, *map(self.sizes.block, (row, column)))
 
     def before(self, m: list[Array], which: int, column: int) -> Array:
         """A block of m W, see `_Inputs.kernels`."""
@@ -265,12 +268,12 @@ class _Program(NamedTuple):
         a = a + _load(self.inputs.identity, s.slot_rows(), s.block(column))
         return jnp.exp(2.0 * jnp.clip(a, -40.0, 40.0))
 
-    def sigmoids(self, t: Array, n: Array, slot_part: Array, column: int) -> Array:
+    def sigmoids(self, n: Array, slot_part: Array, column: int) -> Array:
         """1 / (1 + e^2a e^2b) for item n, [K, width]."""
-        b = _load(self.inputs.projected, t, n, self.sizes.block(column)).astype(jnp.float32)
+        b = _load(self.inputs.projected, self.t, n, self.sizes.block(column)).astype(jnp.float32)
         return 1.0 / (1.0 + slot_part * jnp.exp(2.0 * jnp.clip(b, -40.0, 40.0)))
 
-    def weights(self, t: Array, m: list[Array]) -> Array:
+    def weights(self, m: list[Array]) -> Array:
         """Weights p of Eq. 1, [K, N]. Scores leave out a number that all slots share."""
         s = self.sizes
         shape = s.slot_rows().size, s.item_rows().size
@@ -281,19 +284,20 @@ class _Program(NamedTuple):
             w = -2.0 * _load(self.inputs.score, s.block(column))
 
             def add(n: Array, scores: Array, part=part, w=w, column=column) -> Array:
-                score = (w * self.sigmoids(t, n, part, column)).sum(1)
+                score = (w * self.sigmoids(n, part, column)).sum(1)
                 return jnp.where(item == n, scores + score[:, None], scores)
 
             scores = jax.lax.fori_loop(0, s.items, add, scores)
-        exists = _load(self.flags.mask, t, s.item_rows())[None] > 0
+        exists = _load(self.flags.mask, self.t, s.item_rows())[None] > 0
         return masked_softmax(scores, exists & (slot < s.slots), self.axis)
 
-    def gru(self, t: Array, m: list[Array], p: Array, column: int) -> tuple[Array, ...]:
+    def gru(self, m: list[Array], p: Array, column: int) -> tuple[Array, ...]:
         """A block of r, z, n and of the past that r scales; see `recurrent.gru`."""
         s = self.sizes
         bias = [_load(self.inputs.bias, i, s.block(column)) for i in range(4)]
         gates = [
-            self.dot(p, _load(self.inputs.gates, t, s.item_rows(), i, s.block(column))) + bias[i]
+            self.dot(p, _load(self.inputs.gates, self.t, s.item_rows(), i, s.block(column)))
+            + bias[i]
             for i in range(3)
         ]
         recurrent = [self.before(m, i, column) for i in (1, 2, 3)]
@@ -306,14 +310,15 @@ def _forward_kernel(
     sizes: _Sizes, axis: int, precision: Any, inputs: _Inputs, flags: _Flags, *out: Ref
 ) -> None:
     """Writes one stream."""
-    s, program, saved = sizes, _Program(sizes, axis, precision, inputs, flags), _Saved(*out)
+    s, saved = sizes, _Saved(*out)
 
     def segment(t: Array, m: list[Array]) -> list[Array]:
-        p = program.weights(t, m)
+        program = _Program(sizes, axis, precision, inputs, flags, t)
+        p = program.weights(m)
         _store(saved.weights, p, t, s.slot_rows(), s.item_rows())
         new = []
         for column, old in zip(s.blocks, m, strict=True):
-            _, z, n, _ = program.gru(t, m, p, column)
+            _, z, n, _ = program.gru(m, p, column)
             new.append(jnp.where(flags.alive[t] > 0, n + z * (old - n), old))
             _store(saved.memories, new[-1], t + 1, s.slot_rows(), s.block(column))
         return new
@@ -335,15 +340,18 @@ def _backward_kernel(
     *gradients: Ref,
 ) -> None:
     """The gradients of one stream, from the last segment to the first."""
-    s, program, out = sizes, _Program(sizes, axis, precision, inputs, flags), _Gradients(*gradients)
+    s, out = sizes, _Gradients(*gradients)
     slots, items = s.slot_rows(), s.item_rows()
 
-    def gru(t: Array, m: list[Array], p: Array, d_m: list[Array], d_bias: list[Array]) -> Any:
+    def gru(
+        program: _Program, m: list[Array], p: Array, d_m: list[Array], d_bias: list[Array]
+    ) -> Any:
         """Backward through Eq. 2; see `recurrent._gated`. Also returns the gradient of p."""
+        t = program.t
         alive, d_p, d_old = flags.alive[t] > 0, jnp.zeros_like(p), list(d_m)
         for column in s.blocks:
             block = s.block(column)
-            r, z, n, past = program.gru(t, m, p, column)
+            r, z, n, past = program.gru(m, p, column)
             d = jnp.where(alive, d_m[column], 0.0)
             d_n = d * (1.0 - z) * (1.0 - n * n)
             d_r, d_z = d_n * past * r * (1.0 - r), d * (m[column] - n) * z * (1.0 - z)
@@ -358,16 +366,17 @@ def _backward_kernel(
         return d_old, d_p, d_bias
 
     def attention(
-        t: Array, m: list[Array], d_scores: Array, d_m: list[Array], d_w: list[Array]
+        program: _Program, m: list[Array], d_scores: Array, d_m: list[Array], d_w: list[Array]
     ) -> Any:
         """Backward through the scores of Eq. 1; see `attention.additive_scores`."""
+        t = program.t
         item = jax.lax.broadcasted_iota(jnp.int32, d_scores.shape, 1)
         for column in s.blocks:
             block, part = s.block(column), program.slot_part(m, column)
             w = 4.0 * _load(inputs.score, block)
 
             def add(n: Array, sums: tuple[Array, Array], column=column, part=part, w=w) -> Any:
-                sigmoids = program.sigmoids(t, n, part, column)
+                sigmoids = program.sigmoids(n, part, column)
                 d = jnp.where(item == n, d_scores, 0.0).sum(1)[:, None] * sigmoids
                 slope = d - d * sigmoids
                 _store(out.projected, w * slope.sum(0), t, n, s.block(column))
@@ -387,9 +396,10 @@ def _backward_kernel(
         m = [_load(saved.memories, t, slots, s.block(i)) for i in s.blocks]
         d_m = [x + _load(d_memories, t + 1, slots, s.block(i)) for i, x in enumerate(d_m)]
         p = _load(saved.weights, t, slots, items)
-        d_m, d_p, d_bias = gru(t, m, p, d_m, list(d_bias))
+        program = _Program(sizes, axis, precision, inputs, flags, t)
+        d_m, d_p, d_bias = gru(program, m, p, d_m, list(d_bias))
         d_scores = p * (d_p - (p * d_p).sum(axis, keepdims=True))
-        d_m, d_w = attention(t, m, d_scores, d_m, list(d_w))
+        d_m, d_w = attention(program, m, d_scores, d_m, list(d_w))
         return [jnp.where(flags.cut[t] > 0, 0.0, x) for x in d_m], d_bias, d_w
 
     tile, row = (slots.size, s.width), (s.width,)
