@@ -39,12 +39,21 @@ from rmjax.types import Array, Params
 # Set it once tests/machines/test_fused.py has passed on a GPU: 'auto' then uses the kernel there.
 TESTED_ON_GPU = False
 WIDTH = 64  # features of a block
+# Float32 products: three in TF32, exact to about 1e-7; or one, if that is what the caller asks for
+# by `jax.default_matmul_precision`.
+EXACT = jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3
+FASTER = jax.lax.DotAlgorithmPreset.TF32_TF32_F32
 Ref = Any  # of an array in the memory of the device
 
 
 def wanted(fused: str) -> bool:
     """Whether the setting `fused` asks for the kernel on this machine."""
     return fused == "on" or (fused == "auto" and TESTED_ON_GPU and jax.default_backend() == "gpu")
+
+
+def faster() -> bool:
+    """Whether float32 products may be in TF32 where this is traced."""
+    return jax.config.jax_default_matmul_precision == "tensorfloat32"
 
 
 def write_segments(
@@ -121,24 +130,25 @@ class _Saved(NamedTuple):
 
     memories: Any  # f32 [T + 1, B, K, d] before the first segment, and after each
     weights: Any  # f32 [T, B, K, N] p of Eq. 1
+    parts: Any  # f32 [T, B, K, d] e^2a
 
 
 class _Gradients(NamedTuple):
-    """What the backward kernel writes. `before` is a, and the recurrent products of r, z and n."""
+    """What the backward kernel writes."""
 
     memory: Any  # f32 [B, K, d]
     projected: Any  # [T, B, N, d]
     gates: Any  # [T, B, N, 3, d]
-    before: Any  # [T, B, K, 4, d]
-    bias: Any  # f32 [B, d], the third one
+    before: Any  # [T, B, K, 5, d] of a, the recurrent products of r, z and n, and the gate n
     score: Any  # f32 [B, d]
+    scores: Any  # f32 [T, B, K, N] scratch
 
 
 # Axes: T, t = T + 1, B, K, N, d, or a number.
 _INPUTS = _Inputs("BKd", "TBNd", "TBN3d", "4dd", "4d", "d", "Kd")
 _FLAGS = _Flags("TBN", "TB", "TB")
-_SAVED = _Saved("tBKd", "TBKN")
-_GRADIENTS = _Gradients("BKd", "TBNd", "TBN3d", "TBK4d", "Bd", "Bd")
+_SAVED = _Saved("tBKd", "TBKN", "TBKd")
+_GRADIENTS = _Gradients("BKd", "TBNd", "TBN3d", "TBK5d", "Bd", "TBKN")
 
 
 class _Sizes(NamedTuple):
@@ -233,18 +243,23 @@ class _Program(NamedTuple):
 
     sizes: _Sizes
     axis: int  # of the softmax over tiles [K, N]
-    precision: jax.lax.DotAlgorithmPreset | None
+    on_gpu: bool
     inputs: _Inputs  # of references, as all arrays here
     flags: _Flags
     t: Array  # the segment
 
     def dot(self, x: Array, y: Array, contract: tuple[int, int] = (1, 0)) -> Array:
         """A product of two tiles over one axis of each, with sums in f32."""
-        dtype = self.inputs.kernels.dtype
+        dtype, precision = self.inputs.kernels.dtype, None
+        if self.on_gpu and dtype == jnp.float32:
+            precision = FASTER if faster() else EXACT
         axes = (((contract[0],), (contract[1],)), ((), ()))
-        return jax.lax.dot_general(
-            x.astype(dtype), y.astype(dtype), axes, self.precision, jnp.float32
-        )
+        return jax.lax.dot_general(x.astype(dtype), y.astype(dtype), axes, precision, jnp.float32)
+
+    def barrier(self) -> None:
+        """Lets all threads of the program see what each has stored."""
+        if self.on_gpu:
+            triton.debug_barrier()
 
     def kernel(self, which: int, row: int, column: int) -> Array:
         # The sum is `which`, but the compiler must not know: it would compute the addresses of all
@@ -273,14 +288,14 @@ class _Program(NamedTuple):
         b = _load(self.inputs.projected, self.t, n, self.sizes.block(column)).astype(jnp.float32)
         return 1.0 / (1.0 + slot_part * jnp.exp(2.0 * jnp.clip(b, -40.0, 40.0)))
 
-    def weights(self, m: list[Array]) -> Array:
+    def weights(self, parts: Ref) -> Array:
         """Weights p of Eq. 1, [K, N]. Scores leave out a number that all slots share."""
         s = self.sizes
         shape = s.slot_rows().size, s.item_rows().size
         slot, item = (jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
         scores = jnp.zeros(shape, jnp.float32)
         for column in s.blocks:
-            part = self.slot_part(m, column)
+            part = _load(parts, self.t, s.slot_rows(), s.block(column))
             w = -2.0 * _load(self.inputs.score, s.block(column))
 
             def add(n: Array, scores: Array, part=part, w=w, column=column) -> Array:
@@ -307,14 +322,17 @@ class _Program(NamedTuple):
 
 
 def _forward_kernel(
-    sizes: _Sizes, axis: int, precision: Any, inputs: _Inputs, flags: _Flags, *out: Ref
+    sizes: _Sizes, axis: int, on_gpu: bool, inputs: _Inputs, flags: _Flags, *out: Ref
 ) -> None:
     """Writes one stream."""
     s, saved = sizes, _Saved(*out)
 
     def segment(t: Array, m: list[Array]) -> list[Array]:
-        program = _Program(sizes, axis, precision, inputs, flags, t)
-        p = program.weights(m)
+        program = _Program(sizes, axis, on_gpu, inputs, flags, t)
+        for column in s.blocks:
+            _store(saved.parts, program.slot_part(m, column), t, s.slot_rows(), s.block(column))
+        program.barrier()
+        p = program.weights(saved.parts)
         _store(saved.weights, p, t, s.slot_rows(), s.item_rows())
         new = []
         for column, old in zip(s.blocks, m, strict=True):
@@ -332,7 +350,7 @@ def _forward_kernel(
 def _backward_kernel(
     sizes: _Sizes,
     axis: int,
-    precision: Any,
+    on_gpu: bool,
     inputs: _Inputs,
     flags: _Flags,
     saved: _Saved,
@@ -343,72 +361,70 @@ def _backward_kernel(
     s, out = sizes, _Gradients(*gradients)
     slots, items = s.slot_rows(), s.item_rows()
 
-    def gru(
-        program: _Program, m: list[Array], p: Array, d_m: list[Array], d_bias: list[Array]
-    ) -> Any:
+    def gru(program: _Program, m: list[Array], p: Array, d_m: list[Array]) -> Any:
         """Backward through Eq. 2; see `recurrent._gated`. Also returns the gradient of p."""
-        t = program.t
-        alive, d_p, d_old = flags.alive[t] > 0, jnp.zeros_like(p), list(d_m)
+        t, d_p, d_old = program.t, jnp.zeros_like(p), list(d_m)
         for column in s.blocks:
-            block = s.block(column)
             r, z, n, past = program.gru(m, p, column)
-            d = jnp.where(alive, d_m[column], 0.0)
+            d = jnp.where(flags.alive[t] > 0, d_m[column], 0.0)
             d_n = d * (1.0 - z) * (1.0 - n * n)
             d_r, d_z = d_n * past * r * (1.0 - r), d * (m[column] - n) * z * (1.0 - z)
-            d_old[column] += jnp.where(alive, (z - 1.0) * d, 0.0)
+            d_old[column] += (z - 1.0) * d
+            for i, d_before in enumerate((d_r, d_z, d_n * r, d_n)):
+                _store(out.before, d_before, t, slots, i + 1, s.block(column))
+        program.barrier()
+        for column in s.blocks:
+            block = s.block(column)
+            d_r, d_z, d_past, d_n = (_load(out.before, t, slots, i, block) for i in (1, 2, 3, 4))
             for i, d_gate in enumerate((d_r, d_z, d_n)):
                 d_p += program.dot(d_gate, _load(inputs.gates, t, items, i, block), (1, 1))
                 _store(out.gates, program.dot(p, d_gate, (0, 0)), t, items, i, block)
-                d_before = d_gate * r if i == 2 else d_gate
-                _store(out.before, d_before, t, slots, i + 1, block)
+            for i, d_before in enumerate((d_r, d_z, d_past)):
                 d_old = program.add_gradient(d_old, d_before, i + 1, column)
-            d_bias[column] += d_n.sum(0)
-        return d_old, d_p, d_bias
+        return d_old, d_p
 
-    def attention(
-        program: _Program, m: list[Array], d_scores: Array, d_m: list[Array], d_w: list[Array]
-    ) -> Any:
+    def attention(program: _Program, d_m: list[Array], d_w: list[Array]) -> Any:
         """Backward through the scores of Eq. 1; see `attention.additive_scores`."""
         t = program.t
-        item = jax.lax.broadcasted_iota(jnp.int32, d_scores.shape, 1)
         for column in s.blocks:
-            block, part = s.block(column), program.slot_part(m, column)
-            w = 4.0 * _load(inputs.score, block)
+            part = _load(saved.parts, t, slots, s.block(column))
+            w = 4.0 * _load(inputs.score, s.block(column))
 
             def add(n: Array, sums: tuple[Array, Array], column=column, part=part, w=w) -> Any:
                 sigmoids = program.sigmoids(n, part, column)
-                d = jnp.where(item == n, d_scores, 0.0).sum(1)[:, None] * sigmoids
+                d = _load(out.scores, t, slots, n)[:, None] * sigmoids
                 slope = d - d * sigmoids
                 _store(out.projected, w * slope.sum(0), t, n, s.block(column))
                 return sums[0] + slope, sums[1] - 2.0 * d.sum(0)
 
-            d_a, d_w[column] = jax.lax.fori_loop(
-                0, s.items, add, (jnp.zeros_like(part), d_w[column])
-            )
+            zeros = jnp.zeros_like(part)
+            d_a, d_w[column] = jax.lax.fori_loop(0, s.items, add, (zeros, d_w[column]))
             d_a *= w
-            _store(out.before, d_a, t, slots, 0, block)
+            _store(out.before, d_a, t, slots, 0, s.block(column))
             d_m = program.add_gradient(d_m, d_a, 0, column)
         return d_m, d_w
 
     def segment(i: Array, carry: Any) -> Any:
         t = s.segments - 1 - i
-        d_m, d_bias, d_w = carry
+        d_m, d_w = carry
         m = [_load(saved.memories, t, slots, s.block(i)) for i in s.blocks]
         d_m = [x + _load(d_memories, t + 1, slots, s.block(i)) for i, x in enumerate(d_m)]
         p = _load(saved.weights, t, slots, items)
-        program = _Program(sizes, axis, precision, inputs, flags, t)
-        d_m, d_p, d_bias = gru(program, m, p, d_m, list(d_bias))
-        d_scores = p * (d_p - (p * d_p).sum(axis, keepdims=True))
-        d_m, d_w = attention(program, m, d_scores, d_m, list(d_w))
-        return [jnp.where(flags.cut[t] > 0, 0.0, x) for x in d_m], d_bias, d_w
+        program = _Program(sizes, axis, on_gpu, inputs, flags, t)
+        d_m, d_p = gru(program, m, p, d_m)
+        _store(out.scores, p * (d_p - (p * d_p).sum(axis, keepdims=True)), t, slots, items)
+        program.barrier()
+        d_m, d_w = attention(program, d_m, list(d_w))
+        return [jnp.where(flags.cut[t] > 0, 0.0, x) for x in d_m], d_w
 
-    tile, row = (slots.size, s.width), (s.width,)
-    zeros = tuple([jnp.zeros(shape, jnp.float32) for _ in s.blocks] for shape in (tile, row, row))
-    d_m, d_bias, d_w = jax.lax.fori_loop(0, s.segments, segment, zeros)
+    zeros = tuple(
+        [jnp.zeros(shape, jnp.float32) for _ in s.blocks]
+        for shape in ((slots.size, s.width), (s.width,))
+    )
+    d_m, d_w = jax.lax.fori_loop(0, s.segments, segment, zeros)
     for i in s.blocks:
         d_first = d_m[i] + _load(d_memories, 0, slots, s.block(i))
         _store(out.memory, d_first, slots, s.block(i))
-        _store(out.bias, d_bias[i], s.block(i))
         _store(out.score, d_w[i], s.block(i))
 
 
@@ -438,14 +454,14 @@ def _write_backward(axis: int, residuals: Any, d_memories: Array) -> tuple[_Inpu
     out = _launch(kernel, s, axes, _GRADIENTS, shapes, inputs, flags, saved, d_memories)
     memories = saved.memories[:-1].astype(dtype)
     f32 = dict(preferred_element_type=jnp.float32)
-    kernels = jnp.einsum("tbki,tbkjo->jio", memories, out.before, **f32)
-    r, z, n = out.before[..., 1:, :].sum((0, 1, 2), jnp.float32)
+    kernels = jnp.einsum("tbki,tbkjo->jio", memories, out.before[..., :4, :], **f32)
+    r, z, past, n = out.before[..., 1:, :].sum((0, 1, 2), jnp.float32)
     return _Inputs(
         memory=out.memory,
         projected=out.projected,
         gates=out.gates,
         kernels=kernels.astype(dtype),
-        bias=jnp.stack([r, z, out.bias.sum(0), n]),
+        bias=jnp.stack([r, z, n, past]),
         score=out.score.sum(0),
         identity=out.before[..., 0, :].sum((0, 1), jnp.float32),
     ), None
@@ -463,12 +479,10 @@ def _launch(
     kernel: Any, sizes: _Sizes, in_axes: Any, out_axes: Any, shapes: Any, *args: Any
 ) -> Any:
     """Runs a kernel, one program for each stream: by Triton on a CUDA device, else interpreted."""
-    exact = jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3
 
     def run(*args: Any, on_gpu: bool) -> Any:
-        half = args[0].kernels.dtype != jnp.float32
         return pl.pallas_call(
-            functools.partial(kernel, exact if on_gpu and not half else None),
+            functools.partial(kernel, on_gpu),
             out_shape=shapes,
             grid=(sizes.batch,),
             in_specs=jax.tree.map(sizes.spec, in_axes),
