@@ -395,11 +395,11 @@ def _backward_kernel(
                 d = _load(out.scores, t, slots, n)[:, None] * sigmoids
                 slope = d - d * sigmoids
                 _store(out.projected, w * slope.sum(0), t, n, s.block(column))
-                return sums[0] + slope, sums[1] - 2.0 * d.sum(0)
+                return sums[0] + slope, sums[1] + d
 
             zeros = jnp.zeros_like(part)
-            d_a, d_w[column] = jax.lax.fori_loop(0, s.items, add, (zeros, d_w[column]))
-            d_a *= w
+            d_a, total = jax.lax.fori_loop(0, s.items, add, (zeros, zeros))
+            d_a, d_w[column] = w * d_a, d_w[column] - 2.0 * total.sum(0)
             _store(out.before, d_a, t, slots, 0, s.block(column))
             d_m = program.add_gradient(d_m, d_a, 0, column)
         return d_m, d_w

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -170,12 +171,40 @@ def map_stage(run: Run, stage: Stage, cut: bool = True) -> Mapped:
         split_layers=t.split_layers,
     )
     compiling = f"{stage.name}: compiling the"
+    steps = ("train_step", "scores", "measure", "rehearsals", "compiled")
+    mapped = mapped._replace(
+        **{name: in_precision(getattr(mapped, name), t.compute_dtype) for name in steps}
+    )
     return mapped._replace(
         train_step=announced(mapped.train_step, f"{compiling} train step"),
         scores=announced(mapped.scores, f"{compiling} evaluation step"),
         measure=announced(mapped.measure, f"{compiling} evaluation step"),
         rehearsals=announced(mapped.rehearsals, f"{compiling} memory gain"),
     )
+
+
+def in_precision(step: Callable[..., Any], compute_dtype: str) -> Callable[..., Any]:
+    """Makes a step multiply as config.train.compute_dtype says.
+
+    By default JAX multiplies float32 arrays in TF32 on a GPU. A CPU has no such choice.
+
+    Args:
+      step: is traced when it is called.
+      compute_dtype: the value of the key.
+
+    Returns:
+      The step.
+    """
+    if jax.default_backend() != "gpu":
+        return step
+    precision = "float32" if compute_dtype == "float32" else "tensorfloat32"
+
+    @functools.wraps(step)
+    def wrapped(*args: Any) -> Any:
+        with jax.default_matmul_precision(precision):
+            return step(*args)
+
+    return wrapped
 
 
 def announced(step: Callable[..., Any], doing: str) -> Callable[..., Any]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from rmjax import memoria
+from rmjax.config import array_dtype
 from rmjax.data.source import Description
 from rmjax.io import paths
 from rmjax.models import bert, gpt2, huggingface, roberta, unroll
@@ -273,7 +274,7 @@ def context_of(
         segment_length=config.data.segment_length,
         max_segments=max_segments,
         classes=classes,
-        dtype=config.train.compute_dtype,
+        dtype=array_dtype(config),
         engrams=engrams,
     )
 
