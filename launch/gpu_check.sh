@@ -8,7 +8,8 @@
 # fails leaves FOLDER/<name>.log. BATCHES, KINDS, REPEATS and LIMIT (seconds) may be set. Exit code
 # 1: a test or a step failed. On a CPU the kernel is interpreted, so take a tiny size:
 #
-#     BATCHES=2 REPEATS=1 launch/gpu_check.sh out --config.machine.dim=16 --config.machine.layers=1
+#     BATCHES=2 REPEATS=1 launch/gpu_check.sh out --config.data.simulated.clicks_min=40 \
+#         --config.data.simulated.clicks_max=40 --config.machine.dim=16 --config.data.segment_length=4
 set -u
 folder=${1:?FOLDER is missing: launch/gpu_check.sh FOLDER}
 shift
