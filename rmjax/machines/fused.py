@@ -24,8 +24,8 @@ several blocks of 64 features, unrolled.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,7 @@ WIDTH = 64  # features of a block
 # by `jax.default_matmul_precision`.
 EXACT = jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3
 FASTER = jax.lax.DotAlgorithmPreset.TF32_TF32_F32
+_C = TypeVar("_C")
 Ref = Any  # of an array in the memory of the device
 
 
@@ -140,7 +141,7 @@ class _Gradients(NamedTuple):
     projected: Any  # [T, B, N, d]
     gates: Any  # [T, B, N, 3, d]
     before: Any  # [T, B, K, 5, d] of a, the recurrent products of r, z and n, and the gate n
-    score: Any  # f32 [B, d]
+    score: Any  # f32 [T, B, d]
     scores: Any  # f32 [T, B, K, N] scratch
 
 
@@ -148,7 +149,7 @@ class _Gradients(NamedTuple):
 _INPUTS = _Inputs("BKd", "TBNd", "TBN3d", "4dd", "4d", "d", "Kd")
 _FLAGS = _Flags("TBN", "TB", "TB")
 _SAVED = _Saved("tBKd", "TBKN", "TBKd")
-_GRADIENTS = _Gradients("BKd", "TBNd", "TBN3d", "TBK5d", "Bd", "TBKN")
+_GRADIENTS = _Gradients("BKd", "TBNd", "TBN3d", "TBK5d", "TBd", "TBKN")
 
 
 class _Sizes(NamedTuple):
@@ -165,8 +166,8 @@ class _Sizes(NamedTuple):
         return min(_power(self.dim), WIDTH)
 
     @property
-    def blocks(self) -> range:
-        return range(-(-self.dim // self.width))
+    def blocks(self) -> int:
+        return -(-self.dim // self.width)
 
     def shape(self, axes: str) -> tuple[int, ...]:
         t, b, k, n, d = self
@@ -178,7 +179,7 @@ class _Sizes(NamedTuple):
         padded = {
             "K": _power(self.slots),
             "N": _power(self.items),
-            "d": self.width * len(self.blocks),
+            "d": self.width * self.blocks,
         }
         block = [
             None if axis == "B" else padded.get(axis, size)
@@ -186,20 +187,22 @@ class _Sizes(NamedTuple):
         ]
         return pl.BlockSpec(block, lambda stream: [stream * (axis == "B") for axis in axes])
 
+    @property
     def slot_rows(self) -> _Span:
         return _Span(0, _power(self.slots), self.slots)
 
+    @property
     def item_rows(self) -> _Span:
         return _Span(0, _power(self.items), self.items)
 
-    def block(self, index: int) -> _Span:
+    def block(self, index: int | Array) -> _Span:
         return _Span(index * self.width, self.width, self.dim)
 
 
 class _Span(NamedTuple):
     """A part of an axis: `size` entries from `start` on; those from `end` on do not exist."""
 
-    start: int
+    start: int | Array  # a multiple of `size`
     size: int
     end: int
 
@@ -214,7 +217,7 @@ def _at(ref: Ref, index: Sequence[int | Array | _Span]) -> tuple[Ref, Array | No
     spans = [i for i in index if isinstance(i, _Span)]
     inside, mask = [], None
     for axis, (start, size, end) in enumerate(spans):
-        if start + size > end:
+        if end % size:
             shape = [span.size for span in spans]
             inside.append(jax.lax.broadcasted_iota(jnp.int32, shape, axis) < end - start)
     if inside:
@@ -239,14 +242,14 @@ def _store(ref: Ref, tile: Array, *index: int | Array | _Span) -> None:
 
 
 class _Program(NamedTuple):
-    """What both kernels compute for one segment. A list has a tile for each block of features."""
+    """What both kernels compute for one segment."""
 
     sizes: _Sizes
     axis: int  # of the softmax over tiles [K, N]
     on_gpu: bool
     inputs: _Inputs  # of references, as all arrays here
     flags: _Flags
-    t: Array  # the segment
+    t: int | Array  # the segment
 
     def dot(self, x: Array, y: Array, contract: tuple[int, int] = (1, 0)) -> Array:
         """A product of two tiles over one axis of each, with sums in f32."""
@@ -261,29 +264,29 @@ class _Program(NamedTuple):
         if self.on_gpu:
             triton.debug_barrier()
 
-    def kernel(self, which: int, row: int, column: int) -> Array:
-        # The sum is `which`, but the compiler must not know: it would compute the addresses of all
-        # tiles before the loop over segments, and keep them in all registers that there are.
-        which = which + jnp.minimum(self.flags.alive[self.t], 0)
+    def kernel(self, which: int, row: Array, column: Array) -> Array:
         return _load(self.inputs.kernels, which, *map(self.sizes.block, (row, column)))
 
-    def before(self, m: list[Array], which: int, column: int) -> Array:
-        """A block of m W, see `_Inputs.kernels`."""
-        return sum(self.dot(m[row], self.kernel(which, row, column)) for row in self.sizes.blocks)
+    def products(self, memories: Ref, which: Sequence[int], column: Array) -> list[Array]:
+        """A block of m W for some of the kernels, see `_Inputs.kernels`."""
+        s = self.sizes
 
-    def add_gradient(self, d_m: list[Array], d: Array, which: int, column: int) -> list[Array]:
-        """Adds d W^T to the gradient of m, for one block of columns."""
-        kernel = functools.partial(self.kernel, which, column=column)
-        return [x + self.dot(d, kernel(row=i), (1, 1)) for i, x in enumerate(d_m)]
+        def add(row: Array, sums: list[Array]) -> list[Array]:
+            m = _load(memories, self.t, s.slot_rows, s.block(row))
+            kernels = [self.kernel(i, row, column) for i in which]
+            return [x + self.dot(m, kernel) for x, kernel in zip(sums, kernels, strict=True)]
 
-    def slot_part(self, m: list[Array], column: int) -> Array:
+        zeros = jnp.zeros((s.slot_rows.size, s.width), jnp.float32)
+        return _loop(s.blocks, add, [zeros for _ in which])
+
+    def slot_part(self, memories: Ref, column: Array) -> Array:
         """e^2a, a block [K, width] of Eq. 1; see `attention.additive_scores`."""
         s = self.sizes
-        a = self.before(m, 0, column)
-        a = a + _load(self.inputs.identity, s.slot_rows(), s.block(column))
+        (a,) = self.products(memories, (0,), column)
+        a = a + _load(self.inputs.identity, s.slot_rows, s.block(column))
         return jnp.exp(2.0 * jnp.clip(a, -40.0, 40.0))
 
-    def sigmoids(self, n: Array, slot_part: Array, column: int) -> Array:
+    def sigmoids(self, n: Array, slot_part: Array, column: Array) -> Array:
         """1 / (1 + e^2a e^2b) for item n, [K, width]."""
         b = _load(self.inputs.projected, self.t, n, self.sizes.block(column)).astype(jnp.float32)
         return 1.0 / (1.0 + slot_part * jnp.exp(2.0 * jnp.clip(b, -40.0, 40.0)))
@@ -291,60 +294,76 @@ class _Program(NamedTuple):
     def weights(self, parts: Ref) -> Array:
         """Weights p of Eq. 1, [K, N]. Scores leave out a number that all slots share."""
         s = self.sizes
-        shape = s.slot_rows().size, s.item_rows().size
+        shape = s.slot_rows.size, s.item_rows.size
         slot, item = (jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
-        scores = jnp.zeros(shape, jnp.float32)
-        for column in s.blocks:
-            part = _load(parts, self.t, s.slot_rows(), s.block(column))
+
+        def block(column: Array, scores: Array) -> Array:
+            part = _load(parts, self.t, s.slot_rows, s.block(column))
             w = -2.0 * _load(self.inputs.score, s.block(column))
 
-            def add(n: Array, scores: Array, part=part, w=w, column=column) -> Array:
+            def add(n: Array, scores: Array) -> Array:
                 score = (w * self.sigmoids(n, part, column)).sum(1)
                 return jnp.where(item == n, scores + score[:, None], scores)
 
-            scores = jax.lax.fori_loop(0, s.items, add, scores)
-        exists = _load(self.flags.mask, self.t, s.item_rows())[None] > 0
+            return _loop(s.items, add, scores)
+
+        scores = _loop(s.blocks, block, jnp.zeros(shape, jnp.float32))
+        exists = _load(self.flags.mask, self.t, s.item_rows)[None] > 0
         return masked_softmax(scores, exists & (slot < s.slots), self.axis)
 
-    def gru(self, m: list[Array], p: Array, column: int) -> tuple[Array, ...]:
+    def gru(self, memories: Ref, p: Array, column: Array) -> tuple[Array, ...]:
         """A block of r, z, n and of the past that r scales; see `recurrent.gru`."""
-        s = self.sizes
-        bias = [_load(self.inputs.bias, i, s.block(column)) for i in range(4)]
-        gates = [
-            self.dot(p, _load(self.inputs.gates, self.t, s.item_rows(), i, s.block(column)))
-            + bias[i]
-            for i in range(3)
-        ]
-        recurrent = [self.before(m, i, column) for i in (1, 2, 3)]
-        r, z = (jax.nn.sigmoid(x + y) for x, y in zip(gates[:2], recurrent[:2], strict=True))
-        past = recurrent[2] + bias[3]
+        s, block = self.sizes, self.sizes.block(column)
+        bias = [_load(self.inputs.bias, i, block) for i in range(4)]
+        features = [_load(self.inputs.gates, self.t, s.item_rows, i, block) for i in range(3)]
+        gates = [self.dot(p, x) + bias[i] for i, x in enumerate(features)]
+        before = self.products(memories, (1, 2, 3), column)
+        r, z = (jax.nn.sigmoid(gates[i] + before[i]) for i in range(2))
+        past = before[2] + bias[3]
         return r, z, jnp.tanh(gates[2] + r * past), past
+
+
+def _loop(length: int, body: Callable[[Array, _C], _C], carry: _C) -> _C:
+    """A loop in the kernel: an unrolled one would fill the registers with addresses."""
+    last: _C = jax.lax.fori_loop(0, length, body, carry)
+    return last
 
 
 def _forward_kernel(
     sizes: _Sizes, axis: int, on_gpu: bool, inputs: _Inputs, flags: _Flags, *out: Ref
 ) -> None:
-    """Writes one stream."""
+    """Writes one stream. Between barriers, no tile is read that another thread may write."""
     s, saved = sizes, _Saved(*out)
+    slots, items = s.slot_rows, s.item_rows
+    program = functools.partial(_Program, sizes, axis, on_gpu, inputs, flags)
 
-    def segment(t: Array, m: list[Array]) -> list[Array]:
-        program = _Program(sizes, axis, on_gpu, inputs, flags, t)
-        for column in s.blocks:
-            _store(saved.parts, program.slot_part(m, column), t, s.slot_rows(), s.block(column))
-        program.barrier()
-        p = program.weights(saved.parts)
-        _store(saved.weights, p, t, s.slot_rows(), s.item_rows())
-        new = []
-        for column, old in zip(s.blocks, m, strict=True):
-            _, z, n, _ = program.gru(m, p, column)
-            new.append(jnp.where(flags.alive[t] > 0, n + z * (old - n), old))
-            _store(saved.memories, new[-1], t + 1, s.slot_rows(), s.block(column))
-        return new
+    def segment(t: Array, _: None) -> None:
+        now = program(t)
 
-    m = [_load(inputs.memory, s.slot_rows(), s.block(i)) for i in s.blocks]
-    for column, tile in zip(s.blocks, m, strict=True):
-        _store(saved.memories, tile, 0, s.slot_rows(), s.block(column))
-    jax.lax.fori_loop(0, s.segments, segment, m)
+        def part(column: Array, _: None) -> None:
+            _store(saved.parts, now.slot_part(saved.memories, column), t, slots, s.block(column))
+
+        _loop(s.blocks, part, None)
+        now.barrier()
+        p = now.weights(saved.parts)
+        _store(saved.weights, p, t, slots, items)
+
+        def update(column: Array, _: None) -> None:
+            _, z, n, _ = now.gru(saved.memories, p, column)
+            old = _load(saved.memories, t, slots, s.block(column))
+            new = jnp.where(flags.alive[t] > 0, n + z * (old - n), old)
+            _store(saved.memories, new, t + 1, slots, s.block(column))
+
+        _loop(s.blocks, update, None)
+        now.barrier()
+
+    def copy(column: Array, _: None) -> None:
+        first = _load(inputs.memory, slots, s.block(column))
+        _store(saved.memories, first, 0, slots, s.block(column))
+
+    _loop(s.blocks, copy, None)
+    program(0).barrier()
+    _loop(s.segments, segment, None)
 
 
 def _backward_kernel(
@@ -357,75 +376,102 @@ def _backward_kernel(
     d_memories: Ref,
     *gradients: Ref,
 ) -> None:
-    """The gradients of one stream, from the last segment to the first."""
+    """The gradients of one stream, from the last segment to the first.
+
+    `out.memory` is the gradient of the memory between two segments.
+    """
     s, out = sizes, _Gradients(*gradients)
-    slots, items = s.slot_rows(), s.item_rows()
+    slots, items = s.slot_rows, s.item_rows
+    program = functools.partial(_Program, sizes, axis, on_gpu, inputs, flags)
 
-    def gru(program: _Program, m: list[Array], p: Array, d_m: list[Array]) -> Any:
-        """Backward through Eq. 2; see `recurrent._gated`. Also returns the gradient of p."""
-        t, d_p, d_old = program.t, jnp.zeros_like(p), list(d_m)
-        for column in s.blocks:
-            r, z, n, past = program.gru(m, p, column)
-            d = jnp.where(flags.alive[t] > 0, d_m[column], 0.0)
-            d_n = d * (1.0 - z) * (1.0 - n * n)
-            d_r, d_z = d_n * past * r * (1.0 - r), d * (m[column] - n) * z * (1.0 - z)
-            d_old[column] += (z - 1.0) * d
-            for i, d_before in enumerate((d_r, d_z, d_n * r, d_n)):
-                _store(out.before, d_before, t, slots, i + 1, s.block(column))
-        program.barrier()
-        for column in s.blocks:
-            block = s.block(column)
-            d_r, d_z, d_past, d_n = (_load(out.before, t, slots, i, block) for i in (1, 2, 3, 4))
-            for i, d_gate in enumerate((d_r, d_z, d_n)):
-                d_p += program.dot(d_gate, _load(inputs.gates, t, items, i, block), (1, 1))
-                _store(out.gates, program.dot(p, d_gate, (0, 0)), t, items, i, block)
-            for i, d_before in enumerate((d_r, d_z, d_past)):
-                d_old = program.add_gradient(d_old, d_before, i + 1, column)
-        return d_old, d_p
-
-    def attention(program: _Program, d_m: list[Array], d_w: list[Array]) -> Any:
-        """Backward through the scores of Eq. 1; see `attention.additive_scores`."""
-        t = program.t
-        for column in s.blocks:
-            part = _load(saved.parts, t, slots, s.block(column))
-            w = 4.0 * _load(inputs.score, s.block(column))
-
-            def add(n: Array, sums: tuple[Array, Array], column=column, part=part, w=w) -> Any:
-                sigmoids = program.sigmoids(n, part, column)
-                d = _load(out.scores, t, slots, n)[:, None] * sigmoids
-                slope = d - d * sigmoids
-                _store(out.projected, w * slope.sum(0), t, n, s.block(column))
-                return sums[0] + slope, sums[1] + d
-
-            zeros = jnp.zeros_like(part)
-            d_a, total = jax.lax.fori_loop(0, s.items, add, (zeros, zeros))
-            d_a, d_w[column] = w * d_a, d_w[column] - 2.0 * total.sum(0)
-            _store(out.before, d_a, t, slots, 0, s.block(column))
-            d_m = program.add_gradient(d_m, d_a, 0, column)
-        return d_m, d_w
-
-    def segment(i: Array, carry: Any) -> Any:
+    def segment(i: Array, _: None) -> None:
         t = s.segments - 1 - i
-        d_m, d_w = carry
-        m = [_load(saved.memories, t, slots, s.block(i)) for i in s.blocks]
-        d_m = [x + _load(d_memories, t + 1, slots, s.block(i)) for i, x in enumerate(d_m)]
-        p = _load(saved.weights, t, slots, items)
-        program = _Program(sizes, axis, on_gpu, inputs, flags, t)
-        d_m, d_p = gru(program, m, p, d_m)
+        now, p = program(t), _load(saved.weights, t, slots, items)
+        _loop(s.blocks, functools.partial(_backward_gates, now, saved, d_memories, out, p), None)
+        now.barrier()
+        d_p = _loop(s.blocks, functools.partial(_backward_products, now, out, p), jnp.zeros_like(p))
         _store(out.scores, p * (d_p - (p * d_p).sum(axis, keepdims=True)), t, slots, items)
-        program.barrier()
-        d_m, d_w = attention(program, d_m, list(d_w))
-        return [jnp.where(flags.cut[t] > 0, 0.0, x) for x in d_m], d_w
+        now.barrier()
+        _loop(s.blocks, functools.partial(_backward_scores, now, saved, out), None)
+        now.barrier()
+        _loop(s.blocks, functools.partial(_backward_memory, now, out), None)
+        now.barrier()
 
-    zeros = tuple(
-        [jnp.zeros(shape, jnp.float32) for _ in s.blocks]
-        for shape in ((slots.size, s.width), (s.width,))
-    )
-    d_m, d_w = jax.lax.fori_loop(0, s.segments, segment, zeros)
-    for i in s.blocks:
-        d_first = d_m[i] + _load(d_memories, 0, slots, s.block(i))
-        _store(out.memory, d_first, slots, s.block(i))
-        _store(out.score, d_w[i], s.block(i))
+    def begin(column: Array, _: None) -> None:
+        zeros = jnp.zeros((slots.size, s.width), jnp.float32)
+        _store(out.memory, zeros, slots, s.block(column))
+
+    def end(column: Array, _: None) -> None:
+        place = slots, s.block(column)
+        _store(out.memory, _load(out.memory, *place) + _load(d_memories, 0, *place), *place)
+
+    _loop(s.blocks, begin, None)
+    program(0).barrier()
+    _loop(s.segments, segment, None)
+    _loop(s.blocks, end, None)
+
+
+def _backward_gates(
+    now: _Program, saved: _Saved, d_memories: Ref, out: _Gradients, p: Array, column: Array, _: None
+) -> None:
+    """Backward through the elementwise part of Eq. 2; see `recurrent._gated`."""
+    t, slots, block = now.t, now.sizes.slot_rows, now.sizes.block(column)
+    r, z, n, past = now.gru(saved.memories, p, column)
+    m = _load(saved.memories, t, slots, block)
+    d_m = _load(out.memory, slots, block) + _load(d_memories, t + 1, slots, block)
+    d = jnp.where(now.flags.alive[t] > 0, d_m, 0.0)
+    d_n = d * (1.0 - z) * (1.0 - n * n)
+    d_r, d_z = d_n * past * r * (1.0 - r), d * (m - n) * z * (1.0 - z)
+    for i, x in enumerate((d_r, d_z, d_n * r, d_n)):
+        _store(out.before, x, t, slots, i + 1, block)
+    _store(out.memory, d_m + (z - 1.0) * d, slots, block)
+
+
+def _backward_products(
+    now: _Program, out: _Gradients, p: Array, column: Array, d_p: Array
+) -> Array:
+    """Adds to the gradient of p, and stores that of the gates' features."""
+    s, t, block = now.sizes, now.t, now.sizes.block(column)
+    for i, gate in enumerate((1, 2, 4)):
+        d_gate = _load(out.before, t, s.slot_rows, gate, block)
+        features = _load(now.inputs.gates, t, s.item_rows, i, block)
+        d_p += now.dot(d_gate, features, (1, 1))
+        _store(out.gates, now.dot(p, d_gate, (0, 0)), t, s.item_rows, i, block)
+    return d_p
+
+
+def _backward_scores(now: _Program, saved: _Saved, out: _Gradients, column: Array, _: None) -> None:
+    """Backward through the scores of Eq. 1; see `attention.additive_scores`."""
+    t, slots, block = now.t, now.sizes.slot_rows, now.sizes.block(column)
+    part = _load(saved.parts, t, slots, block)
+    w = 4.0 * _load(now.inputs.score, block)
+
+    def add(n: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+        sigmoids = now.sigmoids(n, part, column)
+        d = _load(out.scores, t, slots, n)[:, None] * sigmoids
+        slope = d - d * sigmoids
+        _store(out.projected, w * slope.sum(0), t, n, block)
+        return sums[0] + slope, sums[1] + d
+
+    zeros = jnp.zeros_like(part)
+    d_a, d_w = _loop(now.sizes.items, add, (zeros, zeros))
+    _store(out.before, w * d_a, t, slots, 0, block)
+    _store(out.score, -2.0 * d_w.sum(0), t, block)
+
+
+def _backward_memory(now: _Program, out: _Gradients, row: Array, _: None) -> None:
+    """Adds the gradients that come through the four products of m."""
+    s, t = now.sizes, now.t
+
+    def add(column: Array, d_m: Array) -> Array:
+        for i in range(4):
+            d = _load(out.before, t, s.slot_rows, i, s.block(column))
+            d_m += now.dot(d, now.kernel(i, row, column), (1, 1))
+        return d_m
+
+    place = s.slot_rows, s.block(row)
+    d_m = _loop(s.blocks, add, _load(out.memory, *place))
+    _store(out.memory, jnp.where(now.flags.cut[t] > 0, 0.0, d_m), *place)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -462,7 +508,7 @@ def _write_backward(axis: int, residuals: Any, d_memories: Array) -> tuple[_Inpu
         gates=out.gates,
         kernels=kernels.astype(dtype),
         bias=jnp.stack([r, z, n, past]),
-        score=out.score.sum(0),
+        score=out.score.sum((0, 1)),
         identity=out.before[..., 0, :].sum((0, 1), jnp.float32),
     ), None
 
