@@ -1,24 +1,32 @@
-"""The scan of the rehearsal machine as one kernel, which keeps the memory on chip.
+"""The scan of the rehearsal machine as one kernel, forward and backward.
 
-`write_segments` does what `lax.scan` over `write` does, in one launch forward and one backward. On
-a CUDA device the kernel is Pallas, lowered by Triton. Mosaic GPU has no float32 products, and TPUs
-have no launches to save. Elsewhere Pallas interprets the kernel, which is for tests.
+`write_segments` does what `lax.scan` over `write` does. The scan starts dozens of small kernels for
+each segment, this starts one for all segments. On a CUDA device it is Pallas, lowered by Triton.
+JAX 0.11 and 0.12 still have that lowering, but they warn that it will go. Mosaic GPU, its successor
+in Pallas, has no float32 products. Elsewhere Pallas interprets the kernel, which is for tests.
 
-The sequential part is small, since two products leave the scan:
+Some products leave the sequential part, and run for all segments at once:
 
     before  W2 f + b of Eq. 1, and the GRU's input kernel times f: (p f) W = p (f W), p = weights.
-    inside  a = m W1 and the three recurrent products; scores; p; the GRU; m stays in registers.
+    inside  a = m W1 and the three recurrent products; scores; p; the GRU.
     after   gradients of the kernels: one product of the memories with the gradients of a and of
             the recurrent products, which the backward kernel writes.
 
-The last choice costs 16 B T K d bytes, 1 GB at T 50, K 20, d 64 and 1,024 streams, which an H100
-writes and reads in less than a millisecond. Sums inside the kernel would need d x 4d numbers for
-each stream, which fit on no chip from d = 128 on. The backward kernel computes a segment again from
-the memory before it and the weights p, which the forward kernel writes.
+The last choice writes 20 B T K d bytes: 1.3 GB at T 50, K 20, d 64 and 1,024 streams, less than a
+millisecond on an H100, and one launch. Sums inside the kernel would need d x 4d numbers for each
+stream, which fit on no chip from d = 128 on. The forward kernel writes memories, p and e^2a of each
+segment; the backward kernel computes the gates again.
 
-One program writes one stream, so any number of streams will do. A tile has 2^i rows and columns, at
-least 16; masked loads and stores cut it to K slots, N items and d features. Wider machines have
-several blocks of 64 features, unrolled.
+One program of 256 threads writes one stream, so any number of streams will do. A tile has 2^i rows
+and columns, at least 16. Masked loads and stores cut it to K slots, N items and d features; d has
+blocks of 64. Loops over blocks are not unrolled, so registers do not depend on d. The memory, 4 K d
+bytes, passes from segment to segment through the cache of its multiprocessor; it is written for the
+backward pass in any case.
+
+Compiled for sm_90a by Triton 3.9, K = N = 20: 255 registers a thread, so one program is on a
+multiprocessor at a time; 16 KB of shared memory at d = 64 and 24 KB at d = 256, for one tile of a
+kernel. The forward kernel spills nothing at d = 64, the backward one 304 bytes a thread. With
+unrolled blocks it was 2 KB, and at d = 128 50 KB. In bfloat16 it is 8 bytes.
 """
 
 from __future__ import annotations
@@ -54,7 +62,8 @@ def wanted(fused: str) -> bool:
 
 def faster() -> bool:
     """Whether float32 products may be in TF32 where this is traced."""
-    return jax.config.jax_default_matmul_precision == "tensorfloat32"
+    precision: object = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    return precision == "tensorfloat32"
 
 
 def write_segments(
@@ -335,34 +344,36 @@ def _forward_kernel(
     """Writes one stream. Between barriers, no tile is read that another thread may write."""
     s, saved = sizes, _Saved(*out)
     slots, items = s.slot_rows, s.item_rows
-    program = functools.partial(_Program, sizes, axis, on_gpu, inputs, flags)
+    of_segment = functools.partial(_Program, sizes, axis, on_gpu, inputs, flags)
 
     def segment(t: Array, _: None) -> None:
-        now = program(t)
+        program = of_segment(t)
 
         def part(column: Array, _: None) -> None:
-            _store(saved.parts, now.slot_part(saved.memories, column), t, slots, s.block(column))
+            _store(
+                saved.parts, program.slot_part(saved.memories, column), t, slots, s.block(column)
+            )
 
         _loop(s.blocks, part, None)
-        now.barrier()
-        p = now.weights(saved.parts)
+        program.barrier()
+        p = program.weights(saved.parts)
         _store(saved.weights, p, t, slots, items)
 
         def update(column: Array, _: None) -> None:
-            _, z, n, _ = now.gru(saved.memories, p, column)
+            z, n = program.gru(saved.memories, p, column)[1:3]
             old = _load(saved.memories, t, slots, s.block(column))
             new = jnp.where(flags.alive[t] > 0, n + z * (old - n), old)
             _store(saved.memories, new, t + 1, slots, s.block(column))
 
         _loop(s.blocks, update, None)
-        now.barrier()
+        program.barrier()
 
     def copy(column: Array, _: None) -> None:
         first = _load(inputs.memory, slots, s.block(column))
         _store(saved.memories, first, 0, slots, s.block(column))
 
     _loop(s.blocks, copy, None)
-    program(0).barrier()
+    of_segment(0).barrier()
     _loop(s.segments, segment, None)
 
 
@@ -382,20 +393,24 @@ def _backward_kernel(
     """
     s, out = sizes, _Gradients(*gradients)
     slots, items = s.slot_rows, s.item_rows
-    program = functools.partial(_Program, sizes, axis, on_gpu, inputs, flags)
+    of_segment = functools.partial(_Program, sizes, axis, on_gpu, inputs, flags)
 
     def segment(i: Array, _: None) -> None:
         t = s.segments - 1 - i
-        now, p = program(t), _load(saved.weights, t, slots, items)
-        _loop(s.blocks, functools.partial(_backward_gates, now, saved, d_memories, out, p), None)
-        now.barrier()
-        d_p = _loop(s.blocks, functools.partial(_backward_products, now, out, p), jnp.zeros_like(p))
+        program, p = of_segment(t), _load(saved.weights, t, slots, items)
+        _loop(
+            s.blocks, functools.partial(_backward_gates, program, saved, d_memories, out, p), None
+        )
+        program.barrier()
+        d_p = _loop(
+            s.blocks, functools.partial(_backward_products, program, out, p), jnp.zeros_like(p)
+        )
         _store(out.scores, p * (d_p - (p * d_p).sum(axis, keepdims=True)), t, slots, items)
-        now.barrier()
-        _loop(s.blocks, functools.partial(_backward_scores, now, saved, out), None)
-        now.barrier()
-        _loop(s.blocks, functools.partial(_backward_memory, now, out), None)
-        now.barrier()
+        program.barrier()
+        _loop(s.blocks, functools.partial(_backward_scores, program, saved, out), None)
+        program.barrier()
+        _loop(s.blocks, functools.partial(_backward_memory, program, out), None)
+        program.barrier()
 
     def begin(column: Array, _: None) -> None:
         zeros = jnp.zeros((slots.size, s.width), jnp.float32)
@@ -406,20 +421,26 @@ def _backward_kernel(
         _store(out.memory, _load(out.memory, *place) + _load(d_memories, 0, *place), *place)
 
     _loop(s.blocks, begin, None)
-    program(0).barrier()
+    of_segment(0).barrier()
     _loop(s.segments, segment, None)
     _loop(s.blocks, end, None)
 
 
 def _backward_gates(
-    now: _Program, saved: _Saved, d_memories: Ref, out: _Gradients, p: Array, column: Array, _: None
+    program: _Program,
+    saved: _Saved,
+    d_memories: Ref,
+    out: _Gradients,
+    p: Array,
+    column: Array,
+    _: None,
 ) -> None:
     """Backward through the elementwise part of Eq. 2; see `recurrent._gated`."""
-    t, slots, block = now.t, now.sizes.slot_rows, now.sizes.block(column)
-    r, z, n, past = now.gru(saved.memories, p, column)
+    t, slots, block = program.t, program.sizes.slot_rows, program.sizes.block(column)
+    r, z, n, past = program.gru(saved.memories, p, column)
     m = _load(saved.memories, t, slots, block)
     d_m = _load(out.memory, slots, block) + _load(d_memories, t + 1, slots, block)
-    d = jnp.where(now.flags.alive[t] > 0, d_m, 0.0)
+    d = jnp.where(program.flags.alive[t] > 0, d_m, 0.0)
     d_n = d * (1.0 - z) * (1.0 - n * n)
     d_r, d_z = d_n * past * r * (1.0 - r), d * (m - n) * z * (1.0 - z)
     for i, x in enumerate((d_r, d_z, d_n * r, d_n)):
@@ -428,50 +449,52 @@ def _backward_gates(
 
 
 def _backward_products(
-    now: _Program, out: _Gradients, p: Array, column: Array, d_p: Array
+    program: _Program, out: _Gradients, p: Array, column: Array, d_p: Array
 ) -> Array:
     """Adds to the gradient of p, and stores that of the gates' features."""
-    s, t, block = now.sizes, now.t, now.sizes.block(column)
+    s, t, block = program.sizes, program.t, program.sizes.block(column)
     for i, gate in enumerate((1, 2, 4)):
         d_gate = _load(out.before, t, s.slot_rows, gate, block)
-        features = _load(now.inputs.gates, t, s.item_rows, i, block)
-        d_p += now.dot(d_gate, features, (1, 1))
-        _store(out.gates, now.dot(p, d_gate, (0, 0)), t, s.item_rows, i, block)
+        features = _load(program.inputs.gates, t, s.item_rows, i, block)
+        d_p += program.dot(d_gate, features, (1, 1))
+        _store(out.gates, program.dot(p, d_gate, (0, 0)), t, s.item_rows, i, block)
     return d_p
 
 
-def _backward_scores(now: _Program, saved: _Saved, out: _Gradients, column: Array, _: None) -> None:
+def _backward_scores(
+    program: _Program, saved: _Saved, out: _Gradients, column: Array, _: None
+) -> None:
     """Backward through the scores of Eq. 1; see `attention.additive_scores`."""
-    t, slots, block = now.t, now.sizes.slot_rows, now.sizes.block(column)
+    t, slots, block = program.t, program.sizes.slot_rows, program.sizes.block(column)
     part = _load(saved.parts, t, slots, block)
-    w = 4.0 * _load(now.inputs.score, block)
+    w = 4.0 * _load(program.inputs.score, block)
 
     def add(n: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
-        sigmoids = now.sigmoids(n, part, column)
+        sigmoids = program.sigmoids(n, part, column)
         d = _load(out.scores, t, slots, n)[:, None] * sigmoids
         slope = d - d * sigmoids
         _store(out.projected, w * slope.sum(0), t, n, block)
         return sums[0] + slope, sums[1] + d
 
     zeros = jnp.zeros_like(part)
-    d_a, d_w = _loop(now.sizes.items, add, (zeros, zeros))
+    d_a, d_w = _loop(program.sizes.items, add, (zeros, zeros))
     _store(out.before, w * d_a, t, slots, 0, block)
     _store(out.score, -2.0 * d_w.sum(0), t, block)
 
 
-def _backward_memory(now: _Program, out: _Gradients, row: Array, _: None) -> None:
+def _backward_memory(program: _Program, out: _Gradients, row: Array, _: None) -> None:
     """Adds the gradients that come through the four products of m."""
-    s, t = now.sizes, now.t
+    s, t = program.sizes, program.t
 
     def add(column: Array, d_m: Array) -> Array:
         for i in range(4):
             d = _load(out.before, t, s.slot_rows, i, s.block(column))
-            d_m += now.dot(d, now.kernel(i, row, column), (1, 1))
+            d_m += program.dot(d, program.kernel(i, row, column), (1, 1))
         return d_m
 
     place = s.slot_rows, s.block(row)
     d_m = _loop(s.blocks, add, _load(out.memory, *place))
-    _store(out.memory, jnp.where(now.flags.cut[t] > 0, 0.0, d_m), *place)
+    _store(out.memory, jnp.where(program.flags.cut[t] > 0, 0.0, d_m), *place)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -482,22 +505,19 @@ def _write(axis: int, inputs: _Inputs, flags: _Flags) -> Array:
 
 def _write_forward(axis: int, inputs: _Inputs, flags: _Flags) -> tuple[Array, Any]:
     s = _sizes(inputs)
-    shapes = _Saved(*(jax.ShapeDtypeStruct(s.shape(axes), jnp.float32) for axes in _SAVED))
     kernel = functools.partial(_forward_kernel, s, axis)
-    saved = _launch(kernel, s, (_INPUTS, _FLAGS), _SAVED, shapes, inputs, flags)
+    dtypes = _Saved(jnp.float32, jnp.float32, jnp.float32)
+    saved = _launch(kernel, s, (_INPUTS, _FLAGS), _SAVED, dtypes, inputs, flags)
     return saved.memories, (inputs, flags, saved)
 
 
 def _write_backward(axis: int, residuals: Any, d_memories: Array) -> tuple[_Inputs, None]:
     inputs, flags, saved = residuals
     s, dtype = _sizes(inputs), inputs.kernels.dtype
-    like = _Gradients(jnp.float32, dtype, dtype, dtype, jnp.float32, jnp.float32)
-    shapes = jax.tree.map(
-        lambda axes, dtype: jax.ShapeDtypeStruct(s.shape(axes), dtype), _GRADIENTS, like
-    )
+    dtypes = _Gradients(jnp.float32, dtype, dtype, dtype, jnp.float32, jnp.float32)
     kernel = functools.partial(_backward_kernel, s, axis)
     axes = (_INPUTS, _FLAGS, _SAVED, _SAVED.memories)
-    out = _launch(kernel, s, axes, _GRADIENTS, shapes, inputs, flags, saved, d_memories)
+    out = _launch(kernel, s, axes, _GRADIENTS, dtypes, inputs, flags, saved, d_memories)
     memories = saved.memories[:-1].astype(dtype)
     f32 = dict(preferred_element_type=jnp.float32)
     kernels = jnp.einsum("tbki,tbkjo->jio", memories, out.before[..., :4, :], **f32)
@@ -522,9 +542,11 @@ def _sizes(inputs: _Inputs) -> _Sizes:
 
 
 def _launch(
-    kernel: Any, sizes: _Sizes, in_axes: Any, out_axes: Any, shapes: Any, *args: Any
+    kernel: Any, sizes: _Sizes, in_axes: Any, out_axes: Any, dtypes: Any, *args: Any
 ) -> Any:
     """Runs a kernel, one program for each stream: by Triton on a CUDA device, else interpreted."""
+    zeros = lambda axes, dtype: jnp.zeros(sizes.shape(axes), dtype)
+    shapes = jax.eval_shape(lambda: jax.tree.map(zeros, out_axes, dtypes))
 
     def run(*args: Any, on_gpu: bool) -> Any:
         return pl.pallas_call(

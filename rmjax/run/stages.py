@@ -171,15 +171,13 @@ def map_stage(run: Run, stage: Stage, cut: bool = True) -> Mapped:
         split_layers=t.split_layers,
     )
     compiling = f"{stage.name}: compiling the"
-    steps = ("train_step", "scores", "measure", "rehearsals", "compiled")
-    mapped = mapped._replace(
-        **{name: in_precision(getattr(mapped, name), t.compute_dtype) for name in steps}
-    )
+    precise = functools.partial(in_precision, compute_dtype=t.compute_dtype)
     return mapped._replace(
-        train_step=announced(mapped.train_step, f"{compiling} train step"),
-        scores=announced(mapped.scores, f"{compiling} evaluation step"),
-        measure=announced(mapped.measure, f"{compiling} evaluation step"),
-        rehearsals=announced(mapped.rehearsals, f"{compiling} memory gain"),
+        train_step=announced(precise(mapped.train_step), f"{compiling} train step"),
+        scores=announced(precise(mapped.scores), f"{compiling} evaluation step"),
+        measure=announced(precise(mapped.measure), f"{compiling} evaluation step"),
+        rehearsals=announced(precise(mapped.rehearsals), f"{compiling} memory gain"),
+        compiled=precise(mapped.compiled),
     )
 
 

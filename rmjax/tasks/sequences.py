@@ -274,7 +274,7 @@ def context_of(
         segment_length=config.data.segment_length,
         max_segments=max_segments,
         classes=classes,
-        dtype=array_dtype(config),
+        dtype=jnp.dtype(array_dtype(config)),
         engrams=engrams,
     )
 
