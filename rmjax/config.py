@@ -189,8 +189,10 @@ _FIELDS: dict[str, Field] = {
     "train.warmup": Field(0.0, below(0, 1),
         "share of the steps in which both stages' learning rates rise linearly from 0"),
     "train.clip": Field(5.0, above(0), "largest norm of the gradient"),
-    "train.compute_dtype": Field("float32", one_of("float32", "bfloat16"),
-        "number format of matrix products in Transformers; parameters stay float32"),
+    "train.compute_dtype": Field("float32", one_of("float32", "tensorfloat32", "bfloat16"),
+        "number format of matrix products; parameters stay float32. tensorfloat32: on a GPU all "
+        "products have 10 bits of fraction, elsewhere it is float32; bfloat16: products in "
+        "Transformers, and on a GPU the others are tensorfloat32"),
     "train.devices": Field(0, at_least(0), "number of devices; 0: all"),
     "train.mapping": Field("pmap", one_of("pmap", "mesh"),
         "method that spreads a step over devices"),
@@ -369,6 +371,11 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         cure = "options are flags, such as --mode=eval, without spaces around ="
         raise SystemExit(f"unexpected arguments: {' '.join(rest[1:])}; {cure}")
     return rest
+
+
+def array_dtype(config: ConfigDict) -> str:
+    """The dtype of arrays in matrix products; TF32 is no dtype, but a way to multiply float32."""
+    return "bfloat16" if config.train.compute_dtype == "bfloat16" else "float32"
 
 
 def reads(config: ConfigDict, name: str) -> bool:

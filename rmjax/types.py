@@ -215,6 +215,23 @@ class MemoryMachine(NamedTuple):
     """Path in the parameters to the item table, one row for each item id; None: no such table."""
     has_loss: bool = False
     """Whether the aux of `write` is added to the loss."""
+    write_segments: Callable[..., Memory] | None = None
+    """write_segments(params, memory, features, mask, cut): writes t segments at once.
+
+    `memorize` calls it in place of a scan over `write`. It has the results of that scan, padding
+    and counts of segments included. None: the machine has no faster way than the scan. A machine
+    that has a loss of its own, or draws in `write`, has none.
+
+    Args:
+      params: from `init`.
+      memory: of B streams.
+      features: of the segments, a pytree of [t, B, ...].
+      mask: bool [t, B, N].
+      cut: bool [t, B], true where no gradient may pass to earlier segments; None: nowhere.
+
+    Returns:
+      The memory after each segment, leading axes [t, B].
+    """
 
 
 @dataclasses.dataclass(frozen=True)

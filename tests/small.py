@@ -28,6 +28,7 @@ MACHINES = {  # name -> kind, settings
         "rehearsal",
         SLOTS | {"encoder": "bigru", "normalize": "items", "slot_identity": True},
     ),
+    "rehearsal-fused": ("rehearsal", SLOTS | {"fused": "on"}),
     "continual": ("continual", SLOTS | {"subspaces": 2, "slot_dim": 6}),
     "gru": ("gru", {"dim": DIM}),
     "buffer": ("buffer", {"dim": DIM, "buffer_length": 3 * N, "recent": 5}),

@@ -34,7 +34,9 @@ same = chex.assert_trees_all_equal
 
 
 CASES = [
-    pytest.param(n, marks=pytest.mark.slow if n in ("rehearsal-bigru", "nutm") else ())
+    pytest.param(
+        n, marks=pytest.mark.slow if n in ("rehearsal-bigru", "rehearsal-fused", "nutm") else ()
+    )
     for n in MACHINES
 ]
 

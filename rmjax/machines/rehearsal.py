@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+
 from rmjax.layers import recurrent
-from rmjax.machines import slots
-from rmjax.machines.slots import Settings, SlotMemory, slot_attention
+from rmjax.machines import fused, slots
+from rmjax.machines.slots import SlotMemory, slot_attention
+from rmjax.registry import one_of, setting
 from rmjax.types import Array, Context, Key, MemoryMachine, Params
 
 __all__ = ["Settings", "SlotMemory", "make", "slot_attention"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(slots.Settings):
+    """Settings of the rehearsal machine: those of every slot machine, and the kind of scan."""
+
+    fused: str = setting(
+        "off",
+        one_of("off", "on", "auto"),
+        "one kernel for the scan over segments; on: everywhere, without a GPU slowly; auto: on a "
+        "GPU, once the kernel's tests have passed on one",
+    )
 
 
 def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
@@ -21,4 +37,13 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
         return recurrent.gru(params, slots, recurrent.gru_input(params, aligned))  # RM Eq. 2
 
     widths = slots.Widths(dim, dim, dim)
-    return slots.make(num_items, settings, context, widths, slots.Update(init, apply))
+    machine = slots.make(num_items, settings, context, widths, slots.Update(init, apply))
+    if not fused.wanted(settings.fused):
+        return machine
+    write_segments = functools.partial(
+        fused.write_segments,
+        normalize=settings.normalize,
+        slot_identity=settings.slot_identity,
+        dtype=context.dtype,
+    )
+    return machine._replace(write_segments=write_segments)

@@ -174,6 +174,10 @@ def _write_block(
     """
     items, mask, keys, cuts = block
     features = machine.encode(params, items, mask, fold(keys, 0))
+    if machine.write_segments is not None:
+        after = machine.write_segments(params, memory, features, mask, cuts)
+        none = jnp.zeros(len(mask))
+        return jax.tree.map(lambda x: x[-1], after), ((none, none), after if keep else None)
 
     def write_segment(memory: Memory, segment: _Segment) -> _Written:
         features, mask, key, cut = segment

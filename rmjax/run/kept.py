@@ -30,8 +30,8 @@ MAY_CHANGE = (
     "train.microbatch", "train.log_every", "train.loggers", "train.keep_last",
     "train.keep_best", "train.start_from", "train.new_items", "data.dir", "data.cache_dir",
     "data.ram_bytes", "data.workers", "data.prefetch", "data.vectors",
-    "data.activitynet.features", "data.table.path", "model.pretrained", "probe.steps",
-    "probe.fragments", "probe.streams",
+    "data.activitynet.features", "data.table.path", "machine.fused", "model.pretrained",
+    "probe.steps", "probe.fragments", "probe.streams",
 )  # fmt: skip
 
 

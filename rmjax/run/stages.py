@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -180,13 +181,41 @@ def map_stage(run: Run, stage: Stage, cut: bool = True) -> Mapped:
         sparse_items=t.sparse_items,
         split_layers=t.split_layers,
     )
-    say = lambda step, what: announced(step, f"{stage.name}: compiling the {what}", run.clock)
+    precise = functools.partial(in_precision, compute_dtype=t.compute_dtype)
+    say = lambda step, what: announced(
+        precise(step), f"{stage.name}: compiling the {what}", run.clock
+    )
     return mapped._replace(
         train_step=say(mapped.train_step, "train step"),
         scores=say(mapped.scores, "evaluation step"),
         measure=say(mapped.measure, "evaluation step"),
         rehearsals=say(mapped.rehearsals, "memory gain"),
+        compiled=precise(mapped.compiled),
     )
+
+
+def in_precision(step: Callable[..., Any], compute_dtype: str) -> Callable[..., Any]:
+    """Makes a step multiply as config.train.compute_dtype says.
+
+    By default JAX multiplies float32 arrays in TF32 on a GPU. A CPU has no such choice.
+
+    Args:
+      step: is traced when it is called.
+      compute_dtype: the value of the key.
+
+    Returns:
+      The step.
+    """
+    if jax.default_backend() != "gpu":
+        return step
+    precision = "float32" if compute_dtype == "float32" else "tensorfloat32"
+
+    @functools.wraps(step)
+    def wrapped(*args: Any) -> Any:
+        with jax.default_matmul_precision(precision):
+            return step(*args)
+
+    return wrapped
 
 
 def announced(step: Callable[..., Any], doing: str, clock: Clock) -> Callable[..., Any]:

@@ -180,7 +180,7 @@ class Model:
         if unknown:
             shown = ", ".join(map(repr, unknown[:3])) + (", ..." if len(unknown) > 3 else "")
             text = "%d items are unknown to the model, so left out: %s; it knows ids such as %r"
-            logging.warning(text, len(unknown), shown, self._names.ids.tolist()[0])
+            logging.warning(text, len(unknown), shown, self.names.ids.tolist()[0])
         return [places[places >= 0] for places in indices]
 
     def streams(self, **options: Any) -> Streams:

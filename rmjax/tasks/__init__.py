@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rmjax import machines, schedules
-from rmjax.config import is_sequence
+from rmjax.config import array_dtype, is_sequence
 from rmjax.data import describe
 from rmjax.data.source import Description, Source
 from rmjax.layers.transformer import Transformer
@@ -43,7 +43,7 @@ def make_machine(config: ConfigDict, data: Description) -> MemoryMachine:
         max_items=data.max_items,
         width=data.vector_width or data.feature_width,
         hops=config.reason.hops,
-        dtype=jnp.dtype(config.train.compute_dtype),
+        dtype=jnp.dtype(array_dtype(config)),
     )
     kind = config.machine.kind
     settings = MACHINES.settings(kind, config.machine, "config.machine.")
@@ -100,7 +100,7 @@ def make_reasoning(config: ConfigDict, data: Description) -> Reasoning:
       The task.
     """
     m, r = config.machine, config.rehearsal
-    dtype = jnp.dtype(config.train.compute_dtype)
+    dtype = jnp.dtype(array_dtype(config))
     item_dim = m.item_dim or m.dim if m.kind == "continual" else m.dim
     hidden = m.dim if config.reason.head == "mlp" else 0
     rehearsal = Rehearsal(

@@ -12,6 +12,7 @@ import numpy as np
 from absl import logging
 
 from rmjax import memoria
+from rmjax.config import array_dtype
 from rmjax.data.source import Description
 from rmjax.io import paths
 from rmjax.layers.keys import fold
@@ -301,7 +302,7 @@ def context_of(
         segment_length=config.data.segment_length,
         max_segments=max_segments,
         classes=classes,
-        dtype=config.train.compute_dtype,
+        dtype=jnp.dtype(array_dtype(config)),
         engrams=engrams,
     )
 

@@ -635,6 +635,7 @@ VARIANTS = {  # name -> changes, loss terms
     ),
     "blocks of 2, computed again": ({"machine.block": 2, "machine.remat": True}, REHEARSED),
     "bfloat16": ({"train.compute_dtype": "bfloat16"}, REHEARSED),
+    "fused scan": ({"machine.fused": "on"}, REHEARSED),
     "2 hops": ({"reason.hops": 2}, REHEARSED),
     "mlp head": ({"reason.head": "mlp"}, REHEARSED),
     "normalised over items": ({"machine.normalize": "items"}, REHEARSED),
