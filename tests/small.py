@@ -54,6 +54,7 @@ class Small(NamedTuple):
     run: Callable  # jitted memorize(params, items, mask, memory, key, positions)
     exact: Callable  # the same at full optimisation, for tests of bitwise equality
     learn: Callable  # jitted (params, items, mask, query, key) -> loss, gradient
+    read: Callable  # jitted machine.read
 
 
 def noise(init: Callable, seed: int = 0) -> Any:
@@ -76,7 +77,7 @@ def small(name: str, **how) -> Small:
     run = functools.partial(machines.memorize, machine, **how)
     exact = jax.jit(run, compiler_options={"xla_backend_optimization_level": 3})
     learn = jax.jit(jax.value_and_grad(loss))
-    return Small(machine, noise(machine.init), jax.jit(run), exact, learn)
+    return Small(machine, noise(machine.init), jax.jit(run), exact, learn, jax.jit(machine.read))
 
 
 def stream(seed: int = 0, batch: int = 3, segments: int = 4) -> tuple[np.ndarray, np.ndarray]:
