@@ -30,7 +30,7 @@ MACHINES = {  # name -> kind, settings
     ),
     "continual": ("continual", SLOTS | {"subspaces": 2, "slot_dim": 6}),
     "gru": ("gru", {"dim": DIM}),
-    "buffer": ("buffer", {"dim": DIM, "buffer_length": 3 * N, "recent": 5}),
+    "buffer": ("buffer", {"dim": DIM, "buffer_length": 3 * N, "recent": 5, "before": 1}),
     "directly_reason": ("directly_reason", {"dim": DIM, "buffer_length": 4 * N}),
     "decayed": ("decayed", {"dim": DIM, "decay": 0.9}),  # from outside, see tests/decayed.py
     "stm": ("stm", {"dim": DIM, "slots": 4, "queries": 2, "retention": 0.5}),

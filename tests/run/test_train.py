@@ -624,7 +624,7 @@ VARIANTS = {  # name -> changes, loss terms
     ),
     "buffer of the mean": (PLAIN | {"machine.kind": "buffer", "machine.recent": 0}, {"reason"}),
     "buffer of the latest": (
-        PLAIN | {"machine.kind": "buffer", "machine.pooled": False},
+        PLAIN | {"machine.kind": "buffer", "machine.pooled": False, "machine.before": 2},
         {"reason"},
     ),
     "blocks of 2, computed again": ({"machine.block": 2, "machine.remat": True}, REHEARSED),
