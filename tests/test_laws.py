@@ -61,8 +61,8 @@ def rows(tree, index):
 def test_any_split_of_a_stream_gives_the_same_memory(case):
     items, mask = stream()
     once = case.run(case.params, items, mask, key=keys(3))
-    # Parts of 0, 1, 3 and 4 segments: each length is a program to compile.
-    for cuts in ((0,), (1,), (3,), (4,), (1, 1), (0, 3, 4), (1, 2, 3)):
+    # Parts of 0, 1 and 3 segments: each length is a program to compile.
+    for cuts in ((1,), (3,), (1, 1), (0, 3, 4), (1, 2, 3)):
         memory, aux = case.machine.init_memory(case.params, 3), (0.0, 0.0)
         for part in zip(np.split(items, cuts, 1), np.split(mask, cuts, 1), strict=True):
             memory, _, added = case.run(case.params, *part, memory=memory, key=keys(3))
@@ -311,11 +311,11 @@ def test_memory_is_blind_to_queries_targets_and_negatives(case):
 
 def test_a_second_call_compiles_nothing_and_keeps_types(case):
     first = case.machine.init_memory(case.params, 3)
-    memory = case.run(case.params, *stream(), memory=first, key=keys(3)).memory
+    memory = case.run(case.params, *stream(segments=3), memory=first, key=keys(3)).memory
     chex.assert_trees_all_equal_structs(first, memory)
     chex.assert_trees_all_equal_shapes_and_dtypes(first, memory)
     programs = case.run._cache_size()
-    case.run(case.params, *stream(1), memory=memory, key=keys(3, 1))
+    case.run(case.params, *stream(1, segments=3), memory=memory, key=keys(3, 1))
     assert case.run._cache_size() == programs
 
 
