@@ -31,7 +31,7 @@ MACHINES = {  # name -> kind, settings
     "rehearsal-fused": ("rehearsal", SLOTS | {"fused": "on"}),
     "continual": ("continual", SLOTS | {"subspaces": 2, "slot_dim": 6}),
     "gru": ("gru", {"dim": DIM}),
-    "buffer": ("buffer", {"dim": DIM, "buffer_length": 3 * N, "recent": 5}),
+    "buffer": ("buffer", {"dim": DIM, "buffer_length": 3 * N, "recent": 5, "before": 1}),
     "directly_reason": ("directly_reason", {"dim": DIM, "buffer_length": 4 * N}),
     "decayed": ("decayed", {"dim": DIM, "decay": 0.9}),  # from outside, see tests/decayed.py
     "stm": ("stm", {"dim": DIM, "slots": 4, "queries": 2, "retention": 0.5}),
@@ -55,6 +55,7 @@ class Small(NamedTuple):
     run: Callable  # jitted memorize(params, items, mask, memory, key, positions)
     exact: Callable  # the same at full optimisation, for tests of bitwise equality
     learn: Callable  # jitted (params, items, mask, query, key) -> loss, gradient
+    read: Callable  # jitted machine.read
 
 
 def noise(init: Callable, seed: int = 0) -> Any:
@@ -77,7 +78,7 @@ def small(name: str, **how) -> Small:
     run = functools.partial(machines.memorize, machine, **how)
     exact = jax.jit(run, compiler_options={"xla_backend_optimization_level": 3})
     learn = jax.jit(jax.value_and_grad(loss))
-    return Small(machine, noise(machine.init), jax.jit(run), exact, learn)
+    return Small(machine, noise(machine.init), jax.jit(run), exact, learn, jax.jit(machine.read))
 
 
 def stream(seed: int = 0, batch: int = 3, segments: int = 4) -> tuple[np.ndarray, np.ndarray]:

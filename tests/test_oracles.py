@@ -71,6 +71,18 @@ def test_multihop_reason_attends_to_a_bidirectional_gru_over_kept_items():
         close(answers[row, 0], expected[0])
 
 
+def test_slots_of_the_buffer_hold_the_items_before_their_own():
+    case, (items, mask) = small("buffer"), stream()
+    params, memory = f64(case.params), case.run(case.params, items, mask).memory
+    slots, slot_mask = case.machine.slots(case.params, memory)
+    for row in range(3):
+        kept = oracle.embed(params, items[row][mask[row]][-12:])  # the buffer's length
+        latest = kept[-5:].copy()
+        latest[1:] += kept[-5:-1] @ params["before"][0]
+        assert slot_mask[row].all()
+        close(slots[row], np.concatenate([latest, kept.mean(0, keepdims=True)]))
+
+
 def test_the_gru_machine_is_a_gru_and_a_mean():
     case, (items, mask) = small("gru"), stream()
     params, memory = f64(case.params), case.run(case.params, items, mask).memory

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+from flax.linen.initializers import orthogonal
 
 from rmjax.layers.embeddings import embed, init_items
 from rmjax.machines import ring
@@ -26,6 +27,9 @@ class Settings:
     buffer_length: int = setting(0, at_least(0), "items a buffer holds; 0: the longest stream")
     recent: int = setting(20, at_least(0), "buffer: latest items read one by one; 0: none")
     pooled: bool = setting(True, doc="buffer: reads the mean of all items")
+    before: int = setting(
+        0, at_least(0), "buffer: items before an item that its slot holds, too; 0: no order"
+    )
 
     def conflicts(self, config: object = None) -> Iterator[str]:
         """Yields a message for each contradiction, see `rmjax.registry.Registry.settings`."""
@@ -38,8 +42,10 @@ class Settings:
 def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
     """Builds the machine, see `rmjax.types.MemoryMachine`.
 
-    The slots are the features of the `recent` last items, oldest first. If `pooled`, one more slot
-    holds the mean feature of all items in the buffer.
+    The slots are the features of the `recent` last items, oldest first. With `before`, a slot also
+    has the features of the items before its own, through a kernel for each distance. Without it,
+    readers know no order. If `pooled`, one more slot holds the mean feature of all items in the
+    buffer.
     """
     dim, recent, length = settings.dim, settings.recent, settings.buffer_length or context.max_items
     if recent > length:
@@ -49,14 +55,23 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
 
     def init(key: Key) -> Params:
         a, b = jax.random.split(key)
-        items = init_items(a, num_items, dim, context.width)
-        return items | {"reader": hops.init(b, dim, dim, context.hops)}
+        params = init_items(a, num_items, dim, context.width)
+        params |= {"reader": hops.init(b, dim, dim, context.hops)}
+        if settings.before:
+            kernels = jax.random.fold_in(key, 1)
+            params["before"] = orthogonal()(kernels, (settings.before, dim, dim))
+        return params
 
     def slots(params: Params, memory: BufferMemory) -> tuple[Array, Array]:
         features, masks = [], []
         if recent:
             ids, mask = ring.last(memory, recent)
-            features, masks = [embed(params, ids)], [mask]
+            x = embed(params, ids)
+            earlier = jnp.where(mask[..., None], x, 0.0)
+            for distance in range(1, min(settings.before, recent - 1) + 1):
+                shifted = jnp.pad(earlier[:, :-distance], ((0, 0), (distance, 0), (0, 0)))
+                x += shifted @ params["before"][distance - 1]
+            features, masks = [x], [mask]
         if settings.pooled:
             kept = jnp.arange(length) < memory.count[:, None]
             total = jnp.where(kept[..., None], embed(params, memory.items), 0.0).sum(1)

@@ -316,6 +316,13 @@ TABLES = {
             "Multi-Hop Reason (all items)": Row({"machine.kind": "multihop_reason"}),
             "GRU": Row({"machine.kind": "gru"}),
             "GRU of 128": Row({"machine.kind": "gru", "machine.dim": 128}),
+            "DNC": Row({"machine.kind": "dnc"}),
+            "Gated delta": Row({"machine.kind": "gated_delta"}),
+            # About as many numbers in the state as a GRU of 128.
+            "Gated delta of 12": Row(
+                {"machine.kind": "gated_delta", "machine.dim": 12, "machine.heads": 1}
+            ),
+            "FFM": Row({"machine.kind": "ffm"}),
             "RM": Row({"machine.kind": "rehearsal"}),
             "CM": Row({"machine.kind": "continual"}),
             "RM with rehearsal": Row(

@@ -16,24 +16,22 @@ LENGTH = 6 * N
 
 
 def chunks(kind: str, items: np.ndarray):
-    """Yields chunks of items [B, L] and their masks, all of one shape.
+    """Yields chunks [B, 7] of items [B, L], and their masks.
 
-    Irregular chunks have gaps, at different places in each row.
+    Ones hold one item. Irregular chunks have gaps, at different places in each row.
     """
-    rng = np.random.default_rng(3)
-    if kind == "irregular":
-        taken = np.zeros(len(items), int)
-        while (taken + 5 <= items.shape[1]).all():
-            mask = rng.random((len(items), 5)) < [[0.9], [0.5], [0.1]]
-            chunk = np.full(mask.shape, 2**31 - 1, np.int32)
-            for row, m in enumerate(mask):
-                chunk[row, m] = items[row, taken[row] : taken[row] + m.sum()]
-            taken += mask.sum(1)
-            yield chunk, mask
-        return
-    step = {"ones": 1, "sevens": 7}[kind]
-    for start in range(0, items.shape[1] - step + 1, step):
-        yield items[:, start : start + step], np.ones((len(items), step), bool)
+    rng, taken = np.random.default_rng(3), np.zeros(len(items), int)
+    share = {"sevens": 1.0, "irregular": [[0.9], [0.5], [0.1]]}
+    while (taken + 7 <= items.shape[1]).all():
+        if kind == "ones":
+            mask = np.arange(7) == rng.integers(7, size=(len(items), 1))
+        else:
+            mask = rng.random((len(items), 7)) < share[kind]
+        chunk = np.full(mask.shape, 2**31 - 1, np.int32)
+        for row, m in enumerate(mask):
+            chunk[row, m] = items[row, taken[row] : taken[row] + m.sum()]
+        taken += mask.sum(1)
+        yield chunk, mask
 
 
 @functools.cache
@@ -57,6 +55,20 @@ def test_a_live_stream_equals_offline_evaluation_at_every_prefix(name, kind):
         assert (state.memory.segments == seen[:, 0] // N).all()
         assert (state.tail_len == seen[:, 0] % N).all()
     assert seen.min() > 0 and seen.max() > LENGTH - 7
+
+
+def test_chunks_of_any_length_give_the_same_stream():
+    machine, params = small("gru")[:2]
+    live, current, _ = jitted("gru")
+    items = np.random.default_rng(0).integers(0, ITEMS, (3, LENGTH)).astype(np.int32)
+    memories = []
+    for step in (1, 6, LENGTH):
+        state = open_stream(machine, params, 3, N)
+        for chunk in np.split(items, LENGTH // step, 1):
+            state = live(params, state, chunk, np.ones(chunk.shape, bool))
+        memories.append(current(params, state))
+    for memory in memories[1:]:
+        chex.assert_trees_all_close(memory, memories[0], atol=1e-5)
 
 
 def test_feeding_no_items_and_reading_leave_the_stream_as_it_is():

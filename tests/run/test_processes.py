@@ -34,7 +34,6 @@ def start(tmp_path: Path, workdir: Path, count: int, changes: dict, **more) -> s
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
         "PYTHON": sys.executable,
-        "XLA_FLAGS": "",
     }
     flags = [f"--config={tmp_path / 'card.py'}", f"--workdir={workdir}"]
     line = [ROOT / "launch" / "local.sh", str(count), *flags]
