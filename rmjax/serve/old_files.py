@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,19 +63,27 @@ def import_streams(task: Task, params: Params, folder: str | Path, store: str | 
         users, slots, capacity = _read_index(source / "index.json", wanted)
         files = _open_files(source, blank, capacity)
         written = (source / "index.json").stat().st_mtime
+        for some, rows in _parts(users, slots, files):
+            check_rows(rows, some, {"tail": items, "tail_len": length}, str(source))
         target = Database(store, wanted)
         try:
             if len(target):
                 raise ValueError(f"{target.path} has {len(target)} streams: name a new database")
-            for first in range(0, len(users), _CHUNK):
-                some = users[first : first + _CHUNK]
-                rows = jax.tree.map(lambda x: np.asarray(x[slots[first : first + _CHUNK]]), files)  # noqa: B023
-                check_rows(rows, some, {"tail": items, "tail_len": length}, str(source))
+            for some, rows in _parts(users, slots, files):
                 stamps = zip(some, stream_lengths(rows), packing.pack(rows, len(some)), strict=True)
                 target.commit({user: Row(1, int(n), written, row) for user, n, row in stamps})
         finally:
             target.close()
     return len(users)
+
+
+def _parts(
+    users: list[User], slots: list[int], files: LiveStream
+) -> Iterator[tuple[list[User], LiveStream]]:
+    """Yields users and their rows [n, ...]."""
+    for first in range(0, len(users), _CHUNK):
+        part = slice(first, first + _CHUNK)
+        yield users[part], jax.tree.map(lambda x, rows=slots[part]: np.asarray(x[rows]), files)
 
 
 def _open_files(folder: Path, blank: LiveStream, capacity: int) -> LiveStream:

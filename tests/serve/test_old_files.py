@@ -9,14 +9,17 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import jax
 import numpy as np
 import pytest
 
+from rmjax.machines.live import open_stream
+from rmjax.serve import old_files
 from rmjax.serve.old_files import import_streams
-from rmjax.serve.rows import about, named
-from rmjax.serve.store import open_stream
+from rmjax.serve.rows import about
 from tests import ROOT
 from tests.serve.test_streams import PARAMS, TASK, N, same, streams
 
@@ -48,6 +51,16 @@ def test_all_streams_are_copied(tmp_path, folder):
     store.close()
     with pytest.raises(ValueError, match="new has 4 streams: name a new database"):
         import_streams(TASK, PARAMS, folder, tmp_path / "new")
+
+
+def test_the_command_copies_once(tmp_path, folder, monkeypatch, caplog):
+    monkeypatch.setattr(old_files, "open_model", lambda _: Mock(task=TASK, params=PARAMS))
+    given = SimpleNamespace(workdir="runs/xlong", folder=str(folder), store=str(tmp_path / "new"))
+    monkeypatch.setattr(old_files.flags, "FLAGS", given)
+    assert old_files.main([]) == 0 and "new: 3 streams were copied" in caplog.text
+    assert old_files.main([]) == 1 and "has 3 streams: name a new database" in caplog.text
+    given.store = ""
+    assert old_files.main([]) == 1 and "give --workdir of the model" in caplog.text
 
 
 def test_an_old_folder_is_not_opened_as_a_database(folder):
@@ -128,8 +141,6 @@ def test_damaged_files_are_named(tmp_path, folder):
         with pytest.raises(ValueError, match=rf"{path.name} has 0 of \d+ bytes"):
             import_streams(TASK, PARAMS, folder, tmp_path / "new")
         kept.rename(path)
-    assert len(list(folder.glob("*.bin"))) == len(
-        named(open_stream(TASK.machine, PARAMS["machine"], 1, N))
-    )
+    assert len(list(folder.glob("*.bin"))) == 4
     import_streams(TASK, PARAMS, folder, tmp_path / "new")
     same(streams(store=tmp_path / "new"), HISTORIES)
