@@ -190,18 +190,17 @@ class Cache:
 
         Args:
           fed: new rows; new users have the slots of `reserved`, each of them.
-          added: {user: number of items that were appended}, in the order of `fed`.
+          added: {user: number of items that were appended}, for the users of `fed`.
           done: is called when the write may return, with the error if the rows are lost.
         """
         for batch in fed:
             self.rows.put(batch.slots, batch.rows)
         count, written = len(self._entries), time.time()
-        entries = []
-        for user, slot in ((u, s) for b in fed for u, s in zip(b.users, b.slots, strict=False)):
-            entry = self._entries.setdefault(user, _Entry(int(slot), 0, 0, written, 0))
-            entry.writes, entry.length = entry.writes + 1, entry.length + added[user]
+        slots = {u: int(s) for b in fed for u, s in zip(b.users, b.slots, strict=False)}
+        for user, items in added.items():
+            entry = self._entries.setdefault(user, _Entry(slots[user], 0, 0, written, 0))
+            entry.writes, entry.length = entry.writes + 1, entry.length + items
             entry.written = written
-            entries.append(entry)
         del self._free[len(self._free) - (len(self._entries) - count) :]
         if self.committer is None:
             done(None)
@@ -209,7 +208,7 @@ class Cache:
         if not self._waits:
             done(None)
             done = self._lose
-        self.committer.add(self._change(fed, entries, done))
+        self.committer.add(self._change(fed, done))
 
     def _lose(self, error: OSError | None) -> None:
         """Keeps the error of writes that have returned already."""
@@ -217,24 +216,22 @@ class Cache:
             logging.error("writes that had returned are lost: %s", error)
             self._lost = error
 
-    def _change(
-        self,
-        fed: Sequence[Fed],
-        entries: Sequence[_Entry],
-        done: Callable[[OSError | None], None],
-    ) -> Change:
-        stamps = [(entry.writes, entry.length, entry.written) for entry in entries]
+    def _change(self, fed: Sequence[Fed], done: Callable[[OSError | None], None]) -> Change:
+        entries = {user: self._entries[user] for batch in fed for user in batch.users}
+        stamps = {user: (e.writes, e.length, e.written) for user, e in entries.items()}
 
         def rows() -> dict[User, Row | None]:
-            users = [user for batch in fed for user in batch.users]
-            payloads = [p for batch in fed for p in self.packing.pack(batch.rows, len(batch.users))]
-            triples = zip(users, stamps, payloads, strict=True)
-            return {user: Row(*stamp, payload) for user, stamp, payload in triples}
+            made: dict[User, Row | None] = {}
+            for batch in fed:
+                payloads = self.packing.pack(batch.rows, len(batch.users))
+                pairs = zip(batch.users, payloads, strict=True)
+                made |= {user: Row(*stamps[user], payload) for user, payload in pairs}
+            return made
 
         def settled(error: OSError | None) -> None:
             if error is None:
-                for entry, (writes, _, _) in zip(entries, stamps, strict=True):
-                    entry.saved = writes
+                for user, (writes, _, _) in stamps.items():
+                    entries[user].saved = writes
             done(error)
 
         return Change(rows, settled)

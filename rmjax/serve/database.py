@@ -174,12 +174,10 @@ class Database:
                     self._map_size = 2 * max(self._map_size, size)
                     self._env.set_mapsize(self._map_size)
             except (self._lmdb.Error, OSError) as error:
-                code = getattr(error, "code", None) or getattr(error, "errno", None) or 0
                 with self._map:  # an environment may refuse everything after a failed commit
                     self._env.close()
                     self._env = self._opened()
-                text = os.strerror(code) if code > 0 else str(error)
-                raise atomic.explained(OSError(code, text), self._file, size) from error
+                raise self._explained(error, size) from error
 
     def close(self) -> None:
         """Closes the database, and lets another process write to it."""
@@ -207,10 +205,13 @@ class Database:
                 create=False,
                 readahead=False,
                 max_readers=1024,
+                mode=0o644,
             )
+            env.reader_check()  # a reader that was killed would keep old pages from reuse
             return env
         except self._lmdb.Error as error:
-            raise ValueError(f"{self._file} cannot be opened ({error}): {_CURE}") from error
+            cure = f"close it where this process has it open, or {_CURE}"
+            raise ValueError(f"{self._file} cannot be opened ({error}): {cure}") from error
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[lmdb.Transaction[memoryview]]:
@@ -220,8 +221,11 @@ class Database:
             except self._lmdb.MapResizedError:  # the process that writes has enlarged the map
                 self._env.set_mapsize(0)
                 transaction = self._env.begin(buffers=True)
-            with transaction:
-                yield transaction
+            try:
+                with transaction:
+                    yield transaction
+            except self._lmdb.Error as error:
+                raise OSError(f"{self._file} is damaged ({error}): {_CURE}") from error
 
     def _make(self, about: Mapping[str, Any] | None, readonly: bool) -> None:
         """Makes an empty database. A kill leaves it complete or absent."""
@@ -243,15 +247,21 @@ class Database:
             (making / "lock.mdb").unlink()
             making.rmdir()
             atomic.sync(self.path)
+            atomic.sync(self.path.parent)
         except (self._lmdb.Error, OSError) as error:
-            code = getattr(error, "code", None) or getattr(error, "errno", None) or 0
-            raise atomic.explained(OSError(code, str(error)), self._file, 1 << 15) from error
+            raise self._explained(error, 1 << 15) from error
+
+    def _explained(self, error: Exception, size: int) -> OSError:
+        """An error of a write of `size` bytes, in words that name the cure."""
+        code = getattr(error, "code", None) or getattr(error, "errno", None) or 0
+        text = os.strerror(code) if code > 0 else str(error)
+        return atomic.explained(OSError(code, text), self._file, size)
 
     def _read_about(self) -> dict[str, Any]:
         try:
             with self._reading() as transaction:
                 about = json.loads(bytes(transaction.get(_ABOUT, b"")))
-        except (ValueError, self._lmdb.Error):
+        except (ValueError, OSError):
             about = None
         if not isinstance(about, dict) or about.get("format") != FORMAT:
             version = about.get("format") if isinstance(about, dict) else None
@@ -357,9 +367,9 @@ def _checked_size(file: Path) -> int:
     Raises:
       ValueError: it is no LMDB database, or it is truncated.
     """
-    size = file.stat().st_size
     with file.open("rb") as opened:
         head = opened.read(1 << 17)  # two pages of the largest size
+    size = file.stat().st_size  # after the meta pages: another process may be writing
     for header in (16, 24):  # bytes before the content of a page, in LMDB 0.9 and 1.0
         if len(head) >= header + _META.size:
             magic, _, _, page = _META.unpack_from(head, header)

@@ -138,8 +138,12 @@ class Model:
         return rows if several else rows[0]
 
     def write(
-        self, store: Streams, users: Sequence[User], histories: Sequence[Sequence[Id]]
-    ) -> None:
+        self,
+        store: Streams,
+        users: Sequence[User],
+        histories: Sequence[Sequence[Id]],
+        expected_lengths: Sequence[int | None] | None = None,
+    ) -> list[int]:
         """Appends items to the streams of users, in the ids of the data.
 
         `Streams.write` takes indices of items instead. Items that the model does not know are left
@@ -149,13 +153,17 @@ class Model:
           store: made by `streams`.
           users: [n] users, as in `Streams.write`.
           histories: n lists of items, the oldest first.
+          expected_lengths: as in `Streams.write`.
+
+        Returns:
+          n lengths, of each stream after its items.
 
         Raises:
           ValueError: a history is a text, or as `Streams.write`.
           OSError: as `Streams.write`.
           RuntimeError: as `Streams.write`.
         """
-        store.write(users, self._known(histories))
+        return store.write(users, self._known(histories), expected_lengths)
 
     def _known(self, histories: Sequence[Sequence[Id]]) -> list[np.ndarray]:
         """The indices of the known items of each history; a warning names the others."""

@@ -11,6 +11,7 @@ A stream answers as evaluation does after the same items, whatever the sizes of 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import itertools
 import os
@@ -100,7 +101,9 @@ class Streams:
       queries: numbers of queries a user that a request is padded to. Longer requests are split.
       store: path of the database that holds the streams, a folder; made if it is missing. None
         keeps the streams on the device alone. One process at a time may write to it.
-      sync: when a write to a store returns, see `rmjax.serve.committer`: 'each', 'group' or 'none'.
+      sync: when a write to a store returns. 'each': when its rows are on the disk. 'group': after
+        the commit of its group; commits are 20 ms apart. 'none': once it is applied in memory, so a
+        kill loses the last 20 ms.
       delay: seconds; no request waits longer than this for others to be merged with.
       queue: most waiting requests; more raise QueueFull.
 
@@ -137,9 +140,14 @@ class Streams:
         self._programs, self._process = Programs(task, params), os.getpid()
         self._blank = open_stream(task.machine, params["machine"], 1, self._length)
         self._about = about(self._blank, params["machine"], self._length)
-        kept = None if store is None else Database(store, self._about)
-        self._worker = Worker(self._batches[-1], delay, queue)
-        self._cache = Cache(self._blank, capacity, self._batches, kept, sync, self._worker)
+        with contextlib.ExitStack() as opened:
+            kept = None if store is None else Database(store, self._about)
+            if kept is not None:
+                opened.callback(kept.close)
+            self._worker = Worker(self._batches[-1], delay, queue)
+            opened.callback(self._worker.close)
+            self._cache = Cache(self._blank, capacity, self._batches, kept, sync, self._worker)
+            opened.pop_all()
         self._parts = self._process, self._worker, self._cache.committer, kept
         weakref.finalize(self, _end, *self._parts).atexit = False  # `_end_all` comes earlier
         _OPEN.add(self)
@@ -507,7 +515,9 @@ class Streams:
         self._worker.observe = batch
 
     def compile(self) -> None:
-        """Compiles every shape at once, so that no later request has to wait for the compiler.
+        """Compiles every shape, so that no later write or answer has to wait for the compiler.
+
+        Of `recommend`, it compiles k = 10 without items to leave out.
 
         Raises:
           RuntimeError: the store is closed, or this process was forked.
@@ -724,7 +734,13 @@ class Streams:
                 cache.rows.put(nobody, programs.feed(rows, ids, ids > 0))
             for queries in self._queries:
                 ids = np.zeros((batch, queries), np.int32)
-                jax.block_until_ready(programs.answer(rows, ids, ids > 0))  # type: ignore[no-untyped-call]
+                np.asarray(programs.answer(rows, ids, ids > 0))
+            if self._ranks:
+                ids = np.zeros((batch, 1), np.int32)
+                jax.tree.map(
+                    np.asarray, programs.rank(rows, ids, ids > 0, k=min(10, self._num_items))
+                )
+        jax.tree.map(np.asarray, programs.remember(self._blank))
 
     def _fills(self, ids: np.ndarray) -> int:
         """Number of segments that a write is padded to; `feed` adds room for the tail."""

@@ -129,10 +129,7 @@ class Worker:
                 if live:
                     live[0].serve(live)
             except BaseException as error:  # an error of one batch must not end the store
-                logging.exception("a batch of requests failed")
-                for request in live:
-                    with contextlib.suppress(InvalidStateError):
-                        request.future.set_exception(error)
+                _fail(live, error)
             del batch, live  # requests hold the store, which may be collected while nobody calls
 
     def _next(self) -> list[Request]:
@@ -179,3 +176,11 @@ class Worker:
                 passed.update(request.users)
         self._waiting.extendleft(reversed(skipped))
         return taken
+
+
+def _fail(requests: Sequence[Request], error: BaseException) -> None:
+    """Gives an unexpected error to all requests of a batch that are not completed."""
+    logging.exception("a batch of requests failed")
+    for request in requests:
+        with contextlib.suppress(InvalidStateError):
+            request.future.set_exception(error)

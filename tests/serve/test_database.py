@@ -93,8 +93,8 @@ def test_the_map_grows_and_readers_of_other_processes_follow(tmp_path):
     base.commit({0: row()})
     code = """
         import sys
-        from rmjax.serve.database import open_readonly
-        base = open_readonly(sys.argv[1])
+        from rmjax.serve.database import Database
+        base = Database(sys.argv[1], readonly=True, map_size=1 << 16)
         for line in sys.stdin:
             user = int(line)
             print(len(base), base.read([user])[user].payload[:4].hex(), flush=True)
@@ -393,6 +393,18 @@ def test_more_users_than_rows_on_the_device(tmp_path):
     small.close()
     again = streams(store=tmp_path)
     assert all(again.info(user).length == large.info(user).length for user in large.users())
+
+
+def test_the_least_recently_used_rows_leave_the_device(tmp_path):
+    store = streams(store=tmp_path)
+    for user in range(4):
+        store.write([user], [[user]])
+    store.answer([0, 1], [[1], [1]])
+    store.write([0, 4], [[5], [6]])
+    assert set(store._cache._entries) == {0, 1, 3, 4}
+    store.answer([2, 5], [[1], [1]])
+    assert set(store._cache._entries) == {0, 1, 2, 4}, "a user without a stream takes no row"
+    same(store, {0: [0, 5], 1: [1], 2: [2], 3: [3], 4: [6]})
 
 
 def test_options_out_of_range_are_named(tmp_path):

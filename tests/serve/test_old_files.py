@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import jax
 import numpy as np
 import pytest
 
 from rmjax.machines.live import open_stream
+from rmjax.serve import old_files
 from rmjax.serve.old_files import import_streams
 from rmjax.serve.rows import about
 from tests import ROOT
@@ -48,6 +51,16 @@ def test_all_streams_are_copied(tmp_path, folder):
     store.close()
     with pytest.raises(ValueError, match="new has 4 streams: name a new database"):
         import_streams(TASK, PARAMS, folder, tmp_path / "new")
+
+
+def test_the_command_copies_once(tmp_path, folder, monkeypatch, caplog):
+    monkeypatch.setattr(old_files, "open_model", lambda _: Mock(task=TASK, params=PARAMS))
+    given = SimpleNamespace(workdir="runs/xlong", folder=str(folder), store=str(tmp_path / "new"))
+    monkeypatch.setattr(old_files.flags, "FLAGS", given)
+    assert old_files.main([]) == 0 and "new: 3 streams were copied" in caplog.text
+    assert old_files.main([]) == 1 and "has 3 streams: name a new database" in caplog.text
+    given.store = ""
+    assert old_files.main([]) == 1 and "give --workdir of the model" in caplog.text
 
 
 def test_an_old_folder_is_not_opened_as_a_database(folder):

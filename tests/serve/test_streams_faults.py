@@ -276,6 +276,14 @@ def test_a_load_that_fails_half_way_leaves_the_store_as_it_was(saved, monkeypatc
     same(store, histories)
 
 
+def test_a_store_that_does_not_fit_the_device_releases_its_database(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("rmjax.serve.cache.OnDevice", fail)
+        with pytest.raises(OSError, match="No space left"):
+            streams(store=tmp_path)
+    streams(store=tmp_path).close()
+
+
 def test_memories_that_are_not_finite_are_not_saved(tmp_path):
     store = Streams(TASK, jax.tree.map(lambda x: x * np.nan, PARAMS), **SHAPES)
     store.write(["ann"], [[1]])

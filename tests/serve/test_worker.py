@@ -136,11 +136,11 @@ def test_errors_cancelled_requests_and_a_full_queue(recorder):
 
 
 def test_the_worker_waits_only_while_others_may_come(recorder):
-    worker = Worker(8, 0.5, 100)
+    worker = Worker(8, 2.0, 100)
     begin = time.monotonic()
     for k in range(20):
         worker.submit(recorder.request("w", "a", k)).result()
-    assert time.monotonic() - begin < 0.4, "a single caller must not wait"
+    assert time.monotonic() - begin < 1.9, "a single caller must not wait"
     held(worker, recorder)  # three callers at once: the worker knows of them
     for k in range(3):
         worker.submit(recorder.request("w", str(k), k))
@@ -157,10 +157,8 @@ def test_the_worker_waits_only_while_others_may_come(recorder):
     assert done[0][0] == "early" and len(done[0]) > 4, "the largest batch, or all callers"
     begin = time.monotonic()
     worker.submit(recorder.request("w", "a", "alone")).result()
-    assert time.monotonic() - begin < 1.5, "at most the delay"
-    begin = time.monotonic()
     worker.submit(recorder.request("w", "a", "alone again")).result()
-    assert time.monotonic() - begin < 0.4, "the others stay away"
+    assert time.monotonic() - begin < 3.9, "at most one of them waits: the others stay away"
     worker.close()
 
 
@@ -234,19 +232,22 @@ def test_a_wrong_length_leaves_everything_as_it_was(tmp_path, place):
     assert store.write(list(histories), list(histories.values()), [0, None]) == [3, 1]
     hold = threading.Event()
     store.answer_soon(["x"], [[1]]).add_done_callback(lambda _: hold.wait(20))
+    partly = store.write_soon(["b", "a"], [[6], [8]], [1, 9])  # these three are merged
+    first = store.write_soon(["b"], [[7]], [1])
     good = store.write_soon(["a"], [[5]], [3])
     again = store.write_soon(["a"], [[5]], [3])  # a retry of the same write
-    partly = store.write_soon(["b", "new", "a"], [[6], [7], [8]], [1, 0, 9])
-    twice = store.write_soon(["b", "b"], [[9], [10, 11]], np.array([1, 2]))
-    late = store.write_soon(["b"], [[12]], [4])
+    new = store.write_soon(["new", "a"], [[7], [8]], [0, 9])
+    twice = store.write_soon(["b", "b"], [[9], [10, 11]], np.array([2, 3]))
+    late = store.write_soon(["b"], [[12]], [5])
     hold.set()
-    assert good.result() == [4] and twice.result() == [2, 4] and late.result() == [5]
-    for future, actual in ((again, 4), (partly, 4)):
+    assert first.result() == [2] and good.result() == [4]
+    assert twice.result() == [3, 5] and late.result() == [6]
+    for future, actual in ((partly, 3), (again, 4), (new, 4)):
         message = f"user 'a': the stream has {actual} items, and . were expected: nothing was"
         with pytest.raises(WrongLength, match=message) as error:
             future.result()
         assert error.value.user == "a" and error.value.actual == actual
-    same(store, {"a": [1, 2, 3, 5], "b": [4, 9, 10, 11, 12], "new": []})
+    same(store, {"a": [1, 2, 3, 5], "b": [4, 7, 9, 10, 11, 12], "new": []})
     assert "new" not in store and len(store) == 2
     for lengths, message in (([1, 2], "1 users, but 2 expected lengths"), ([-1], "-1 is no whole")):
         with pytest.raises(ValueError, match=message):
