@@ -10,9 +10,11 @@ is intact after a kill or a power failure.
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import os
+import shutil
 import struct
 import threading
 import zlib
@@ -254,6 +256,8 @@ class Database:
     def _explained(self, error: Exception, size: int) -> OSError:
         """An error of a write of `size` bytes, in words that name the cure."""
         code = getattr(error, "code", None) or getattr(error, "errno", None) or 0
+        if code == errno.EIO and shutil.disk_usage(self.path).free < size:
+            code = errno.ENOSPC  # LMDB says EIO where a part of a page still fits
         text = os.strerror(code) if code > 0 else str(error)
         return atomic.explained(OSError(code, text), self._file, size)
 

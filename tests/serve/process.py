@@ -17,7 +17,7 @@ from tests import ROOT
 
 
 def start(store: Path, *flags: str, before: tuple[str, ...] = (), **more) -> subprocess.Popen:
-    """Starts a service, whose log is beside the store.
+    """Starts a service, see `log_of`.
 
     Args:
       store: path of the database.
@@ -29,6 +29,7 @@ def start(store: Path, *flags: str, before: tuple[str, ...] = (), **more) -> sub
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "",
+        "GLIBC_TUNABLES": "glibc.malloc.perturb=0",  # it does not begin again
     }
     line = [*before, sys.executable, "-m", "tests.serve.served", "--workdir=."]
     line += [f"--store={store}", *flags]
@@ -39,8 +40,8 @@ def start(store: Path, *flags: str, before: tuple[str, ...] = (), **more) -> sub
 
 
 def log_of(store: Path) -> Path:
-    """The log of the last service of a store."""
-    return store.with_suffix(".log")
+    """The log of the last service of a store; it is beside the folder of the store."""
+    return store.parent.with_name(f"{store.parent.name}.log")
 
 
 def compiled(folder: Path) -> dict[str, str]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import threading
+from unittest.mock import Mock
 
 import lmdb
 import numpy as np
@@ -417,3 +419,15 @@ def test_options_out_of_range_are_named(tmp_path):
         with pytest.raises(ValueError, match=message):
             Streams(TASK, PARAMS, **(SHAPES | options))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("free", "words"), [(999, "no space is left"), (1001, "Input/output")])
+def test_an_error_of_a_disk_without_room_says_so(tmp_path, monkeypatch, free, words):
+    """LMDB gives EIO, not ENOSPC, where a part of its pages still fits."""
+    filled(tmp_path)
+    base, disk = Database(tmp_path, ABOUT), Mock(free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk)
+    monkeypatch.setattr(base, "_apply", Mock(side_effect=OSError(errno.EIO, "short write")))
+    with pytest.raises(OSError, match=words):
+        base.commit({"new": row(size=1000 - 32)})
+    base.close()

@@ -72,14 +72,14 @@ def test_questions_may_be_about_kinds():
 
 
 def test_a_latency_counts_from_the_planned_arrival():
-    """Three requests of 50 ms arrive together. One thread serves one after another."""
+    """Three requests of 200 ms arrive together. One thread serves one after another."""
     wanted = [Request(0.0, user, np.arange(1), True) for user in range(3)]
-    one = traffic.serve(Recorded(seconds=0.05), wanted, Names(0), threads=1).seconds
-    np.testing.assert_allclose(one, [0.05, 0.1, 0.15], atol=0.04)
-    three = traffic.serve(Recorded(seconds=0.05), wanted, Names(0), threads=3).seconds
-    np.testing.assert_allclose(three, 0.05, atol=0.04)
-    later = [Request(0.1, 0, np.arange(1), True)]
-    assert traffic.serve(Recorded(seconds=0.05), later, Names(0)).seconds[0] < 0.09
+    one = traffic.serve(Recorded(seconds=0.2), wanted, Names(0), threads=1).seconds
+    assert (one >= [0.2, 0.4, 0.6]).all()
+    three = traffic.serve(Recorded(seconds=0.2), wanted, Names(0), threads=3).seconds
+    assert (three >= 0.2).all() and three.max() < 0.55
+    later = [Request(0.5, 0, np.arange(1), True)]
+    assert 0.2 <= traffic.serve(Recorded(seconds=0.2), later, Names(0)).seconds[0] < 0.5
 
 
 def test_errors_are_counted_and_have_no_latency():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import ipaddress
 import os
 import resource
@@ -79,6 +80,10 @@ class _Server(uvicorn.Server):
         """Compiles what the service needs; if it fails, the server ends."""
         try:
             self._service.compile()
+            # The imported modules are 200,000 objects: a full collection takes 0.1 s, in which
+            # nothing is served. Frozen objects are left out of it.
+            gc.collect()
+            gc.freeze()
             logging.info("Ready: requests are served.")
         except Exception as error:
             self.fault, self.should_exit = error, True

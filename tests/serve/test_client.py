@@ -1,0 +1,79 @@
+"""A client makes the calls of a store over HTTP; the load test calls a service through it."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+
+import numpy as np
+import pytest
+import uvicorn
+
+from rmjax.serve import load_test, traffic
+from rmjax.serve.client import Client, ServiceError
+from rmjax.serve.http import Service, make_app, server
+from rmjax.serve.traffic import Names
+from tests.serve.served import IDS, SHAPES, model
+
+
+@pytest.fixture(scope="module")
+def url():
+    """The address of a service in a thread of this process."""
+    with (
+        contextlib.closing(model().streams(**SHAPES)) as streams,
+        contextlib.closing(server.bound("127.0.0.1", 0, None)) as opened,
+    ):
+        service = Service(model(), streams)
+        service.compile()
+        config = uvicorn.Config(make_app(service), lifespan="off", log_config=None)
+        running = uvicorn.Server(config)
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [opened]})
+        thread.start()
+        yield server.url(opened)
+        running.should_exit = True
+        thread.join()
+
+
+def test_the_calls_of_a_store(url):
+    client, store = Client(url), model().streams(**SHAPES)
+    assert client.ready()
+    users, items = ["ann/b%", 7, "7"], [[3, 14, 15], [9], []]
+    assert client.write(users, [[IDS[i] for i in ids] for ids in items]) == [3, 1, 0]
+    store.write(users, items)
+    queries = [np.array([2, 6]), np.array([5]), np.array([5])]
+    answers = client.answer(users, [np.array(IDS, object)[query] for query in queries])
+    for got, expected in zip(answers, store.answer(users, queries), strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-6)
+    assert client.length("ann/b%") == 3 and client.length(7) == 1 and client.length("7") == 0
+    client.fork("ann/b%", ["copy", 8])
+    assert client.length("copy") == 3 and 8 in client and "8" not in client
+    client.reset(["copy"])
+    assert client.length("copy") is None
+    assert client.metric("rmjax_users") == 4 and np.isnan(client.metric("no_such"))
+
+
+def test_refusals_and_lost_connections(url):
+    client = Client(url)
+    client.write(["bob"], [[IDS[3]]])
+    with pytest.raises(ServiceError, match="/v1/write answered 409: .*has 1 items") as caught:
+        client.write(["bob"], [[IDS[4]]], [0])
+    assert caught.value.status == 409 and caught.value.body["actual"] == 1
+    assert client.write(["bob"], [[IDS[4]]], [1]) == [2]
+    with pytest.raises(ServiceError, match="answered 400"):
+        client.write(["bob"], [])
+    with contextlib.closing(server.bound("127.0.0.1", 0, None)) as nobody:
+        closed = Client(server.url(nobody))
+    with pytest.raises(OSError, match="/v1/answer gave no answer .ConnectionRefused"):
+        closed.answer(["bob"], [[IDS[3]]])
+    for wrong in ("127.0.0.1:8000", "ftp://host", "http://"):
+        with pytest.raises(ValueError, match="is no address of a service"):
+            Client(wrong)
+
+
+def test_a_load_test_from_processes(url):
+    wanted = traffic.requests(rate=200, seconds=0.5, users=10, items=len(IDS))
+    names, how = Names(30, np.array(IDS, object)), (model().task, model().params, wanted, 10)
+    result = load_test.measure_service(*how, names, url, clients=2, threads=3)
+    assert result["errors"] == {} and result["largest_difference"] < 1e-5
+    assert 0 < result["all_ms"]["p50"] <= result["all_ms"]["p100"] < 60_000
+    assert result["cores"]["clients"] > 0 and result["cores"]["service"] > 0
