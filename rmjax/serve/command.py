@@ -45,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
 
         token = server.token_in_environment()
         with contextlib.closing(server.bound(asked.host, asked.port, token)) as opened:
+            logging.info("%s", environment.keep_compilations())  # a restart is ready sooner
             environment.find_devices()
             model = open_model(asked.workdir)
             limits = Limits(asked.max_body, asked.max_users, asked.max_items, asked.request_seconds)

@@ -30,7 +30,8 @@ _END = 25  # seconds that open requests have after a signal; Kubernetes kills af
 def serve(service: Service, opened: socket.socket, token: str | None, connections: int) -> None:
     """Serves until SIGTERM or SIGINT; then open requests end, and no new ones begin.
 
-    The port opens at once. `/readyz` gives 503 until everything is compiled.
+    The port opens at once. `/readyz` gives 503 until everything is compiled. After a signal during
+    the compilation, the process ends.
 
     Args:
       service: the endpoints; the caller closes its store.
@@ -59,11 +60,14 @@ def serve(service: Service, opened: socket.socket, token: str | None, connection
         timeout_graceful_shutdown=_END,
     )
     server = _Server(config, service)
-    compilation = threading.Thread(target=server.compile, name="compile")
+    compilation = threading.Thread(target=server.compile, name="compile", daemon=True)
     with Preemption():  # uvicorn raises its signals again at the end, which then does nothing
         compilation.start()
         server.run(sockets=[opened])
-        compilation.join()
+    if not service.ready and server.fault is None:
+        # XLA cannot be stopped, and takes minutes. No write was accepted, so nothing is lost.
+        logging.info("Stopped before it was ready.")
+        os._exit(0)
     if server.fault is not None:
         raise server.fault
 

@@ -68,6 +68,7 @@ class Service:
         """Compiles every shape; afterwards requests are served."""
         self._names.indices([])  # builds the index
         self.streams.compile()
+        self.streams.memory("")
         if not self._no_ranking:
             for power in range(self.limits.users.bit_length()):  # all sizes of batches
                 self.streams.recommend([""] * (1 << power), min(_K, len(self._names.ids)))
