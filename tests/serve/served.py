@@ -44,13 +44,14 @@ BODIES = {
 PATHS = ["/v1/users/ann?type=str", "/v1/users/7/memory?type=int", "/v1/items?query=a&limit=3"]
 PIECES = (
     b"NaN", b"-Infinity", b"1e999", b"9" * 400, b"-1", b"0.5", b"true", b"null", b"{}", b"[]",
-    b'""', b"[" * 1500, b'"\\ud800"', b'"\xff"', b"\x00", b'"' + b"a" * 600 + b'"', b",",
-    b'"users":', b"}", b"%", b"%ff", b"/", b"?", b"&type=int", b"\xc3\xa4", b"..", b"{user}",
+    b'""',
+    b"[" * 1500, b'"\\ud800"', b'"\xff"', b"\x00", b'"' + b"a" * 600 + b'"', b",", b'"users":',
+    b"}", b"%", b"%ff", b"/", b"?", b"&type=int", b"\xc3\xa4", b"..", b"{user}",
 )  # fmt: skip
 HEADERS = (
     ("content-type", "text/plain"), ("content-length", "99999999"),
-    ("authorization", "Bearer \xe4"), ("host", "evil.com"), ("accept", "\xff"),
-    ("x", "y" * 3000), ("content-type", ""),
+    ("authorization", "Bearer \xe4"),
+    ("host", "evil.com"), ("accept", "\xff"), ("x", "y" * 3000), ("content-type", ""),
 )  # fmt: skip
 
 
