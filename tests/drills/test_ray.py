@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 import rmjax
+from rmjax.run import training
 from rmjax.serve.client import Client, ServiceError
 from rmjax.serve.database import open_readonly
 from rmjax.serve.shards import shard_of
 from tests import ROOT
+from tests.runs import PLAIN, tiny
 from tests.serve import process
 
 ray = pytest.importorskip("ray")
@@ -28,15 +30,15 @@ USERS = ["ann", "7", 7, -1, 2**63 - 1, "ümlaut/ä?", *range(100, 112)]
 def running(workdir, stores):
     """Starts a cluster on this machine with the example; gives a client."""
     folders = [str(ROOT), str(ROOT / "examples")]
-    variables = process.environment(workdir) | {"PYTHONPATH": ":".join(folders)}
+    variables = process.compiled(workdir.parent / "compiled")
+    variables |= {"PYTHONPATH": ":".join(folders), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     sys.path.insert(0, folders[1])
     from ray_serve import build
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    names = [name for name in variables if name.startswith(("JAX", "XLA", "PYTHONPATH"))]
-    options = {"env_vars": {name: variables[name] for name in names}}
+    options = {"env_vars": variables}
     with patch.dict(os.environ, RAY_AUTH_MODE="disabled"):  # no token goes to the home folder
         ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, runtime_env=options)
     try:
@@ -50,7 +52,9 @@ def running(workdir, stores):
 
 
 def test_users_stay_with_their_shard_and_answers_are_those_of_one_store(tmp_path):
-    workdir = process.trained(tmp_path / "run")
+    workdir = tmp_path / "run"
+    short = {"train.steps": 1, "train.eval_every": 1, "train.save_every": 1}
+    training.train(tiny(**PLAIN | short), workdir)
     model, rng = rmjax.open_model(workdir), np.random.default_rng(0)
     one, items = model.streams(), model.description.num_items
 
