@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 
 from rmjax.data.source import Source
 from rmjax.run import stages
-from rmjax.tools import bench, made_up
+from rmjax.tools import made_up, measures
 
 Fields = dict[str, Any]  # of a JSON object
 
@@ -111,10 +111,10 @@ def compile_card(card: str, cache: str) -> tuple[float, Fields]:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     compilation_cache.reset_cache()
     config = load(card)
-    run = bench.open_run(config, made_up.source_for(config))
+    run = measures.open_run(config, made_up.source_for(config))
     stage, mapped, state, frozen, batch = stages.first_step(run)
     bucketed = isinstance(run.source, Source) and run.source.buckets("train") is not None
-    batches = [shape.batch for shape in bench.epoch_shapes(run, stage)] if bucketed else [batch]
+    batches = [shape.batch for shape in measures.epoch_shapes(run, stage)] if bucketed else [batch]
     plain = dataclasses.replace(state, carry=())
     moments, used = [], []
     for one in batches:

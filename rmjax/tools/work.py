@@ -20,9 +20,9 @@ import numpy as np
 from rmjax.io import cost
 from rmjax.registry import MACHINES
 from rmjax.run import loop, stages
-from rmjax.tools import bench, explain, made_up
+from rmjax.tools import explain, made_up, measures
 
-WORK = ("train", *(f"{kind}_{batch}" for kind in ("write", "answer") for batch in bench.BATCHES))
+WORK = ("train", *(f"{kind}_{batch}" for kind in ("write", "answer") for batch in measures.BATCHES))
 HISTORY = 1000  # items that streams have before a write or an answer is timed
 # The event that JAX records for every program that XLA compiles.
 _COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -44,11 +44,11 @@ def make(run: stages.Run, what: str) -> tuple[Callable[[], object], Fields]:
         step, costs, _ = train_step(run)
         return step, {"flops": costs["flops_per_step"]}
     kind, _, batch = what.partition("_")
-    programs, rng = bench.streaming(run), np.random.default_rng(run.config.seed)
-    items, length = bench.some_items(run, rng, HISTORY), run.config.data.segment_length
-    past = bench.history_memory(programs.machine, programs.params, items, length)
+    programs, rng = measures.streaming(run), np.random.default_rng(run.config.seed)
+    items, length = measures.some_items(run, rng, HISTORY), run.config.data.segment_length
+    past = measures.history_memory(programs.machine, programs.params, items, length)
     memory = jax.tree.map(lambda x: jnp.repeat(x, int(batch), 0), past)
-    segment, query = bench.segment_and_query(run, rng, int(batch))
+    segment, query = measures.segment_and_query(run, rng, int(batch))
     program = programs.write if kind == "write" else programs.answer
     arguments = (memory, *(segment if kind == "write" else query))
     call = lambda: jax.block_until_ready(program(*arguments))
@@ -89,7 +89,7 @@ def about(count: int = 0) -> Fields:
 
     Returns:
       processor: its model; cores: those that this process may use; device, devices, jax; and
-      matmul_flops_per_second: {dtype: rate of a large product}, see `bench.matmul_rate`.
+      matmul_flops_per_second: {dtype: rate of a large product}, see `measures.matmul_rate`.
     """
     try:
         lines = Path("/proc/cpuinfo").read_text()
@@ -98,7 +98,8 @@ def about(count: int = 0) -> Fields:
     model = re.search(r"(?m)^(?:model name|Hardware)\s*:\s*(.*)$", lines)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     rates = {
-        dtype: bench.matmul_rate(count, dtype=jnp.dtype(dtype)) for dtype in ("float32", "bfloat16")
+        dtype: measures.matmul_rate(count, dtype=jnp.dtype(dtype))
+        for dtype in ("float32", "bfloat16")
     }
     return {
         "processor": model[1] if model else "unknown",
@@ -142,7 +143,7 @@ def measure_machine(kind: str, size: str, repeats: int, changes: Fields | None =
     """
     try:
         config, source = made_up.sized(size, {"machine.kind": kind} | (changes or {}))
-        step, costs, peak = train_step(bench.open_run(config, source))
+        step, costs, peak = train_step(measures.open_run(config, source))
         step()
         times = []
         with counted_compilations() as programs:

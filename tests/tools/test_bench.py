@@ -14,7 +14,7 @@ import pytest
 from rmjax import tasks
 from rmjax.data.pipeline import batches
 from rmjax.run import stages
-from rmjax.tools import bench, first_step, made_up, work
+from rmjax.tools import bench, first_step, made_up, measures, work
 from tests import ROOT
 
 SMALL = {
@@ -34,7 +34,7 @@ def test_random_data_fit_a_card(name):
     path, _, options = name.partition(":")
     config = first_step.load(f"{ROOT}/configs/{path}.py:{options}".rstrip(":"))
     config.train.batch_size = 4
-    run = bench.open_run(config, made_up.source_for(config))
+    run = measures.open_run(config, made_up.source_for(config))
     stage = stages.model_stage(run)
     batch = next(batches(run.source, **stages.data_settings(run), batch_size=4, num_steps=1))
     params = jax.eval_shape(stage.task.init, jax.random.key(0))
@@ -65,7 +65,7 @@ def test_the_sizes_are_those_of_their_names(name, shape, dim):
 def test_work_is_done_and_counted():
     config, source = made_up.sized("xlong", SMALL | {"machine.kind": "gru"})
     source = dataclasses.replace(source, segments=(3,), num_items=50)
-    run = bench.open_run(config, source)
+    run = measures.open_run(config, source)
     write, flops_of_1 = work.make(run, "write_1")
     _, flops_of_256 = work.make(run, "write_256")
     assert flops_of_256["flops"] == pytest.approx(256 * flops_of_1["flops"], rel=0.01)
