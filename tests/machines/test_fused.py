@@ -140,7 +140,7 @@ def a_gpu():
     """JAX 0.12 asks for the kind of GPU that it lowers for; older versions know one."""
     if jax.__version_info__ < (0, 11):
         return contextlib.nullcontext()
-    device = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", None, platform="gpu")
+    device = jax.sharding.AbstractDevice("NVIDIA H100", None, platform="gpu")
     mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
     return jax.sharding.use_abstract_mesh(mesh)
 
