@@ -36,7 +36,7 @@ if jax.default_backend() == "gpu":
 def pair(length: int, settings: dict, dtype=jnp.float32):
     """The machine with the plain scan, and with the kernel; parameters for both."""
     options = SLOTS | {"segment_length": length, "dropout": 0.0} | settings
-    plain = machines.make("rehearsal", ITEMS, **options)
+    plain = machines.make("rehearsal", ITEMS, fused="off", **options)
     kernel = machines.make("rehearsal", ITEMS, fused="on", dtype=dtype, **options)
     params = noise(plain.init)
     scale = 0.25 * min(1.0, (8 / settings.get("dim", 8)) ** 0.5)
