@@ -190,9 +190,9 @@ _FIELDS: dict[str, Field] = {
         "share of the steps in which both stages' learning rates rise linearly from 0"),
     "train.clip": Field(5.0, above(0), "largest norm of the gradient"),
     "train.compute_dtype": Field("float32", one_of("float32", "tensorfloat32", "bfloat16"),
-        "number format of matrix products; parameters stay float32. tensorfloat32: on a GPU all "
-        "products have 10 bits of fraction, elsewhere it is float32; bfloat16: products in "
-        "Transformers, and on a GPU the others are tensorfloat32"),
+        "number format of matrix products; parameters stay float32. tensorfloat32: on a GPU, "
+        "products with 10 bits of fraction; a CPU takes float32. bfloat16: in Transformers and in "
+        "the fused scan; on a GPU tensorfloat32 in all other products"),
     "train.devices": Field(0, at_least(0), "number of devices; 0: all"),
     "train.mapping": Field("pmap", one_of("pmap", "mesh"),
         "method that spreads a step over devices"),

@@ -36,7 +36,7 @@ if jax.default_backend() == "gpu":
 def pair(length: int, settings: dict, dtype=jnp.float32):
     """The machine with the plain scan, and with the kernel; parameters for both."""
     options = SLOTS | {"segment_length": length, "dropout": 0.0} | settings
-    plain = machines.make("rehearsal", ITEMS, **options)
+    plain = machines.make("rehearsal", ITEMS, fused="off", **options)
     kernel = machines.make("rehearsal", ITEMS, fused="on", dtype=dtype, **options)
     params = noise(plain.init)
     scale = 0.25 * min(1.0, (8 / settings.get("dim", 8)) ** 0.5)
@@ -140,7 +140,7 @@ def a_gpu():
     """JAX 0.12 asks for the kind of GPU that it lowers for; older versions know one."""
     if jax.__version_info__ < (0, 11):
         return contextlib.nullcontext()
-    device = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", None, platform="gpu")
+    device = jax.sharding.AbstractDevice("NVIDIA H100", None, platform="gpu")
     mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
     return jax.sharding.use_abstract_mesh(mesh)
 

@@ -706,3 +706,30 @@ def test_a_step_of_a_variant_is_finite(name):
     assert metrics["grad_norm"] > 0
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), after.params, state.params)
     assert all(jax.tree.leaves(moved)), moved
+
+
+def test_losses_in_bfloat16_fall_as_those_in_float32_do():
+    losses = {}
+    for name in ("float32", "bfloat16"):
+        run, *_ = shapes(tiny(**{"train.compute_dtype": name}))
+        stage, _, state, frozen, batch = stages.first_step(run)
+        step = jax.jit(make_train_step(stage.task, stages.stage_optimizer(run, stage), 0))
+        seen = []
+        for _ in range(4):
+            state, _, metrics = step(state, (), frozen, batch)
+            seen.append(float(metrics["loss"]))
+        losses[name] = np.array(seen)
+    np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=0.02)
+    assert losses["bfloat16"][-1] < losses["bfloat16"][0]
+
+
+@pytest.mark.parametrize(
+    "name, precision",
+    [("float32", "HIGHEST"), ("tensorfloat32", "HIGH"), ("bfloat16", "HIGH")],
+)
+def test_a_gpu_multiplies_as_the_config_says(monkeypatch, name, precision):
+    x, plain = np.ones((2, 2), np.float32), lambda x: jax.numpy.matmul(x, x)
+    assert stages.in_precision(plain, name) is plain  # a CPU has float32 alone
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    program = jax.make_jaxpr(stages.in_precision(plain, name))(x)
+    assert program.eqns[-1].params["precision"] == (jax.lax.Precision[precision],) * 2
