@@ -5,11 +5,12 @@ from __future__ import annotations
 import builtins
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from rmjax import config as configs
@@ -59,6 +60,23 @@ def set_key(config: ConfigDict, name: str, value) -> None:
 
 # No rehearsal, and a machine that compiles fast.
 PLAIN = {"machine.kind": "gru", "rehearsal.recollection": 0.0, "rehearsal.familiarity": 0.0}
+
+
+@contextlib.contextmanager
+def compilations_kept(directory: Path) -> Iterator[None]:
+    """Keeps compiled programs in `directory`; a second run of the same shapes compiles nothing."""
+    settings = {
+        "jax_compilation_cache_dir": str(directory),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for values in (settings, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if values is settings:
+            yield
 
 
 def before(moment: str, act: Callable[[], None], setattr: Callable = builtins.setattr) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from rmjax import tasks
 from rmjax.config import SCHEMA, Recorder
@@ -16,7 +17,7 @@ from rmjax.run.workdir import Preemption
 from rmjax.tools import explain, probe
 from tests import FIXTURES
 from tests.data.texts.test_hyperpartisan import write as articles
-from tests.runs import PLAIN, tiny
+from tests.runs import PLAIN, compilations_kept, tiny
 from tests.shop import Shop, ShopSource
 
 FOLDERS = {
@@ -36,6 +37,12 @@ def frames(folder: Path) -> str:
             features = np.random.default_rng(0).normal(size=(7, 3)).astype("f4")
             np.savez(folder / f"{asked['video_name']}.npz", features)
     return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def kept(tmp_path):
+    with compilations_kept(tmp_path / "compiled"):
+        yield
 
 
 def data_of(name: str, tmp_path: Path) -> dict[str, object]:

@@ -41,13 +41,18 @@ def card(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def start(card):
-    """start(module, *arguments, signal="<moment>:<name>") -> the process."""
+    """start(module, *arguments, signal="<moment>:<name>") -> the process.
+
+    All processes share the cache of compiled programs.
+    """
 
     def start(module: str, *arguments: str, signal: str = "") -> subprocess.Popen:
         environment = os.environ | {
             "PYTHONPATH": str(ROOT),
             "SIGNAL_BEFORE": signal,
             "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(card.parent / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
         command = [sys.executable, "-m", f"rmjax.{module}", *arguments]
         options = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

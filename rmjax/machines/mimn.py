@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.initializers import lecun_normal, normal
 
-from rmjax.layers import recurrent
+from rmjax.layers import addressing, recurrent
 from rmjax.layers.embeddings import embed, init_items
 from rmjax.machines.gru import running_mean
 from rmjax.machines.scan import scan_items
@@ -291,14 +291,9 @@ def address(params: Params, slots: Array, keys: Array, strengths: Array) -> Arra
     Returns:
       f32 [..., K].
     """
-    similar = cosine(keys, jnp.tanh(params["keys"])) + cosine(keys, slots)
-    return jax.nn.softmax(strengths[..., None] * similar / 2.0)
-
-
-def cosine(a: Array, b: Array) -> Array:
-    """The cosine of a f32 [..., d] with each row of b f32 [..., K, d], as f32 [..., K]."""
-    a_length, b_length = (jnp.sqrt(jnp.square(x).sum(-1) + 1e-6) for x in (a, b))
-    return jnp.einsum("...d,...kd->...k", a, b) / (a_length[..., None] * b_length + 1e-6)
+    one = keys[..., None, :]
+    similar = addressing.cosine(jnp.tanh(params["keys"]), one) + addressing.cosine(slots, one)
+    return jax.nn.softmax(strengths[..., None] * similar[..., 0, :] / 2.0)
 
 
 def rebalance(weights: Array, shift: Array, power: Array) -> Array:

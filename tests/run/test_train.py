@@ -35,10 +35,16 @@ from rmjax.run.optimizer import make_optimizer
 from rmjax.run.step import init_state, make_train_step
 from rmjax.run.workdir import Preemption
 from rmjax.tools import explain
-from tests.runs import PLAIN, before, lines, saved, set_key, tiny
+from tests.runs import PLAIN, before, compilations_kept, lines, saved, set_key, tiny
 from tests.small import noise
 
 COLUMNS = "memory test AUC 95% from to gain, familiarity gain, recollection spread"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory):
+    with compilations_kept(tmp_path_factory.mktemp("compiled")):
+        yield
 
 
 @pytest.fixture(scope="module")

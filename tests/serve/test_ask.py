@@ -18,7 +18,13 @@ from rmjax.run import training
 from rmjax.serve import Model
 from tests import FIXTURES
 from tests.data.stories.test_babi import text_of, words
-from tests.runs import PLAIN, tiny
+from tests.runs import PLAIN, compilations_kept, tiny
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled(tmp_path_factory):
+    with compilations_kept(tmp_path_factory.mktemp("compiled")):
+        yield
 
 
 def config_of(folder, name, directory, **changes):

@@ -19,11 +19,17 @@ from rmjax.run import training
 from rmjax.serve import Model, sampling
 from rmjax.tasks import make_task
 from tests import ROOT
-from tests.runs import tiny
+from tests.runs import compilations_kept, tiny
 from tests.tasks.test_sequences import SMALL, books
 
 N, KINDS = 6, tuple(LANGUAGE_MODELS)
 LONGEST = 11  # segments of the longest text
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled(tmp_path_factory):
+    with compilations_kept(tmp_path_factory.mktemp("compiled")):
+        yield
 
 
 @functools.cache

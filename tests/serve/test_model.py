@@ -18,11 +18,17 @@ from rmjax.run import training
 from rmjax.serve import export
 from rmjax.tasks.sequences import LanguageModel
 from tests import FIXTURES
-from tests.runs import PLAIN, tiny
+from tests.runs import PLAIN, compilations_kept, tiny
 from tests.tasks.test_sequences import SORTING, books
 
 FAST = {"train.steps": 1, "train.eval_every": 1, "train.save_every": 1}
 ASKED = dict(first=5, every=4, max_targets=3, test_fraction=0.3, valid_fraction=0.2)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled(tmp_path_factory):
+    with compilations_kept(tmp_path_factory.mktemp("compiled")):
+        yield
 
 
 def clicks(folder):

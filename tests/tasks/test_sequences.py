@@ -22,7 +22,7 @@ from rmjax.run.mapping import make_mapped
 from rmjax.run.optimizer import make_optimizer
 from rmjax.tools import explain, probe
 from tests.run.test_train import stopped
-from tests.runs import lines, saved, tiny
+from tests.runs import compilations_kept, lines, saved, tiny
 
 SMALL = {
     "model": dict(dim=8, layers=1, heads=2, dropout=0.5),
@@ -41,6 +41,12 @@ SORTING = SMALL | {
     "train.steps": 3,
 }
 ONE_STEP = dict(seed=0, segment_length=24, negatives=1, num_steps=1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def kept(tmp_path_factory):
+    with compilations_kept(tmp_path_factory.mktemp("compiled")):
+        yield
 
 
 def books(folder, **changes):
