@@ -18,7 +18,7 @@ Variants: `config.model.kind` is memoria_bert, memoria_roberta, bert or roberta.
 no memory. With `config.data.hyperpartisan.max_segments` = 1 they read the first 512 tokens, as in
 the paper and in the table mem3. Otherwise they answer from the last segment of an article.
 
-Hardware and time: a run of `:local` takes about 15 minutes on one CPU core, or 90 s for bert.
+Hardware and time: a run of `:local` takes about 20 minutes on one CPU core, or 90 s for bert.
 
 Score: `:local`, five seeds: accuracy 0.726 +- 0.028 and macro F1 0.687 +- 0.026 (bert on the first
 126 words: 0.720 and 0.676). The paper's macro F1 is 94.59 (bert: 91.67), on the published split.
