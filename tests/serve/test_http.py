@@ -23,6 +23,7 @@ from rmjax import tasks
 from rmjax.serve import Damaged, Model
 from rmjax.serve.http import Service, make_app, server
 from rmjax.serve.http.app import ENDPOINTS, openapi
+from rmjax.serve.http.bodies import Refused, Write, decoded
 from tests import ROOT
 from tests.runs import tiny
 from tests.serve import served
@@ -190,6 +191,8 @@ BAD = {  # body of a write -> words of the error
     '{"users": ["a"]}': "missing required field items",
     '{"users": ["a"], "items": [[]], "item": 3}': "unknown field item. The fields are users, items",
     '{"users": ["a"], "users": ["b"], "items": [[]]}': "'users' occurs twice",
+    '{"\\ud800": 1, "\\ud800": 1}': "'\\ud800' occurs twice",
+    '{"\\ud800": 1}': "ud800",
     '{"users": [], "items": []}': "users: Expected array of length >= 1",
     '{"users": "a", "items": [[]]}': "users: Expected array, got str. Users, each a string",
     '{"users": [null], "items": [[]]}': "users[0]: Expected int | str, got null",
@@ -218,6 +221,15 @@ def test_a_bad_body_is_refused_with_its_field_and_the_cure(client, body):
     reply = client.post("/v1/write", content=body, headers={"content-type": "application/json"})
     assert BAD[body] in checked(reply, "/v1/write", 400)["error"]
     assert len(client.app.state.service.streams) == users
+
+
+def test_many_keys_are_read_in_one_pass():
+    """A body of 1 MB has room for 100,000 keys, and the event loop waits while they are read."""
+    keys = ",".join(f'"{k}":1' for k in [*range(50_000), 49_999]).encode()
+    begin = time.monotonic()
+    with pytest.raises(Refused, match="'49999' occurs twice"):
+        decoded(b"{" + keys + b"}", Write)
+    assert time.monotonic() - begin < 5
 
 
 def test_bytes_that_are_not_utf_8_are_refused(client):
