@@ -278,7 +278,7 @@ def _explain(error: str, form: type) -> NoReturn:
 
 
 def _escaped(text: str) -> str:
-    """A text that UTF-8 can hold: JSON may name half of a character, such as \\ud800."""
+    """A text that UTF-8 can hold; JSON may name halves of characters, which are escaped."""
     return text.encode(errors="backslashreplace").decode()
 
 
