@@ -133,10 +133,10 @@ def test_idle_connections_make_room_for_others(protocol):
     with guarded_server(protocol, 3) as port, contextlib.ExitStack() as held:
         connect = partial(socket.create_connection, ("127.0.0.1", port), timeout=5)
         kept, new, half = (held.enter_context(connect()) for _ in range(3))
-        half.sendall(request[:9])
         kept.sendall(request)
         until(kept, b"ok")
-        for idle in (new, half, kept):
+        half.sendall(request[:9])
+        for idle in (new, kept, half):
             probe = held.enter_context(connect())
             probe.sendall(request)
             until(probe, b"ok")
