@@ -132,9 +132,10 @@ def test_idle_connections_make_room_for_others(protocol):
     request = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"
     with guarded_server(protocol, 3) as port, contextlib.ExitStack() as held:
         connect = partial(socket.create_connection, ("127.0.0.1", port), timeout=5)
-        kept, new, half = (held.enter_context(connect()) for _ in range(3))
-        kept.sendall(request)
-        until(kept, b"ok")
+        new, half, kept = (held.enter_context(connect()) for _ in range(3))
+        for connection in (half, kept):
+            connection.sendall(request)
+            until(connection, b"ok")
         half.sendall(request[:9])
         for idle in (new, kept, half):
             probe = held.enter_context(connect())
