@@ -53,14 +53,14 @@ class Client:
         self,
         users: Sequence[User],
         items: Sequence[Ids],
-        expected_lengths: Sequence[int] | None = None,
+        expected_lengths: Sequence[int | None] | None = None,
     ) -> list[int]:
         """Appends items to streams, as `Streams.write`.
 
         Args:
           users: [n] users.
           items: n lists of items, in the ids that the service takes.
-          expected_lengths: [n] lengths of the streams before the call; None: any.
+          expected_lengths: [n] lengths of the streams before the call, each may be None; None: any.
 
         Returns:
           The n lengths of the streams after the call.
