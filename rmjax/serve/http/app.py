@@ -239,7 +239,7 @@ def _refusal(error: Exception, path: str, headers: Any = None) -> Response:
             name, by_disk = secrets.token_hex(8), isinstance(error, OSError)
             trace = None if by_disk else error  # errors of the disk say all in words
             logging.error("%s: request %s failed: %s", path, name, error, exc_info=trace)
-            cause = "the streams cannot be written" if by_disk else "it failed"
+            cause = "the streams cannot be written" if by_disk else "the request failed"
             status = 503 if by_disk else 500
             reply = Error(f"{cause}: the log of the server says why, under this id", id=name)
     if status in (429, 503):

@@ -108,7 +108,7 @@ class Service:
         self._check(body.users, exclude=body.exclude)
         most = len(self._names.ids)
         if body.k > most:
-            raise Refused(400, f"k = {body.k}: the model has {most} items, so ask less", "k")
+            raise Refused(400, f"k = {body.k}: the model has {most} items: ask for at most {most}", "k")
         exclude, unknown = self._known(body.exclude or [()] * len(body.users))
         # Powers of two, so that few sizes are compiled.
         k = min(most, max(_K, 1 << (body.k - 1).bit_length()))
