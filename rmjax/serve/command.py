@@ -60,7 +60,10 @@ def main(argv: Sequence[str]) -> int:
                 logging.info(text, server.url(opened), *about)
                 server.serve(Service(model, streams, limits), opened, token, asked.connections)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
-        logging.error("%s", environment.in_words(error))
+        words = environment.in_words(error).replace(
+            "capacity =", "--cache ="
+        )  # as the flag is called
+        logging.error("%s", words)
         return 1
     logging.info("Closed.")
     return 0

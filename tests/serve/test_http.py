@@ -149,7 +149,7 @@ def test_names_of_users_in_paths(client):
 def test_the_catalogue_is_searched(client):
     reply = get(client, "/v1/items", "/v1/items", query="sku-1", limit=3)
     expected = [one for one in IDS if "SKU-1" in one][:3]
-    assert reply == {"items": expected, "total": ITEMS, "ranks": False}
+    assert reply == {"items": expected, "total": ITEMS, "ranks": False, "queries": True}
     assert get(client, "/v1/items", "/v1/items")["items"] == list(IDS)
     assert "limit" in get(client, "/v1/items", "/v1/items", 400, limit="0")["field"]
 
@@ -172,6 +172,13 @@ def test_recommendations_are_those_of_the_model(client):
     (best,) = model.recommend(store=store, users=["ann"], k=3, exclude=[[15]])
     assert reply["unknown"] == 1 and reply["items"] == [[one.item for one in best]]
     np.testing.assert_allclose(reply["scores"][0], [one.score for one in best], rtol=1e-6)
+    compiled = store._programs.rank.func._cache_size()
+    for k, users in ((1, 1), (17, 3), (ITEMS, 2)):
+        for width in (0, 1, 5, 20):
+            exclude = [list(range(width // users))] * users
+            post(other, "recommend", {"users": [*range(users)], "k": k, "exclude": exclude})
+    assert store._programs.rank.func._cache_size() == compiled
+    assert get(other, "/v1/items", "/v1/items")["queries"] is False
     body = {"users": ["ann"], "k": ITEMS, "exclude": [list(range(2, ITEMS))]}
     assert sorted(post(other, "recommend", body)["items"][0]) == [0, 1]
     assert post(other, "recommend", {"users": ["ann"], "k": ITEMS + 1}, 400)["field"] == "k"

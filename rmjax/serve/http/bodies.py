@@ -200,6 +200,7 @@ class Items(Struct, frozen=True):
     items: Annotated[list[Id], Meta(description="Ids, in the order of the model.")]
     total: Annotated[int, Meta(description="Number of all items that the model knows.")]
     ranks: Annotated[bool, Meta(description="Whether /v1/recommend ranks these items.")]
+    queries: Annotated[bool, Meta(description="Whether /v1/answer is asked about these items.")]
 
 
 class Status(Struct, frozen=True):
