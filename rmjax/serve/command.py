@@ -25,6 +25,7 @@ from absl import app, flags, logging
 from rmjax import config as configs
 from rmjax.io import terminal
 from rmjax.run import environment
+from rmjax.serve.client import plain_token
 from rmjax.serve.model import open_model
 
 _SYNC = {
@@ -48,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
         logging.info("%s", environment.prepare())
         from rmjax.serve.http import Limits, Service, server
 
-        token = server.token_in_environment()
+        token = plain_token()
         with contextlib.closing(server.bound(asked.host, asked.port, token)) as opened:
             logging.info("%s", environment.keep_compilations())  # a restart is ready sooner
             environment.find_devices()

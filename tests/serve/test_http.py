@@ -257,7 +257,8 @@ def test_requests_over_a_limit_are_refused(client):
     assert "21 ids: send at most 20" in reply["error"] and reply["field"] == "items"
     reply = post(client, "answer", {"users": [1], "queries": [[1] * 21]}, 413)
     assert reply["field"] == "queries"
-    post(client, "fork", {"user": 1, "copies": [2, 3, 4, 5, 6]}, 413)
+    assert post(client, "fork", {"user": 1, "copies": [2, 3, 4, 5, 6]}, 413)["field"] == "copies"
+    get(client, f"/v1/users/{'x' * 600}", "/v1/users/{user}", 400)
 
 
 def test_a_body_without_an_end_is_read_up_to_the_limit(client):
@@ -299,12 +300,15 @@ def test_before_compilation_and_after_a_signal_requests_get_503(client, service)
             reply = client.post("/v1/answer", json={"users": [1], "queries": [[1]]})
             checked(reply, "/v1/answer", 503)
             assert reply.headers["retry-after"] == "1"
-            assert client.get("/readyz").status_code == 503
+            assert client.get("/readyz").status_code == client.get("/metrics").status_code == 503
             assert client.get("/healthz").json() == {"status": "alive"}
     assert client.get("/readyz").json() == {"status": "ready"}
 
 
-@pytest.mark.parametrize(("fault", "status"), [(KeyError("secret"), 500), (OSError("secret"), 503)])
+@pytest.mark.parametrize(
+    ("fault", "status"),
+    [(KeyError("secret"), 500), (OSError("secret"), 503), (ValueError("secret"), 500)],
+)
 def test_an_unexpected_error_is_in_the_log_under_the_id_of_the_reply(
     client, service, caplog, fault, status
 ):
@@ -346,7 +350,7 @@ def test_only_senders_with_the_token_are_served(service):
 def test_pages_of_other_hosts_cannot_use_a_server_without_a_token(service):
     """A browser names the host that it believes to talk to, and asks before it sends JSON."""
     client, body = TestClient(make_app(service), LOCAL), {"users": ["tom"], "items": [[]]}
-    for host in ("localhost", "127.0.0.1:8000", "[::1]:8000", "[::1]"):
+    for host in ("localhost", "127.0.0.1:8000", "[::1]:8000", "[::1]", "127.0.1.1"):
         assert client.post("/v1/write", json=body, headers={"host": host}).status_code == 200
     for host in ("evil.com", "localhost.evil.com:8000", "", "127.0.0.1.evil.com"):
         reply = client.post("/v1/write", json=body, headers={"host": host})

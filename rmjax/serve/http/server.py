@@ -18,6 +18,7 @@ import uvicorn
 from absl import logging
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+from rmjax.serve.client import plain_token
 from rmjax.serve.http.app import make_app
 from rmjax.serve.http.service import Service
 
@@ -124,8 +125,7 @@ def bound(host: str, port: int, token: str | None) -> socket.socket:
         host, or the token has characters that a header cannot have.
       OSError: the port is taken, or this user may not open it.
     """
-    if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
-        raise ValueError("RMJAX_TOKEN has spaces or characters outside of ASCII: choose another")
+    plain_token(token or "")
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
@@ -147,11 +147,6 @@ def url(opened: socket.socket) -> str:
     """The address of a bound socket."""
     host, port = opened.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def token_in_environment() -> str | None:
-    """The secret that clients must send, RMJAX_TOKEN; None: none is set."""
-    return os.environ.get("RMJAX_TOKEN", "").strip() or None
 
 
 def guarded(protocol: Any, seconds: float, connections: int) -> type[asyncio.Protocol]:

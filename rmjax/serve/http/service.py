@@ -14,6 +14,7 @@ from typing import ParamSpec, TypeVar
 
 import numpy as np
 
+from rmjax.serve.checks import plain_users
 from rmjax.serve.http import bodies
 from rmjax.serve.http.bodies import Refused
 from rmjax.serve.model import Model
@@ -127,7 +128,7 @@ class Service:
 
     async def fork(self, body: bodies.Fork) -> bodies.Done:
         """Copies the stream of a user to new users."""
-        self._check(body.copies)
+        self._check(body.copies, "copies")
         await self.in_thread(self.streams.fork, body.user, body.copies)
         return bodies.Done(len(body.copies))
 
@@ -154,6 +155,7 @@ class Service:
         return await self.in_thread(self._search, query)
 
     def _info(self, user: bodies.User) -> StreamInfo:
+        plain_users([user])  # a name that is too long gets 400, not 404
         try:
             return self.streams.info(user)
         except Damaged:
@@ -182,11 +184,16 @@ class Service:
             return bodies.Memory(slots.tolist(), {})
         return bodies.Memory(None, {name: leaf.tolist() for name, leaf in leaves.items()})
 
-    def _check(self, users: Sequence[bodies.User], **lists: Sequence[object] | None) -> None:
+    def _check(
+        self,
+        users: Sequence[bodies.User],
+        field: str = "users",
+        **lists: Sequence[object] | None,
+    ) -> None:
         """Raises Refused unless each list has one entry a user, and the limits hold."""
         if len(users) > self.limits.users:
             cure = f"send at most {self.limits.users} in a request"
-            raise Refused(413, f"{len(users)} users: {cure}", "users")
+            raise Refused(413, f"{len(users)} users: {cure}", field)
         for name, entries in lists.items():
             if entries is None:
                 continue
