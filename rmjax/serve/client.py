@@ -61,7 +61,7 @@ class Client:
         Args:
           users: [n] users.
           items: n lists of items, in the ids that the service takes.
-          expected_lengths: [n] lengths before the call, each may be None; None: any.
+          expected_lengths: [n] lengths before the call; None: any.
 
         Returns:
           The n lengths of the streams after the call.
@@ -176,7 +176,8 @@ class Client:
 
     def __contains__(self, user: object) -> bool:
         """Whether a user has a stream."""
-        return isinstance(user, str | int | np.integer) and self.length(user) is not None
+        plain = int(user) if isinstance(user, np.integer) else user
+        return isinstance(plain, str | int) and self.length(plain) is not None
 
     def ready(self) -> bool:
         """Whether the service has compiled its programs.

@@ -424,6 +424,14 @@ def test_a_fault_at_the_start_is_one_line(tmp_path):
     assert "--host=0.0.0.0: other machines reach it without a token" in done.stderr
 
 
+def test_a_small_cache_is_named_as_the_flag(tmp_path):
+    line = [sys.executable, "-m", "tests.serve.served", "--workdir=made", "--port=0"]
+    line += [f"--store={tmp_path / 'store'}", "--cache=2"]
+    environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.perturb=0"}
+    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 1 and "--cache = 2: with a store it must be at least" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("host", "token", "words"),
     [
