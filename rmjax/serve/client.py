@@ -101,7 +101,7 @@ class Client:
         Args:
           users: [n] users.
           k: how many items.
-          exclude: n lists of items that are left out, in the ids that the service takes; None: none.
+          exclude: n lists of items that are left out, in the ids of the service; None: none.
 
         Returns:
           n lists of at most k items, the best one first, and n arrays f32 of their scores.
