@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -31,6 +30,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import rmjax
+from rmjax.serve.client import plain_token
 from rmjax.serve.http import Service, make_app
 from rmjax.serve.http.bodies import Refused
 from rmjax.serve.shards import shard_of
@@ -158,7 +158,7 @@ def build(arguments: Mapping[str, str]) -> serve.Application:
     Returns:
       The application.
     """
-    count, token = int(arguments["shards"]), os.environ.get("RMJAX_TOKEN")
+    count, token = int(arguments["shards"]), plain_token()
     shards = []
     for k in range(count):
         pin = {"resources": {f"shard-{k}": 1}} if arguments.get("pinned") else {}

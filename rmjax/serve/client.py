@@ -15,6 +15,7 @@ import os
 import select
 import threading
 import urllib.parse
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -34,7 +35,7 @@ class Client:
       timeout: most seconds that a call waits for the service.
 
     Raises:
-      ValueError: the URL names no host.
+      ValueError: the URL names no host, or the token has characters that a header cannot have.
     """
 
     def __init__(self, url: str, token: str | None = None, timeout: float = 60.0):
@@ -45,7 +46,7 @@ class Client:
         self._kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
         self._url, self._address = url, (parts.hostname, parts.port)
         self._prefix, self._timeout = parts.path.rstrip("/"), timeout
-        token = token or os.environ.get("RMJAX_TOKEN")
+        token = plain_token(token)
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._local = threading.local()
 
@@ -53,14 +54,14 @@ class Client:
         self,
         users: Sequence[User],
         items: Sequence[Ids],
-        expected_lengths: Sequence[int] | None = None,
+        expected_lengths: Sequence[int | None] | None = None,
     ) -> list[int]:
         """Appends items to streams, as `Streams.write`.
 
         Args:
           users: [n] users.
           items: n lists of items, in the ids that the service takes.
-          expected_lengths: [n] lengths of the streams before the call; None: any.
+          expected_lengths: [n] lengths before the call; None: any.
 
         Returns:
           The n lengths of the streams after the call.
@@ -69,7 +70,7 @@ class Client:
           ServiceError: the service refused or failed, see its `status`.
           OSError: the service cannot be reached, or does not answer in time.
         """
-        body = {"users": list(users), "items": list(map(_plain, items))}
+        body = {"users": _plain_users(users), "items": list(map(_plain, items))}
         if expected_lengths is not None:
             body["expected_lengths"] = list(expected_lengths)
         lengths: list[int] = self._post("write", body)["lengths"]
@@ -89,8 +90,45 @@ class Client:
           ServiceError: the service refused or failed, see its `status`.
           OSError: the service cannot be reached, or does not answer in time.
         """
-        body = {"users": list(users), "queries": list(map(_plain, queries))}
+        body = {"users": _plain_users(users), "queries": list(map(_plain, queries))}
         return [np.asarray(scores, np.float32) for scores in self._post("answer", body)["answers"]]
+
+    def recommend(
+        self, users: Sequence[User], k: int = 10, exclude: Sequence[Ids] | None = None
+    ) -> tuple[list[list[int | str]], list[np.ndarray]]:
+        """Recommends the best next items, of a model that ranks items.
+
+        Args:
+          users: [n] users.
+          k: how many items.
+          exclude: n lists of items that are left out, in the ids of the service; None: none.
+
+        Returns:
+          n lists of at most k items, the best one first, and n arrays f32 of their scores.
+
+        Raises:
+          ServiceError: the service refused or failed, see its `status`.
+          OSError: the service cannot be reached, or does not answer in time.
+        """
+        body: dict[str, Any] = {"users": _plain_users(users), "k": int(k)}
+        if exclude is not None:
+            body["exclude"] = list(map(_plain, exclude))
+        best = self._post("recommend", body)
+        return best["items"], [np.asarray(scores, np.float32) for scores in best["scores"]]
+
+    def memory(self, user: User) -> dict[str, np.ndarray]:
+        """Returns the arrays f32 of a user's memory by their names, such as 'slots'.
+
+        Args:
+          user: any user; without a stream, the memory is the empty one.
+
+        Raises:
+          ServiceError: the service refused or failed, see its `status`.
+          OSError: the service cannot be reached, or does not answer in time.
+        """
+        memory = json.loads(self._call("GET", _address(user, "/memory")))
+        leaves = memory["leaves"] if memory["slots"] is None else {"slots": memory["slots"]}
+        return {name: np.asarray(leaf, np.float32) for name, leaf in leaves.items()}
 
     def fork(self, user: User, copies: Sequence[User]) -> None:
         """Gives new users copies of a user's stream, as `Streams.fork`.
@@ -103,7 +141,8 @@ class Client:
           ServiceError: the service refused or failed, see its `status`.
           OSError: the service cannot be reached, or does not answer in time.
         """
-        self._post("fork", {"user": user, "copies": list(copies)})
+        (plain,) = _plain_users([user])
+        self._post("fork", {"user": plain, "copies": _plain_users(copies)})
 
     def reset(self, users: Sequence[User]) -> None:
         """Forgets users, as `Streams.reset`.
@@ -115,7 +154,7 @@ class Client:
           ServiceError: the service refused or failed, see its `status`.
           OSError: the service cannot be reached, or does not answer in time.
         """
-        self._post("reset", {"users": list(users)})
+        self._post("reset", {"users": _plain_users(users)})
 
     def length(self, user: User) -> int | None:
         """Returns the number of items of a user's stream; None: the user has no stream.
@@ -127,9 +166,8 @@ class Client:
           ServiceError: the service refused or failed, see its `status`.
           OSError: the service cannot be reached, or does not answer in time.
         """
-        kind = "?type=int" if isinstance(user, int) else ""
         try:
-            about = self._call("GET", f"/v1/users/{urllib.parse.quote(str(user), safe='')}{kind}")
+            about = self._call("GET", _address(user))
         except ServiceError as error:
             if error.status == 404:
                 return None
@@ -138,7 +176,8 @@ class Client:
 
     def __contains__(self, user: object) -> bool:
         """Whether a user has a stream."""
-        return isinstance(user, str | int) and self.length(user) is not None
+        plain = int(user) if isinstance(user, np.integer) else user
+        return isinstance(plain, str | int) and self.length(plain) is not None
 
     def ready(self) -> bool:
         """Whether the service has compiled its programs.
@@ -175,6 +214,8 @@ class Client:
     def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         data = json.dumps(body, separators=(",", ":")).encode()
         answer: dict[str, Any] = json.loads(self._call("POST", f"/v1/{path}", data))
+        if answer.get("unknown"):
+            warnings.warn(f"{path}: the model does not know {answer['unknown']} ids", stacklevel=3)
         return answer
 
     def _call(self, method: str, path: str, body: bytes | None = None) -> bytes:
@@ -213,6 +254,24 @@ class ServiceError(RuntimeError):
         self.status, self.body = status, body
 
 
+def plain_token(token: str | None = None) -> str | None:
+    """A token without white space around it, as servers and clients use it.
+
+    Args:
+      token: the token; None: RMJAX_TOKEN in the environment.
+
+    Returns:
+      The token; None: there is none.
+
+    Raises:
+      ValueError: a header cannot have its characters; the error does not show the token.
+    """
+    plain = (os.environ.get("RMJAX_TOKEN", "") if token is None else token).strip()
+    if not (plain.isascii() and plain.isprintable()) or " " in plain:
+        raise ValueError("RMJAX_TOKEN has spaces or characters outside of ASCII: choose another")
+    return plain or None
+
+
 def _refuse(status: int, url: str, data: bytes) -> NoReturn:
     try:
         body = json.loads(data)
@@ -223,3 +282,18 @@ def _refuse(status: int, url: str, data: bytes) -> NoReturn:
 
 def _plain(ids: Ids) -> list[Any]:
     return ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+
+
+def _plain_users(users: Sequence[User]) -> list[str | int]:
+    """Users as JSON has them."""
+    for user in users:
+        if isinstance(user, bool) or not isinstance(user, str | int | np.integer):
+            raise ValueError(f"user {user!r}: a service takes strings and integers")
+    return [user if isinstance(user, str) else int(user) for user in users]
+
+
+def _address(user: User, part: str = "") -> str:
+    """The path of a user."""
+    (plain,) = _plain_users([user])
+    kind = "" if isinstance(plain, str) else "?type=int"
+    return f"/v1/users/{urllib.parse.quote(str(plain), safe='')}{part}{kind}"

@@ -12,16 +12,20 @@ is served. SIGTERM ends open requests, closes the store and exits with 0.
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
 from rmjax import config as configs
 from rmjax.io import terminal
 from rmjax.run import environment
+from rmjax.serve.client import plain_token
 from rmjax.serve.model import open_model
 
 _SYNC = {
@@ -36,6 +40,8 @@ def main(argv: Sequence[str]) -> int:
     del argv
     logging.set_verbosity(logging.INFO)
     terminal.plain_logs()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
     asked, begin = flags.FLAGS, time.monotonic()
     try:
         if not asked.workdir:
@@ -43,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
         logging.info("%s", environment.prepare())
         from rmjax.serve.http import Limits, Service, server
 
-        token = server.token_in_environment()
+        token = plain_token()
         with contextlib.closing(server.bound(asked.host, asked.port, token)) as opened:
             logging.info("%s", environment.keep_compilations())  # a restart is ready sooner
             environment.find_devices()
@@ -53,12 +59,21 @@ def main(argv: Sequence[str]) -> int:
                 about = asked.workdir, asked.store or "memory", time.monotonic() - begin
                 text = "%s: serves %s from %s, which were opened in %.1f s."
                 logging.info(text, server.url(opened), *about)
-                server.serve(Service(model, streams, limits), opened, token, 2 * asked.queue)
+                server.serve(Service(model, streams, limits), opened, token, asked.connections)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
-        logging.error("%s", environment.in_words(error))
+        words = environment.in_words(error).replace(
+            "capacity =", "--cache ="
+        )  # as the flag is called
+        logging.error("%s", words)
         return 1
     logging.info("Closed.")
     return 0
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    """Ends the process while the model opens: no write was accepted, so nothing is lost."""
+    logging.info("%s: stopped before it was ready.", signal.Signals(number).name)
+    os._exit(0)
 
 
 def _options(asked: Any) -> dict[str, Any]:
@@ -80,6 +95,8 @@ def define_flags() -> None:
     help_text = "Most seconds that a request waits for others, to be computed together."
     flags.DEFINE_float("delay", 0.002, help_text, lower_bound=0)
     flags.DEFINE_integer("queue", 1024, "Most requests that wait; others get 429.", lower_bound=1)
+    help_text = "Most open connections; one more closes the one that was idle for longest."
+    flags.DEFINE_integer("connections", 4096, help_text, lower_bound=1)
     flags.DEFINE_integer("max_body", 1 << 20, "Most bytes of a request.", lower_bound=1)
     flags.DEFINE_integer("max_users", 64, "Most users of a request.", lower_bound=1)
     flags.DEFINE_integer("max_items", 10_000, "Most items of a request.", lower_bound=1)

@@ -20,8 +20,10 @@ from __future__ import annotations
 import bisect
 import collections
 import contextlib
+import dataclasses
 import gc
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +31,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -54,6 +57,7 @@ from rmjax.serve.traffic import (
     serve,
     serve_from_processes,
 )
+from rmjax.tasks.answers import questions_only
 from rmjax.tasks.reasoning import Reasoning
 from rmjax.types import Array, Params, Task, at
 
@@ -74,7 +78,8 @@ def fill(
 ) -> None:
     """Gives every user a stream: a copy of one of `BASES` random histories.
 
-    Users that exist stay as they are, except those of `again`.
+    Users that exist stay as they are, except those of `again`. After an interruption, only what is
+    missing is made.
 
     Args:
       service: what is filled.
@@ -83,25 +88,34 @@ def fill(
       users: number of users.
       again: users that must have exactly their history, since their answers will be checked.
       copies: most new users of a call.
+
+    Raises:
+      ValueError: the stream that is copied is too long: another client has written to it.
     """
     for base, history in enumerate(_bases(names.history, items)):
-        if names.base(base) not in service:
-            for first in range(0, len(history), WRITTEN):
-                part = names.items(history[first : first + WRITTEN])
-                service.write([names.base(base)], [part])
-    # Users are made in order, so bisection finds the first one that is missing.
-    missing = lambda user: names.user(user) not in service
-    first, size = bisect.bisect_left(range(users), True, key=missing), BASES * copies
-    groups = [range(k, min(k + size, users)) for k in range(first, users, size)]
-    old = [user for user in again if user < first]
+        name = names.base(base)
+        (done,) = service.write([name], [[]])  # items that were written before an interruption
+        if done > len(history):
+            raise ValueError(f"stream {name!r} has {done} items, not {len(history)}: reset it")
+        for first in range(done, len(history), WRITTEN):
+            part = names.items(history[first : first + WRITTEN])
+            service.write([name], [part], [first])
+    old = [user for user in again if names.user(user) in service]
     if old:
         service.reset(list(map(names.user, old)))
+    anew = set(again)
+
+    def copy(base: int) -> None:
+        others = [user for user in range(base, users, BASES) if user not in anew]
+        # They are made in order, so bisection finds the first one that is missing.
+        missing = lambda user: names.user(user) not in service
+        new = others[bisect.bisect_left(others, True, key=missing) :]
+        new = [user for user in again if user % BASES == base] + new
+        for first in range(0, len(new), copies):
+            service.fork(names.base(base), list(map(names.user, new[first : first + copies])))
+
     with ThreadPoolExecutor(BASES) as pool:
-        for group in [old, *groups]:
-            parts = collections.defaultdict(list)
-            for user in group:
-                parts[names.base(user)].append(names.user(user))
-            list(pool.map(service.fork, parts, parts.values()))
+        list(pool.map(copy, range(BASES)))
 
 
 def _bases(history: int, items: int) -> np.ndarray:
@@ -174,7 +188,7 @@ def summary(wanted: Sequence[Request], served: Served) -> dict[str, Any]:
       Percentiles in milliseconds of 'write_ms', 'answer_ms' and 'all_ms', over requests without an
       error; the number of 'requests'; and 'errors', their number by kind.
     """
-    ms, writes = 1e3 * served.seconds, np.array([request.writes for request in wanted])
+    ms, writes = 1e3 * served.seconds, np.array([request.writes for request in wanted], bool)
     result: dict[str, Any] = {
         name: {f"p{p:g}": _percentile(ms[which], p) for p in PERCENTILES}
         for name, which in (("write_ms", writes), ("answer_ms", ~writes), ("all_ms", writes | True))
@@ -207,7 +221,8 @@ def largest_difference(
       questions: {user: the request whose answer is compared}. Users that had an error are left out.
 
     Returns:
-      The largest absolute difference of a score; NaN if no user is left.
+      The largest absolute difference of a score; NaN if no user is left, or a score is NaN.
+      Infinite if an answer has another shape.
     """
     n, streams = task.segment_length, {}
     for user, k in questions.items():
@@ -218,22 +233,30 @@ def largest_difference(
     longest = -(-max(map(len, streams.values()), default=0) // n) * n
 
     @jax.jit
-    def offline(items: Array, mask: Array, query: Array) -> Array:
-        memory = memorize(task.machine, params["machine"], items, mask, block=64).memory
-        return task.answer(params, memory, query, query >= 0)
+    def offline(items: Array, length: Array, query: Array) -> Array:
+        mask = (jnp.arange(longest) < length).reshape(1, -1, n)
+        before = jnp.full(query.shape, length)
+        batch = dataclasses.replace(
+            questions_only(query, query >= 0),
+            items=items.reshape(1, -1, n),
+            item_mask=mask,
+            items_before=before,
+        )
+        batch = task.answers.asked(batch)
+        memory = memorize(task.machine, params["machine"], batch.items, mask, block=64).memory
+        return task.answer(params, memory, batch.query, batch.query_mask)
 
-    worst = float("-inf") if streams else float("nan")
+    differences = []
     for k, stream in streams.items():
         padded = np.pad(stream, (0, longest - len(stream))).astype(np.int32)
-        mask, query = np.arange(longest) < len(stream), np.full(16, -1, np.int32)
-        query[: len(wanted[k].ids)] = wanted[k].ids
-        (expected,) = np.asarray(
-            offline(padded.reshape(1, -1, n), mask.reshape(1, -1, n), query[None])
-        )
+        asked, query = len(wanted[k].ids), np.full(16, -1, np.int32)
+        query[:asked] = wanted[k].ids
+        expected = np.asarray(offline(padded, len(stream), query[None]))[0, :asked]
         answer = served.answers[k]
         assert answer is not None
-        worst = max(worst, float(np.abs(expected[: len(answer)] - answer).max()))
-    return worst
+        same = answer.shape == expected.shape
+        differences.append(np.abs(expected - answer).max() if same else np.inf)
+    return float(np.max(differences)) if differences else float("nan")
 
 
 def measure_streams(
@@ -359,11 +382,18 @@ def main(argv: Sequence[str]) -> int:
             else:
                 options = _options(asked)
                 result = measure_streams(*how, Names(history), asked.threads, **options)
-            print(json.dumps({"rate": asked.rate} | result), flush=True)
+            print(json.dumps(_in_json({"rate": asked.rate} | result)), flush=True)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         logging.error("%s", environment.in_words(error))
         return 1
     return 0
+
+
+def _in_json(value: Any) -> Any:
+    """A result with null for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _in_json(one) for name, one in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _options(asked: Any) -> dict[str, Any]:

@@ -24,7 +24,12 @@ BASES = 8  # different histories; every user has a copy of one of them
 class Service(Protocol):
     """What is tested: `Streams` in this process, or a `Client` of a service."""
 
-    def write(self, users: Sequence[str], items: Sequence[Any]) -> list[int]:
+    def write(
+        self,
+        users: Sequence[str],
+        items: Sequence[Any],
+        expected_lengths: Sequence[int | None] | None = None,
+    ) -> list[int]:
         """Appends items to streams."""
 
     def answer(self, users: Sequence[str], queries: Sequence[Any]) -> list[np.ndarray]:
@@ -100,7 +105,12 @@ def requests(
 
     Returns:
       The requests, in order of arrival.
+
+    Raises:
+      ValueError: there would be no request.
     """
+    if round(rate * seconds) < 1:
+        raise ValueError(f"--rate={rate:g} --seconds={seconds:g}: no request: raise one of them")
     rng = np.random.default_rng(seed)
     times = np.cumsum(rng.exponential(1 / rate, round(rate * seconds)))
     writes = rng.random(len(times)) < 0.5

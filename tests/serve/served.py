@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import time
 from unittest.mock import patch
 
 import numpy as np
@@ -84,8 +85,12 @@ if __name__ == "__main__":
     def small(self, **options):
         return open_streams(self, **SHAPES, **options)
 
+    def opened(_):
+        time.sleep(float(os.environ.get("SECONDS_TO_OPEN", "0")))
+        return model()
+
     with (
-        patch.object(command, "open_model", lambda _: model()),
+        patch.object(command, "open_model", opened),
         patch.object(Model, "streams", small),
     ):
         command.cli()

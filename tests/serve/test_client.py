@@ -10,7 +10,7 @@ import pytest
 import uvicorn
 
 from rmjax.serve import load_test, traffic
-from rmjax.serve.client import Client, ServiceError
+from rmjax.serve.client import Client, ServiceError, plain_token
 from rmjax.serve.http import Service, make_app, server
 from rmjax.serve.traffic import Names
 from tests.serve.served import IDS, SHAPES, model
@@ -47,9 +47,43 @@ def test_the_calls_of_a_store(url):
     assert client.length("ann/b%") == 3 and client.length(7) == 1 and client.length("7") == 0
     client.fork("ann/b%", ["copy", 8])
     assert client.length("copy") == 3 and 8 in client and "8" not in client
+    np.testing.assert_allclose(client.memory(7)["slots"], store.memory(7).slots, atol=1e-6)
     client.reset(["copy"])
     assert client.length("copy") is None
     assert client.metric("rmjax_users") == 4 and np.isnan(client.metric("no_such"))
+
+
+def test_users_and_ids_as_the_client_has_them(url):
+    client = Client(url)
+    users = np.array([70, 71])
+    assert client.write(users, [[IDS[3]], []], [0, None]) == [1, 0]
+    assert np.int64(70) in client and client.length(np.int64(70)) == 1
+    for wrong in (b"ann", 1.5, True):
+        with pytest.raises(ValueError, match="a service takes strings and integers"):
+            client.write([wrong], [[]])
+    with pytest.warns(UserWarning, match="write: the model does not know 2 ids"):
+        assert client.write([70], [["no", IDS[1], "such"]]) == [2]
+    with pytest.raises(ServiceError, match="cannot recommend items"):
+        client.recommend([70], 3, [[IDS[3]]])
+
+
+def test_a_recommendation_has_the_form_of_the_service():
+    client, posted = Client("http://127.0.0.1:1"), []
+    client._post = lambda *sent: posted.append(sent) or {"items": [["b"]], "scores": [[0.5]]}
+    items, scores = client.recommend(["ann"], np.int64(1), [np.array([3])])
+    assert items == [["b"]] and scores[0].dtype == np.float32 and scores[0].tolist() == [0.5]
+    assert posted == [("recommend", {"users": ["ann"], "k": 1, "exclude": [[3]]})]
+
+
+def test_a_token_is_stripped_and_never_shown(monkeypatch):
+    monkeypatch.setenv("RMJAX_TOKEN", " s3cret\n")
+    assert plain_token() == "s3cret" and plain_token("other\n") == "other"
+    assert Client("http://host")._headers == {"Authorization": "Bearer s3cret"}
+    assert plain_token(" ") is None
+    for wrong in ("s3\ncret", "s3 cret", "s3cr\u00e9t"):
+        with pytest.raises(ValueError, match="RMJAX_TOKEN has spaces") as caught:
+            Client("http://host", wrong)
+        assert "s3" not in str(caught.value)
 
 
 def test_refusals_and_lost_connections(url):

@@ -23,6 +23,7 @@ from rmjax import tasks
 from rmjax.serve import Damaged, Model
 from rmjax.serve.http import Service, make_app, server
 from rmjax.serve.http.app import ENDPOINTS, openapi
+from rmjax.serve.http.bodies import Refused, Write, decoded
 from tests import ROOT
 from tests.runs import tiny
 from tests.serve import served
@@ -148,14 +149,14 @@ def test_names_of_users_in_paths(client):
 def test_the_catalogue_is_searched(client):
     reply = get(client, "/v1/items", "/v1/items", query="sku-1", limit=3)
     expected = [one for one in IDS if "SKU-1" in one][:3]
-    assert reply == {"items": expected, "total": ITEMS, "ranks": False}
+    assert reply == {"items": expected, "total": ITEMS, "ranks": False, "queries": True}
     assert get(client, "/v1/items", "/v1/items")["items"] == list(IDS)
     assert "limit" in get(client, "/v1/items", "/v1/items", 400, limit="0")["field"]
 
 
 def test_recommendations_are_those_of_the_model(client):
     reply = post(client, "recommend", {"users": ["ann"]}, 404)
-    assert "trained to answer 'click', so it cannot recommend" in reply["error"]
+    assert "cannot recommend items" in reply["error"]
     config = tiny(**{"machine.kind": "gru", "data.segment_length": 4})
     source = ShopSource(Shop(users=6, items=ITEMS, shortest=4, longest=17))
     description = source.describe()
@@ -171,6 +172,13 @@ def test_recommendations_are_those_of_the_model(client):
     (best,) = model.recommend(store=store, users=["ann"], k=3, exclude=[[15]])
     assert reply["unknown"] == 1 and reply["items"] == [[one.item for one in best]]
     np.testing.assert_allclose(reply["scores"][0], [one.score for one in best], rtol=1e-6)
+    compiled = store._programs.rank.func._cache_size()
+    for k, users in ((1, 1), (17, 3), (ITEMS, 2)):
+        for width in (0, 1, 5, 20):
+            exclude = [list(range(width // users))] * users
+            post(other, "recommend", {"users": [*range(users)], "k": k, "exclude": exclude})
+    assert store._programs.rank.func._cache_size() == compiled
+    assert get(other, "/v1/items", "/v1/items")["queries"] is False
     body = {"users": ["ann"], "k": ITEMS, "exclude": [list(range(2, ITEMS))]}
     assert sorted(post(other, "recommend", body)["items"][0]) == [0, 1]
     assert post(other, "recommend", {"users": ["ann"], "k": ITEMS + 1}, 400)["field"] == "k"
@@ -190,6 +198,8 @@ BAD = {  # body of a write -> words of the error
     '{"users": ["a"]}': "missing required field items",
     '{"users": ["a"], "items": [[]], "item": 3}': "unknown field item. The fields are users, items",
     '{"users": ["a"], "users": ["b"], "items": [[]]}': "'users' occurs twice",
+    '{"\\ud800": 1, "\\ud800": 1}': "'\\ud800' occurs twice",
+    '{"\\ud800": 1}': "ud800",
     '{"users": [], "items": []}': "users: Expected array of length >= 1",
     '{"users": "a", "items": [[]]}': "users: Expected array, got str. Users, each a string",
     '{"users": [null], "items": [[]]}': "users[0]: Expected int | str, got null",
@@ -220,6 +230,15 @@ def test_a_bad_body_is_refused_with_its_field_and_the_cure(client, body):
     assert len(client.app.state.service.streams) == users
 
 
+def test_many_keys_are_read_in_one_pass():
+    """A body of 1 MB has room for 100,000 keys, and the event loop waits while they are read."""
+    keys = ",".join(f'"{k}":1' for k in [*range(50_000), 49_999]).encode()
+    begin = time.monotonic()
+    with pytest.raises(Refused, match="'49999' occurs twice"):
+        decoded(b"{" + keys + b"}", Write)
+    assert time.monotonic() - begin < 5
+
+
 def test_bytes_that_are_not_utf_8_are_refused(client):
     for body in (b"\xff", '{"users": ["ä"]}'.encode("latin-1"), "{}".encode("utf-16")):
         reply = client.post("/v1/write", content=body, headers={"content-type": "application/json"})
@@ -238,7 +257,8 @@ def test_requests_over_a_limit_are_refused(client):
     assert "21 ids: send at most 20" in reply["error"] and reply["field"] == "items"
     reply = post(client, "answer", {"users": [1], "queries": [[1] * 21]}, 413)
     assert reply["field"] == "queries"
-    post(client, "fork", {"user": 1, "copies": [2, 3, 4, 5, 6]}, 413)
+    assert post(client, "fork", {"user": 1, "copies": [2, 3, 4, 5, 6]}, 413)["field"] == "copies"
+    get(client, f"/v1/users/{'x' * 600}", "/v1/users/{user}", 400)
 
 
 def test_a_body_without_an_end_is_read_up_to_the_limit(client):
@@ -280,12 +300,15 @@ def test_before_compilation_and_after_a_signal_requests_get_503(client, service)
             reply = client.post("/v1/answer", json={"users": [1], "queries": [[1]]})
             checked(reply, "/v1/answer", 503)
             assert reply.headers["retry-after"] == "1"
-            assert client.get("/readyz").status_code == 503
+            assert client.get("/readyz").status_code == client.get("/metrics").status_code == 503
             assert client.get("/healthz").json() == {"status": "alive"}
     assert client.get("/readyz").json() == {"status": "ready"}
 
 
-@pytest.mark.parametrize(("fault", "status"), [(KeyError("secret"), 500), (OSError("secret"), 503)])
+@pytest.mark.parametrize(
+    ("fault", "status"),
+    [(KeyError("secret"), 500), (OSError("secret"), 503), (ValueError("secret"), 500)],
+)
 def test_an_unexpected_error_is_in_the_log_under_the_id_of_the_reply(
     client, service, caplog, fault, status
 ):
@@ -327,7 +350,7 @@ def test_only_senders_with_the_token_are_served(service):
 def test_pages_of_other_hosts_cannot_use_a_server_without_a_token(service):
     """A browser names the host that it believes to talk to, and asks before it sends JSON."""
     client, body = TestClient(make_app(service), LOCAL), {"users": ["tom"], "items": [[]]}
-    for host in ("localhost", "127.0.0.1:8000", "[::1]:8000", "[::1]"):
+    for host in ("localhost", "127.0.0.1:8000", "[::1]:8000", "[::1]", "127.0.1.1"):
         assert client.post("/v1/write", json=body, headers={"host": host}).status_code == 200
     for host in ("evil.com", "localhost.evil.com:8000", "", "127.0.0.1.evil.com"):
         reply = client.post("/v1/write", json=body, headers={"host": host})
@@ -399,6 +422,14 @@ def test_a_fault_at_the_start_is_one_line(tmp_path):
     done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "--host=0.0.0.0: other machines reach it without a token" in done.stderr
+
+
+def test_a_small_cache_is_named_as_the_flag(tmp_path):
+    line = [sys.executable, "-m", "tests.serve.served", "--workdir=made", "--port=0"]
+    line += [f"--store={tmp_path / 'store'}", "--cache=2"]
+    environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.perturb=0"}
+    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 1 and "--cache = 2: with a store it must be at least" in done.stderr
 
 
 @pytest.mark.parametrize(

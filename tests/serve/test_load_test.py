@@ -7,10 +7,14 @@ import time
 import numpy as np
 import pytest
 
+from rmjax.data.source import Questions
 from rmjax.serve import load_test, traffic
 from rmjax.serve.traffic import BASES, Names, Request
+from rmjax.tasks.answers import Answers
+from rmjax.tasks.ranking import Ranking
+from rmjax.tasks.reasoning import Reasoning
 from tests.serve.test_streams import PARAMS, SHAPES, TASK, offline, streams
-from tests.small import ITEMS, N
+from tests.small import DIM, ITEMS, N, noise, rehearsal
 
 
 class Recorded:
@@ -19,7 +23,7 @@ class Recorded:
     def __init__(self, seconds: float = 0.0, refused: str = ""):
         self.seconds, self.refused, self.lengths, self.calls = seconds, refused, {}, []
 
-    def write(self, users, items):
+    def write(self, users, items, expected_lengths=None):
         self._call("write", *users, len(items[0]))
         self.lengths[users[0]] = self.lengths.get(users[0], 0) + len(items[0])
         return [self.lengths[users[0]]]
@@ -100,10 +104,56 @@ def test_filling_goes_on_and_begins_anew_with_the_users_that_are_checked():
     load_test.fill(service, names, ITEMS, users, [3, 1299])
     assert service.lengths.keys() >= {names.user(user) for user in range(users)}
     assert service.lengths["30-3"] == 30 and ("reset", "30-3") in service.calls
-    assert not any(call[0] == "write" for call in service.calls)
+    assert not any(call[0] == "write" and call[2] for call in service.calls)
     load_test.fill(service, names, ITEMS, users, [])
     forked = sum(call[2] for call in service.calls if call[0] == "fork")
     assert forked == 600 + 1
+
+
+def test_filling_goes_on_after_an_interruption():
+    """It ended in the middle of a history, or after the copies of some histories."""
+    service, names, users = Recorded(), Names(12_000), 1500
+    service.lengths["12000-base-2"] = 10_000
+    load_test.fill(service, names, ITEMS, users, [])
+    assert {service.lengths[names.user(user)] for user in range(users)} == {12_000}
+    for user in [*range(801, 1500, 8), *range(402, 1500, 8), 9]:
+        del service.lengths[names.user(user)]
+    load_test.fill(service, names, ITEMS, users, [9, 10])
+    assert {service.lengths[names.user(user)] for user in range(users)} == {12_000}
+    service.lengths["12000-base-3"] += 1
+    with pytest.raises(ValueError, match="'12000-base-3' has 12001 items, not 12000: reset it"):
+        load_test.fill(service, names, ITEMS, users, [])
+
+
+def test_a_schedule_without_requests_is_refused():
+    with pytest.raises(ValueError, match="--rate=1 --seconds=0.4: no request"):
+        traffic.requests(1, 0.4, users=3, items=50)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_rankings_are_compared(last):
+    """A model that ranks is asked about its only kind; it may read the last item, too."""
+    questions = Questions(query="kind", answer="item", kinds=1)
+    ranking = Ranking(ITEMS, last=last)
+    task = Reasoning(TASK.machine, Answers(questions, DIM, DIM, ranking=ranking), rehearsal(), N)
+    params = noise(task.init)
+    wanted = traffic.requests(rate=1e4, seconds=0.002, users=2, items=ITEMS, kinds=1)
+    options = {"batches": (8,), "queries": (16,), "capacity": 4}
+    result = load_test.measure_streams(task, params, wanted, 2, Names(30), 2, **options)
+    assert result["errors"] == {} and result["largest_difference"] < 1e-5
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_wrong_numbers_and_shapes_show_in_the_difference(wrong):
+    wanted = [Request(0.0, user, np.arange(2), False) for user in (0, 1)]
+    bases, right = load_test._bases(8, ITEMS), streams(**SHAPES)
+    right.write(["8-0", "8-1"], [bases[0], bases[1]])
+    answers = right.answer(["8-0", "8-1"], [[0, 1], [0, 1]])
+    answers[0] = answers[0] * np.nan if np.isnan(wrong) else answers[0][:1]
+    served = traffic.Served(np.ones(2), list(answers), None)
+    how = TASK, PARAMS, bases, wanted, served, {0: 0, 1: 1}
+    np.testing.assert_equal(load_test.largest_difference(*how), wrong)
+    assert load_test._in_json({"a": {"p": wrong, "q": 1.5}}) == {"a": {"p": None, "q": 1.5}}
 
 
 @pytest.mark.parametrize("users", [1, 20])

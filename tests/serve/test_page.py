@@ -13,12 +13,16 @@ import pytest
 import uvicorn
 
 from rmjax import tasks
+from rmjax.data.source import Description, Questions
 from rmjax.serve import Model
 from rmjax.serve.http import Service, make_app
+from rmjax.tasks.answers import Answers
+from rmjax.tasks.reasoning import Reasoning
 from tests.runs import tiny
 from tests.serve import served
+from tests.serve.test_streams import TASK
 from tests.shop import Shop, ShopSource
-from tests.small import noise
+from tests.small import DIM, ITEMS, N, noise, rehearsal
 
 sync_api = pytest.importorskip("playwright.sync_api")
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -158,6 +162,28 @@ def test_a_click_moves_the_memory_and_the_scores(request, tab, kind, user):
         memory = service.streams.memory(user)
         largest = np.abs(memory.slots if kind == "clicks" else memory.hidden).max()
         assert f"to {float(f'{largest:.3g}'):g}," in page.get_attribute("#memory", "aria-label")
+
+
+def test_a_model_that_is_asked_about_kinds_gets_no_items_as_questions(tab):
+    """It shows the memory alone. Its ids are larger than numbers of JavaScript are exact."""
+    ids = tuple(2**62 + k for k in range(ITEMS))
+    questions = Questions(query="kind", answer="class", kinds=3, classes=2)
+    task = Reasoning(TASK.machine, Answers(questions, DIM, DIM), rehearsal(), N)
+    description = Description(
+        num_items=ITEMS, max_items=20, num_queries=2, numbering=ids, questions=questions
+    )
+    service = service_of(Model(tiny(), task, noise(task.init), description))
+    with serving(service) as (url, _):
+        page = tab(url)
+        open_user(page, "kim")
+        click(page, ids[3])
+        assert not page.is_visible("#error") and page.inner_text("#length") == "0 → 1"
+        assert page.inner_text(f"#catalogue [data-item='{ids[3]}']") == str(ids[3])
+        for user in (".", ".."):
+            page.fill("#user", user)
+            page.click("#choose button")
+            settled(page)
+            assert "cannot stand in an address" in page.inner_text("#error")
 
 
 def test_a_search_and_the_end_of_a_user(tab, clicks):

@@ -6,8 +6,11 @@ import asyncio
 import functools
 import hmac
 import importlib.resources
+import ipaddress
+import re
 import secrets
 import time
+import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
@@ -29,7 +32,6 @@ from rmjax.serve.http.service import Limits, Service
 from rmjax.serve.store import Damaged, QueueFull, WrongLength
 
 _JSON, _HTML = "application/json", "text/html; charset=utf-8"
-_LOCAL = ("localhost", "127.0.0.1", "[::1]")
 _USERS = "/v1/users/"
 _PAGE_HEADERS = {  # the page is one file: it loads nothing, and sends to this server alone
     "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; style-src "
@@ -113,6 +115,7 @@ def make_app(service: Service, token: str | None = None) -> Starlette:
 
     async def numbers(request: Request) -> Response:
         check(request)
+        _check_state(service)  # until then the database waits for the compiler
         text = await service.in_thread(metrics.text)  # it asks the database
         return Response(text, media_type=prometheus_client.CONTENT_TYPE_LATEST)
 
@@ -233,13 +236,13 @@ def _refusal(error: Exception, path: str, headers: Any = None) -> Response:
             user = error.user
             cure = "reset this user, or restore the database from a copy"
             status, reply = 500, Error(f"the stream of {user!r} is damaged: {cure}", user=user)
-        case ValueError():
+        case ValueError() if _is_refusal(error):
             status, reply = 400, Error(str(error))
         case _:
             name, by_disk = secrets.token_hex(8), isinstance(error, OSError)
             trace = None if by_disk else error  # errors of the disk say all in words
             logging.error("%s: request %s failed: %s", path, name, error, exc_info=trace)
-            cause = "the streams cannot be written" if by_disk else "it failed"
+            cause = "the streams cannot be written" if by_disk else "the request failed"
             status = 503 if by_disk else 500
             reply = Error(f"{cause}: the log of the server says why, under this id", id=name)
     if status in (429, 503):
@@ -249,6 +252,12 @@ def _refusal(error: Exception, path: str, headers: Any = None) -> Response:
     if status in (408, 413):  # a part of the body may still come
         headers["connection"] = "close"
     return Response(_encode(reply), status, headers, _JSON)
+
+
+def _is_refusal(error: ValueError) -> bool:
+    """Whether the store refused a request; other code raises ValueError for a fault of its own."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return bool(frames) and frames[-1][0].f_globals["__name__"].startswith("rmjax.serve.")
 
 
 def _check_state(service: Service) -> None:
@@ -262,13 +271,22 @@ def _check_sender(request: Request, token: bytes | None) -> None:
     """Raises Refused unless the request has the token, or needs none."""
     if token is None:
         host = request.headers.get("host", "")
-        if host.rpartition(":")[0] not in _LOCAL and host not in _LOCAL:
+        if not _is_local(host):
             cure = "start the server with RMJAX_TOKEN to serve other hosts"
-            raise Refused(421, f"this server is {', '.join(_LOCAL)}, not {host!r:.50}: {cure}")
+            raise Refused(421, f"this server is localhost, not {host!r:.50}: {cure}")
         return
     scheme, _, sent = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not hmac.compare_digest(sent.encode("latin-1"), token):
         raise Refused(401, "the token is missing or wrong: send 'Authorization: Bearer <token>'")
+
+
+def _is_local(host: str) -> bool:
+    """Whether a header Host is localhost or an address of this machine alone."""
+    name = re.sub(r":[0-9]*$", "", host) if not host.endswith("]") else host
+    try:
+        return name == "localhost" or ipaddress.ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def _split(request: Request) -> tuple[str, bool]:

@@ -43,7 +43,7 @@ class Refused(Exception):
     def __init__(self, status: int, error: str, field: str | None = None, **more: Any):
         super().__init__(error)
         self.status = status
-        self.reply = Error(error, field, **more)
+        self.reply = Error(_escaped(error), field and _escaped(field), **more)
 
 
 class Error(Struct, frozen=True, omit_defaults=True):
@@ -200,6 +200,7 @@ class Items(Struct, frozen=True):
     items: Annotated[list[Id], Meta(description="Ids, in the order of the model.")]
     total: Annotated[int, Meta(description="Number of all items that the model knows.")]
     ranks: Annotated[bool, Meta(description="Whether /v1/recommend ranks these items.")]
+    queries: Annotated[bool, Meta(description="Whether /v1/answer is asked about these items.")]
 
 
 class Status(Struct, frozen=True):
@@ -251,11 +252,11 @@ def checked(fields: Any, form: type[T], *, strict: bool = True) -> T:
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The fields of an object or of a query; refuses a name that occurs twice."""
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise Refused(400, f"{twice[:50]!r} occurs twice: give it once", twice[:50])
+    fields: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in fields:
+            raise Refused(400, f"{name[:50]!r} occurs twice: give it once", name[:50])
+        fields[name] = value
     return fields
 
 
@@ -275,6 +276,11 @@ def _explain(error: str, form: type) -> NoReturn:
     raise Refused(
         400, f"{shown[:200]}. {cure}".replace("`", ""), (place or name or "")[:50] or None
     )
+
+
+def _escaped(text: str) -> str:
+    """A text that UTF-8 can hold; JSON may name halves of characters, which are escaped."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _no_constant(name: str) -> NoReturn:

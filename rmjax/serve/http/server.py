@@ -18,12 +18,15 @@ import uvicorn
 from absl import logging
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from rmjax.run.workdir import Preemption
+from rmjax.serve.client import plain_token
 from rmjax.serve.http.app import make_app
 from rmjax.serve.http.service import Service
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)  # they end the server
 _IDLE = 75  # seconds that a connection may be idle between two requests
 _PIPELINE = 16  # requests that a client may send before the reply to an earlier one
+_HEAD = 1 << 16  # most bytes of a request's head, about
+_FILES = 128  # files that are kept for other things than connections
 _END = 25  # seconds that open requests have after a signal; Kubernetes kills after 30
 
 
@@ -31,13 +34,14 @@ def serve(service: Service, opened: socket.socket, token: str | None, connection
     """Serves until SIGTERM or SIGINT; then open requests end, and no new ones begin.
 
     The port opens at once. `/readyz` gives 503 until everything is compiled. After a signal during
-    the compilation, the process ends.
+    the compilation, the process ends. Later signals do nothing, so that they cannot stop the caller
+    from closing its store.
 
     Args:
       service: the endpoints; the caller closes its store.
       opened: a bound socket, from `bound`.
       token: as in `make_app`.
-      connections: most open connections; others get 503.
+      connections: most open connections; each more closes the one that was idle for longest.
 
     Raises:
       Exception: what went wrong in the compilation.
@@ -45,9 +49,12 @@ def serve(service: Service, opened: socket.socket, token: str | None, connection
     with contextlib.suppress(ValueError, OSError):  # the hard limit may be below
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files != resource.RLIM_INFINITY:
+        connections = max(1, min(connections, files - _FILES))
     config = uvicorn.Config(
         make_app(service, token),
-        http=with_deadlines(AutoHTTPProtocol, service.limits.seconds),
+        http=guarded(AutoHTTPProtocol, service.limits.seconds, connections),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -55,15 +62,17 @@ def serve(service: Service, opened: socket.socket, token: str | None, connection
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=connections,
         timeout_keep_alive=_IDLE,
         timeout_graceful_shutdown=_END,
     )
     server = _Server(config, service)
     compilation = threading.Thread(target=server.compile, name="compile", daemon=True)
-    with Preemption():  # uvicorn raises its signals again at the end, which then does nothing
-        compilation.start()
-        server.run(sockets=[opened])
+    for number in SIGNALS:  # before uvicorn has its own, and when it raises them again at the end
+        signal.signal(number, server.handle_exit)
+    compilation.start()
+    server.run(sockets=[opened])
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     if not service.ready and server.fault is None:
         # XLA cannot be stopped, and takes minutes. No write was accepted, so nothing is lost.
         logging.info("Stopped before it was ready.")
@@ -94,7 +103,8 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Acts on a signal."""
-        logging.info("%s: open requests end.", signal.Signals(sig).name)
+        if not self._service.closing:
+            logging.info("%s: open requests end.", signal.Signals(sig).name)
         self._service.closing = True
         super().handle_exit(sig, frame)
 
@@ -115,8 +125,7 @@ def bound(host: str, port: int, token: str | None) -> socket.socket:
         host, or the token has characters that a header cannot have.
       OSError: the port is taken, or this user may not open it.
     """
-    if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
-        raise ValueError("RMJAX_TOKEN has spaces or characters outside of ASCII: choose another")
+    plain_token(token or "")
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
@@ -140,46 +149,67 @@ def url(opened: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def token_in_environment() -> str | None:
-    """The secret that clients must send, RMJAX_TOKEN; None: none is set."""
-    return os.environ.get("RMJAX_TOKEN", "").strip() or None
-
-
-def with_deadlines(protocol: Any, seconds: float) -> type[asyncio.Protocol]:
+def guarded(protocol: Any, seconds: float, connections: int) -> type[asyncio.Protocol]:
     """Makes a protocol of uvicorn cut off clients who are slow, or who send without reading.
 
     uvicorn has a deadline for connections that are idle after a reply, but none for a head that
     does not end, and none for a client that does not read. It queues any number of requests that
-    come before the reply to an earlier one.
+    come before the reply to an earlier one. Its limit of connections refuses requests, also of
+    probes, while idle connections stay open. With httptools it has no limit for a head.
 
     Args:
       protocol: the class.
       seconds: for a head to arrive, and for a client to read a reply.
+      connections: most open connections of all instances together.
 
     Returns:
       A subclass.
     """
+    opened: dict[Any, None] = {}  # connections, the one first that has sent nothing for longest
 
-    class Deadlines(protocol):  # type: ignore[misc]
+    class Guarded(protocol):  # type: ignore[misc]
         _head: asyncio.TimerHandle | None = None
         _reader: asyncio.TimerHandle | None = None
+        _in_head, _size = False, 0  # with httptools: whether a head is open, and its bytes
 
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
             self._head = self._deadline()
+            opened[self] = None
+            if len(opened) > connections:
+                idle = next((one for one in opened if not one.in_request()), self)
+                del opened[idle]
+                idle.transport.close()
 
         def data_received(self, data: bytes) -> None:
+            if self in opened:
+                opened[self] = opened.pop(self)
+            self._size = self._size + len(data) if self._in_head else 0
             super().data_received(data)
-            if len(getattr(self, "pipeline", ())) > _PIPELINE:
+            too_long = self._in_head and self._size > _HEAD
+            if too_long or len(getattr(self, "pipeline", ())) > _PIPELINE:
                 self.transport.abort()
-            if self.cycle is not None and not self.cycle.response_complete:
+            if self.in_request():
                 self._cancel("_head")  # the head is complete
             elif self._head is None and not self.transport.is_closing():
                 self._head = self._deadline()
 
+        def on_message_begin(self) -> None:  # of httptools; h11 has its own limit
+            self._in_head = True
+            super().on_message_begin()
+
+        def on_headers_complete(self) -> None:
+            self._in_head = False
+            super().on_headers_complete()
+
+        def in_request(self) -> bool:
+            """Whether a request has no full reply yet."""
+            return self.cycle is not None and not self.cycle.response_complete
+
         def connection_lost(self, exc: Exception | None) -> None:
             self._cancel("_head")
             self._cancel("_reader")
+            opened.pop(self, None)
             super().connection_lost(exc)
 
         def pause_writing(self) -> None:
@@ -200,4 +230,4 @@ def with_deadlines(protocol: Any, seconds: float) -> type[asyncio.Protocol]:
                 timer.cancel()
                 setattr(self, name, None)
 
-    return Deadlines
+    return Guarded

@@ -14,13 +14,16 @@ from typing import ParamSpec, TypeVar
 
 import numpy as np
 
+from rmjax.serve.checks import plain_users
 from rmjax.serve.http import bodies
 from rmjax.serve.http.bodies import Refused
 from rmjax.serve.model import Model
 from rmjax.serve.store import Damaged, QueueFull, StreamInfo, Streams, of_items
 
 _NUMBERS = 1_000_000  # most numbers of a reply, about 10 MB of JSON
-_K = 16  # least number of items that are ranked: each other number is compiled anew
+# Numbers of ranked items, and of items that are left out. Each pair is compiled: the small ones
+# before the service is ready, the others when they are first asked for.
+_K, _LEFT_OUT = (16, 128), (1, 64)
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -71,7 +74,10 @@ class Service:
         self.streams.memory("")
         if not self._no_ranking:
             for power in range(self.limits.users.bit_length()):  # all sizes of batches
-                self.streams.recommend([""] * (1 << power), min(_K, len(self._names.ids)))
+                users = [""] * (1 << power)
+                for k in sorted({min(k, len(self._names.ids)) for k in _K}):
+                    for width in _LEFT_OUT:
+                        self.streams.recommend(users, k, [[0] * width] * len(users))
         self.ready = True
 
     async def write(self, body: bodies.Write) -> bodies.Written:
@@ -108,11 +114,12 @@ class Service:
         self._check(body.users, exclude=body.exclude)
         most = len(self._names.ids)
         if body.k > most:
-            raise Refused(400, f"k = {body.k}: the model has {most} items, so ask less", "k")
+            raise Refused(
+                400, f"k = {body.k}: the model has {most} items: ask for at most {most}", "k"
+            )
         exclude, unknown = self._known(body.exclude or [()] * len(body.users))
-        # Powers of two, so that few sizes are compiled.
-        k = min(most, max(_K, 1 << (body.k - 1).bit_length()))
-        left_out = [ids[ids >= 0] for ids in exclude]
+        k = min(most, next((k for k in _K if body.k <= k), 1 << (body.k - 1).bit_length()))
+        left_out = [_repeated(ids[ids >= 0]) for ids in exclude]
         asked = self.streams.recommend_soon(body.users, k, left_out)
         scores, items = await asyncio.wrap_future(asked)
         cut = [row[row >= 0] for row in items[:, : body.k]]
@@ -121,7 +128,7 @@ class Service:
 
     async def fork(self, body: bodies.Fork) -> bodies.Done:
         """Copies the stream of a user to new users."""
-        self._check(body.copies)
+        self._check(body.copies, "copies")
         await self.in_thread(self.streams.fork, body.user, body.copies)
         return bodies.Done(len(body.copies))
 
@@ -148,6 +155,7 @@ class Service:
         return await self.in_thread(self._search, query)
 
     def _info(self, user: bodies.User) -> StreamInfo:
+        plain_users([user])  # a name that is too long gets 400, not 404
         try:
             return self.streams.info(user)
         except Damaged:
@@ -159,7 +167,7 @@ class Service:
         ids, text = self._names.ids, query.query.casefold()
         fits = (one for one in map(_plain, ids) if text in str(one).casefold())
         shown = list(itertools.islice(fits, query.limit))
-        return bodies.Items(shown, len(ids), not self._no_ranking)
+        return bodies.Items(shown, len(ids), not self._no_ranking, not self._kinds)
 
     def _memory(self, user: bodies.User) -> bodies.Memory:
         memory = self.streams.memory(user)
@@ -176,11 +184,16 @@ class Service:
             return bodies.Memory(slots.tolist(), {})
         return bodies.Memory(None, {name: leaf.tolist() for name, leaf in leaves.items()})
 
-    def _check(self, users: Sequence[bodies.User], **lists: Sequence[object] | None) -> None:
+    def _check(
+        self,
+        users: Sequence[bodies.User],
+        field: str = "users",
+        **lists: Sequence[object] | None,
+    ) -> None:
         """Raises Refused unless each list has one entry a user, and the limits hold."""
         if len(users) > self.limits.users:
             cure = f"send at most {self.limits.users} in a request"
-            raise Refused(413, f"{len(users)} users: {cure}", "users")
+            raise Refused(413, f"{len(users)} users: {cure}", field)
         for name, entries in lists.items():
             if entries is None:
                 continue
@@ -223,6 +236,12 @@ class Service:
             return await asyncio.get_running_loop().run_in_executor(self._pool, call)
         finally:
             self._waiting -= 1
+
+
+def _repeated(ids: np.ndarray) -> np.ndarray:
+    """Ids that are repeated until their number is one of `_LEFT_OUT`, if there are few."""
+    size = next((size for size in _LEFT_OUT if len(ids) <= size), len(ids))
+    return np.resize(ids, size) if len(ids) else ids
 
 
 def _no_ranking(model: Model) -> str:
