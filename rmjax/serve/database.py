@@ -148,8 +148,8 @@ class Database:
         last, more = _ABOUT, True
         while more:
             with self._reading() as transaction, transaction.cursor() as cursor:
-                cursor.set_range(last)
-                listed = map(bytes, cursor.iternext(values=False))
+                # Without a key from `last` on, the cursor would begin again at the first one.
+                listed = map(bytes, cursor.iternext(values=False) if cursor.set_range(last) else ())
                 keys = list(itertools.islice((key for key in listed if key != last), _CHUNK))
             more = len(keys) == _CHUNK
             last = keys[-1] if keys else last

@@ -90,6 +90,18 @@ def test_rows_come_back_and_users_are_listed(tmp_path):
     base.close()
 
 
+def test_users_are_listed_once_while_they_are_removed(tmp_path):
+    """The last user of a full chunk is the last of all, and is gone when the next one begins."""
+    filled(tmp_path, range(1024))
+    base = Database(tmp_path, ABOUT)
+    listed = []
+    for user in base.users():
+        base.commit({user: None}) if user % 64 == 63 else None
+        listed.append(user)
+    assert listed == list(range(1024)) and len(base) == 1008
+    base.close()
+
+
 def test_the_map_grows_and_readers_of_other_processes_follow(tmp_path):
     base = Database(tmp_path, ABOUT, map_size=1 << 16)
     base.commit({0: row()})
