@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rmjax.io import atomic
 from rmjax.io.paths import resolve
 from rmjax.run.workdir import lock
+from rmjax.serve.lmdb_file import CURE, checked_size
 
 if TYPE_CHECKING:
     import lmdb
@@ -37,10 +38,6 @@ _FIELDS, _CRC = struct.Struct("<QQd"), struct.Struct("<Q")
 _HEADER = _FIELDS.size + _CRC.size
 _MAP = 1 << 26  # bytes of the first map
 _CHUNK = 1024  # users that one transaction lists
-_META = struct.Struct("=II8xQI")  # magic, version, (address,) size of the map, bytes of a page
-_MAGIC = 0xBEEFC0DE
-_LAST = 120  # offset of 'last page' and 'transaction' behind the header of a meta page
-_CURE = "restore it from a copy"
 
 
 class Damaged(ValueError):
@@ -106,7 +103,7 @@ class Database:
                 held.enter_context(lock(self.path, name="store"))
             if not self._file.exists():
                 self._make(about, readonly)
-            size = _checked_size(self._file)
+            size = checked_size(self._file)
             self._map_size = max(map_size, 2 * size)
             self._env = self._opened()
             held.callback(lambda: self._env.close())
@@ -212,7 +209,7 @@ class Database:
             env.reader_check()  # a reader that was killed would keep old pages from reuse
             return env
         except self._lmdb.Error as error:
-            cure = f"close it where this process has it open, or {_CURE}"
+            cure = f"close it where this process has it open, or {CURE}"
             raise ValueError(f"{self._file} cannot be opened ({error}): {cure}") from error
 
     @contextlib.contextmanager
@@ -227,7 +224,7 @@ class Database:
                 with transaction:
                     yield transaction
             except self._lmdb.Error as error:
-                raise OSError(f"{self._file} is damaged ({error}): {_CURE}") from error
+                raise OSError(f"{self._file} is damaged ({error}): {CURE}") from error
 
     def _make(self, about: Mapping[str, Any] | None, readonly: bool) -> None:
         """Makes an empty database. A kill leaves it complete or absent."""
@@ -360,34 +357,6 @@ def _checksum(*parts: bytes | memoryview) -> int:
     for part in parts:
         checksum = zlib.crc32(part, checksum)
     return checksum
-
-
-def _checked_size(file: Path) -> int:
-    """Bytes of a database that is complete.
-
-    LMDB maps a truncated file without a word, and the process dies when it reads past the end. The
-    meta pages at the front say how many pages there are.
-
-    Raises:
-      ValueError: it is no LMDB database, or it is truncated.
-    """
-    with file.open("rb") as opened:
-        head = opened.read(1 << 17)  # two pages of the largest size
-    size = file.stat().st_size  # after the meta pages: another process may be writing
-    for header in (16, 24):  # bytes before the content of a page, in LMDB 0.9 and 1.0
-        if len(head) >= header + _META.size:
-            magic, _, _, page = _META.unpack_from(head, header)
-            if magic == _MAGIC:
-                break
-    else:
-        raise ValueError(f"{file} is no LMDB database, or is damaged: {_CURE}")
-    metas = [start + header + _LAST for start in (0, page)]
-    if page < 256 or metas[1] + 16 > len(head):
-        raise ValueError(f"{file} is truncated or damaged: {_CURE}")
-    last, _ = max((struct.unpack_from("=QQ", head, at) for at in metas), key=lambda meta: meta[1])
-    if size < (last + 1) * page:
-        raise ValueError(f"{file} is truncated: {size} of {(last + 1) * page} bytes: {_CURE}")
-    return size
 
 
 def compare(actual: Mapping[str, Any], wanted: Mapping[str, Any], path: str | Path) -> None:
