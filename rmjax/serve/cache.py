@@ -435,8 +435,7 @@ class Cache:
         changes, error = self.committer.take_failed()
         if error is not None:
             self._drop([user for user, e in self._entries.items() if e.saved != e.writes])
-        for change in changes:
-            change.done(error)
+        committer.finish(changes, error)
         return error
 
     def _after_failure(self) -> bool:

@@ -410,9 +410,9 @@ class Streams:
         def settled() -> None:
             if self._cache.database is None:
                 raise ValueError("these streams are on the device: save(path) writes them")
-            error = self._cache.settle() or self._cache.take_lost()
-            if error is not None:
-                raise error
+            error, lost = self._cache.settle(), self._cache.take_lost()
+            if error is not None or lost is not None:
+                raise error or lost  # type: ignore[misc]  # one of them is an error
 
         self._call(settled)
 
@@ -532,9 +532,12 @@ class Streams:
 
         Raises:
           OSError: the disk had no room for the last writes.
-          RuntimeError: this process was forked from the one that opened the store.
+          RuntimeError: this process was forked from the one that opened the store; or a callback of
+            a future called this.
         """
         self._refuse_forked()
+        if _serves(*self._parts[1:3]):
+            raise RuntimeError("a callback of a future must not close the store")
         _end(*self._parts)
         error = self._cache.take_lost()
         if error is not None:
@@ -566,9 +569,7 @@ class Streams:
         return result
 
     def _result(self, future: Future[T]) -> T:
-        committing = self._cache.committer
-        threads = self._worker.thread, committing and committing.thread
-        if threading.current_thread() in threads:
+        if _serves(self._worker, self._cache.committer):
             raise RuntimeError("a callback of a future must not wait for another request")
         return future.result()
 
@@ -808,9 +809,17 @@ def _complete(outcomes: Sequence[_Outcome], error: OSError | None) -> None:
             future.set_result(outcome)
 
 
+def _serves(worker: Worker, committing: Committer | None) -> bool:
+    """Whether the current thread is one of the two of a store."""
+    return threading.current_thread() in (worker.thread, committing and committing.thread)
+
+
 def _end(process: int, worker: Worker, committing: Committer | None, base: Database | None) -> None:
     """Serves what waits and commits it; in a forked process there is nothing to end."""
     if os.getpid() == process:
+        if _serves(worker, committing):  # the last request held the store; no thread joins itself
+            threading.Thread(target=_end, args=(process, worker, committing, base)).start()
+            return
         worker.close()
         if committing is not None:
             committing.close()

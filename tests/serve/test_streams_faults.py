@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +14,9 @@ import numpy as np
 import pytest
 
 from rmjax.io import checkpoint
+from rmjax.serve.committer import Change
 from rmjax.serve.store import Streams
+from rmjax.serve.store import _end as end
 from tests.serve import test_streams
 from tests.serve.test_streams import PARAMS, SHAPES, TASK, N, same
 
@@ -311,3 +314,73 @@ def test_the_home_directory_is_expanded_and_urls_are_refused(tmp_path, monkeypat
         with pytest.raises(ValueError, match=r"path=.*lr\[0.01\] has '\[' in its whole path"):
             act("lr[0.01]")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rows", "saved"]
+
+
+def test_a_callback_cannot_close_the_store(tmp_path):
+    store, errors = streams(store=tmp_path), []
+
+    def callback(_):
+        try:
+            store.close()
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    for future in (store.answer_soon(["ann"], [[1]]), store.write_soon(["ann"], [[1]])):
+        future.add_done_callback(callback)
+        future.result(20)
+    store.flush()
+    assert errors == ["a callback of a future must not close the store"] * 2
+    assert store.write(["ann"], [[2]]) == [2]
+    store.close()
+    for late in (store._cache.committer.settle, lambda: store._cache._commit({"ann": None})):
+        with pytest.raises(RuntimeError, match="these streams are closed"):
+            late()
+
+
+def test_a_store_that_ends_in_one_of_its_threads_commits_and_closes(tmp_path):
+    """The thread of the worker, or of the committer, may drop the last reference to a store."""
+    for place in ("worker", "committer"):
+        store = streams(store=tmp_path)
+        parts, hold = store._parts, threading.Event()
+        soon = store.answer_soon if place == "worker" else store.write_soon
+        block = store.answer_soon(["ann"], [[1]])
+        block.add_done_callback(lambda _, hold=hold: hold.wait(20))
+        ended = soon(["ann"], [[1]])
+        ended.add_done_callback(lambda _, parts=parts: end(*parts))
+        last = store.write_soon([place], [[1, 2]])
+        hold.set()
+        assert last.result(20) == [2]
+        for thread in (parts[1].thread, parts[2].thread):
+            thread.join(20)
+            assert not thread.is_alive()
+        for _ in range(200):
+            try:
+                again = streams(store=tmp_path)
+                break
+            except RuntimeError:  # the database is being closed
+                time.sleep(0.01)
+        assert again.info(place).length == 2
+        again.close()
+
+
+def test_writes_that_are_lost_are_reported_once(tmp_path, monkeypatch):
+    store = streams(store=tmp_path, sync="none")
+    with monkeypatch.context() as patch:
+        patch.setattr(store._cache.database, "commit", fail)
+        for _ in range(2):
+            store.write(["ann"], [[1]])
+            with pytest.raises(OSError, match="No space left"):
+                store.flush()
+    store.flush()
+    store.close()
+
+
+def test_a_commit_whose_report_fails_does_not_end_the_store(tmp_path, caplog):
+    store = streams(store=tmp_path)
+
+    def done(_):
+        raise ZeroDivisionError("of a report")
+
+    store._cache.committer.add(Change(dict, done))
+    assert store.write(["ann"], [[1]]) == [1]
+    assert "a commit could not be reported" in caplog.text
