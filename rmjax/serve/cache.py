@@ -26,6 +26,7 @@ from rmjax.serve.rows import OnDevice, Packing, padded
 from rmjax.serve.worker import Request, Worker
 
 _READ = 4096  # rows that are copied to the host at a time
+_BACKLOG = 256  # changes that may wait for the disk; each holds its rows on the device
 
 
 class StreamInfo(NamedTuple):
@@ -193,8 +194,7 @@ class Cache:
           added: {user: number of items that were appended}, for the users of `fed`.
           done: is called when the write may return, with the error if the rows are lost.
         """
-        for batch in fed:
-            self.rows.put(batch.slots, batch.rows)
+        self._put(fed)
         count, written = len(self._entries), time.time()
         slots = {u: int(s) for b in fed for u, s in zip(b.users, b.slots, strict=False)}
         for user, items in added.items():
@@ -209,6 +209,24 @@ class Cache:
             done(None)
             done = self._lose
         self.committer.add(self._change(fed, done))
+        if self.committer.waiting > _BACKLOG:  # the disk is slower than the writers
+            self.settle()
+
+    def _put(self, fed: Sequence[Fed]) -> None:
+        """Puts rows into their slots; if that fails half way, all streams are as before."""
+        if self.database is None:  # the device has the only copy
+            old = [self.rows.take(b.slots, b.slots < self._capacity) for b in fed[:-1]]
+        try:
+            for batch in fed:
+                self.rows.put(batch.slots, batch.rows)
+        except Exception:
+            if self.database is None:
+                for batch, rows in zip(fed, old, strict=False):
+                    self.rows.put(batch.slots, rows)
+            else:
+                self.settle()
+                self._drop([user for batch in fed for user in batch.users])
+            raise
 
     def _lose(self, error: OSError | None) -> None:
         """Keeps the error of writes that have returned already."""
@@ -301,8 +319,11 @@ class Cache:
 
     def __len__(self) -> int:
         """Number of users."""
-        self.settle()
-        return len(self._entries if self.database is None else self.database)
+        if self.database is None:
+            return len(self._entries)
+        if any(entry.saved == 0 for entry in self._entries.values()):  # the database lacks a user
+            self.settle()
+        return len(self.database)
 
     def __contains__(self, user: User) -> bool:
         """Whether a user has a stream."""
@@ -325,7 +346,9 @@ class Cache:
         Raises:
           ValueError: the user has no stream, or its row is damaged.
         """
-        self.settle()  # a writer may ask whether a write arrived
+        entry = self._entries.get(user)
+        if entry is not None and entry.saved != entry.writes:
+            self.settle()  # a writer may ask whether a write arrived
         self.refuse_unknown(user)
         self.load_one(user)
         entry = self._entries[user]

@@ -8,6 +8,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -367,6 +368,7 @@ def test_writes_that_are_lost_are_reported_once(tmp_path, monkeypatch):
     store = streams(store=tmp_path, sync="none")
     with monkeypatch.context() as patch:
         patch.setattr(store._cache.database, "commit", fail)
+        patch.setattr(store._cache.committer, "_report", lambda: True)  # so that `flush` is first
         for _ in range(2):
             store.write(["ann"], [[1]])
             with pytest.raises(OSError, match="No space left"):
@@ -384,3 +386,63 @@ def test_a_commit_whose_report_fails_does_not_end_the_store(tmp_path, caplog):
     store._cache.committer.add(Change(dict, done))
     assert store.write(["ann"], [[1]]) == [1]
     assert "a commit could not be reported" in caplog.text
+
+
+@PLACES
+def test_a_fault_between_two_batches_of_a_write_leaves_the_streams_as_they_were(
+    tmp_path, monkeypatch, place
+):
+    store, histories = store_in(place, tmp_path), {"ann": [1, 2], "bob": [3]}
+    store.write(list(histories), list(histories.values()))
+    put, calls = store._cache.rows.put, []
+
+    def put_once(*given):
+        calls.append(given)
+        if len(calls) == 2:
+            fail()
+        put(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._cache.rows, "put", put_once)
+        with pytest.raises(OSError, match="No space left"):
+            store.write(["ann", "eve", "bob"], [[4], [5], [6] * 3 * N])  # two shapes
+    assert len(calls) > 1 and len(store) == 2
+    same(store, histories | {"eve": []})
+    assert store.write(["ann", "bob", "dan"], [[7], [8], [9]], [2, 1, 0]) == [3, 2, 1]
+    same(store, {"ann": [1, 2, 7], "bob": [3, 8], "dan": [9], "eve": []})
+
+
+def test_writers_wait_for_a_disk_that_is_slower_than_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr("rmjax.serve.cache._BACKLOG", 3)
+    store, go, most = streams(store=tmp_path, sync="none"), threading.Event(), []
+    commit, committing = store._cache.database.commit, store._cache.committer
+
+    def slow(*given, **named):
+        assert go.wait(20)
+        commit(*given, **named)
+
+    monkeypatch.setattr(store._cache.database, "commit", slow)
+    writes = []
+    for k in range(12):
+        writes.append(store.write_soon(["ann"], [[k]]))
+        time.sleep(0.02)
+        most.append(committing.waiting)
+    assert max(most) <= 4 and not writes[-1].done()
+    go.set()
+    assert [write.result(20) for write in writes] == [[k + 1] for k in range(12)]
+    store.close()
+
+
+def test_questions_about_committed_users_force_no_commit(tmp_path, monkeypatch):
+    store = streams(store=tmp_path)
+    store.write(["ann", "bob"], [[1], [2, 3]])
+    settle = Mock(wraps=store._cache.committer.settle)
+    monkeypatch.setattr(store._cache.committer, "settle", settle)
+    later = store.write_soon(["ann"], [[1]])
+    assert store.info("bob").length == 2 and len(store) == 2
+    settle.assert_not_called()
+    assert later.result() == [2]
+    later = store.write_soon(["eve"], [[1]])
+    assert len(store) == 3 and store.info("eve").length == 1
+    later.result()
+    store.close()
