@@ -83,8 +83,9 @@ class Committer:
         with self._changed:
             self._urgent = True
             self._changed.notify_all()
-            settled = lambda: self._error or not (self._changes or self._busy)
-            self._changed.wait_for(lambda: settled() or self._ended)
+            self._changed.wait_for(
+                lambda: self._error or self._ended or not (self._changes or self._busy)
+            )
             self._urgent = False
             if self._ended and self._error is None:
                 raise RuntimeError(CLOSED)

@@ -97,6 +97,7 @@ class Database:
         self.path = resolve(path, "store")
         self._file = self.path / "data.mdb"
         self._readonly = readonly
+        self._broken = False  # after a failed commit, until the environment is open again
         self._map = threading.Lock()  # the map must not grow while this process reads
         with contextlib.ExitStack() as held:
             if not readonly and (about is not None or self._file.exists()):
@@ -163,6 +164,24 @@ class Database:
           OSError: the disk has no room; names the file, the size and the cure. Nothing changed.
         """
         size = sum(_HEADER + len(row.payload) for row in changes.values() if row is not None)
+        try:
+            self._commit(changes, clear, size)
+        except (self._lmdb.Error, OSError) as error:
+            with self._map:  # an environment may refuse everything after a failed commit
+                self._broken = True
+                with contextlib.suppress(OSError):  # the next call tries it again
+                    self._reopen()
+            raise self._explained(error, size) from error
+
+    def close(self) -> None:
+        """Closes the database, and lets another process write to it."""
+        self._broken = False
+        self._held.close()
+
+    def _commit(self, changes: Mapping[User, Row | None], clear: bool, size: int) -> None:
+        with self._map:
+            self._reopen()
+        freed = False
         while True:
             try:
                 with self._env.begin(write=True) as transaction:
@@ -170,17 +189,11 @@ class Database:
                 return
             except self._lmdb.MapFullError:
                 with self._map:
+                    if not freed and self._env.reader_check():
+                        freed = True  # pages that killed readers kept from reuse
+                        continue
                     self._map_size = 2 * max(self._map_size, size)
                     self._env.set_mapsize(self._map_size)
-            except (self._lmdb.Error, OSError) as error:
-                with self._map:  # an environment may refuse everything after a failed commit
-                    self._env.close()
-                    self._env = self._opened()
-                raise self._explained(error, size) from error
-
-    def close(self) -> None:
-        """Closes the database, and lets another process write to it."""
-        self._held.close()
 
     def _apply(
         self, transaction: lmdb.Transaction, changes: Mapping[User, Row | None], clear: bool
@@ -212,19 +225,32 @@ class Database:
             cure = f"close it where this process has it open, or {CURE}"
             raise ValueError(f"{self._file} cannot be opened ({error}): {cure}") from error
 
+    def _reopen(self) -> None:
+        """Opens the environment again if a commit has failed; the caller holds `_map`."""
+        if self._broken:
+            self._env.close()
+            try:
+                self._env = self._opened()
+            except ValueError as error:
+                raise OSError(str(error)) from error
+            self._broken = False
+
     @contextlib.contextmanager
     def _reading(self) -> Iterator[lmdb.Transaction[memoryview]]:
         with self._map:
+            self._reopen()
             try:
-                transaction = self._env.begin(buffers=True)
-            except self._lmdb.MapResizedError:  # the process that writes has enlarged the map
-                self._env.set_mapsize(0)
-                transaction = self._env.begin(buffers=True)
-            try:
+                try:
+                    transaction = self._env.begin(buffers=True)
+                except self._lmdb.MapResizedError:  # the process that writes has enlarged the map
+                    self._env.set_mapsize(0)
+                    transaction = self._env.begin(buffers=True)
                 with transaction:
                     yield transaction
-            except self._lmdb.Error as error:
+            except (self._lmdb.CorruptedError, self._lmdb.PageNotFoundError) as error:
                 raise OSError(f"{self._file} is damaged ({error}): {CURE}") from error
+            except self._lmdb.Error as error:
+                raise OSError(f"{self._file} cannot be read ({error}): open it again") from error
 
     def _make(self, about: Mapping[str, Any] | None, readonly: bool) -> None:
         """Makes an empty database. A kill leaves it complete or absent."""
@@ -255,8 +281,12 @@ class Database:
         code = getattr(error, "code", None) or getattr(error, "errno", None) or 0
         if code == errno.EIO and shutil.disk_usage(self.path).free < size:
             code = errno.ENOSPC  # LMDB says EIO where a part of a page still fits
-        text = os.strerror(code) if code > 0 else str(error)
-        return atomic.explained(OSError(code, text), self._file, size)
+        if code > 0:
+            return atomic.explained(OSError(code, os.strerror(code)), self._file, size)
+        if isinstance(error, self._lmdb.Error):  # an error of LMDB, and not of the disk
+            cure = f"open the database again; if it stays, {CURE}"
+            return OSError(f"{self._file}: {size:,} bytes could not be written ({error}): {cure}")
+        return atomic.explained(OSError(code, str(error)), self._file, size)
 
     def _read_about(self) -> dict[str, Any]:
         try:

@@ -270,7 +270,9 @@ def test_a_full_disk_is_named_and_nothing_has_changed(tmp_path):
     base.commit({1: row(1, 5000)})
     assert base.read([1]) == {1: row(1, 5000)}
     base.close()
-    assert len(open_readonly(tmp_path)) == 4
+    base = open_readonly(tmp_path)
+    assert len(base) == 4
+    base.close()
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
@@ -477,4 +479,52 @@ def test_an_error_of_a_disk_without_room_says_so(tmp_path, monkeypatch, free, wo
     monkeypatch.setattr(base, "_apply", Mock(side_effect=OSError(errno.EIO, "short write")))
     with pytest.raises(OSError, match=words):
         base.commit({"new": row(size=1000 - 32)})
+    base.close()
+
+
+def test_a_database_that_cannot_be_opened_again_says_so_until_it_can(tmp_path, monkeypatch):
+    rows = filled(tmp_path)
+    base = Database(tmp_path, ABOUT)
+    with monkeypatch.context() as patch:
+        patch.setattr(base, "_apply", Mock(side_effect=lmdb.MapFullError("full")))
+        patch.setattr(base, "_opened", Mock(side_effect=ValueError("cannot be opened")))
+        patch.setattr(base, "_map_size", 1 << 62)  # `set_mapsize` refuses it
+        with pytest.raises(OSError, match="bytes could not be written"):
+            base.commit({1: row(1)})
+        for act in (lambda: base.read(["ann"]), lambda: len(base), lambda: base.commit({})):
+            with pytest.raises(OSError, match="cannot be opened"):
+                act()
+    assert base.read(["ann"]) == {"ann": rows["ann"]}
+    base.commit({1: row(1)})
+    assert 1 in base
+    base.close()
+    with pytest.raises(OSError, match="cannot be read"):
+        base.read(["ann"])
+
+
+def test_pages_of_killed_readers_are_used_before_the_map_grows(tmp_path, monkeypatch):
+    filled(tmp_path)
+    base = Database(tmp_path, ABOUT)
+    apply, size = base._apply, base._map_size
+    full = Mock(side_effect=[lmdb.MapFullError("full"), None, lmdb.MapFullError("full"), None])
+    env = Mock(wraps=base._env, reader_check=Mock(side_effect=[1, 0]))
+    monkeypatch.setattr(base, "_env", env)
+    monkeypatch.setattr(base, "_apply", full)
+    env.begin = base._env._mock_wraps.begin
+    base.commit({1: row(1)})
+    assert base._map_size == size and full.call_count == 2
+    base.commit({1: row(1)})
+    assert base._map_size == 2 * size and full.call_count == 4
+    monkeypatch.setattr(base, "_apply", apply)
+    base.commit({1: row(1)})
+    assert 1 in base
+    base.close()
+
+
+def test_an_error_of_lmdb_itself_does_not_blame_the_disk(tmp_path, monkeypatch):
+    filled(tmp_path)
+    base = Database(tmp_path, ABOUT)
+    monkeypatch.setattr(base, "_apply", Mock(side_effect=lmdb.CorruptedError("bad page")))
+    with pytest.raises(OSError, match=r"bad page.*: open the database again; if it stays, restore"):
+        base.commit({1: row(1)})
     base.close()
