@@ -102,7 +102,9 @@ class Cache:
         return entry.length if entry else 0
 
     def reserved(self, users: Iterable[User]) -> dict[User, int]:
-        """Free slots for the users who have none; `load` has made room. `apply` makes them theirs.
+        """Chooses free slots for users who have none; call `load` before, which makes slots free.
+
+        The slots stay free until `apply` gives them to the users.
 
         Args:
           users: different users.
@@ -332,7 +334,7 @@ class Cache:
     def refuse_unknown(self, user: User) -> None:
         """Raises ValueError for a user without a stream."""
         if user not in self:
-            raise ValueError(f"user {user!r} has no stream in this store")
+            raise ValueError(f"user {user!r} has no stream in this store: write to it first")
 
     def info(self, user: User) -> StreamInfo:
         """What is known of a user's stream.

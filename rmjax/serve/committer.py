@@ -4,7 +4,7 @@
 
     each     as soon as its rows are on the disk; commits follow each other at once
     group    after the commit of its group; commits are 20 ms apart
-    none     once it is applied in memory; groups as above, so a kill loses at most a group
+    none     once it is applied in memory; a kill loses the running commit and the next group
 """
 
 from __future__ import annotations

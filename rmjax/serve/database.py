@@ -52,7 +52,10 @@ class Damaged(ValueError):
             f"user {user!r}: the row in {path} does not fit its checksum: reset this user, or "
             "restore the database from a copy"
         )
-        self.user = user
+        self.user, self._path = user, path
+
+    def __reduce__(self) -> tuple[type[Damaged], tuple[User, Path]]:
+        return Damaged, (self.user, self._path)
 
 
 class Row(NamedTuple):

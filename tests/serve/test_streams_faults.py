@@ -81,6 +81,8 @@ def test_a_str_instead_of_a_list_and_lists_of_other_lengths_are_refused():
         store.write(["ann"], [[[3, 4], [5, 6]]])
     with pytest.raises(ValueError, match=f"{message} of whole numbers"):
         store.write(["ann"], [[[3], [4, 5]]])
+    with pytest.raises(ValueError, match=rf"{message}, got 3: give \[3\]"):
+        store.write(["ann"], [3])
     assert len(store) == 0
 
 
