@@ -191,6 +191,11 @@ def test_a_file_that_lacks_free_pages_alone_is_complete(tmp_path):
             base = open_readonly(path)
             assert base.read(range(200)) == rows, "no page behind the cut was needed"
             base.close()
+        file.write_bytes(content)
+        base = Database(path, ABOUT)
+        base.commit({200 + k: row(k, 270) for k in range(60)})
+        assert base.read(range(200)) == rows and len(base) == len(rows) + 60
+        base.close()
     assert short >= 3 and shorter >= 3
 
 
