@@ -215,7 +215,11 @@ class Cache:
             self.settle()
 
     def _put(self, fed: Sequence[Fed]) -> None:
-        """Puts rows into their slots; if that fails half way, all streams are as before."""
+        """Puts rows into their slots; if that fails half way, all streams are as before.
+
+        Raises:
+          RuntimeError: without a database, the old rows could not be put back, either.
+        """
         if self.database is None:  # the device has the only copy
             old = [self.rows.take(b.slots, b.slots < self._capacity) for b in fed[:-1]]
         try:
@@ -223,12 +227,22 @@ class Cache:
                 self.rows.put(batch.slots, batch.rows)
         except Exception:
             if self.database is None:
-                for batch, rows in zip(fed, old, strict=False):
-                    self.rows.put(batch.slots, rows)
+                self._put_back(fed, old)
             else:
                 self.settle()
                 self._drop([user for batch in fed for user in batch.users])
             raise
+
+    def _put_back(self, fed: Sequence[Fed], old: Sequence[LiveStream]) -> None:
+        try:
+            for batch, rows in zip(fed, old, strict=False):
+                self.rows.put(batch.slots, rows)
+        except Exception as error:
+            users = [user for batch in fed for user in batch.users]
+            raise RuntimeError(
+                f"the device failed half way through a write ({error}): the streams of {users[:5]} "
+                f"and {len(users[5:])} more may be wrong: open a new store, and load a save"
+            ) from error
 
     def _lose(self, error: OSError | None) -> None:
         """Keeps the error of writes that have returned already."""

@@ -450,3 +450,16 @@ def test_questions_about_committed_users_force_no_commit(tmp_path, monkeypatch):
     assert len(store) == 3 and store.info("eve").length == 1
     later.result()
     store.close()
+
+
+def test_a_device_that_fails_twice_is_named(monkeypatch):
+    store = streams()
+    store.write(["ann", "bob"], [[1], [2]])
+    put, calls = store._cache.rows.put, []
+
+    def put_once(*given):
+        calls.append(put(*given) if not calls else fail())
+
+    monkeypatch.setattr(store._cache.rows, "put", put_once)
+    with pytest.raises(RuntimeError, match=r"the streams of \['ann', 'bob'\] and 0 more may be wr"):
+        store.write(["ann", "bob"], [[4], [6] * 3 * N])
