@@ -26,6 +26,7 @@ from rmjax.serve.rows import OnDevice, Packing, padded
 from rmjax.serve.worker import Request, Worker
 
 _READ = 4096  # rows that are copied to the host at a time
+_BACKLOG = 256  # changes that may wait for the disk; each holds its rows on the device
 
 
 class StreamInfo(NamedTuple):
@@ -101,7 +102,9 @@ class Cache:
         return entry.length if entry else 0
 
     def reserved(self, users: Iterable[User]) -> dict[User, int]:
-        """Free slots for the users who have none; `load` has made room. `apply` makes them theirs.
+        """Chooses free slots for users who have none; call `load` before, which makes slots free.
+
+        The slots stay free until `apply` gives them to the users.
 
         Args:
           users: different users.
@@ -193,8 +196,7 @@ class Cache:
           added: {user: number of items that were appended}, for the users of `fed`.
           done: is called when the write may return, with the error if the rows are lost.
         """
-        for batch in fed:
-            self.rows.put(batch.slots, batch.rows)
+        self._put(fed)
         count, written = len(self._entries), time.time()
         slots = {u: int(s) for b in fed for u, s in zip(b.users, b.slots, strict=False)}
         for user, items in added.items():
@@ -209,6 +211,38 @@ class Cache:
             done(None)
             done = self._lose
         self.committer.add(self._change(fed, done))
+        if self.committer.waiting > _BACKLOG:  # the disk is slower than the writers
+            self.settle()
+
+    def _put(self, fed: Sequence[Fed]) -> None:
+        """Puts rows into their slots; if that fails half way, all streams are as before.
+
+        Raises:
+          RuntimeError: without a database, the old rows could not be put back, either.
+        """
+        if self.database is None:  # the device has the only copy
+            old = [self.rows.take(b.slots, b.slots < self._capacity) for b in fed[:-1]]
+        try:
+            for batch in fed:
+                self.rows.put(batch.slots, batch.rows)
+        except Exception:
+            if self.database is None:
+                self._put_back(fed, old)
+            else:
+                self.settle()
+                self._drop([user for batch in fed for user in batch.users])
+            raise
+
+    def _put_back(self, fed: Sequence[Fed], old: Sequence[LiveStream]) -> None:
+        try:
+            for batch, rows in zip(fed, old, strict=False):
+                self.rows.put(batch.slots, rows)
+        except Exception as error:
+            users = [user for batch in fed for user in batch.users]
+            raise RuntimeError(
+                f"the device failed half way through a write ({error}): the streams of {users[:5]} "
+                f"and {len(users[5:])} more may be wrong: open a new store, and load a save"
+            ) from error
 
     def _lose(self, error: OSError | None) -> None:
         """Keeps the error of writes that have returned already."""
@@ -301,8 +335,11 @@ class Cache:
 
     def __len__(self) -> int:
         """Number of users."""
-        self.settle()
-        return len(self._entries if self.database is None else self.database)
+        if self.database is None:
+            return len(self._entries)
+        if any(entry.saved == 0 for entry in self._entries.values()):  # the database lacks a user
+            self.settle()
+        return len(self.database)
 
     def __contains__(self, user: User) -> bool:
         """Whether a user has a stream."""
@@ -311,7 +348,7 @@ class Cache:
     def refuse_unknown(self, user: User) -> None:
         """Raises ValueError for a user without a stream."""
         if user not in self:
-            raise ValueError(f"user {user!r} has no stream in this store")
+            raise ValueError(f"user {user!r} has no stream in this store: write to it first")
 
     def info(self, user: User) -> StreamInfo:
         """What is known of a user's stream.
@@ -325,7 +362,9 @@ class Cache:
         Raises:
           ValueError: the user has no stream, or its row is damaged.
         """
-        self.settle()  # a writer may ask whether a write arrived
+        entry = self._entries.get(user)
+        if entry is not None and entry.saved != entry.writes:
+            self.settle()  # a writer may ask whether a write arrived
         self.refuse_unknown(user)
         self.load_one(user)
         entry = self._entries[user]
@@ -435,8 +474,7 @@ class Cache:
         changes, error = self.committer.take_failed()
         if error is not None:
             self._drop([user for user, e in self._entries.items() if e.saved != e.writes])
-        for change in changes:
-            change.done(error)
+        committer.finish(changes, error)
         return error
 
     def _after_failure(self) -> bool:

@@ -108,7 +108,8 @@ def checked_ids(user: User, ids: Ids, below: int, name: str) -> np.ndarray:
         raise ValueError(f"{flat} of whole numbers") from error
     if array.ndim > 1:
         raise ValueError(f"{flat}, got shape {array.shape}")
-    array = array.reshape(-1)
+    if array.ndim == 0:
+        raise ValueError(f"{flat}, got {ids!r}: give [{ids!r}]")
     if array.size and array.dtype.kind not in "iu":
         cure = ""
         if array.dtype.kind in "OSU" and name == "item":
@@ -177,7 +178,9 @@ def listed_users(about: Any, path: str | Path) -> list[User]:
 
 
 def listed_times(about: Any, path: str | Path, count: int) -> list[float]:
-    """Returns the times of the last writes that a file lists; saves of before have none.
+    """Returns the times of the last writes that a file lists.
+
+    Saves of earlier versions list none; their streams get the present time.
 
     Args:
       about: the content of the file.

@@ -4,7 +4,7 @@
 
     each     as soon as its rows are on the disk; commits follow each other at once
     group    after the commit of its group; commits are 20 ms apart
-    none     once it is applied in memory; groups as above, so a kill loses at most a group
+    none     once it is applied in memory; a kill loses the running commit and the next group
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from absl import logging
 
 from rmjax.serve.database import Database, Row, User
+from rmjax.serve.worker import CLOSED
 
 SYNCS = ("each", "group", "none")
 GROUP = 0.02  # seconds between two commits
@@ -61,24 +62,39 @@ class Committer:
         self._changed = threading.Condition()
         self._error: OSError | None = None
         self._due = 0.0  # no commit before this time, unless somebody waits for it
-        self._busy = self._urgent = self._closing = False
+        self._busy = self._urgent = self._closing = self._ended = False
         self.thread = threading.Thread(target=self._run, name="streams-committer", daemon=True)
         self.thread.start()
 
     def add(self, change: Change) -> None:
-        """Hands over a change, and returns at once."""
+        """Hands over a change, and returns at once. Raises RuntimeError after the end."""
         with self._changed:
+            if self._ended:
+                raise RuntimeError(CLOSED)
             self._changes.append(change)
             self._changed.notify_all()
 
     def settle(self) -> bool:
-        """Commits at once. Returns False if a commit failed; then call `take_failed`."""
+        """Commits at once. Returns False if a commit failed; then call `take_failed`.
+
+        Raises:
+          RuntimeError: the thread has ended.
+        """
         with self._changed:
             self._urgent = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._error or not (self._changes or self._busy))
+            self._changed.wait_for(
+                lambda: self._error or self._ended or not (self._changes or self._busy)
+            )
             self._urgent = False
+            if self._ended and self._error is None:
+                raise RuntimeError(CLOSED)
             return self._error is None
+
+    @property
+    def waiting(self) -> int:
+        """Number of changes that no commit has begun with."""
+        return len(self._changes)
 
     def take_failed(self) -> tuple[list[Change], OSError | None]:
         """Takes the changes that are not committed after an error, and lets commits go on.
@@ -105,20 +121,23 @@ class Committer:
             self.thread.join()
 
     def _run(self) -> None:
-        while changes := self._next():
-            error = self._commit(changes)
-            if error is None:
-                for change in changes:
-                    change.done(None)
+        try:
+            while changes := self._next():
+                error = self._commit(changes)
+                if error is None:
+                    finish(changes, None)
+                with self._changed:
+                    self._busy = False
+                    if error is not None:
+                        self._error, self._changes = error, changes + self._changes
+                    self._changed.notify_all()
+                if error is not None and not self._report():  # no worker is left to roll back
+                    finish(self.take_failed()[0], error)
+                del changes
+        finally:
             with self._changed:
-                self._busy = False
-                if error is not None:
-                    self._error, self._changes = error, changes + self._changes
+                self._ended = True
                 self._changed.notify_all()
-            if error is not None and not self._report():  # no worker is left to roll back
-                for change in self.take_failed()[0]:
-                    change.done(error)
-            del changes
 
     def _next(self) -> list[Change]:
         """Waits for changes and takes them; [] at the end."""
@@ -149,3 +168,12 @@ class Committer:
             logging.exception("a commit failed")
             return OSError(f"{self._database.path} was not written: {error}")
         return None
+
+
+def finish(changes: Sequence[Change], error: OSError | None) -> None:
+    """Calls `done` of each change; an error there must not end the thread that commits."""
+    for change in changes:
+        try:
+            change.done(error)
+        except Exception:
+            logging.exception("a commit could not be reported")

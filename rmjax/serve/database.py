@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rmjax.io import atomic
 from rmjax.io.paths import resolve
 from rmjax.run.workdir import lock
+from rmjax.serve.lmdb_file import CURE, checked_size
 
 if TYPE_CHECKING:
     import lmdb
@@ -37,10 +38,6 @@ _FIELDS, _CRC = struct.Struct("<QQd"), struct.Struct("<Q")
 _HEADER = _FIELDS.size + _CRC.size
 _MAP = 1 << 26  # bytes of the first map
 _CHUNK = 1024  # users that one transaction lists
-_META = struct.Struct("=II8xQI")  # magic, version, (address,) size of the map, bytes of a page
-_MAGIC = 0xBEEFC0DE
-_LAST = 120  # offset of 'last page' and 'transaction' behind the header of a meta page
-_CURE = "restore it from a copy"
 
 
 class Damaged(ValueError):
@@ -55,7 +52,10 @@ class Damaged(ValueError):
             f"user {user!r}: the row in {path} does not fit its checksum: reset this user, or "
             "restore the database from a copy"
         )
-        self.user = user
+        self.user, self._path = user, path
+
+    def __reduce__(self) -> tuple[type[Damaged], tuple[User, Path]]:
+        return Damaged, (self.user, self._path)
 
 
 class Row(NamedTuple):
@@ -100,13 +100,14 @@ class Database:
         self.path = resolve(path, "store")
         self._file = self.path / "data.mdb"
         self._readonly = readonly
+        self._broken = False  # after a failed commit, until the environment is open again
         self._map = threading.Lock()  # the map must not grow while this process reads
         with contextlib.ExitStack() as held:
             if not readonly and (about is not None or self._file.exists()):
                 held.enter_context(lock(self.path, name="store"))
             if not self._file.exists():
                 self._make(about, readonly)
-            size = _checked_size(self._file)
+            size = checked_size(self._file)
             self._map_size = max(map_size, 2 * size)
             self._env = self._opened()
             held.callback(lambda: self._env.close())
@@ -148,8 +149,8 @@ class Database:
         last, more = _ABOUT, True
         while more:
             with self._reading() as transaction, transaction.cursor() as cursor:
-                cursor.set_range(last)
-                listed = map(bytes, cursor.iternext(values=False))
+                # Without a key from `last` on, the cursor would begin again at the first one.
+                listed = map(bytes, cursor.iternext(values=False) if cursor.set_range(last) else ())
                 keys = list(itertools.islice((key for key in listed if key != last), _CHUNK))
             more = len(keys) == _CHUNK
             last = keys[-1] if keys else last
@@ -166,6 +167,24 @@ class Database:
           OSError: the disk has no room; names the file, the size and the cure. Nothing changed.
         """
         size = sum(_HEADER + len(row.payload) for row in changes.values() if row is not None)
+        try:
+            self._commit(changes, clear, size)
+        except (self._lmdb.Error, OSError) as error:
+            with self._map:  # an environment may refuse everything after a failed commit
+                self._broken = True
+                with contextlib.suppress(OSError):  # the next call tries it again
+                    self._reopen()
+            raise self._explained(error, size) from error
+
+    def close(self) -> None:
+        """Closes the database, and lets another process write to it."""
+        self._broken = False
+        self._held.close()
+
+    def _commit(self, changes: Mapping[User, Row | None], clear: bool, size: int) -> None:
+        with self._map:
+            self._reopen()
+        freed = False
         while True:
             try:
                 with self._env.begin(write=True) as transaction:
@@ -173,17 +192,11 @@ class Database:
                 return
             except self._lmdb.MapFullError:
                 with self._map:
+                    if not freed and self._env.reader_check():
+                        freed = True  # pages that killed readers kept from reuse
+                        continue
                     self._map_size = 2 * max(self._map_size, size)
                     self._env.set_mapsize(self._map_size)
-            except (self._lmdb.Error, OSError) as error:
-                with self._map:  # an environment may refuse everything after a failed commit
-                    self._env.close()
-                    self._env = self._opened()
-                raise self._explained(error, size) from error
-
-    def close(self) -> None:
-        """Closes the database, and lets another process write to it."""
-        self._held.close()
 
     def _apply(
         self, transaction: lmdb.Transaction, changes: Mapping[User, Row | None], clear: bool
@@ -212,22 +225,35 @@ class Database:
             env.reader_check()  # a reader that was killed would keep old pages from reuse
             return env
         except self._lmdb.Error as error:
-            cure = f"close it where this process has it open, or {_CURE}"
+            cure = f"close it where this process has it open, or {CURE}"
             raise ValueError(f"{self._file} cannot be opened ({error}): {cure}") from error
+
+    def _reopen(self) -> None:
+        """Opens the environment again if a commit has failed; the caller holds `_map`."""
+        if self._broken:
+            self._env.close()
+            try:
+                self._env = self._opened()
+            except ValueError as error:
+                raise OSError(str(error)) from error
+            self._broken = False
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[lmdb.Transaction[memoryview]]:
         with self._map:
+            self._reopen()
             try:
-                transaction = self._env.begin(buffers=True)
-            except self._lmdb.MapResizedError:  # the process that writes has enlarged the map
-                self._env.set_mapsize(0)
-                transaction = self._env.begin(buffers=True)
-            try:
+                try:
+                    transaction = self._env.begin(buffers=True)
+                except self._lmdb.MapResizedError:  # the process that writes has enlarged the map
+                    self._env.set_mapsize(0)
+                    transaction = self._env.begin(buffers=True)
                 with transaction:
                     yield transaction
+            except (self._lmdb.CorruptedError, self._lmdb.PageNotFoundError) as error:
+                raise OSError(f"{self._file} is damaged ({error}): {CURE}") from error
             except self._lmdb.Error as error:
-                raise OSError(f"{self._file} is damaged ({error}): {_CURE}") from error
+                raise OSError(f"{self._file} cannot be read ({error}): open it again") from error
 
     def _make(self, about: Mapping[str, Any] | None, readonly: bool) -> None:
         """Makes an empty database. A kill leaves it complete or absent."""
@@ -258,8 +284,12 @@ class Database:
         code = getattr(error, "code", None) or getattr(error, "errno", None) or 0
         if code == errno.EIO and shutil.disk_usage(self.path).free < size:
             code = errno.ENOSPC  # LMDB says EIO where a part of a page still fits
-        text = os.strerror(code) if code > 0 else str(error)
-        return atomic.explained(OSError(code, text), self._file, size)
+        if code > 0:
+            return atomic.explained(OSError(code, os.strerror(code)), self._file, size)
+        if isinstance(error, self._lmdb.Error):  # an error of LMDB, and not of the disk
+            cure = f"open the database again; if it stays, {CURE}"
+            return OSError(f"{self._file}: {size:,} bytes could not be written ({error}): {cure}")
+        return atomic.explained(OSError(code, str(error)), self._file, size)
 
     def _read_about(self) -> dict[str, Any]:
         try:
@@ -360,34 +390,6 @@ def _checksum(*parts: bytes | memoryview) -> int:
     for part in parts:
         checksum = zlib.crc32(part, checksum)
     return checksum
-
-
-def _checked_size(file: Path) -> int:
-    """Bytes of a database that is complete.
-
-    LMDB maps a truncated file without a word, and the process dies when it reads past the end. The
-    meta pages at the front say how many pages there are.
-
-    Raises:
-      ValueError: it is no LMDB database, or it is truncated.
-    """
-    with file.open("rb") as opened:
-        head = opened.read(1 << 17)  # two pages of the largest size
-    size = file.stat().st_size  # after the meta pages: another process may be writing
-    for header in (16, 24):  # bytes before the content of a page, in LMDB 0.9 and 1.0
-        if len(head) >= header + _META.size:
-            magic, _, _, page = _META.unpack_from(head, header)
-            if magic == _MAGIC:
-                break
-    else:
-        raise ValueError(f"{file} is no LMDB database, or is damaged: {_CURE}")
-    metas = [start + header + _LAST for start in (0, page)]
-    if page < 256 or metas[1] + 16 > len(head):
-        raise ValueError(f"{file} is truncated or damaged: {_CURE}")
-    last, _ = max((struct.unpack_from("=QQ", head, at) for at in metas), key=lambda meta: meta[1])
-    if size < (last + 1) * page:
-        raise ValueError(f"{file} is truncated: {size} of {(last + 1) * page} bytes: {_CURE}")
-    return size
 
 
 def compare(actual: Mapping[str, Any], wanted: Mapping[str, Any], path: str | Path) -> None:

@@ -44,7 +44,7 @@ from rmjax.serve.committer import Committer
 from rmjax.serve.database import Damaged, Database, User, compare
 from rmjax.serve.programs import Programs, grouped, least, padded_ids
 from rmjax.serve.rows import about, padded, stream_lengths
-from rmjax.serve.worker import QueueFull, Request, Worker
+from rmjax.serve.worker import QueueFull, Request, Worker, own
 from rmjax.types import Memory, Params, Task, at
 
 __all__ = ["Damaged", "QueueFull", "StreamInfo", "Streams", "User", "WrongLength", "of_items"]
@@ -65,7 +65,7 @@ class WrongLength(ValueError):
     def __init__(self, user: User, actual: int, expected: int):
         super().__init__(
             f"user {user!r}: the stream has {actual} items, and {expected} were expected: nothing "
-            "was written"
+            "was written. Read info(user).length, and send the items that are missing"
         )
         self.user, self.actual = user, actual
 
@@ -85,9 +85,9 @@ class Streams:
     them, and merges those that fit together. Requests of one user take effect in the order in which
     they were made. `reset`, `fork`, `save` and `load` wait for all requests before them.
 
-    Processes: a process forked from the opening process must not use the store. All methods raise
-    RuntimeError in a forked process. After `close`, all methods but `close` raise it too. Other
-    processes may read the database, see `rmjax.serve.database.open_readonly`.
+    Processes: a process forked from the opening process must not use the store. All methods but
+    `observe` and `waiting` raise RuntimeError there. After `close` they do so, too, but for `close`
+    itself. Other processes may read the database, see `rmjax.serve.database.open_readonly`.
 
     Args:
       task: the task of an opened `Model`, or of `rmjax.run.training.trained`. The model's streams
@@ -95,15 +95,15 @@ class Streams:
       params: the parameters of the same model.
       capacity: without a store, the number of users that fit at first. It doubles when more users
         come; reading and writing rows is then compiled anew. With a store, the number of users
-        whose rows stay on the device; the rows of those who did not come for longest are left out.
+        whose rows stay on the device; the least recently used rows leave the device.
       batches: numbers of users that a request is padded to. Larger requests are split.
       segments: numbers of segments that a write is padded to. Longer writes are split.
       queries: numbers of queries a user that a request is padded to. Longer requests are split.
       store: path of the database that holds the streams, a folder; made if it is missing. None
         keeps the streams on the device alone. One process at a time may write to it.
       sync: when a write to a store returns. 'each': when its rows are on the disk. 'group': after
-        the commit of its group; commits are 20 ms apart. 'none': once it is applied in memory, so a
-        kill loses the last 20 ms.
+        the commit of its group; commits are 20 ms apart. 'none': once it is applied in memory. A
+        kill then loses the running commit and the group that gathers behind it.
       delay: seconds; no request waits longer than this for others to be merged with.
       queue: most waiting requests; more raise QueueFull.
 
@@ -179,8 +179,9 @@ class Streams:
         Raises:
           WrongLength: a stream has another length; nothing was written.
           Damaged: the row of a user does not fit its checksum; nothing was written.
-          ValueError: a user is of another type, an id is not an item of the model, or the lists
-            differ in length; names the user and the item. Nothing was written.
+          ValueError: a user is of another type, an id is not an item of the model, the lists
+            differ in length, or with a store a write has more users than `capacity`; names the user
+            and the item. Nothing was written.
           QueueFull: too many requests wait.
           OSError: the disk has no room; the streams are as the database has them.
           RuntimeError: the store is closed, or this process was forked.
@@ -194,6 +195,9 @@ class Streams:
         expected_lengths: Sequence[int | None] | None = None,
     ) -> Future[list[int]]:
         """As `write`, but returns at once, with the future of the lengths.
+
+        A later write of the same user can wait in the queue while an earlier one fails, and then
+        succeed without its items. With `expected_lengths` the later one fails, too.
 
         Args:
           users: as in `write`.
@@ -211,7 +215,10 @@ class Streams:
         checked = pairs(users, items, "items")
         lengths = [None] * len(checked) if expected_lengths is None else list(expected_lengths)
         if len(lengths) != len(checked):
-            raise ValueError(f"{len(checked)} users, but {len(lengths)} expected lengths")
+            raise ValueError(
+                f"{len(checked)} users, but {len(lengths)} expected lengths: give one length, or "
+                "None, for each user"
+            )
         writes = [
             _Write(user, checked_ids(user, ids, self._num_items, "item"), _checked_length(user, n))
             for (user, ids), n in zip(checked, lengths, strict=True)
@@ -410,9 +417,9 @@ class Streams:
         def settled() -> None:
             if self._cache.database is None:
                 raise ValueError("these streams are on the device: save(path) writes them")
-            error = self._cache.settle() or self._cache.take_lost()
-            if error is not None:
-                raise error
+            error, lost = self._cache.settle(), self._cache.take_lost()
+            if error is not None or lost is not None:
+                raise error or lost  # type: ignore[misc]  # one of them is an error
 
         self._call(settled)
 
@@ -532,9 +539,12 @@ class Streams:
 
         Raises:
           OSError: the disk had no room for the last writes.
-          RuntimeError: this process was forked from the one that opened the store.
+          RuntimeError: this process was forked from the one that opened the store; or a callback of
+            a future called this.
         """
         self._refuse_forked()
+        if _serves(*self._parts[1:3]):
+            raise RuntimeError("a callback of a future must not close the store")
         _end(*self._parts)
         error = self._cache.take_lost()
         if error is not None:
@@ -566,9 +576,7 @@ class Streams:
         return result
 
     def _result(self, future: Future[T]) -> T:
-        committing = self._cache.committer
-        threads = self._worker.thread, committing and committing.thread
-        if threading.current_thread() in threads:
+        if _serves(self._worker, self._cache.committer):
             raise RuntimeError("a callback of a future must not wait for another request")
         return future.result()
 
@@ -705,7 +713,7 @@ class Streams:
         def like(manifest: dict[str, Any]) -> Params:
             saved = manifest.get("streams")
             if not isinstance(saved, dict):
-                raise ValueError(f"{path} holds no streams")
+                raise ValueError(f"{path} holds no streams: give a path that save() wrote")
             compare(saved, {name: self._about[name] for name in _SAVED}, path)
             users.extend(listed_users(saved, path))
             written.extend(listed_times(saved, path, len(users)))
@@ -776,7 +784,10 @@ def _checked_length(user: User, length: Any) -> int | None:
     if length is None:
         return None
     if isinstance(length, bool) or not isinstance(length, int | np.integer) or length < 0:
-        raise ValueError(f"user {user!r}: the expected length {length!r} is no whole number >= 0")
+        raise ValueError(
+            f"user {user!r}: the expected length {length!r} is no whole number >= 0: give the "
+            "length of the stream before the write, or None for any length"
+        )
     return int(length)
 
 
@@ -792,7 +803,7 @@ def _deliver(
         first = part.stop
         errors = [damaged[user] for user in request.users if user in damaged]
         if errors:
-            request.future.set_exception(errors[0])
+            request.future.set_exception(own(errors[0]))
         else:
             request.future.set_result(result(part))
 
@@ -801,16 +812,24 @@ def _complete(outcomes: Sequence[_Outcome], error: OSError | None) -> None:
     """Completes writes; each gets an error of its own, since threads add their traces to it."""
     for future, outcome in outcomes:
         if error is not None:
-            future.set_exception(OSError(*error.args))
+            future.set_exception(own(error))
         elif isinstance(outcome, ValueError):
-            future.set_exception(outcome)
+            future.set_exception(own(outcome))
         else:
             future.set_result(outcome)
+
+
+def _serves(worker: Worker, committing: Committer | None) -> bool:
+    """Whether the current thread is one of the two of a store."""
+    return threading.current_thread() in (worker.thread, committing and committing.thread)
 
 
 def _end(process: int, worker: Worker, committing: Committer | None, base: Database | None) -> None:
     """Serves what waits and commits it; in a forked process there is nothing to end."""
     if os.getpid() == process:
+        if _serves(worker, committing):  # the last request held the store; no thread joins itself
+            threading.Thread(target=_end, args=(process, worker, committing, base)).start()
+            return
         worker.close()
         if committing is not None:
             committing.close()

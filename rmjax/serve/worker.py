@@ -7,19 +7,21 @@ those behind it that the same compiled call can serve. Two requests of one user 
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, InvalidStateError
-from typing import Any
+from typing import Any, TypeVar
 
 from absl import logging
 
 from rmjax.serve.database import User
 
 CLOSED = "these streams are closed: open them again with Streams(...)"
+E = TypeVar("E", bound=BaseException)
 
 
 class QueueFull(RuntimeError):
@@ -53,8 +55,8 @@ class Request:
 class Worker:
     """One thread that serves requests.
 
-    The worker waits for more requests only while some caller of late has none in the store. So a
-    single caller never waits, and many callers are merged.
+    The worker knows how many requests were in the store at once a short time ago. It waits for more
+    only while there are fewer now. So a single caller never waits, and many callers are merged.
 
     Args:
       most: entries of the largest batch.
@@ -72,7 +74,7 @@ class Worker:
         self._changed = threading.Condition()
         self._closing = self._ended = False
         self._inside = 0  # requests that came and are not completed
-        self._callers = 0  # requests that were inside at once of late
+        self._callers = 0  # most requests that were inside at once, until a wait was in vain
         self.observe: Callable[[int], object] = lambda count: None
         self.thread = threading.Thread(target=self._run, name="streams-worker", daemon=True)
         self.thread.start()
@@ -183,4 +185,12 @@ def _fail(requests: Sequence[Request], error: BaseException) -> None:
     logging.exception("a batch of requests failed")
     for request in requests:
         with contextlib.suppress(InvalidStateError):
-            request.future.set_exception(error)
+            request.future.set_exception(own(error))
+
+
+def own(error: E) -> E:
+    """A copy of an error for one caller, since each thread that raises it adds its trace to it."""
+    try:
+        return copy.copy(error)
+    except Exception:  # some errors of other libraries cannot be copied
+        return error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import resource
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ from rmjax.serve.database import (
     open_readonly,
     user_of,
 )
+from rmjax.serve.lmdb_file import checked_size
 from rmjax.serve.store import Streams
 from tests.serve.test_streams import PARAMS, SHAPES, TASK, same, streams
 
@@ -90,6 +92,18 @@ def test_rows_come_back_and_users_are_listed(tmp_path):
     base.close()
 
 
+def test_users_are_listed_once_while_they_are_removed(tmp_path):
+    """The last user of a full chunk is the last of all, and is gone when the next one begins."""
+    filled(tmp_path, range(1024))
+    base = Database(tmp_path, ABOUT)
+    listed = []
+    for user in base.users():
+        base.commit({user: None}) if user % 64 == 63 else None
+        listed.append(user)
+    assert listed == list(range(1024)) and len(base) == 1008
+    base.close()
+
+
 def test_the_map_grows_and_readers_of_other_processes_follow(tmp_path):
     base = Database(tmp_path, ABOUT, map_size=1 << 16)
     base.commit({0: row()})
@@ -145,6 +159,44 @@ def test_every_truncated_database_is_named(tmp_path):
     base = open_readonly(tmp_path)
     assert len(base) == 40
     base.close()
+
+
+def test_a_file_that_lacks_free_pages_alone_is_complete(tmp_path):
+    """LMDB never writes pages that one commit takes and gives up. Free pages have no content."""
+    short, shorter = 0, 0
+    for seed in range(12):
+        rng, path = random.Random(seed), tmp_path / str(seed)
+        rows = filled(path, range(200), 270)
+        base, file = Database(path, ABOUT), path / "data.mdb"
+        for _ in range(2):
+            gone = rng.sample(range(200), rng.randint(60, 195))
+            base.commit(dict.fromkeys(gone))
+            rows = {user: kept for user, kept in rows.items() if user not in gone}
+        for k in range(4 * (seed % 2)):  # these use free pages, and free later ones
+            base.commit({0: row(k, 270)})
+            rows[0] = row(k, 270)
+        needed = (base._env.info()["last_pgno"] + 1) * 4096
+        base.close()
+        content = file.read_bytes()
+        short += len(content) < needed
+        assert checked_size(file) == needed
+        for cut in range(4096, len(content), 4096)[-12:]:
+            file.write_bytes(content[:cut])
+            try:
+                checked_size(file)
+            except ValueError:
+                continue
+            shorter += 1
+            file.write_bytes(content[:cut] + b"\xaa" * (len(content) - cut))
+            base = open_readonly(path)
+            assert base.read(range(200)) == rows, "no page behind the cut was needed"
+            base.close()
+        file.write_bytes(content)
+        base = Database(path, ABOUT)
+        base.commit({200 + k: row(k, 270) for k in range(60)})
+        assert base.read(range(200)) == rows and len(base) == len(rows) + 60
+        base.close()
+    assert short >= 3 and shorter >= 3
 
 
 def test_foreign_files_and_other_models_are_named(tmp_path):
@@ -223,7 +275,9 @@ def test_a_full_disk_is_named_and_nothing_has_changed(tmp_path):
     base.commit({1: row(1, 5000)})
     assert base.read([1]) == {1: row(1, 5000)}
     base.close()
-    assert len(open_readonly(tmp_path)) == 4
+    base = open_readonly(tmp_path)
+    assert len(base) == 4
+    base.close()
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
@@ -430,4 +484,52 @@ def test_an_error_of_a_disk_without_room_says_so(tmp_path, monkeypatch, free, wo
     monkeypatch.setattr(base, "_apply", Mock(side_effect=OSError(errno.EIO, "short write")))
     with pytest.raises(OSError, match=words):
         base.commit({"new": row(size=1000 - 32)})
+    base.close()
+
+
+def test_a_database_that_cannot_be_opened_again_says_so_until_it_can(tmp_path, monkeypatch):
+    rows = filled(tmp_path)
+    base = Database(tmp_path, ABOUT)
+    with monkeypatch.context() as patch:
+        patch.setattr(base, "_apply", Mock(side_effect=lmdb.MapFullError("full")))
+        patch.setattr(base, "_opened", Mock(side_effect=ValueError("cannot be opened")))
+        patch.setattr(base, "_map_size", 1 << 62)  # `set_mapsize` refuses it
+        with pytest.raises(OSError, match="bytes could not be written"):
+            base.commit({1: row(1)})
+        for act in (lambda: base.read(["ann"]), lambda: len(base), lambda: base.commit({})):
+            with pytest.raises(OSError, match="cannot be opened"):
+                act()
+    assert base.read(["ann"]) == {"ann": rows["ann"]}
+    base.commit({1: row(1)})
+    assert 1 in base
+    base.close()
+    with pytest.raises(OSError, match="cannot be read"):
+        base.read(["ann"])
+
+
+def test_pages_of_killed_readers_are_used_before_the_map_grows(tmp_path, monkeypatch):
+    filled(tmp_path)
+    base = Database(tmp_path, ABOUT)
+    apply, size = base._apply, base._map_size
+    full = Mock(side_effect=[lmdb.MapFullError("full"), None, lmdb.MapFullError("full"), None])
+    env = Mock(wraps=base._env, reader_check=Mock(side_effect=[1, 0]))
+    monkeypatch.setattr(base, "_env", env)
+    monkeypatch.setattr(base, "_apply", full)
+    env.begin = base._env._mock_wraps.begin
+    base.commit({1: row(1)})
+    assert base._map_size == size and full.call_count == 2
+    base.commit({1: row(1)})
+    assert base._map_size == 2 * size and full.call_count == 4
+    monkeypatch.setattr(base, "_apply", apply)
+    base.commit({1: row(1)})
+    assert 1 in base
+    base.close()
+
+
+def test_an_error_of_lmdb_itself_does_not_blame_the_disk(tmp_path, monkeypatch):
+    filled(tmp_path)
+    base = Database(tmp_path, ABOUT)
+    monkeypatch.setattr(base, "_apply", Mock(side_effect=lmdb.CorruptedError("bad page")))
+    with pytest.raises(OSError, match=r"bad page.*: open the database again; if it stays, restore"):
+        base.commit({1: row(1)})
     base.close()

@@ -5,15 +5,19 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import jax
 import numpy as np
 import pytest
 
 from rmjax.io import checkpoint
+from rmjax.serve.committer import Change
 from rmjax.serve.store import Streams
+from rmjax.serve.store import _end as end
 from tests.serve import test_streams
 from tests.serve.test_streams import PARAMS, SHAPES, TASK, N, same
 
@@ -77,6 +81,8 @@ def test_a_str_instead_of_a_list_and_lists_of_other_lengths_are_refused():
         store.write(["ann"], [[[3, 4], [5, 6]]])
     with pytest.raises(ValueError, match=f"{message} of whole numbers"):
         store.write(["ann"], [[[3], [4, 5]]])
+    with pytest.raises(ValueError, match=rf"{message}, got 3: give \[3\]"):
+        store.write(["ann"], [3])
     assert len(store) == 0
 
 
@@ -311,3 +317,149 @@ def test_the_home_directory_is_expanded_and_urls_are_refused(tmp_path, monkeypat
         with pytest.raises(ValueError, match=r"path=.*lr\[0.01\] has '\[' in its whole path"):
             act("lr[0.01]")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rows", "saved"]
+
+
+def test_a_callback_cannot_close_the_store(tmp_path):
+    store, errors = streams(store=tmp_path), []
+
+    def callback(_):
+        try:
+            store.close()
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    for future in (store.answer_soon(["ann"], [[1]]), store.write_soon(["ann"], [[1]])):
+        future.add_done_callback(callback)
+        future.result(20)
+    store.flush()
+    assert errors == ["a callback of a future must not close the store"] * 2
+    assert store.write(["ann"], [[2]]) == [2]
+    store.close()
+    for late in (store._cache.committer.settle, lambda: store._cache._commit({"ann": None})):
+        with pytest.raises(RuntimeError, match="these streams are closed"):
+            late()
+
+
+def test_a_store_that_ends_in_one_of_its_threads_commits_and_closes(tmp_path):
+    """The thread of the worker, or of the committer, may drop the last reference to a store."""
+    for place in ("worker", "committer"):
+        store = streams(store=tmp_path)
+        parts, hold = store._parts, threading.Event()
+        soon = store.answer_soon if place == "worker" else store.write_soon
+        block = store.answer_soon(["ann"], [[1]])
+        block.add_done_callback(lambda _, hold=hold: hold.wait(20))
+        ended = soon(["ann"], [[1]])
+        ended.add_done_callback(lambda _, parts=parts: end(*parts))
+        last = store.write_soon([place], [[1, 2]])
+        hold.set()
+        assert last.result(20) == [2]
+        for thread in (parts[1].thread, parts[2].thread):
+            thread.join(20)
+            assert not thread.is_alive()
+        for _ in range(200):
+            try:
+                again = streams(store=tmp_path)
+                break
+            except RuntimeError:  # the database is being closed
+                time.sleep(0.01)
+        assert again.info(place).length == 2
+        again.close()
+
+
+def test_writes_that_are_lost_are_reported_once(tmp_path, monkeypatch):
+    store = streams(store=tmp_path, sync="none")
+    with monkeypatch.context() as patch:
+        patch.setattr(store._cache.database, "commit", fail)
+        patch.setattr(store._cache.committer, "_report", lambda: True)  # so that `flush` is first
+        for _ in range(2):
+            store.write(["ann"], [[1]])
+            with pytest.raises(OSError, match="No space left"):
+                store.flush()
+    store.flush()
+    store.close()
+
+
+def test_a_commit_whose_report_fails_does_not_end_the_store(tmp_path, caplog):
+    store = streams(store=tmp_path)
+
+    def done(_):
+        raise ZeroDivisionError("of a report")
+
+    store._cache.committer.add(Change(dict, done))
+    assert store.write(["ann"], [[1]]) == [1]
+    assert "a commit could not be reported" in caplog.text
+
+
+@PLACES
+def test_a_fault_between_two_batches_of_a_write_leaves_the_streams_as_they_were(
+    tmp_path, monkeypatch, place
+):
+    store, histories = store_in(place, tmp_path), {"ann": [1, 2], "bob": [3]}
+    store.write(list(histories), list(histories.values()))
+    put, calls = store._cache.rows.put, []
+
+    def put_once(*given):
+        calls.append(given)
+        if len(calls) == 2:
+            fail()
+        put(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._cache.rows, "put", put_once)
+        with pytest.raises(OSError, match="No space left"):
+            store.write(["ann", "eve", "bob"], [[4], [5], [6] * 3 * N])  # two shapes
+    assert len(calls) > 1 and len(store) == 2
+    same(store, histories | {"eve": []})
+    assert store.write(["ann", "bob", "dan"], [[7], [8], [9]], [2, 1, 0]) == [3, 2, 1]
+    same(store, {"ann": [1, 2, 7], "bob": [3, 8], "dan": [9], "eve": []})
+
+
+def test_writers_wait_for_a_disk_that_is_slower_than_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr("rmjax.serve.cache._BACKLOG", 3)
+    store, go, most = streams(store=tmp_path, sync="none"), threading.Event(), []
+    commit, committing = store._cache.database.commit, store._cache.committer
+    store.write(["ann"], [[0]])  # compiles
+    store.flush()
+
+    def slow(*given, **named):
+        assert go.wait(20)
+        commit(*given, **named)
+
+    monkeypatch.setattr(store._cache.database, "commit", slow)
+    writes = []
+    for k in range(12):
+        writes.append(store.write_soon(["ann"], [[k]]))
+        time.sleep(0.02)
+        most.append(committing.waiting)
+    assert max(most) == 4 and not writes[-1].done()
+    go.set()
+    assert [write.result(20) for write in writes] == [[k + 2] for k in range(12)]
+    store.close()
+
+
+def test_questions_about_committed_users_force_no_commit(tmp_path, monkeypatch):
+    store = streams(store=tmp_path)
+    store.write(["ann", "bob"], [[1], [2, 3]])
+    settle = Mock(wraps=store._cache.committer.settle)
+    monkeypatch.setattr(store._cache.committer, "settle", settle)
+    later = store.write_soon(["ann"], [[1]])
+    assert store.info("bob").length == 2 and len(store) == 2
+    settle.assert_not_called()
+    assert later.result() == [2]
+    later = store.write_soon(["eve"], [[1]])
+    assert len(store) == 3 and store.info("eve").length == 1
+    later.result()
+    store.close()
+
+
+def test_a_device_that_fails_twice_is_named(monkeypatch):
+    store = streams()
+    store.write(["ann", "bob"], [[1], [2]])
+    put, calls = store._cache.rows.put, []
+
+    def put_once(*given):
+        calls.append(put(*given) if not calls else fail())
+
+    monkeypatch.setattr(store._cache.rows, "put", put_once)
+    with pytest.raises(RuntimeError, match=r"the streams of \['ann', 'bob'\] and 0 more may be wr"):
+        store.write(["ann", "bob"], [[4], [6] * 3 * N])

@@ -119,6 +119,7 @@ def test_errors_cancelled_requests_and_a_full_queue(recorder):
     for future in (bad, beside):
         with pytest.raises(ZeroDivisionError, match="boom"):
             future.result(20)
+    assert bad.exception() is not beside.exception(), "each caller has an error of its own"
     assert barrier.result(20) == "a barrier is not counted"
     assert worker.submit(recorder.request("good", "c", "goes on")).result(20) == "goes on"
     assert ["cancelled"] not in recorder.batches
@@ -146,8 +147,10 @@ def test_the_worker_waits_only_while_others_may_come(recorder):
         worker.submit(recorder.request("w", str(k), k))
     recorder.open.set()
     done = recorder.batches
-    while len(done) < 22:
+    end = time.monotonic() + 20
+    while len(done) < 22 and time.monotonic() < end:
         time.sleep(1e-3)
+    assert len(done) == 22
     done.clear()
     early = worker.submit(recorder.request("w", "a", "early"))
     time.sleep(0.1)
@@ -243,7 +246,8 @@ def test_a_wrong_length_leaves_everything_as_it_was(tmp_path, place):
     assert first.result() == [2] and good.result() == [4]
     assert twice.result() == [3, 5] and late.result() == [6]
     for future, actual in ((partly, 3), (again, 4), (new, 4)):
-        message = f"user 'a': the stream has {actual} items, and . were expected: nothing was"
+        message = f"user 'a': the stream has {actual} items, and . were expected: nothing was "
+        message += r"written. Read info\(user\).length"
         with pytest.raises(WrongLength, match=message) as error:
             future.result()
         assert error.value.user == "a" and error.value.actual == actual
