@@ -78,6 +78,18 @@ def test_work_is_done_and_counted():
     assert programs
 
 
+def test_batches_are_timed_apart_if_their_last_items_are_in_different_segments():
+    """Some models skip the segments behind the last item, so such steps take less time."""
+    one = {"machine.kind": "gru", "data.shapes": 1, "train.batch_size": 1}
+    config, source = made_up.sized("xlong", SMALL | one)
+    source = dataclasses.replace(source, segments=(1, 3), train=8)
+    run = measures.open_run(config, source)
+    kinds = measures.epoch_shapes(run, stages.model_stage(run))
+    last = [int(kind.batch.item_mask.any((0, 2)).sum()) for kind in kinds]
+    assert sorted(last) == [1, 3] and [kind.steps for kind in kinds] == [4, 4]
+    assert len(measures.one_of_each(kind.batch for kind in kinds)) == 1
+
+
 def test_a_machine_that_cannot_be_trained_is_a_row(monkeypatch):
     row = work.measure_machine("stm", "xlong", 1, {"machine.queries": 0})
     assert row["machine"] == "stm" and "config.machine.queries" in row["error"]
