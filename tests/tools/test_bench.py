@@ -120,13 +120,71 @@ def test_flags_that_set_keys():
             bench._setting(wrong)
 
 
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [("machine.dim=x", "a whole number"), ("train.clip=x", "a number"), ("data.x=1", "a key")],
+)
+def test_a_wrong_value_names_its_key(text, cause):
+    with pytest.raises(ValueError, match=f"--set={text}: .*{cause}"):
+        bench._setting(text)
+    with pytest.raises(ValueError, match="--set=train.sparse_items=maybe: .*true or false"):
+        bench._setting("train.sparse_items=maybe")
+
+
+def given(monkeypatch, **values):
+    """Sets flags of the bench."""
+    plain = {"what": "train", "repeats": 1, "turns": False, "streaming": False, "set": []}
+    names = ["cards", "against", "scale", "machines", "size", "config", "record"]
+    for name, value in (dict.fromkeys(names) | plain | values).items():
+        monkeypatch.setattr(bench, f"_{name.upper()}", types.SimpleNamespace(value=value))
+
+
+@pytest.mark.parametrize(
+    ("values", "cause"),
+    [
+        ({}, "--config is missing"),
+        ({"cards": "all", "size": "babi"}, "--cards and --size: give one"),
+        ({"config": {"data": 1}, "size": "babi"}, "--size and --config: give one"),
+        ({"cards": "all", "scale": ["1"]}, "--cards and --scale measure in different ways"),
+        ({"config": {"data": 1}, "machines": "gru"}, "--machines needs --size"),
+        ({"config": {"data": 1}, "set": ["machine.dim=8"]}, "--set changes a size"),
+        ({"size": "babi", "what": "write_1"}, "--what=write_1 needs --against"),
+        ({"config": {"memoria": 1}, "scale": ["1"]}, "--scale needs the card of a run"),
+        ({"size": "xlong", "scale": ["1", "x"]}, "--scale=1,x: must be whole numbers"),
+    ],
+)
+def test_flags_that_do_not_fit_together_are_refused(monkeypatch, values, cause):
+    given(monkeypatch, **values)
+    with pytest.raises(ValueError, match=cause):
+        bench._run()
+
+
+def test_a_row_is_printed_and_recorded_before_the_next_is_measured(tmp_path, monkeypatch, capsys):
+    """A table of many machines that is stopped keeps its first rows."""
+    record = tmp_path / "records"
+    given(monkeypatch, size="babi", machines="gru,stm", record=str(record), set=["machine.dim=8"])
+    asked = []
+
+    def measure(kind, size, repeats, changes):
+        asked.append((kind, len(record.read_text().splitlines()), capsys.readouterr().out))
+        assert (size, changes) == ("babi", {"machine.dim": 8})
+        return {"machine": kind, "error": "none"}
+
+    monkeypatch.setattr(work, "measure_machine", measure)
+    with pytest.raises(ValueError, match="none of them could be trained"):
+        bench._record("machines", bench._machines(""))
+    (first, before, _), (second, after, out) = asked
+    assert (first, before, second, after) == ("gru", 0, "stm", 1) and "gru" in out
+    given(monkeypatch, record=str(tmp_path / "missing" / "records"))
+    with pytest.raises(OSError):
+        bench._record("machines", (asked.append(1) for _ in range(1)))
+    assert len(asked) == 2
+
+
 def test_tables_have_one_block_for_each_kind_of_row():
-    rows = [{"a": 1, "b": 0.123456}, {"a": 2, "b": 3.0}, {"c": "x"}]
-    blocks = work.markdown(rows).split("\n\n")
-    assert blocks == [
-        "| a | b |\n| --- | --- |\n| 1 | 0.1235 |\n| 2 | 3 |",
-        "| c |\n| --- |\n| x |",
-    ]
+    assert work.markdown({"a": 1, "b": 0.123456}) == "| a | b |\n| --- | --- |\n| 1 | 0.1235 |"
+    assert work.markdown({"a": 2, "b": 3.0}, ("a", "b")) == "| 2 | 3 |"
+    assert work.markdown({"c": "x"}, ("a", "b")) == "\n| c |\n| --- |\n| x |"
 
 
 def test_records_are_lines_of_json(tmp_path, monkeypatch, capsys):
