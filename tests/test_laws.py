@@ -427,6 +427,8 @@ def test_make_names_wrong_kinds_and_options():
         machines.make("buffer", ITEMS, buffer_length=3, recent=4)
     with pytest.raises(ValueError, match="recent = 0 and pooled = False leave nothing to read"):
         machines.make("buffer", ITEMS, recent=0, pooled=False)
+    with pytest.raises(ValueError, match="before = 3 must be below recent = 3"):
+        machines.make("buffer", ITEMS, recent=3, before=3)
 
 
 def test_make_names_settings_out_of_range():
