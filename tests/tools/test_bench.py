@@ -62,6 +62,17 @@ def test_the_sizes_are_those_of_their_names(name, shape, dim):
         made_up.sized("large")
 
 
+def test_longer_segments_of_a_card_are_fewer():
+    """An article of 45 segments of 128 words has 12 of 512."""
+    config = first_step.load(f"{ROOT}/configs/hyperpartisan.py")
+    source = made_up.source_for(config)
+    assert (source.segments, source.segment_length) == ((1, 2, 2, 3, 6, 12), 512)
+    config.data.segment_length = 128
+    assert made_up.source_for(config).segments == (3, 5, 7, 12, 21, 45)
+    batch = next(batches(source, seed=0, segment_length=512, batch_size=4, num_steps=1, shapes=1))
+    assert batch.items.shape == (4, 12, 512)
+
+
 def test_work_is_done_and_counted():
     config, source = made_up.sized("xlong", SMALL | {"machine.kind": "gru"})
     source = dataclasses.replace(source, segments=(3,), num_items=50)
@@ -76,6 +87,21 @@ def test_work_is_done_and_counted():
     with work.counted_compilations() as programs:
         jax.jit(lambda x: x * 3 + 1)(jnp.ones(7)).block_until_ready()
     assert programs
+
+
+@pytest.mark.parametrize(("name", "precision"), [("float32", "HIGHEST"), ("tensorfloat32", "HIGH")])
+def test_a_gpu_writes_and_answers_in_the_precision_of_the_config(monkeypatch, name, precision):
+    config, source = made_up.sized("xlong", SMALL | {"train.compute_dtype": name})
+    run = measures.open_run(config, dataclasses.replace(source, num_items=50))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    programs, rng = measures.streaming(run), np.random.default_rng(0)
+    memory = programs.machine.init_memory(programs.params, 1)
+    both = zip(
+        (programs.write, programs.answer), measures.segment_and_query(run, rng, 1), strict=True
+    )
+    for program, arguments in both:
+        text = str(jax.make_jaxpr(program)(memory, *arguments))
+        assert f"Precision.{precision}" in text and "precision=None" not in text
 
 
 def test_batches_are_timed_apart_if_their_last_items_are_in_different_segments():
