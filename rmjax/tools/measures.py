@@ -301,7 +301,8 @@ def streaming(run: stages.Run) -> Streaming:
       run: a run that trains a machine.
 
     Returns:
-      The jitted programs. As in a server, the parameters are their constants: no call passes them.
+      The jitted programs, in the precision of the config. As in a server, the parameters are their
+      constants: no call passes them.
     """
     task = stages.model_stage(run).task
     assert isinstance(task, Reasoning)
@@ -313,7 +314,8 @@ def streaming(run: stages.Run) -> Streaming:
         return memorize(machine, params, items, mask, memory).memory
 
     answer = jax.jit(lambda memory, query, mask: machine.read(params, memory, query, mask))
-    return Streaming(machine, params, write, answer)
+    precise = partial(stages.in_precision, compute_dtype=run.config.train.compute_dtype)
+    return Streaming(machine, params, precise(write), precise(answer))
 
 
 def segment_and_query(
