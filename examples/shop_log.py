@@ -103,7 +103,14 @@ def write(shop: Shop, path: Path, before: Path | None = None) -> int:
 
     Returns:
       The number of events.
+
+    Raises:
+      ValueError: there are new items, but no last week for them.
     """
+    if shop.new_items and not shop.week:
+        raise ValueError(
+            f"--new_items={shop.new_items:g} needs --week, since new items occur in the last week"
+        )
     user, item, seconds, event = draw(shop)
     order = np.argsort(seconds, kind="stable")
     last = order[round(len(order) * (1 - shop.week)) :]
@@ -134,7 +141,10 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help=help_text)
     values = vars(parser.parse_args())
     path, before = values.pop("out"), values.pop("before")
-    print(f"{path}: {write(Shop(**values), path, before):,} events")
+    try:
+        print(f"{path}: {write(Shop(**values), path, before):,} events")
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

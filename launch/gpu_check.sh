@@ -19,11 +19,20 @@ export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} XLA_PYTHON_CLIENT_PREALLOCATE
 python=${PYTHON:-$([ -x "$root/.venv/bin/python" ] && echo "$root/.venv/bin/python" || echo python)}
 failed=0
 
+# Without JAX_PLATFORMS, tests/conftest.py takes the CPU, and compiles with few optimisations.
+if [ -z "${JAX_PLATFORMS:-}" ] && "$python" -c 'import jax; jax.devices("cuda")' 2>/dev/null; then
+  export JAX_PLATFORMS=cuda,cpu
+fi
+export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
+backend=$("$python" -c 'import jax; print(jax.default_backend())') || exit 1
+[ "$backend" = gpu ] || echo "no GPU is tested: JAX runs on the $backend of this machine" >&2
+
 tests=tests/machines/test_fused.py
-if "$python" -m pytest -q -n0 "$tests" >"$folder/tests.log" 2>&1; then
-  echo "equality tests: passed"
+flags="--xla_backend_optimization_level=3 ${XLA_FLAGS:-}"
+if XLA_FLAGS=$flags "$python" -m pytest -q -n0 "$tests" >"$folder/tests.log" 2>&1; then
+  echo "equality tests: passed on the $backend"
 else
-  echo "equality tests: FAILED, see $folder/tests.log" >&2
+  echo "equality tests: FAILED on the $backend, see $folder/tests.log" >&2
   failed=1
 fi
 

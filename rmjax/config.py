@@ -192,7 +192,8 @@ _FIELDS: dict[str, Field] = {
     "train.compute_dtype": Field("float32", one_of("float32", "tensorfloat32", "bfloat16"),
         "number format of matrix products; parameters stay float32. tensorfloat32: on a GPU, "
         "products with 10 bits of fraction; a CPU takes float32. bfloat16: in Transformers and in "
-        "the fused scan; on a GPU tensorfloat32 in all other products"),
+        "the fused scan; on a GPU tensorfloat32 in all other products. A TPU, and what serves, "
+        "multiply float32 arrays in JAX's default precision"),
     "train.devices": Field(0, at_least(0), "number of devices; 0: all"),
     "train.mapping": Field("pmap", one_of("pmap", "mesh"),
         "method that spreads a step over devices"),

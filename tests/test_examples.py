@@ -6,6 +6,7 @@ import csv
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 
 import rmjax
 from tests.shop import Shop, big_log, shop_log
@@ -27,6 +28,11 @@ def test_new_items_occur_in_the_last_week_alone_and_the_log_before_it_is_its_sta
     left_out = [row for row in rows(before) if row not in {*every}]
     new = {item for _, item, _, _ in every} - known
     assert len(new) == 4 and {item for _, item, _, _ in left_out} == new
+
+
+def test_new_items_without_a_last_week_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="--new_items=0.1 needs --week"):
+        shop_log.write(Shop(users=5, items=9, new_items=0.1), tmp_path / "shop.csv")
 
 
 def test_a_large_log_opens_as_a_table(tmp_path, monkeypatch):

@@ -118,6 +118,13 @@ def test_imports_bring_no_more_than_they_need():
     assert not {"optax", "grain", "tensorflow_datasets"} & modules_after(serving)
 
 
+def test_the_plain_scan_imports_no_triton():
+    """JAX deprecates the Triton part of Pallas, so only the fused scan may need it."""
+    code = "import sys; from rmjax import machines; machines.make('rehearsal', 9, dim=8); assert "
+    code += "'jax.experimental.pallas' not in sys.modules"
+    assert "jax" in modules_after(code)
+
+
 def test_there_are_no_import_cycles():
     graph = {module: imports(module) for module in FILES}
     assert list(graphlib.TopologicalSorter(graph).static_order())

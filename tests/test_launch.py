@@ -64,6 +64,25 @@ def test_a_tpu_pod_starts_again_unless_it_ended_or_a_host_made_a_mistake(tmp_pat
         assert launch(tmp_path, {"gcloud": gcloud}, *line, HOSTS="200") == (200, ["cleared"])
 
 
+@pytest.mark.parametrize(
+    ("gpu", "asked", "tested"),
+    [("yes", "", "gpu"), ("no", "", "cpu"), ("yes", "cpu", "cpu"), ("yes", "cuda", "gpu")],
+)
+def test_the_check_of_a_gpu_says_what_it_tested(tmp_path, gpu, asked, tested):
+    """The stand-in for Python has a GPU or none, and its pytest notes the platform."""
+    python = f"""case "$*" in
+        *'devices("cuda")'*) [ {gpu} = yes ] ;;
+        *default_backend*) case $JAX_PLATFORMS in cuda*) echo gpu ;; *) echo cpu ;; esac ;;
+        *pytest*) echo "$JAX_PLATFORMS" > {tmp_path}/platform ;;
+        *) echo '{{"step_ms": 1.5}}' ;;
+    esac"""
+    small = dict(PYTHON=str(tmp_path / "python"), KINDS="off:float32", BATCHES="2")
+    line = [str(LAUNCH / "gpu_check.sh"), str(tmp_path / "out")]
+    ended, printed = launch(tmp_path, {"python": python}, *line, JAX_PLATFORMS=asked, **small)
+    assert ended == 0 and printed[0] == f"equality tests: passed on the {tested}"
+    assert (tmp_path / "platform").read_text().startswith("cuda" if tested == "gpu" else "cpu")
+
+
 @pytest.mark.parametrize("path", sorted(LAUNCH.glob("*.yaml")), ids=lambda path: path.name)
 def test_manifests_name_their_kind(path):
     for manifest in yaml.safe_load_all(path.read_text()):

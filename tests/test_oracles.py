@@ -71,6 +71,15 @@ def test_multihop_reason_attends_to_a_bidirectional_gru_over_kept_items():
         close(answers[row, 0], expected[0])
 
 
+def test_parts_of_the_buffer_draw_from_different_keys():
+    """`init` splits its key for the other parameters, and no kernel comes from such a key."""
+    machine, key = small("buffer").machine, jax.random.key(0)
+    kernels = machine.init(key)["before"]
+    for other in jax.random.split(key):
+        drawn = nn.initializers.orthogonal()(other, kernels.shape)
+        assert np.abs(kernels - drawn).max() > 0.1
+
+
 def test_slots_of_the_buffer_hold_the_items_before_their_own():
     case, (items, mask) = small("buffer"), stream()
     params, memory = f64(case.params), case.run(case.params, items, mask).memory

@@ -9,7 +9,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax.extend import core
@@ -19,10 +19,11 @@ from jax.stages import Compiled
 _MOVES_DATA = frozenset({
     "all_gather", "all_gather_invariant", "all_to_all", "axis_index", "bitcast_convert_type",
     "broadcast_in_dim", "concatenate", "convert_element_type", "copy", "copy_p", "device_put",
-    "dynamic_slice", "dynamic_update_slice", "empty", "expand_dims", "gather", "iota", "name",
-    "optimization_barrier", "pad", "pbroadcast", "pcast", "ppermute", "pvary", "random_clone",
-    "random_seed", "random_unwrap", "random_wrap", "reshape", "reshard", "rev", "scatter",
-    "select_n", "sharding_constraint", "slice", "split", "squeeze", "stop_gradient", "transpose",
+    "dynamic_slice", "dynamic_update_slice", "empty", "expand_dims", "gather", "get", "iota",
+    "masked_load", "masked_swap", "name", "optimization_barrier", "pad", "pbroadcast", "pcast",
+    "ppermute", "pvary", "random_clone", "random_seed", "random_unwrap", "random_wrap", "reshape",
+    "reshard", "rev", "scatter", "select_n", "sharding_constraint", "slice", "split", "squeeze",
+    "stop_gradient", "swap", "transpose",
 })
 # Bytes of a number in XLA's names of types; all others have 4.
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s64": 8, "u64": 8,
@@ -33,6 +34,8 @@ _COLLECTIVE = re.compile(
     r"reduce-scatter)(?:-start)?\("
 )
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+_BOUNDED = re.compile(r"at_most_(\d+)_turns")  # see `bounded_loop`
+_C = TypeVar("_C")
 # Prefixes of primitives with one operation for each element that they read.
 _READS_ALL = ("reduce", "arg", "cum", "scatter", "select_and_scatter")
 
@@ -55,8 +58,8 @@ def breakdown(fn: Callable, *args: Any) -> dict[str, int]:
 
     A multiply-add counts as 2. Elementwise functions, exp and tanh too, count as 1 for each output,
     reductions as 1 for each input, moves of data as 0. A scan costs its length times its body, a
-    branch as much as the most expensive one. A `while_loop` counts as one turn, since its length is
-    unknown.
+    Pallas kernel its number of programs, a branch as much as the most expensive one. A `while_loop`
+    counts as one turn, since its length is unknown; use `bounded_loop` if it has a bound.
 
     Args:
       fn: the function.
@@ -67,6 +70,26 @@ def breakdown(fn: Callable, *args: Any) -> dict[str, int]:
     """
     counts = _count(jax.make_jaxpr(fn)(*args).jaxpr)
     return {"matmul": counts["matmul"], "other": counts["other"]}
+
+
+def bounded_loop(most: int, more: Callable[[_C], Any], body: Callable[[_C], _C], carry: _C) -> _C:
+    """Runs `jax.lax.while_loop`; its cost counts as that of the largest number of turns.
+
+    Args:
+      most: this number. It is a note for `breakdown`, and does not end the loop.
+      more: carry -> bool [], whether there is another turn.
+      body: carry -> carry.
+      carry: the first one.
+
+    Returns:
+      The last carry.
+    """
+
+    def loop(carry: _C) -> _C:
+        return jax.lax.while_loop(more, body, carry)
+
+    loop.__name__ = f"at_most_{most}_turns"  # the one thing of a jitted function that jaxprs keep
+    return jax.jit(loop)(carry)
 
 
 def peak_bytes(compiled: Compiled) -> int:
@@ -168,6 +191,10 @@ def _times(name: str, params: Mapping[str, Any]) -> int:
     """How often an equation runs its inner jaxpr."""
     if name == "scan":
         return params["length"]
+    if name == "pallas_call":
+        return math.prod(params["grid_mapping"].grid)
+    if name in ("jit", "pjit") and (bounded := _BOUNDED.fullmatch(params["name"])):
+        return int(bounded[1])
     if name == "shard_map":  # jax.pmap too
         return math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
     return 1

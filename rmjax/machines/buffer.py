@@ -37,6 +37,8 @@ class Settings:
             yield "{recent} must be at most {buffer_length}"
         if not self.recent and not self.pooled:
             yield "{recent} and {pooled} leave nothing to read: set one of them"
+        if self.before and self.before >= self.recent:
+            yield "{before} must be below {recent}: the first slot has no others before it"
 
 
 def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
@@ -58,7 +60,7 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
         params = init_items(a, num_items, dim, context.width)
         params |= {"reader": hops.init(b, dim, dim, context.hops)}
         if settings.before:
-            kernels = jax.random.fold_in(key, 1)
+            kernels = jax.random.fold_in(key, 2)  # 0 and 1 are the keys of `split`
             params["before"] = orthogonal()(kernels, (settings.before, dim, dim))
         return params
 

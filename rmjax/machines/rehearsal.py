@@ -6,7 +6,7 @@ import dataclasses
 import functools
 
 from rmjax.layers import recurrent
-from rmjax.machines import fused, slots
+from rmjax.machines import slots
 from rmjax.machines.slots import SlotMemory, slot_attention
 from rmjax.registry import one_of, setting
 from rmjax.types import Array, Context, Key, MemoryMachine, Params
@@ -38,6 +38,10 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
 
     widths = slots.Widths(dim, dim, dim)
     machine = slots.make(num_items, settings, context, widths, slots.Update(init, apply))
+    if settings.fused == "off":
+        return machine
+    from rmjax.machines import fused  # imports the Triton part of Pallas, which JAX deprecates
+
     if not fused.wanted(settings.fused):
         return machine
     write_segments = functools.partial(

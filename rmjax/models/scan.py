@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rmjax.io.cost import bounded_loop
 from rmjax.layers.keys import fold
 from rmjax.types import Array, Key, Params, SequenceModel, Sum
 
@@ -127,7 +128,8 @@ def truncated(
       ValueError: tokens and mask are not of one shape [B, T, N].
     """
     _check(tokens, mask, 0)
-    number = 1 + jnp.arange(tokens.shape[1])
+    segments = tokens.shape[1]
+    number = 1 + jnp.arange(segments)
     last = jnp.where(mask.any((0, 2)), number, 0).max()  # segments to read
 
     def read(params: Params, state: Tree, t: Array) -> tuple[Array, Tree]:
@@ -147,7 +149,7 @@ def truncated(
             more, state = read(params, state, t)
             return t + 1, state, so_far + more
 
-        return jax.lax.while_loop(more, go, (jnp.int32(0), state, jnp.zeros(())))[-1]
+        return bounded_loop(segments, more, go, (jnp.int32(0), state, jnp.zeros(())))[-1]
 
     def forward(params: Params, state: Tree) -> tuple[Array, Params]:
         gradient = jax.value_and_grad(read, has_aux=True)
@@ -158,7 +160,7 @@ def truncated(
             return t + 1, state, jax.tree.map(jnp.add, so_far, (more, slope))
 
         none = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
-        return jax.lax.while_loop(more, go, (jnp.int32(0), state, none))[-1]
+        return bounded_loop(segments, more, go, (jnp.int32(0), state, none))[-1]
 
     def backward(slope: Params, cotangent: Array) -> tuple[Params, None]:
         return jax.tree.map(lambda x: cotangent * x, slope), None

@@ -29,7 +29,6 @@ MAY_CHANGE = (
     "train.devices", "train.mapping", "train.model_devices", "train.split_layers",
     "train.microbatch", "train.log_every", "train.loggers", "train.keep_last",
     "train.keep_best", "train.start_from", "train.new_items", "data.dir", "data.cache_dir",
-    "data.shapes",
     "data.ram_bytes", "data.workers", "data.prefetch", "data.vectors",
     "data.activitynet.features", "data.table.path", "machine.fused", "model.pretrained",
     "probe.steps", "probe.fragments", "probe.streams",

@@ -197,7 +197,8 @@ def map_stage(run: Run, stage: Stage, cut: bool = True) -> Mapped:
 def in_precision(step: Callable[..., Any], compute_dtype: str) -> Callable[..., Any]:
     """Makes a step multiply as config.train.compute_dtype says.
 
-    By default JAX multiplies float32 arrays in TF32 on a GPU. A CPU has no such choice.
+    By default JAX multiplies float32 arrays in TF32 on a GPU. A CPU has no such choice. A TPU keeps
+    JAX's default, products in bfloat16.
 
     Args:
       step: is traced when it is called.

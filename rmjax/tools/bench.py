@@ -26,12 +26,13 @@ line of JSON for every result to a file.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -102,47 +103,85 @@ def main(argv: Sequence[str]) -> int:
 
 def _run() -> None:
     """Measures what the flags ask for; prints it and records it."""
+    _check_flags()
     if _CARDS.value:
+        environment.prepare()
         _record("first step", first_step.measure_cards(_CARDS.value))
         return
     if _AGAINST.value:  # JAX does not start in this process, which only waits
-        ours = [sys.executable, "-m", "rmjax.bench", "--turns", *_other_flags(sys.argv[1:])]
-        theirs = shlex.split(_AGAINST.value)
-        result = turns.compare(ours, theirs, _PAIRS.value, _MOST_LOAD.value)
-        size = _SIZE.value or flags.FLAGS["config"].value
-        named = {"size": str(size), "what": _WHAT.value, "against": _AGAINST.value}
-        _record("against", [named | work.with_share(result)])
+        _record("against", _compared())
         return
     config, source = _CONFIG.value, None
     if _SIZE.value:
-        config, source = made_up.sized(_SIZE.value, dict(map(_setting, _SET.value)))
-    elif config is None:
-        raise ValueError("--config is missing, and so are --size and --cards: give one of them")
-    of_memoria = "data" not in config  # as in configs/memoria_bench.py
-    if not of_memoria:
+        config, source = made_up.sized(_SIZE.value, _changes())
+    if "data" in config:
         configs.validate(config)
     if _SCALE.value:
-        _record("scaling", scaling.rows(config, source, list(map(int, _SCALE.value))))
+        _record("scaling", scaling.rows(config, source, _devices(_SCALE.value)))
         return
     setup = environment.prepare()
     environment.find_devices()
     if _MACHINES.value:
-        kinds = work.machines(_MACHINES.value)
-        size = _SIZE.value or ""
-        rows = (work.measure_machine(kind, size, _REPEATS.value) for kind in kinds)
-        _record("machines", [{"size": size, "environment": setup} | row for row in rows])
+        _record("machines", _machines(setup))
     elif _TURNS.value:
         call, flops = work.make(open_run(config, source), _WHAT.value)
         turns.speak(call, {"environment": setup} | flops | work.about(config.train.devices))
-    elif of_memoria:
-        result = {"environment": setup, **memoria_bench.measure_rows(config.memoria)}
-        _record("memoria", [result], show=False)
-        print(json.dumps(result, indent=1))
+    elif "data" not in config:
+        rows = (
+            {"environment": setup, **memoria_bench.measure_rows(one.memoria)} for one in [config]
+        )
+        _record("memoria", rows, table=False)
     else:
         histories = _HISTORIES.value if _STREAMING.value else ()
-        result = measure(config, _REPEATS.value, histories, setup, source)
-        _record("step", [result], show=False)
-        print(json.dumps(result, indent=1))
+        rows = (measure(one, _REPEATS.value, histories, setup, source) for one in [config])
+        _record("step", rows, table=False)
+
+
+def _check_flags() -> None:
+    """Refuses flags that do not fit together.
+
+    Raises:
+      ValueError: names them.
+    """
+    ways = {"--cards": _CARDS, "--against": _AGAINST, "--scale": _SCALE, "--machines": _MACHINES}
+    given = [name for name, flag in (ways | {"--turns": _TURNS}).items() if flag.value]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} measure in different ways: give one of them")
+    inputs = {"--cards": _CARDS, "--size": _SIZE, "--config": _CONFIG}
+    data = [name for name, flag in inputs.items() if flag.value]
+    if len(data) > 1:
+        raise ValueError(f"{' and '.join(data)}: give one of them")
+    if not data:
+        raise ValueError("--config is missing, and so are --size and --cards: give one of them")
+    if _MACHINES.value and not _SIZE.value:
+        raise ValueError("--machines needs --size, which gives every machine the same data")
+    if _SET.value and not _SIZE.value:
+        raise ValueError("--set changes a size: with --config use --config.KEY=VALUE")
+    if _WHAT.value != "train" and not (_AGAINST.value or _TURNS.value):
+        raise ValueError(f"--what={_WHAT.value} needs --against")
+    if given and _CONFIG.value and "data" not in _CONFIG.value:
+        raise ValueError(f"{given[0]} needs the card of a run; this card is one of Memoria's steps")
+
+
+def _compared() -> Iterator[Measures]:
+    """Times this package and the command of --against in turns."""
+    ours = [sys.executable, "-m", "rmjax.bench", "--turns", *_other_flags(sys.argv[1:])]
+    theirs = shlex.split(_AGAINST.value)
+    result = turns.compare(ours, theirs, _PAIRS.value, _MOST_LOAD.value)
+    size = _SIZE.value or flags.FLAGS["config"].value
+    named = {"size": str(size), "what": _WHAT.value, "against": _AGAINST.value}
+    yield named | work.with_share(result)
+
+
+def _machines(setup: str) -> Iterator[Measures]:
+    """Measures the machines of --machines at a size; an error if none can be trained."""
+    size, trained = _SIZE.value or "", False
+    for kind in work.machines(_MACHINES.value or ""):
+        row = work.measure_machine(kind, size, _REPEATS.value, _changes())
+        trained |= "error" not in row
+        yield {"size": size, "environment": setup} | row
+    if not trained:
+        raise ValueError(f"--machines={_MACHINES.value}: none of them could be trained, see above")
 
 
 # Flags of the process that compares; the process that it starts has all others.
@@ -161,28 +200,54 @@ def _other_flags(argv: Sequence[str]) -> list[str]:
     return kept
 
 
+def _changes() -> dict[str, object]:
+    """The changes of --set."""
+    return dict(map(_setting, _SET.value or ()))
+
+
 def _setting(text: str) -> tuple[str, object]:
     """Reads 'key=value' of --set."""
     key, equals, value = text.partition("=")
     if not equals or key not in configs.SCHEMA:
         raise ValueError(f"--set={text}: must be key=value, with a key of the config")
     kind = type(configs.SCHEMA[key].default)
-    if kind is bool:
-        return key, value.lower() in ("true", "1")
-    return key, kind(value)
+    booleans = {"true": True, "1": True, "false": False, "0": False}
+    try:
+        return key, booleans[value.lower()] if kind is bool else kind(value)
+    except (KeyError, ValueError):
+        expected = {bool: "true or false", int: "a whole number"}.get(kind, "a number")
+        raise ValueError(f"--set={text}: the value of {key} must be {expected}") from None
 
 
-def _record(kind: str, rows: Iterable[Measures], show: bool = True) -> None:
-    """Prints rows as a table, and adds them to the file of --record."""
-    rows = list(rows)
-    if show:
-        flat = [{k: v for k, v in row.items() if not isinstance(v, dict | list)} for row in rows]
-        print(work.markdown(flat))
-    if _RECORD.value:
-        moment = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        with paths.resolve(_RECORD.value, "--record").open("a") as file:
-            for row in rows:
+def _devices(texts: Sequence[str]) -> list[int]:
+    """Reads the numbers of --scale."""
+    try:
+        return list(map(int, texts))
+    except ValueError:
+        given = ",".join(texts)
+        raise ValueError(f"--scale={given}: must be whole numbers, such as 1,8,64") from None
+
+
+def _record(kind: str, rows: Iterable[Measures], table: bool = True) -> None:
+    """Prints each row as soon as it is measured, and adds it to the file of --record.
+
+    Args:
+      kind: of the rows, for the file.
+      rows: what is measured; the file is open before the first one.
+      table: prints a table; False: JSON.
+    """
+    path = paths.resolve(_RECORD.value, "--record") if _RECORD.value else None
+    names: tuple[str, ...] = ()
+    with path.open("a") if path else contextlib.nullcontext() as file:
+        for row in rows:
+            flat = {k: v for k, v in row.items() if not isinstance(v, dict | list)}
+            text = work.markdown(flat, names) if table else json.dumps(row, indent=1)
+            print(text, flush=True)
+            names = tuple(flat)
+            if file:
+                moment = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
                 file.write(json.dumps({"kind": kind, "time": moment} | row) + "\n")
+                file.flush()
 
 
 def cli() -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import multiprocessing
+import os
 import resource
 import tempfile
 import time
@@ -26,7 +27,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from rmjax.data.source import Source
-from rmjax.run import stages
+from rmjax.run import environment, stages
 from rmjax.tools import made_up, measures
 
 Fields = dict[str, Any]  # of a JSON object
@@ -107,6 +108,9 @@ def compile_card(card: str, cache: str) -> tuple[float, Fields]:
       The moment at which the first program was ready, by `time.monotonic`; and shapes, cpu_s and
       all_cpu_s: processor seconds of this process until the first and until the last program.
     """
+    # This process inherits the variable, if the parent was prepared. Only the JAX flag is missing.
+    if "GLIBC_TUNABLES" in os.environ:
+        environment.prepare()
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     compilation_cache.reset_cache()
@@ -114,7 +118,10 @@ def compile_card(card: str, cache: str) -> tuple[float, Fields]:
     run = measures.open_run(config, made_up.source_for(config))
     stage, mapped, state, frozen, batch = stages.first_step(run)
     bucketed = isinstance(run.source, Source) and run.source.buckets("train") is not None
-    batches = [shape.batch for shape in measures.epoch_shapes(run, stage)] if bucketed else [batch]
+    batches = [batch]
+    if bucketed:
+        kinds = measures.epoch_shapes(run, stage)
+        batches = measures.one_of_each(kind.batch for kind in kinds)
     plain = dataclasses.replace(state, carry=())
     moments, used = [], []
     for one in batches:

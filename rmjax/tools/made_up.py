@@ -188,7 +188,11 @@ def source_for(config: ConfigDict) -> Any:
         return _texts(config)
     if name not in _OF_DATA:
         return make_source(config.data, config.data.seed)
-    return dataclasses.replace(_OF_DATA[name], segment_length=config.data.segment_length)
+    source, length = _OF_DATA[name], config.data.segment_length
+    segments = source.segments
+    if name == "hyperpartisan":  # an article has the same words in segments of any length
+        segments = tuple(-(-n * source.segment_length // length) for n in segments)
+    return dataclasses.replace(source, segments=segments, segment_length=length)
 
 
 def _texts(config: ConfigDict, vocabulary: int = 256) -> Texts:

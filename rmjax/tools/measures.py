@@ -7,7 +7,7 @@ import dataclasses
 import resource
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,10 +85,13 @@ def open_run(config: ConfigDict, source: Source | Texts | None = None) -> stages
 
 
 class Shape(NamedTuple):
-    """One shape of batches, and its share of an epoch.
+    """Batches of an epoch whose steps take equally long, and their share of it.
+
+    Some models skip the segments that are empty in all streams. So the arrays of these batches have
+    one shape, and their last items are in the same segment.
 
     Attributes:
-      batch: one batch of this shape.
+      batch: one of these batches.
       steps: number of such batches in an epoch.
       counts: the counts of `counts_of`, summed over these batches.
     """
@@ -101,7 +104,7 @@ class Shape(NamedTuple):
 def bench_step(run: stages.Run, repeats: int) -> Measures:
     """Times the train step on a batch of the config's data.
 
-    If batches come in several shapes, every shape is timed in an equal share of the repeats, at
+    If batches are of several kinds, see `Shape`, each is timed in an equal share of the repeats, at
     least three. The results are then means over the steps of an epoch.
 
     Args:
@@ -125,7 +128,8 @@ def bench_step(run: stages.Run, repeats: int) -> Measures:
         costs[name] = round(total / steps)
     plain = dataclasses.replace(state, carry=())
     begin = time.perf_counter()
-    compiled = [mapped.compiled(plain, state.carry, frozen, shape.batch) for shape in shapes]
+    programs = one_of_each(shape.batch for shape in shapes)
+    compiled = [mapped.compiled(plain, state.carry, frozen, batch) for batch in programs]
     compile_seconds = time.perf_counter() - begin
     (state, carry), frozen = loop.put_state(mapped, state), mapped.put(frozen)
     seconds, fastest = 0.0, 0.0
@@ -145,7 +149,7 @@ def bench_step(run: stages.Run, repeats: int) -> Measures:
     return costs | {
         "devices": mapped.devices,
         "batch_size": stage.batch_size,
-        "shapes": len(shapes),
+        "shapes": len(programs),
         "compile_seconds": compile_seconds,
         "step_ms": 1e3 * seconds,
         "step_ms_fastest": 1e3 * fastest,
@@ -158,25 +162,34 @@ def bench_step(run: stages.Run, repeats: int) -> Measures:
 
 
 def epoch_shapes(run: stages.Run, stage: stages.Stage) -> list[Shape]:
-    """Lists the shapes of the first epoch's batches; every batch is made once.
+    """Lists the kinds of batches in the first epoch; every batch is made once.
 
     Args:
       run: the run.
       stage: the training, which gives the batch size.
 
     Returns:
-      The shapes, in order of appearance.
+      The kinds, in order of appearance, see `Shape`.
     """
     steps, settings = steps_per_epoch(run.source, stage.batch_size), stages.data_settings(run)
     data = batches(run.source, **settings, batch_size=stage.batch_size, num_steps=steps)
-    shapes: dict[tuple[int, ...], Shape] = {}
+    shapes: dict[tuple, Shape] = {}
     with contextlib.closing(data):
         for batch in data:
-            counts, key = counts_of(batch), batch.item_mask.shape
+            segments = np.flatnonzero(np.asarray(batch.item_mask).any((0, 2)))
+            counts, key = counts_of(batch), (*batch.item_mask.shape, segments.max(initial=-1))
             before = shapes.get(key, Shape(batch, 0, dict.fromkeys(counts, 0)))
             total = {name: before.counts[name] + count for name, count in counts.items()}
             shapes[key] = Shape(before.batch, before.steps + 1, total)
     return list(shapes.values())
+
+
+def one_of_each(several: Iterable[Batch]) -> list[Batch]:
+    """The first batch of every shape; each shape is a program to compile."""
+    first: dict[tuple[int, ...], Batch] = {}
+    for batch in several:
+        first.setdefault(batch.item_mask.shape, batch)
+    return list(first.values())
 
 
 def counts_of(batch: Batch) -> dict[str, int]:
@@ -288,7 +301,8 @@ def streaming(run: stages.Run) -> Streaming:
       run: a run that trains a machine.
 
     Returns:
-      The jitted programs. As in a server, the parameters are their constants: no call passes them.
+      The jitted programs, in the precision of the config. As in a server, the parameters are their
+      constants: no call passes them.
     """
     task = stages.model_stage(run).task
     assert isinstance(task, Reasoning)
@@ -300,7 +314,8 @@ def streaming(run: stages.Run) -> Streaming:
         return memorize(machine, params, items, mask, memory).memory
 
     answer = jax.jit(lambda memory, query, mask: machine.read(params, memory, query, mask))
-    return Streaming(machine, params, write, answer)
+    precise = partial(stages.in_precision, compute_dtype=run.config.train.compute_dtype)
+    return Streaming(machine, params, precise(write), precise(answer))
 
 
 def segment_and_query(

@@ -5,7 +5,8 @@
 Up to 64 devices the step is compiled for as many simulated devices, see `explain.report`. Beyond
 that, bytes are extrapolated along the line through the two largest compiled numbers, and the rows
 say so. The time is a roofline: the longer of arithmetic and memory traffic, then communication,
-which overlaps with nothing. Launches of kernels are not counted, so small steps take longer.
+which overlaps with nothing. Launches of kernels are not counted, so small steps take longer. A
+collective operation in a loop counts once, so such communication takes longer, too.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Accelerator(NamedTuple):
     """Peak rates of a device, from its maker's data sheet.
 
     Attributes:
-      flops: operations a second of products in its default precision for float32.
+      flops: operations a second of matrix products, dense; see `accelerators`.
       memory: bytes a second.
       near: bytes a second that a device sends to others of its group.
       far: bytes a second that a device sends to other groups.
@@ -46,12 +47,27 @@ class Accelerator(NamedTuple):
     latency: float
 
 
-ACCELERATORS = {
-    # H100 SXM: TF32 without sparsity, HBM3, NVLink 4 among 8, one 400 Gbit/s adapter each.
-    "H100": Accelerator(495e12, 3.35e12, 450e9, 50e9, 8, 5e-6),
-    # TPU v5p: bfloat16, HBM, 4,800 Gbit/s of links in a torus of up to 8,960.
-    "TPU v5p": Accelerator(459e12, 2.765e12, 600e9, 600e9, 8960, 1e-6),
-}
+_H100 = {"float32": 67e12, "tensorfloat32": 495e12, "bfloat16": 989e12}
+
+
+def accelerators(compute_dtype: str) -> dict[str, Accelerator]:
+    """The devices to model.
+
+    All products are assumed to run in the format of the key, although with bfloat16 a GPU computes
+    some in TF32. A TPU multiplies in bfloat16 whatever the key says, see `stages.in_precision`.
+
+    Args:
+      compute_dtype: config.train.compute_dtype.
+
+    Returns:
+      {name: device}.
+    """
+    return {
+        # H100 SXM: no sparsity, HBM3, NVLink 4 among 8, one 400 Gbit/s adapter each.
+        "H100": Accelerator(_H100[compute_dtype], 3.35e12, 450e9, 50e9, 8, 5e-6),
+        # TPU v5p: HBM, 4,800 Gbit/s of links in a torus of up to 8,960.
+        "TPU v5p": Accelerator(459e12, 2.765e12, 600e9, 600e9, 8960, 1e-6),
+    }
 
 
 class Step(NamedTuple):
@@ -89,11 +105,13 @@ def rows(config: ConfigDict, source: Any, devices: Sequence[int]) -> Iterator[Fi
     """
     if not devices or min(devices) < 1:
         raise ValueError(f"--scale={devices}: must be numbers of devices, at least 1")
-    for name, accelerator in ACCELERATORS.items():
-        yield {"assumed of": name} | accelerator._asdict()
+    modelled = accelerators(config.train.compute_dtype)
+    for name, accelerator in modelled.items():
+        products = {"products in": config.train.compute_dtype}
+        yield {"assumed of": name} | products | accelerator._asdict()
     source = made_up.source_for(config) if source is None else source
     compiled = {n: measure(config, source, n) for n in to_compile(devices)}
-    for name, accelerator in ACCELERATORS.items():
+    for name, accelerator in modelled.items():
         alone = compiled[1]
         limits: dict[int, float] = {}
         for n in sorted({*devices}):
@@ -182,12 +200,13 @@ def seconds_of(step: Step, devices: int, accelerator: Accelerator) -> tuple[floa
 
     Returns:
       Seconds of arithmetic; of memory traffic, in which every held byte is read and written once;
-      and of communication, in which the slowest link of a ring carries all.
+      and of communication. It is that of recursive halving and doubling (Thakur et al. 2005):
+      in log2(n) waits a device sends (n - 1) / n of an array over its slowest link.
     """
     link = accelerator.near if devices <= accelerator.group else accelerator.far
     sent = delay = 0.0
     for name, (calls, size) in step.collectives.items():
-        # A ring reduces in n - 1 steps and gathers in n - 1; the others do one of the two.
+        # An all-reduce reduces and gathers; the others do one of the two.
         times = 2 if name == "all-reduce" else 1
         sent += times * size * (devices - 1) / devices
         delay += times * calls * math.ceil(math.log2(devices)) * accelerator.latency

@@ -24,6 +24,7 @@ import math
 import os
 import queue
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -36,6 +37,7 @@ from typing import Any, NamedTuple, TextIO
 
 LEAST_SECONDS = 0.2  # of one repeat: shorter work is done several times
 SETTLE = 0.3  # seconds before a repeat, in which the threads of the other process fall asleep
+LEAVE = 10.0  # seconds in which a process must leave after the end of its stdin
 CONFIDENCE = 0.95
 Fields = dict[str, Any]  # of a JSON object
 
@@ -134,14 +136,14 @@ class Speaker:
         return float(self._next("seconds")["seconds"])
 
     def close(self) -> None:
-        """Ends the process."""
+        """Ends the process; if it does not leave, with all that it started."""
         assert self._process.stdin is not None
         if self._process.poll() is None:
             try:
                 self._process.stdin.close()
-                self._process.wait(10)
+                self._process.wait(LEAVE)
             except (OSError, subprocess.TimeoutExpired):
-                self._process.kill()
+                os.killpg(self.session, signal.SIGKILL)
                 self._process.wait()
         self._errors.close()
 
@@ -173,10 +175,10 @@ class Speaker:
 
     def _failure(self, cause: str, last: str) -> RuntimeError:
         self._errors.seek(0)
-        said = f"{self._errors.read()[-2000:]}\n{last}".strip()
+        lines = f"{self._errors.read()[-2000:]}\n{last}".strip()
         return RuntimeError(
             f"{self._command}: {cause}. The process must speak the protocol of "
-            f"rmjax.tools.turns. Its last lines: {said or 'none'}"
+            f"rmjax.tools.turns. Its last lines: {lines or 'none'}"
         )
 
 
@@ -392,13 +394,15 @@ def run_script(path: Path, arguments: Sequence[str], timer: str, turn: int) -> N
       turn: which call of the timer takes turns, from 0; the others return NaN at once.
 
     Raises:
-      ValueError: the script has no such function.
+      ValueError: the script has no such function, or no such test of its name.
     """
     tree = ast.parse(path.read_text(), str(path))
     names = [getattr(node, "name", "") for node in tree.body]
     if timer not in names:
         raise ValueError(f"{path}: has no function {timer!r}; --timer names the one that times")
-    place = next(i for i, node in enumerate(tree.body) if isinstance(node, ast.If))
+    place = next((i for i, node in enumerate(tree.body) if _tests_name(node)), None)
+    if place is None:
+        raise ValueError(f'{path}: has no  if __name__ == "__main__":  that runs it')
     tree.body[place:place] = ast.parse(f"{timer} = _takes_turns").body
     seen = 0
 
@@ -422,6 +426,14 @@ def run_script(path: Path, arguments: Sequence[str], timer: str, turn: int) -> N
     sys.path.insert(0, str(path.parent))
     code = compile(ast.fix_missing_locations(tree), str(path), "exec")
     exec(code, {"__name__": "__main__", "__file__": str(path), "_takes_turns": takes_turns})
+
+
+def _tests_name(node: ast.stmt) -> bool:
+    """Whether a statement is `if __name__ == "__main__"`."""
+    if not isinstance(node, ast.If):
+        return False
+    names = (part.id for part in ast.walk(node.test) if isinstance(part, ast.Name))
+    return "__name__" in names
 
 
 def main(argv: Sequence[str] | None = None) -> None:

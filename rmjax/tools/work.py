@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
 import re
 import statistics
@@ -198,20 +197,19 @@ def machines(asked: str) -> list[str]:
     return kinds
 
 
-def markdown(rows: Sequence[Fields]) -> str:
-    """Tables in Markdown, one for each block of rows that have the same fields.
+def markdown(row: Fields, before: Sequence[str] = ()) -> str:
+    """A row of a table in Markdown.
 
     Args:
-      rows: {column: number or text}.
+      row: {column: number or text}. Numbers get four digits.
+      before: the columns of the row before; other ones begin a table.
 
     Returns:
-      The tables. Numbers have four digits.
+      The row; if it begins a table, below an empty line and the head.
     """
     shown = lambda value: f"{value:,.4g}" if isinstance(value, float) else str(value)
-    names_of: Callable[[Fields], tuple[str, ...]] = lambda row: tuple(row)
-    tables = []
-    for names, block in itertools.groupby(rows, key=names_of):
-        lines = [list(names), ["---"] * len(names)]
-        lines += [[shown(row[name]) for name in names] for row in block]
-        tables.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
-    return "\n\n".join(tables)
+    lines = [[shown(value) for value in row.values()]]
+    if tuple(row) != tuple(before):
+        lines = [list(row), ["---"] * len(row), *lines]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"\n{text}" if before and len(lines) > 1 else text

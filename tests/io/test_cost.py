@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import pallas as pl
 
-from rmjax.io.cost import breakdown, flops, parameter_count, peak_bytes, tree_bytes
+from rmjax.io.cost import bounded_loop, breakdown, flops, parameter_count, peak_bytes, tree_bytes
 
 
 def zeros(*shape):
@@ -131,6 +132,32 @@ def test_a_branch_costs_its_maximum_and_a_while_loop_one_turn():
 
     assert breakdown(branch, jax.ShapeDtypeStruct((), jnp.int32), x)["matmul"] == 2 * 2 * 8**3
     assert breakdown(loop, x) == {"matmul": 2 * 8**3, "other": 64 + 1}
+
+
+def test_a_loop_with_a_bound_costs_its_largest_number_of_turns():
+    loop = lambda x: bounded_loop(7, lambda x: x.sum() < 3, lambda x: x @ x, x)
+    assert breakdown(loop, zeros(8, 8)) == {"matmul": 7 * 2 * 8**3, "other": 7 * (64 + 1)}
+    once = bounded_loop(7, lambda x: x.sum() < 3, lambda x: x + 1, jnp.ones((2,)))
+    assert once.tolist() == [2.0, 2.0]
+
+
+def test_a_kernel_costs_its_number_of_programs():
+    def kernel(x, w, out):
+        out[...] = x[...] @ w[...]
+
+    block = pl.BlockSpec((4, 8), lambda i, j: (i, 0))
+    run = pl.pallas_call(
+        kernel,
+        jax.ShapeDtypeStruct((12, 8), jnp.float32),
+        grid=(3, 2),
+        in_specs=[block, pl.BlockSpec((8, 8), lambda i, j: (0, 0))],
+        out_specs=block,
+        interpret=True,
+    )
+    assert breakdown(run, zeros(12, 8), zeros(8, 8)) == {
+        "matmul": 3 * 2 * 2 * 4 * 8 * 8,
+        "other": 0,
+    }
 
 
 @pytest.mark.parametrize("how", ["pmap", "shard_map"])

@@ -67,6 +67,19 @@ def test_reading_in_parts_equals_reading_at_once(model):
     chex.assert_trees_all_close(jax.tree.map(jnp.add, some, rest), aux, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["transformer-xl", "memoria"])
+def test_parts_need_no_padding(kind):
+    model = MODELS[kind]
+    params, (tokens, mask) = learned(model), streams(jax.random.key(2), B, T)
+    state, logits, _ = run(model)(params, model.init_state(params, B), tokens, mask)
+    last, parts = model.init_state(params, B), []
+    for cut in (slice(0, 2), slice(2, T)):
+        last, part, _ = run(model)(params, last, tokens[:, cut], mask[:, cut])
+        parts.append(part)
+    chex.assert_trees_all_close(last, state, rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close(jnp.concatenate(parts), logits, rtol=1e-5, atol=1e-5)
+
+
 def test_the_scan_equals_a_loop_of_steps(model):
     params, (tokens, mask) = learned(model), streams(jax.random.key(2), B, T)
     state, logits, _ = run(model)(params, model.init_state(params, B), tokens, mask)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from rmjax import memoria
+from rmjax.io.cost import flops
 from rmjax.models import bert, memoria_bert
-from rmjax.models.scan import unroll
+from rmjax.models.scan import truncated, unroll
 from rmjax.tasks.sequences import Documents
 from rmjax.types import Batch
 from tests.models.small import ENGRAMS, N, compiled, noisy, streams
@@ -134,6 +135,19 @@ def test_a_step_on_documents_does_not_depend_on_their_padding():
     for task in (unrolled, truncated):  # without gradients, and over segments to skip
         alone = jax.jit(loss, static_argnums=1)(params, task, longer)
         np.testing.assert_allclose(alone, expected[0], rtol=1e-6)
+
+
+def test_four_segments_cost_four_times_as_much_as_one():
+    """The loop of `truncated` ends at the last token, but its cost is counted."""
+    tokens, mask = streams(KEY, B, 4)
+
+    def cost(segments):
+        read = tokens[:, :segments], mask[:, :segments]
+        loss = lambda params, hidden, _: hidden.sum()
+        total = lambda p: truncated(MODEL, p, MODEL.init_state(p, B), *read, loss)
+        return [flops(total, PARAMS), flops(jax.grad(total), PARAMS)]
+
+    assert cost(4) == pytest.approx(np.multiply(4, cost(1)), rel=0.02)
 
 
 def test_a_memory_layer_must_have_layers_above_it():

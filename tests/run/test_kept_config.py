@@ -75,6 +75,13 @@ def without_digest(text: str, **changes) -> dict:
     return values
 
 
+def test_the_lengths_of_batches_may_not_change_since_draws_depend_on_them(tmp_path):
+    before, after = (json.loads(tiny(**{"data.shapes": n}).to_json()) for n in (0, 1))
+    with pytest.raises(ValueError, match="config.data.shapes was 0, now 1"):
+        kept.refuse_other(tmp_path, before, after)
+    assert kept.values_digest(before) != kept.values_digest(after)
+
+
 def test_keys_of_loggers_may_change_when_a_run_continues(tmp_path):
     values = json.loads(tiny().to_json())
     before, after = (values | {"logger": {"workspace": name}} for name in ("a", "b"))

@@ -62,6 +62,17 @@ def test_the_sizes_are_those_of_their_names(name, shape, dim):
         made_up.sized("large")
 
 
+def test_longer_segments_of_a_card_are_fewer():
+    """An article of 45 segments of 128 words has 12 of 512."""
+    config = first_step.load(f"{ROOT}/configs/hyperpartisan.py")
+    source = made_up.source_for(config)
+    assert (source.segments, source.segment_length) == ((1, 2, 2, 3, 6, 12), 512)
+    config.data.segment_length = 128
+    assert made_up.source_for(config).segments == (3, 5, 7, 12, 21, 45)
+    batch = next(batches(source, seed=0, segment_length=512, batch_size=4, num_steps=1, shapes=1))
+    assert batch.items.shape == (4, 12, 512)
+
+
 def test_work_is_done_and_counted():
     config, source = made_up.sized("xlong", SMALL | {"machine.kind": "gru"})
     source = dataclasses.replace(source, segments=(3,), num_items=50)
@@ -76,6 +87,33 @@ def test_work_is_done_and_counted():
     with work.counted_compilations() as programs:
         jax.jit(lambda x: x * 3 + 1)(jnp.ones(7)).block_until_ready()
     assert programs
+
+
+@pytest.mark.parametrize(("name", "precision"), [("float32", "HIGHEST"), ("tensorfloat32", "HIGH")])
+def test_a_gpu_writes_and_answers_in_the_precision_of_the_config(monkeypatch, name, precision):
+    config, source = made_up.sized("xlong", SMALL | {"train.compute_dtype": name})
+    run = measures.open_run(config, dataclasses.replace(source, num_items=50))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    programs, rng = measures.streaming(run), np.random.default_rng(0)
+    memory = programs.machine.init_memory(programs.params, 1)
+    both = zip(
+        (programs.write, programs.answer), measures.segment_and_query(run, rng, 1), strict=True
+    )
+    for program, arguments in both:
+        text = str(jax.make_jaxpr(program)(memory, *arguments))
+        assert f"Precision.{precision}" in text and "precision=None" not in text
+
+
+def test_batches_are_timed_apart_if_their_last_items_are_in_different_segments():
+    """Some models skip the segments behind the last item, so such steps take less time."""
+    one = {"machine.kind": "gru", "data.shapes": 1, "train.batch_size": 1}
+    config, source = made_up.sized("xlong", SMALL | one)
+    source = dataclasses.replace(source, segments=(1, 3), train=8)
+    run = measures.open_run(config, source)
+    kinds = measures.epoch_shapes(run, stages.model_stage(run))
+    last = [int(kind.batch.item_mask.any((0, 2)).sum()) for kind in kinds]
+    assert sorted(last) == [1, 3] and [kind.steps for kind in kinds] == [4, 4]
+    assert len(measures.one_of_each(kind.batch for kind in kinds)) == 1
 
 
 def test_a_machine_that_cannot_be_trained_is_a_row(monkeypatch):
@@ -108,13 +146,71 @@ def test_flags_that_set_keys():
             bench._setting(wrong)
 
 
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [("machine.dim=x", "a whole number"), ("train.clip=x", "a number"), ("data.x=1", "a key")],
+)
+def test_a_wrong_value_names_its_key(text, cause):
+    with pytest.raises(ValueError, match=f"--set={text}: .*{cause}"):
+        bench._setting(text)
+    with pytest.raises(ValueError, match="--set=train.sparse_items=maybe: .*true or false"):
+        bench._setting("train.sparse_items=maybe")
+
+
+def given(monkeypatch, **values):
+    """Sets flags of the bench."""
+    plain = {"what": "train", "repeats": 1, "turns": False, "streaming": False, "set": []}
+    names = ["cards", "against", "scale", "machines", "size", "config", "record"]
+    for name, value in (dict.fromkeys(names) | plain | values).items():
+        monkeypatch.setattr(bench, f"_{name.upper()}", types.SimpleNamespace(value=value))
+
+
+@pytest.mark.parametrize(
+    ("values", "cause"),
+    [
+        ({}, "--config is missing"),
+        ({"cards": "all", "size": "babi"}, "--cards and --size: give one"),
+        ({"config": {"data": 1}, "size": "babi"}, "--size and --config: give one"),
+        ({"cards": "all", "scale": ["1"]}, "--cards and --scale measure in different ways"),
+        ({"config": {"data": 1}, "machines": "gru"}, "--machines needs --size"),
+        ({"config": {"data": 1}, "set": ["machine.dim=8"]}, "--set changes a size"),
+        ({"size": "babi", "what": "write_1"}, "--what=write_1 needs --against"),
+        ({"config": {"memoria": 1}, "scale": ["1"]}, "--scale needs the card of a run"),
+        ({"size": "xlong", "scale": ["1", "x"]}, "--scale=1,x: must be whole numbers"),
+    ],
+)
+def test_flags_that_do_not_fit_together_are_refused(monkeypatch, values, cause):
+    given(monkeypatch, **values)
+    with pytest.raises(ValueError, match=cause):
+        bench._run()
+
+
+def test_a_row_is_printed_and_recorded_before_the_next_is_measured(tmp_path, monkeypatch, capsys):
+    """A table of many machines that is stopped keeps its first rows."""
+    record = tmp_path / "records"
+    given(monkeypatch, size="babi", machines="gru,stm", record=str(record), set=["machine.dim=8"])
+    asked = []
+
+    def measure(kind, size, repeats, changes):
+        asked.append((kind, len(record.read_text().splitlines()), capsys.readouterr().out))
+        assert (size, changes) == ("babi", {"machine.dim": 8})
+        return {"machine": kind, "error": "none"}
+
+    monkeypatch.setattr(work, "measure_machine", measure)
+    with pytest.raises(ValueError, match="none of them could be trained"):
+        bench._record("machines", bench._machines(""))
+    (first, before, _), (second, after, out) = asked
+    assert (first, before, second, after) == ("gru", 0, "stm", 1) and "gru" in out
+    given(monkeypatch, record=str(tmp_path / "missing" / "records"))
+    with pytest.raises(OSError):
+        bench._record("machines", (asked.append(1) for _ in range(1)))
+    assert len(asked) == 2
+
+
 def test_tables_have_one_block_for_each_kind_of_row():
-    rows = [{"a": 1, "b": 0.123456}, {"a": 2, "b": 3.0}, {"c": "x"}]
-    blocks = work.markdown(rows).split("\n\n")
-    assert blocks == [
-        "| a | b |\n| --- | --- |\n| 1 | 0.1235 |\n| 2 | 3 |",
-        "| c |\n| --- |\n| x |",
-    ]
+    assert work.markdown({"a": 1, "b": 0.123456}) == "| a | b |\n| --- | --- |\n| 1 | 0.1235 |"
+    assert work.markdown({"a": 2, "b": 3.0}, ("a", "b")) == "| 2 | 3 |"
+    assert work.markdown({"c": "x"}, ("a", "b")) == "\n| c |\n| --- |\n| x |"
 
 
 def test_records_are_lines_of_json(tmp_path, monkeypatch, capsys):

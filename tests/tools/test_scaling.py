@@ -47,7 +47,7 @@ def test_rows(monkeypatch):
     rows = list(scaling.rows(*made_up.sized("xlong"), [1, 8, 1024]))
     assert asked == [1, 8, 32, 64]
     named = [row["assumed of"] for row in rows if "assumed of" in row]
-    assert named == list(scaling.ACCELERATORS)
+    assert named == list(scaling.accelerators("float32"))
     for name in named:
         of = [row for row in rows if row.get("accelerator") == name]
         assert [row.get("devices") for row in of] == [1, 8, 1024, None]
@@ -55,6 +55,18 @@ def test_rows(monkeypatch):
         assert of[0]["efficiency"] == of[0]["speedup"] == 1.0
     with pytest.raises(ValueError, match="at least 1"):
         list(scaling.rows(None, None, [0]))
+
+
+@pytest.mark.parametrize(
+    ("compute_dtype", "rate"), [("float32", 67e12), ("tensorfloat32", 495e12), ("bfloat16", 989e12)]
+)
+def test_the_rate_of_products_is_that_of_their_format(monkeypatch, compute_dtype, rate):
+    monkeypatch.setattr(scaling, "measure", lambda config, source, n: step(n))
+    config, source = made_up.sized("xlong", {"train.compute_dtype": compute_dtype})
+    rows = list(scaling.rows(config, source, [1]))
+    assert rows[0]["flops"] == rate and rows[0]["products in"] == compute_dtype
+    (alone,) = [row for row in rows if row.get("accelerator") == "H100" and "devices" in row]
+    assert alone["arithmetic_ms"] == pytest.approx(1e3 * 200.0 / rate)
 
 
 def test_where_scaling_stops():

@@ -6,6 +6,8 @@ import itertools
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -121,7 +123,30 @@ def test_a_process_that_does_not_speak_is_an_error_that_names_it(code, cause):
         assert "no such card" in str(error.value)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_process_that_does_not_leave_is_ended_with_its_children(monkeypatch):
+    code = """
+import json, subprocess, time
+child = subprocess.Popen(["sleep", "100"])
+print(json.dumps({"ready": True, "child": child.pid}), flush=True)
+time.sleep(100)
+"""
+    monkeypatch.setattr(turns, "LEAVE", 0.1)
+    speaker = turns.Speaker([sys.executable, "-c", code], wait=30)
+    stat = Path(f"/proc/{speaker.ready['child']}/stat")
+    assert stat.exists()
+    speaker.close()
+    end = time.monotonic() + 10
+    while stat.exists() and ") Z" not in stat.read_text():  # a zombie waits for its parent
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 SCRIPT = """
+import sys
+if sys.version_info > (3,):
+    LONG = int
+
 def timed(call, device, seconds):
     raise AssertionError("the script's own timer ran")
 
@@ -146,5 +171,8 @@ def test_a_script_that_times_its_calls_takes_turns(tmp_path):
     assert '"ready": true' in lines[0] and '"arguments": ["--case", "x"]' in lines[0]
     assert len(lines) == 4 and all("seconds" in line for line in lines[1:3])
     assert "'n': nan" in lines[3] and "'n': 2" in lines[3]
+    script.write_text(SCRIPT.partition("if __name__")[0])
+    with pytest.raises(ValueError, match="has no  if __name__"):
+        turns.run_script(script, [], "timed", 0)
     with pytest.raises(ValueError, match="has no function 'clock'"):
         turns.run_script(script, [], "clock", 0)
