@@ -45,46 +45,6 @@ from rmjax.run.workdir import EXIT_PREEMPTED
 from rmjax.tools import first_step, made_up, memoria_bench, scaling, turns, work
 from rmjax.tools.measures import Measures, measure, open_run
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Path of a config file.")
-_REPEATS = flags.DEFINE_integer("repeats", 20, "Number of timed train steps.", lower_bound=1)
-_HISTORIES = flags.DEFINE_multi_integer(
-    "history",
-    [100, 10_000, 1_000_000],
-    "Lengths of history, in items, after which a single write and answer are timed.",
-    lower_bound=1,
-)
-_STREAMING = flags.DEFINE_bool(
-    "streaming", True, "Also time a machine's single writes and answers."
-)
-_SIZE = flags.DEFINE_enum(
-    "size", None, list(made_up.SIZES), "A size with random data, instead of --config."
-)
-_SET = flags.DEFINE_multi_string("set", [], "With --size: key=value of the config.")
-_WHAT = flags.DEFINE_enum(
-    "what",
-    "train",
-    [*work.WORK],
-    "What --against and --turns time: a train step; a segment written, or a question answered, for "
-    "1 or 256 streams.",
-)
-_TURNS = flags.DEFINE_bool("turns", False, "Speaks the protocol of rmjax.tools.turns.")
-_AGAINST = flags.DEFINE_string("against", None, "A command that is timed in turns with --what.")
-_PAIRS = flags.DEFINE_integer("pairs", 11, "Number of turns of each process.", lower_bound=1)
-_MOST_LOAD = flags.DEFINE_float(
-    "most_load",
-    0.1,
-    "Cores that others may use while two processes are compared; above, nothing is judged.",
-    lower_bound=0.0,
-)
-_MACHINES = flags.DEFINE_string(
-    "machines", None, "With --size: the machines whose train steps are timed; 'all', or a,b,c."
-)
-_CARDS = flags.DEFINE_string(
-    "cards", None, "Cards whose first steps are timed: 'all' of configs/, or paths a.py,b.py:local."
-)
-_SCALE = flags.DEFINE_list("scale", None, "Numbers of devices to model.")
-_RECORD = flags.DEFINE_string("record", None, "A file that gets a line of JSON for every result.")
-
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command after the flags are parsed; returns the exit code."""
@@ -104,27 +64,27 @@ def main(argv: Sequence[str]) -> int:
 def _run() -> None:
     """Measures what the flags ask for; prints it and records it."""
     _check_flags()
-    if _CARDS.value:
+    if flags.FLAGS.cards:
         environment.prepare()
-        _record("first step", first_step.measure_cards(_CARDS.value))
+        _record("first step", first_step.measure_cards(flags.FLAGS.cards))
         return
-    if _AGAINST.value:  # JAX does not start in this process, which only waits
+    if flags.FLAGS.against:  # JAX does not start in this process, which only waits
         _record("against", _compared())
         return
-    config, source = _CONFIG.value, None
-    if _SIZE.value:
-        config, source = made_up.sized(_SIZE.value, _changes())
+    config, source = flags.FLAGS.config, None
+    if flags.FLAGS.size:
+        config, source = made_up.sized(flags.FLAGS.size, _changes())
     if "data" in config:
         configs.validate(config)
-    if _SCALE.value:
-        _record("scaling", scaling.rows(config, source, _devices(_SCALE.value)))
+    if flags.FLAGS.scale:
+        _record("scaling", scaling.rows(config, source, _devices(flags.FLAGS.scale)))
         return
     setup = environment.prepare()
     environment.find_devices()
-    if _MACHINES.value:
+    if flags.FLAGS.machines:
         _record("machines", _machines(setup))
-    elif _TURNS.value:
-        call, flops = work.make(open_run(config, source), _WHAT.value)
+    elif flags.FLAGS.turns:
+        call, flops = work.make(open_run(config, source), flags.FLAGS.what)
         turns.speak(call, {"environment": setup} | flops | work.about(config.train.devices))
     elif "data" not in config:
         rows = (
@@ -132,8 +92,8 @@ def _run() -> None:
         )
         _record("memoria", rows, table=False)
     else:
-        histories = _HISTORIES.value if _STREAMING.value else ()
-        rows = (measure(one, _REPEATS.value, histories, setup, source) for one in [config])
+        histories = flags.FLAGS.histories if flags.FLAGS.streaming else ()
+        rows = (measure(one, flags.FLAGS.repeats, histories, setup, source) for one in [config])
         _record("step", rows, table=False)
 
 
@@ -143,45 +103,48 @@ def _check_flags() -> None:
     Raises:
       ValueError: names them.
     """
-    ways = {"--cards": _CARDS, "--against": _AGAINST, "--scale": _SCALE, "--machines": _MACHINES}
-    given = [name for name, flag in (ways | {"--turns": _TURNS}).items() if flag.value]
+    asked = flags.FLAGS
+    ways = {f"--{name}": getattr(asked, name) for name in ("cards", "against", "scale", "machines")}
+    given = [name for name, flag in (ways | {"--turns": asked.turns}).items() if flag]
     if len(given) > 1:
         raise ValueError(f"{' and '.join(given)} measure in different ways: give one of them")
-    inputs = {"--cards": _CARDS, "--size": _SIZE, "--config": _CONFIG}
-    data = [name for name, flag in inputs.items() if flag.value]
+    inputs = {"--cards": asked.cards, "--size": asked.size, "--config": asked.config}
+    data = [name for name, flag in inputs.items() if flag]
     if len(data) > 1:
         raise ValueError(f"{' and '.join(data)}: give one of them")
     if not data:
         raise ValueError("--config is missing, and so are --size and --cards: give one of them")
-    if _MACHINES.value and not _SIZE.value:
+    if flags.FLAGS.machines and not flags.FLAGS.size:
         raise ValueError("--machines needs --size, which gives every machine the same data")
-    if _SET.value and not _SIZE.value:
+    if flags.FLAGS.set and not flags.FLAGS.size:
         raise ValueError("--set changes a size: with --config use --config.KEY=VALUE")
-    if _WHAT.value != "train" and not (_AGAINST.value or _TURNS.value):
-        raise ValueError(f"--what={_WHAT.value} needs --against")
-    if given and _CONFIG.value and "data" not in _CONFIG.value:
+    if flags.FLAGS.what != "train" and not (flags.FLAGS.against or flags.FLAGS.turns):
+        raise ValueError(f"--what={flags.FLAGS.what} needs --against")
+    if given and flags.FLAGS.config and "data" not in flags.FLAGS.config:
         raise ValueError(f"{given[0]} needs the card of a run; this card is one of Memoria's steps")
 
 
 def _compared() -> Iterator[Measures]:
     """Times this package and the command of --against in turns."""
     ours = [sys.executable, "-m", "rmjax.bench", "--turns", *_other_flags(sys.argv[1:])]
-    theirs = shlex.split(_AGAINST.value)
-    result = turns.compare(ours, theirs, _PAIRS.value, _MOST_LOAD.value)
-    size = _SIZE.value or flags.FLAGS["config"].value
-    named = {"size": str(size), "what": _WHAT.value, "against": _AGAINST.value}
+    theirs = shlex.split(flags.FLAGS.against)
+    result = turns.compare(ours, theirs, flags.FLAGS.pairs, flags.FLAGS.most_load)
+    size = flags.FLAGS.size or flags.FLAGS["config"].value
+    named = {"size": str(size), "what": flags.FLAGS.what, "against": flags.FLAGS.against}
     yield named | work.with_share(result)
 
 
 def _machines(setup: str) -> Iterator[Measures]:
     """Measures the machines of --machines at a size; an error if none can be trained."""
-    size, trained = _SIZE.value or "", False
-    for kind in work.machines(_MACHINES.value or ""):
-        row = work.measure_machine(kind, size, _REPEATS.value, _changes())
+    size, trained = flags.FLAGS.size or "", False
+    for kind in work.machines(flags.FLAGS.machines or ""):
+        row = work.measure_machine(kind, size, flags.FLAGS.repeats, _changes())
         trained |= "error" not in row
         yield {"size": size, "environment": setup} | row
     if not trained:
-        raise ValueError(f"--machines={_MACHINES.value}: none of them could be trained, see above")
+        raise ValueError(
+            f"--machines={flags.FLAGS.machines}: none of them could be trained, see above"
+        )
 
 
 # Flags of the process that compares; the process that it starts has all others.
@@ -202,7 +165,7 @@ def _other_flags(argv: Sequence[str]) -> list[str]:
 
 def _changes() -> dict[str, object]:
     """The changes of --set."""
-    return dict(map(_setting, _SET.value or ()))
+    return dict(map(_setting, flags.FLAGS.set or ()))
 
 
 def _setting(text: str) -> tuple[str, object]:
@@ -236,7 +199,7 @@ def _record(kind: str, rows: Iterable[Measures], table: bool = True) -> None:
       rows: what is measured; the file is open before the first one.
       table: prints a table; False: JSON.
     """
-    path = paths.resolve(_RECORD.value, "--record") if _RECORD.value else None
+    path = paths.resolve(flags.FLAGS.record, "--record") if flags.FLAGS.record else None
     names: tuple[str, ...] = ()
     with path.open("a") if path else contextlib.nullcontext() as file:
         for row in rows:
@@ -250,7 +213,51 @@ def _record(kind: str, rows: Iterable[Measures], table: bool = True) -> None:
                 file.flush()
 
 
+def define_flags() -> None:
+    """Defines the flags of the command."""
+    config_flags.DEFINE_config_file("config", None, "Path of a config file.")
+    flags.DEFINE_integer("repeats", 20, "Number of timed train steps.", lower_bound=1)
+    flags.DEFINE_multi_integer(
+        "history",
+        [100, 10_000, 1_000_000],
+        "Lengths of history, in items, after which a single write and answer are timed.",
+        lower_bound=1,
+    )
+    flags.DEFINE_bool("streaming", True, "Also time a machine's single writes and answers.")
+    flags.DEFINE_enum(
+        "size", None, list(made_up.SIZES), "A size with random data, instead of --config."
+    )
+    flags.DEFINE_multi_string("set", [], "With --size: key=value of the config.")
+    flags.DEFINE_enum(
+        "what",
+        "train",
+        [*work.WORK],
+        "What --against and --turns time: a train step; a segment written, or a question answered, "
+        "for 1 or 256 streams.",
+    )
+    flags.DEFINE_bool("turns", False, "Speaks the protocol of rmjax.tools.turns.")
+    flags.DEFINE_string("against", None, "A command that is timed in turns with --what.")
+    flags.DEFINE_integer("pairs", 11, "Number of turns of each process.", lower_bound=1)
+    flags.DEFINE_float(
+        "most_load",
+        0.1,
+        "Cores that others may use while two processes are compared; above, nothing is judged.",
+        lower_bound=0.0,
+    )
+    flags.DEFINE_string(
+        "machines", None, "With --size: the machines whose train steps are timed; 'all', or a,b,c."
+    )
+    flags.DEFINE_string(
+        "cards",
+        None,
+        "Cards whose first steps are timed: 'all' of configs/, or paths a.py,b.py:local.",
+    )
+    flags.DEFINE_list("scale", None, "Numbers of devices to model.")
+    flags.DEFINE_string("record", None, "A file that gets a line of JSON for every result.")
+
+
 def cli() -> None:
     """Runs the command `python -m rmjax.bench`."""
+    define_flags()
     configs.check_flags(sys.argv, also=memoria_bench.KEYS)
     app.run(main, flags_parser=configs.parse_flags)

@@ -161,8 +161,9 @@ def given(monkeypatch, **values):
     """Sets flags of the bench."""
     plain = {"what": "train", "repeats": 1, "turns": False, "streaming": False, "set": []}
     names = ["cards", "against", "scale", "machines", "size", "config", "record"]
-    for name, value in (dict.fromkeys(names) | plain | values).items():
-        monkeypatch.setattr(bench, f"_{name.upper()}", types.SimpleNamespace(value=value))
+    chosen = dict.fromkeys(names) | plain | values
+    asked = types.SimpleNamespace(**chosen)
+    monkeypatch.setattr(bench, "flags", types.SimpleNamespace(FLAGS=asked))
 
 
 @pytest.mark.parametrize(
@@ -217,7 +218,7 @@ def test_records_are_lines_of_json(tmp_path, monkeypatch, capsys):
     changes, source = made_up.SIZES["xlong"]
     source = dataclasses.replace(source, segments=(2,), num_items=20)
     monkeypatch.setitem(made_up.SIZES, "xlong", (changes | SMALL | NO_TEACHER, source))
-    monkeypatch.setattr(bench, "_RECORD", types.SimpleNamespace(value=str(tmp_path / "records")))
+    given(monkeypatch, record=str(tmp_path / "records"))
     for _ in range(2):
         bench._record("machines", [{"machine": "gru", "rates": {"float32": 1.0}}])
     bench._record("machines", [work.measure_machine("gru", "xlong", 1)])
