@@ -92,7 +92,7 @@ def _run() -> None:
         )
         _record("memoria", rows, table=False)
     else:
-        histories = flags.FLAGS.histories if flags.FLAGS.streaming else ()
+        histories = flags.FLAGS.history if flags.FLAGS.streaming else ()
         rows = (measure(one, flags.FLAGS.repeats, histories, setup, source) for one in [config])
         _record("step", rows, table=False)
 
