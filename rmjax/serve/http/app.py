@@ -218,7 +218,7 @@ def _handler(metrics: Metrics, path: str, act: Act) -> Act:
         begin = time.perf_counter()
         try:
             response = await act(request, *names)
-        except Exception as error:
+        except Exception as error:  # every request gets a reply; unknown errors are logged
             response = _refusal(error, path)
         metrics.count(path, response.status_code, time.perf_counter() - begin)
         return response

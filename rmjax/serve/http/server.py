@@ -98,7 +98,7 @@ class _Server(uvicorn.Server):
             gc.collect()
             gc.freeze()
             logging.info("Ready: requests are served.")
-        except Exception as error:
+        except Exception as error:  # `serve` raises it in the main thread
             self.fault, self.should_exit = error, True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
