@@ -10,7 +10,7 @@ import importlib
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -507,6 +507,22 @@ def refuse_unread(config: ConfigDict, argv: Sequence[str], warn: bool = False) -
             if name in flagged and not warn:
                 raise ValueError(f"{message}: leave the flag out, or change that")
             logging.warning("%s.", message)
+
+
+def run(main: Callable[[list[str]], int], define_flags: Callable[[], None]) -> None:
+    """Runs a command that has flags but no config, and ends the process.
+
+    Args:
+      main: the command after the flags are parsed; returns the exit code.
+      define_flags: defines the flags of the command.
+
+    Raises:
+      SystemExit: with the exit code, or with what is wrong with the flags.
+    """
+    define_flags()
+    import_modules(sys.argv)
+    answer_help(sys.argv)
+    app.run(main, flags_parser=parse_flags)
 
 
 def import_modules(argv: Sequence[str]) -> None:

@@ -225,7 +225,7 @@ class Cache:
         try:
             for batch in fed:
                 self.rows.put(batch.slots, batch.rows)
-        except Exception:
+        except Exception:  # of any kind: the old rows must come back before it goes on
             if self.database is None:
                 self._put_back(fed, old)
             else:
@@ -237,7 +237,7 @@ class Cache:
         try:
             for batch, rows in zip(fed, old, strict=False):
                 self.rows.put(batch.slots, rows)
-        except Exception as error:
+        except Exception as error:  # of any kind: the streams are no longer known to be right
             users = [user for batch in fed for user in batch.users]
             raise RuntimeError(
                 f"the device failed half way through a write ({error}): the streams of {users[:5]} "

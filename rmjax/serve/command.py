@@ -14,13 +14,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from rmjax import config as configs
 from rmjax.io import terminal
@@ -31,7 +30,7 @@ from rmjax.serve.model import open_model
 _SYNC = {
     "each": "on the disk, each batch of writes at once",
     "group": "on the disk, with all writes of 20 ms",
-    "none": "applied in memory; a kill loses the last 20 ms or so",
+    "none": "applied in memory; a kill loses the running commit and the group that gathers",
 }
 
 
@@ -106,7 +105,4 @@ def define_flags() -> None:
 
 def cli() -> None:
     """Runs the command `python -m rmjax.serve`."""
-    define_flags()
-    configs.import_modules(sys.argv)
-    configs.answer_help(sys.argv)
-    app.run(main, flags_parser=configs.parse_flags)
+    configs.run(main, define_flags)

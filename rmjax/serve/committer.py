@@ -164,7 +164,7 @@ class Committer:
                 self._database.commit(rows, clear=clear)
         except OSError as error:
             return error
-        except Exception as error:
+        except Exception as error:  # writers wait for the thread, so it must go on
             logging.exception("a commit failed")
             return OSError(f"{self._database.path} was not written: {error}")
         return None
@@ -175,5 +175,5 @@ def finish(changes: Sequence[Change], error: OSError | None) -> None:
     for change in changes:
         try:
             change.done(error)
-        except Exception:
+        except Exception:  # of one change: the others are reported, too
             logging.exception("a commit could not be reported")

@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 from jax import export
 from safetensors.numpy import save
 
@@ -203,7 +202,4 @@ def define_flags() -> None:
 
 def cli() -> None:
     """Runs the command `python -m rmjax.export`."""
-    define_flags()
-    configs.import_modules(sys.argv)
-    configs.answer_help(sys.argv)
-    app.run(main, flags_parser=configs.parse_flags)
+    configs.run(main, define_flags)

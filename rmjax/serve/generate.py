@@ -5,11 +5,10 @@ python -m rmjax.generate --workdir=runs/books --prompt="It was" --tokens=200
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from rmjax import config as configs
 from rmjax.run import environment
@@ -56,7 +55,4 @@ def define_flags() -> None:
 
 def cli() -> None:
     """Runs the command `python -m rmjax.generate`."""
-    define_flags()
-    configs.import_modules(sys.argv)
-    configs.answer_help(sys.argv)
-    app.run(main, flags_parser=configs.parse_flags)
+    configs.run(main, define_flags)

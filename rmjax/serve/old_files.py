@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 
 from rmjax import config as configs
 from rmjax.io import paths
@@ -27,11 +26,11 @@ from rmjax.run import environment
 from rmjax.run.workdir import lock
 from rmjax.serve.checks import check_rows, listed_users, of_items
 from rmjax.serve.database import Database, Row, User, compare
+from rmjax.serve.lmdb_file import CURE
 from rmjax.serve.model import open_model
 from rmjax.serve.rows import Packing, about, named, stream_lengths
 from rmjax.types import Params, Task, at
 
-_CURE = "restore it from a copy"
 _CHUNK = 4096  # rows of a transaction
 
 
@@ -94,7 +93,7 @@ def _open_files(folder: Path, blank: LiveStream, capacity: int) -> LiveStream:
         size = x.dtype.itemsize * int(np.prod(shape))
         actual = path.stat().st_size if path.exists() else 0
         if actual < size:
-            raise ValueError(f"{path} has {actual} of {size} bytes: {_CURE}")
+            raise ValueError(f"{path} has {actual} of {size} bytes: {CURE}")
         files.append(np.memmap(path, x.dtype, "r", shape=shape))
     rows: LiveStream = jax.tree.unflatten(jax.tree.structure(blank), files)
     return rows
@@ -106,25 +105,25 @@ def _read_index(path: Path, wanted: dict[str, Any]) -> tuple[list[User], list[in
         raise FileNotFoundError(f"{path} does not exist: name a folder of streams")
     index = read_json(path)
     if not isinstance(index, dict):
-        raise ValueError(f"{path} is not an index of streams: {_CURE}")
+        raise ValueError(f"{path} is not an index of streams: {CURE}")
     digest = index.pop("sha256", None)  # the first indexes have none
     content = json.dumps(index, sort_keys=True).encode()
     if digest is not None and digest != hashlib.sha256(content).hexdigest():
-        raise ValueError(f"{path}: the digest does not fit the content: {_CURE}")
+        raise ValueError(f"{path}: the digest does not fit the content: {CURE}")
     compare(index, {name: wanted[name] for name in ("segment_length", "machine")}, path)
     users, slots, capacity = listed_users(index, path), index.get("slots"), index.get("capacity")
     if type(capacity) is not int or capacity < 1:
         raise ValueError(
-            f"{path}: capacity is {capacity!r}: it must be a whole number, at least 1. {_CURE}"
+            f"{path}: capacity is {capacity!r}: it must be a whole number, at least 1. {CURE}"
         )
     if not isinstance(slots, list) or len(slots) != len(users):
         count = len(slots) if isinstance(slots, list) else "no"
-        raise ValueError(f"{path}: {len(users)} users, but {count} slots: {_CURE}")
+        raise ValueError(f"{path}: {len(users)} users, but {count} slots: {CURE}")
     taken: set[int] = set()
     for place, slot in enumerate(slots):
         if type(slot) is not int or not 0 <= slot < capacity or slot in taken:
             rule = f"slots are different whole numbers in 0 .. {capacity - 1}"
-            raise ValueError(f"{path}: slots[{place}] is {slot!r}, but {rule}: {_CURE}")
+            raise ValueError(f"{path}: slots[{place}] is {slot!r}, but {rule}: {CURE}")
         taken.add(slot)
     return users, slots, capacity
 
@@ -156,7 +155,4 @@ def define_flags() -> None:
 
 def cli() -> None:
     """Runs the command `python -m rmjax.import_streams`."""
-    define_flags()
-    configs.import_modules(sys.argv)
-    configs.answer_help(sys.argv)
-    app.run(main, flags_parser=configs.parse_flags)
+    configs.run(main, define_flags)

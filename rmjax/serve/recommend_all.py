@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 
 from rmjax import config as configs
 from rmjax.data.tables.events import Events, open_events, prepare, user_ids
@@ -207,7 +206,4 @@ def define_flags() -> None:
 
 def cli() -> None:
     """Runs the command `python -m rmjax.recommend`."""
-    define_flags()
-    configs.import_modules(sys.argv)
-    configs.answer_help(sys.argv)
-    app.run(main, flags_parser=configs.parse_flags)
+    configs.run(main, define_flags)

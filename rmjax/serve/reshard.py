@@ -11,12 +11,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from rmjax import config as configs
 from rmjax.io import terminal
@@ -151,7 +150,4 @@ def define_flags() -> None:
 
 def cli() -> None:
     """Runs the command `python -m rmjax.reshard`."""
-    define_flags()
-    configs.import_modules(sys.argv)
-    configs.answer_help(sys.argv)
-    app.run(main, flags_parser=configs.parse_flags)
+    configs.run(main, define_flags)

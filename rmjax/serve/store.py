@@ -568,7 +568,7 @@ class Streams:
         def serve(requests: Sequence[Request]) -> None:
             try:
                 requests[0].future.set_result(function())
-            except Exception as error:
+            except Exception as error:  # the caller's thread raises it
                 requests[0].future.set_exception(error)
 
         self._refuse_forked()

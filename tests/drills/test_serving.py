@@ -66,7 +66,7 @@ class Log:
                 client.answer(list(sent), [IDS[:3]] * len(sent))
             except OSError:  # it was killed
                 return
-            except Exception as error:
+            except Exception as error:  # the main thread checks that there is none
                 self.wrong.append(error)
                 return
 

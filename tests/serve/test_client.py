@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import select
+import socket
 import threading
 
 import numpy as np
@@ -14,6 +17,8 @@ from rmjax.serve.client import Client, ServiceError, plain_token
 from rmjax.serve.http import Service, make_app, server
 from rmjax.serve.traffic import Names
 from tests.serve.served import IDS, SHAPES, model
+
+LEAF = {"age": [1.0, 2.0]}  # of a memory without slots
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +77,8 @@ def test_a_recommendation_has_the_form_of_the_service():
     client._post = lambda *sent: posted.append(sent) or {"items": [["b"]], "scores": [[0.5]]}
     items, scores = client.recommend(["ann"], np.int64(1), [np.array([3])])
     assert items == [["b"]] and scores[0].dtype == np.float32 and scores[0].tolist() == [0.5]
-    assert posted == [("recommend", {"users": ["ann"], "k": 1, "exclude": [[3]]})]
+    body = '{"users": ["ann"], "k": 1, "exclude": [[3]]}'
+    assert [(path, json.dumps(sent)) for path, sent in posted] == [("recommend", body)]
 
 
 def test_a_token_is_stripped_and_never_shown(monkeypatch):
@@ -102,6 +108,50 @@ def test_refusals_and_lost_connections(url):
     for wrong in ("127.0.0.1:8000", "ftp://host", "http://"):
         with pytest.raises(ValueError, match="is no address of a service"):
             Client(wrong)
+
+
+def test_a_client_connects_again_after_a_lost_connection():
+    """Each connection gets one reply. The first one stays open, the others end without a word."""
+    replies = [b"no HTTP\r\n"]
+    for status, body in (
+        (200, {"lengths": [1]}),
+        (503, {}),
+        (200, {"slots": None, "leaves": LEAF}),
+    ):
+        text = json.dumps(body).encode()
+        replies += [b"HTTP/1.1 %d x\r\nContent-Length: %d\r\n\r\n%s" % (status, len(text), text)]
+    lines = []
+
+    def serve():
+        for reply in replies:
+            connection, _ = opened.accept()
+            data = b""
+            while not data.endswith(b"}" if data.startswith(b"POST") else b"\r\n\r\n"):
+                data += connection.recv(10_000)
+            lines.append(data.partition(b" HTTP")[0].decode())
+            connection.sendall(reply)
+            if reply != replies[0]:
+                connection.close()
+
+    def closed() -> bool:
+        return bool(select.select([client._local.connection.sock], [], [], 10)[0])
+
+    with socket.create_server(("127.0.0.1", 0)) as opened:
+        client = Client(f"http://127.0.0.1:{opened.getsockname()[1]}/prefix/", timeout=10)
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        with pytest.raises(OSError, match="gave no answer .BadStatusLine"):
+            client.length("ann")
+        assert client.write(["ann"], [[3]]) == [1] and closed()
+        assert not client.ready() and closed()
+        assert client.memory("ann")["age"].tolist() == LEAF["age"]
+        thread.join(10)
+    assert lines == [
+        "GET /prefix/v1/users/ann",
+        "POST /prefix/v1/write",
+        "GET /prefix/readyz",
+        "GET /prefix/v1/users/ann/memory",
+    ]
 
 
 def test_a_load_test_from_processes(url):

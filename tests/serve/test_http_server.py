@@ -68,13 +68,16 @@ class Server:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     made = Server(tmp_path_factory.mktemp("server"), "--store=streams.lmdb")
-    early = made.client.get("/readyz").status_code, made.client.get("/healthz").status_code
-    assert early in ((503, 200), (200, 200))  # compilation may have been fast
-    made.wait_for("Ready: requests are served")
-    yield made
-    made.process.send_signal(signal.SIGTERM)
-    assert made.process.wait(60) == 0
-    assert "Traceback" not in made.log.read_text()
+    try:
+        early = made.client.get("/readyz").status_code, made.client.get("/healthz").status_code
+        assert early in ((503, 200), (200, 200))  # compilation may have been fast
+        made.wait_for("Ready: requests are served")
+        yield made
+        made.process.send_signal(signal.SIGTERM)
+        assert made.process.wait(60) == 0
+        assert "Traceback" not in made.log.read_text()
+    finally:
+        made.process.kill()  # nothing is left if the start fails
 
 
 def test_a_signal_during_the_compilation_ends_the_server(tmp_path):

@@ -38,15 +38,15 @@ def expected_shard(user, shards):
 
 
 def test_a_user_has_the_same_shard_in_every_process():
-    here = [shard_of(user, 5) for user in USERS]
-    assert here == [expected_shard(user, 5) for user in USERS]
-    assert set(here) == set(range(5)) and {shard_of(user, 1) for user in USERS} == {0}
+    chosen = [shard_of(user, 5) for user in USERS]
+    assert chosen == [expected_shard(user, 5) for user in USERS]
+    assert set(chosen) == set(range(5)) and {shard_of(user, 1) for user in USERS} == {0}
     assert len({(shard_of("7", n), shard_of(7, n), shard_of(b"7", n)) for n in (1, 2, 64)}) == 3
     code = f"from rmjax.serve.shards import shard_of; print([shard_of(u, 5) for u in {USERS!r}])"
     environment = os.environ | {"PYTHONHASHSEED": "1"}
     line = [sys.executable, "-c", code]
     done = subprocess.run(line, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str(here)
+    assert done.stdout.strip() == str(chosen)
 
 
 @pytest.mark.parametrize("user, shards, message", [

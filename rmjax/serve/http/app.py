@@ -106,6 +106,23 @@ def make_app(service: Service, token: str | None = None) -> Starlette:
         name, last = _split(request)
         return await (memory if last else info)(request, name)
 
+    routes = [
+        Route(one.path, endpoint(one), methods=[one.method])
+        for one in ENDPOINTS
+        if one not in (INFO, MEMORY)
+    ]
+    routes += [Route(_USERS + "{user:path}", user, methods=["GET"])]
+    others = _plain(service, metrics, check)
+    routes += [Route(path, handler(path, act)) for path, act in others.items()]
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _nowhere(metrics)})
+    app.router.redirect_slashes = False
+    app.state.service = service
+    return app
+
+
+def _plain(service: Service, metrics: Metrics, check: Callable[[Request], None]) -> dict[str, Act]:
+    """The paths that are no endpoints of streams, and what they do."""
+
     async def health(request: Request) -> Response:
         return _reply(bodies.Status("alive"))
 
@@ -128,6 +145,18 @@ def make_app(service: Service, token: str | None = None) -> Starlette:
     async def page(request: Request) -> Response:
         return Response(page_text, headers=_PAGE_HEADERS, media_type=_HTML)
 
+    return {
+        "/healthz": health,
+        "/readyz": readiness,
+        "/metrics": numbers,
+        "/openapi.json": described,
+        "/": page,
+    }
+
+
+def _nowhere(metrics: Metrics) -> Callable[[Request, Exception], Awaitable[Response]]:
+    """The reply of a path or a method that does not exist."""
+
     async def nowhere(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # of the router
         paths = ", ".join(one.path for one in ENDPOINTS)
@@ -136,24 +165,7 @@ def make_app(service: Service, token: str | None = None) -> Starlette:
         metrics.count("other", error.status_code, 0.0)
         return _refusal(refused, "other", error.headers)
 
-    others: dict[str, Act] = {
-        "/healthz": health,
-        "/readyz": readiness,
-        "/metrics": numbers,
-        "/openapi.json": described,
-        "/": page,
-    }
-    routes = [
-        Route(one.path, endpoint(one), methods=[one.method])
-        for one in ENDPOINTS
-        if one not in (INFO, MEMORY)
-    ]
-    routes += [Route(_USERS + "{user:path}", user, methods=["GET"])]
-    routes += [Route(path, handler(path, act)) for path, act in others.items()]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: nowhere})
-    app.router.redirect_slashes = False
-    app.state.service = service
-    return app
+    return nowhere
 
 
 def openapi() -> dict[str, Any]:
@@ -206,7 +218,7 @@ def _handler(metrics: Metrics, path: str, act: Act) -> Act:
         begin = time.perf_counter()
         try:
             response = await act(request, *names)
-        except Exception as error:
+        except Exception as error:  # every request gets a reply; unknown errors are logged
             response = _refusal(error, path)
         metrics.count(path, response.status_code, time.perf_counter() - begin)
         return response

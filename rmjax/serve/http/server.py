@@ -98,7 +98,7 @@ class _Server(uvicorn.Server):
             gc.collect()
             gc.freeze()
             logging.info("Ready: requests are served.")
-        except Exception as error:
+        except Exception as error:  # `serve` raises it in the main thread
             self.fault, self.should_exit = error, True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -165,69 +165,80 @@ def guarded(protocol: Any, seconds: float, connections: int) -> type[asyncio.Pro
     Returns:
       A subclass.
     """
-    opened: dict[Any, None] = {}  # connections, the one first that has sent nothing for longest
 
-    class Guarded(protocol):  # type: ignore[misc]
-        _head: asyncio.TimerHandle | None = None
-        _reader: asyncio.TimerHandle | None = None
-        _in_head, _size = False, 0  # with httptools: whether a head is open, and its bytes
-
-        def connection_made(self, transport: asyncio.Transport) -> None:
-            super().connection_made(transport)
-            self._head = self._deadline()
-            opened[self] = None
-            if len(opened) > connections:
-                idle = next((one for one in opened if not one.in_request()), self)
-                del opened[idle]
-                idle.transport.close()
-
-        def data_received(self, data: bytes) -> None:
-            if self in opened:
-                opened[self] = opened.pop(self)
-            self._size = self._size + len(data) if self._in_head else 0
-            super().data_received(data)
-            too_long = self._in_head and self._size > _HEAD
-            if too_long or len(getattr(self, "pipeline", ())) > _PIPELINE:
-                self.transport.abort()
-            if self.in_request():
-                self._cancel("_head")  # the head is complete
-            elif self._head is None and not self.transport.is_closing():
-                self._head = self._deadline()
-
-        def on_message_begin(self) -> None:  # of httptools; h11 has its own limit
-            self._in_head = True
-            super().on_message_begin()
-
-        def on_headers_complete(self) -> None:
-            self._in_head = False
-            super().on_headers_complete()
-
-        def in_request(self) -> bool:
-            """Whether a request has no full reply yet."""
-            return self.cycle is not None and not self.cycle.response_complete
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._cancel("_head")
-            self._cancel("_reader")
-            opened.pop(self, None)
-            super().connection_lost(exc)
-
-        def pause_writing(self) -> None:
-            super().pause_writing()
-            self._reader = self._deadline()
-
-        def resume_writing(self) -> None:
-            super().resume_writing()
-            self._cancel("_reader")
-
-        def _deadline(self) -> asyncio.TimerHandle:
-            timer: asyncio.TimerHandle = self.loop.call_later(seconds, self.transport.abort)
-            return timer
-
-        def _cancel(self, name: str) -> None:
-            timer = getattr(self, name)
-            if timer is not None:
-                timer.cancel()
-                setattr(self, name, None)
+    class Guarded(_Guard, protocol):  # type: ignore[misc]
+        _seconds, _most, _opened = seconds, connections, {}
 
     return Guarded
+
+
+class _Guard(asyncio.Protocol):
+    """The limits of `guarded`, for a class that inherits from a protocol of uvicorn, too."""
+
+    _seconds: float
+    _most: int
+    _opened: dict[_Guard, None]  # connections, the one first that has sent nothing for longest
+    loop: Any
+    cycle: Any
+    transport: Any
+    _head: asyncio.TimerHandle | None = None
+    _reader: asyncio.TimerHandle | None = None
+    _in_head, _size = False, 0  # with httptools: whether a head is open, and its bytes
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._head = self._deadline()
+        self._opened[self] = None
+        if len(self._opened) > self._most:
+            idle = next((one for one in self._opened if not one.in_request()), self)
+            del self._opened[idle]
+            idle.transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        if self in self._opened:
+            self._opened[self] = self._opened.pop(self)
+        self._size = self._size + len(data) if self._in_head else 0
+        super().data_received(data)
+        too_long = self._in_head and self._size > _HEAD
+        if too_long or len(getattr(self, "pipeline", ())) > _PIPELINE:
+            self.transport.abort()
+        if self.in_request():
+            self._cancel("_head")  # the head is complete
+        elif self._head is None and not self.transport.is_closing():
+            self._head = self._deadline()
+
+    def on_message_begin(self) -> None:  # of httptools; h11 has its own limit
+        self._in_head = True
+        super().on_message_begin()  # type: ignore[misc]
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()  # type: ignore[misc]
+
+    def in_request(self) -> bool:
+        """Whether a request has no full reply yet."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._cancel("_head")
+        self._cancel("_reader")
+        self._opened.pop(self, None)
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._reader = self._deadline()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._cancel("_reader")
+
+    def _deadline(self) -> asyncio.TimerHandle:
+        timer: asyncio.TimerHandle = self.loop.call_later(self._seconds, self.transport.abort)
+        return timer
+
+    def _cancel(self, name: str) -> None:
+        timer = getattr(self, name)
+        if timer is not None:
+            timer.cancel()
+            setattr(self, name, None)
