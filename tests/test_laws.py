@@ -394,8 +394,12 @@ def test_gradients_are_finite_with_half_the_segments_empty(name):
 
 def test_gradients_are_finite_with_one_segment_and_without_any(case):
     items, mask = stream(segments=1)
-    mask[0] = False
-    chex.assert_tree_all_finite(case.learn(case.params, items, mask, QUERY))
+    items, mask[0] = items % (ITEMS - 4), False
+    items[0] = np.arange(ITEMS - 4, ITEMS)  # no other row and no query has them
+    learned = case.learn(case.params, items, mask, QUERY)
+    chex.assert_tree_all_finite(learned)
+    gradients = np.asarray(learned[1]["embed"])
+    assert not gradients[items[0]].any() and gradients[items[1:][mask[1:]]].all(-1).any()
 
 
 def test_gradients_reach_as_far_back_as_the_machine_says(case):

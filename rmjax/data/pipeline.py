@@ -22,6 +22,7 @@ from rmjax.data.texts.streams import Texts
 from rmjax.types import Batch
 
 _MakeBatch = Callable[..., Batch]  # see `_batch_maker`
+_Planned = tuple[np.ndarray, int, int | None]  # a batch, see `_buckets`
 
 
 def batches(
@@ -82,22 +83,18 @@ def batches(
     if not source.size(split):
         raise ValueError(f"split {split!r} is empty: the source has no examples in it")
     make = _batch_maker(source, split, seed, segment_length, negatives)
-    reader = _example_reader if source.buckets(split) is None else _bucket_reader
-    at_step = reader(source, split, seed, batch_size, rows, make, shapes)
+    if source.buckets(split) is None:
+        at_step = _example_reader(source.size(split), seed, batch_size, rows, make)
+    else:
+        buckets = _buckets(source, split, batch_size, shapes, joined=True)
+        at_step = _bucket_reader(buckets, seed, rows, make)
     return _iterate(at_step, start_step, num_steps, prefetch, workers)
 
 
 def _example_reader(
-    source: Source,
-    split: str,
-    seed: int,
-    batch_size: int,
-    rows: np.ndarray,
-    make: _MakeBatch,
-    shapes: int,
+    size: int, seed: int, batch_size: int, rows: np.ndarray, make: _MakeBatch
 ) -> Callable[[int], Batch]:
     """Makes the function that reads a training step, for a source without buckets."""
-    size = source.size(split)
 
     def at_step(step: int) -> Batch:
         epoch, place = np.divmod(step * batch_size + rows, size)
@@ -110,16 +107,9 @@ def _example_reader(
 
 
 def _bucket_reader(
-    source: Source,
-    split: str,
-    seed: int,
-    batch_size: int,
-    rows: np.ndarray,
-    make: _MakeBatch,
-    shapes: int,
+    buckets: list[_Planned], seed: int, rows: np.ndarray, make: _MakeBatch
 ) -> Callable[[int], Batch]:
     """Makes the function that reads a training step, for a source with buckets."""
-    buckets = _buckets(source, split, batch_size, shapes, joined=True)
 
     def at_step(step: int) -> Batch:
         epoch, place = divmod(step, len(buckets))
@@ -274,7 +264,7 @@ def steps_per_epoch(source: Source, batch_size: int) -> int:
 
 def _buckets(
     source: Source, split: str, batch_size: int, shapes: int = 0, joined: bool = False
-) -> list[tuple[np.ndarray, int, int | None]]:
+) -> list[_Planned]:
     """Lists the batches of an epoch.
 
     `joined` merges small buckets into larger ones if full batches then have fewer cells; otherwise

@@ -60,8 +60,7 @@ def unroll(
     """
     _check(tokens, mask, silent)
     segments = tokens.shape[1]
-    every = jax.tree.map(lambda x: x.swapaxes(0, 1), (tokens, mask, inputs, reset))
-    every = (every, *_keys_and_cuts(segments, key, gradient_segments))
+    every = _by_segment((tokens, mask, inputs, reset), segments, key, gradient_segments)
 
     def read(speak: Callable[..., Tree], carry: tuple, segment: tuple) -> tuple[tuple, Tree]:
         (state, aux), ((tokens, mask, inputs, reset), key, cut) = carry, segment
@@ -74,21 +73,14 @@ def unroll(
             hidden, after, more = model.step(params, state, tokens, mask, key)
             return (after, jax.tree.map(jnp.add, aux, more)), speak(hidden, inputs)
 
-        if not skip_padding:
-            return step(state)
-        _, spoken = jax.eval_shape(step, state)
-        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), spoken)
-        return jax.lax.cond(mask.any(), step, lambda state: ((state, aux), nothing), state)
+        return _unless_padding(mask, step, state, aux) if skip_padding else step(state)
 
-    silence = lambda hidden, inputs: None
-    speak = per_segment
-    if segments - silent > 1:
-        speak = jax.checkpoint(per_segment, prevent_cse=False)
+    speak = jax.checkpoint(per_segment, prevent_cse=False) if segments - silent > 1 else per_segment
     no_aux = (jnp.zeros(()), jnp.zeros(()))
     carry = (state, no_aux)
     if silent:
         first = jax.tree.map(lambda x: x[:silent], every)
-        carry, _ = jax.lax.scan(functools.partial(read, silence), carry, first)
+        carry, _ = jax.lax.scan(functools.partial(read, lambda *_: None), carry, first)
         carry = (jax.lax.stop_gradient(carry[0]), no_aux)  # without the silent segments' aux
     rest = jax.tree.map(lambda x: x[silent:], every)
     (state, aux), results = jax.lax.scan(functools.partial(read, speak), carry, rest)
@@ -129,8 +121,7 @@ def truncated(
     """
     _check(tokens, mask, 0)
     segments = tokens.shape[1]
-    number = 1 + jnp.arange(segments)
-    last = jnp.where(mask.any((0, 2)), number, 0).max()  # segments to read
+    last = jnp.where(mask.any((0, 2)), 1 + jnp.arange(segments), 0).max()  # segments to read
 
     def read(params: Params, state: Tree, t: Array) -> tuple[Array, Tree]:
         at = lambda x: jax.lax.dynamic_index_in_dim(x, t, 1, keepdims=False)
@@ -139,28 +130,27 @@ def truncated(
         hidden, state, _ = model.step(params, state, tokens_, mask_, fold(key, t))
         return loss(params, hidden, inputs_), state
 
-    def more(carry: tuple) -> Array:
-        return carry[0] < last
+    unread = lambda carry: carry[0] < last
 
     @jax.custom_vjp
     def total(params: Params, state: Tree) -> Array:
         def go(carry: tuple) -> tuple:
             t, state, so_far = carry
-            more, state = read(params, state, t)
-            return t + 1, state, so_far + more
+            added, state = read(params, state, t)
+            return t + 1, state, so_far + added
 
-        return bounded_loop(segments, more, go, (jnp.int32(0), state, jnp.zeros(())))[-1]
+        return bounded_loop(segments, unread, go, (jnp.int32(0), state, jnp.zeros(())))[-1]
 
     def forward(params: Params, state: Tree) -> tuple[Array, Params]:
         gradient = jax.value_and_grad(read, has_aux=True)
 
         def go(carry: tuple) -> tuple:
             t, state, so_far = carry
-            (more, state), slope = gradient(params, state, t)
-            return t + 1, state, jax.tree.map(jnp.add, so_far, (more, slope))
+            (added, state), slope = gradient(params, state, t)
+            return t + 1, state, jax.tree.map(jnp.add, so_far, (added, slope))
 
         none = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
-        return bounded_loop(segments, more, go, (jnp.int32(0), state, none))[-1]
+        return bounded_loop(segments, unread, go, (jnp.int32(0), state, none))[-1]
 
     def backward(slope: Params, cotangent: Array) -> tuple[Params, None]:
         return jax.tree.map(lambda x: cotangent * x, slope), None
@@ -169,15 +159,30 @@ def truncated(
     return total(params, state)
 
 
-def _keys_and_cuts(
-    segments: int, key: Key | None, gradient_segments: int
-) -> tuple[Key | None, Array]:
-    """The keys [T, B] of the segments; and bool [T], true where gradients stop before a segment."""
+def _unless_padding(
+    mask: Array, step: Callable[[Tree], tuple[tuple, Tree]], state: Tree, aux: Sum
+) -> tuple[tuple, Tree]:
+    """Takes the step; if no token is in the mask, keeps state and aux, and results are zeros."""
+    _, results = jax.eval_shape(step, state)
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), results)
+    return jax.lax.cond(mask.any(), step, lambda state: ((state, aux), nothing), state)
+
+
+def _by_segment(
+    streams: Tree, segments: int, key: Key | None, gradient_segments: int
+) -> tuple[Tree, Key | None, Array]:
+    """What a scan reads, with leading axis T.
+
+    Returns:
+      The streams, of which leaves were [B, T, ...]; the keys [T, B] of the segments; and bool [T],
+      true where gradients stop before a segment.
+    """
+    streams = jax.tree.map(lambda x: x.swapaxes(0, 1), streams)
     number = jnp.arange(segments)
     keys = None if key is None else jax.vmap(lambda t: fold(key, t))(number)
     if not gradient_segments:
-        return keys, jnp.zeros(segments, bool)
-    return keys, (segments - number) % gradient_segments == 0
+        return streams, keys, jnp.zeros(segments, bool)
+    return streams, keys, (segments - number) % gradient_segments == 0
 
 
 def _check(tokens: Array, mask: Array, silent: int) -> None:

@@ -726,6 +726,7 @@ def test_losses_in_bfloat16_fall_as_those_in_float32_do():
             seen.append(float(metrics["loss"]))
         losses[name] = np.array(seen)
     np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=0.02)
+    assert (losses["bfloat16"] != losses["float32"]).all()  # the format is used
     assert losses["bfloat16"][-1] < losses["bfloat16"][0]
 
 
