@@ -9,14 +9,16 @@ from pathlib import Path
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 _PACKED = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 _GLOB = re.compile(r"[*?\[\]\\]")
+_CURE = "mount it (gcsfuse, s3fs, NFS), or copy it, and give the path of that folder"
 
 
-def resolve(path: str | Path, name: str) -> Path:
+def resolve(path: str | Path, name: str, cure: str = _CURE) -> Path:
     """The path that a user means. Every path from a flag or an argument goes through this function.
 
     Args:
       path: as the user gave it; `~` stands for the home directory.
       name: the user's name for it, such as '--workdir', for errors.
+      cure: what to do in place of an address.
 
     Returns:
       The path; it need not exist.
@@ -28,7 +30,7 @@ def resolve(path: str | Path, name: str) -> Path:
     if _SCHEME.match(text):
         raise ValueError(
             f"{name}={text} is an address, and only folders of this machine are read and written: "
-            "mount it (gcsfuse, s3fs, NFS), or copy it, and give the path of that folder"
+            f"{cure}"
         )
     if "\0" in text:
         raise ValueError(f"{name}={text!r} holds a NUL character: no path has one")

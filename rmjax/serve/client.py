@@ -234,7 +234,10 @@ class Client:
         except (OSError, http.client.HTTPException) as error:
             connection.close()  # the next call opens it again
             kind = type(error).__name__
-            raise OSError(f"{self._url}{path} gave no answer ({kind}: {error})") from error
+            raise OSError(
+                f"{self._url}{path} gave no answer ({kind}: {error}): is the service running? "
+                "python -m rmjax.serve starts one"
+            ) from error
         if answer.status >= 400:
             _refuse(answer.status, f"{self._url}{path}", data)
         return data

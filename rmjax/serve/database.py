@@ -97,7 +97,9 @@ class Database:
         map_size: int = _MAP,
     ):
         self._lmdb = _import()
-        self.path = resolve(path, "store")
+        self.path = resolve(
+            path, "store", "LMDB needs a local disk: give the path of a folder there"
+        )
         self._file = self.path / "data.mdb"
         self._readonly = readonly
         self._broken = False  # after a failed commit, until the environment is open again
@@ -261,7 +263,9 @@ class Database:
             cure = "python -m rmjax.import_streams copies them into a new database"
             raise ValueError(f"{self.path} holds streams in files of an earlier version: {cure}")
         if readonly or about is None:
-            raise FileNotFoundError(f"{self.path} holds no database of streams")
+            raise FileNotFoundError(
+                f"{self.path} holds no database of streams: name the folder that a service wrote"
+            )
         making = self.path / "making"
         try:
             making.mkdir(exist_ok=True)
