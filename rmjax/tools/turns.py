@@ -4,8 +4,8 @@ The protocol is lines on stdin and stdout. A process warms up and prints a line 
 
     {"ready": true, ...}
 
-whose other fields go into the record. For each line `go` on its stdin it does its work once and
-prints
+whose other fields go into the record. For each line `go` on its stdin it does its work and prints
+the seconds that it took:
 
     {"seconds": 0.123}
 
@@ -35,7 +35,9 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-LEAST_SECONDS = 0.2  # of one repeat: shorter work is done several times
+LEAST_SECONDS = 1.0  # of one repeat: shorter work is done several times
+# Before a repeat, not timed: threads that wake on one core take a while to spread over all of them.
+AWAKE_SECONDS = 0.5
 SETTLE = 0.3  # seconds before a repeat, in which the threads of the other process fall asleep
 LEAVE = 10.0  # seconds in which a process must leave after the end of its stdin
 CONFIDENCE = 0.95
@@ -48,7 +50,10 @@ def speak(
     given: TextIO = sys.stdin,
     out: TextIO = sys.stdout,
 ) -> list[float]:
-    """Does `call` once for every line `go`, see the module. Short calls are repeated.
+    """Times `call` for every line `go`, see the module.
+
+    The call is repeated for a second, after half a second that is not timed. So the times are those
+    of work that goes on, as a training or a server's does.
 
     Args:
       call: the work; it returns when the work is done.
@@ -63,12 +68,15 @@ def speak(
     for _ in range(3):
         begin = time.perf_counter()
         call()
-    calls = max(1, math.ceil(LEAST_SECONDS / max(time.perf_counter() - begin, 1e-9)))
+    seconds = max(time.perf_counter() - begin, 1e-9)
+    calls, before = (math.ceil(some / seconds) for some in (LEAST_SECONDS, AWAKE_SECONDS))
     print(json.dumps({"ready": True, "calls": calls} | (ready or {})), file=out, flush=True)
     times = []
     for line in given:
         if line.strip() != "go":
             continue
+        for _ in range(before):
+            call()
         begin = time.perf_counter()
         for _ in range(calls):
             call()
