@@ -18,9 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rmjax.tools import ledger
+from rmjax.tools.tables import TABLES
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "docs" / "results" / "records"
+REFERENCE = re.compile(r"\{([^{}]+)\}")
 MARKED = re.compile(r"(<!-- ledger: (\S+) -->\n).*?(<!-- /ledger -->)", re.DOTALL)
 
 
@@ -84,8 +86,10 @@ def readme_table(name: str, known: dict[str, ledger.Record], tables: dict) -> st
     Args:
       name: of a table of readme.json, or of a record.
       known: all records.
-      tables: {name: rows} of readme.json. A cell is a text, or says where its number stands:
-        {"record", "table", "row", "column", "part"}; part is 'ours' or 'paper', table a number.
+      tables: {name: rows} of readme.json. In a cell, `{clicks|GRU|AUC}` stands for the number of a
+        record: record (`cm1#discrete` names one of its tables), row and column; a fourth part
+        `paper` asks for the paper's number. `{paper:rm2|RM|narrativeqa|test_mrr}` stands for a
+        number of rmjax/tools/tables.py: table, row, setting or data, and measure.
 
     Returns:
       The table in Markdown.
@@ -94,9 +98,10 @@ def readme_table(name: str, known: dict[str, ledger.Record], tables: dict) -> st
       ValueError: there is no such table, or no such number.
     """
     if name in tables:
-        rows = tables[name]
+        rows, put = tables[name], lambda match: number(match[1], known)
         head = list(rows[0])
-        return ledger.markdown([head, *([_cell(row[c], known) for c in head] for row in rows)])
+        cells = [[REFERENCE.sub(put, row[column]) for column in head] for row in rows]
+        return ledger.markdown([head, *cells])
     if name not in known:
         listed = ", ".join([*tables, *known])
         raise ValueError(f"README.md: no table or record is named {name!r}; there are {listed}")
@@ -105,19 +110,20 @@ def readme_table(name: str, known: dict[str, ledger.Record], tables: dict) -> st
     return ledger.markdown([[row[i] for i in keep] for row in [head, *rows]])
 
 
-def _cell(cell: str | dict, known: dict[str, ledger.Record]) -> str:
-    if isinstance(cell, str):
-        return cell
-    table = known[cell["record"]]["tables"][cell.get("table", 0)]
-    rows = [row for row in table["rows"] if next(iter(row.values())) == cell["row"]]
-    if len(rows) != 1 or cell["column"] not in rows[0]:
-        raise ValueError(f"readme.json: no number at {cell}")
-    number, digits = rows[0][cell["column"]], table.get("digits", ledger.DIGITS)
-    if cell.get("part", "ours") == "paper":
-        if isinstance(number, str) or "paper" not in number:
-            raise ValueError(f"readme.json: the paper has no number at {cell}")
-        return f"{number['paper']:.{number.get('digits', digits)}f}"
-    return ledger.shown(number, digits)
+def number(reference: str, known: dict[str, ledger.Record]) -> str:
+    """The number that a reference stands for, see `readme_table`."""
+    place, row, column, *part = reference.split("|")
+    try:
+        if place.startswith("paper:"):
+            return f"{TABLES[place.removeprefix('paper:')].rows[row].paper[column][part[0]]:.6g}"
+        name, _, heading = place.partition("#")
+        tables = known[name]["tables"]
+        table = next(t for t in tables if t.get("name", "") == heading or not heading)
+        (cell,) = [r[column] for r in table["rows"] if next(iter(r.values())) == row]
+        digits = table.get("digits", ledger.DIGITS)
+        return ledger.paper(cell, digits) if part else ledger.shown(cell, digits)
+    except (KeyError, StopIteration, ValueError) as error:
+        raise ValueError(f"docs/results/readme.json: no number at {reference!r}") from error
 
 
 def filled(text: str, known: dict[str, ledger.Record], tables: dict) -> str:

@@ -34,9 +34,9 @@ class Cell(TypedDict, total=False):
     """A measured number.
 
     Attributes:
-      values: one for each seed; mean and std follow from them.
-      mean: where the values of the seeds were not kept.
-      std: sample standard deviation over seeds.
+      values: one for each seed.
+      mean: over seeds; left out where it follows from `values`.
+      std: sample standard deviation over seeds; left out as `mean`.
       intervals: [low, high] for each of `values`.
       paper: the number of the paper.
       digits: decimals; those of the table where this is left out.
@@ -129,13 +129,14 @@ def _is_cell(cell: object) -> bool:
 
 def mean(cell: Cell) -> float | None:
     """The mean of a cell; None where it has the paper's number alone."""
-    return statistics.mean(cell["values"]) if "values" in cell else cell.get("mean")
+    values = cell.get("values", [])
+    return cell.get("mean", statistics.mean(values) if values else None)
 
 
 def std(cell: Cell) -> float | None:
     """The sample standard deviation of a cell; None where it has one value, or none is known."""
     values = cell.get("values", [])
-    return statistics.stdev(values) if len(values) > 1 else cell.get("std")
+    return cell.get("std", statistics.stdev(values) if len(values) > 1 else None)
 
 
 def shown(cell: str | Cell, digits: int = DIGITS) -> str:
@@ -155,6 +156,24 @@ def shown(cell: str | Cell, digits: int = DIGITS) -> str:
     if middle is None:
         return ""
     return f"{middle:,.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
+
+
+def paper(cell: str | Cell, digits: int = DIGITS) -> str:
+    """The paper's number of a cell as text.
+
+    Args:
+      cell: a number with `paper`.
+      digits: as in `shown`.
+
+    Returns:
+      The text.
+
+    Raises:
+      ValueError: the paper has no number there.
+    """
+    if isinstance(cell, str) or "paper" not in cell:
+        raise ValueError(f"{cell}: the paper has no number")
+    return f"{cell['paper']:,.{cell.get('digits', digits)}f}"
 
 
 def grid(table: Numbers) -> list[list[str]]:
@@ -191,7 +210,7 @@ def _part(cell: str | Cell, part: str, digits: int) -> str:
         return ""
     digits = cell.get("digits", digits)
     if part == "paper":
-        return f"{cell['paper']:,.{digits}f}" if "paper" in cell else ""
+        return paper(cell, digits) if "paper" in cell else ""
     intervals = cell.get("intervals", [None] * len(cell.get("values", [])))
     return ", ".join(
         f"{value:.{digits}f}" + (f" ({ends[0]:.{digits}f} to {ends[1]:.{digits}f})" if ends else "")
@@ -210,7 +229,8 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     """
     head, *others = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     lines = [head, ["---"] * len(head), *others]
-    return "".join(f"| {' | '.join(line)} |\n".replace("|  |", "| |") for line in lines)
+    padded = [[f" {cell} " if cell else " " for cell in line] for line in lines]
+    return "".join(f"|{'|'.join(line)}|\n" for line in padded)
 
 
 def keep(path: Path, record: Record) -> None:
