@@ -173,7 +173,8 @@ def paper(cell: str | Cell, digits: int = DIGITS) -> str:
     """
     if isinstance(cell, str) or "paper" not in cell:
         raise ValueError(f"{cell}: the paper has no number")
-    return f"{cell['paper']:,.{cell.get('digits', digits)}f}"
+    own = len(str(cell["paper"]).partition(".")[2])  # no digit of the paper is rounded away
+    return f"{cell['paper']:,.{max(own, cell.get('digits', digits))}f}"
 
 
 def grid(table: Numbers) -> list[list[str]]:
