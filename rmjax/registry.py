@@ -75,7 +75,14 @@ anything = Check(lambda value: True, "anything")
 
 
 def at_least(low: float) -> Check:
-    """A check for numbers in [low, infinity)."""
+    """A check for numbers in [low, infinity).
+
+    Args:
+      low: the least number.
+
+    Returns:
+      The check, for `setting`.
+    """
     return Check(lambda value: value >= low, f"at least {low}")
 
 
@@ -479,8 +486,17 @@ REGISTRIES = (MACHINES, LANGUAGE_MODELS, CLASSIFIERS, SOURCES, SCHEDULES, LOGGER
 def register_machine(name: str, settings: type) -> Callable[[Make], Make]:
     """Decorates `make(num_items, settings, context) -> MemoryMachine`.
 
-    After `--import=<the module>`, `--config.machine.kind=<name>` selects it. For arguments and
-    errors see `Registry.register`.
+    After `--import=<the module>`, `--config.machine.kind=<name>` selects it.
+
+    Args:
+      name: of the machine, as config.machine.kind names it.
+      settings: a frozen dataclass, one `setting` for each key.
+
+    Returns:
+      The decorator, which returns the function as it is.
+
+    Raises:
+      ValueError: the name is taken, or a setting contradicts that of another kind.
     """
     return MACHINES.register(name, settings)
 
@@ -488,8 +504,17 @@ def register_machine(name: str, settings: type) -> Callable[[Make], Make]:
 def register_model(name: str, settings: type) -> Callable[[Make], Make]:
     """Decorates `build(settings, context: ModelContext) -> SequenceModel`, a language model.
 
-    After `--import=<the module>`, `--config.model.kind=<name>` selects it. For arguments and
-    errors see `Registry.register`.
+    After `--import=<the module>`, `--config.model.kind=<name>` selects it.
+
+    Args:
+      name: of the model, as config.model.kind names it.
+      settings: a frozen dataclass, one `setting` for each key.
+
+    Returns:
+      The decorator, which returns the function as it is.
+
+    Raises:
+      ValueError: the name is taken, or a setting contradicts that of another kind.
     """
     return LANGUAGE_MODELS.register(name, settings)
 
@@ -498,7 +523,17 @@ def register_source(name: str, settings: type) -> Callable[[Make], Make]:
     """Decorates `make(settings, common, seed) -> Source`.
 
     Its keys are --config.data.<name>.<field>. `common` is the section `data` of the config, with
-    `dir`, `cache_dir`, `segment_length` and so on. For errors see `Registry.register`.
+    `dir`, `cache_dir`, `segment_length` and so on.
+
+    Args:
+      name: of the source, as config.data.name names it.
+      settings: a frozen dataclass, one `setting` for each key.
+
+    Returns:
+      The decorator, which returns the function as it is.
+
+    Raises:
+      ValueError: the name is taken, or a setting contradicts that of another kind.
     """
     return SOURCES.register(name, settings)
 
@@ -507,12 +542,33 @@ def register_schedule(name: str, settings: type) -> Callable[[Make], Make]:
     """Decorates `make(settings, steps) -> (step -> factor)`, for train and rehearsal schedules.
 
     config.train.schedule and config.rehearsal.schedule select it.
+
+    Args:
+      name: of the schedule, as the config names it.
+      settings: a frozen dataclass, one `setting` for each key.
+
+    Returns:
+      The decorator, which returns the function as it is.
+
+    Raises:
+      ValueError: the name is taken, or a setting contradicts that of another kind.
     """
     return SCHEDULES.register(name, settings)
 
 
 def register_logger(name: str, settings: type) -> Callable[[Make], Make]:
-    """Decorates `make(settings, context: LoggerContext) -> Logger`, for config.train.loggers."""
+    """Decorates `make(settings, context: LoggerContext) -> Logger`, for config.train.loggers.
+
+    Args:
+      name: of the logger, as config.train.loggers names it.
+      settings: a frozen dataclass, one `setting` for each key.
+
+    Returns:
+      The decorator, which returns the function as it is.
+
+    Raises:
+      ValueError: the name is taken, or a setting contradicts that of another kind.
+    """
     return LOGGERS.register(name, settings)
 
 
@@ -520,5 +576,14 @@ def register_metric(name: str) -> Callable[[Make], Make]:
     """Decorates `make(settings) -> Metric`, for `Questions.metric` of a source.
 
     The settings are empty, see `NoSettings`.
+
+    Args:
+      name: of the metric, as config.train.metric names it.
+
+    Returns:
+      The decorator, which returns the function as it is.
+
+    Raises:
+      ValueError: the name is taken.
     """
     return METRICS.register(name, NoSettings)

@@ -84,20 +84,43 @@ def mean_metric(values: Callable[[Asked], np.ndarray]) -> Metric:
 
 
 def keep_nan(asked: Asked, values: Callable[[Asked], np.ndarray]) -> np.ndarray:
-    """The values f64 [n, Q], with NaN where a score is NaN."""
+    """The values of a metric, with NaN where a score is NaN.
+
+    Args:
+      asked: the questions and answers.
+      values: asked -> f64 [n, Q].
+
+    Returns:
+      f64 [n, Q].
+    """
     scores, target = asked.scores, asked.target
     wrong = np.isnan(scores).any(-1) if scores.ndim > target.ndim else np.zeros(target.shape, bool)
     return np.where(wrong, np.nan, values(asked))
 
 
 def group_means(asked: Asked, values: np.ndarray) -> dict[str, float]:
-    """The mean of values [n, Q] in each group; groups without questions are left out."""
+    """The mean of values in each group; groups without questions are left out.
+
+    Args:
+      asked: the questions, with their groups.
+      values: f64 [n, Q], one for each question.
+
+    Returns:
+      {name of the group: mean}.
+    """
     groups = asked.groups.items()
     return {name: float(values[inside].mean()) for name, inside in groups if inside.any()}
 
 
 def chosen(asked: Asked) -> np.ndarray:
-    """The class or choice that was answered, i [n, Q]."""
+    """The class or choice that was answered.
+
+    Args:
+      asked: the questions and answers.
+
+    Returns:
+      i [n, Q].
+    """
     return asked.scores if asked.scores.ndim == asked.target.ndim else asked.scores.argmax(-1)
 
 
@@ -121,7 +144,14 @@ def rank(scores: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def best_rank(asked: Asked) -> np.ndarray:
-    """The rank of the better one of the right answers, f64 [n, Q]."""
+    """The rank of the better one of the right answers.
+
+    Args:
+      asked: the questions and answers; `also` has second right answers.
+
+    Returns:
+      f64 [n, Q], 1 is the best.
+    """
     ranks = rank(asked.scores, asked.target)
     if asked.also is None:
         return ranks

@@ -43,7 +43,14 @@ def record(state: State, reminded: Reminded) -> Record:
 
 
 def empty_record(state: State) -> Record:
-    """Returns a record without any engram, in the shapes of this state."""
+    """Returns a record without any engram, in the shapes of this state.
+
+    Args:
+      state: of one stream or of several.
+
+    Returns:
+      The record.
+    """
     none = jnp.full_like(state.serial, -1)
     return Record(none, state.kind, state.age, jnp.zeros(state.kind.shape, bool))
 

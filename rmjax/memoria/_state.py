@@ -153,7 +153,14 @@ class State:
 
 
 def init(config: MemoriaConfig) -> State:
-    """Returns the empty memory of one stream; `fork(init(config), n)` is that of n streams."""
+    """Returns the empty memory of one stream; `fork(init(config), n)` is that of n streams.
+
+    Args:
+      config: sizes and rules.
+
+    Returns:
+      The state, whose shapes depend on the config alone.
+    """
     c = config.capacity
     return State(
         engrams=jnp.zeros((c, config.dim), jnp.float32),
