@@ -67,7 +67,7 @@ def check(app: Sphinx, env: BuildEnvironment) -> None:
     for module, name in names:
         for fault in faults(getattr(importlib.import_module(module), name)):
             log.warning("API reference: %s.%s: %s", module, name, fault)
-    log.info("API reference: %d of %d public names", len(names) - len(missing), len(names))
+    print(f"API reference: {len(names) - len(missing)} of {len(names)} public names")
 
 
 def setup(app: Sphinx) -> dict:

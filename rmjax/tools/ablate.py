@@ -274,7 +274,8 @@ def record_of(table: Table, results: Results, data: str, command: Sequence[str])
                     cell["paper"] = paper[measure]
                 row[measure.removeprefix("test_")] = cell
             rows.append(row)
-        tables.append({"name": setting, "digits": ledger.DIGITS, "rows": rows})
+        if rows:
+            tables.append({"name": setting, "digits": ledger.DIGITS, "rows": rows})
     seeds = sorted({seed for _, _, seed in results})
     commands = [shlex.join(["python", "-m", "rmjax.ablate", *command])]
     return {"title": table.source, "commands": commands, "seeds": seeds, "tables": tables}
