@@ -21,6 +21,7 @@ extensions = [
     "extensions.fields",
     "extensions.coverage",
     "extensions.mathml",
+    "extensions.spaces",
 ]
 exclude_patterns = ["_build", "results/records", "**/.ipynb_checkpoints"]
 default_role = "code"  # `name` in docstrings
@@ -33,6 +34,20 @@ nb_merge_streams = True
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
+# Names of rmjax/types.py that stand for pytrees and arrays stay as they are in signatures.
+_ALIASES = [
+    "Array",
+    "Carry",
+    "Features",
+    "Key",
+    "Memory",
+    "Params",
+    "State",
+    "Sum",
+    "Terms",
+    "Weight",
+]
+autodoc_type_aliases = {name: name for name in _ALIASES}
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False

@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import inspect
 import io
+import re
 import textwrap
 import tokenize
 from typing import NamedTuple
@@ -64,13 +65,25 @@ def describe(app: Sphinx, what: str, name: str, value: object, options, lines: l
     if any("Alias for field number" in line or "alias for field" in line for line in lines):
         lines.clear()
     for field in fields_of(value):
-        text = GoogleDocstring(field.text, app.config, app, "function").lines()
+        text = [escaped(line) for line in field.text.splitlines()]
+        text = GoogleDocstring(text, app.config, app, "function").lines()
         lines += ["", f".. py:attribute:: {field.name}", f"   :type: {field.annotation}", ""]
         lines += [f"   {line}" for line in text]
     lines.append("")
 
 
+def escaped(line: str) -> str:
+    """A line whose text, such as the d of `dim: d.`, does not begin a list."""
+    return re.sub(r"^(\s+\w+: [A-Za-z])\.(?=\s|$)", r"\1\\.", line)
+
+
+def escape(app: Sphinx, what: str, name: str, value: object, options, lines: list[str]) -> None:
+    """Escapes the lines of a docstring."""
+    lines[:] = map(escaped, lines)
+
+
 def setup(app: Sphinx) -> dict:
-    """Connects to autodoc, after napoleon."""
+    """Connects to autodoc, before and after napoleon."""
+    app.connect("autodoc-process-docstring", escape, priority=100)
     app.connect("autodoc-process-docstring", describe, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
