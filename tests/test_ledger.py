@@ -19,6 +19,7 @@ from rmjax.tools.tables import Row, Table
 from tests import ROOT
 
 RECORDS = ROOT / "docs" / "results" / "records"
+TABLES = RECORDS.parent / "readme.json"
 NAMES = sorted(path.stem for path in RECORDS.glob("*.json"))
 
 
@@ -42,6 +43,17 @@ def test_the_page_of_keys_equals_the_schema():
     command = [sys.executable, "docs/configuration.py", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_measured_number_of_readme_is_in_a_record():
+    text = re.sub(r"```.*?```|\]\([^)]*\)", "", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    known = "\n".join(path.read_text() for path in RECORDS.parent.glob("*.md"))
+    known += pages.readme_table("tasks", pages.records(), json.loads(TABLES.read_text()))
+    versions = {"1.0", "1.2", "2.0", "3.11"}  # of bAbI, of this package, of the licence, of Python
+    numbers = set(re.findall(r"(?<![\d.])\d+\.\d+(?![\d.])", text)) - versions
+    assert len(numbers) > 20
+    missing = sorted(n for n in numbers if not re.search(rf"(?<![\d.]){re.escape(n)}(?!\d)", known))
+    assert not missing, "write them into docs/results/records, or take them out"
 
 
 @pytest.fixture

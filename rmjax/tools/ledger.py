@@ -229,8 +229,8 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
       The lines of the table, which end with a line break.
     """
     head, *others = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    lines = [head, ["---"] * len(head), *others]
-    padded = [[f" {cell} " if cell else " " for cell in line] for line in lines]
+    padded = [[f" {cell} " if cell else " " for cell in line] for line in [head, *others]]
+    padded.insert(1, ["---"] * len(head))
     return "".join(f"|{'|'.join(line)}|\n" for line in padded)
 
 
