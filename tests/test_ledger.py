@@ -89,9 +89,9 @@ def test_a_table_or_number_that_no_record_has_is_named(copy):
     with pytest.raises(ValueError, match="'clikcs'; there are tasks, memories, babi"):
         written(copy)
     known = pages.records()
-    assert pages.number("cm1#discrete|CM, full|all", known) == "0.834 ± 0.039"
-    assert pages.number("cm1#consecutive|CM, full|all", known) == "0.927 ± 0.004"
-    for wrong in ("cm1#discrete|CM, full|al", "cm1|CM|all", "cm9|CM|all", "clicks|RM|test AUC"):
+    assert pages.number("cm1#discrete|CM (Full)|accuracy", known) == "0.834 ± 0.039"
+    assert pages.number("cm1#consecutive|CM (Full)|accuracy", known) == "0.927 ± 0.004"
+    for wrong in ("cm1#discrete|CM (Full)|acc", "cm1|CM|all", "cm9|CM|all", "clicks|RM|test AUC"):
         with pytest.raises(ValueError, match=re.escape(wrong)):
             pages.number(wrong, known)
 
@@ -197,6 +197,7 @@ def test_a_table_of_ablate_writes_a_record_and_keeps_its_prose(tmp_path):
     assert [t["name"] for t in second["tables"]] == ["x", "y", "probe"]
     assert second["tables"][0] == first["tables"][0] and second["tables"][1]["text"] == "Of y."
     assert second["tables"][1]["rows"][0]["auc"] == {"values": [0.6]}
+    assert second["tables"][1]["rows"][1] == first["tables"][1]["rows"][1]
     assert second["tables"][2] == by_hand
 
 

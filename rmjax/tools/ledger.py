@@ -237,9 +237,11 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 def keep(path: Path, record: Record) -> None:
     """Writes the numbers of a record; an older record in the file keeps its prose.
 
+    Rows replace those of the same name in the table of the same name. All other rows stay.
+
     Args:
       path: of the JSON file.
-      record: title, commands, seeds and tables. Tables replace those of the same name.
+      record: title, commands, seeds and tables.
 
     Raises:
       ValueError: the file is there, and is no record.
@@ -251,7 +253,7 @@ def keep(path: Path, record: Record) -> None:
     for old in before.get("tables", []):
         name = old.get("name", "")
         # Prose of a table stays: its numbers alone are measured anew.
-        tables.append({**old, **new.pop(name)} if name in new else old)
+        tables.append({**old, **(_with_rows(old, new.pop(name)) if name in new else {})})
     full: Record = {
         "title": record["title"], "question": "", "setting": "", "shows": [], "not_shown": [],
         **before, "commands": record["commands"], "seeds": record["seeds"],
@@ -260,3 +262,9 @@ def keep(path: Path, record: Record) -> None:
     ordered = {field: full.get(field) for field in _fields() if field in full}
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic.write(path, json.dumps(ordered, indent=1, ensure_ascii=False) + "\n")
+
+
+def _with_rows(old: Numbers, new: Numbers) -> Numbers:
+    """The new table, with the rows of the old one that it does not have, in the old order."""
+    by_name = lambda rows: {next(iter(row.values())): row for row in rows}
+    return {**new, "rows": [*{**by_name(old["rows"]), **by_name(new["rows"])}.values()]}

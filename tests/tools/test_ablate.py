@@ -16,7 +16,7 @@ from rmjax import config
 from rmjax.registry import MACHINES
 from rmjax.run import reporting
 from rmjax.run.workdir import EXIT_PREEMPTED, Preemption
-from rmjax.tools import ablate
+from rmjax.tools import ablate, ledger
 from rmjax.tools.tables import NO_REHEARSAL, TABLES, Row, Table
 from tests import ROOT
 from tests.runs import set_key, tiny
@@ -285,7 +285,7 @@ def test_the_command_makes_a_real_run(tmp_path):
     card = tmp_path / "card.py"
     card.write_text(CARD)
     line = ["--config", str(card), "--table=cm_slots", "--rows=K = 10", "--seeds=1"]
-    line += ["--workdir=out", "--config.train.learning_rate=0.5"]
+    line += ["--workdir=out", "--config.train.learning_rate=0.5", "--record=record.json"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "rmjax.ablate", *line]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
@@ -293,6 +293,10 @@ def test_the_command_makes_a_real_run(tmp_path):
     assert done.stdout.splitlines()[2].split()[:4] == ["K", "=", "10", "1"]
     kept = json.loads((tmp_path / "out" / "seed0" / "k-10" / "config.json").read_text())
     assert kept["train"]["learning_rate"] == 0.5 and kept["machine"]["slots"] == 10
+    record = ledger.read(tmp_path / "record.json")
+    assert record["title"] == "CM Figure 4" and record["seeds"] == [0]
+    assert record["commands"][0].endswith(f"--table=cm_slots '--rows=K = 10' {' '.join(line[4:])}")
+    assert record["tables"][0]["rows"][0]["row"] == "K = 10"
 
 
 @pytest.mark.parametrize(
