@@ -22,6 +22,8 @@ from tests.documents import Block, blocks
 LONGEST = 25  # words of a sentence
 SHORT = 3  # words of a part of a list, at most
 NAMES = {"found", "there", "told", "its", "said", "here", "whole", "each", "now"}
+# "found" is the paper's own name of a set of engrams; "each" is an old argument that still works.
+ALLOWED = {("rmjax/memoria/_remind.py", "found"), ("tests/tasks/test_answers.py", "each")}
 SECTIONS = r"(Args|Returns|Raises|Attributes|Yields|Note|Notes|Example|Examples):"
 # A participle without a subject: "Told at the end, ...", "Kept for readers that ...".
 PARTICIPLE = r"Told|Said|Kept|Drawn|Seen|Taken|Held|Asked|Written|Made|Stored|Measured|Found|Given"
@@ -111,9 +113,10 @@ def in_code(path: Path) -> Iterator[Hit]:
                 for block in paragraphs(text):
                     line = first.lineno + block.line - 1
                     yield from _hits(path, line, block.text, block.language == "entry")
+        place = str(path.relative_to(ROOT))
         for name in _names(node):
-            if name in NAMES:
-                yield Hit(str(path.relative_to(ROOT)), node.lineno, "name", name)
+            if name in NAMES and (place, name) not in ALLOWED:
+                yield Hit(place, node.lineno, "name", name)
 
 
 def _hits(path: Path, line: int, text: str, entry: bool = False) -> Iterator[Hit]:

@@ -332,9 +332,9 @@ def ready(port: int) -> bool:
 
 
 def table(text: str) -> tuple[list[str], list[str]]:
-    """The heads and the names of the rows of a printed table."""
-    head, *rows = [re.split(r"  +", line.strip()) for line in text.strip().split("\n")]
-    return head, [row[0] for row in rows]
+    """The heads and the names of the rows of the first table in a text, without its rule."""
+    head, *rows = [re.split(r"  +", line) for line in text.strip().split("\n\n")[0].split("\n")]
+    return head, [row[0] for row in rows if set(row[0]) != {"-"}]
 
 
 def test_readme_runs_from_top_to_bottom(folder, monkeypatch):
@@ -349,12 +349,14 @@ def test_readme_runs_from_top_to_bottom(folder, monkeypatch):
             for command in commands(block):
                 if not any(part in " ".join(command.words) for part in PARSED):
                     assert any(part in command.text for part in MORE), f"{place}: {command.text}"
+                    begin = time.monotonic()
                     printed = run(command, folder)
+                    print(f"{command.text[:70]}: {time.monotonic() - begin:.1f} s")
                     ran.append(command.module or command.words[1])
         elif block.kind == "code" and block.text.startswith("memory  "):
             assert table(block.text) == table(printed), f"{place}: the run prints another table"
             ran.append("table")
     main, shop = "rmjax.main", "examples/shop_log.py"
     assert ran == [main, "table", "python", shop, main, "rmjax.recommend", "rmjax.serve"]
-    assert (folder / "recs.csv").read_text().startswith("user,rank,item,score")
+    assert (folder / "recs.csv").read_text().startswith('"user","rank","item","score"')
     assert "<html" in printed.lower()
