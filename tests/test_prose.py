@@ -10,7 +10,7 @@ import pytest
 from tests import prose
 
 # Hits that are left, by file. The numbers may only fall.
-LEFT = {"BUILD_NOTES.md": 24, "CHANGELOG.md": 15}
+LEFT = {"BUILD_NOTES.md": 24}
 
 
 def test_documents_and_docstrings_are_plain():
