@@ -270,7 +270,7 @@ def test_readme_is_short_and_has_its_parts_in_order():
     assert heads == [
         "# rmjax", "## Why", "## Install and first run", "## In Python", "## Memories",
         "## Tasks", "## Your own data, your own memory", "## Serving and scale",
-        "## What you cannot rely on", "## Map and documents",
+        "## What you can rely on, and what not", "## Map and documents",
     ]  # fmt: skip
     sentence, picture = [b.text for b in documents.blocks(text) if b.kind == "prose"][:2]
     assert sentence.startswith("**Reasoning after memorizing") and picture.startswith("![")
