@@ -28,6 +28,7 @@ import pytest
 from rmjax import config as configs
 from rmjax.registry import expected, wrong
 from rmjax.serve.http.app import ENDPOINTS
+from rmjax.tools.tables import BUILT, TABLES, table_of
 from tests import (
     ROOT,
     decayed,  # noqa: F401  registers the machine of docs/guide/memory.md
@@ -94,6 +95,8 @@ def check(command: Command, in_text: bool = False) -> None:
             own = flag == "help" or {flag, flag.removeprefix("no")} & known
             assert own or flag.startswith("config."), f"{command.module} has no flag --{flag}"
         check_config(command, strict=command.module == "rmjax.main" and not in_text)
+        if command.module == "rmjax.ablate":
+            check_table(command.flags)
     elif command.module:
         assert importlib.util.find_spec(command.module)
     elif name == "python":
@@ -162,6 +165,15 @@ def check_config(command: Command, strict: bool) -> None:
     if strict:
         configs.validate(config)
         configs.refuse_unread(config, command.words)
+
+
+def check_table(flags: dict[str, str]) -> None:
+    """Checks the names of a table, its rows and its settings."""
+    assert flags["table"] in {*TABLES, *BUILT}, f"no table {flags['table']}"
+    table = table_of(flags["table"])
+    for flag, names in {"rows": table.rows, "settings": table.settings}.items():
+        for name in filter(None, flags.get(flag, "").split(",")):
+            assert name in names, f"--{flag}={name}: the names are {', '.join(names)}"
 
 
 def check_request(words) -> None:
