@@ -7,13 +7,16 @@ A step is remind, memorize and forget, without a model. The stream is topics tha
 from `first` to `steps` are timed. The result is one JSON object.
 
 Rows: lm (WikiText-103 and PG-19; B.2), sorting (32 segments of 1024; B.1), sorting32 (the same at
-its batch of 32), tiny, and huge, which runs only on request. huge is one stream with room for
+its batch of 32), tiny, and huge. The row huge runs only on request. It is one stream with room for
 100,000 engrams (11 GB).
 
-Expected on a 2-core AMD EPYC, median ms a step, with the edge rule negative_square and a search
-from the reminded engrams: lm 6.5, sorting 22 to 29, sorting32 173 to 221, tiny 0.20 to 0.25, huge
-79. `released_ms` is the time of memoria-pytorch 1.1.0 with torch 2.13 and two threads of a 2-core
-AMD EPYC. There the correlation is -d^2, and the search starts from all of short-term memory.
+These medians in ms a step are expected on a 2-core AMD EPYC:
+
+    lm 6.5    sorting 22 to 29    sorting32 173 to 221    tiny 0.20 to 0.25    huge 79
+
+They have the edge rule negative_square, and a search from the reminded engrams. `released_ms` is
+the time of memoria-pytorch 1.1.0 with torch 2.13 and two threads of a 2-core AMD EPYC. There the
+correlation is -d^2, and the search starts from all of short-term memory.
 """
 
 from ml_collections import ConfigDict

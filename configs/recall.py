@@ -28,7 +28,8 @@ Transformer and softmax over slots were tried for 2,000 steps, without rehearsal
 4 pairs stays at that of a guess among the values of the stream. `machine.timescale` is the number
 of segments of the longest stream, since a memory that forgets before training learns late or never.
 The buffer reads items without their order, unless `machine.before` gives each slot the items before
-its own: 1 in associative recall, 2 in joint recall, with `machine.recent` as long as the stream.
+its own. It needs 1 in associative recall and 2 in joint recall, and `machine.recent` as long as the
+stream.
 
 Hardware and time: a run of `:local` takes 2 to 3.5 minutes on one busy CPU core, mostly compiling.
 

@@ -3,7 +3,7 @@
     python examples/shop_log.py --out shop.csv
 
 The columns are user_id, sku, time (ISO 8601) and event (view, cart, wish or buy). The next item
-is one of a few neighbours of the last one with probability `--markov`; otherwise it is drawn by
+is one of a few neighbours of the last one with probability `--markov`. Otherwise it is drawn by
 popularity, which falls as 1 / (20 + rank). So the best rule knows the last item, and popularity
 knows little. The same seed writes the same file.
 

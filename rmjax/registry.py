@@ -320,11 +320,16 @@ TASKS = ("questions", "last tokens", "every token", "documents")
 class Sources(Registry):
     """Sources of data. Each source has its keys in a section within data, such as data.babi.
 
-    The `Settings` of a source may have these class variables: `section`, if the section is not
-    called like the source; `task`, one of `TASKS`; `asks_in_words = True`, if questions are
-    sentences; `has_item_table = False`, if items are features, not ids; `ranks_items = True`, if
-    an item may be the answer; `read_if`, which keys are read in some runs only. The `make` of a
-    source takes the settings, the section `data` of the config, and the seed.
+    The `Settings` of a source may have these class variables:
+
+    - `section`, if the section is not called like the source;
+    - `task`, one of `TASKS`;
+    - `asks_in_words = True`, if questions are sentences;
+    - `has_item_table = False`, if items are features, not ids;
+    - `ranks_items = True`, if an item may be the answer;
+    - `read_if`, which keys are read in some runs only.
+
+    The `make` of a source takes the settings, the section `data` of the config, and the seed.
 
     The `Settings` of stories may define `sentences(story, segment_length) -> words of each
     sentence`. It reads a text, or a list of sentences, as the source reads its own stories. A model

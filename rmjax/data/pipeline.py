@@ -191,7 +191,7 @@ class Subset(Wrapper):
       count: number of examples; at most the size of the split is used.
       seed: seed of the sample.
       others: whether `fetch` swaps streams. Each example is then replaced by one of another stream
-        in the same bucket, or by an empty stream if the bucket has no other stream.
+        in the same bucket. It is an empty stream if the bucket has no other stream.
     """
 
     def __init__(self, source: Source, split: str, count: int, seed: int, others: bool = False):
@@ -267,7 +267,7 @@ def _buckets(
 ) -> list[_Planned]:
     """Lists the batches of an epoch.
 
-    `joined` merges small buckets into larger ones if full batches then have fewer cells; otherwise
+    `joined` merges small buckets into larger ones if full batches then have fewer cells. Otherwise
     one long document could fill a batch with copies of itself. Evaluation does not merge, so that
     its splits share the same few shapes. `shapes`: see `batches`.
 

@@ -176,9 +176,10 @@ class Source(abc.ABC):
           - position: i32 [B, Q], number of items before each question. Absent if
             `positions_at_end`.
 
-          Streams that are already cut into segments have items [B, T, N] (or f32 [B, T, N, F])
-          and item_mask bool [B, T, N] in place of length. Their position counts segments. If an
-          item is the answer, they add items_before i32 [B, Q]: the places before each question.
+          Streams that are already cut into segments have items [B, T, N] (or f32 [B, T, N, F]).
+          They have item_mask bool [B, T, N] in place of length. Their position counts segments.
+          If an item is the answer, they add items_before i32 [B, Q]: the places before each
+          question.
 
           Other fields of `rmjax.Batch` (word_mask, candidates, ...) may be added; their shapes
           are those of `rmjax.Batch`.
@@ -227,9 +228,9 @@ class Source(abc.ABC):
           split: 'train', 'valid' or 'test'.
 
         Returns:
-          {name: answers}. Answers are f [size, Q] scores if the source asks for clicks, otherwise
-          i [size, Q] chosen classes or choices, or f [size, Q] ranks of the target if an item is
-          the answer. Default {}.
+          {name: answers}. If the source asks for clicks, answers are f [size, Q] scores. If an
+          item is the answer, they are f [size, Q] ranks of the target. Otherwise they are
+          i [size, Q] chosen classes or choices. Default {}.
         """
         return {}
 

@@ -5,8 +5,8 @@ ranks:
 
     HR@k = [r <= k]    NDCG@k = [r <= k] / log2(1 + r)    MRR@k = [r <= k] / r
 
-Each is a mean over questions. Recall@k is a mean over baskets: the questions of an example at one
-position ask for items that came together, and the value of a basket is the share of its items with
+Each is a mean over questions. Recall@k is a mean over baskets. The questions of an example at one
+position ask for items that came together, a basket. Its value is the share of its items with
 r <= k. Where every basket has one item, recall@k equals HR@k.
 
 Sampled metrics rank the right item among itself and `SAMPLED` other items, as some papers do. They

@@ -21,7 +21,8 @@ class Costs(NamedTuple):
       parameters: of the machine and its reader, without the item table.
       item_parameters: of the item table; 0 if the machine has none.
       flops_per_item: operations that one item of a full segment costs when it is written in
-        training, by `cost.flops`: the encoder, `write`, the machine's own loss, and dropout.
+        training, by `cost.flops`. They include the encoder, `write`, the machine's own loss, and
+        dropout.
     """
 
     state_floats: int

@@ -12,21 +12,21 @@ Some products leave the sequential part, and run for all segments at once:
     after   gradients of the kernels: one product of the memories with the gradients of a and of
             the recurrent products, which the backward kernel writes.
 
-The last choice writes 20 B T K d bytes: 1.3 GB at T 50, K 20, d 64 and 1,024 streams, less than a
-millisecond on an H100, and one launch. Sums inside the kernel would need d x 4d numbers for each
-stream, which fit on no chip from d = 128 on. The forward kernel writes memories, p and e^2a of each
-segment; the backward kernel computes the gates again.
+The last choice writes 20 B T K d bytes in one launch. At T 50, K 20, d 64 and 1,024 streams that is
+1.3 GB, less than a millisecond on an H100. Sums inside the kernel would need d x 4d numbers for
+each stream, which fit on no chip from d = 128 on. The forward kernel writes memories, p and e^2a of
+each segment; the backward kernel computes the gates again.
 
 One program of 256 threads writes one stream, so any number of streams will do. A tile has 2^i rows
 and columns, at least 16. Masked loads and stores cut it to K slots, N items and d features; d has
-blocks of 64. Loops over blocks are not unrolled, so registers do not depend on d. The memory, 4 K d
-bytes, passes from segment to segment through the cache of its multiprocessor; it is written for the
-backward pass in any case.
+blocks of 64. Loops over blocks are not unrolled, so registers do not depend on d. The memory has 4
+K d bytes. It passes from segment to segment through the cache of its multiprocessor, and it is
+written for the backward pass in any case.
 
-Compiled for sm_90a by Triton 3.9, K = N = 20: 255 registers a thread, so one program is on a
-multiprocessor at a time; 16 KB of shared memory at d = 64 and 24 KB at d = 256, for one tile of a
-kernel. The forward kernel spills nothing at d = 64, the backward one 304 bytes a thread. With
-unrolled blocks it was 2 KB, and at d = 128 50 KB. In bfloat16 it is 8 bytes.
+Triton 3.9 compiles it for sm_90a with 255 registers a thread at K = N = 20. So one program is on a
+multiprocessor at a time. It takes 16 KB of shared memory at d = 64 and 24 KB at d = 256, for one
+tile of a kernel. The forward kernel spills nothing at d = 64, the backward one 304 bytes a thread.
+With unrolled blocks it was 2 KB, and at d = 128 50 KB. In bfloat16 it is 8 bytes.
 """
 
 from __future__ import annotations

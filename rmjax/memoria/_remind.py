@@ -277,9 +277,9 @@ def _strongest(
 ) -> tuple[Array, Array]:
     """Follows the strongest edge of each slot in `slots` [R] to a slot in `to` [C].
 
-    Counts decide: all edges of one engram have the same divisor Count_ii. Of equal edges the one
-    with the highest `prefer` (u32 [R, C], from 1 up) is taken. Without `prefer` it is the edge to
-    the oldest engram, which has the lowest `rank` [C].
+    Counts decide: all edges of one engram have the same divisor Count_ii. If edges are equal, the
+    one with the highest `prefer` (u32 [R, C], from 1 up) is taken. Without `prefer` it is the edge
+    to the oldest engram, which has the lowest `rank` [C].
 
     Returns:
       The slot [R] where the edge ends, and the count [R]; -1 if `to` is empty.

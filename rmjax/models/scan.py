@@ -100,8 +100,8 @@ def truncated(
     """Adds up a loss over T segments; its gradients stay within a segment.
 
     It is `unroll` with gradient_segments=1, but each segment's gradient is taken as soon as the
-    segment is read. So nothing is stored for a backward pass, and segments behind the last token of
-    a batch cost nothing: streams of all lengths can share one program.
+    segment is read. So nothing is stored for a backward pass. Segments behind the last token of a
+    batch cost nothing, so streams of all lengths can share one program.
 
     Args:
       model: what reads. The aux of its steps is ignored, see `SequenceModel.has_loss`.

@@ -12,8 +12,8 @@ from rmjax.types import Array, Key, Params, Sum
 def init_click(key: Key, width: int, query_width: int, hidden: int) -> Params:
     """Draws the head for clicks.
 
-    With a hidden layer, the untrained units answer by the inner product of features and query: half
-    of them with a plus sign, half with a minus sign. From random kernels a match takes hundreds of
+    With a hidden layer, the untrained units answer by the inner product of features and query. Half
+    of them have a plus sign, half a minus sign. From random kernels a match takes hundreds of
     steps to learn.
 
     Args:

@@ -100,7 +100,7 @@ def _fold(
 ) -> S:
     """Folds step(carry, ids i32 [C], new bool [C]) over all items.
 
-    The last block begins early, so that it is as long as the others; `new` is false for the ids
+    The last block begins early, so that it is as long as the others. `new` is false for the ids
     that the block before it had.
     """
 
@@ -197,7 +197,7 @@ def ranks(
 def top_k(
     score: Score, k: int, num_items: int, without: Without = nothing, block: int = 0
 ) -> tuple[Array, Array]:
-    """The best items. Of equal scores the lower id comes first.
+    """The best items. If scores are equal, the lower id comes first.
 
     Args:
       score: the scores.

@@ -128,8 +128,8 @@ def _share(ratio: float, number: Array) -> Array:
 def _pick(key: Key, among: Array, count: Array, span: int = 1) -> Array:
     """Picks `count` [...] true entries of `among` [..., N], uniformly without replacement.
 
-    With a span it picks runs of so many places, which begin at multiples of the span. Of the last
-    run it may pick a part only. The result is bool [..., N].
+    With a span it picks runs of so many places, which begin at multiples of the span. It may pick
+    only a part of the last run. The result is bool [..., N].
     """
     drawn = jax.random.uniform(key, among.shape)
     if span > 1:  # one draw for a run, and a much smaller one for the order inside the run

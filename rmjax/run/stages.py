@@ -288,8 +288,9 @@ def microbatch(run: Run, rows: int) -> Pieces | None:
 def fresh_state(run: Run, stage: Stage, frozen: Params = ()) -> TrainState:
     """The state at step 0.
 
-    It is a function of the seed, and of what config takes from elsewhere: the parameters of another
-    run or of a released checkpoint, the teacher's item table, word vectors.
+    It is a function of the seed, and of what config takes from elsewhere. That may be the
+    parameters of another run or of a released checkpoint, the teacher's item table, or word
+    vectors.
 
     Args:
       run: the run.

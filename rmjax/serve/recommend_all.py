@@ -63,8 +63,8 @@ def recommend_all(
       The number of users.
 
     Raises:
-      ValueError: the model does not rank items, the table has wrong columns or rows, none of the
-        items is known to the model, or `out` has another ending.
+      ValueError: the model does not rank items; the table has wrong columns or rows; none of the
+        items is known to the model; `out` has another ending.
       FileNotFoundError: there are no such events, or the folder of `out` does not exist.
       OSError: the file cannot be written.
       Stopped: the process was asked to stop.

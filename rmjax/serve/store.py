@@ -179,9 +179,9 @@ class Streams:
         Raises:
           WrongLength: a stream has another length; nothing was written.
           Damaged: the row of a user does not fit its checksum; nothing was written.
-          ValueError: a user is of another type, an id is not an item of the model, the lists
-            differ in length, or with a store a write has more users than `capacity`; names the user
-            and the item. Nothing was written.
+          ValueError: a user is of another type; an id is not an item of the model; the lists
+            differ in length; with a store, a write has more users than `capacity`. The message
+            names the user and the item. Nothing was written.
           QueueFull: too many requests wait.
           OSError: the disk has no room; the streams are as the database has them.
           RuntimeError: the store is closed, or this process was forked.
@@ -295,8 +295,8 @@ class Streams:
 
         Raises:
           Damaged: the row of a user does not fit its checksum.
-          ValueError: the model does not rank items, k is out of range, a user is of another type,
-            an id is not an item of the model, or the two lists differ in length.
+          ValueError: the model does not rank items; k is out of range; a user is of another type;
+            an id is not an item of the model; the two lists differ in length.
           QueueFull: too many requests wait.
           RuntimeError: the store is closed, or this process was forked.
         """
@@ -524,7 +524,7 @@ class Streams:
     def compile(self) -> None:
         """Compiles every shape, so that no later write or answer has to wait for the compiler.
 
-        Of `recommend`, it compiles k = 10 without items to leave out.
+        It compiles `recommend` for k = 10, without items to leave out.
 
         Raises:
           RuntimeError: the store is closed, or this process was forked.

@@ -112,7 +112,7 @@ class Reasoning(Task):
         """Writes the streams of a batch; the key [B] draws dropout; None: no dropout.
 
         If the batch has `items_before`, an asked memory also holds the items between the last full
-        segment and the question, as that of a live stream does. Otherwise it lacks them.
+        segment and the question. So does that of a live stream. Otherwise it lacks them.
         """
         memorized = memorize(
             self.machine,
@@ -282,7 +282,7 @@ class Reasoning(Task):
 
         Returns:
           {name of a loss that has a weight: f32 [B, 3]}: the sum over a stream's fragments with the
-          own memory, the same with the other memory, and the number of fragments. And "spread" f32
+          own memory; the same with the other memory; and the number of fragments. And "spread" f32
           [B, 2]: half the squared distance of the two memories' slots, and the number of entries.
         """
         r = dataclasses.replace(self.rehearsal, sampler="uniform")

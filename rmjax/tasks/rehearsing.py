@@ -140,10 +140,14 @@ def alternatives(
 ) -> tuple[Array, Array, Array | None]:
     """The features that recollection compares with.
 
-    For items that are ids, `r.negatives` names the others: 'uniform', J of all items; 'near', the J
-    of 4 J drawn items that are most similar to the truth; 'stream', J items of the same stream;
-    'partner', the batch's items of another stream. For items that are features the others are J
-    items of the same stream.
+    For items that are ids, `r.negatives` names the others:
+
+    - 'uniform': J of all items;
+    - 'near': the J of 4 J drawn items that are most similar to the truth;
+    - 'stream': J items of the same stream;
+    - 'partner': the batch's items of another stream.
+
+    For items that are features the others are J items of the same stream.
 
     Args:
       r: the rehearsal.

@@ -3,9 +3,9 @@
     python -m rmjax.bench --cards=all
     python -m rmjax.bench --cards=configs/hyperpartisan.py:local
 
-Every card is compiled in fresh processes: once with an empty cache of compiled programs ('cold'),
-and once with what the first process left there ('warm'). Data that would be files are random, in
-the shapes of the card, so vocabularies are small. No step runs.
+Every card is compiled in two fresh processes. The first one has an empty cache of compiled programs
+('cold'), and the second one has what the first one left in it ('warm'). Data that would be files
+are random, in the shapes of the card, so vocabularies are small. No step runs.
 """
 
 from __future__ import annotations

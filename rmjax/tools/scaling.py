@@ -200,8 +200,8 @@ def seconds_of(step: Step, devices: int, accelerator: Accelerator) -> tuple[floa
 
     Returns:
       Seconds of arithmetic; of memory traffic, in which every held byte is read and written once;
-      and of communication. It is that of recursive halving and doubling (Thakur et al. 2005):
-      in log2(n) waits a device sends (n - 1) / n of an array over its slowest link.
+      and of communication. It is that of recursive halving and doubling (Thakur et al. 2005).
+      There a device sends (n - 1) / n of an array over its slowest link, in log2(n) waits.
     """
     link = accelerator.near if devices <= accelerator.group else accelerator.far
     sent = delay = 0.0

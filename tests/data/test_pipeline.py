@@ -244,8 +244,8 @@ def test_a_batch_comes_from_one_bucket_and_an_epoch_has_every_example(size):
 def test_buckets_of_less_than_a_batch_join_a_larger_one():
     """Four streams each have 1, 2 and 4 segments.
 
-    The fewest cells are one batch of 1 segment, with each of its four streams twice, and one batch
-    of 4 segments with the eight other streams.
+    Two batches have the fewest cells. One has 1 segment, and each of its four streams twice. The
+    other one has 4 segments, and the eight other streams.
     """
     assert steps_per_epoch(Cut(12), 8) == 2
     for batch in batches(Cut(12), **ARGS, num_steps=6):

@@ -23,7 +23,7 @@ def network(weights, x):
 
 
 def gradient(weights, k, v, step=1e-5):
-    """Of |M(k) - v|^2 in each weight."""
+    """The gradient of |M(k) - v|^2 in each weight."""
     grads = [np.zeros_like(w) for w in weights]
     for w, grad in zip(weights, grads, strict=True):
         for index in np.ndindex(w.shape):

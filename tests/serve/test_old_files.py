@@ -1,7 +1,7 @@
 """Streams in folders of earlier versions are copied into a database; damaged folders are named.
 
-`tests/fixtures/streams` was written by the last version with such folders: a store of 4 slots with
-the users 'ann', 'bob' and 7, and a slot whose user was reset.
+`tests/fixtures/streams` was written by the last version with such folders. It is a store of 4 slots
+with the users 'ann', 'bob' and 7, and a slot whose user was reset.
 """
 
 from __future__ import annotations

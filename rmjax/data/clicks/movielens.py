@@ -86,8 +86,8 @@ class MovieLens(records.Records):
 
         Returns:
           Two scores f64 [size, Q]. 'popularity' is the popularity of the asked item. 'nearest id'
-          is minus the distance between the numbers of the asked item and of the user's last item:
-          films that a user rates in one sitting are often neighbours by movieId.
+          is minus the distance between the numbers of the asked item and of the user's last item.
+          Films that a user rates in one sitting are often neighbours by movieId.
         """
         streams = self.fetch(split, np.arange(self.size(split)))
         last = np.take_along_axis(streams["items"], np.maximum(streams["position"] - 1, 0), 1)

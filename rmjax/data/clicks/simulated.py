@@ -229,7 +229,7 @@ class SimulatedClicks(Generated):
 
         Returns:
           items i32 [B, L] (0 after the end), length i32 [B], query i32 [B, Q] (positive, negative,
-          positive, ...), query_mask bool [B, Q], target i32 [B, Q] (1, 0, 1, ...), and
+          positive, ...); query_mask bool [B, Q], target i32 [B, Q] (1, 0, 1, ...), and
           example_id i32 [B].
 
         Raises:

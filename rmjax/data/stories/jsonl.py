@@ -111,8 +111,8 @@ def open_stories(
       buckets: as in `TextRecords`.
 
     Returns:
-      The source. Its metadata count the questions of each split, those whose answer is no class
-      ('outside'), and those with choices that have the same word ids ('alike').
+      The source. Its metadata count the questions of each split. They also count those whose
+      answer is no class ('outside'), and those with choices of the same word ids ('alike').
 
     Raises:
       FileNotFoundError: there is no training file.

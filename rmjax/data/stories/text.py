@@ -159,7 +159,7 @@ class TextBuilder(records.StreamBuilder):
     """A builder whose records are stories as word ids.
 
     A list of lists is stored as one flat list and a list of lengths. A subclass implements
-    `stories`, extends `fields` by what else its stories have, and may fill two entries of
+    `stories`, and extends `fields` by what else its stories have. It may fill two entries of
     `info.metadata`: "classes" (the answers by number) and "groups" (the names by number).
 
     Attributes:

@@ -1,7 +1,7 @@
 """The usable rows of a user's table of events, read in batches.
 
-A row that cannot be used is an error, which names the file, the row, the column and the cure; or it
-is left out and counted.
+A row that cannot be used is an error, which names the file, the row, the column and the cure. With
+`bad_rows=skip` it is left out and counted.
 """
 
 from __future__ import annotations

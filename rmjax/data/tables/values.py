@@ -95,8 +95,8 @@ class Clock:
         right = forms[self.form]
         chosen = column.filter(pa.array(right))
         if self.form == "numbers":
-            whole = not pc.any(pc.invert(pc.match_substring_regex(chosen, _INTEGER))).as_py()
-            parsed = chosen.cast(pa.int64() if whole else pa.float64())
+            integers = not pc.any(pc.invert(pc.match_substring_regex(chosen, _INTEGER))).as_py()
+            parsed = chosen.cast(pa.int64() if integers else pa.float64())
         else:
             chosen = pc.replace_substring_regex(chosen, r"(\.[0-9]{6})[0-9]+", r"\1")
             zoned = pc.match_substring_regex(chosen, _ZONED)

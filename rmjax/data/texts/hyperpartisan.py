@@ -1,7 +1,7 @@
 """Hyperpartisan news (SemEval-2019 task 4, by article; Kiesel et al. 2019).
 
 The question is whether an article follows one side blindly. The split in wide use (Longformer,
-Beltagy et al. 2020) leaks: 51 of the 65 test articles are also in train and 7 are in dev. 65 of the
+Beltagy et al. 2020) leaks. 51 of its 65 test articles are also in train and 7 are in dev. 65 of the
 645 articles are in neither. Those are 'test' here, unless the published split is asked for.
 """
 

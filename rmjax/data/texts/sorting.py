@@ -229,8 +229,8 @@ def _stream(length: int, symbols: int, key: Key, index: Array) -> dict[str, Arra
 def by_frequency(sequence: Array, start: Array | int, symbols: int) -> Array:
     """Orders the symbols by frequency, the most frequent first.
 
-    Of equally frequent symbols the one that occurs first comes first. Symbols that do not occur
-    come last, in ascending order.
+    If symbols are equally frequent, the one that occurs first comes first. Symbols that do not
+    occur come last, in ascending order.
 
     Args:
       sequence: i32 [L].

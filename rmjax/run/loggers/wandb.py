@@ -3,7 +3,7 @@
 WANDB_MODE=offline needs no network. W&B takes steps in rising order and drops others. A run that
 continues may repeat steps that W&B has. They stay as they were first written, with the same values.
 A run that starts at step 0 again is a new one there. Offline, a run that continues has a folder of
-its own, with the same id; steps that both folders have are merged only when they are synced.
+its own, with the same id. Steps that both folders have are merged only when they are synced.
 """
 
 from __future__ import annotations

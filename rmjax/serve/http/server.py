@@ -152,7 +152,7 @@ def url(opened: socket.socket) -> str:
 def guarded(protocol: Any, seconds: float, connections: int) -> type[asyncio.Protocol]:
     """Makes a protocol of uvicorn cut off clients who are slow, or who send without reading.
 
-    uvicorn has a deadline for connections that are idle after a reply, but none for a head that
+    uvicorn has a deadline for connections that are idle after a reply. It has none for a head that
     does not end, and none for a client that does not read. It queues any number of requests that
     come before the reply to an earlier one. Its limit of connections refuses requests, also of
     probes, while idle connections stay open. With httptools it has no limit for a head.

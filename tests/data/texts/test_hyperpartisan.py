@@ -264,7 +264,7 @@ def test_labels_and_splits_that_do_not_fit_are_named(tmp_path, directory):
 
 
 def test_results_have_the_measures_of_the_paper(tmp_path, directory):
-    """Of the unseen articles 6, 7 and 8 only 6 is hyperpartisan. The reader chooses 6 and 7."""
+    """Only 6 of the unseen articles 6, 7 and 8 is hyperpartisan. The reader chooses 6 and 7."""
     source = open_hyperpartisan(directory, str(tmp_path))
     assert source.ids["test"] == [6, 7, 8] and source.classes == ["false", "true"]
     scored = {"scores": np.eye(2)[[[1], [1], [0]]], "target": all_of(source, "test")["target"]}
