@@ -1,0 +1,63 @@
+"""What the scripts of the figures share: style, colours, data and files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+HERE = Path(__file__).resolve().parent
+DATA, IMAGES = HERE / "data", HERE.parent / "images"
+# One look for each memory, in every figure: colour, marker, line.
+LOOKS = {
+    "RM": ("#0550ae", "o", "-"),
+    "RM with rehearsal": ("#0550ae", "o", "-"),
+    "CM": ("#54aeff", "D", "-"),
+    "Gated delta rule": ("#d9730d", "s", "-"),
+    "Gated delta rule, small": ("#d9730d", "P", "--"),
+    "DNC": ("#8250df", "^", "-"),
+    "GRU": ("#cf222e", "v", "-"),
+    "Last 8 items": ("#2da44e", "X", "-"),
+    "All items": ("#57606a", "*", "-"),
+    "guess": ("#57606a", "", ":"),
+}
+
+
+def look(name: str) -> dict[str, str]:
+    """The colour, marker and line of a memory, as arguments of `Axes.plot`."""
+    colour, marker, line = LOOKS[name]
+    return {"color": colour, "marker": marker, "linestyle": line}
+
+
+def use_style() -> None:
+    """Sets the style of the figures, on top of the defaults of matplotlib."""
+    mpl.rcdefaults()
+    mpl.style.use(HERE / "rmjax.mplstyle")
+
+
+def read(name: str) -> Any:
+    """Reads docs/figures/data/<name>.json."""
+    return json.loads((DATA / f"{name}.json").read_text())
+
+
+def write(name: str, content: Any) -> None:
+    """Writes docs/figures/data/<name>.json, one entry a line."""
+    DATA.mkdir(exist_ok=True)
+    lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(content[key])}" for key in content)
+    (DATA / f"{name}.json").write_text(f"{{\n{lines}\n}}\n")
+
+
+def beside(axes: Axes, **options: Any) -> None:
+    """Puts the legend to the right of the panel."""
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), **options)
+
+
+def save(figure: Figure, name: str, folder: Path = IMAGES) -> Path:
+    """Saves a figure as SVG, without the date, and returns its path."""
+    path = folder / f"{name}.svg"
+    figure.savefig(path, metadata={"Date": None, "Creator": None})
+    return path
