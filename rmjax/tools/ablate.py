@@ -4,7 +4,9 @@
 
 Every combination of row, setting and seed is one run of rmjax.main, with its own folder below
 --workdir. Finished runs are not run again, so the same command continues where it stopped.
-`--config.<key>=<value>` applies to all runs. Two tables have a row for every registered memory:
+`--config.<key>=<value>` applies to all runs. `--record=docs/results/records/cm1.json` writes the
+numbers of all seeds into a record, from which the documents are made. Two tables have a row for
+every registered memory:
 
     # All memories beside one another, with their costs, as Markdown, JSON and a figure:
     python -m rmjax.ablate --config=configs/synthetic.py:local --table=memories --seeds=3
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -36,7 +39,7 @@ from rmjax.run import kept, reporting
 from rmjax.run.evaluate import column_name
 from rmjax.run.workdir import EXIT_PREEMPTED, Preemption, lock
 from rmjax.tasks import is_sequence
-from rmjax.tools import curves, memories, systems, tables
+from rmjax.tools import curves, ledger, memories, systems, tables
 from rmjax.tools.jobs import Job, jobs, wait
 from rmjax.tools.tables import BUILT, TABLES, Table
 
@@ -55,6 +58,10 @@ _ORIGINAL = flags.DEFINE_bool(
 )
 _TUNED = flags.DEFINE_string(
     "tuned", None, "For --table=memories: tuned.json of a run of --table=tune on the same data."
+)
+
+_RECORD = flags.DEFINE_string(
+    "record", None, "A record of results (see docs/results/records) that receives the numbers."
 )
 
 # A table may continue with other values of these keys. No run computes something else by them.
@@ -202,28 +209,75 @@ def summary(table: Table, results: Results, data: str) -> list[Line]:
     """
     lines = []
     for setting in table.settings:
-        readers: dict[str, list[Line]] = {}
-        for name in table.rows:
-            tables = [rows for key, rows in results.items() if key[:2] == (setting, name)]
-            for rows in tables:
-                readers.setdefault(name, []).append(rows[0])
-                for other in rows[1:]:
-                    readers.setdefault(other["memory"], []).append(other)
-        references = [name for name in readers if name not in table.rows]
-        for name in [*(name for name in table.rows if name in readers), *references]:
+        for name, runs in readers_of(table, results, setting).items():
             line: Line = {"setting": setting} if setting else {}
-            line |= {"row": name, "seeds": len(readers[name]) if name in table.rows else 0}
+            line |= {"row": name, "seeds": len(runs) if name in table.rows else 0}
             paper = table.rows[name].paper.get(setting or data, {}) if name in table.rows else {}
-            for measure in (k for k in readers[name][0] if k not in ("memory", "low", "high")):
+            for measure in (k for k in runs[0] if k not in ("memory", "low", "high")):
                 if measure in Costs._fields:
-                    line[column_name(measure)] = readers[name][0][measure]
+                    line[column_name(measure)] = runs[0][measure]
                     continue
-                values = [float(row[measure]) for row in readers[name] if measure in row]
+                values = [float(row[measure]) for row in runs if measure in row]
                 line[measure.removeprefix("test_")] = spread(values, name in table.rows)
                 if measure in paper:
                     line[f"{measure.removeprefix('test_')}, paper"] = f"{paper[measure]:.4f}"
             lines.append(line)
     return lines
+
+
+def readers_of(table: Table, results: Results, setting: str) -> dict[str, list[Line]]:
+    """Collects the lines of the final tables by who answered.
+
+    Args:
+      table: the table.
+      results: the final tables of the finished runs.
+      setting: one of the table's settings.
+
+    Returns:
+      {name: one line for each seed}: the finished rows in their order, then references.
+    """
+    readers: dict[str, list[Line]] = {}
+    for name in table.rows:
+        for rows in (rows for key, rows in results.items() if key[:2] == (setting, name)):
+            readers.setdefault(name, []).append(rows[0])
+            for other in rows[1:]:
+                readers.setdefault(other["memory"], []).append(other)
+    return dict(sorted(readers.items(), key=lambda item: item[0] not in table.rows))
+
+
+def record_of(table: Table, results: Results, data: str, command: Sequence[str]) -> ledger.Record:
+    """The numbers of the finished runs, as a record of results.
+
+    Args:
+      table: the table.
+      results: the final tables of the finished runs.
+      data: as in `summary`.
+      command: the arguments of `python -m rmjax.ablate`.
+
+    Returns:
+      The record, with a table for each setting and the values of all seeds. It has no prose.
+    """
+    tables: list[ledger.Numbers] = []
+    for setting in table.settings:
+        rows: list[ledger.Row] = []
+        for name, runs in readers_of(table, results, setting).items():
+            row: dict[str, str | ledger.Cell] = {"row": name}
+            paper = table.rows[name].paper.get(setting or data, {}) if name in table.rows else {}
+            for measure in (k for k in runs[0] if k not in ("memory", "low", "high")):
+                if measure in Costs._fields:
+                    row[column_name(measure)] = {"mean": runs[0][measure], "digits": 0}
+                    continue
+                values = [float(run[measure]) for run in runs if measure in run]
+                same = name not in table.rows  # a reference is the same for every seed
+                cell = ledger.Cell(mean=values[0]) if same else ledger.Cell(values=values)
+                if measure in paper:
+                    cell["paper"] = paper[measure]
+                row[measure.removeprefix("test_")] = cell
+            rows.append(row)
+        tables.append({"name": setting, "digits": ledger.DIGITS, "rows": rows})
+    seeds = sorted({seed for _, _, seed in results})
+    commands = [shlex.join(["python", "-m", "rmjax.ablate", *command])]
+    return {"title": table.source, "commands": commands, "seeds": seeds, "tables": tables}
 
 
 def compare(table: Table, results: Results) -> list[Line]:
@@ -285,6 +339,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         workdir = paths.resolve_checkpoint(_WORKDIR.value or folder, "--workdir")
         configs.validate(config)
+        record = paths.resolve(_RECORD.value, "--record") if _RECORD.value else None
+        if record and record.exists():
+            ledger.read(record)  # a damaged record is named before hours of runs
         data = config.data.name
         full = prepared(name, data, _TUNED.value, _ORIGINAL.value)
         check_fits(full, config)
@@ -295,7 +352,7 @@ def main(argv: Sequence[str]) -> int:
             check_same_config(config, workdir)
             check_same_rows(name, table, workdir)
             todo, given = jobs(table, workdir, _SEEDS.value), given_flags()
-            code = run_all(table, todo, given, workdir, data, stop)
+            code = run_all(table, todo, given, workdir, data, stop, record)
             if name == "memories":
                 memories.finish(table, workdir, _SEEDS.value, given, stop, sys.argv[1:])
             elif name == "tune":
@@ -384,7 +441,13 @@ def given_flags() -> list[str]:
 
 
 def run_all(
-    table: Table, todo: list[Job], given: Sequence[str], workdir: Path, data: str, stop: Preemption
+    table: Table,
+    todo: list[Job],
+    given: Sequence[str],
+    workdir: Path,
+    data: str,
+    stop: Preemption,
+    record: Path | None = None,
 ) -> int:
     """Executes the runs; whenever one ends, logs and writes the table of the finished runs.
 
@@ -397,6 +460,8 @@ def run_all(
       workdir: folder of table.json and differences.json.
       data: name of the data, see `summary`.
       stop: whether this process was asked to stop.
+      record: the record that receives the numbers; None: none does. A record is left as it is if a
+        run failed, since it would lose rows.
 
     Returns:
       The exit code: 1 if a run failed, otherwise 0.
@@ -425,6 +490,10 @@ def run_all(
         (workdir / "differences.json").unlink(missing_ok=True)
     if table.curve:
         draw(table, todo, results, workdir)
+    if record and failed:
+        logging.error("%s is as before, since a run failed", record)
+    elif record:
+        ledger.keep(record, record_of(table, results, data, sys.argv[1:]))
     return int(failed)
 
 
