@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 HERE = Path(__file__).resolve().parent
-DATA, IMAGES = HERE / "data", HERE.parent / "images"
+DATA, IMAGES, RECORDS = HERE / "data", HERE.parent / "images", HERE.parent / "results" / "records"
 # One look for each memory, in every figure: colour, marker, line.
 LOOKS = {
     "RM": ("#0550ae", "o", "-"),
@@ -42,6 +42,43 @@ def use_style() -> None:
 def read(name: str) -> Any:
     """Reads docs/figures/data/<name>.json."""
     return json.loads((DATA / f"{name}.json").read_text())
+
+
+def table(record: str, part: str, names: str) -> dict[str, list[dict[str, float]]]:
+    """Reads a table of docs/results/records/<record>.json.
+
+    Args:
+      record: its name.
+      part: the name of the table.
+      names: the column of the rows' names.
+
+    Returns:
+      {name of the rows: the numbers of each row of that name, by column}.
+
+    Raises:
+      ValueError: the record has no such table.
+    """
+    tables = json.loads((RECORDS / f"{record}.json").read_text())["tables"]
+    chosen = [one for one in tables if one["name"] == part]
+    if not chosen:
+        known = ", ".join(repr(one["name"]) for one in tables)
+        raise ValueError(f"{RECORDS / record}.json has no table {part!r}: it has {known}")
+    rows: dict[str, list[dict[str, float]]] = {}
+    for row in chosen[0]["rows"]:
+        numbers = {key: number(row[key]) for key in row if key != names}
+        known_numbers = {key: value for key, value in numbers.items() if value is not None}
+        rows.setdefault(row[names].strip("`"), []).append(known_numbers)
+    return rows
+
+
+def number(cell: Any) -> float | None:
+    """The mean of a cell of a record, or the number that its text is; None for other texts."""
+    if isinstance(cell, dict):
+        return cell["mean"]
+    try:
+        return float(str(cell).replace(",", ""))
+    except ValueError:
+        return None
 
 
 def write(name: str, content: Any) -> None:

@@ -3,16 +3,18 @@
     python docs/figures/measure.py recall     # makes data/recall.json
     python docs/figures/forgetting.py
 
-The numbers of the right panel are in data/probe.json, with their command.
+The numbers of the right panel, and the guess, are those of docs/results/records.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from common import look, read, save, use_style
+from capacity import curves
+from common import look, read, save, table, use_style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+CHANCE, AGES = 1 / 80, 6  # the world has 80 facts, and a stream has 6 segments
 SHOWN = "DNC", "Gated delta rule, small", "RM", "Last 8 items"
 
 
@@ -32,7 +34,7 @@ def recalled(axes: Axes) -> None:
         accuracy, size = runs[name]["by_age"], runs[name]["state_floats"]
         label = name.replace(", small", "") + f" ({size:,})"
         axes.plot(np.arange(len(accuracy)), accuracy, label=label, **look(name))
-    guess = read("capacity")["guess"]["accuracy"][-1]
+    guess = curves()["guess"].accuracy[-1]
     axes.axhline(guess, label="a guess among the values", color="#57606a", linestyle=":")
     axes.set(xlabel="later pairs (0: the latest pair)", ylabel="test accuracy", ylim=(0, 1.04))
     axes.set_title("Recall of a pair, by its age")
@@ -41,15 +43,15 @@ def recalled(axes: Axes) -> None:
 
 def rehearsed(axes: Axes) -> None:
     """Draws what a new decoder recalls of fragments, with and without rehearsal in training."""
-    probe = read("probe")
+    probe = table("cm1", "Recollection by age", "recollection at age")
     looks = {"CM, full": ("o", "-", "with rehearsal"), "CM, only reason": ("D", "--", "without")}
     for name, (marker, line, label) in looks.items():
-        values = probe[name]
+        values = [probe[name][0][str(age)] for age in range(AGES)]
         colour = look("CM" if line == "--" else "RM")["color"]
         axes.plot(
             np.arange(len(values)), values, marker=marker, linestyle=line, color=colour, label=label
         )
-    axes.axhline(probe["chance"], color="#57606a", linestyle=":", label="chance")
+    axes.axhline(CHANCE, color="#57606a", linestyle=":", label="chance")
     axes.set(xlabel="age of the fragment, in segments", ylabel="recollection", ylim=(0, 0.08))
     axes.set_title("Rehearsal keeps old segments")
     axes.legend(title="Continual Memory", alignment="left")

@@ -3,11 +3,12 @@
     python docs/figures/measure.py recall     # makes data/recall.json
     python docs/figures/state_size.py
 
-The single points are those of data/capacity.json.
+The single points are those of docs/results/records/recall.json.
 """
 
 from __future__ import annotations
 
+from capacity import curves
 from common import beside, look, read, save, use_style
 from matplotlib.figure import Figure
 
@@ -29,12 +30,11 @@ def draw() -> Figure:
     for kind, sizes in SWEEPS.items():
         x, y = zip(*points(kind), strict=True)
         axes.plot(x, y, label=f"{kind}, {sizes}", **look(kind))
-    capacity = read("capacity")
+    known = curves()
     for name in SINGLE:
-        row = capacity[name]
         style = look(name) | {"linestyle": ""}
-        axes.plot([row["state_floats"]], row["accuracy"][-1:], label=name, **style)
-    guess = capacity["guess"]["accuracy"][-1]
+        axes.plot([known[name].size], known[name].accuracy[-1:], label=name, **style)
+    guess = known["guess"].accuracy[-1]
     axes.axhline(guess, label="a guess among the values", color="#57606a", linestyle=":")
     axes.set_xscale("log")
     axes.set(xlabel="numbers in the state of one stream", ylabel="test accuracy, 16 pairs")
