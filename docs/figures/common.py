@@ -93,8 +93,9 @@ def beside(axes: Axes, **options: Any) -> None:
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), **options)
 
 
-def save(figure: Figure, name: str, folder: Path = IMAGES) -> Path:
-    """Saves a figure as SVG, without the date, and returns its path."""
-    path = folder / f"{name}.svg"
-    figure.savefig(path, metadata={"Date": None, "Creator": None})
+def save(figure: Figure, name: str, kind: str = "svg") -> Path:
+    """Saves a figure in docs/images, without the date, and returns its path."""
+    path = IMAGES / f"{name}.{kind}"
+    nothing = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
+    figure.savefig(path, metadata=nothing[kind])
     return path

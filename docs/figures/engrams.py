@@ -1,4 +1,4 @@
-"""Draws docs/images/engrams.webp, in which Memoria's graph grows, and its last frame as SVG.
+"""Draws docs/images/engrams.webp, in which Memoria's graph grows, and some of its frames as PNG.
 
     python docs/figures/engrams.py
 
@@ -27,9 +27,8 @@ STORY = SCENES * LENGTH  # steps of one telling
 WEIGHT = 0.7  # the least weight of an edge that is drawn
 EVERY, PAUSE, HOLD = 2, 110, 4000  # steps a frame; milliseconds of a frame, and of the last one
 KINDS = {
-    memoria.WORKING: ("working", "#2da44e", 30),
-    memoria.SHORT_TERM: ("short-term", "#d9730d", 18),
-    memoria.LONG_TERM: ("long-term", "#0550ae", 18),
+    memoria.SHORT_TERM: ("short-term engrams", "#d9730d"),
+    memoria.LONG_TERM: ("long-term engrams", "#0550ae"),
 }
 CONFIG = memoria.MemoriaConfig(
     working=8,
@@ -48,7 +47,6 @@ class Graph(NamedTuple):
     serial: np.ndarray  # i64 [n]
     kind: np.ndarray  # i8 [n]
     edges: np.ndarray  # i64 [e, 2], serials
-    weights: np.ndarray  # f32 [e]
 
 
 def stream() -> jax.Array:
@@ -80,10 +78,10 @@ def graphs() -> list[Graph]:
     made = []
     for t in range(EVERY - 1, TELLINGS * STORY, EVERY):
         state = jax.tree.map(lambda x, t=t: x[t], states)
-        sources, targets, weights = memoria.edges_above(state, WEIGHT)
+        sources, targets, _ = memoria.edges_above(state, WEIGHT)
         alive = state.kind != memoria.EMPTY
         edges = np.stack([sources, targets], 1)
-        made.append(Graph(state.serial[alive], state.kind[alive], edges, weights))
+        made.append(Graph(state.serial[alive], state.kind[alive], edges))
     return made
 
 
@@ -99,11 +97,12 @@ def places(serial: np.ndarray) -> np.ndarray:
 def draw_graph(axes: Axes, graph: Graph, step: int) -> None:
     """Draws one frame."""
     lines = list(np.stack([places(graph.edges[:, 0]), places(graph.edges[:, 1])], 1))
-    widths = 0.8 * graph.weights
-    axes.add_collection(LineCollection(lines, colors="#57606a", alpha=0.22, linewidths=widths))
-    for kind, (name, colour, size) in KINDS.items():
+    faint = min(0.25, 60 / max(1, len(lines)))  # so that dense parts stay legible
+    edges = LineCollection(lines, colors="#57606a", alpha=max(0.08, faint), linewidths=0.7)
+    axes.add_collection(edges)
+    for kind, (name, colour) in KINDS.items():
         points = places(graph.serial[graph.kind == kind])
-        axes.scatter(*points.T, s=size, color=colour, label=name, linewidths=0, zorder=2)
+        axes.scatter(*points.T, s=18, color=colour, label=name, linewidths=0, zorder=2)
     for scene in range(SCENES):
         angle = np.pi / 2 - 2 * np.pi * (scene + 0.5) / SCENES
         x, y = 1.86 * np.cos(angle), 1.86 * np.sin(angle)
@@ -112,22 +111,30 @@ def draw_graph(axes: Axes, graph: Graph, step: int) -> None:
     axes.axis("off")
     telling = "first" if step <= STORY else "second"
     axes.set_title(f"Step {step}, the {telling} telling", loc="center")
-    axes.legend(loc="center", title="engrams", fontsize=9)
 
 
 def frame(graph: Graph, step: int) -> Figure:
     """The figure of one frame."""
-    figure = Figure(figsize=(5, 5.2))
-    draw_graph(figure.subplots(), graph, step)
+    figure = Figure(figsize=(5, 5.5))
+    axes = figure.subplots()
+    draw_graph(axes, graph, step)
+    add_legend(figure, axes)
     return figure
+
+
+def add_legend(figure: Figure, axes: Axes) -> None:
+    """Adds one legend below all panels."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, markerscale=1.5)
 
 
 def draw(steps: tuple[int, ...] = (24, 72, 144)) -> Figure:
     """Draws some frames side by side, for print."""
     drawn = graphs()
-    figure = Figure(figsize=(4.5 * len(steps), 4.8))
+    figure = Figure(figsize=(3.6 * len(steps), 4.2))
     for axes, step in zip(figure.subplots(1, len(steps)), steps, strict=True):
         draw_graph(axes, drawn[step // EVERY - 1], step)
+    add_legend(figure, figure.axes[0])
     return figure
 
 
@@ -149,5 +156,5 @@ def animate() -> None:
 
 if __name__ == "__main__":
     use_style()
-    print(save(draw(), "engrams"))
+    print(save(draw(), "engrams", "png"))
     animate()
