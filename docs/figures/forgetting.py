@@ -32,13 +32,19 @@ def recalled(axes: Axes) -> None:
     runs = read("recall")
     for name in SHOWN:
         accuracy, size = runs[name]["by_age"], runs[name]["state_floats"]
-        label = name.replace(", small", "") + f" ({size:,})"
+        label = name.replace(", small", "") + (f" ({size:,})" if size else " (ids)")
         axes.plot(np.arange(len(accuracy)), accuracy, label=label, **look(name))
     guess = curves()["guess"].accuracy[-1]
     axes.axhline(guess, label="a guess among the values", color="#57606a", linestyle=":")
     axes.set(xlabel="later pairs (0: the latest pair)", ylabel="test accuracy", ylim=(0, 1.04))
     axes.set_title("Recall of a pair, by its age")
-    axes.legend(title="memory (numbers in its state)", alignment="left", fontsize=9)
+    axes.legend(
+        title="memory (numbers in its state)",
+        alignment="left",
+        fontsize=9,
+        loc="lower right",
+        bbox_to_anchor=(1, 0.12),
+    )
 
 
 def rehearsed(axes: Axes) -> None:

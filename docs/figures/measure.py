@@ -1,8 +1,8 @@
 """Trains the small models whose numbers the figures show, and writes them to docs/figures/data.
 
-    python docs/figures/measure.py            # everything: about half an hour on one CPU core
+    python docs/figures/measure.py            # everything: about 25 minutes on one idle CPU core
     python docs/figures/measure.py recall     # associative recall, for forgetting and state_size
-    python docs/figures/measure.py clicks     # slots over a stream of clicks
+    python docs/figures/measure.py slots      # slots over a stream; after `recall`
 
 Runs are kept in runs/figures. The same command continues them, or reads them again.
 """
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from common import HERE, write
@@ -23,8 +22,7 @@ from common import HERE, write
 sys.path.insert(0, str(HERE.parents[1]))
 import rmjax
 from configs import recall, xlong
-from rmjax.data.clicks.simulated import simulate
-from rmjax.data.source import SPLITS
+from rmjax.machines.rehearsal import slot_attention
 from rmjax.run.training import trained
 
 RUNS = HERE.parents[1] / "runs" / "figures"
@@ -44,7 +42,7 @@ RECALL: dict[str, tuple[str, dict[str, Any], int]] = {
     "RM, K = 32": ("rehearsal", {"slots": 32}, 1500),
 }
 LONGEST, STREAMS, BATCH = 16, 2000, 500  # pairs of a stream; streams that are measured
-USER = 0  # of the test split, whose clicks are drawn
+STREAM = 1  # of the test split, whose slots are drawn
 
 
 def measure_recall() -> None:
@@ -87,45 +85,63 @@ def by_age(workdir: Path, segment_length: int) -> list[float]:
     return [round(float(share), 4) for share in right / asked]
 
 
-def measure_clicks() -> None:
-    """Measures how much each segment of a user's clicks changes each slot, with configs/xlong.py.
+def measure_slots() -> None:
+    """Measures two streams: what the slots take in of pairs, and how clicks change them."""
+    write("slots", {"recall": slots_of_recall(), "clicks": slots_of_clicks()})
 
-    The change is the length of m_k after the segment minus m_k before it, divided by sqrt(d).
+
+def slots_of_recall() -> dict[str, Any]:
+    """The weights of RM Eq. 1 of the run `RM`, over a stream of 16 pairs of the test split.
+
+    Returns:
+      'keys', the number of kinds of key; 'items' [32], ids, those of values come after the keys;
+      and 'weights' [K, 32].
     """
-    config = xlong.get_config("local")
-    rows = rmjax.fit(config, RUNS / "clicks")
+    task, params, source = trained(RUNS / "rm")
+    machine, params = task.machine, params["machine"]
+    settings = dataclasses.replace(source.settings, pairs=str(LONGEST))
+    stream = dataclasses.replace(source, settings=settings).fetch("test", np.array([STREAM]))
+    items, mask = rmjax.segment(stream["items"], stream["length"], task.segment_length)
+    projected = machine.encode(params, items, mask)[1]
+    memory, weights = machine.init_memory(params, 1), []
+    for t in range(items.shape[1]):
+        scored = memory.slots + params["slots"]  # machine.slot_identity
+        part = slot_attention(params["attention"], scored, projected[:, t], mask[:, t], "items")
+        weights.append(part[0])
+        memory = rmjax.memorize(machine, params, *one(items, mask, t), memory).memory
+    shares = np.round(np.concatenate(weights, -1), 3).tolist()
+    keys = source.settings.key_ids
+    return {"keys": keys, "items": stream["items"][0].tolist(), "weights": shares}
+
+
+def slots_of_clicks() -> dict[str, Any]:
+    """How much each segment of a user's clicks changes each slot, with configs/xlong.py:local.
+
+    Returns:
+      'test_auc' of the model; 'change' [T, K], the distance that a slot moves divided by sqrt(d).
+    """
+    rows = rmjax.fit(xlong.get_config("local"), RUNS / "clicks")
     task, params, source = trained(RUNS / "clicks")
     machine, params = task.machine, params["machine"]
-    streams, latents = simulate(source.config, source.seed, SPLITS.index("test"), np.array([USER]))
-    items, mask = rmjax.segment(streams["items"], streams["length"], config.data.segment_length)
-    advance = jax.jit(
-        lambda memory, t: (
-            rmjax.memorize(
-                machine,
-                params,
-                jax.lax.dynamic_slice_in_dim(items, t, 1, 1),
-                jax.lax.dynamic_slice_in_dim(mask, t, 1, 1),
-                memory,
-            ).memory
-        )
-    )
-    memory, changes = machine.init_memory(params, 1), []
+    stream = source.fetch("test", np.array([STREAM]))
+    items, mask = rmjax.segment(stream["items"], stream["length"], task.segment_length)
+    advance = jax.jit(lambda part, memory: rmjax.memorize(machine, params, *part, memory).memory)
+    memory, change = machine.init_memory(params, 1), []
     for t in range(items.shape[1]):
-        before, memory = memory, advance(memory, t)
-        changes.append(jnp.linalg.norm(memory.slots - before.slots, axis=-1)[0])
-    change = np.stack(changes) / np.sqrt(memory.slots.shape[-1])
-    measured = {
-        "test_auc": rows[0]["test_auc"],
-        "interests": int(latents.interests[0]),
-        "visit_interest": latents.visit_interest[0].tolist(),
-        "change": np.round(change, 3).tolist(),
-    }
-    write("clicks", measured)
+        before, memory = memory, advance(one(items, mask, t), memory)
+        change.append(np.linalg.norm(memory.slots - before.slots, axis=-1)[0])
+    width = np.sqrt(memory.slots.shape[-1])
+    return {"test_auc": rows[0]["test_auc"], "change": np.round(change / width, 3).tolist()}
+
+
+def one(items: np.ndarray, mask: np.ndarray, t: int) -> tuple[np.ndarray, np.ndarray]:
+    """Segment t of streams."""
+    return items[:, t : t + 1], mask[:, t : t + 1]
 
 
 def main() -> None:
     """Measures what the command line names; without a name, everything."""
-    known = {"recall": measure_recall, "clicks": measure_clicks}
+    known = {"recall": measure_recall, "slots": measure_slots}
     for name in sys.argv[1:] or known:
         known[name]()
 
