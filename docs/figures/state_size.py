@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 SWEEPS = {"Gated delta rule": "d = 6 to 24, one head", "RM": "K = 4 to 32"}
 SINGLE = "CM", "GRU", "DNC"
+TICKS = 64, 128, 256, 512, 1024
 
 
 def points(kind: str) -> list[tuple[int, float]]:
@@ -36,7 +37,8 @@ def draw() -> Figure:
         axes.plot([known[name].size], known[name].accuracy[-1:], label=name, **style)
     guess = known["guess"].accuracy[-1]
     axes.axhline(guess, label="a guess among the values", color="#57606a", linestyle=":")
-    axes.set_xscale("log")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(TICKS, map(str, TICKS))
     axes.set(xlabel="numbers in the state of one stream", ylabel="test accuracy, 16 pairs")
     axes.set_ylim(0, 1.04)
     axes.set_title("What a larger state buys")
