@@ -21,6 +21,7 @@ extensions = [
     "extensions.fields",
     "extensions.coverage",
     "extensions.mathml",
+    "extensions.outside",
     "extensions.spaces",
 ]
 exclude_patterns = ["_build", "results/records", "**/.ipynb_checkpoints"]
