@@ -25,7 +25,7 @@ from rmjax.data.source import Source
 from rmjax.data.texts.streams import Texts
 from rmjax.io import cost
 from rmjax.machines import memorize
-from rmjax.run import loop, stages
+from rmjax.run import environment, loop, stages
 from rmjax.run.workdir import Preemption
 from rmjax.tasks.reasoning import Reasoning
 from rmjax.tools import explain
@@ -307,7 +307,9 @@ def streaming(run: stages.Run) -> Streaming:
     task = stages.model_stage(run).task
     assert isinstance(task, Reasoning)
     machine = task.machine
-    params = jax.jit(machine.init)(jax.random.key(run.config.seed))
+    with environment.on_host():
+        params = jax.device_get(jax.jit(machine.init)(jax.random.key(run.config.seed)))
+    params = jax.device_put(params)
 
     @jax.jit
     def write(memory: Memory, items: Array, mask: Array) -> Memory:
