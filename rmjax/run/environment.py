@@ -30,7 +30,7 @@ GPU_FLAGS = {
     "xla_gpu_enable_triton_gemm": "false",  # cuBLAS multiplies
 }
 KNOWN_JAX = (0, 10), (0, 13)  # from, and before
-
+BITS = "jax_threefry_gpu_kernel_lowering"
 
 
 
@@ -77,7 +77,8 @@ def prepare_gpu() -> str:
 
     The flags of `GPU_FLAGS` are added to XLA_FLAGS, which XLA reads when JAX computes for the first
     time. A flag that is in XLA_FLAGS already stays as it is. Random bits come from a kernel of JAX:
-    they are the same bits, but XLA need not compile their generator for every draw.
+    they are the same bits, but XLA need not compile their generator for every draw. A value of
+    JAX_THREEFRY_GPU_KERNEL_LOWERING in the environment takes precedence.
 
     Returns:
       One line for the log, which says what was set.
@@ -89,10 +90,10 @@ def prepare_gpu() -> str:
         new = {name: value for name, value in GPU_FLAGS.items() if name not in before}
     added = [f"--{name}={value}" for name, value in new.items()]
     os.environ["XLA_FLAGS"] = " ".join([before, *added]).strip()
-    jax.config.update("jax_threefry_gpu_kernel_lowering", True)
-    return (
-        f"environment: XLA_FLAGS={os.environ['XLA_FLAGS']}, jax_threefry_gpu_kernel_lowering=True"
-    )
+    # Processes that this one starts inherit the variable.
+    bits = os.environ.setdefault(BITS.upper(), "true")
+    jax.config.update(BITS, bits.lower() in ("1", "true", "t", "yes", "y", "on"))
+    return f"environment: XLA_FLAGS={os.environ['XLA_FLAGS']}, {BITS.upper()}={bits}"
 
 
 def keep_compilations() -> str:
