@@ -33,7 +33,6 @@ KNOWN_JAX = (0, 10), (0, 13)  # from, and before
 BITS = "jax_threefry_gpu_kernel_lowering"
 
 
-
 def prepare() -> str:
     """Sets up a Linux machine without an accelerator, or with an NVIDIA GPU.
 

@@ -113,7 +113,9 @@ def test_the_kernel_equals_the_scan_forward_and_backward(name):
     assert error(after.slots, exact[1].slots) <= 1e-5
     assert (after.slots[:, 2] == memory.slots[2]).all()  # bit for bit, as nothing was written
     assert (after.segments == memory.segments + mask.any(-1).cumsum(0)).all()
-    for got, right, near in zip(*map(jax.tree.leaves, (gradients, exact[0], rounded[0])), strict=True):
+    for got, right, near in zip(
+        *map(jax.tree.leaves, (gradients, exact[0], rounded[0])), strict=True
+    ):
         assert error(got, right) <= max(1e-5, 2 * error(near, right))
     moved = jax.tree.map(lambda x: bool(np.abs(x).max() > 1e-3), gradients[0])
     used = [moved["attention"][n] for n in ("slot", "score")] + [*moved["update"].values()]
