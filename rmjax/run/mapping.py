@@ -187,8 +187,9 @@ def _pmap(
     def compiled(
         state: TrainState, carry: Carry, frozen: Params, batch: Batch
     ) -> jax.stages.Compiled:
+        # With the shardings of `put` and `split` this is the program that `train_step` then finds.
         shape = lambda x, *leading: jax.ShapeDtypeStruct(
-            (len(local), *leading, *x.shape[len(leading) :]), x.dtype
+            (len(local), *leading, *x.shape[len(leading) :]), x.dtype, sharding=spread
         )
         everywhere = lambda tree: jax.tree.map(shape, tree)
         cut = lambda tree: jax.tree.map(lambda x: shape(x, len(x) // len(local)), tree)

@@ -24,7 +24,7 @@ from rmjax.data.stories.vectors import word_vectors
 from rmjax.io import paths
 from rmjax.io.checkpoint import Checkpoints
 from rmjax.io.progress import Stopped
-from rmjax.run import parameters
+from rmjax.run import environment, parameters
 from rmjax.run.mapping import Mapped, make_mapped
 from rmjax.run.optimizer import make_optimizer
 from rmjax.run.reporting import MetricWriter
@@ -307,7 +307,8 @@ def fresh_state(run: Run, stage: Stage, frozen: Params = ()) -> TrainState:
     optimizer = stage_optimizer(run, stage)
     draw = jax.jit(lambda key: init_state(stage.task, optimizer, key))
     begin = time.monotonic()
-    state = jax.device_get(draw(jax.random.key(run.config.seed)))
+    with environment.on_host():
+        state = jax.device_get(draw(jax.random.key(run.config.seed)))
     run.clock.compiling += time.monotonic() - begin
     if stage.task.carries:
         carry = fresh_carry(stage.task, state.params, stage.batch_size)
@@ -360,7 +361,8 @@ def fresh_carry(task: Task, params: Params, batch_size: int) -> Carry:
     Returns:
       Host arrays with leading axis B.
     """
-    return jax.device_get(jax.jit(task.memory, static_argnums=1)(params, batch_size))
+    with environment.on_host():
+        return jax.device_get(jax.jit(task.memory, static_argnums=1)(params, batch_size))
 
 
 def blank_state(run: Run, stage: Stage) -> TrainState:
@@ -432,7 +434,9 @@ def first_step(run: Run) -> tuple[Stage, Mapped, TrainState, Params, Batch]:
     stage, teacher = model_stage(run), tasks.make_teacher(run.config, run.source)
     frozen: Params = ()
     if teacher is not None:
-        frozen = jax.device_get(teacher.init(jax.random.key(run.config.seed))["sampler"])
+        with environment.on_host():
+            drawn = jax.jit(teacher.init)(jax.random.key(run.config.seed))
+            frozen = jax.device_get(drawn["sampler"])
     data = batches(run.source, **data_settings(run), batch_size=stage.batch_size, num_steps=1)
     with contextlib.closing(data):
         return stage, map_stage(run, stage), fresh_state(run, stage), frozen, next(data)

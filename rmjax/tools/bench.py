@@ -116,6 +116,8 @@ def _check_flags() -> None:
         raise ValueError("--config is missing, and so are --size and --cards: give one of them")
     if flags.FLAGS.machines and not flags.FLAGS.size:
         raise ValueError("--machines needs --size, which gives every machine the same data")
+    if flags.FLAGS.machines and not flags.FLAGS.repeats:
+        raise ValueError("--machines times steps: --repeats must be at least 1")
     if flags.FLAGS.set and not flags.FLAGS.size:
         raise ValueError("--set changes a size: with --config use --config.KEY=VALUE")
     if flags.FLAGS.what != "train" and not (flags.FLAGS.against or flags.FLAGS.turns):
@@ -216,7 +218,9 @@ def _record(kind: str, rows: Iterable[Measures], table: bool = True) -> None:
 def define_flags() -> None:
     """Defines the flags of the command."""
     config_flags.DEFINE_config_file("config", None, "Path of a config file.")
-    flags.DEFINE_integer("repeats", 20, "Number of timed train steps.", lower_bound=1)
+    flags.DEFINE_integer(
+        "repeats", 20, "Number of timed train steps; 0: they are only compiled.", lower_bound=0
+    )
     flags.DEFINE_multi_integer(
         "history",
         [100, 10_000, 1_000_000],

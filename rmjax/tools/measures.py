@@ -25,7 +25,9 @@ from rmjax.data.source import Source
 from rmjax.data.texts.streams import Texts
 from rmjax.io import cost
 from rmjax.machines import memorize
-from rmjax.run import loop, stages
+from rmjax.run import environment, loop, stages
+from rmjax.run.mapping import Mapped
+from rmjax.run.step import TrainState
 from rmjax.run.workdir import Preemption
 from rmjax.tasks.reasoning import Reasoning
 from rmjax.tools import explain
@@ -109,12 +111,12 @@ def bench_step(run: stages.Run, repeats: int) -> Measures:
 
     Args:
       run: the run.
-      repeats: number of timed steps.
+      repeats: number of timed steps; 0: the step is compiled, and does not run.
 
     Returns:
       The counts of `explain.step_costs`; times in milliseconds and seconds; rates a second of the
       counts of `counts_of`; memory peaks in bytes; and the share of the rate of a large matrix
-      product, see `matmul_rate`.
+      product, see `matmul_rate`. Without repeats only what the compiled program tells.
     """
     stage, mapped, state, frozen, batch = stages.first_step(run)
     bucketed = isinstance(run.source, Source) and run.source.buckets("train") is not None
@@ -130,7 +132,35 @@ def bench_step(run: stages.Run, repeats: int) -> Measures:
     begin = time.perf_counter()
     programs = one_of_each(shape.batch for shape in shapes)
     compiled = [mapped.compiled(plain, state.carry, frozen, batch) for batch in programs]
-    compile_seconds = time.perf_counter() - begin
+    result = costs | {
+        "devices": mapped.devices,
+        "batch_size": stage.batch_size,
+        "shapes": len(programs),
+        "compile_seconds": time.perf_counter() - begin,
+        "peak_bytes_compiled_per_device": max(map(cost.peak_bytes, compiled)),
+    }
+    if not repeats:
+        return result
+    seconds, fastest = _step_seconds(mapped, state, frozen, shapes, repeats)
+    rate, work = matmul_rate(run.config.train.devices), costs["flops_per_step"]
+    totals = {
+        name: sum(shape.counts[name] for shape in shapes) / steps for name in shapes[0].counts
+    }
+    return result | {
+        "step_ms": 1e3 * seconds,
+        "step_ms_fastest": 1e3 * fastest,
+        **{f"{name}_per_second": total / seconds for name, total in totals.items()},
+        "peak_bytes_process": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "matmul_flops_per_second": rate,
+        "share_of_matmul_rate": work / seconds / rate,
+    }
+
+
+def _step_seconds(
+    mapped: Mapped, state: TrainState, frozen: Params, shapes: Sequence[Shape], repeats: int
+) -> tuple[float, float]:
+    """Times steps; returns median and least seconds, as means over the steps of an epoch."""
+    steps = sum(shape.steps for shape in shapes)
     (state, carry), frozen = loop.put_state(mapped, state), mapped.put(frozen)
     seconds, fastest = 0.0, 0.0
     for shape in shapes:
@@ -142,23 +172,7 @@ def bench_step(run: stages.Run, repeats: int) -> Measures:
             times.append(time.perf_counter() - begin)
         seconds += statistics.median(times[2:]) * shape.steps / steps
         fastest += min(times[2:]) * shape.steps / steps
-    rate, work = matmul_rate(run.config.train.devices), costs["flops_per_step"]
-    totals = {
-        name: sum(shape.counts[name] for shape in shapes) / steps for name in shapes[0].counts
-    }
-    return costs | {
-        "devices": mapped.devices,
-        "batch_size": stage.batch_size,
-        "shapes": len(programs),
-        "compile_seconds": compile_seconds,
-        "step_ms": 1e3 * seconds,
-        "step_ms_fastest": 1e3 * fastest,
-        **{f"{name}_per_second": total / seconds for name, total in totals.items()},
-        "peak_bytes_compiled_per_device": max(map(cost.peak_bytes, compiled)),
-        "peak_bytes_process": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-        "matmul_flops_per_second": rate,
-        "share_of_matmul_rate": work / seconds / rate,
-    }
+    return seconds, fastest
 
 
 def epoch_shapes(run: stages.Run, stage: stages.Stage) -> list[Shape]:
@@ -307,7 +321,9 @@ def streaming(run: stages.Run) -> Streaming:
     task = stages.model_stage(run).task
     assert isinstance(task, Reasoning)
     machine = task.machine
-    params = jax.jit(machine.init)(jax.random.key(run.config.seed))
+    with environment.on_host():
+        params = jax.device_get(jax.jit(machine.init)(jax.random.key(run.config.seed)))
+    params = jax.device_put(params)
 
     @jax.jit
     def write(memory: Memory, items: Array, mask: Array) -> Memory:

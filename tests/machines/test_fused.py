@@ -72,33 +72,51 @@ def scanned(machine, params, memory, features, mask, cut):
     return jax.lax.scan(step, memory, (features, mask, cut))[1]
 
 
-def both(plain, kernel, params, memory, features, mask, cut, weights):
-    """(memories, gradients) of the plain scan, and of the kernel."""
+def gradient(write, params, memory, features, mask, cut, weights):
+    """(gradients, memories) of a scan."""
 
-    def run(write, params, slots, features):
+    def run(params, slots, features):
         after = write(params, memory.replace(slots=slots), features, mask, cut)
         return (weights * jnp.sin(after.slots)).sum(), after
 
-    write = functools.partial(scanned, plain), kernel.write_segments
-    grad = lambda write: jax.grad(functools.partial(run, write), (0, 1, 2), has_aux=True)
-    data = params, memory.slots, features
+    run = jax.jit(jax.grad(run, (0, 1, 2), has_aux=True))
     with jax.default_matmul_precision("highest"):  # of the plain scan, on a GPU
-        return jax.jit(lambda *data: [grad(w)(*data)[::-1] for w in write])(*data)
+        return run(params, memory.slots, features)
+
+
+def reference(dtype, plain, params, memory, features, mask, cut, weights):
+    """The same of the plain scan in a precision, always on a CPU."""
+    cast = functools.partial(jax.tree.map, lambda x: np.asarray(x, dtype))
+    cpu = jax.default_device(jax.local_devices(backend="cpu")[0])
+    with jax.enable_x64(dtype == np.float64), cpu:
+        memory = memory.replace(slots=cast(memory.slots), segments=np.asarray(memory.segments))
+        data = cast(params), memory, cast(features), mask, cut, cast(weights)
+        return jax.device_get(gradient(functools.partial(scanned, plain), *data))
+
+
+def error(x, exact) -> float:
+    return float(np.abs(x - exact).max()) / max(1.0, float(np.abs(exact).max()))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_kernel_equals_the_scan_forward_and_backward(name):
+    """The kernel is as near to float64 as the plain scan in float32 is, or within 1e-5.
+
+    The gradient of w in Eq. 1 is a sum of T B K N terms that cancel, so in float32 even the plain
+    scan is off by 2e-5 at the size of XLong.
+    """
     segments, length, settings = CASES[name]
     plain, kernel, params = pair(length, settings)
-    data = drawn(plain, params, segments, length)
-    (memories, expected), (after, gradients) = both(plain, kernel, params, *data)
-    chex.assert_trees_all_close(after, memories, atol=1e-5)
-    memory, mask = data[0], data[2]
+    memory, features, mask, *_ = data = drawn(plain, params, segments, length)
+    gradients, after = gradient(kernel.write_segments, params, *data)
+    exact, rounded = (reference(t, plain, params, *data) for t in (np.float64, np.float32))
+    assert error(after.slots, exact[1].slots) <= 1e-5
     assert (after.slots[:, 2] == memory.slots[2]).all()  # bit for bit, as nothing was written
     assert (after.segments == memory.segments + mask.any(-1).cumsum(0)).all()
-    for wrong, right in zip(*map(jax.tree.leaves, (gradients, expected)), strict=True):
-        scale = max(1.0, float(np.abs(right).max()))
-        np.testing.assert_allclose(wrong, right, rtol=0, atol=1e-5 * scale)
+    for got, right, near in zip(
+        *map(jax.tree.leaves, (gradients, exact[0], rounded[0])), strict=True
+    ):
+        assert error(got, right) <= max(1e-5, 2 * error(near, right))
     moved = jax.tree.map(lambda x: bool(np.abs(x).max() > 1e-3), gradients[0])
     used = [moved["attention"][n] for n in ("slot", "score")] + [*moved["update"].values()]
     assert all(used) and gradients[1].any() and all(x.any() for x in gradients[2])
@@ -107,7 +125,8 @@ def test_the_kernel_equals_the_scan_forward_and_backward(name):
 def test_bfloat16_stays_near_float32():
     plain, kernel, params = pair(4, {}, jnp.bfloat16)
     data = drawn(plain, params, 3, 4)
-    (memories, expected), (after, gradients) = both(plain, kernel, params, *data)
+    gradients, after = gradient(kernel.write_segments, params, *data)
+    expected, memories = reference(np.float32, plain, params, *data)
     chex.assert_trees_all_close(after, memories, atol=0.03)
     for wrong, right in zip(*map(jax.tree.leaves, (gradients, expected)), strict=True):
         np.testing.assert_allclose(wrong, right, rtol=0, atol=0.04 * (1 + np.abs(right).max()))
@@ -124,7 +143,9 @@ def test_memorize_gives_the_same_with_blocks_positions_and_truncation():
         return jnp.sin(asked.slots).sum(), memorized
 
     run = jax.jit(jax.grad(run, 1, has_aux=True), static_argnums=0)
-    chex.assert_trees_all_close(run(kernel, params), run(plain, params), atol=2e-5)
+    with jax.default_matmul_precision("highest"):  # else a GPU multiplies in TF32
+        both = run(kernel, params), run(plain, params)
+    chex.assert_trees_all_close(*both, atol=2e-5)
 
 
 def test_the_kernel_is_off_unless_asked_for():

@@ -84,6 +84,50 @@ def test_a_compilation_is_announced_and_timed_once_for_each_shape(caplog):
     assert caplog.text.count("model: compiling the train step: done in 0.0 seconds.") == 2
 
 
+def test_a_gpu_gets_flags_that_the_user_and_other_versions_of_jax_overrule(monkeypatch):
+    monkeypatch.setattr(environment, "_devices", lambda *names: "nvidia[0-9]*" in names)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_enable_triton_gemm=true")
+    for platforms, nvidia in (("", True), ("cuda,cpu", True), ("cpu", False), ("tpu,cpu", False)):
+        monkeypatch.setenv("JAX_PLATFORMS", platforms)
+        assert environment._nvidia() == nvidia
+    before = jax.config.jax_threefry_gpu_kernel_lowering
+    try:
+        monkeypatch.setattr(jax, "__version_info__", (0, 13, 0))
+        monkeypatch.setenv(environment.BITS.upper(), "0")
+        line = environment.prepare_gpu()
+        assert os.environ["XLA_FLAGS"] == "--xla_gpu_enable_triton_gemm=true" in line
+        assert not jax.config.jax_threefry_gpu_kernel_lowering
+        monkeypatch.setattr(jax, "__version_info__", (0, 12, 1))
+        monkeypatch.delenv(environment.BITS.upper())
+        line = environment.prepare_gpu()
+        flags = os.environ["XLA_FLAGS"].split()
+        assert flags[0] == "--xla_gpu_enable_triton_gemm=true" and len(flags) == 2
+        assert flags[1] == "--xla_gpu_experimental_enable_fusion_autotuner=false"
+        assert " ".join(flags) in line and jax.config.jax_threefry_gpu_kernel_lowering
+    finally:
+        monkeypatch.delenv(environment.BITS.upper(), raising=False)
+        jax.config.update(environment.BITS, before)
+
+
+def test_this_version_of_xla_knows_the_flags_for_a_gpu():
+    """XLA ends a process at a flag that it does not know."""
+    flags = " ".join(f"--{name}={value}" for name, value in environment.GPU_FLAGS.items())
+    environ = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    run = [sys.executable, "-c", "import jax; jax.numpy.ones(1)"]
+    assert subprocess.run(run, env=environ, check=False).returncode == 0
+    environ["XLA_FLAGS"] += " --xla_gpu_no_such_flag=1"
+    done = subprocess.run(run, env=environ, capture_output=True, check=False)
+    assert done.returncode != 0 and b"xla_gpu_no_such_flag" in done.stderr
+
+
+def test_nothing_moves_to_the_host_without_an_accelerator(monkeypatch):
+    with environment.on_host():
+        assert jax.config.jax_default_device is None
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with environment.on_host():
+        assert jax.config.jax_default_device.platform == "cpu"
+
+
 @pytest.mark.parametrize("module", ["main", "bench", "load_test"])
 def test_a_missing_platform_is_an_error_with_a_cure(module):
     card = "xlong" if module != "bench" else "memoria_bench"

@@ -89,6 +89,19 @@ def test_work_is_done_and_counted():
     assert programs
 
 
+@pytest.mark.parametrize("mapping", ["pmap", "mesh"])
+def test_the_step_that_is_measured_is_compiled_once(mapping):
+    """The program that tells the bytes is the one that runs: a GPU compiles it for a minute."""
+    settings = {"machine.kind": "gru", "train.mapping": mapping} | NO_TEACHER
+    config, source = made_up.sized("xlong", SMALL | settings)
+    source = dataclasses.replace(source, segments=(2,), num_items=50)
+    step, _, peak = work.train_step(measures.open_run(config, source))
+    with work.counted_compilations() as programs:
+        assert peak() > 0
+        step(), step()
+    assert len(programs) == 1
+
+
 @pytest.mark.parametrize(("name", "precision"), [("float32", "HIGHEST"), ("tensorfloat32", "HIGH")])
 def test_a_gpu_writes_and_answers_in_the_precision_of_the_config(monkeypatch, name, precision):
     config, source = made_up.sized("xlong", SMALL | {"train.compute_dtype": name})
