@@ -137,6 +137,12 @@ _FIELDS: dict[str, Field] = {
         "familiarity is a sum over a stream's pairs (CM Eq. 5), not a mean"),
     "rehearsal.schedule": Field("constant", kind_of(SCHEDULES),
         "course of both weights over the steps"),
+    "rehearsal.labels": Field(0.0, at_least(0),
+        "questions of a stream up to which both weights are full; with more questions they fall in "
+        "proportion; 0: questions do not matter"),
+    "rehearsal.balance": Field(0.0, at_least(0),
+        "largest norm of the rehearsal's gradient relative to that of the task's loss, in the "
+        "parameters that both train; a step takes longer; 0: no limit"),
     "rehearsal.layers": Field(3, at_least(1), "layers of the decoder"),
     # reason
     "reason.weight": Field(1.0, at_least(0), "weight of the task's loss"),

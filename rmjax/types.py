@@ -35,8 +35,9 @@ Memory = Any  # frozen dataclass of the machine; leading axis B; has a field `se
 Features = Any  # pytree of arrays with the same leading axes; the machine chooses the rest
 State = Any  # pytree with leading axis B: what a sequence model remembers
 Carry = Any  # pytree that a task hands from step to step; () where a task carries nothing
-Weight = float | Callable[[Array], Array]  # a number, or a function of the step i32 []
 Sum = tuple[Array, Array]  # (sum, count), both f32 []; added over devices first, divided once
+Counts = Mapping[str, Array]  # f32 [] of each term of a loss, and of "streams", over all devices
+Weight = float | Callable[[Array, Counts], Array]  # a number, or a function of the step i32 []
 Terms = dict[str, tuple[Weight, Sum]]  # of a loss: the loss adds up weight * sum / count
 
 
@@ -312,6 +313,13 @@ class SequenceModel(NamedTuple):
     """Whether the aux of `step` may be more than (0, 0)."""
 
 
+class Limit(NamedTuple):
+    """Terms of a loss whose joint gradient may not outgrow that of the other terms."""
+
+    terms: tuple[str, ...]  # their names
+    ratio: float  # largest norm of their gradient, relative to the norm of the others' gradient
+
+
 class Task(Protocol):
     """Binds a machine or a model to a kind of data: batch -> loss terms and scores.
 
@@ -339,6 +347,11 @@ class Task(Protocol):
     def rehearses(self) -> bool:
         """Whether `rehearsals` is defined."""
         return False
+
+    @property
+    def limit(self) -> Limit | None:
+        """The terms whose gradient is limited, see `rmjax.run.step`; None: the loss is a sum."""
+        return None
 
     @abc.abstractmethod
     def init(self, key: Key) -> Params:

@@ -22,7 +22,7 @@ from rmjax.run.step import init_state, make_train_step
 from rmjax.types import Task
 from tests.oracles import close, f64
 from tests.oracles import rehearsal as oracle
-from tests.small import ITEMS, noise, small, stream
+from tests.small import ITEMS, batch, noise, small, stream
 
 RNG = np.random.default_rng(0)
 
@@ -360,7 +360,7 @@ class Terms(Task):
 
 def test_equation_7_weighs_the_mean_of_each_term_and_follows_its_gradient():
     state = init_state(Terms(), optax.sgd(1.0), jax.random.key(0))
-    after, _, metrics = make_train_step(Terms(), optax.sgd(1.0), seed=0)(state, (), None, None)
+    after, _, metrics = make_train_step(Terms(), optax.sgd(1.0), seed=0)(state, (), None, batch())
     values = [metrics[name] for name in ("a", "b", "c", "loss")]
     close(values, [2.0, 0.5, 0.0, 0.3 * 2.0 + 0.7 * 0.5])
     close(state.params - after.params, [0.3 * 2 + 0.7 * 2 / 4, 0.7 * 1 / 4])

@@ -117,6 +117,8 @@ def make_reasoning(config: ConfigDict, data: Description) -> Reasoning:
         sum_pairs=r.sum_pairs,
         span=r.span,
         schedule=schedules.build(r.schedule, config.train.steps, config),
+        labels=r.labels,
+        balance=r.balance,
     )
     return Reasoning(
         machine=make_machine(config, data),

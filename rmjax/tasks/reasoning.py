@@ -22,6 +22,7 @@ from rmjax.types import (
     Array,
     Batch,
     Key,
+    Limit,
     Memory,
     MemoryMachine,
     Params,
@@ -76,6 +77,11 @@ class Reasoning(Task):
     def rehearses(self) -> bool:
         """Whether a rehearsal loss has a weight."""
         return self.rehearsal.active
+
+    @property
+    def limit(self) -> Limit | None:
+        """The limit of the rehearsal's gradient, see `rmjax.types.Task.limit`."""
+        return self.rehearsal.limit
 
     def item_ids(self, batch: Batch, key: Key, num_items: int) -> Array:
         """Rows of the item table that `losses` reads, see `rmjax.types.Task.item_ids`."""
