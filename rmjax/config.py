@@ -796,6 +796,12 @@ def _conflicts(config: ConfigDict) -> Iterator[str]:
     if rehearsal.negatives in ("near", "stream") and not rehearsal.sampled_items:
         asked = f"config.rehearsal.negatives = {rehearsal.negatives!r}"
         yield f"{asked}: needs config.rehearsal.sampled_items above 0"
+    simulates = data.name == "simulated_clicks" or (data.name == "xlong" and not data.dir)
+    losses = rehearsal.recollection or rehearsal.familiarity
+    if simulates and simulated.labelled < 1 and losses and rehearsal.sampler == "teacher":
+        share = f"config.data.simulated.labelled = {simulated.labelled}"
+        cause = "the teacher chooses fragments by a question, and some users have none"
+        yield f"{share}: needs config.rehearsal.sampler = 'uniform', since {cause}"
     if train.sparse_items and rehearsal.recollection and not rehearsal.sampled_items:
         yield f"config.train.sparse_items: with {none_sampled} every step touches all items"
     if train.sparse_items and (is_sequence(config) or not SOURCES.has_item_table(data.name)):

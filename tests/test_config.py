@@ -131,6 +131,7 @@ def test_the_error_of_a_wrong_value_gives_the_range(name, value, words):
         ("data.name, machine.heads, machine.dim", ("activitynet", 5, 65), "dim = 65: must be even"),
         ("train.sparse_items, data.name", (True, "activitynet"), "activitynet has no item table"),
         ("train.sparse_items, data.name", (True, "sorting"), "sorting has no item table"),
+        ("data.simulated.labelled", 0.5, "needs config.rehearsal.sampler = 'uniform', since"),
         ("data.simulated.clicks_min", 2000,
          "must be at most config.data.simulated.clicks_max = 1000"),
         ("data.movielens.test_fraction", 0.9, "test_fraction + valid_fraction: must be below 1"),

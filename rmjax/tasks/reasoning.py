@@ -332,14 +332,16 @@ def draw_query(key: Key, batch: Batch, memorized: Memorized) -> Drawn:
       memorized: of the batch.
 
     Returns:
-      The questions, drawn uniformly.
+      The questions, drawn uniformly. A stream without questions is rehearsed as a whole, unless
+      questions lie inside the streams of the batch.
     """
     key, fresh = jax.vmap(jax.random.split, out_axes=1)(key)
     which = jax.vmap(jax.random.categorical)(key, jnp.where(batch.query_mask, 0.0, -jnp.inf))
     row = jnp.arange(len(which))
-    valid = batch.item_mask.any(-1) & batch.query_mask.any(-1)[:, None]
+    valid = batch.item_mask.any(-1)
     memory = memorized.memory
     if batch.position is not None:
+        valid &= batch.query_mask.any(-1)[:, None]
         valid &= jnp.arange(valid.shape[1]) < batch.position[row, which][:, None]
         memory = jax.tree.map(lambda x: x[row, which], memorized.asked)
     return Drawn(fresh, which, valid, memory)
