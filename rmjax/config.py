@@ -147,6 +147,9 @@ _FIELDS: dict[str, Field] = {
     # reason
     "reason.weight": Field(1.0, at_least(0), "weight of the task's loss"),
     "reason.hops": Field(1, at_least(1), "attention hops over the slots"),
+    "reason.norm": Field(False, anything, "the question has a layer norm between hops"),
+    "reason.mix": Field(0, at_least(0),
+        "rounds in which slots attend to each other before they are read; 0: none"),
     "reason.head": Field("linear", one_of("linear", "mlp"), "layers between answer and scores"),
     # ranking, where an item is the answer
     "ranking.question": Field("last", one_of("next", "last"),
@@ -434,8 +437,12 @@ def _unread_of_machines(config: ConfigDict, section: str, key: str) -> str:
     if section == "machine" and key in ("heads", "dropout") and decodes:
         return ""  # the rehearsal's decoder reads them, whatever the machine
     reasons = MACHINES.ignored_by(kind, config.machine)
-    if reason := reasons.get(f"{section}.{key}"):
+    steps_of_hops = section == "reason" and key in ("norm", "mix")
+    reason = reasons.get(f"{section}.{key}") or (steps_of_hops and reasons.get("reason.hops"))
+    if reason:
         return f"config.machine.{reason} = {config.machine[reason]!r}"
+    if section == "reason" and key == "norm" and config.reason.hops == 1:
+        return "config.reason.hops = 1"
     if section == "machine":
         if key == "loss":
             chosen = MACHINES.settings(kind, config.machine, "config.machine.")

@@ -95,6 +95,9 @@ class SegmentEncoder(NamedTuple):
     """
 
 
+_LEAST = (("segment_length", 1), ("max_items", 0), ("width", 0), ("hops", 1), ("mix_slots", 0))
+
+
 @dataclasses.dataclass(frozen=True)
 class Context:
     """What a machine must know of the run, beside its own settings.
@@ -107,13 +110,15 @@ class Context:
     max_items: int = 1000  # L
     width: int = 0  # of feature items or word vectors; 0: items are ids, and table rows are d wide
     hops: int = 1  # attention hops over the slots in `read`
+    norm_hops: bool = False  # a layer norm of the question between hops
+    mix_slots: int = 0  # rounds in which slots attend to each other before the first hop
     dtype: jnp.dtype = jnp.float32  # of the encoder's matrix products
     # Replaces the encoder that the settings name. A kind that reads it says so in its settings by
     # `takes_segment_encoder: ClassVar[bool] = True`; for others `machines.build` raises.
     segment_encoder: SegmentEncoder | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("segment_length", 1), ("max_items", 0), ("width", 0), ("hops", 1)):
+        for name, least in _LEAST:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
                 raise ValueError(f"{name} = {value!r}: must be a whole number, at least {least}")

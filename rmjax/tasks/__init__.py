@@ -43,6 +43,8 @@ def make_machine(config: ConfigDict, data: Description) -> MemoryMachine:
         max_items=data.max_items,
         width=data.vector_width or data.feature_width,
         hops=config.reason.hops,
+        norm_hops=config.reason.norm,
+        mix_slots=config.reason.mix,
         dtype=jnp.dtype(array_dtype(config)),
     )
     kind = config.machine.kind
