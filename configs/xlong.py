@@ -17,7 +17,8 @@ stays fixed.
 Variant: `:few` simulates the form of XLong, with one positive and one negative a user. The model
 learns an item table of its own, and rehearsal is set up to need the memory. Fragments are masked
 as a whole and drawn uniformly, and wrong items are those of another user. There is no familiarity
-loss, since nothing of a fragment is shown. It combines with `:local`, which then takes 1,400 steps
+loss, since nothing of a fragment is shown. With more than two questions a user the weight of the
+rehearsal falls in proportion (`rehearsal.labels`). It combines with `:local`, which then takes 1,400 steps
 at a rate of 2e-3.
 
 Hardware and time: `:local` takes four to eight minutes on two CPU cores, `:local,few` five to
@@ -57,6 +58,7 @@ def get_config(arg: str = "") -> ConfigDict:
         rehearsal, teacher.share_items = config.rehearsal, False
         rehearsal.sampler, rehearsal.negatives = "uniform", "partner"
         rehearsal.mask_ratio, rehearsal.familiarity = 1.0, 0.0
+        rehearsal.labels = 2.0  # with more questions the rehearsal counts less
         if "local" in chosen:
             train.steps, train.learning_rate = 1400, 2e-3
     return config
