@@ -18,8 +18,8 @@ Variant: `:few` simulates the form of XLong, with one positive and one negative 
 learns an item table of its own, and rehearsal is set up to need the memory. Fragments are masked
 as a whole and drawn uniformly, and wrong items are those of another user. There is no familiarity
 loss, since nothing of a fragment is shown. With more than two questions a user the weight of the
-rehearsal falls in proportion (`rehearsal.labels`). It combines with `:local`, which then takes 1,400 steps
-at a rate of 2e-3.
+rehearsal falls in proportion (`rehearsal.labels`). It combines with `:local`, which then takes
+1,400 steps at a rate of 2e-3.
 
 Hardware and time: `:local` takes four to eight minutes on two CPU cores, `:local,few` five to
 twelve.
