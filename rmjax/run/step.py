@@ -197,9 +197,11 @@ def _limited(others: Params, limited: Params, ratio: float) -> tuple[Params, Arr
     norm = lambda grads: optax.tree.norm(
         jax.tree.map(lambda x, both: jnp.where(both, x, 0.0), grads, shared)
     )
-    # Without shared arrays both norms are 0: nothing is scaled.
-    before = norm(limited) / jnp.maximum(norm(others), jnp.finfo(jnp.float32).tiny)
-    scale = jnp.minimum(1.0, ratio / jnp.maximum(before, jnp.finfo(jnp.float32).tiny))
+    # Without shared arrays both norms are 0, and nothing is scaled. The ratio stays finite, since a
+    # run stops at a metric that is not.
+    tiny, most = jnp.finfo(jnp.float32).tiny, jnp.finfo(jnp.float32).max
+    before = jnp.minimum(norm(limited) / jnp.maximum(norm(others), tiny), most)
+    scale = jnp.minimum(1.0, ratio / jnp.maximum(before, tiny))
     add = lambda a, b, both: a + jnp.where(both, scale, 1.0) * b
     return jax.tree.map(add, others, limited, shared), before
 
