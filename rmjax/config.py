@@ -137,10 +137,19 @@ _FIELDS: dict[str, Field] = {
         "familiarity is a sum over a stream's pairs (CM Eq. 5), not a mean"),
     "rehearsal.schedule": Field("constant", kind_of(SCHEDULES),
         "course of both weights over the steps"),
+    "rehearsal.labels": Field(0.0, at_least(0),
+        "questions of a stream up to which both weights are full; with more questions they fall in "
+        "proportion; 0: questions do not matter"),
+    "rehearsal.balance": Field(0.0, at_least(0),
+        "largest norm of the rehearsal's gradient relative to that of the task's loss, in the "
+        "parameters that both train; a step takes longer; 0: no limit"),
     "rehearsal.layers": Field(3, at_least(1), "layers of the decoder"),
     # reason
     "reason.weight": Field(1.0, at_least(0), "weight of the task's loss"),
     "reason.hops": Field(1, at_least(1), "attention hops over the slots"),
+    "reason.norm": Field(False, anything, "the question has a layer norm between hops"),
+    "reason.mix": Field(0, at_least(0),
+        "rounds in which slots attend to each other before they are read; 0: none"),
     "reason.head": Field("linear", one_of("linear", "mlp"), "layers between answer and scores"),
     # ranking, where an item is the answer
     "ranking.question": Field("last", one_of("next", "last"),
@@ -428,8 +437,12 @@ def _unread_of_machines(config: ConfigDict, section: str, key: str) -> str:
     if section == "machine" and key in ("heads", "dropout") and decodes:
         return ""  # the rehearsal's decoder reads them, whatever the machine
     reasons = MACHINES.ignored_by(kind, config.machine)
-    if reason := reasons.get(f"{section}.{key}"):
+    steps_of_hops = section == "reason" and key in ("norm", "mix")
+    reason = reasons.get(f"{section}.{key}") or (steps_of_hops and reasons.get("reason.hops"))
+    if reason:
         return f"config.machine.{reason} = {config.machine[reason]!r}"
+    if section == "reason" and key == "norm" and config.reason.hops == 1:
+        return "config.reason.hops = 1"
     if section == "machine":
         if key == "loss":
             chosen = MACHINES.settings(kind, config.machine, "config.machine.")
@@ -790,6 +803,12 @@ def _conflicts(config: ConfigDict) -> Iterator[str]:
     if rehearsal.negatives in ("near", "stream") and not rehearsal.sampled_items:
         asked = f"config.rehearsal.negatives = {rehearsal.negatives!r}"
         yield f"{asked}: needs config.rehearsal.sampled_items above 0"
+    simulates = data.name == "simulated_clicks" or (data.name == "xlong" and not data.dir)
+    losses = rehearsal.recollection or rehearsal.familiarity
+    if simulates and simulated.labelled < 1 and losses and rehearsal.sampler == "teacher":
+        share = f"config.data.simulated.labelled = {simulated.labelled}"
+        cause = "the teacher chooses fragments by a question, and some users have none"
+        yield f"{share}: needs config.rehearsal.sampler = 'uniform', since {cause}"
     if train.sparse_items and rehearsal.recollection and not rehearsal.sampled_items:
         yield f"config.train.sparse_items: with {none_sampled} every step touches all items"
     if train.sparse_items and (is_sequence(config) or not SOURCES.has_item_table(data.name)):

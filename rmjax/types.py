@@ -35,8 +35,9 @@ Memory = Any  # frozen dataclass of the machine; leading axis B; has a field `se
 Features = Any  # pytree of arrays with the same leading axes; the machine chooses the rest
 State = Any  # pytree with leading axis B: what a sequence model remembers
 Carry = Any  # pytree that a task hands from step to step; () where a task carries nothing
-Weight = float | Callable[[Array], Array]  # a number, or a function of the step i32 []
 Sum = tuple[Array, Array]  # (sum, count), both f32 []; added over devices first, divided once
+Counts = Mapping[str, Array]  # f32 [] of each term of a loss, and of "streams", over all devices
+Weight = float | Callable[[Array, Counts], Array]  # a number, or a function of the step i32 []
 Terms = dict[str, tuple[Weight, Sum]]  # of a loss: the loss adds up weight * sum / count
 
 
@@ -94,6 +95,9 @@ class SegmentEncoder(NamedTuple):
     """
 
 
+_LEAST = (("segment_length", 1), ("max_items", 0), ("width", 0), ("hops", 1), ("mix_slots", 0))
+
+
 @dataclasses.dataclass(frozen=True)
 class Context:
     """What a machine must know of the run, beside its own settings.
@@ -106,13 +110,15 @@ class Context:
     max_items: int = 1000  # L
     width: int = 0  # of feature items or word vectors; 0: items are ids, and table rows are d wide
     hops: int = 1  # attention hops over the slots in `read`
+    norm_hops: bool = False  # a layer norm of the question between hops
+    mix_slots: int = 0  # rounds in which slots attend to each other before the first hop
     dtype: jnp.dtype = jnp.float32  # of the encoder's matrix products
     # Replaces the encoder that the settings name. A kind that reads it says so in its settings by
     # `takes_segment_encoder: ClassVar[bool] = True`; for others `machines.build` raises.
     segment_encoder: SegmentEncoder | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("segment_length", 1), ("max_items", 0), ("width", 0), ("hops", 1)):
+        for name, least in _LEAST:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
                 raise ValueError(f"{name} = {value!r}: must be a whole number, at least {least}")
@@ -312,6 +318,13 @@ class SequenceModel(NamedTuple):
     """Whether the aux of `step` may be more than (0, 0)."""
 
 
+class Limit(NamedTuple):
+    """Terms of a loss whose joint gradient may not outgrow that of the other terms."""
+
+    terms: tuple[str, ...]  # their names
+    ratio: float  # largest norm of their gradient, relative to the norm of the others' gradient
+
+
 class Task(Protocol):
     """Binds a machine or a model to a kind of data: batch -> loss terms and scores.
 
@@ -339,6 +352,11 @@ class Task(Protocol):
     def rehearses(self) -> bool:
         """Whether `rehearsals` is defined."""
         return False
+
+    @property
+    def limit(self) -> Limit | None:
+        """The terms whose gradient is limited, see `rmjax.run.step`; None: the loss is a sum."""
+        return None
 
     @abc.abstractmethod
     def init(self, key: Key) -> Params:

@@ -1,6 +1,7 @@
 """Errors about a config name the wrong key or value, and the right one."""
 
 import re
+import runpy
 import subprocess
 import sys
 
@@ -10,7 +11,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from rmjax import config as config_lib
-from rmjax.config import SCHEMA, Recorder, base, check_flags, options, validate
+from rmjax.config import SCHEMA, Recorder, base, check_flags, flatten, options, validate
+from tests import ROOT
 
 
 def changed(names, values):
@@ -129,6 +131,7 @@ def test_the_error_of_a_wrong_value_gives_the_range(name, value, words):
         ("data.name, machine.heads, machine.dim", ("activitynet", 5, 65), "dim = 65: must be even"),
         ("train.sparse_items, data.name", (True, "activitynet"), "activitynet has no item table"),
         ("train.sparse_items, data.name", (True, "sorting"), "sorting has no item table"),
+        ("data.simulated.labelled", 0.5, "needs config.rehearsal.sampler = 'uniform', since"),
         ("data.simulated.clicks_min", 2000,
          "must be at most config.data.simulated.clicks_max = 1000"),
         ("data.movielens.test_fraction", 0.9, "test_fraction + valid_fraction: must be below 1"),
@@ -320,3 +323,18 @@ def test_help_shows_every_key_and_exits_with_zero(flag, capsys):
     assert all(f"--config.{name}: " in shown for name in SCHEMA)
     clip = "--config.train.clip: largest norm of the gradient (a number, above 0; default 5.0)"
     assert clip in shown
+
+
+def test_few_labels_keep_the_world_and_the_model():
+    """The two options compare: they differ in labels, rehearsal, item table and training alone."""
+    card = runpy.run_path(str(ROOT / "configs" / "xlong.py"))["get_config"]
+    many, few = (dict(flatten(card(arg))) for arg in ("local", "local,few"))
+    changes = {key for key in few if few[key] != many[key]}
+    assert {key for key in changes if not key.startswith(("rehearsal.", "train."))} == {
+        "data.simulated.targets",
+        "teacher.share_items",
+    }
+    assert few["data.simulated.targets"] == 1 and few["rehearsal.recollection"] > 0
+    assert card("few").train.steps == card("").train.steps  # the paper's size keeps its training
+    validate(card("few"))
+    validate(card("local,few"))

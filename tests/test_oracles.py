@@ -19,10 +19,10 @@ from rmjax.reason import encoders, heads, hops
 from rmjax.rehearsal import objectives, sampler
 from rmjax.rehearsal.decoder import Decoder
 from rmjax.run.step import init_state, make_train_step
-from rmjax.types import Task
+from rmjax.types import Context, Task
 from tests.oracles import close, f64
 from tests.oracles import rehearsal as oracle
-from tests.small import ITEMS, noise, small, stream
+from tests.small import ITEMS, batch, noise, small, stream
 
 RNG = np.random.default_rng(0)
 
@@ -174,8 +174,9 @@ def test_equation_5():
         close(reason[b, q], expected[1])
 
 
-def test_multihop_attention():
-    params = noise(lambda key: hops.init(key, 6, 8, 2))
+@pytest.mark.parametrize("steps", [{}, {"norm_hops": True}, {"mix_slots": 2}])
+def test_multihop_attention(steps):
+    params = noise(lambda key: hops.init(key, 6, 8, Context(hops=2, **steps)))
     query, slots, mask = normal(3, 2, 8), normal(3, 5, 6), RNG.random((3, 5)) < 0.6
     mask[2] = False
     answers, weights = hops.multihop(params, query, slots, mask)
@@ -183,6 +184,14 @@ def test_multihop_attention():
         expected = oracle.multihop(f64(params), f64(query[b, q]), f64(slots[b]), mask[b])
         close(answers[b, q], expected[0])
         close(weights[b, q], expected[1])
+
+
+def test_slots_that_may_mix_are_read_as_they_are_before_training():
+    query, slots, mask = normal(3, 2, 8), normal(3, 5, 6), RNG.random((3, 5)) < 0.6
+    made = lambda **steps: hops.init(jax.random.key(3), 6, 8, Context(**steps))
+    reads = lambda **steps: hops.multihop(made(**steps), query, slots, mask)
+    chex.assert_trees_all_equal(reads(hops=2), reads(hops=2, mix_slots=2))
+    chex.assert_trees_all_equal(reads(), reads(norm_hops=True))  # it lies between two hops
 
 
 @pytest.mark.parametrize("hidden", [0, 5])
@@ -360,7 +369,7 @@ class Terms(Task):
 
 def test_equation_7_weighs_the_mean_of_each_term_and_follows_its_gradient():
     state = init_state(Terms(), optax.sgd(1.0), jax.random.key(0))
-    after, _, metrics = make_train_step(Terms(), optax.sgd(1.0), seed=0)(state, (), None, None)
+    after, _, metrics = make_train_step(Terms(), optax.sgd(1.0), seed=0)(state, (), None, batch())
     values = [metrics[name] for name in ("a", "b", "c", "loss")]
     close(values, [2.0, 0.5, 0.0, 0.3 * 2.0 + 0.7 * 0.5])
     close(state.params - after.params, [0.3 * 2 + 0.7 * 2 / 4, 0.7 * 1 / 4])

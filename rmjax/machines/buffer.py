@@ -58,7 +58,7 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
     def init(key: Key) -> Params:
         a, b = jax.random.split(key)
         params = init_items(a, num_items, dim, context.width)
-        params |= {"reader": hops.init(b, dim, dim, context.hops)}
+        params |= {"reader": hops.init(b, dim, dim, context)}
         if settings.before:
             kernels = jax.random.fold_in(key, 2)  # 0 and 1 are the keys of `split`
             params["before"] = orthogonal()(kernels, (settings.before, dim, dim))

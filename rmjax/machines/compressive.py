@@ -83,7 +83,7 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
             "layers": dict(zip(names, map(init_layer, jax.random.split(b, s.layers)), strict=True)),
             "norm": {"scale": jnp.ones(dim), "bias": jnp.zeros(dim)},
             "compression": [init_compression(k) for k in jax.random.split(c, s.layers + 1)],
-            "reader": hops.init(d, dim, dim, context.hops),
+            "reader": hops.init(d, dim, dim, context),
         }
 
     def init_memory(params: Params, batch_size: int) -> CompressiveMemory:

@@ -43,6 +43,13 @@ class Settings:
         "attention", one_of("attention", "own"), "reads the slots in hops, or as in the paper"
     )
 
+    @property
+    def ignores(self) -> dict[str, str]:
+        """Keys that such a run does not read, see `rmjax.registry.Registry.ignored_by`."""
+        return (
+            dict.fromkeys(("reason.norm", "reason.mix"), "reader") if self.reader == "own" else {}
+        )
+
     def conflicts(self, config: object = None) -> Iterator[str]:
         """Yields a message for each contradiction, see `rmjax.registry.Registry.settings`."""
         if self.period ** (self.levels - 1) >= 2**31:
@@ -62,7 +69,7 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
         a, b, c = jax.random.split(key, 3)
         # Before training a state is a leaky average of the last `period` states of the GRU below.
         grus = [recurrent.init_gru(k, dim, dim, period) for k in jax.random.split(b, levels)]
-        reader = init_reader(c, dim, context.hops) if own else hops.init(c, dim, dim, context.hops)
+        reader = init_reader(c, dim, context.hops) if own else hops.init(c, dim, dim, context)
         return init_items(a, num_items, dim, context.width) | {
             "grus": grus,
             "reader": reader,

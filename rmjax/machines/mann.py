@@ -177,7 +177,7 @@ class _Mann:
             "controller": recurrent.init_lstm(b, dim, hidden),
             "reads": lecun_normal()(c, (heads * dim, 4 * hidden)),
             "interface": self.access.init(d, hidden, self.widths),
-            "reader": hops.init(e, dim, dim, self.context.hops),
+            "reader": hops.init(e, dim, dim, self.context),
             **self.access.init_loss(f),
         }
 

@@ -102,7 +102,7 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
         if own:
             reader = init_reader(c, dim, cell.induction)
         else:
-            reader = hops.init(c, dim, dim, context.hops)
+            reader = hops.init(c, dim, dim, context)
         return init_items(a, num_items, dim, context.width) | {
             "cell": cell.init(b, dim, number),
             "reader": reader,

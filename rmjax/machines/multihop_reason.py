@@ -44,7 +44,7 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
         b, c = jax.random.split(b)
         return init_items(a, num_items, dim, context.width) | {
             "encoder": recurrent.init_bigru(c, dim, dim),
-            "reader": hops.init(b, dim, dim, context.hops),
+            "reader": hops.init(b, dim, dim, context),
         }
 
     def slots(params: Params, memory: BufferMemory) -> tuple[Array, Array]:

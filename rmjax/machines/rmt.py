@@ -51,7 +51,7 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
             | {
                 "slots": normal(1.0)(b, (s.slots, dim)),  # K vectors; equal ones would stay alike
                 "encoder": model.init(c, tokens, jnp.ones(tokens.shape[:3], bool))["params"],
-                "reader": hops.init(d, dim, dim, context.hops),
+                "reader": hops.init(d, dim, dim, context),
             }
         )
 

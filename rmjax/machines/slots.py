@@ -164,7 +164,7 @@ class _Slots:
             # w; the factor makes the softmax sharp enough that slots take in different items.
             "score": 4.0 * dense(keys[5], (dim, 1))[:, 0],
         }
-        reader = hops.init(keys[7], slot_dim, dim, self.context.hops)
+        reader = hops.init(keys[7], slot_dim, dim, self.context)
         # Before training a question reads the slots that take in items like it.
         shared = {"query": attention["item"]} if item_dim == dim else {}
         shared |= {"slot": attention["slot"], "score": attention["score"]}

@@ -79,7 +79,7 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
 
     def init(key: Key) -> Params:
         a, b, c, d = jax.random.split(key, 4)
-        reader = init_reader(c, dim, queries) if own else hops.init(c, dim, dim, context.hops)
+        reader = init_reader(c, dim, queries) if own else hops.init(c, dim, dim, context)
         return init_items(a, num_items, dim, context.width) | {
             "cell": init_cell(b, dim, queries, settings.retention),
             "slots": normal((queries * dim) ** -0.5)(d, (settings.slots, queries * dim)),

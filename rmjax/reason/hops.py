@@ -8,22 +8,23 @@ import jax
 import jax.numpy as jnp
 from flax.linen.initializers import lecun_normal
 
+from rmjax.layers import norms
 from rmjax.layers.attention import additive_scores, masked_softmax
-from rmjax.types import Array, Key, Memory, Params
+from rmjax.types import Array, Context, Key, Memory, Params
 
 
-def init(key: Key, slot_width: int, width: int, hops: int) -> Params:
+def init(key: Key, slot_width: int, width: int, context: Context) -> Params:
     """Draws parameters.
 
     Args:
       key: draws them.
       slot_width: of slots, d_m.
       width: of questions, d_model.
-      hops: number of hops, C in CM.
+      context: has the number of hops, C in CM, and what else the reader does.
 
     Returns:
       W1, W2, b and w of each hop, and W_q, which all hops share: the paper prints no hop index on
-      it.
+      it. With a norm its scale, and with mixed slots an attention layer for each round.
     """
     dense = lecun_normal()
 
@@ -36,12 +37,45 @@ def init(key: Key, slot_width: int, width: int, hops: int) -> Params:
             "score": dense(c, (width, 1))[:, 0],  # w
         }
 
-    first, *keys = jax.random.split(key, hops + 1)
+    def mixer(key: Key) -> Params:
+        kernels = zip(("query", "key", "value"), jax.random.split(key, 3), strict=True)
+        # Before training a round adds nothing.
+        return {"out": jnp.zeros((width, slot_width))} | {
+            name: dense(draw, (slot_width, width)) for name, draw in kernels
+        }
+
+    first, *keys = jax.random.split(key, context.hops + 1)
     # Before training q^c is e^c. The answer then lies in the space of the slots, so the head can
     # compare it with the question.
     read = jnp.eye(width) if slot_width == width else dense(first, (slot_width, width))
     kernel = jnp.concatenate([read, jnp.zeros((width, width))])
-    return {"hops": [hop(k) for k in keys], "merge": {"kernel": kernel, "bias": jnp.zeros(width)}}
+    params = {"hops": [hop(k) for k in keys], "merge": {"kernel": kernel, "bias": jnp.zeros(width)}}
+    if context.norm_hops:
+        params["norm"] = {"scale": jnp.ones(width)}
+    if context.mix_slots:
+        rounds = jax.random.split(jax.random.fold_in(key, 1), context.mix_slots)
+        params["mix"] = [mixer(k) for k in rounds]
+    return params
+
+
+def mix(params: Params, slots: Array, slot_mask: Array) -> Array:
+    """Lets slots attend to each other in one round of scaled dot-product attention.
+
+    It returns m_k + W_o sum_j softmax_j(W_q m_k . W_k m_j / sqrt m) W_v m_j for each slot k. The
+    papers do not have this step. Slots exchange nothing when they are written, so facts in
+    different slots meet in the reader alone.
+
+    Args:
+      params: a round of `init`.
+      slots: f32 [B, K, d].
+      slot_mask: bool [B, K].
+
+    Returns:
+      f32 [B, K, d].
+    """
+    query, key, value = (slots @ params[name] for name in ("query", "key", "value"))
+    scores = query @ key.swapaxes(-1, -2) * query.shape[-1] ** -0.5
+    return slots + masked_softmax(scores, slot_mask[:, None]) @ value @ params["out"]
 
 
 def multihop(params: Params, query: Array, slots: Array, slot_mask: Array) -> tuple[Array, Array]:
@@ -49,6 +83,9 @@ def multihop(params: Params, query: Array, slots: Array, slot_mask: Array) -> tu
 
     Hop c computes q^c = W_q [e^c; q^(c-1)], where
     e^c = sum_k softmax_k(w tanh(W1 q^(c-1) + W2 m_k + b)) m_k.
+
+    Two steps that the papers do not have are off by default: slots attend to each other before the
+    first hop (`mix`), and q^c has a layer norm before the next hop.
 
     Args:
       params: of `init`.
@@ -61,7 +98,11 @@ def multihop(params: Params, query: Array, slots: Array, slot_mask: Array) -> tu
     """
     weights = jnp.zeros((*query.shape[:-1], slots.shape[-2]))
     merge = params["merge"]
-    for hop in params["hops"]:
+    for round_ in params.get("mix", ()):
+        slots = mix(round_, slots, slot_mask)
+    for number, hop in enumerate(params["hops"]):
+        if number and "norm" in params:
+            query = norms.layer(query) * params["norm"]["scale"]
         asked, offered = query @ hop["query"], slots @ hop["slot"] + hop["bias"]
         scores = additive_scores(asked, offered, hop["score"])
         weights = masked_softmax(scores, slot_mask[:, None])

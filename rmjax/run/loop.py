@@ -17,7 +17,7 @@ from rmjax.run import reporting
 from rmjax.run.evaluate import validate
 from rmjax.run.mapping import Mapped
 from rmjax.run.stages import Preempted, Training, data_settings
-from rmjax.run.step import Carry, Metrics, TrainState
+from rmjax.run.step import TOTALS, Carry, Metrics, TrainState
 from rmjax.types import Batch, Params
 
 # How many steps are dispatched before the host looks at the loss of a step. On a CPU none: several
@@ -170,7 +170,7 @@ class Losses:
     def _look(self, step: int, metrics: Metrics, streams: int, queries: int) -> None:
         jax.block_until_ready(metrics)  # on every device
         values = {name: float(value) for name, value in self._mapped.get(metrics).items()}
-        parts = {name: value for name, value in values.items() if name not in ("loss", "grad_norm")}
+        parts = {name: value for name, value in values.items() if name not in TOTALS}
         if not all(map(np.isfinite, values.values())):
             shown = " ".join(f"{name} {value:.6g}" for name, value in values.items())
             raise FloatingPointError(

@@ -80,7 +80,11 @@ def read_figures(path: Path) -> list[Figure]:
             if name in ("streams_per_second", "queries_per_second"):
                 continue  # most often multiples of the steps per second
             name = name.replace("_", " ")
-            alone = kind != "train" or name == "grad norm" or name.endswith("per second")
+            alone = (
+                kind != "train"
+                or name in ("grad norm", "rehearsal ratio")
+                or name.endswith("per second")
+            )
             shared = name.split("@")[0]  # hr@1, hr@5 and so on are in one figure
             title = f"{stage}: {kind}, {shared}" if alone else f"{stage}: losses"
             figures[title][name].append((step, value))

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import optax
 
 from rmjax.run import sparse
-from rmjax.types import Array, Batch, Key, Params, Task, Terms, at
+from rmjax.types import Array, Batch, Counts, Key, Limit, Params, Task, Terms, at
 
 Carry = Any  # pytree with leading axis B; () if the task carries nothing
 Metrics = dict[str, Array]  # f32 [] each
 Pieces = Callable[[int, int], int]  # (rows, items of a row) -> rows of one piece
+TOTALS = ("loss", "grad_norm", "rehearsal_ratio")  # metrics that are no terms of the loss
 
 _Losses = Callable[[Params, Batch], tuple[Terms, Carry]]
 _Total = Callable[[Any], Any]  # adds a pytree over the devices
@@ -77,7 +78,8 @@ def make_train_step(
     Returns:
       train_step(state, carry, frozen, batch) -> (state, carry, metrics). `carry` is the state of
       the streams that outlives a step, () if the task carries nothing. `metrics` has the mean of
-      every term, 'loss' and 'grad_norm'.
+      every term, 'loss' and 'grad_norm'. If the task has a limit, 'rehearsal_ratio' is the ratio
+      of the two norms before the limit.
 
     Raises:
       ValueError: `sparse_items` is set and the task has no item table.
@@ -114,7 +116,8 @@ def _update(
     batch: Batch,
 ) -> tuple[TrainState, Carry, Metrics]:
     """One step of the optimizer."""
-    gradient = jax.value_and_grad(_weighted_loss(losses, state.step, total), has_aux=True)
+    limit = task.limit
+    gradient = _gradient(_weighted_loss(losses, state.step, total, limit), limit)
     pieces = None
     if microbatch and not task.carries:
         items = math.prod(batch.item_mask.shape[1:])
@@ -125,27 +128,82 @@ def _update(
         result = _gradient_by_pieces(gradient, losses, total, state.params, pieces)
     (loss, (metrics, after)), grads = result
     grads, metrics = total((grads, metrics | {"loss": loss}))
+    if limit:
+        others, limited = grads
+        grads, metrics["rehearsal_ratio"] = _limited(others, limited, limit.ratio)
     metrics["grad_norm"] = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     step, params = state.step + 1, optax.apply_updates(state.params, updates)
     return TrainState(step, params, opt_state), after, metrics
 
 
-def _weighted_loss(losses: _Losses, step: Array, total: _Total) -> Callable[..., tuple]:
-    """Makes loss(params, rows, divisors) -> (loss, (mean of every term, carry))."""
+def _weighted_loss(
+    losses: _Losses, step: Array, total: _Total, limit: Limit | None
+) -> Callable[..., tuple]:
+    """Makes loss(params, rows, divisors) -> (loss, (mean of every term, carry)).
 
-    def loss(params: Params, rows: Batch, divisors: dict[str, Array] | None = None):
+    With a limit the loss is a pair: that of the other terms, and that of the limited ones.
+    """
+
+    def loss(params: Params, rows: Batch, divisors: Counts | None = None):
         terms, after = losses(params, rows)
         if divisors is None:
-            divisors = at_least_1(total(_counts(terms)))
+            divisors = at_least_1(total(_counts(terms, rows)))
         parts = {name: s / divisors[name] for name, (_, (s, _)) in terms.items()}
-        weights = {
-            name: weight(step) if callable(weight) else weight
+        weighted = {
+            name: (weight(step, divisors) if callable(weight) else weight) * parts[name]
             for name, (weight, _) in terms.items()
         }
-        return sum(weights[name] * part for name, part in parts.items()), (parts, after)
+        if limit is None:
+            return sum(weighted.values()), (parts, after)
+        limited = [x for name, x in weighted.items() if name in limit.terms]
+        others = [x for name, x in weighted.items() if name not in limit.terms]
+        return (sum(others, jnp.zeros(())), sum(limited, jnp.zeros(()))), (parts, after)
 
     return loss
+
+
+def _gradient(loss: Callable[..., tuple], limit: Limit | None) -> Callable[..., Any]:
+    """Makes the function of `loss` that returns ((loss, auxiliary values), gradient).
+
+    With a limit the gradient is a pair, as the loss is: one forward pass and two backward passes.
+    """
+    if limit is None:
+        return jax.value_and_grad(loss, has_aux=True)
+
+    def gradient(params: Params, *args: Any) -> Any:
+        forward: tuple[Any, ...] = jax.vjp(lambda p: loss(p, *args), params, has_aux=True)
+        both, pull, aux = forward
+        one, none = jnp.ones(()), jnp.zeros(())
+        grads = pull((one, none))[0], pull((none, one))[0]
+        return (sum(both), aux), grads
+
+    return gradient
+
+
+def _limited(others: Params, limited: Params, ratio: float) -> tuple[Params, Array]:
+    """Adds two gradients; the second is scaled down to the ratio, where both are at work.
+
+    Args:
+      others: gradient of the terms without a limit.
+      limited: gradient of the limited terms.
+      ratio: largest norm of the limited gradient, relative to that of the other.
+
+    Returns:
+      The sum, and the ratio of the norms before the scaling. Norms are over the arrays that both
+      gradients reach. Other arrays, such as those of the rehearsal's decoder, are not scaled.
+    """
+    shared = jax.tree.map(lambda a, b: jnp.any(a != 0) & jnp.any(b != 0), others, limited)
+    norm = lambda grads: optax.tree.norm(
+        jax.tree.map(lambda x, both: jnp.where(both, x, 0.0), grads, shared)
+    )
+    # Without shared arrays both norms are 0, and nothing is scaled. The ratio stays finite, since a
+    # run stops at a metric that is not.
+    tiny, most = jnp.finfo(jnp.float32).tiny, jnp.finfo(jnp.float32).max
+    before = jnp.minimum(norm(limited) / jnp.maximum(norm(others), tiny), most)
+    scale = jnp.minimum(1.0, ratio / jnp.maximum(before, tiny))
+    add = lambda a, b, both: a + jnp.where(both, scale, 1.0) * b
+    return jax.tree.map(add, others, limited, shared), before
 
 
 def _gradient_by_pieces(
@@ -153,7 +211,7 @@ def _gradient_by_pieces(
 ) -> Any:
     """Adds up the gradient over pieces of a batch, which have a leading axis."""
     # The counts need only what is drawn. XLA removes all other work from this first pass.
-    counts = jax.lax.map(lambda rows: _counts(losses(params, rows)[0]), pieces)
+    counts = jax.lax.map(lambda rows: _counts(losses(params, rows)[0], rows), pieces)
     divisors = at_least_1(total(jax.tree.map(lambda x: x.sum(0), counts)))
 
     def add(so_far, rows):
@@ -165,8 +223,10 @@ def _gradient_by_pieces(
     return jax.lax.scan(add, zeros, pieces)[0]
 
 
-def _counts(terms: Terms) -> dict[str, Array]:
-    return {name: count for name, (_, (_, count)) in terms.items()}
+def _counts(terms: Terms, rows: Batch) -> dict[str, Array]:
+    """The count of every term, and the number of streams."""
+    streams = jnp.asarray(len(rows.example_id), jnp.float32)
+    return {"streams": streams} | {name: count for name, (_, (_, count)) in terms.items()}
 
 
 def at_least_1(counts: dict[str, Array]) -> dict[str, Array]:

@@ -43,6 +43,8 @@ def make_machine(config: ConfigDict, data: Description) -> MemoryMachine:
         max_items=data.max_items,
         width=data.vector_width or data.feature_width,
         hops=config.reason.hops,
+        norm_hops=config.reason.norm,
+        mix_slots=config.reason.mix,
         dtype=jnp.dtype(array_dtype(config)),
     )
     kind = config.machine.kind
@@ -117,6 +119,8 @@ def make_reasoning(config: ConfigDict, data: Description) -> Reasoning:
         sum_pairs=r.sum_pairs,
         span=r.span,
         schedule=schedules.build(r.schedule, config.train.steps, config),
+        labels=r.labels,
+        balance=r.balance,
     )
     return Reasoning(
         machine=make_machine(config, data),

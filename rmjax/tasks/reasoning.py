@@ -22,6 +22,7 @@ from rmjax.types import (
     Array,
     Batch,
     Key,
+    Limit,
     Memory,
     MemoryMachine,
     Params,
@@ -76,6 +77,11 @@ class Reasoning(Task):
     def rehearses(self) -> bool:
         """Whether a rehearsal loss has a weight."""
         return self.rehearsal.active
+
+    @property
+    def limit(self) -> Limit | None:
+        """The limit of the rehearsal's gradient, see `rmjax.types.Task.limit`."""
+        return self.rehearsal.limit
 
     def item_ids(self, batch: Batch, key: Key, num_items: int) -> Array:
         """Rows of the item table that `losses` reads, see `rmjax.types.Task.item_ids`."""
@@ -326,14 +332,16 @@ def draw_query(key: Key, batch: Batch, memorized: Memorized) -> Drawn:
       memorized: of the batch.
 
     Returns:
-      The questions, drawn uniformly.
+      The questions, drawn uniformly. A stream without questions is rehearsed as a whole, unless
+      questions lie inside the streams of the batch.
     """
     key, fresh = jax.vmap(jax.random.split, out_axes=1)(key)
     which = jax.vmap(jax.random.categorical)(key, jnp.where(batch.query_mask, 0.0, -jnp.inf))
     row = jnp.arange(len(which))
-    valid = batch.item_mask.any(-1) & batch.query_mask.any(-1)[:, None]
+    valid = batch.item_mask.any(-1)
     memory = memorized.memory
     if batch.position is not None:
+        valid &= batch.query_mask.any(-1)[:, None]
         valid &= jnp.arange(valid.shape[1]) < batch.position[row, which][:, None]
         memory = jax.tree.map(lambda x: x[row, which], memorized.asked)
     return Drawn(fresh, which, valid, memory)

@@ -11,7 +11,19 @@ from rmjax.layers.embeddings import num_items
 from rmjax.rehearsal import fragments, objectives, sampler
 from rmjax.rehearsal.decoder import Decoder
 from rmjax.schedules import Schedule
-from rmjax.types import Array, Batch, Key, Memory, MemoryMachine, Params, Terms, Weight, at
+from rmjax.types import (
+    Array,
+    Batch,
+    Counts,
+    Key,
+    Limit,
+    Memory,
+    MemoryMachine,
+    Params,
+    Terms,
+    Weight,
+    at,
+)
 
 POOL = 4  # negatives='near' draws this many times the items that it uses
 
@@ -38,6 +50,10 @@ class Rehearsal:
       sum_pairs: familiarity is the sum over a stream's pairs (CM Eq. 5), not the mean over pairs.
       span: masked items lie in runs of this length.
       schedule: factor of both weights by step; None: the weights are constant.
+      labels: questions of a stream up to which both weights are whole. Where streams have more on
+        average, the weights fall in proportion. 0: questions do not change the weights.
+      balance: largest norm of the rehearsal's gradient, relative to that of the other losses, in
+        the parameters that both train; 0: no limit.
     """
 
     decoder: Decoder
@@ -53,11 +69,32 @@ class Rehearsal:
     sum_pairs: bool = False
     span: int = 1
     schedule: Schedule | None = None
+    labels: float = 0.0
+    balance: float = 0.0
 
     def weight(self, name: str) -> Weight:
         """The weight of the loss 'recollection' or 'familiarity'."""
-        weight, schedule = getattr(self, name), self.schedule
-        return weight if schedule is None else lambda step: weight * schedule(step)
+        weight = getattr(self, name)
+        if self.schedule is None and not self.labels:
+            return weight
+        return lambda step, counts: weight * self._factor(step, counts)
+
+    def _factor(self, step: Array, counts: Counts) -> Array:
+        """The factor of both weights.
+
+        The loss of the answers is a mean over questions. With weights that fall as 1 / questions,
+        a question counts as much beside a stream's rehearsal however many questions there are.
+        """
+        factor = jnp.ones(()) if self.schedule is None else self.schedule(step)
+        if self.labels:
+            factor = factor * jnp.minimum(1.0, self.labels * counts["streams"] / counts["reason"])
+        return factor
+
+    @property
+    def limit(self) -> Limit | None:
+        """See `rmjax.types.Task.limit`."""
+        limited = self.active and 0 < self.balance < float("inf")
+        return Limit(("recollection", "familiarity"), self.balance) if limited else None
 
     @property
     def pool(self) -> int:

@@ -122,6 +122,7 @@ def check_fits(table: Table, config: ConfigDict) -> None:
     memories, sequences = ("machine", "rehearsal", "reason", "teacher"), ("model", "memoria")
     unread = memories if is_sequence(config) else sequences  # sections of the config
     changes = [*table.settings.values(), *(row.changes for row in table.rows.values())]
+    changes += table.starts.values()
     for key in dict.fromkeys(itertools.chain.from_iterable(changes)):
         section, inner = key.split(".")[:2]
         source = inner if section == "data" and inner in SOURCES else name
@@ -158,6 +159,8 @@ def check_same_config(config: ConfigDict, workdir: Path) -> None:
 def check_same_rows(name: str, table: Table, workdir: Path) -> None:
     """Keeps a table's changes in rows.json, or compares them with those that began the folder.
 
+    A folder from before a table had starts has none in rows.json, and may continue.
+
     Args:
       name: of the table.
       table: the table, with tuned values if it has any.
@@ -180,6 +183,7 @@ def check_same_rows(name: str, table: Table, workdir: Path) -> None:
     changes = {
         "rows": {row: dict(value.changes) for row, value in table.rows.items()},
         "settings": {setting: dict(value) for setting, value in table.settings.items()},
+        "starts": {start: dict(value) for start, value in table.starts.items()},
     }
     for what, values in json.loads(json.dumps(changes)).items():
         old = before.get(what, {})
@@ -291,9 +295,9 @@ def compare(table: Table, results: Results) -> list[Line]:
       results: the final tables of the finished runs.
 
     Returns:
-      One line for each setting and other row: the mean difference of the test measure over the
-      seeds that both rows have, and the 95% bootstrap interval over these seeds. A row with fewer
-      than two such seeds has no line. [] if the table has no baseline.
+      One line for each setting, other row and compared measure: the mean difference over the seeds
+      that both rows have, and the 95% bootstrap interval over these seeds. A row with fewer than
+      two such seeds has no line. [] if the table has no baseline.
     """
     lines = []
     for setting in table.settings:
@@ -306,13 +310,14 @@ def compare(table: Table, results: Results) -> list[Line]:
             ]
             if name == table.baseline or len(pairs) < 2:
                 continue
-            measure = next(key for key in pairs[0][0] if key.startswith("test_"))
-            values = np.array([[row[measure], base[measure]] for row, base in pairs])
-            low, mean, high = metrics.paired(*values.T)
-            line: Line = {"setting": setting} if setting else {}
-            line |= {"row": name, "against": table.baseline, "seeds": len(pairs)}
-            line[f"{measure.removeprefix('test_')}, difference"] = mean
-            lines.append(line | {"95% from": low, "to": high})
+            test = next(key for key in pairs[0][0] if key.startswith("test_"))
+            for measure in (test, *table.compared):
+                values = np.array([[row[measure], base[measure]] for row, base in pairs])
+                low, mean, high = metrics.paired(*values.T)
+                line: Line = {"setting": setting} if setting else {}
+                line |= {"row": name, "against": table.baseline, "seeds": len(pairs)}
+                line |= {"measure": measure.removeprefix("test_"), "difference": mean}
+                lines.append(line | {"95% from": low, "to": high})
     return lines
 
 
@@ -426,7 +431,10 @@ def choose(table: Table, rows: Sequence[str], settings: Sequence[str] = ()) -> T
     if rows and table.share_teacher and first not in rows:
         raise ValueError(f"--rows: add {first!r}: the other rows use the teacher of this row")
     chosen = lambda items, names: {k: v for k, v in items.items() if k in names or not names}
-    return table._replace(rows=chosen(table.rows, rows), settings=chosen(table.settings, settings))
+    kept_rows = chosen(table.rows, rows)
+    begun = {row.start for row in kept_rows.values()}
+    starts = {name: changes for name, changes in table.starts.items() if name in begun}
+    return table._replace(rows=kept_rows, settings=chosen(table.settings, settings), starts=starts)
 
 
 def given_flags() -> list[str]:
@@ -477,6 +485,8 @@ def run_all(
         rows = run(job, given, stop)
         failed |= rows is None
         if rows is None:
+            continue
+        if job.row not in table.rows:  # a start, which has no line
             continue
         results[job.setting, job.row, job.seed] = rows
         lines = summary(table, results, data)

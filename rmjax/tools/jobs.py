@@ -34,6 +34,8 @@ class Job(NamedTuple):
 def jobs(table: Table, workdir: Path, seeds: int) -> list[Job]:
     """Lists every run in order: seed by seed, so that a table that is cut short has every row.
 
+    The runs that rows begin with come first in each seed.
+
     Args:
       table: the table. If the rows share a teacher, they use the one of the first row.
       workdir: folder of all runs.
@@ -47,8 +49,13 @@ def jobs(table: Table, workdir: Path, seeds: int) -> list[Job]:
     """
     _check_names("row", table.rows)
     _check_names("setting", [name for name in table.settings if name])  # '' is no folder
+    _check_names("start", table.starts)
     made = []
     for seed in range(seeds):
+        starts = {name: workdir / f"seed{seed}" / "starts" / slug(name) for name in table.starts}
+        for name, changes in table.starts.items():
+            flags = [f"--config.{key}={value}" for key, value in {**changes, "seed": seed}.items()]
+            made.append(Job("", name, seed, starts[name], flags))
         for setting, common in table.settings.items():
             first: Path | None = None
             for name, row in table.rows.items():
@@ -57,8 +64,10 @@ def jobs(table: Table, workdir: Path, seeds: int) -> list[Job]:
                 if table.share_teacher and first:
                     values["teacher.dir"] = str(first)
                 first = first or folder
-                changes = [f"--config.{key}={value}" for key, value in values.items()]
-                made.append(Job(setting, name, seed, folder, changes))
+                if row.start:
+                    values["train.start_from"] = str(starts[row.start])
+                flags = [f"--config.{key}={value}" for key, value in values.items()]
+                made.append(Job(setting, name, seed, folder, flags))
     return made
 
 

@@ -22,10 +22,12 @@ class Row(NamedTuple):
     Attributes:
       changes: {config key: value} of this row.
       paper: the paper's numbers by setting; by config.data.name if the table has no settings.
+      start: name of the run in `Table.starts` whose parameters this row begins with; '' for none.
     """
 
     changes: Changes
     paper: Mapping[str, Numbers] = {}
+    start: str = ""
 
 
 class Table(NamedTuple):
@@ -38,6 +40,9 @@ class Table(NamedTuple):
       share_teacher: all rows of a seed use the teacher that the first row trained.
       baseline: name of the row that the other rows are compared with, seed by seed; '' for none.
       curve: columns that end with it are points of a curve, see `rmjax.tools.curves`; '' for none.
+      starts: {name: changes} of runs that rows begin with. Each is made once for each seed, without
+        the changes of a setting, and has no line in the table.
+      compared: further columns that are compared with the baseline, beside the test measure.
     """
 
     source: str
@@ -46,6 +51,8 @@ class Table(NamedTuple):
     share_teacher: bool = False
     baseline: str = ""
     curve: str = ""
+    starts: Mapping[str, Changes] = {}
+    compared: tuple[str, ...] = ()
 
 
 NO_REHEARSAL: dict[str, object] = {"rehearsal.recollection": 0.0, "rehearsal.familiarity": 0.0}
@@ -166,6 +173,28 @@ CM_LONG: Changes = {
     "machine.timescale": 50,
 }
 FULL = Row({}, _rm(28.7, 36.3, 0.8817))
+ONE_LABEL: Changes = {"data.simulated.targets": 1}
+LABELS: dict[str, Changes] = {
+    **{f"{n} a user": {"data.simulated.targets": n} for n in (1, 2, 4, 8)},
+    **{
+        f"1 for {n} % of users": {
+            **ONE_LABEL,
+            "data.simulated.labelled": n / 100,
+            "rehearsal.sampler": "uniform",  # a teacher needs the question of every user
+        }
+        for n in (5, 20)
+    },
+}
+# Where evidence is: the first tenth of the stream or the last one.
+WORLDS: dict[str, Changes] = {
+    f"T = {segments}": {
+        "data.synthetic.length": 10 * segments,
+        "data.synthetic.edge": 0.1,
+        "data.synthetic.window": 0.1,
+        "machine.timescale": segments,
+    }
+    for segments in (6, 20, 50, 100)
+}
 
 TABLES = {
     "cm1": Table(
@@ -308,6 +337,27 @@ TABLES = {
             "Multi-Hop Reason": Row(NO_REHEARSAL | {"machine.kind": "multihop_reason"}),
         },
         {"": CM_LONG},
+    ),
+    # For configs/xlong.py:local,few. A label is one positive and one negative question.
+    "few": Table(
+        "Test AUC by number of labels",
+        {
+            "without rehearsal": Row(NO_REHEARSAL),
+            "with rehearsal": Row({}),
+            "rehearsal first": Row(NO_REHEARSAL, start="rehearsal alone"),
+        },
+        LABELS,
+        baseline="without rehearsal",
+        # It has all streams and no label. Its only evaluation is the last, which is so the best.
+        starts={"rehearsal alone": {**ONE_LABEL, "reason.weight": 0.0, "train.eval_every": 10**9}},
+    ),
+    # For configs/synthetic.py:local.
+    "forgetting": Table(
+        "Accuracy by age of the evidence",
+        {"without rehearsal": Row(NO_REHEARSAL), "with rehearsal": Row({})},
+        WORLDS,
+        baseline="without rehearsal",
+        compared=("early", "later"),
     ),
     # One training of a row sees streams of all sizes, and gives its complete curve.
     "capacity": Table(

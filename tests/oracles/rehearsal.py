@@ -176,9 +176,19 @@ def multihop(p, q, slots, mask):
     """CM A.1, hop by hop.
 
     gamma_k = w tanh(W1 q + W2 m_k + b), e = sum_k softmax(gamma)_k m_k, q <- W_q [e; q].
+    Before the first hop slots may attend to each other, and q may have a norm between hops.
     """
     weights = np.zeros(len(slots))
-    for hop in p["hops"]:
+    for r in p.get("mix", ()):
+        new = slots.copy()
+        for k in range(len(slots)):
+            dots = [(slots[k] @ r["query"]) @ (m @ r["key"]) / np.sqrt(len(q)) for m in slots[mask]]
+            if dots:
+                new[k] += softmax(np.array(dots)) @ (slots[mask] @ r["value"]) @ r["out"]
+        slots = new
+    for c, hop in enumerate(p["hops"]):
+        if c and "norm" in p:
+            q = (q - q.mean()) / np.sqrt(q.var() + 1e-6) * p["norm"]["scale"]
         asked = q @ hop["query"]
         gamma = [score(hop["score"], asked, m @ hop["slot"] + hop["bias"]) for m in slots[mask]]
         weights = np.zeros(len(slots))

@@ -138,3 +138,20 @@ def test_sum_pairs_sums_over_pairs():
         losses = jax.jit(lambda params, data, task=task: task.losses(params, (), (), data, key))
         terms[summed] = losses(params, data)[0]["familiarity"][1]
     assert terms[True][0] == terms[False][0] and 0 < terms[True][1] <= 4 < terms[False][1]
+
+
+def test_a_stream_without_questions_is_rehearsed():
+    """Its losses are those that it has with questions; only the answers lose it."""
+    task = recommendation(small("gru").machine, rehearsal(sampler="uniform", dropout=0.0))
+    params, data, key = noise(task.init), batch(), jax.random.key(0)
+    losses = jax.jit(lambda data: task.losses(params, (), (), data, key)[0])
+    silent = data.replace(query_mask=data.query_mask.at[0].set(False))
+    asked, unasked = losses(data), losses(silent)
+    for name in ("recollection", "familiarity"):
+        np.testing.assert_allclose(unasked[name][1], asked[name][1], rtol=1e-6)
+    assert unasked["reason"][1][1] == asked["reason"][1][1] - data.query_mask[0].sum()
+    none = data.replace(query_mask=jnp.zeros_like(data.query_mask))
+    slopes = jax.jit(
+        jax.grad(lambda params: task.losses(params, (), (), none, key)[0]["recollection"][1][0])
+    )
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(slopes(params)))

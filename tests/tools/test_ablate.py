@@ -10,16 +10,19 @@ import signal
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 
-from rmjax import config
+from rmjax import config, tasks
+from rmjax.data import make_source
 from rmjax.registry import MACHINES
-from rmjax.run import reporting
+from rmjax.run import parameters, reporting, training
 from rmjax.run.workdir import EXIT_PREEMPTED, Preemption
 from rmjax.tools import ablate, ledger
 from rmjax.tools.tables import NO_REHEARSAL, TABLES, Row, Table
 from tests import ROOT
-from tests.runs import set_key, tiny
+from tests.runs import saved, set_key, tiny
 
 SMALL = Table(
     "a table",
@@ -123,6 +126,59 @@ def test_rows_share_the_teacher_of_the_first_row_of_a_seed(tmp_path):
     assert taken == [f"--config.teacher.dir={jobs[i].workdir}" for i in (0, 2, 4, 6)]
 
 
+def test_rows_begin_with_a_run_that_all_settings_of_a_seed_share(tmp_path):
+    rows = {"plain": Row({}), "after": Row({}, start="first")}
+    table = SMALL._replace(rows=rows, starts={"first": {"reason.weight": 0.0}})
+    jobs = ablate.jobs(table, tmp_path, 2)
+    assert [(job.seed, job.setting, job.row) for job in jobs][:6] == [
+        *((0, "", "first"), (0, "x", "plain"), (0, "x", "after")),
+        *((0, "y", "plain"), (0, "y", "after"), (1, "", "first")),
+    ]
+    assert jobs[0].flags == ["--config.reason.weight=0.0", "--config.seed=0"]
+    for job in jobs:
+        taken = [flag.partition("=")[2] for flag in job.flags if "start_from" in flag]
+        start = tmp_path / f"seed{job.seed}" / "starts" / "first"
+        assert taken == ([str(start)] if job.row == "after" else [])
+        assert (job.workdir == start) == (job.row == "first")
+    assert ablate.choose(table, ["after"]).starts and not ablate.choose(table, ["plain"]).starts
+
+
+def test_the_runs_that_rows_begin_with_have_no_line(tmp_path, runs):
+    table = SMALL._replace(
+        rows={"a": Row({}), "b": Row({}, start="first")}, starts={"first": {}}, baseline="a"
+    )
+    jobs = ablate.jobs(table, tmp_path, 2)
+    with Preemption() as stop:
+        assert ablate.run_all(table, jobs, [], tmp_path, "synthetic", stop) == 0
+        assert len(runs) == len(jobs) == 10
+        assert ablate.run_all(table, jobs, [], tmp_path, "synthetic", stop) == 0
+    assert len(runs) == 10  # finished runs are not made again, starts included
+    lines = json.loads((tmp_path / "table.json").read_text())
+    assert [line["row"] for line in lines] == ["a", "b", "oracle"] * 2
+
+
+def test_the_start_of_a_row_is_a_run_of_the_table():
+    for table in TABLES.values():
+        for row in table.rows.values():
+            assert not row.start or row.start in table.starts
+        for changes in table.starts.values():
+            config.validate(changed(config.base(), changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "card"), [("few", ("xlong", "local,few")), ("forgetting", ("synthetic", "local"))]
+)
+def test_every_run_reads_what_its_row_and_its_setting_change(name, card):
+    table = TABLES[name]
+    for common in table.settings.values():
+        for row in table.rows.values():
+            chosen = changed(get_card(*card), common, row.changes)
+            config.validate(chosen)
+            for key in {**common, **row.changes}:
+                idle = key.startswith("rehearsal.") and row.changes == NO_REHEARSAL
+                assert idle or not config.why_unread(chosen, key)
+
+
 class Lines(list):
     """The command lines that were run."""
 
@@ -192,9 +248,13 @@ def test_rows_are_compared_with_the_baseline_seed_by_seed():
     names = [first[key] for key in ("setting", "row", "against", "seeds")]
     assert names == ["x", "Two (L_a)", "one", 3]
     # The mean of 0.03, 0.04, 0.05, although seeds are 0.1 apart.
-    assert first["auc, difference"] == pytest.approx(0.04)
+    assert first["measure"] == "auc" and first["difference"] == pytest.approx(0.04)
     assert 0.03 <= first["95% from"] < 0.04 < first["to"] <= 0.05 + 1e-9
-    assert second["seeds"] == 2 and second["auc, difference"] == pytest.approx(0.045)
+    early = {key: [{**row[0], "early": row[0]["test_auc"] * 2}] for key, row in results.items()}
+    lines = ablate.compare(table._replace(compared=("early",)), early)
+    assert [line["measure"] for line in lines] == ["auc", "early"] * 2
+    assert lines[1]["difference"] == pytest.approx(2 * lines[0]["difference"])
+    assert second["seeds"] == 2 and second["difference"] == pytest.approx(0.045)
     assert ablate.compare(SMALL, results) == []
 
 
@@ -319,8 +379,27 @@ def test_tables_fit_their_own_data():
     tables = {"xlong": ("rm4", "rm5", "cm5"), "synthetic": ("cm1", "cm_long"), "babi": ("rm1",)}
     tables |= {"sorting": ("mem4", "mem6")}
     tables |= {"recall": ("capacity",)}
+    tables["xlong"] += ("few",)
+    tables["synthetic"] += ("forgetting",)
     for card, names in tables.items():
         base = config.base()
         base.data.name = card
         for name in names:
             ablate.check_fits(TABLES[name], base)
+
+
+def test_labels_may_follow_a_rehearsal_without_labels(tmp_path):
+    """A run without rehearsal begins with the last parameters of one that only rehearsed."""
+    few = TABLES["few"]
+    cheap = {"machine.kind": "gru", "rehearsal.sampler": "uniform", "train.save_every": 1}
+    steps = cheap | {"train.steps": 3, "teacher.share_items": False}
+    first = tiny(**steps | dict(few.starts["rehearsal alone"]))
+    training.train(first, tmp_path)
+    after = tiny(**steps | dict(few.rows["rehearsal first"].changes))
+    source = make_source(after.data, after.seed)
+    start = parameters.read_start(tmp_path, source, tasks.make_task(after, source))
+    step, leaves = saved(tmp_path, "model")
+    assert step == 3 and any("rehearsal" in name for name in leaves) and "rehearsal" not in start
+    for path, leaf in jax.tree_util.tree_leaves_with_path({"params": start}):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        np.testing.assert_array_equal(leaf, leaves[name], err_msg=name)

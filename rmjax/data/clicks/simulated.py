@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from rmjax.data.source import SPLITS, Generated, Source, cached
+from rmjax.data.source import SPLITS, Generated, Source, cached, hash64
 from rmjax.registry import a_seed, at_least, between, setting
 from rmjax.types import Array, Key
 
@@ -69,13 +69,16 @@ class Settings:
     hard: float = setting(
         0.2, between(0, 1), "probability that a negative has the cluster of its positive"
     )
+    labelled: float = setting(
+        1.0, between(0, 1), "share of the training users that are asked; others are streams alone"
+    )
     world_seed: int = setting(0, a_seed, "seed that shuffles the item ids")
 
 
 def make(settings: Settings, common: ConfigDict, seed: int) -> Source:
     """Opens the source, see `rmjax.Source`."""
     world = dict(vars(settings))
-    users = {split: world.pop(split) for split in SPLITS}
+    users = {name: world.pop(name) for name in (*SPLITS, "labelled")}
     return cached(SimulatedClicks(ClicksConfig(**world), seed, **users), common.ram_bytes)
 
 
@@ -179,10 +182,12 @@ class SimulatedClicks(Generated):
       train: number of users in 'train'.
       valid: number of users in 'valid'.
       test: number of users in 'test'.
+      labelled: share of the users in 'train' that are asked. A hash of (seed, index) chooses them,
+        so a larger share contains a smaller one. The others have streams without questions.
       positions_at_end: see `Source`.
 
     Raises:
-      ValueError: a split has a negative size.
+      ValueError: a split has a negative size, or the share is outside [0, 1].
     """
 
     config: ClicksConfig = ClicksConfig()
@@ -190,12 +195,15 @@ class SimulatedClicks(Generated):
     train: int = 20000
     valid: int = 1000
     test: int = 2000
+    labelled: float = 1.0
     positions_at_end: bool = dataclasses.field(default=True, init=False)
 
     def __post_init__(self) -> None:
         for name in SPLITS:
             if self.size(name) < 0:
                 raise ValueError(f"{name}={self.size(name)!r}: must be at least 0")
+        if not 0 <= self.labelled <= 1:
+            raise ValueError(f"labelled={self.labelled!r}: must be in [0, 1]")
 
     @property
     def num_items(self) -> int:
@@ -230,7 +238,8 @@ class SimulatedClicks(Generated):
         Returns:
           items i32 [B, L] (0 after the end), length i32 [B], query i32 [B, Q] (positive, negative,
           positive, ...); query_mask bool [B, Q], target i32 [B, Q] (1, 0, 1, ...), and
-          example_id i32 [B].
+          example_id i32 [B]. A user without labels has no question: query_mask is false, and query
+          and target are 0.
 
         Raises:
           ValueError: the split is unknown, or an index is outside it.
@@ -247,7 +256,16 @@ class SimulatedClicks(Generated):
             jax.device_get(generate(self.config, self.seed, SPLITS.index(split), part))
             for part in padded.reshape(-1, chunk)
         ]
-        return {name: np.concatenate([part[name] for part in parts])[:total] for name in parts[0]}
+        streams = {
+            name: np.concatenate([part[name] for part in parts])[:total] for name in parts[0]
+        }
+        if split == "train" and self.labelled < 1:
+            draws = hash64("labelled", self.seed, indices) / 2.0**64
+            for name in ("query", "query_mask", "target"):
+                streams[name] = np.where((draws < self.labelled)[:, None], streams[name], 0).astype(
+                    streams[name].dtype
+                )
+        return streams
 
     def references(self, split: str) -> dict[str, np.ndarray]:
         """Scores the questions by the best possible readers, see `Source.references`.

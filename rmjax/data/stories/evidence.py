@@ -51,6 +51,11 @@ class Settings:
     parts: int = setting(
         2, at_least(1), "parts of the stream that evidence lies in: 2 halves, 4 quarters"
     )
+    edge: float = setting(
+        0.0,
+        between(0, 0.5),
+        "share of the stream at its begin and at its end that evidence lies in; 0: all of a part",
+    )
     distractors: int = setting(0, at_least(0), "evidences of other queries in a stream")
     train: int = setting(400, at_least(1), "training streams of each logic chain")
     valid: int = setting(20, at_least(1), "validation streams of each logic chain")
@@ -84,6 +89,7 @@ class SyntheticConfig:
     placing: str = "consecutive"  # side by side | "discrete": in order within `window`
     window: float = 0.2  # the largest span of discrete evidence, as a share of the stream
     parts: int = 2  # of the stream; evidence lies in one. 2: early and later; 4: quarters
+    edge: float = 0.0  # two parts have only this share of the stream, at its two ends; 0: halves
     # Evidences of other queries, for other answers, anywhere in the stream. What is planted later
     # overwrites what was planted earlier.
     distractors: int = 0
@@ -100,7 +106,10 @@ class SyntheticConfig:
             raise ValueError(f"placing={self.placing!r}: must be one of {PLACINGS}")
         if self.parts not in _PARTS:
             raise ValueError(f"parts={self.parts!r}: must be one of {tuple(_PARTS)}")
-        part = self.length // self.parts
+        if not 0 <= self.edge <= 0.5 or (self.edge and self.parts != 2):
+            must = f"must be 0, or at most 0.5 with parts=2, not parts={self.parts}"
+            raise ValueError(f"edge={self.edge!r}: {must}")
+        part = round(self.edge * self.length) if self.edge else self.length // self.parts
         for name, most in {"a group": self.group_facts, "a part of the stream": part}.items():
             if self.evidence > most:
                 must = f"must be at most {most}, the facts of {name}"
@@ -135,6 +144,15 @@ class SyntheticConfig:
     def group_queries(self) -> int:
         """Queries in a group. Group g starts at query g * group_queries."""
         return self.queries // self.groups
+
+    @property
+    def bounds(self) -> tuple[list[int], list[int]]:
+        """The first position of each part, and the position after its last one."""
+        if self.edge:
+            size = round(self.edge * self.length)
+            return [0, self.length - size], [size, self.length]
+        ends = [i * self.length // self.parts for i in range(self.parts + 1)]
+        return ends[:-1], ends[1:]
 
     @property
     def width(self) -> int:
@@ -398,11 +416,9 @@ def _plant(
 
     # A window lies anywhere in its part, and the positions are uniformly random in the window.
     # The part of a distractor is the stream.
-    bounds = jnp.array(
-        [i * config.length // config.parts for i in range(config.parts + 1)], jnp.int32
-    )
-    low = jnp.zeros(many, jnp.int32).at[-1].set(bounds[part])
-    high = jnp.full(many, config.length, jnp.int32).at[-1].set(bounds[part + 1])
+    first, last = (jnp.array(ends, jnp.int32) for ends in config.bounds)
+    low = jnp.zeros(many, jnp.int32).at[-1].set(first[part])
+    high = jnp.full(many, config.length, jnp.int32).at[-1].set(last[part])
     start = _integers(start_u, low, high - config.span + 1)
     chosen = jnp.sort(jnp.argsort(place_u.reshape(many, config.span))[:, : config.evidence])
     positions = start[:, None] + chosen.astype(jnp.int32)

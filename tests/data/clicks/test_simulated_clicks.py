@@ -263,6 +263,29 @@ def test_a_negative_is_as_popular_as_its_positive_and_of_another_group():
     assert close((rank[..., 0] == 0).sum(), hard.size, weight[0] / weight.sum())
 
 
+def test_users_without_labels_keep_their_streams():
+    """A share of the training users is asked; their streams and questions stay as they are."""
+    everyone = SimulatedClicks(TINY, train=900, valid=30)
+    users, asked = np.arange(900), {}
+    whole = everyone.fetch("train", users)
+    for share in (0.2, 0.5):
+        some = SimulatedClicks(TINY, train=900, valid=30, labelled=share)
+        drawn = some.fetch("train", users)
+        asked[share] = drawn["query_mask"].any(1)
+        assert close(asked[share].sum(), 900, share)
+        for name, values in whole.items():
+            kept = asked[share] if name in ("query", "query_mask", "target") else users
+            np.testing.assert_array_equal(drawn[name][kept], values[kept])
+            assert drawn[name].dtype == values.dtype
+        assert not drawn["query"][~asked[share]].any() and not drawn["target"][~asked[share]].any()
+        one = some.fetch("train", np.array([7]))  # a user depends on the index alone
+        np.testing.assert_array_equal(one["query_mask"][0], drawn["query_mask"][7])
+        assert some.fetch("valid", users[:30])["query_mask"].all()
+    assert (asked[0.2] <= asked[0.5]).all()
+    with pytest.raises(ValueError, match=r"labelled=1.5: must be in \[0, 1\]"):
+        SimulatedClicks(TINY, labelled=1.5)
+
+
 # ---- errors
 
 

@@ -14,13 +14,14 @@ from tests.oracles import synthetic as plain
 # A crowded world: a third or more of the first draws of a stream hold another answer's evidence.
 TINY = SyntheticConfig(facts=24, length=41, queries=4, answers=6, evidence=3, groups=2, window=0.24)
 DISCRETE = dataclasses.replace(TINY, placing="discrete")
+EDGES = dataclasses.replace(TINY, edge=0.2, window=0.15)
 QUARTERS = dataclasses.replace(DISCRETE, parts=4)
 DISTRACTED = dataclasses.replace(DISCRETE, distractors=2)
 BOTH = pytest.mark.parametrize("config", [TINY, DISCRETE], ids=["consecutive", "discrete"])
 ALL = pytest.mark.parametrize(
     "config",
-    [TINY, DISCRETE, QUARTERS, DISTRACTED],
-    ids=["consecutive", "discrete", "quarters", "distracted"],
+    [TINY, DISCRETE, QUARTERS, DISTRACTED, EDGES],
+    ids=["consecutive", "discrete", "quarters", "distracted", "edges"],
 )
 
 
@@ -33,6 +34,9 @@ def drawn(config, many=600, seed=0):
 
 
 def bounds(config, part):
+    if config.edge:
+        size = round(config.edge * config.length)
+        return (0, size) if part == 0 else (config.length - size, config.length)
     return part * config.length // config.parts, (part + 1) * config.length // config.parts
 
 
@@ -274,6 +278,7 @@ WRONG = [
     *({"facts": 0}, {"facts": 401}, {"queries": 0}, {"queries": 41}, {"answers": 0}),
     *({"evidence": 0}, {"groups": 0}, {"length": 0}, {"evidence": 41}, {"answers": 10**7}),
     *({"placing": "random"}, {"parts": 3}, {"window": 0.01}, {"window": 0.6}),
+    *({"edge": 0.6}, {"edge": -0.1}),
     *({"window": float("nan")}, {"window": -0.2}, {"distractors": -1}, {"distractors": 40}),
 ]
 
