@@ -102,8 +102,8 @@ def error(x, exact) -> float:
 def test_the_kernel_equals_the_scan_forward_and_backward(name):
     """The kernel is as near to float64 as the plain scan in float32 is, or within 1e-5.
 
-    The gradient of w in Eq. 1 is a sum of T B K N terms that cancel, so in float32 even the plain
-    scan is off by 2e-5 at the size of XLong.
+    The gradient of w in Eq. 1 is a sum of T B K N terms that cancel. In float32 even the plain scan
+    is off by 2e-5 at the size of XLong.
     """
     segments, length, settings = CASES[name]
     plain, kernel, params = pair(length, settings)

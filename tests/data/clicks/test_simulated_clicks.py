@@ -267,13 +267,13 @@ def test_users_without_labels_keep_their_streams():
     """A share of the training users is asked; their streams and questions stay as they are."""
     everyone = SimulatedClicks(TINY, train=900, valid=30)
     users, asked = np.arange(900), {}
-    whole = everyone.fetch("train", users)
+    full = everyone.fetch("train", users)
     for share in (0.2, 0.5):
         some = SimulatedClicks(TINY, train=900, valid=30, labelled=share)
         drawn = some.fetch("train", users)
         asked[share] = drawn["query_mask"].any(1)
         assert close(asked[share].sum(), 900, share)
-        for name, values in whole.items():
+        for name, values in full.items():
             kept = asked[share] if name in ("query", "query_mask", "target") else users
             np.testing.assert_array_equal(drawn[name][kept], values[kept])
             assert drawn[name].dtype == values.dtype
