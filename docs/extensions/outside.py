@@ -1,7 +1,7 @@
 """Links to files beside the folder docs, where the site has a page of them.
 
 The source of a page links to `../notebooks/memoria.ipynb`, which is right in the repository. The
-site has the notebooks below docs, through a link to their folder.
+site has the notebooks below docs, through a symbolic link to their folder, which MyST would leave.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import re
 
 from sphinx.application import Sphinx
 
+NOTEBOOK = re.compile(r"\[([^]]*)\]\((?:\.\./)*(notebooks/[^)#]*)\.ipynb\)")
 PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "releases.md"}
 
 
@@ -24,11 +25,9 @@ def within(text: str, depth: int) -> str:
       The text.
     """
     up = re.escape("../" * (depth + 1))
-    down = "../" * depth
-    text = re.sub(rf"\]\({up}(notebooks/[^)]*\.ipynb)", rf"]({down}\1", text)
     for file, page in PAGES.items():
-        text = re.sub(rf"\]\({up}{re.escape(file)}", f"]({down}{page}", text)
-    return text
+        text = re.sub(rf"\]\({up}{re.escape(file)}", f"]({'../' * depth}{page}", text)
+    return NOTEBOOK.sub(lambda m: f"{{doc}}`{m[1].replace('`', '')} </{m[2]}>`", text)
 
 
 def read(app: Sphinx, name: str, source: list[str]) -> None:
