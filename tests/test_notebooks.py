@@ -15,8 +15,8 @@ import pytest
 from tests import ROOT
 
 TINY = {
-    "language": "STEPS, WATCHED = 4, 24",
-    "recommender": "USERS, ITEMS, STEPS = 60, 40, 4",
+    "language": "STEPS, WATCHED = 1, 24",
+    "recommender": "USERS, ITEMS, STEPS = 60, 40, 2",
     "research": "DIMS, STEPS = (8,), 2",
 }
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
