@@ -10,29 +10,30 @@ import re
 
 from sphinx.application import Sphinx
 
-NOTEBOOK = re.compile(r"\[([^]]*)\]\((?:\.\./)*(notebooks/[^)#]*)\.ipynb\)")
 PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "releases.md"}
 
 
-def within(text: str, depth: int) -> str:
-    """Text whose links out of docs lead to the pages of the site.
+def within(text: str, name: str) -> str:
+    """Text whose links out of docs, and to notebooks, lead to the pages of the site.
 
     Args:
-      text: of a page, in Markdown.
-      depth: number of folders between docs and the page.
+      text: of a page, in Markdown, or of a notebook.
+      name: of the page, such as 'guide/data'.
 
     Returns:
       The text.
     """
-    up = re.escape("../" * (depth + 1))
+    down = "../" * name.count("/")
     for file, page in PAGES.items():
-        text = re.sub(rf"\]\({up}{re.escape(file)}", f"]({'../' * depth}{page}", text)
-    return NOTEBOOK.sub(lambda m: f"{{doc}}`{m[1].replace('`', '')} </{m[2]}>`", text)
+        text = text.replace(f"](../{down}{file}", f"]({down}{page}")
+    folder = "" if name.startswith("notebooks/") else r"(?:\.\./)*notebooks/"
+    link = re.compile(rf"\[([^]]*)\]\({folder}(\w+)\.ipynb\)")
+    return link.sub(lambda m: f"{{doc}}`{m[1].replace('`', '')} </notebooks/{m[2]}>`", text)
 
 
 def read(app: Sphinx, name: str, source: list[str]) -> None:
     """Changes the links of a page before it is parsed."""
-    source[0] = within(source[0], name.count("/"))
+    source[0] = within(source[0], name)
 
 
 def setup(app: Sphinx) -> dict:
