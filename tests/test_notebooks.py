@@ -19,9 +19,10 @@ TINY = {
     "recommender": "USERS, ITEMS, STEPS = 60, 40, 2",
     "research": "DIMS, STEPS = (8,), 2",
 }
+SLOW = {"language", "memoria"}  # 25 s of CPU time each, mostly to compile
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 RUN = [
-    pytest.param(path, marks=pytest.mark.slow if path.stem == "memoria" else (), id=path.stem)
+    pytest.param(path, marks=pytest.mark.slow if path.stem in SLOW else (), id=path.stem)
     for path in PATHS
 ]
 MOST_BYTES = 300_000
