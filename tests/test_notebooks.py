@@ -15,13 +15,14 @@ import pytest
 from tests import ROOT
 
 TINY = {
-    "language": "STEPS, WATCHED = 4, 24",
-    "recommender": "USERS, ITEMS, STEPS = 60, 40, 4",
+    "language": "STEPS, WATCHED = 1, 24",
+    "recommender": "USERS, ITEMS, STEPS = 60, 40, 2",
     "research": "DIMS, STEPS = (8,), 2",
 }
+SLOW = {"language", "memoria"}  # 25 s of CPU time each, mostly to compile
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 RUN = [
-    pytest.param(path, marks=pytest.mark.slow if path.stem == "memoria" else (), id=path.stem)
+    pytest.param(path, marks=pytest.mark.slow if path.stem in SLOW else (), id=path.stem)
     for path in PATHS
 ]
 MOST_BYTES = 300_000
