@@ -12,9 +12,10 @@
 #
 # A number is printed as soon as it is known. FOLDER has all results of the bench (*.jsonl) and a log
 # of each stage. LIMIT (seconds of all stages), PATIENCE (a factor of the bound of each), REPEATS,
-# JOBS, BATCHES, KINDS, SIZE, HISTORY and MEMORIA may be set. A kind is SCAN:FORMAT, and behind a
-# second colon flags of XLA. A stage that reaches its bound is ended, and counts as failed. Exit
-# code 1: a stage failed. On a CPU the kernel is interpreted, so take a tiny size:
+# JOBS, BATCHES, KINDS, SIZE, HISTORY, MEMORIA and TESTS (of pytest) may be set. A kind is
+# SCAN:FORMAT, and behind a second colon flags of XLA. A stage that reaches its bound is ended, and
+# counts as failed. Exit code 1: a stage failed. On a CPU the kernel is interpreted, so take a tiny
+# size:
 #
 #     BATCHES=2 REPEATS=1 HISTORY=100 MEMORIA=tiny launch/gpu_check.sh out machine.dim=8 \
 #         machine.heads=2 machine.layers=1 rehearsal.layers=1 teacher.dim=8
@@ -95,7 +96,8 @@ told first "first ${batches%% *} $1" "$begin" $?
   # tests/conftest.py asks for few optimisations; these tests run as users do. The bench sets the
   # other flags itself, see rmjax/run/environment.py.
   export XLA_FLAGS="--xla_backend_optimization_level=3 $quick ${XLA_FLAGS:-}"
-  bound 300 "$python" -m pytest -q -n0 tests/machines/test_fused.py >"$folder/tests.log" 2>&1
+  bound 300 "$python" -m pytest -q -n0 ${TESTS:-tests/machines/test_fused.py} \
+    >"$folder/tests.log" 2>&1
   echo $? >"$folder/tests.code"
 ) &
 compile() {
