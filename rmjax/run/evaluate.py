@@ -57,15 +57,30 @@ def validate(training: Training, params: Params, step: int) -> float:
     writer.write("valid", step, values, reporting.step_line("valid", step, shown))
     losses = [gain for name, gain in gains.items() if "gain" in name]
     if losses and max(losses) < LEAST_GAIN and 2 * step >= run.config.train.steps:
-        logging.warning(
-            "Rehearsal does not use the memory: with another stream's memory its losses are at "
-            "most %.3f nats higher (expected: %.2f or more). Mask more "
-            "(config.rehearsal.mask_ratio), or compare with harder items "
-            "(config.rehearsal.negatives).",
-            max(0.0, *losses),
-            LEAST_GAIN,
-        )
+        warn_of_gain(run, max(0.0, *losses))
     return scoring.objective(run.source, measures, metric)
+
+
+def warn_of_gain(run: Run, gain: float) -> None:
+    """Warns that rehearsal is solved without the memory, and names the settings that make it hard.
+
+    Args:
+      run: the run.
+      gain: the larger of its memory gains, in nats.
+    """
+    rehearsal = run.config.rehearsal
+    advice = []
+    if rehearsal.mask_ratio < 1:
+        advice.append("Mask more (config.rehearsal.mask_ratio).")
+    if rehearsal.negatives == "uniform":
+        advice.append("Compare with harder items (config.rehearsal.negatives).")
+    logging.warning(
+        "Rehearsal does not use the memory: with another stream's memory its losses are at most "
+        "%.3f nats higher (expected: %.2f or more). %s",
+        gain,
+        LEAST_GAIN,
+        " ".join(advice or ["Train longer, or with a lower config.train.learning_rate."]),
+    )
 
 
 def paired_batches(run: Run, split: str, streams: int) -> Iterator[tuple[Batch, Batch]]:

@@ -15,6 +15,8 @@ import rmjax
 from rmjax import config as configs
 from rmjax.registry import LOGGERS
 from rmjax.run import reporting, training
+from rmjax.run.loggers import tensorboard
+from rmjax.types import LoggerContext
 from tests.runs import PLAIN, tiny
 
 
@@ -217,3 +219,11 @@ def test_a_registered_logger_is_used_by_name_and_may_change_later(tmp_path, monk
 def test_the_project_is_read_only_with_a_tracker():
     assert configs.reads(tiny(**{"train.loggers": "jsonl,wandb"}), "logger.project")
     assert not configs.reads(tiny(), "logger.project")
+
+
+def test_tags_of_tensorboard_have_only_characters_that_it_takes(tmp_path, caplog):
+    caplog.set_level("INFO")
+    board = tensorboard.Events(LoggerContext(tmp_path, {}, "model"))
+    board.write("groups/gender (male, 18-24)", 1, {"hr@10": 0.5})
+    board.close()
+    assert "illegal" not in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from rmjax.data.source import Questions
 from rmjax.evaluation import scoring
 from rmjax.layers.transformer import Transformer
 from rmjax.rehearsal.decoder import Decoder
-from rmjax.run import training
+from rmjax.run import evaluate, training
 from rmjax.tasks.answers import Answers
 from rmjax.tasks.reasoning import Reasoning
 from rmjax.tasks.rehearsing import Rehearsal
@@ -46,6 +47,20 @@ def test_a_memory_that_is_never_written_gains_nothing(tmp_path, monkeypatch, cap
         names = "memory_gain_recollection", "memory_gain_familiarity", "memory_spread"
         assert all(line[name] == 0 for name in names)
     assert len(valid) == 2 and caplog.text.count("Rehearsal does not use the memory") == 2
+
+
+@pytest.mark.parametrize(
+    "changes, cure",
+    [
+        ({}, "Mask more (config.rehearsal.mask_ratio). Compare with harder items"),
+        ({"rehearsal.mask_ratio": 1.0}, "or more). Compare with harder items"),
+        ({"rehearsal.negatives": "partner"}, "or more). Mask more"),
+        ({"rehearsal.mask_ratio": 1.0, "rehearsal.negatives": "partner"}, "Train longer, or"),
+    ],
+)
+def test_the_warning_names_settings_that_can_still_change(changes, cure, caplog):
+    evaluate.warn_of_gain(SimpleNamespace(config=tiny(**changes)), 0.01)
+    assert cure in caplog.text
 
 
 def test_a_run_without_rehearsal_has_no_gain(tmp_path):

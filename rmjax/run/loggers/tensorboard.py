@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Mapping
 
 from rmjax.registry import NoSettings as Settings
@@ -29,10 +30,11 @@ class Events:
             )
 
     def write(self, kind: str, step: int, values: Mapping[str, int | float]) -> None:
-        """Writes one scalar for each value. Tags have no '@', which TensorBoard does not take."""
+        """Writes one scalar for each value. Tags have only characters that TensorBoard takes."""
         with explain_errors(self._folder, 0):
             for name, value in values.items():
-                self._board.add_scalar(f"{kind}/{name.replace('@', '_at_')}", value, step)
+                tag = re.sub(r"[^-\w./]+", "_", f"{kind}/{name.replace('@', '_at_')}")
+                self._board.add_scalar(tag, value, step)
             self._board.flush()
 
     def close(self) -> None:
