@@ -11,10 +11,11 @@
 # 5. memoria    Steps of Memoria.
 #
 # A number is printed as soon as it is known. FOLDER has all results of the bench (*.jsonl) and a log
-# of each stage. LIMIT (seconds of all stages), REPEATS, JOBS, BATCHES, KINDS, SIZE, HISTORY and
-# MEMORIA may be set. A kind is SCAN:FORMAT, and behind a second colon flags of XLA. A stage that
-# reaches its bound is ended and said to have failed. Exit code 1: a stage failed. On a CPU the kernel
-# is interpreted, so take a tiny size:
+# of each stage. LIMIT (seconds of all stages), PATIENCE (a factor of the bound of each), REPEATS,
+# JOBS, BATCHES, KINDS, SIZE, HISTORY, MEMORIA and TESTS (of pytest) may be set. A kind is
+# SCAN:FORMAT, and behind a second colon flags of XLA. A stage that reaches its bound is ended, and
+# counts as failed. Exit code 1: a stage failed. On a CPU the kernel is interpreted, so take a tiny
+# size:
 #
 #     BATCHES=2 REPEATS=1 HISTORY=100 MEMORIA=tiny launch/gpu_check.sh out machine.dim=8 \
 #         machine.heads=2 machine.layers=1 rehearsal.layers=1 teacher.dim=8
@@ -45,9 +46,9 @@ export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 backend=$("$python" -c 'import jax; print(jax.default_backend())') || exit 1
 [ "$backend" = gpu ] || echo "no GPU is tested: JAX runs on the $backend of this machine" >&2
 
-# bound SECONDS COMMAND ...: ends a command after so many seconds, or at the end of all stages.
+# bound SECONDS COMMAND ...: ends a command after so many seconds times PATIENCE, or at LIMIT.
 bound() {
-  local most=$1 left=$((limit - SECONDS))
+  local most=$(($1 * ${PATIENCE:-1})) left=$((limit - SECONDS))
   shift
   [ "$left" -gt 0 ] || return 124
   timeout -k 5 "$((most < left ? most : left))" "$@"
@@ -55,7 +56,8 @@ bound() {
 
 # bench NAME SECONDS XLA_FLAGS FLAGS ...: runs the bench; its results are in FOLDER/NAME.json.
 bench() {
-  local name=$1 seconds=$2 flags="${XLA_FLAGS:-} $3"
+  local name=$1 seconds=$2 flags=${XLA_FLAGS:-}
+  [ -z "$3" ] || flags="${flags:+$flags }$3"
   shift 3
   XLA_FLAGS=$flags bound "$seconds" "$python" -m rmjax.bench "$@" \
     >"$folder/$name.json" 2>"$folder/$name.log"
@@ -94,7 +96,8 @@ told first "first ${batches%% *} $1" "$begin" $?
   # tests/conftest.py asks for few optimisations; these tests run as users do. The bench sets the
   # other flags itself, see rmjax/run/environment.py.
   export XLA_FLAGS="--xla_backend_optimization_level=3 $quick ${XLA_FLAGS:-}"
-  bound 300 "$python" -m pytest -q -n0 tests/machines/test_fused.py >"$folder/tests.log" 2>&1
+  bound 300 "$python" -m pytest -q -n0 ${TESTS:-tests/machines/test_fused.py} \
+    >"$folder/tests.log" 2>&1
   echo $? >"$folder/tests.code"
 ) &
 compile() {

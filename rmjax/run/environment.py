@@ -72,7 +72,7 @@ def prepare() -> str:
 
 
 def prepare_gpu() -> str:
-    """Makes programs for an NVIDIA GPU compile in seconds in place of minutes.
+    """Makes programs for an NVIDIA GPU compile faster.
 
     The flags of `GPU_FLAGS` are added to XLA_FLAGS, which XLA reads when JAX computes for the first
     time. A flag that is in XLA_FLAGS already stays as it is. Random bits come from a kernel of JAX:
@@ -88,11 +88,13 @@ def prepare_gpu() -> str:
     if first <= jax.__version_info__[:2] < last:
         new = {name: value for name, value in GPU_FLAGS.items() if name not in before}
     added = [f"--{name}={value}" for name, value in new.items()]
-    os.environ["XLA_FLAGS"] = " ".join([before, *added]).strip()
+    flags = " ".join([before, *added]).strip()
+    if added:  # XLA ends a process whose flags are a blank
+        os.environ["XLA_FLAGS"] = flags
     # Processes that this one starts inherit the variable.
     bits = os.environ.setdefault(BITS.upper(), "true")
     jax.config.update(BITS, bits.lower() in ("1", "true", "t", "yes", "y", "on"))
-    return f"environment: XLA_FLAGS={os.environ['XLA_FLAGS']}, {BITS.upper()}={bits}"
+    return f"environment: XLA_FLAGS={flags}, {BITS.upper()}={bits}"
 
 
 def keep_compilations() -> str:
@@ -117,7 +119,8 @@ def keep_compilations() -> str:
         if not mine or not os.access(folder, os.W_OK):
             raise OSError(f"{folder} is not this user's alone")
         for file in folder.iterdir():
-            if file.stat().st_mtime < time.time() - KEPT_DAYS * 86_400:
+            # A folder holds what XLA has tuned for a GPU.
+            if file.is_file() and file.stat().st_mtime < time.time() - KEPT_DAYS * 86_400:
                 file.unlink(missing_ok=True)
     except (OSError, ValueError) as error:
         return f"compiled programs: not kept ({error}); {variable}=<folder> keeps them there"

@@ -187,7 +187,7 @@ def _pmap(
     def compiled(
         state: TrainState, carry: Carry, frozen: Params, batch: Batch
     ) -> jax.stages.Compiled:
-        # With the shardings of `put` and `split` this is the program that `train_step` then finds.
+        # With the shardings of `put` and `split` this is the program that `train_step` runs.
         shape = lambda x, *leading: jax.ShapeDtypeStruct(
             (len(local), *leading, *x.shape[len(leading) :]), x.dtype, sharding=spread
         )

@@ -34,8 +34,10 @@ def test_compiled_programs_are_kept(tmp_path):
     for name, age in (("new", 1), ("old", environment.KEPT_DAYS + 1)):
         (folder / name).touch()
         os.utime(folder / name, times=(0, folder.stat().st_mtime - age * 86_400))
-    environment.keep_compilations()
-    assert [path.name for path in folder.iterdir()] == ["new"]
+    (folder / "tuned").mkdir()  # as XLA does on a GPU
+    os.utime(folder / "tuned", times=(0, 0))
+    assert f"kept in {folder}" in environment.keep_compilations()
+    assert sorted(path.name for path in folder.iterdir()) == ["new", "tuned"]
 
 
 def test_each_kind_of_machine_has_its_folder(monkeypatch):

@@ -91,7 +91,7 @@ def test_work_is_done_and_counted():
 
 @pytest.mark.parametrize("mapping", ["pmap", "mesh"])
 def test_the_step_that_is_measured_is_compiled_once(mapping):
-    """The program that tells the bytes is the one that runs: a GPU compiles it for a minute."""
+    """The program that tells the bytes is the one that runs."""
     settings = {"machine.kind": "gru", "train.mapping": mapping} | NO_TEACHER
     config, source = made_up.sized("xlong", SMALL | settings)
     source = dataclasses.replace(source, segments=(2,), num_items=50)
