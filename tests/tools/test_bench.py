@@ -187,6 +187,7 @@ def given(monkeypatch, **values):
         ({"config": {"data": 1}, "size": "babi"}, "--size and --config: give one"),
         ({"cards": "all", "scale": ["1"]}, "--cards and --scale measure in different ways"),
         ({"config": {"data": 1}, "machines": "gru"}, "--machines needs --size"),
+        ({"size": "xlong", "machines": "gru", "repeats": 0}, "--repeats must be at least 1"),
         ({"config": {"data": 1}, "set": ["machine.dim=8"]}, "--set changes a size"),
         ({"size": "babi", "what": "write_1"}, "--what=write_1 needs --against"),
         ({"config": {"memoria": 1}, "scale": ["1"]}, "--scale needs the card of a run"),
