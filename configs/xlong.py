@@ -27,9 +27,9 @@ twelve.
 Score: test AUC of simulated clicks at `:local`, three seeds, is 0.7606 +- 0.0040. The mean of all
 clicks has 0.7464, and an oracle 0.912. With `:local,few`, a reduced size, it is 0.733 and 0.741 for
 seeds 0 and 2, with a memory gain of 1.1 and 1.2 nats. Without rehearsal it is 0.609 and 0.606
-(an oracle has 0.918). With 16 questions a user this rehearsal costs nothing: 0.772 and 0.753 for
-seeds 0 and 1, 0.766 and 0.752 without. If its weight did not fall, it would have 0.748 and 0.748.
-These four runs take the teacher's table and 470 steps at 1e-2. The paper's size was not trained
+(an oracle has 0.918). With 16 questions a user this rehearsal costs nothing: 0.7606 +- 0.0099 over
+three seeds, and 0.7587 +- 0.0069 without. If its weight did not fall, it would have 0.7474 +-
+0.0015. These runs take the teacher's table and 470 steps at 1e-2. The paper's size was not trained
 here.
 """
 
