@@ -84,8 +84,8 @@ def multihop(params: Params, query: Array, slots: Array, slot_mask: Array) -> tu
     Hop c computes q^c = W_q [e^c; q^(c-1)], where
     e^c = sum_k softmax_k(w tanh(W1 q^(c-1) + W2 m_k + b)) m_k.
 
-    Two steps are off by default, since the papers do not have them. With `mix`, slots attend to each
-    other before the first hop. With `norm`, q^c has a layer norm before the next hop.
+    Two steps are off by default, since the papers do not have them. With `mix`, slots attend to
+    each other before the first hop. With `norm`, q^c has a layer norm before the next hop.
 
     Args:
       params: of `init`.
