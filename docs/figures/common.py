@@ -10,6 +10,8 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from rmjax.tools import ledger
+
 HERE = Path(__file__).resolve().parent
 DATA, IMAGES, RECORDS = HERE / "data", HERE.parent / "images", HERE.parent / "results" / "records"
 # One look for each memory, in every figure: colour, marker, line.
@@ -72,9 +74,9 @@ def table(record: str, part: str, names: str) -> dict[str, list[dict[str, float]
 
 
 def number(cell: Any) -> float | None:
-    """The mean of a cell of a record, or the number that its text is; None for other texts."""
+    """The mean of a cell of a record, or the number that its text is; None without a number."""
     if isinstance(cell, dict):
-        return cell["mean"]
+        return ledger.mean(cell)
     try:
         return float(str(cell).replace(",", ""))
     except ValueError:
