@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 
 from tests import prose
@@ -57,6 +59,22 @@ def test_tables_code_and_headings_are_left_out_and_lines_are_named(tmp_path, mon
     assert [(hit.path, hit.line, hit.fault) for hit in prose.hits([page])] == [
         ("page.md", 12, "31 words")
     ]
+
+
+def test_an_argument_without_a_text_is_a_fault(monkeypatch):
+    pytest.importorskip("sphinx")
+    monkeypatch.syspath_prepend(str(prose.ROOT / "docs"))
+    coverage = importlib.import_module("extensions.coverage")
+
+    def run(k, keys, *rest, **more) -> int:
+        """Runs.
+
+        Args:
+          keys: some, as k is one.
+          *rest, **more: the others.
+        """
+
+    assert [*coverage.faults(run)] == ["no text for the argument 'k'", "no text for the result"]
 
 
 CODE = '''

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Iterator
 
 from sphinx.application import Sphinx
@@ -38,8 +39,12 @@ def faults(value: object) -> Iterator[str]:
     if not inspect.isfunction(value):
         return
     text, signature = inspect.getdoc(value) or "", inspect.signature(value)
+    entries = re.findall(
+        r"^  ([*\w][*\w, ]*)(?: \([^)]*\))?:", text.partition("Args:")[2], re.MULTILINE
+    )
+    documented = {name.strip("* ") for entry in entries for name in entry.split(",")}
     for name in signature.parameters:
-        if f"  {name}" not in text.partition("Args:")[2] and f"*{name}" not in text:
+        if name not in documented:
             yield f"no text for the argument {name!r}"
     if signature.return_annotation not in (None, "None") and "Returns" not in text:
         yield "no text for the result"
