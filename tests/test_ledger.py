@@ -147,6 +147,20 @@ def test_a_cell_shows_mean_and_sample_std():
         ("shows", "much", "'shows' must be a list"),
         ("tables", [{"rows": [{"row": "a", "x": 0.5}]}], r"tables\[0\]: a row has a cell"),
         ("tables", [{"rows": [{"row": "a", "x": {"man": 1}}]}], r"tables\[0\]: a row has a cell"),
+        (
+            "tables",
+            [{"rows": [{"row": "a", "x": {"mean": "1"}}]}],
+            r"tables\[0\]: a row has a cell",
+        ),
+        (
+            "tables",
+            [{"rows": [{"row": "a", "x": {"values": 1}}]}],
+            r"tables\[0\]: a row has a cell",
+        ),
+        ("tables", [{"rows": [{"row": "a", "x": {"values": [1.0], "intervals": []}}]}], "a cell"),
+        ("tables", ["rows"], r"tables\[0\] must be an object with a list of rows"),
+        ("tables", [{"rows": [{}]}], r"tables\[0\]: the first cell of a row is its name"),
+        ("tables", [{"rows": [{"x": {"mean": 1.0}}]}], "the first cell of a row is its name"),
     ],
 )
 def test_a_wrong_record_is_named_by_file_and_field(tmp_path, field, value, cause):
@@ -191,14 +205,21 @@ def test_a_table_of_ablate_writes_a_record_and_keeps_its_prose(tmp_path):
     prose = first | {"question": "Why?", "tables": [*first["tables"], by_hand]}
     prose["tables"][1]["text"] = "Of y."
     path.write_text(json.dumps(prose))
-    ledger.keep(path, ablate.record_of(table, {("y", "a", 3): results()["y", "a", 1]}, "d", []))
+    ledger.keep(
+        path, ablate.record_of(table, {("y", "a", 3): results()["y", "a", 1]}, "d", ["--rows=a"])
+    )
     second = ledger.read(path)
-    assert second["question"] == "Why?" and second["seeds"] == [3]
+    assert second["question"] == "Why?" and second["seeds"] == [0, 1, 3]
+    assert second["commands"] == [*first["commands"], "python -m rmjax.ablate --rows=a"]
     assert [t["name"] for t in second["tables"]] == ["x", "y", "probe"]
     assert second["tables"][0] == first["tables"][0] and second["tables"][1]["text"] == "Of y."
     assert second["tables"][1]["rows"][0]["auc"] == {"values": [0.6]}
     assert second["tables"][1]["rows"][1] == first["tables"][1]["rows"][1]
     assert second["tables"][2] == by_hand
+    path.write_text(json.dumps(second | {"tables": second["tables"][:2]}))
+    ledger.keep(path, record)  # all rows are measured anew
+    assert ledger.read(path)["commands"] == first["commands"]
+    assert ledger.read(path)["seeds"] == [0, 1]
 
 
 def test_the_bytes_of_every_memory_are_those_of_its_state():

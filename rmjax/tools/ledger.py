@@ -111,9 +111,14 @@ def read(path: Path) -> Record:
         if not isinstance(record[field], list):
             raise ValueError(f"{path}: the field {field!r} must be a list")
     for number, table in enumerate(record["tables"]):
-        for row in table.get("rows", [None]):
+        rows = table.get("rows") if isinstance(table, dict) else None
+        if not isinstance(rows, list):
+            raise ValueError(f"{path}: tables[{number}] must be an object with a list of rows")
+        for row in rows:
             if not isinstance(row, dict) or not all(map(_is_cell, row.values())):
                 raise ValueError(f"{path}: tables[{number}]: a row has a cell that is no cell")
+            if not isinstance(next(iter(row.values()), None), str):
+                raise ValueError(f"{path}: tables[{number}]: the first cell of a row is its name")
     return Record(**record)
 
 
@@ -122,9 +127,15 @@ def _fields() -> list[str]:
 
 
 def _is_cell(cell: object) -> bool:
-    if isinstance(cell, str):
-        return True
-    return isinstance(cell, dict) and bool(cell) and cell.keys() <= Cell.__annotations__.keys()
+    if not isinstance(cell, dict):
+        return isinstance(cell, str)
+    numbers = [value for key, value in cell.items() if key not in ("values", "intervals")]
+    values, intervals = cell.get("values", []), cell.get("intervals", [])
+    if not isinstance(values, list) or not isinstance(intervals, list):
+        return False
+    known = bool(cell) and cell.keys() <= Cell.__annotations__.keys()
+    fits = "intervals" not in cell or len(intervals) == len(values)
+    return known and fits and all(isinstance(x, int | float) for x in [*numbers, *values])
 
 
 def mean(cell: Cell) -> float | None:
@@ -237,7 +248,8 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 def keep(path: Path, record: Record) -> None:
     """Writes the numbers of a record; an older record in the file keeps its prose.
 
-    Rows replace those of the same name in the table of the same name. All other rows stay.
+    Rows replace those of the same name in the table of the same name. All other rows stay. If any
+    stays, so do the commands and the seeds of the older record, beside the new ones.
 
     Args:
       path: of the JSON file.
@@ -254,14 +266,24 @@ def keep(path: Path, record: Record) -> None:
         name = old.get("name", "")
         # Prose of a table stays: its numbers alone are measured anew.
         tables.append({**old, **(_with_rows(old, new.pop(name)) if name in new else {})})
+    commands, seeds = record["commands"], record["seeds"]
+    if _names(before) - _names(record):
+        commands = list(dict.fromkeys([*before["commands"], *commands]))
+        old_seeds = before["seeds"]  # a text stays: somebody has described them
+        seeds = old_seeds if isinstance(old_seeds, str) else sorted({*old_seeds, *seeds})
     full: Record = {
         "title": record["title"], "question": "", "setting": "", "shows": [], "not_shown": [],
-        **before, "commands": record["commands"], "seeds": record["seeds"],
-        "tables": [*tables, *new.values()],
+        **before, "commands": commands, "seeds": seeds, "tables": [*tables, *new.values()],
     }  # fmt: skip
     ordered = {field: full.get(field) for field in _fields() if field in full}
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic.write(path, json.dumps(ordered, indent=1, ensure_ascii=False) + "\n")
+
+
+def _names(record: Record) -> set[tuple[str, str]]:
+    """(table, row) of all rows of a record."""
+    tables = record.get("tables", [])
+    return {(t.get("name", ""), next(iter(r.values()))) for t in tables for r in t["rows"]}
 
 
 def _with_rows(old: Numbers, new: Numbers) -> Numbers:
