@@ -184,6 +184,10 @@ def test_multihop_attention(steps):
         expected = oracle.multihop(f64(params), f64(query[b, q]), f64(slots[b]), mask[b])
         close(answers[b, q], expected[0])
         close(weights[b, q], expected[1])
+    read = lambda *inputs: hops.multihop(*inputs, mask)[0].sum()
+    slopes = jax.jit(jax.grad(read, (0, 1, 2)))(params, query, slots)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(slopes))
+    assert not slopes[2][~mask].any() and slopes[2][mask].any()  # masked slots stay out
 
 
 def test_slots_that_may_mix_are_read_as_they_are_before_training():
