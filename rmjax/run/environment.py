@@ -75,25 +75,26 @@ def prepare_gpu() -> str:
     """Makes programs for an NVIDIA GPU compile faster.
 
     The flags of `GPU_FLAGS` are added to XLA_FLAGS, which XLA reads when JAX computes for the first
-    time. A flag that is in XLA_FLAGS already stays as it is. Random bits come from a kernel of JAX:
-    they are the same bits, but XLA need not compile their generator for every draw. A value of
-    JAX_THREEFRY_GPU_KERNEL_LOWERING in the environment takes precedence.
+    time. A flag that is in XLA_FLAGS already stays as it is. If XLA_FLAGS is the name of a file
+    with flags, it stays too. Random bits come from a kernel of JAX: they are the same bits, but XLA
+    need not compile their generator for every draw. A value of JAX_THREEFRY_GPU_KERNEL_LOWERING in
+    the environment takes precedence.
 
     Returns:
       One line for the log, which says what was set.
     """
-    before = os.environ.get("XLA_FLAGS", "")
+    flags = os.environ.get("XLA_FLAGS", "").strip()
     first, last = KNOWN_JAX
-    new = {}
-    if first <= jax.__version_info__[:2] < last:
-        new = {name: value for name, value in GPU_FLAGS.items() if name not in before}
-    added = [f"--{name}={value}" for name, value in new.items()]
-    flags = " ".join([before, *added]).strip()
-    if added:  # XLA ends a process whose flags are a blank
+    known = first <= jax.__version_info__[:2] < last
+    if known and (not flags or flags.startswith("-")):  # XLA takes all else as the name of a file
+        names = {flag.partition("=")[0].lstrip("-") for flag in flags.split()}
+        new = [f"--{name}={value}" for name, value in GPU_FLAGS.items() if name not in names]
+        flags = " ".join([flags, *new]).strip()
         os.environ["XLA_FLAGS"] = flags
-    # Processes that this one starts inherit the variable.
-    bits = os.environ.setdefault(BITS.upper(), "true")
-    jax.config.update(BITS, bits.lower() in ("1", "true", "t", "yes", "y", "on"))
+    if known and BITS.upper() not in os.environ:
+        os.environ[BITS.upper()] = "true"  # processes that this one starts inherit it
+        jax.config.update(BITS, True)
+    bits = os.environ.get(BITS.upper(), "")
     return f"environment: XLA_FLAGS={flags}, {BITS.upper()}={bits}"
 
 
@@ -225,7 +226,8 @@ def _nvidia() -> bool:
     """Whether JAX would run on a GPU of NVIDIA; JAX is not started."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if platforms:
-        return platforms.split(",")[0] in ("cuda", "gpu") and not _devices("kfd")
+        first = platforms.split(",")[0]
+        return first == "cuda" or (first == "gpu" and not _devices("kfd"))  # kfd: a GPU of AMD
     return _devices("nvidia[0-9]*")
 
 

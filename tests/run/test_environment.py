@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import jax
@@ -86,12 +87,42 @@ def test_a_compilation_is_announced_and_timed_once_for_each_shape(caplog):
     assert caplog.text.count("model: compiling the train step: done in 0.0 seconds.") == 2
 
 
+@pytest.mark.parametrize(
+    ("files", "platforms", "nvidia"),
+    [
+        *(("nvidia0", "", True), ("nvidia0", "cuda,cpu", True), ("nvidia0", "gpu", True)),
+        *(("nvidia0", "cpu", False), ("nvidia0", "tpu,cpu", False), ("nvidia0", "cpu,cuda", False)),
+        *(("", "", False), ("accel0", "", False), ("kfd", "", False), ("kfd", "gpu", False)),
+        *(("kfd nvidia0", "cuda", True), ("kfd nvidia0", "", True)),
+    ],
+)
+def test_jax_runs_on_a_gpu_of_nvidia(monkeypatch, files, platforms, nvidia):
+    seen = lambda *names: any(fnmatch(file, name) for file in files.split() for name in names)
+    monkeypatch.setattr(environment, "_devices", seen)
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    assert environment._nvidia() == nvidia
+
+
+@pytest.mark.parametrize("flags", ["flags.txt", "", "  ", "--xla_gpu_enable_triton_gemm_any=true"])
+def test_xla_flags_stay_and_a_child_adds_none(monkeypatch, flags):
+    """XLA takes a value that does not begin with a dash as the name of a file with flags."""
+    before = jax.config.jax_threefry_gpu_kernel_lowering
+    monkeypatch.setenv(environment.BITS.upper(), "0")
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    environment.prepare_gpu()
+    got = os.environ["XLA_FLAGS"]
+    if flags == "flags.txt":
+        assert got == flags
+    else:
+        added = [f"--{name}={value}" for name, value in environment.GPU_FLAGS.items()]
+        assert got.split() == [*flags.split(), *added]
+    environment.prepare_gpu()
+    assert os.environ["XLA_FLAGS"] == got
+    assert jax.config.jax_threefry_gpu_kernel_lowering == before
+
+
 def test_a_gpu_gets_flags_that_the_user_and_other_versions_of_jax_overrule(monkeypatch):
-    monkeypatch.setattr(environment, "_devices", lambda *names: "nvidia[0-9]*" in names)
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_enable_triton_gemm=true")
-    for platforms, nvidia in (("", True), ("cuda,cpu", True), ("cpu", False), ("tpu,cpu", False)):
-        monkeypatch.setenv("JAX_PLATFORMS", platforms)
-        assert environment._nvidia() == nvidia
     before = jax.config.jax_threefry_gpu_kernel_lowering
     try:
         monkeypatch.setattr(jax, "__version_info__", (0, 13, 0))
