@@ -295,9 +295,9 @@ def compare(table: Table, results: Results) -> list[Line]:
       results: the final tables of the finished runs.
 
     Returns:
-      One line for each setting, other row and compared measure: the mean difference over the seeds
-      that both rows have, and the 95% bootstrap interval over these seeds. A row with fewer than
-      two such seeds has no line. [] if the table has no baseline.
+      One line for each setting, other row and compared measure that the runs have: the mean
+      difference over the seeds that both rows have, and the 95% bootstrap interval over these
+      seeds. A row with fewer than two such seeds has no line. [] if the table has no baseline.
     """
     lines = []
     for setting in table.settings:
@@ -311,7 +311,11 @@ def compare(table: Table, results: Results) -> list[Line]:
             if name == table.baseline or len(pairs) < 2:
                 continue
             test = next(key for key in pairs[0][0] if key.startswith("test_"))
-            for measure in (test, *table.compared):
+            # Other data than those of the table's own card may lack some measures.
+            for measure in (
+                test,
+                *(m for m in table.compared if all(m in row for row, _ in pairs)),
+            ):
                 values = np.array([[row[measure], base[measure]] for row, base in pairs])
                 low, mean, high = metrics.paired(*values.T)
                 line: Line = {"setting": setting} if setting else {}

@@ -254,6 +254,7 @@ def test_rows_are_compared_with_the_baseline_seed_by_seed():
     lines = ablate.compare(table._replace(compared=("early",)), early)
     assert [line["measure"] for line in lines] == ["auc", "early"] * 2
     assert lines[1]["difference"] == pytest.approx(2 * lines[0]["difference"])
+    assert ablate.compare(table._replace(compared=("early",)), results) == [first, second]
     assert second["seeds"] == 2 and second["difference"] == pytest.approx(0.045)
     assert ablate.compare(SMALL, results) == []
 
