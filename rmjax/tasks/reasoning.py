@@ -260,13 +260,14 @@ class Reasoning(Task):
             terms["machine"] = (self.machine_loss, memorized.aux)
         if self.rehearsal.active:
             drawn = draw_query(keys[:, 1], batch, memorized)
-            query = None
+            query, valid = None, drawn.valid
             if self.rehearsal.sampler == "teacher":
                 asked = one_question(batch, drawn.which)
+                valid &= asked.query_mask  # without a question the teacher chooses nothing
                 embed_items = functools.partial(embed, frozen)
                 query = self.answers.encode(frozen["encoder"], embed_items, asked)
             segments = rehearsing.choose_segments(
-                self.rehearsal, drawn.key, frozen, query, batch, drawn.valid
+                self.rehearsal, drawn.key, frozen, query, batch, valid
             )
             memory = drawn.memory
             terms |= rehearsing.losses(
@@ -332,8 +333,8 @@ def draw_query(key: Key, batch: Batch, memorized: Memorized) -> Drawn:
       memorized: of the batch.
 
     Returns:
-      The questions, drawn uniformly. A stream without questions is rehearsed as a whole, unless
-      questions lie inside the streams of the batch.
+      The questions, drawn uniformly. If a stream has no question, all its segments are valid. If
+      questions lie inside the streams of the batch, none is.
     """
     key, fresh = jax.vmap(jax.random.split, out_axes=1)(key)
     which = jax.vmap(jax.random.categorical)(key, jnp.where(batch.query_mask, 0.0, -jnp.inf))

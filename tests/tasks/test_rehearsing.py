@@ -19,7 +19,7 @@ from rmjax.rehearsal import fragments
 from rmjax.run import kept, step
 from rmjax.tasks import rehearsing
 from tests.runs import tiny
-from tests.small import DIM, batch, keys, noise, recommendation, rehearsal, small
+from tests.small import DIM, batch, keys, noise, recommendation, rehearsal, small, teacher
 
 J = 6
 
@@ -155,3 +155,12 @@ def test_a_stream_without_questions_is_rehearsed():
         jax.grad(lambda params: task.losses(params, (), (), none, key)[0]["recollection"][1][0])
     )
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(slopes(params)))
+
+
+def test_a_teacher_chooses_nothing_without_a_question():
+    task = recommendation(small("gru").machine, rehearsal(dropout=0.0))
+    params, data, frozen = noise(task.init), batch(), teacher()[1]["sampler"]
+    losses = jax.jit(lambda data: task.losses(params, frozen, (), data, jax.random.key(0))[0])
+    none = data.replace(query_mask=jnp.zeros_like(data.query_mask))
+    for name in ("recollection", "familiarity"):
+        assert losses(data)[name][1][1] > 0 and losses(none)[name][1][1] == 0
