@@ -143,7 +143,7 @@ time.sleep(100)
 
 
 SCRIPT = """
-import sys
+import sys, time
 if sys.version_info > (3,):
     LONG = int
 
@@ -151,7 +151,8 @@ def timed(call, device, seconds):
     raise AssertionError("the script's own timer ran")
 
 def main():
-    print(timed(lambda: print("first"), "cpu", 9), timed(lambda: print("second"), "cpu", 9))
+    say = lambda text: (time.sleep(0.2), print(text))
+    print(timed(lambda: say("first"), "cpu", 9), timed(lambda: say("second"), "cpu", 9))
 
 if __name__ == "__main__":
     main()
