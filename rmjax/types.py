@@ -37,7 +37,7 @@ State = Any  # pytree with leading axis B: what a sequence model remembers
 Carry = Any  # pytree that a task hands from step to step; () where a task carries nothing
 Sum = tuple[Array, Array]  # (sum, count), both f32 []; added over devices first, divided once
 Counts = Mapping[str, Array]  # f32 [] of each term of a loss, and of "streams", over all devices
-Weight = float | Callable[[Array, Counts], Array]  # a number, or a function of (step i32 [], counts)
+Weight = float | Callable[[Array, Counts], Array]  # a number, or f(step i32 [], counts)
 Terms = dict[str, tuple[Weight, Sum]]  # of a loss: the loss adds up weight * sum / count
 
 
