@@ -280,7 +280,7 @@ def keep(path: Path, record: Record) -> None:
     atomic.write(path, json.dumps(ordered, indent=1, ensure_ascii=False) + "\n")
 
 
-def _names(record: Record) -> set[tuple[str, str]]:
+def _names(record: Record) -> set[tuple[str, object]]:
     """(table, row) of all rows of a record."""
     tables = record.get("tables", [])
     return {(t.get("name", ""), next(iter(r.values()))) for t in tables for r in t["rows"]}
