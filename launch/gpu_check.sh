@@ -87,7 +87,8 @@ told() {
 
 named() { echo "${1}_${2//[^A-Za-z0-9]/_}"; }
 
-set -- $kinds
+read -ra words <<<"$kinds"
+set -- "${words[@]}"
 begin=$SECONDS
 step first 240 "$repeats" "${batches%% *}" "$1"
 told first "first ${batches%% *} $1" "$begin" $?
@@ -96,7 +97,8 @@ told first "first ${batches%% *} $1" "$begin" $?
   # tests/conftest.py asks for few optimisations; these tests run as users do. The bench sets the
   # other flags itself, see rmjax/run/environment.py.
   export XLA_FLAGS="--xla_backend_optimization_level=3 $quick ${XLA_FLAGS:-}"
-  bound 300 "$python" -m pytest -q -n0 ${TESTS:-tests/machines/test_fused.py} \
+  read -ra words <<<"${TESTS:-tests/machines/test_fused.py}"
+  bound 300 "$python" -m pytest -q -n0 "${words[@]}" \
     >"$folder/tests.log" 2>&1
   echo $? >"$folder/tests.code"
 ) &
