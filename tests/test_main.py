@@ -180,6 +180,10 @@ def test_explain_prints_what_a_run_would_cost(start, card):
 
 
 ASYNC = "jax_cpu_enable_async_dispatch=False"
+GPU_FLAGS = (
+    "XLA_FLAGS=--xla_gpu_experimental_enable_fusion_autotuner=false "
+    "--xla_gpu_enable_triton_gemm=false"
+)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sets variables of glibc and Linux")
@@ -188,10 +192,11 @@ ASYNC = "jax_cpu_enable_async_dispatch=False"
     [
         ("cpu", None, f"GLIBC_TUNABLES=glibc.malloc.hugetlb=1, {ASYNC}"),
         ("cpu", "glibc.malloc.perturb=0", f"GLIBC_TUNABLES=glibc.malloc.perturb=0, {ASYNC}"),
-        ("cuda", None, "nothing set"),
+        ("tpu", None, "nothing set"),
+        ("cuda", None, f"{GPU_FLAGS}, JAX_THREEFRY_GPU_KERNEL_LOWERING=true"),
     ],
 )
-def test_a_process_without_an_accelerator_is_set_up_and_reports_it(platform, tunables, report):
+def test_a_process_is_set_up_for_its_platform_and_reports_it(platform, tunables, report):
     """The process starts again under the same id; values that the user has set stay."""
     program = """if True:
         import os
@@ -199,7 +204,8 @@ def test_a_process_without_an_accelerator_is_set_up_and_reports_it(platform, tun
         print(os.getpid(), os.environ.get("GLIBC_TUNABLES"), environment.prepare(), sep=chr(10))
         import jax
         print(jax.config.read("jax_cpu_enable_async_dispatch"))"""
-    env = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    ours = "GLIBC_TUNABLES", "XLA_FLAGS"
+    env = {name: value for name, value in os.environ.items() if name not in ours}
     env |= {"JAX_PLATFORMS": platform, "PYTHONPATH": str(ROOT)}
     env |= {"GLIBC_TUNABLES": tunables} if tunables else {}
     command = [sys.executable, "-c", program]

@@ -27,7 +27,7 @@ def within(text: str, name: str) -> str:
     for file, page in PAGES.items():
         text = text.replace(f"](../{down}{file}", f"]({down}{page}")
     folder = "" if name.startswith("notebooks/") else r"(?:\.\./)*notebooks/"
-    link = re.compile(rf"\[([^][]*)\]\({folder}(\w+)\.ipynb\)")
+    link = re.compile(rf"\[([^][\n]*)\]\({folder}(\w+)\.ipynb\)")
     return link.sub(lambda m: f"{{doc}}`{m[1].replace('`', '')} </notebooks/{m[2]}>`", text)
 
 

@@ -18,6 +18,7 @@ from rmjax.layers.transformer import Block
 from rmjax.reason import heads
 from rmjax.reason import hops as multihop
 from rmjax.run.optimizer import make_optimizer
+from rmjax.types import Context
 
 KEY = jax.random.key(0)
 
@@ -89,7 +90,7 @@ def test_a_larger_item_scale_lets_the_item_decide_its_slot():
 
 @pytest.mark.parametrize("hops", [1, 2])
 def test_an_untrained_reader_returns_the_weighted_slots(hops):
-    params = multihop.init(KEY, 8, 8, hops)
+    params = multihop.init(KEY, 8, 8, Context(segment_length=1, hops=hops))
     slots = normal(2, 5, 8, seed=1)
     answers, weights = multihop.multihop(params, normal(2, 3, 8), slots, np.ones((2, 5), bool))
     assert np.ptp(weights, -1).min() > 0.01
