@@ -21,7 +21,7 @@ loss, since nothing of a fragment is shown. With more than two questions a user 
 rehearsal falls in proportion (`rehearsal.labels`). It combines with `:local`, which then takes
 1,400 steps at a rate of 2e-3.
 
-Hardware and time: `:local` takes four to eight minutes on two CPU cores, `:local,few` five to
+Hardware and time: `:local` takes two to eight minutes on two CPU cores, `:local,few` five to
 twelve.
 
 Score: test AUC of simulated clicks at `:local`, three seeds, is 0.7606 +- 0.0040. The mean of all
