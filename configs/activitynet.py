@@ -5,7 +5,8 @@ r"""ActivityNet-QA (RM and CM section 4.4): questions about a video of three min
 
 Data: config.data.dir is a clone of github.com/MILVLG/activitynet-qa. The stream is the features of
 the video's frames. The folder of features has one .npy, .npz or .h5 file for each video, with an
-array [frames, width]. The released .hdf5 of all videos is read too. The classes are the 1,000 most frequent answers.
+array [frames, width]. The released .hdf5 of all videos is read too. The classes are the 1,000 most
+frequent answers.
 
 Size: the paper's. d = 256, K = 20, N = 20, 3 layers, 4 heads, two hops; 30 other frames of the
 video are negatives. `:continual` is CM, with Z = 4, B = 5 and uniformly drawn fragments.

@@ -117,8 +117,8 @@ class Reasoning(Task):
     def memorize(self, params: Params, batch: Batch, key: Key | None = None) -> Memorized:
         """Writes the streams of a batch; the key [B] draws dropout; None: no dropout.
 
-        If the batch has `items_before`, an asked memory also holds the items between the last full
-        segment and the question, as the memory of a live stream does. Otherwise it lacks them.
+        An asked memory holds the full segments before the question. If the batch has
+        `items_before`, it also holds the items since then, as the memory of a live stream does.
         """
         memorized = memorize(
             self.machine,
