@@ -118,7 +118,7 @@ class Reasoning(Task):
         """Writes the streams of a batch; the key [B] draws dropout; None: no dropout.
 
         If the batch has `items_before`, an asked memory also holds the items between the last full
-        segment and the question, as the memory of a live stream does. Otherwise it lacks them.
+        segment and the question. A live stream's memory holds them too. Otherwise it lacks them.
         """
         memorized = memorize(
             self.machine,
