@@ -1,20 +1,16 @@
 """Every key of a config: its default, the values that it takes, and its meaning.
 
-`validate` and the flag parsers below answer a wrong key or value with one line: cause and cure.
+`validate` answers a wrong key or value with one line: cause and cure. `rmjax.command_line` does so
+for flags.
 """
 
 from __future__ import annotations
 
 import difflib
-import importlib
-import re
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags
 from ml_collections import ConfigDict
 
 from rmjax.io import paths
@@ -37,7 +33,6 @@ from rmjax.registry import (
     at_least,
     below,
     between,
-    expected,
     fields_of,
     kind_of,
     kinds_of,
@@ -46,11 +41,6 @@ from rmjax.registry import (
     wrong,
 )
 from rmjax.types import Context
-
-IMPORT = flags.DEFINE_list(
-    "import", [], "Modules to import, which register kinds, such as my_package.memories."
-)
-flags.DEFINE_string("list", None, "Prints all kinds; --list=machine.rehearsal: the keys of one.")
 
 _FIELDS: dict[str, Field] = {
     "seed": Field(0, a_seed, "seed of every random draw, except those of data.seed"),
@@ -299,7 +289,7 @@ def validate(config: ConfigDict) -> None:
     values = dict(flatten(config))
     for name in values:
         if name not in SCHEMA:
-            raise ValueError(_no_such_key(name))
+            raise ValueError(no_such_key(name))
     for name, field in SCHEMA.items():
         if name not in values:
             raise ValueError(f"config.{name}: missing; its default is {field.default!r}")
@@ -313,74 +303,6 @@ def validate(config: ConfigDict) -> None:
     models_of(config).settings(config.model.kind, config.model, "config.model.", config)
     for message in _conflicts(config):
         raise ValueError(message)
-
-
-def check_flags(argv: Sequence[str], also: str = "$^") -> None:
-    """Acts on --import, --help and --list, and checks the keys and values of --config.* flags.
-
-    Call it before absl parses the flags. absl would answer a wrong key with a traceback, and end
-    --help with the exit code of a mistake.
-
-    Args:
-      argv: the command line.
-      also: a regular expression; keys that match it entirely are not checked.
-
-    Raises:
-      SystemExit: with one line that names the wrong key or value, and the cure; or with 0 after
-        --help or --list.
-    """
-    import_modules(argv)
-    answer_list(argv)
-    answer_help(argv, describe())
-    for name, value, alone in _flags_in(argv):
-        override = re.fullmatch(r"(?:no)?config\.(.+)", name)
-        if not override or re.fullmatch(also, override[1]):
-            continue
-        key = override[1]
-        if not any(f"{known}.".startswith(f"{key}.") for known in SCHEMA):
-            raise SystemExit(_no_such_key(key))
-        if key in SCHEMA and name.startswith("config"):
-            _check_text(key, value, alone)
-
-
-def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses the command line; pass it to `app.run` as `flags_parser`.
-
-    Args:
-      argv: the command line.
-
-    Returns:
-      The arguments that are no flags: the program's name.
-
-    Raises:
-      SystemExit: with one line that says what is wrong with the flags or the config file.
-    """
-    defined = "config" in flags.FLAGS
-    cards = [value for name, value, _ in _flags_in(argv) if name == "config" and defined]
-    for card in cards:
-        _check_card(card)
-    try:
-        rest = flags.FLAGS(list(argv))
-    except flags.UnrecognizedFlagError as error:
-        raise SystemExit(_no_such_flag(error.flagname)) from None
-    except flags.Error as error:
-        if "parsing config file" in str(error):
-            # absl and ml_collections have wrapped the card's own error.
-            original = error.__context__ and error.__context__.__context__
-            raise SystemExit(_card_error(cards[-1], original or error)) from None
-        missing = re.search(r"Flag --(\w+) must have a value other than None", str(error))
-        if missing:
-            raise SystemExit(f"--{missing[1]} is missing: {flags.FLAGS[missing[1]].help}") from None
-        text = str(error).rstrip(".")
-        text = re.sub(r"invalid literal for int.*", "must be a whole number", text)
-        text = re.sub(r"could not convert string to float.*", "must be a number", text)
-        raise SystemExit(f"{text}; --help shows all flags") from None
-    except Exception as error:  # a card may raise anything
-        raise SystemExit(_card_error(cards[-1], error)) from None
-    if len(rest) > 1:
-        cure = "options are flags, such as --mode=eval, without spaces around ="
-        raise SystemExit(f"unexpected arguments: {' '.join(rest[1:])}; {cure}")
-    return rest
 
 
 def array_dtype(config: ConfigDict) -> str:
@@ -425,7 +347,7 @@ def why_unread(config: ConfigDict, name: str) -> str:
         return f"config.data.name = {config.data.name!r}"
     if section in ("seed", "probe", "train"):
         return ""
-    raise ValueError(_no_such_key(name))
+    raise ValueError(no_such_key(name))
 
 
 def _unread_of_machines(config: ConfigDict, section: str, key: str) -> str:
@@ -498,124 +420,6 @@ def _unread_of_kinds(registry: Registry, chosen: Sequence[str], key: str) -> str
     return "" if known else f"no {registry.section} among {', '.join(chosen) or 'none'} has it"
 
 
-def refuse_unread(config: ConfigDict, argv: Sequence[str], warn: bool = False) -> None:
-    """Refuses flags for keys that the run does not read; warns of such keys in a config file.
-
-    Args:
-      config: of the run.
-      argv: the command line.
-      warn: warn of flags too, as for one row of a table, where one set of flags serves all rows.
-
-    Raises:
-      ValueError: a flag sets such a key; names the key, the reason, and the cure.
-    """
-    flagged = {re.sub(r"^(no)?config\.", "", name) for name, _, _ in _flags_in(argv)}
-    for name, value in flatten(config):
-        # A card may set up losses or a teacher that one of its options switches off.
-        idle = name.startswith(("rehearsal.", "teacher.")) and not is_sequence(config)
-        if name not in flagged and (idle or value == SCHEMA[name].default):
-            continue
-        if why := why_unread(config, name):
-            message = f"config.{name} = {value!r}: this run does not read it, since {why}"
-            if name in flagged and not warn:
-                raise ValueError(f"{message}: leave the flag out, or change that")
-            logging.warning("%s.", message)
-
-
-def run(main: Callable[[list[str]], int], define_flags: Callable[[], None]) -> None:
-    """Runs a command that has flags but no config, and ends the process.
-
-    Args:
-      main: the command after the flags are parsed; returns the exit code.
-      define_flags: defines the flags of the command.
-
-    Raises:
-      SystemExit: with the exit code, or with what is wrong with the flags.
-    """
-    define_flags()
-    import_modules(sys.argv)
-    answer_help(sys.argv)
-    app.run(main, flags_parser=parse_flags)
-
-
-def import_modules(argv: Sequence[str]) -> None:
-    """Imports the modules of --import=my_package.memories,..., which register kinds.
-
-    It acts before flags are parsed, since the kinds' keys are flags.
-
-    Raises:
-      SystemExit: a module does not exist or fails; says why.
-    """
-    listed = [value for name, value, _ in _flags_in(argv) if name == "import"]
-    for module in filter(None, ",".join(listed).split(",")):
-        if not {"", str(Path.cwd())} & {*sys.path}:
-            sys.path.insert(0, str(Path.cwd()))
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            cure = "name a module as Python imports it, and put its folder into PYTHONPATH"
-            raise SystemExit(f"--import={module}: {error}; {cure}") from error
-        except Exception as error:
-            raise SystemExit(f"--import={module}: {type(error).__name__}: {error}") from error
-
-
-def answer_list(argv: Sequence[str]) -> None:
-    """Prints all kinds for --list, and the keys of one kind for --list=machine.rehearsal.
-
-    Raises:
-      SystemExit: with 0 after printing; with the right names if there is no such kind.
-    """
-    for argument in argv[1:]:
-        if asked := re.fullmatch(r"--?list(?:=(.*))?", argument):
-            print(_listed(asked[1] or ""))
-            raise SystemExit(0)
-
-
-def _listed(name: str) -> str:
-    """The text for --list=<name>."""
-    if not name:
-        rows = [f"{registry.section}: {', '.join(registry)}" for registry in REGISTRIES]
-        return "\n".join([*rows, "", "--list=machine.rehearsal prints the keys of one."])
-    kinds = {f"{r.section}.{kind}": (r, kind) for r in REGISTRIES for kind in r}
-    if name not in kinds:
-        near = difflib.get_close_matches(name, kinds, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(kinds)}"
-        raise SystemExit(f"--list={name}: no such kind; {hint}")
-    registry, kind = kinds[name]
-    section = f"data.{SOURCES.section_of(kind)}" if registry is SOURCES else registry.section
-    lines = []
-    for key, field in fields_of(registry[kind].settings).items():
-        check = "" if field.check is anything else f" ({field.check.text})"
-        lines.append(f"--config.{section}.{key}={field.default!r}  {field.doc}{check}")
-    return "\n".join(lines) or f"{name} has no keys of its own."
-
-
-def answer_help(argv: Sequence[str], more: str = "") -> None:
-    """Prints the program's flags, and then `more`, if the command line asks for help.
-
-    Raises:
-      SystemExit: with 0, after printing.
-    """
-    asked = [name for argument in argv[1:] if (name := argument.lstrip("-")) != argument]
-    if not {"help", "helpshort", "helpfull", "h", "?"}.isdisjoint(asked):
-        known = flags.FLAGS
-        for module, of_module in known.flags_by_module_dict().items():
-            for flag in of_module if module.startswith("rmjax.") else ():  # not only of argv[0]
-                known.register_key_flag_for_module(sys.argv[0], flag)
-        app.usage(shorthelp="helpfull" not in asked, writeto_stdout=True)
-        print(more)
-        raise SystemExit(0)
-
-
-def describe() -> str:
-    """The text of --help about keys: each one as a flag, with its meaning, values and default."""
-    lines = ["keys of a config (a config file sets them, and a flag changes one):"]
-    for name, field in SCHEMA.items():
-        values = f"{expected(field)}; default {field.default!r}"
-        lines.append(f"  --config.{name}: {field.doc} ({values})")
-    return "\n".join(lines)
-
-
 def options(arg: str | None, allowed: Sequence[str]) -> frozenset[str]:
     """The options of a config file: `file.py:long,local` -> {"long", "local"}.
 
@@ -671,70 +475,6 @@ class Recorder:
         return str(self._config.to_json())
 
 
-def _flags_in(argv: Sequence[str]) -> Iterator[tuple[str, str, bool]]:
-    """(name, value, alone) of each flag; alone: the flag has no =, so the next argument is it."""
-    arguments = flags.FLAGS.read_flags_from_files(list(argv), force_gnu=False)
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        name, equals, value = argument.lstrip("-").partition("=")
-        if argument.startswith("-"):
-            yield name, value if equals else following, not equals
-
-
-def _check_card(value: str) -> None:
-    """Ends the process if `--config=value` names no file that may be a card."""
-    path = Path(value.partition(":")[0])
-    if path.suffix == ".py" and path.is_file():
-        return
-    cards = [str(card) for card in paths.visible(path if path.is_dir() else path.parent, "*.py")]
-    near = difflib.get_close_matches(path.name, [Path(card).name for card in cards], n=1)
-    if near and not path.exists():
-        cure = f"did you mean {path.with_name(near[0])}?"
-    elif cards:
-        cure = f"there are {', '.join(cards)}"
-    else:
-        cure = "cards are in the folder configs of a clone of rmjax: go there, or give the path"
-    if path.is_dir():
-        cause = "a folder"
-    else:
-        cause = "no card, which is a .py file" if path.exists() else "no such file"
-    raise SystemExit(f"--config={value}: {cause}; {cure}")
-
-
-def _card_error(card: str, error: BaseException) -> str:
-    """The words for an error that a card raised, with the card's line."""
-    path = card.partition(":")[0]
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if frame.filename == path]
-    cause = str(error)
-    if isinstance(error, SyntaxError):
-        lines, cause = [error.lineno], error.msg
-    place = f"{path}, line {lines[-1]}" if lines else path
-    cure = "mend it; a card defines get_config(arg), which returns a config (see configs/xlong.py)"
-    return f"--config={card}: {place}: {type(error).__name__}: {cause}: {cure}"
-
-
-def _no_such_flag(name: str) -> str:
-    """The words for an unknown flag; people often leave out the section of a key."""
-    near = [f"--config.{key}" for key in sorted(SCHEMA) if f".{key}".endswith(f".{name}")]
-    names = [flag for flag in flags.FLAGS if not flag.startswith("config.")]
-    near = near or [f"--{flag}" for flag in difflib.get_close_matches(name, names, n=1)]
-    hint = f"did you mean {' or '.join(near)}?" if near else "--help shows all flags"
-    return f"--{name}: no such flag; {hint}"
-
-
-def _check_text(name: str, text: str, alone: bool) -> None:
-    """Ends the process if the text of a flag is no value of the key."""
-    kind = type(SCHEMA[name].default)
-    truth = ("true", "t", "1", "false", "f", "0")  # as absl reads them; a flag alone is true
-    try:
-        if kind in (int, float):
-            kind(text)
-        elif kind is bool and not alone and text.lower() not in truth:
-            raise ValueError(text)
-    except ValueError:
-        raise SystemExit(f"config.{name} = {text!r}: must be {expected(SCHEMA[name])}") from None
-
-
 def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted name, value) of every key."""
     for key, value in config.items():
@@ -745,8 +485,15 @@ def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _no_such_key(name: str) -> str:
-    """The words for an unknown key: the most similar key, or all keys of the section."""
+def no_such_key(name: str) -> str:
+    """The words for an unknown key.
+
+    Args:
+      name: the dotted name.
+
+    Returns:
+      One line that names the most similar key, or all keys of the section.
+    """
     near = difflib.get_close_matches(name, SCHEMA, n=1)
     if near:
         return f"config.{name}: no such key; did you mean config.{near[0]}?"

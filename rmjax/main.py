@@ -20,6 +20,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from rmjax import command_line
 from rmjax import config as configs
 from rmjax.io import paths, terminal
 from rmjax.io.progress import Stopped
@@ -79,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
 def _run(config: ConfigDict, mode: str) -> int:
     """Checks the flags, sets up the process, and runs the mode."""
     configs.validate(config)
-    configs.refuse_unread(config, sys.argv, _UNREAD.value == "warn")
+    command_line.refuse_unread(config, sys.argv, _UNREAD.value == "warn")
     if not _WORKDIR.value and mode != "explain":
         raise ValueError("--workdir is missing: name a directory for checkpoints and logs")
     workdir = paths.resolve_checkpoint(_WORKDIR.value or "", "--workdir")
@@ -120,8 +121,8 @@ def _exit_code(error: Exception) -> int:
 
 def cli() -> None:
     """The command `python -m rmjax.main`."""
-    configs.check_flags(sys.argv)
-    app.run(main, flags_parser=configs.parse_flags)
+    command_line.check_flags(sys.argv)
+    app.run(main, flags_parser=command_line.parse_flags)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,10 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from rmjax import command_line
 from rmjax import config as config_lib
-from rmjax.config import SCHEMA, Recorder, base, check_flags, flatten, options, validate
+from rmjax.command_line import check_flags
+from rmjax.config import SCHEMA, Recorder, base, flatten, options, validate
 from tests import ROOT
 
 
@@ -183,15 +185,15 @@ MAIN = """
 import sys
 from absl import app
 from ml_collections import config_flags
-from rmjax import config
+from rmjax import command_line
 from absl import flags
 CONFIG = config_flags.DEFINE_config_file("config", None, "The card.")
 flags.DEFINE_integer("count", 1, "")
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    config.check_flags(sys.argv)
+    command_line.check_flags(sys.argv)
     run = lambda _: print(CONFIG.value.train.batch_size, CONFIG.value.train.steps)
-    app.run(run, flags_parser=config.parse_flags)
+    app.run(run, flags_parser=command_line.parse_flags)
 """
 CARD = """
 from rmjax import config
@@ -258,7 +260,7 @@ def parsed(path) -> str:
     config_flags.DEFINE_config_file("config", None, "The card.", flag_values=values)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
         patch.setattr(flags, "FLAGS", values)
-        config_lib.parse_flags(["main.py", f"--config={path}"])
+        command_line.parse_flags(["main.py", f"--config={path}"])
     return str(end.value)
 
 

@@ -21,7 +21,7 @@ TIERS = [
     {"config", "data", "memoria", "rehearsal", "reason"},
     {"machines", "models", "evaluation"},
     {"tasks"},
-    {"run"},
+    {"run", "command_line"},
     {"tools", "serve"},
     {
         "main", "bench", "ablate", "export", "generate", "import_streams", "load", "load_test",

@@ -25,6 +25,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from rmjax import command_line
 from rmjax import config as configs
 from rmjax.registry import expected, wrong
 from rmjax.serve.http.app import ENDPOINTS
@@ -164,7 +165,7 @@ def check_config(command: Command, strict: bool) -> None:
             config.update_from_flattened_dict({key: value})
     if strict:
         configs.validate(config)
-        configs.refuse_unread(config, command.words)
+        command_line.refuse_unread(config, command.words)
 
 
 def check_table(flags: dict[str, str]) -> None:

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 import rmjax
+from rmjax import command_line, machines, tasks
 from rmjax import config as configs
-from rmjax import machines, tasks
 from rmjax.data import make_source
 from rmjax.data.texts.sorting import Sorting
 from rmjax.registry import (
@@ -90,7 +90,7 @@ def test_a_registered_source_has_a_section_in_data(monkeypatch, capsys):
     with pytest.raises(ValueError, match=wrong):
         tiny(**{"data.name": "mine", "data.mine.streams": 0})
     with pytest.raises(SystemExit):
-        configs.answer_list(["main", "--list=data.mine"])
+        command_line.answer_list(["main", "--list=data.mine"])
     assert "--config.data.mine.streams=5  streams of each split" in capsys.readouterr().out
 
 
@@ -219,12 +219,12 @@ def test_flags_for_unread_keys_are_refused(tmp_path):
             rf"config\.{key} = {value}: .* since config\.machine\.kind = 'gru': leave the flag out"
         )
         with pytest.raises(ValueError, match=wrong):
-            configs.refuse_unread(config, ["main.py", flag])
-        configs.refuse_unread(config, ["main.py", flag], warn=True)
+            command_line.refuse_unread(config, ["main.py", flag])
+        command_line.refuse_unread(config, ["main.py", flag], warn=True)
         (tmp_path / "flags").write_text(f"{flag}\n")
         with pytest.raises(ValueError, match=wrong):
-            configs.refuse_unread(config, ["main.py", f"--flagfile={tmp_path / 'flags'}"])
-        configs.refuse_unread(tiny(), ["main.py", flag])
+            command_line.refuse_unread(config, ["main.py", f"--flagfile={tmp_path / 'flags'}"])
+        command_line.refuse_unread(tiny(), ["main.py", flag])
 
 
 OWN = {"machine.reader": "own"}
@@ -263,7 +263,7 @@ def test_keys_that_the_settings_of_a_machine_leave_unread(kind, changes, key, wh
 
 
 def test_unread_keys_of_a_config_file_are_warnings(caplog):
-    configs.refuse_unread(tiny(**{"machine.kind": "gru", "machine.slots": 3}), ["main.py"])
+    command_line.refuse_unread(tiny(**{"machine.kind": "gru", "machine.slots": 3}), ["main.py"])
     unread = (
         "config.machine.slots = 3: this run does not read it, since config.machine.kind = 'gru'"
     )
@@ -271,7 +271,7 @@ def test_unread_keys_of_a_config_file_are_warnings(caplog):
 
 
 def test_a_config_file_may_set_losses_that_are_switched_off(caplog):
-    configs.refuse_unread(tiny(**PLAIN), ["main.py"])
+    command_line.refuse_unread(tiny(**PLAIN), ["main.py"])
     assert "config.rehearsal" not in caplog.text and "config.teacher" not in caplog.text
 
 

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from absl import flags, logging
 
-from rmjax import config as configs
+from rmjax import command_line
 from rmjax.io import terminal
 from rmjax.run import environment
 from rmjax.serve.client import plain_token
@@ -105,4 +105,4 @@ def define_flags() -> None:
 
 def cli() -> None:
     """Runs the command `python -m rmjax.serve`."""
-    configs.run(main, define_flags)
+    command_line.run(main, define_flags)

@@ -26,7 +26,7 @@ from absl import flags, logging
 from jax import export
 from safetensors.numpy import save
 
-from rmjax import config as configs
+from rmjax import command_line
 from rmjax.io import atomic, paths
 from rmjax.machines.live import LiveStream, current_memory, feed, open_stream
 from rmjax.run import environment
@@ -202,4 +202,4 @@ def define_flags() -> None:
 
 def cli() -> None:
     """Runs the command `python -m rmjax.export`."""
-    configs.run(main, define_flags)
+    command_line.run(main, define_flags)

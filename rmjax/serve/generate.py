@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from absl import flags, logging
 
-from rmjax import config as configs
+from rmjax import command_line
 from rmjax.run import environment
 from rmjax.serve.model import open_model
 
@@ -55,4 +55,4 @@ def define_flags() -> None:
 
 def cli() -> None:
     """Runs the command `python -m rmjax.generate`."""
-    configs.run(main, define_flags)
+    command_line.run(main, define_flags)

@@ -36,8 +36,8 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from rmjax import command_line, tasks
 from rmjax import config as configs
-from rmjax import tasks
 from rmjax.data import describe, make_source
 from rmjax.data.source import Description, id_array
 from rmjax.io import paths
@@ -434,5 +434,5 @@ def define_flags() -> None:
 def cli() -> None:
     """Runs the command `python -m rmjax.load_test`."""
     define_flags()
-    configs.check_flags(sys.argv)
-    app.run(main, flags_parser=configs.parse_flags)
+    command_line.check_flags(sys.argv)
+    app.run(main, flags_parser=command_line.parse_flags)

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from absl import flags, logging
 
-from rmjax import config as configs
+from rmjax import command_line
 from rmjax.io import paths
 from rmjax.io.text import read_json
 from rmjax.machines.live import LiveStream, open_stream
@@ -155,4 +155,4 @@ def define_flags() -> None:
 
 def cli() -> None:
     """Runs the command `python -m rmjax.import_streams`."""
-    configs.run(main, define_flags)
+    command_line.run(main, define_flags)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import flags, logging
 
-from rmjax import config as configs
+from rmjax import command_line
 from rmjax.data.tables.events import Events, open_events, prepare, user_ids
 from rmjax.data.tables.files import arrow
 from rmjax.data.tables.rows import Columns
@@ -206,4 +206,4 @@ def define_flags() -> None:
 
 def cli() -> None:
     """Runs the command `python -m rmjax.recommend`."""
-    configs.run(main, define_flags)
+    command_line.run(main, define_flags)

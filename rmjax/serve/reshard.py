@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from absl import flags, logging
 
-from rmjax import config as configs
+from rmjax import command_line
 from rmjax.io import terminal
 from rmjax.run import environment
 from rmjax.serve.database import Damaged, Database, Row, User
@@ -150,4 +150,4 @@ def define_flags() -> None:
 
 def cli() -> None:
     """Runs the command `python -m rmjax.reshard`."""
-    configs.run(main, define_flags)
+    command_line.run(main, define_flags)

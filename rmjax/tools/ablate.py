@@ -30,6 +30,7 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from rmjax import command_line
 from rmjax import config as configs
 from rmjax.evaluation import metrics
 from rmjax.io import atomic, paths, text
@@ -312,10 +313,8 @@ def compare(table: Table, results: Results) -> list[Line]:
                 continue
             test = next(key for key in pairs[0][0] if key.startswith("test_"))
             # Other data than those of the table's own card may lack some measures.
-            for measure in (
-                test,
-                *(m for m in table.compared if all(m in row for row, _ in pairs)),
-            ):
+            further = [m for m in table.compared if all(m in row for row, _ in pairs)]
+            for measure in [test, *further]:
                 values = np.array([[row[measure], base[measure]] for row, base in pairs])
                 low, mean, high = metrics.paired(*values.T)
                 line: Line = {"setting": setting} if setting else {}
@@ -445,7 +444,8 @@ def given_flags() -> list[str]:
     """Returns the flags that rmjax.main gets too: --import, --config, --config.<key>."""
     flag = flags.FLAGS["config"]
     overrides = config_flags.get_override_values(flag)
-    modules = [f"--import={','.join(configs.IMPORT.value)}"] if configs.IMPORT.value else []
+    imported = ",".join(command_line.IMPORT.value)
+    modules = [f"--import={imported}"] if imported else []
     return [
         *modules,
         f"--config={config_flags.get_config_filename(flag)}",
@@ -540,5 +540,5 @@ def draw(table: Table, todo: list[Job], results: Results, workdir: Path) -> None
 def cli() -> None:
     """Runs the command `python -m rmjax.ablate`."""
     flags.mark_flags_as_required(["config", "table"])
-    configs.check_flags(sys.argv)
-    app.run(main, flags_parser=configs.parse_flags)
+    command_line.check_flags(sys.argv)
+    app.run(main, flags_parser=command_line.parse_flags)

@@ -37,6 +37,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from rmjax import command_line
 from rmjax import config as configs
 from rmjax.io import paths
 from rmjax.io.progress import Stopped
@@ -263,5 +264,5 @@ def define_flags() -> None:
 def cli() -> None:
     """Runs the command `python -m rmjax.bench`."""
     define_flags()
-    configs.check_flags(sys.argv, also=memoria_bench.KEYS)
-    app.run(main, flags_parser=configs.parse_flags)
+    command_line.check_flags(sys.argv, also=memoria_bench.KEYS)
+    app.run(main, flags_parser=command_line.parse_flags)
