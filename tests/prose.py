@@ -1,4 +1,4 @@
-"""A check of prose: length of sentences, openings, dashes, and names in code.
+"""A check of prose: length of sentences and lines, openings, dashes, and names in code.
 
     python -m tests.prose                  # counts of hits, file by file
     python -m tests.prose README.md rmjax  # the hits in these files and folders
@@ -20,6 +20,7 @@ from tests import ROOT
 from tests.documents import Block, blocks
 
 LONGEST = 25  # words of a sentence
+COLUMNS = 100  # of a line without a link
 SHORT = 3  # words of a part of a list, at most
 NAMES = {"found", "there", "told", "its", "said", "here", "whole", "each", "now"}
 # "found" is the paper's own name of a set of engrams; "each" is an old argument that still works.
@@ -52,10 +53,9 @@ class Hit(NamedTuple):
 
 def plain(text: str) -> str:
     """The words of a paragraph of Markdown: code and formulas become one word each."""
-    text = re.sub(r"!\[[^]]*\]\([^)]*\)", "", text)
     text = re.sub(r"`+[^`]*`+(s\b)?", "Code", text)
     text = re.sub(r"\$[^$]+\$", "formula", text)
-    text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", text)
+    text = re.sub(r"!?\[([^]]*)\]\([^)]*\)", r"\1", text)  # also the words of a picture
     text = re.sub(r"\*\*|__|(?<!\w)[*_](?=\w)|(?<=\w)[*_](?!\w)", "", text)
     text = re.sub(r"^\s*([-*+>]|\d+[.)])\s+", "", text)
     return re.sub(r"\s+", " ", text).strip()
@@ -99,8 +99,13 @@ def faults(text: str, entry: bool = False) -> Iterator[tuple[str, str]]:
 def in_document(path: Path) -> Iterator[Hit]:
     """The faults of a document in Markdown."""
     for block in blocks(path.read_text()):
-        if block.kind == "prose":
-            yield from _hits(path, block.line, block.text)
+        if block.kind != "prose":
+            continue
+        yield from _hits(path, block.line, block.text)
+        for number, line in enumerate(block.text.split("\n"), block.line):
+            linked = "](" in line or "://" in line or line.lstrip().startswith("<")  # HTML
+            if len(line) > COLUMNS and not linked:
+                yield Hit(str(path.relative_to(ROOT)), number, f"{len(line)} columns", line)
 
 
 def in_code(path: Path) -> Iterator[Hit]:

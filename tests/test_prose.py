@@ -29,6 +29,7 @@ LONG = "The memory of a stream " + "and of a stream " * 6 + "is read."
         ("Told at the end, the loss is a mean.", "opening"),
         ("- Kept for readers that attend.", "opening"),
         ("The loss falls — it never rises.", "dash"),
+        (f"![{LONG}](a.svg)", "31 words"),
     ],
 )
 def test_a_fault_is_a_hit(text, fault):
@@ -57,7 +58,8 @@ def test_tables_code_and_headings_are_left_out_and_lines_are_named(tmp_path, mon
         f"# Of a heading\n\n| Of a cell |\n|---|\n\n    Of code\n\n```\nOf code\n```\n\n{LONG}\n"
     )
     assert [(hit.path, hit.line, hit.fault) for hit in prose.hits([page])] == [
-        ("page.md", 12, "31 words")
+        ("page.md", 12, "31 words"),
+        ("page.md", 12, f"{len(LONG)} columns"),
     ]
 
 
