@@ -9,9 +9,10 @@ import platform
 import re
 import sys
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from logging import WARNING, getLogger
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -150,22 +151,24 @@ def find_devices() -> None:
         ) from error
 
 
-def on_host() -> AbstractContextManager[object]:
-    """Runs what an accelerator would only compile slowly, such as the draws of parameters.
+def on_host(function: Callable[..., Any], *args: Any) -> Any:
+    """Calls what an accelerator would only compile slowly, such as the draws of parameters.
 
     A program that runs once is compiled for longer than it runs. A GPU took 44 seconds to compile
     the draws that a CPU compiles in 2. On the CPU the draws are also the same on every platform.
 
+    Args:
+      function: runs on the CPU of this machine, unless JAX_PLATFORMS leaves it out.
+      *args: its arguments.
+
     Returns:
-      A context in which JAX runs on the CPU of this machine. Nothing changes without an
-      accelerator, or if JAX_PLATFORMS leaves out the CPU.
+      The result, as host arrays.
     """
-    if jax.default_backend() == "cpu":
-        return contextlib.nullcontext()
-    try:
-        return jax.default_device(jax.local_devices(backend="cpu")[0])
-    except RuntimeError:
-        return contextlib.nullcontext()
+    with contextlib.ExitStack() as stack:
+        if jax.default_backend() != "cpu":
+            with contextlib.suppress(RuntimeError):  # JAX_PLATFORMS has no CPU
+                stack.enter_context(jax.default_device(jax.local_devices(backend="cpu")[0]))
+        return jax.device_get(function(*args))
 
 
 def in_words(error: BaseException) -> str:

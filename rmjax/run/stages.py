@@ -307,8 +307,7 @@ def fresh_state(run: Run, stage: Stage, frozen: Params = ()) -> TrainState:
     optimizer = stage_optimizer(run, stage)
     draw = jax.jit(lambda key: init_state(stage.task, optimizer, key))
     begin = time.monotonic()
-    with environment.on_host():
-        state = jax.device_get(draw(jax.random.key(run.config.seed)))
+    state = environment.on_host(draw, jax.random.key(run.config.seed))
     run.clock.compiling += time.monotonic() - begin
     if stage.task.carries:
         carry = fresh_carry(stage.task, state.params, stage.batch_size)
@@ -361,8 +360,7 @@ def fresh_carry(task: Task, params: Params, batch_size: int) -> Carry:
     Returns:
       Host arrays with leading axis B.
     """
-    with environment.on_host():
-        return jax.device_get(jax.jit(task.memory, static_argnums=1)(params, batch_size))
+    return environment.on_host(jax.jit(task.memory, static_argnums=1), params, batch_size)
 
 
 def blank_state(run: Run, stage: Stage) -> TrainState:
@@ -434,9 +432,8 @@ def first_step(run: Run) -> tuple[Stage, Mapped, TrainState, Params, Batch]:
     stage, teacher = model_stage(run), tasks.make_teacher(run.config, run.source)
     frozen: Params = ()
     if teacher is not None:
-        with environment.on_host():
-            drawn = jax.jit(teacher.init)(jax.random.key(run.config.seed))
-            frozen = jax.device_get(drawn["sampler"])
+        drawn = environment.on_host(jax.jit(teacher.init), jax.random.key(run.config.seed))
+        frozen = drawn["sampler"]
     data = batches(run.source, **data_settings(run), batch_size=stage.batch_size, num_steps=1)
     with contextlib.closing(data):
         return stage, map_stage(run, stage), fresh_state(run, stage), frozen, next(data)

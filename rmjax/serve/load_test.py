@@ -357,7 +357,8 @@ def _model(workdir: str | None, config: ConfigDict | None) -> tuple[Task, Params
     configs.validate(config)
     data = describe(config.data, make_source(config.data, config.data.seed))
     task = tasks.make_task(config, data)
-    return task, jax.jit(task.init)(jax.random.key(config.seed)), data
+    drawn = environment.on_host(jax.jit(task.init), jax.random.key(config.seed))
+    return task, jax.device_put(drawn), data
 
 
 def main(argv: Sequence[str]) -> int:

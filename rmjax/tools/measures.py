@@ -321,9 +321,8 @@ def streaming(run: stages.Run) -> Streaming:
     task = stages.model_stage(run).task
     assert isinstance(task, Reasoning)
     machine = task.machine
-    with environment.on_host():
-        params = jax.device_get(jax.jit(machine.init)(jax.random.key(run.config.seed)))
-    params = jax.device_put(params)
+    drawn = environment.on_host(jax.jit(machine.init), jax.random.key(run.config.seed))
+    params = jax.device_put(drawn)
 
     @jax.jit
     def write(memory: Memory, items: Array, mask: Array) -> Memory:

@@ -154,11 +154,10 @@ def test_this_version_of_xla_knows_the_flags_for_a_gpu():
 
 
 def test_nothing_moves_to_the_host_without_an_accelerator(monkeypatch):
-    with environment.on_host():
-        assert jax.config.jax_default_device is None
+    device = lambda: jax.config.jax_default_device and jax.config.jax_default_device.platform
+    assert environment.on_host(device) is None
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    with environment.on_host():
-        assert jax.config.jax_default_device.platform == "cpu"
+    assert environment.on_host(device) == "cpu" and device() is None
 
 
 @pytest.mark.parametrize("module", ["main", "bench", "load_test"])
