@@ -396,11 +396,15 @@ def _unread_of_models(config: ConfigDict, section: str, key: str) -> str:
     return "" if known else f"config.model.kind = {kind!r}"
 
 
+def source_of(config: ConfigDict) -> str:
+    """The source whose keys a run reads; without a folder, XLong is simulated clicks."""
+    simulates = config.data.name == "xlong" and not config.data.dir
+    return "simulated_clicks" if simulates else str(config.data.name)
+
+
 def _unread_of_data(config: ConfigDict, key: str) -> str:
     """`why_unread` for sources, whose keys have a section within data."""
-    source = config.data.name
-    if source == "xlong" and not config.data.dir:
-        source = "simulated_clicks"
+    source = source_of(config)
     section, dot, own = key.partition(".")
     of_source = fields_of(SOURCES[source].settings)
     known = section == SOURCES.section_of(source) and own in of_source if dot else True
@@ -550,7 +554,7 @@ def _conflicts(config: ConfigDict) -> Iterator[str]:
     if rehearsal.negatives in ("near", "stream") and not rehearsal.sampled_items:
         asked = f"config.rehearsal.negatives = {rehearsal.negatives!r}"
         yield f"{asked}: needs config.rehearsal.sampled_items above 0"
-    simulates = data.name == "simulated_clicks" or (data.name == "xlong" and not data.dir)
+    simulates = source_of(config) == "simulated_clicks"
     losses = rehearsal.recollection or rehearsal.familiarity
     if simulates and simulated.labelled < 1 and losses and rehearsal.sampler == "teacher":
         share = f"config.data.simulated.labelled = {simulated.labelled}"

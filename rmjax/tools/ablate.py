@@ -122,13 +122,17 @@ def check_fits(table: Table, config: ConfigDict) -> None:
     name = config.data.name
     memories, sequences = ("machine", "rehearsal", "reason", "teacher"), ("model", "memoria")
     unread = memories if is_sequence(config) else sequences  # sections of the config
+    sources = {SOURCES.section_of(source): source for source in SOURCES}
+    own = SOURCES.section_of(configs.source_of(config))
     changes = [*table.settings.values(), *(row.changes for row in table.rows.values())]
     changes += table.starts.values()
     for key in dict.fromkeys(itertools.chain.from_iterable(changes)):
         section, inner = key.split(".")[:2]
-        source = inner if section == "data" and inner in SOURCES else name
-        if section in unread or source != name:
-            card = source if source != name else "synthetic" if is_sequence(config) else "sorting"
+        elsewhere = section == "data" and inner in sources and inner != own
+        if section in unread or elsewhere:
+            card = "synthetic" if is_sequence(config) else "sorting"
+            if elsewhere:
+                card = "xlong" if inner == "simulated" else sources[inner]
             raise ValueError(
                 f"--table: {table.source} changes config.{key}, which config.data.name = {name!r} "
                 f"does not read. Take another --config, such as configs/{card}.py"
@@ -351,12 +355,10 @@ def main(argv: Sequence[str]) -> int:
         record = paths.resolve(_RECORD.value, "--record") if _RECORD.value else None
         if record and record.exists():
             ledger.read(record)  # a damaged record is named before hours of runs
-        data = config.data.name
-        full = prepared(name, data, _TUNED.value, _ORIGINAL.value)
+        data = configs.source_of(config)  # the paper's numbers for XLong are of its own data
+        full = prepared(name, config.data.name, _TUNED.value, _ORIGINAL.value)
         check_fits(full, config)
         table = choose(full, _ROWS.value, _SETTINGS.value)
-        if data == "xlong" and not config.data.dir:
-            data = "simulated_clicks"  # so that the paper's numbers for XLong are not shown
         with lock(workdir), Preemption() as stop:
             check_same_config(config, workdir)
             check_same_rows(name, table, workdir)

@@ -366,6 +366,7 @@ def test_the_command_makes_a_real_run(tmp_path):
         ("xlong", "mem1", "Memoria Table 1 changes config.model.kind"),
         ("xlong", "cm_long", "changes config.data.synthetic.facts"),
         ("sorting", "rm5", "changes config.rehearsal.recollection"),
+        ("synthetic", "few", "changes config.data.simulated.targets"),
     ],
 )
 def test_a_table_of_other_data_is_refused(card, table, cause):

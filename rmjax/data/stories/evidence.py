@@ -109,8 +109,9 @@ class SyntheticConfig:
         if not 0 <= self.edge <= 0.5 or (self.edge and self.parts != 2):
             must = f"must be 0, or at most 0.5 with parts=2, not parts={self.parts}"
             raise ValueError(f"edge={self.edge!r}: {must}")
-        part = round(self.edge * self.length) if self.edge else self.length // self.parts
-        for name, most in {"a group": self.group_facts, "a part of the stream": part}.items():
+        part = min(end - begin for begin, end in zip(*self.bounds, strict=True))
+        place = f"a part of the stream, edge={self.edge:g}" if self.edge else "a part of the stream"
+        for name, most in {"a group": self.group_facts, place: part}.items():
             if self.evidence > most:
                 must = f"must be at most {most}, the facts of {name}"
                 raise ValueError(f"evidence={self.evidence!r}: {must}")
