@@ -136,7 +136,7 @@ def flags_of(module: str) -> set[str]:
     """Names of the flags that a command of this library defines, read from its source."""
     name = module.removeprefix("rmjax.")
     entry = ROOT / "rmjax" / MODULES.get(name, f"{name}.py")
-    paths = [entry, ROOT / "rmjax" / "config.py"]
+    paths = [entry, ROOT / "rmjax" / "command_line.py"]
     for imported in re.findall(r"from rmjax\.([\w.]+) import cli", entry.read_text()):
         paths.append(ROOT / "rmjax" / f"{imported.replace('.', '/')}.py")
     names = set()
