@@ -222,6 +222,24 @@ def test_a_table_of_ablate_writes_a_record_and_keeps_its_prose(tmp_path):
     assert ledger.read(path)["seeds"] == [0, 1]
 
 
+def test_a_record_has_the_differences_that_are_printed(tmp_path):
+    table = Table("A table", {"a": Row({}), "b": Row({})}, {"x": {}, "y": {}}, baseline="a")
+    runs = results()
+    runs["x", "b", 1] = [{**runs["x", "b", 1][0], "test_auc": 0.95}]
+    record = ablate.record_of(table, runs, "d", ["--table=t"])
+    assert [t["name"] for t in record["tables"]] == [
+        "x", "y", "Differences from 'a', paired by seed"
+    ]  # fmt: skip
+    assert ledger.grid(record["tables"][2]) == [
+        ["row", "difference", "95% from", "to", "seeds"],
+        ["x, b, auc", "0.3000", "0.2500", "0.3500", "2"],
+        ["y, b, auc", "0.2500", "0.2500", "0.2500", "2"],
+    ]
+    alone = {key: value for key, value in runs.items() if key[2] == 0}  # one seed has no interval
+    assert len(ablate.record_of(table, alone, "d", [])["tables"]) == 2
+    ledger.keep(tmp_path / "t.json", record)
+
+
 def test_the_bytes_of_every_memory_are_those_of_its_state():
     """At d = 64 and K = N = 20, of a stream of 1,000 items."""
     (table,) = ledger.read(RECORDS / "memories.json")["tables"]

@@ -264,7 +264,8 @@ def record_of(table: Table, results: Results, data: str, command: Sequence[str])
       command: the arguments of `python -m rmjax.ablate`.
 
     Returns:
-      The record, with a table for each setting and the values of all seeds. It has no prose.
+      The record: a table for each setting with the values of all seeds, and one of the paired
+      differences if the table has a baseline. It has no prose.
     """
     tables: list[ledger.Numbers] = []
     for setting in table.settings:
@@ -285,9 +286,20 @@ def record_of(table: Table, results: Results, data: str, command: Sequence[str])
             rows.append(row)
         if rows:
             tables.append({"name": setting, "digits": ledger.DIGITS, "rows": rows})
+    differences = compare(table, results)
+    if differences:
+        named = f"Differences from {table.baseline!r}, paired by seed"
+        tables.append({"name": named, "rows": list(map(_difference_row, differences))})
     seeds = sorted({seed for _, _, seed in results})
     commands = [shlex.join(["python", "-m", "rmjax.ablate", *command])]
     return {"title": table.source, "commands": commands, "seeds": seeds, "tables": tables}
+
+
+def _difference_row(line: Line) -> ledger.Row:
+    """A line of `compare` as a row of a record, under a name of its own."""
+    parts = (line.get("setting"), line["row"], line["measure"])
+    numbers = {name: ledger.Cell(mean=line[name]) for name in ("difference", "95% from", "to")}
+    return {"row": ", ".join(filter(None, parts)), **numbers, "seeds": str(line["seeds"])}
 
 
 def compare(table: Table, results: Results) -> list[Line]:
