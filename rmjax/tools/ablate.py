@@ -4,9 +4,10 @@
 
 Every combination of row, setting and seed is one run of rmjax.main, with its own folder below
 --workdir. Finished runs are not run again, so the same command continues where it stopped.
-`--config.<key>=<value>` applies to all runs. `--record=docs/results/records/cm1.json` writes the
-numbers of all seeds into a record, from which the documents are made. Two tables have a row for
-every registered memory:
+`--config.<key>=<value>` applies to all runs. `--at_once=N` makes N runs at a time, each on cores of
+its own: a small model gains by it, since it does not fill many cores.
+`--record=docs/results/records/cm1.json` writes the numbers of all seeds into a record, from which
+the documents are made. Two tables have a row for every registered memory:
 
     # All memories beside one another, with their costs, as Markdown, JSON and a figure:
     python -m rmjax.ablate --config=configs/synthetic.py:local --table=memories --seeds=3
@@ -41,7 +42,7 @@ from rmjax.run.evaluate import column_name
 from rmjax.run.workdir import EXIT_PREEMPTED, Preemption, lock
 from rmjax.tasks import is_sequence
 from rmjax.tools import curves, ledger, memories, systems, tables
-from rmjax.tools.jobs import Job, jobs, wait
+from rmjax.tools.jobs import Job, in_order, jobs, wait
 from rmjax.tools.tables import BUILT, TABLES, Table
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -49,6 +50,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _TABLE = flags.DEFINE_enum("table", None, [*TABLES, *BUILT], "Which table.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds 0, 1, ... of every row.", lower_bound=1)
+_AT_ONCE = flags.DEFINE_integer(
+    "at_once", 1, "Number of runs at a time, each on processor cores of its own.", lower_bound=1
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs and of table.json.")
 _ROWS = flags.DEFINE_list("rows", [], "Names of the rows to run; all by default.")
 _SETTINGS = flags.DEFINE_list(
@@ -90,6 +94,8 @@ def run(job: Job, given: Sequence[str], stop: Preemption) -> list[Line] | None:
       SystemExit: the run or this process was asked to stop. The exit code asks for a restart.
       ValueError: results.json of the run is damaged.
     """
+    if stop.requested:
+        raise SystemExit(EXIT_PREEMPTED)
     results = job.workdir / "results.json"
     if not results.exists():
         job.workdir.mkdir(parents=True, exist_ok=True)
@@ -375,7 +381,7 @@ def main(argv: Sequence[str]) -> int:
             check_same_config(config, workdir)
             check_same_rows(name, table, workdir)
             todo, given = jobs(table, workdir, _SEEDS.value), given_flags()
-            code = run_all(table, todo, given, workdir, data, stop, record)
+            code = run_all(table, todo, given, workdir, data, stop, record, _AT_ONCE.value)
             if name == "memories":
                 memories.finish(table, workdir, _SEEDS.value, given, stop, sys.argv[1:])
             elif name == "tune":
@@ -475,6 +481,7 @@ def run_all(
     data: str,
     stop: Preemption,
     record: Path | None = None,
+    at_once: int = 1,
 ) -> int:
     """Executes the runs; whenever one ends, logs and writes the table of the finished runs.
 
@@ -489,6 +496,7 @@ def run_all(
       stop: whether this process was asked to stop.
       record: the record that receives the numbers; None: none does. A record is left as it is if a
         run failed, since it would lose rows.
+      at_once: number of runs at a time.
 
     Returns:
       The exit code: 1 if a run failed, otherwise 0.
@@ -498,9 +506,13 @@ def run_all(
     """
     results: Results = {}
     failed = False
-    for number, job in enumerate(todo, 1):
+
+    def one(job: Job) -> list[Line] | None:
+        number = todo.index(job) + 1
         logging.info("%d of %d: %s %s, seed %d", number, len(todo), job.setting, job.row, job.seed)
-        rows = run(job, given, stop)
+        return run(job, given, stop)
+
+    for job, rows in in_order(todo, one, at_once):
         failed |= rows is None
         if rows is None:
             continue

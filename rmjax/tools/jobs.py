@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import queue
 import re
 import subprocess
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from rmjax.run.workdir import Preemption
 from rmjax.tools.tables import Table
+
+T = TypeVar("T")
 
 
 class Job(NamedTuple):
@@ -22,6 +28,7 @@ class Job(NamedTuple):
       seed: seed of the run.
       workdir: folder of the run.
       flags: flags of rmjax.main that change the config.
+      needs: folders of runs that must have ended, since this one reads what they trained.
     """
 
     setting: str
@@ -29,6 +36,7 @@ class Job(NamedTuple):
     seed: int
     workdir: Path
     flags: list[str]
+    needs: tuple[Path, ...] = ()
 
 
 def jobs(table: Table, workdir: Path, seeds: int) -> list[Job]:
@@ -61,13 +69,16 @@ def jobs(table: Table, workdir: Path, seeds: int) -> list[Job]:
             for name, row in table.rows.items():
                 folder = workdir / f"seed{seed}" / slug(setting) / slug(name)
                 values = {**common, **row.changes, "seed": seed}
+                needs: list[Path] = []
                 if table.share_teacher and first:
                     values["teacher.dir"] = str(first)
+                    needs.append(first)
                 first = first or folder
                 if row.start:
                     values["train.start_from"] = str(starts[row.start])
+                    needs.append(starts[row.start])
                 flags = [f"--config.{key}={value}" for key, value in values.items()]
-                made.append(Job(setting, name, seed, folder, flags))
+                made.append(Job(setting, name, seed, folder, flags, tuple(needs)))
     return made
 
 
@@ -91,6 +102,66 @@ def _check_names(what: str, names: Iterable[str]) -> None:
 def slug(name: str) -> str:
     """Turns a name into one for a folder: 'CM (Full)' gives 'cm-full'."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def in_order(
+    todo: Iterable[Job], call: Callable[[Job], T], at_once: int
+) -> Iterator[tuple[Job, T]]:
+    """Calls a function for jobs, some at a time, each of these on processor cores of its own.
+
+    A process that `call` starts stays on the cores of its job. A job begins when those that it
+    needs have ended.
+
+    Args:
+      todo: the jobs; those that others need come first.
+      call: the function, which is called in threads.
+      at_once: number of jobs at a time; 1 leaves all cores to it.
+
+    Yields:
+      (job, what the function returned), in the order of `todo`.
+
+    Raises:
+      ValueError: there are fewer cores than jobs at a time.
+      BaseException: what a call raised. Jobs that have not begun are then left out.
+    """
+    ended: dict[Path, Future[T]] = {}
+    raised = threading.Event()
+
+    def one(job: Job) -> T:
+        for folder in job.needs:
+            if folder in ended:
+                ended[folder].result()
+        if raised.is_set():
+            raise CancelledError
+        try:
+            return call(job)
+        except BaseException:
+            raised.set()
+            raise
+
+    with ThreadPoolExecutor(at_once, initializer=_take_cores(at_once)) as pool:
+        try:
+            futures = []
+            for job in todo:
+                ended[job.workdir] = pool.submit(one, job)
+                futures.append((job, ended[job.workdir]))
+            for job, future in futures:
+                yield job, future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _take_cores(at_once: int) -> Callable[[], None]:
+    """A function that each of some threads calls once, and that gives it cores of its own."""
+    if at_once == 1 or not hasattr(os, "sched_setaffinity"):
+        return lambda: None
+    cores = sorted(os.sched_getaffinity(0))
+    if at_once > len(cores):
+        raise ValueError(f"--at_once={at_once}: this process may use {len(cores)} cores only")
+    shares: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
+    for number in range(at_once):
+        shares.put(set(cores[number::at_once]))
+    return lambda: os.sched_setaffinity(0, shares.get())  # of this thread
 
 
 def wait(process: subprocess.Popen[bytes], stop: Preemption) -> int:

@@ -9,6 +9,9 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
+import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,6 +23,7 @@ from rmjax.registry import MACHINES
 from rmjax.run import parameters, reporting, training
 from rmjax.run.workdir import EXIT_PREEMPTED, Preemption
 from rmjax.tools import ablate, ledger
+from rmjax.tools.jobs import Job, in_order
 from rmjax.tools.tables import NO_REHEARSAL, TABLES, Row, Table
 from tests import ROOT
 from tests.runs import saved, set_key, tiny
@@ -210,10 +214,11 @@ rows.append({'memory': 'oracle', 'test_accuracy': 1.0, 'early': 1.0})
     return lines
 
 
-def run_all(tmp_path):
+def run_all(tmp_path, **options):
     jobs = ablate.jobs(SMALL, tmp_path, 2)
+    given = ["--config=card.py"]
     with Preemption() as stop:
-        return ablate.run_all(SMALL, jobs, ["--config=card.py"], tmp_path, "synthetic", stop)
+        return ablate.run_all(SMALL, jobs, given, tmp_path, "synthetic", stop, **options)
 
 
 def test_failed_runs_are_left_out_and_only_they_are_run_again(tmp_path, runs, capsys):
@@ -283,6 +288,70 @@ def test_a_stopped_run_stops_the_table_with_the_same_code(tmp_path, runs):
         run_all(tmp_path)
     assert stopped.value.code == EXIT_PREEMPTED and len(runs) == 6
     assert json.loads((tmp_path / "table.json").read_text())[0]["seeds"] == 2
+
+
+def folders(*needs):
+    """Three jobs; the last one needs those of the given numbers."""
+    made = [Job("", name, 0, Path(name), []) for name in "abc"]
+    return [*made[:2], made[2]._replace(needs=tuple(made[number].workdir for number in needs))]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no cores can be chosen")
+def test_runs_at_the_same_time_have_cores_of_their_own():
+    cores = os.sched_getaffinity(0)
+    if len(cores) < 2:
+        pytest.skip("one core")
+    meet = threading.Barrier(2, timeout=20)
+
+    def call(job):
+        if job.row != "c":
+            meet.wait()  # fails unless both run at the same time
+        return os.sched_getaffinity(0)
+
+    shares = {job.row: share for job, share in in_order(folders(), call, 2)}
+    assert shares["a"] | shares["b"] == cores == os.sched_getaffinity(0)
+    assert not shares["a"] & shares["b"] and shares["c"] in (shares["a"], shares["b"])
+    with pytest.raises(ValueError, match=f"may use {len(cores)} cores"):
+        list(in_order(folders(), call, len(cores) + 1))
+
+
+def test_a_run_waits_for_those_that_it_needs():
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one core")
+    ended = []
+
+    def call(job):
+        if job.row == "a":
+            time.sleep(0.3)
+        ended.append(job.row)
+        return job.row
+
+    assert [row for _, row in in_order(folders(0, 1), call, 2)] == ["a", "b", "c"]
+    assert ended == ["b", "a", "c"]
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_jobs_that_have_not_begun_are_left_out_after_an_error(at_once):
+    begun = []
+
+    def call(job):
+        begun.append(job.row)
+        if job.row == "a":
+            raise SystemExit(EXIT_PREEMPTED)
+        time.sleep(0.2)
+
+    with pytest.raises(SystemExit):
+        list(in_order(folders(), call, at_once))
+    time.sleep(0.3)
+    assert "c" not in begun and len(begun) <= at_once
+
+
+def test_rows_that_share_a_teacher_need_its_row(tmp_path):
+    first, second = ablate.jobs(SMALL._replace(share_teacher=True, settings={"": {}}), tmp_path, 1)
+    assert (first.needs, second.needs) == ((), (first.workdir,))
+    rows = {"late": Row({}, start="early")}
+    early, late = ablate.jobs(Table("t", rows, starts={"early": {}}), tmp_path, 1)
+    assert (early.needs, late.needs) == ((), (early.workdir,))
 
 
 def test_a_signal_reaches_the_run_and_nothing_more_is_started(tmp_path, monkeypatch):
