@@ -62,6 +62,21 @@ def test_the_sizes_are_those_of_their_names(name, shape, dim):
         made_up.sized("large")
 
 
+def test_all_cards_are_those_that_train_with_their_local_variants(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    cards = first_step.cards()
+    assert {"configs/xlong.py", "configs/xlong.py:local", "configs/activitynet.py"} <= {*cards}
+    assert "configs/activitynet.py:local" not in cards  # it has no such variant
+    assert "configs/memoria_bench.py" not in cards  # it times steps and trains nothing
+    assert {card.partition(":")[0] for card in cards} == {
+        str(path.relative_to(ROOT))
+        for path in ROOT.glob("configs/*.py")
+        if "config.data." in path.read_text()
+    }
+    with pytest.raises(ValueError, match="configs/babi.py:long: .* no such option; .* local"):
+        first_step.load("configs/babi.py:long")
+
+
 def test_longer_segments_of_a_card_are_fewer():
     """An article of 45 segments of 128 words has 12 of 512."""
     config = first_step.load(f"{ROOT}/configs/hyperpartisan.py")
