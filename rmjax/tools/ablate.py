@@ -5,7 +5,7 @@
 Every combination of row, setting and seed is one run of rmjax.main, with its own folder below
 --workdir. Finished runs are not run again, so the same command continues where it stopped.
 `--config.<key>=<value>` applies to all runs. `--at_once=N` makes N runs at a time, each on cores of
-its own: a small model gains by it, since it does not fill many cores.
+its own. A small model gains by it, since it does not fill many cores.
 `--record=docs/results/records/cm1.json` writes the numbers of all seeds into a record, from which
 the documents are made. Two tables have a row for every registered memory:
 

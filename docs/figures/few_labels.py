@@ -1,0 +1,64 @@
+"""Draws docs/images/few_labels.svg: the test AUC of clicks by the number of labels.
+
+    python docs/figures/few_labels.py
+
+The numbers are those of docs/results/records/few.json. A label is one positive and one negative
+question.
+"""
+
+from __future__ import annotations
+
+from common import RECORDS, save, use_style
+from matplotlib.figure import Figure
+
+from rmjax.tools import ledger
+
+# {name of the setting: labels a user, on average}
+LABELS = {
+    "1 for 5 % of users": 0.05,
+    "1 for 20 % of users": 0.2,
+    "1 a user": 1.0,
+    "2 a user": 2.0,
+    "4 a user": 4.0,
+    "8 a user": 8.0,
+}
+ROWS = {
+    "with rehearsal": ("#0550ae", "o", "-"),
+    "rehearsal first": ("#d9730d", "s", "-"),
+    "without rehearsal": ("#57606a", "D", "--"),
+}
+
+
+def draw() -> Figure:
+    """Draws a line for each row: means, and a bar of one standard deviation over seeds."""
+    measured: dict[str, list[tuple[float, float, float]]] = {row: [] for row in ROWS}
+    for table in ledger.read(RECORDS / "few.json")["tables"]:
+        for row in table["rows"]:
+            name, cell = row["row"], row.get("auc", "")
+            setting = table.get("name", "")
+            if setting in LABELS and name in measured and not isinstance(cell, str):
+                middle = ledger.mean(cell)
+                assert isinstance(name, str) and middle is not None
+                measured[name].append((LABELS[setting], middle, ledger.std(cell) or 0.0))
+    figure = Figure(figsize=(7, 4))
+    axes = figure.subplots()
+    for name, points in measured.items():
+        if points:
+            labels, middle, std = zip(*sorted(points), strict=True)
+            colour, marker, line = ROWS[name]
+            axes.errorbar(
+                labels, middle, std, label=name, color=colour, marker=marker, linestyle=line,
+                capsize=3,
+            )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_xticks([*LABELS.values()], ["5 % of\nusers", "20 %", "1", "2", "4", "8"])
+    axes.minorticks_off()
+    axes.set(xlabel="labels a user", ylabel="test AUC")
+    axes.set_title("Few labels: what rehearsal adds")
+    axes.legend()
+    return figure
+
+
+if __name__ == "__main__":
+    use_style()
+    print(save(draw(), "few_labels"))
