@@ -16,9 +16,20 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from rmjax.config import SCHEMA, flatten, is_sequence, no_such_key, why_unread
+from rmjax.config import SCHEMA, base, flatten, no_such_key, why_unread
 from rmjax.io import paths
-from rmjax.registry import REGISTRIES, SOURCES, anything, expected, fields_of
+from rmjax.registry import (
+    CLASSIFIERS,
+    LANGUAGE_MODELS,
+    MACHINES,
+    REGISTRIES,
+    SOURCES,
+    Field,
+    Registry,
+    anything,
+    expected,
+    fields_of,
+)
 
 IMPORT = flags.DEFINE_list(
     "import", [], "Modules to import, which register kinds, such as my_package.memories."
@@ -94,28 +105,54 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     return rest
 
 
-def refuse_unread(config: ConfigDict, argv: Sequence[str], warn: bool = False) -> None:
-    """Refuses flags for keys that the run does not read; warns of such keys in a config file.
+def refuse_unread(config: ConfigDict, argv: Sequence[str]) -> None:
+    """Refuses flags for keys that the run does not read. A card may set such keys.
 
     Args:
       config: of the run.
       argv: the command line.
-      warn: warn of flags too, as for one row of a table, where one set of flags serves all rows.
 
     Raises:
       ValueError: a flag sets such a key; names the key, the reason, and the cure.
     """
+    for flag, why in unread_flags(config, argv).items():
+        cure = "leave the flag out, or change that"
+        raise ValueError(f"{flag}: this run does not read it, since {why}: {cure}")
+
+
+def warn_of_unread(config: ConfigDict, argv: Sequence[str]) -> None:
+    """Warns, in one line, of flags for keys that the run does not read.
+
+    The rows of a table share one set of flags, of which a row may read a part.
+
+    Args:
+      config: of the run.
+      argv: the command line.
+    """
+    if unread := unread_flags(config, argv):
+        by_reason: dict[str, list[str]] = {}
+        for flag, why in unread.items():
+            by_reason.setdefault(why, []).append(flag)
+        parts = [f"{', '.join(keys)} (since {why})" for why, keys in by_reason.items()]
+        logging.warning("This run does not read %s.", "; ".join(parts))
+
+
+def unread_flags(config: ConfigDict, argv: Sequence[str]) -> dict[str, str]:
+    """Finds the flags for keys that the run does not read.
+
+    Args:
+      config: of the run.
+      argv: the command line.
+
+    Returns:
+      {"config.<key> = <value>": the reason}.
+    """
     flagged = {re.sub(r"^(no)?config\.", "", name) for name, _, _ in _flags_in(argv)}
-    for name, value in flatten(config):
-        # A card may set up losses or a teacher that one of its options switches off.
-        idle = name.startswith(("rehearsal.", "teacher.")) and not is_sequence(config)
-        if name not in flagged and (idle or value == SCHEMA[name].default):
-            continue
-        if why := why_unread(config, name):
-            message = f"config.{name} = {value!r}: this run does not read it, since {why}"
-            if name in flagged and not warn:
-                raise ValueError(f"{message}: leave the flag out, or change that")
-            logging.warning("%s.", message)
+    return {
+        f"config.{name} = {value!r}": why
+        for name, value in flatten(config)
+        if name in flagged and (why := why_unread(config, name))
+    }
 
 
 def run(main: Callable[[list[str]], int], define_flags: Callable[[], None]) -> None:
@@ -177,13 +214,31 @@ def _listed(name: str) -> str:
         near = difflib.get_close_matches(name, kinds, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(kinds)}"
         raise SystemExit(f"--list={name}: no such kind; {hint}")
-    registry, kind = kinds[name]
-    section = f"data.{SOURCES.section_of(kind)}" if registry is SOURCES else registry.section
     lines = []
-    for key, field in fields_of(registry[kind].settings).items():
+    for key, field in _keys_of(*kinds[name]).items():
         check = "" if field.check is anything else f" ({field.check.text})"
-        lines.append(f"--config.{section}.{key}={field.default!r}  {field.doc}{check}")
+        lines.append(f"--config.{key}={field.default!r}  {field.doc}{check}")
     return "\n".join(lines) or f"{name} has no keys of its own."
+
+
+def _keys_of(registry: Registry, kind: str) -> dict[str, Field]:
+    """The keys of a kind; of a machine or a model also the shared ones that it reads."""
+    section = f"data.{SOURCES.section_of(kind)}" if registry is SOURCES else registry.section
+    own = {f"{section}.{key}": field for key, field in fields_of(registry[kind].settings).items()}
+    config, sections = base(), ("model.", "memoria.")
+    if registry is MACHINES:
+        config.machine.kind, sections = kind, ("machine.",)
+    elif registry is LANGUAGE_MODELS or registry is CLASSIFIERS:
+        config.data.name = "books" if registry is LANGUAGE_MODELS else "hyperpartisan"
+        config.model.kind = kind
+    else:
+        return own
+    shared = {
+        name: field
+        for name, field in SCHEMA.items()
+        if name.startswith(sections) and not name.endswith(".kind") and name not in own
+    }
+    return own | {name: field for name, field in shared.items() if not why_unread(config, name)}
 
 
 def answer_help(argv: Sequence[str], more: str = "") -> None:

@@ -80,11 +80,14 @@ def main(argv: Sequence[str]) -> int:
 def _run(config: ConfigDict, mode: str) -> int:
     """Checks the flags, sets up the process, and runs the mode."""
     configs.validate(config)
-    command_line.refuse_unread(config, sys.argv, _UNREAD.value == "warn")
+    if _UNREAD.value == "refuse":
+        command_line.refuse_unread(config, sys.argv)
     if not _WORKDIR.value and mode != "explain":
         raise ValueError("--workdir is missing: name a directory for checkpoints and logs")
     workdir = paths.resolve_checkpoint(_WORKDIR.value or "", "--workdir")
-    logging.info("%s", environment.prepare())
+    logging.info("%s", environment.prepare())  # the program may begin again, so warnings follow
+    if _UNREAD.value == "warn":
+        command_line.warn_of_unread(config, sys.argv)
     group = (_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value)
     logging.info("%s", processes.join(*group))
     if mode == "explain":

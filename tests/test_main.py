@@ -163,8 +163,10 @@ def test_the_error_of_wrong_histories_names_them(start):
 def test_explain_prints_what_a_run_would_cost(start, card):
     """It simulates as many devices as the config asks for, here a mesh of two times two."""
     mesh = [f"--config.train.{key}" for key in ("devices=4", "mapping=mesh", "model_devices=2")]
-    code, out, err = finish(start("main", f"--config={card}", "--mode=explain", *mesh))
+    unread = ["--unread=warn", "--config.model.dim=8"]
+    code, out, err = finish(start("main", f"--config={card}", "--mode=explain", *mesh, *unread))
     assert code == 0, err
+    assert err.count("config.model.dim = 8") == 1  # though the program begins twice
     costs = json.loads(out)
     assert costs["memory_bytes_per_stream"] == 132 and costs["devices"] == 4
     assert costs.keys() == {

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -220,7 +221,6 @@ def test_flags_for_unread_keys_are_refused(tmp_path):
         )
         with pytest.raises(ValueError, match=wrong):
             command_line.refuse_unread(config, ["main.py", flag])
-        command_line.refuse_unread(config, ["main.py", flag], warn=True)
         (tmp_path / "flags").write_text(f"{flag}\n")
         with pytest.raises(ValueError, match=wrong):
             command_line.refuse_unread(config, ["main.py", f"--flagfile={tmp_path / 'flags'}"])
@@ -262,17 +262,22 @@ def test_keys_that_the_settings_of_a_machine_leave_unread(kind, changes, key, wh
     assert why in reason if why else not reason
 
 
-def test_unread_keys_of_a_config_file_are_warnings(caplog):
-    command_line.refuse_unread(tiny(**{"machine.kind": "gru", "machine.slots": 3}), ["main.py"])
-    unread = (
-        "config.machine.slots = 3: this run does not read it, since config.machine.kind = 'gru'"
+def test_a_config_file_may_set_keys_that_are_not_read(caplog):
+    config = tiny(**{"machine.kind": "gru", "machine.slots": 3, "reason.hops": 2})
+    for check in (command_line.refuse_unread, command_line.warn_of_unread):
+        check(config, ["main.py", "--config.machine.kind=gru"])
+    assert not caplog.text
+
+
+def test_one_warning_names_all_flags_that_a_row_of_a_table_does_not_read(caplog):
+    config = tiny(**{"machine.kind": "gru", "machine.slots": 3, "reason.hops": 2})
+    flags = ["--config.machine.slots=3", "--config.reason.hops=2", "--config.machine.kind=gru"]
+    command_line.warn_of_unread(config, ["main.py", *flags])
+    (warning,) = caplog.messages
+    assert warning == (
+        "This run does not read config.machine.slots = 3, config.reason.hops = 2 "
+        "(since config.machine.kind = 'gru')."
     )
-    assert unread in caplog.text
-
-
-def test_a_config_file_may_set_losses_that_are_switched_off(caplog):
-    command_line.refuse_unread(tiny(**PLAIN), ["main.py"])
-    assert "config.rehearsal" not in caplog.text and "config.teacher" not in caplog.text
 
 
 def main(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
@@ -292,6 +297,22 @@ def test_kinds_are_listed():
     done = main("--import=no_such.module", "--list")
     assert done.returncode == 1 and "--import=no_such.module: No module named" in done.stderr
     assert "PYTHONPATH" in done.stderr
+
+
+def test_the_list_of_a_kind_has_the_shared_keys_that_it_reads(capsys):
+    listed = {}
+    for kind in ("model.transformer", "model.memoria", "machine.rehearsal", "machine.nutm"):
+        with pytest.raises(SystemExit):
+            command_line.answer_list(["main.py", f"--list={kind}"])
+        printed = capsys.readouterr().out
+        listed[kind] = re.findall(r"^--config\.(\S+?)=", printed, re.MULTILINE)
+    plain, memoria = set(listed["model.transformer"]), set(listed["model.memoria"])
+    rules = {key for key in configs.SCHEMA if key.startswith("memoria.")}
+    assert "model.pretrained" in plain and "model.kind" not in plain
+    assert len(rules) > 10 and memoria == plain | rules
+    assert "machine.block" in listed["machine.rehearsal"]
+    assert "machine.loss" not in listed["machine.rehearsal"]
+    assert "machine.loss" in listed["machine.nutm"]
 
 
 def test_a_machine_from_outside_trains_by_the_command_line(tmp_path):
