@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from rmjax.data import records
 from rmjax.data.clicks.splits import cuts
+from rmjax.data.shares import log_source
 from rmjax.data.source import Source, cached, hash64
 from rmjax.io import paths, text
 from rmjax.registry import at_least, between, setting
@@ -154,6 +155,7 @@ def open_movielens(
     if few:
         message = "%s users have fewer than %d ratings, so none of theirs is asked."
         logging.info(message, f"{few:,}", first + 1)
+    log_source("MovieLens", source, "examples")
     return source
 
 

@@ -17,6 +17,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from rmjax.data import records
+from rmjax.data.shares import log_source
 from rmjax.data.source import Source, cached, hash64
 from rmjax.io import text
 from rmjax.registry import SOURCES
@@ -77,6 +78,7 @@ def open_xlong(directory: str, cache_dir: str, seed: int, valid_fraction: float 
         "train": ("train", np.flatnonzero(~valid)),
         "valid": ("train", np.flatnonzero(valid)),
     }
+    log_source("XLong", source, "examples")
     return source
 
 

@@ -20,6 +20,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from rmjax.data import records
+from rmjax.data.shares import log_source
 from rmjax.data.source import Source
 from rmjax.data.stories.text import Story, TextBuilder, TextRecords, sentences_of, tokenize
 from rmjax.io import paths, text
@@ -119,6 +120,7 @@ def open_babi(
         if task in chosen:
             note = "bAbI %s: the training file is only a part of the release's, with %d questions."
             logging.warning(note, task, questions)
+    log_source("bAbI", source, "questions" if per_question else "stories")
     return source
 
 

@@ -34,6 +34,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from rmjax.data import records
+from rmjax.data.shares import warn_of_shares
 from rmjax.data.source import SPLITS, Source, hash64
 from rmjax.data.stories.text import (
     Story,
@@ -137,16 +138,24 @@ def open_stories(
         max_sentences=max_sentences,
         buckets=buckets,
     )
-    _report(source, splits, min_count)
+    names = dict(zip(splits, (file.name for file in files), strict=True))
+    _report(source, names, min_count)
+    asked = {"valid": valid_fraction, "test": test_fraction}
+    asked = {split: share for split, share in asked.items() if split not in names}
+    sizes = {split: source.size(split) for split in ("train", *asked)}  # of the training file
+    keys = ", ".join(f"config.data.stories.{split}_fraction" for split in asked)
+    cure = "there are few different stories. Add some, or give each split a file of its own"
+    warn_of_shares("stories", sizes, asked, keys, cure)
     return source
 
 
-def _report(source: TextRecords, splits: list[str], min_count: int) -> None:
-    """Logs the sizes of the splits, and warns of answers that cannot be right."""
+def _report(source: TextRecords, names: dict[str, str], min_count: int) -> None:
+    """Logs the sizes and files of the splits, and warns of answers that cannot be right."""
     for split, counts in source.metadata["counts"].items():
-        drawn = "" if split in splits else ", drawn from the training file"
+        drawn = f"from {names[split]}" if split in names else f"drawn from {names['train']}"
         size = source.size(split)
-        logging.info("%s: %d stories with %d questions%s.", split, size, counts["questions"], drawn)
+        message = "%s: %d stories with %d questions, %s."
+        logging.info(message, split, size, counts["questions"], drawn)
         if counts["outside"]:
             message = "%s: the answers to %d of %d questions are not among the %d of the training "
             message += "stories; they count as wrong."

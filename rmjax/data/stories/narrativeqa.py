@@ -16,6 +16,7 @@ from typing import ClassVar
 from ml_collections import ConfigDict
 
 from rmjax.data import records
+from rmjax.data.shares import log_source
 from rmjax.data.source import Source
 from rmjax.data.stories.text import Story, TextBuilder, TextRecords, cut, tokenize
 from rmjax.io import text as text_files
@@ -87,13 +88,15 @@ def open_narrativeqa(
     """
     files = records.find_files(directory, NAMES, (".",), ADVICE)
     parameters = dict(segment_length=segment_length, min_count=min_count, max_segments=max_segments)
-    return TextRecords(
+    source = TextRecords(
         records.prepare(NarrativeQABuilder, cache_dir, files=files, parameters=parameters),
         segment_length=segment_length,
         metric="mrr",
         positions_at_end=True,
         buckets=buckets,
     )
+    log_source("NarrativeQA", source, "stories")
+    return source
 
 
 class NarrativeQABuilder(TextBuilder):

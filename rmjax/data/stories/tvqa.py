@@ -13,6 +13,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from rmjax.data import records
+from rmjax.data.shares import log_source
 from rmjax.data.source import Source, hash64
 from rmjax.data.stories.text import Story, TextBuilder, TextRecords, tokenize
 from rmjax.registry import at_least, below, setting
@@ -105,6 +106,7 @@ def open_tvqa(
         if clips:
             size = source.size(split)
             logging.warning("TVQA %s: %d of %d clips have no subtitles.", split, clips, size)
+    log_source("TVQA", source, "clips")
     return source
 
 

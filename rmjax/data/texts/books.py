@@ -77,4 +77,4 @@ def corpus(root: Path, held_out: float) -> Corpus:
     count = min(max(1, round(held_out * len(every))), (len(every) - 1) // 2)
     chosen = dict(train=order[2 * count :], valid=order[:count], test=order[count : 2 * count])
     files = {split: [every[i] for i in np.sort(places)] for split, places in chosen.items()}
-    return Corpus(files, lambda _, file: corpora.book(file, file.stem))
+    return Corpus(files, lambda _, file: corpora.book(file, file.stem), held_out=held_out)

@@ -36,6 +36,8 @@ class Corpus(NamedTuple):
         size and 'test' at b / c. Default None: each split has its own files.
       titled: whether the text of a document contains its name. Default False.
       verbatim: whether every byte of a file is read as it is. Default False.
+      held_out: the share of 'valid', and of 'test', that `config.data.text.held_out` asks for;
+        files are held out as a whole, so more may be. Default None: the splits are given.
     """
 
     files: dict[str, list[Path]]
@@ -45,6 +47,7 @@ class Corpus(NamedTuple):
     parts: tuple[int, int, int] | None = None
     titled: bool = False
     verbatim: bool = False
+    held_out: float | None = None
 
     def size(self, split: str) -> int:
         """Adds up the sizes of a split's files on disk.

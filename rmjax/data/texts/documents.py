@@ -15,6 +15,7 @@ import numpy as np
 from absl import logging
 
 from rmjax.data import records
+from rmjax.data.shares import log_splits, some, warn_of_shares
 from rmjax.data.source import SPLITS
 from rmjax.data.texts import corpora, tokenizers
 from rmjax.io import atomic, paths
@@ -104,7 +105,23 @@ def open_documents(
     if not prepared.exists():
         logging.info("Preparing documents, once, from %s in %s", directory, prepared)
         _prepare(prepared, read, tokenizer)
-    return _open(prepared, tokenizer)
+    splits = _open(prepared, tokenizer)
+    _report(name, read, names, {split: len(splits[split].tokens) for split in SPLITS})
+    return splits
+
+
+def _report(
+    name: str, corpus: corpora.Corpus, files: dict[str, list[str]], sizes: dict[str, int]
+) -> None:
+    """Logs the sizes and the files of the splits, and warns where much is held out."""
+    if corpus.parts:
+        log_splits(f"{name}, parts of {some(files['train'])}", sizes, "tokens")
+        return
+    log_splits(name, sizes, "tokens", files)
+    if corpus.held_out is not None:
+        asked = dict.fromkeys(SPLITS[1:], corpus.held_out)
+        cure = "complete files are held out. Add texts, or join them into one, which is cut"
+        warn_of_shares(name, sizes, asked, "config.data.text.held_out", cure)
 
 
 def _prepare(prepared: Path, corpus: corpora.Corpus, tokenizer: str) -> None:

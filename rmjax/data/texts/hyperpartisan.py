@@ -20,6 +20,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from rmjax.data import records
+from rmjax.data.shares import log_source
 from rmjax.data.source import Examples, Source
 from rmjax.data.stories.text import Story, TextBuilder, TextRecords
 from rmjax.data.texts import tokenizers
@@ -117,6 +118,7 @@ def open_hyperpartisan(
         seen = [len(test & set(source.ids[other])) for other in ("train", "valid")]
         message = "Hyperpartisan: of its %d test articles %d are in train and %d in dev."
         logging.warning(message, source.size("test"), *seen)
+    log_source("Hyperpartisan", source, "articles")
     return source
 
 
