@@ -490,6 +490,20 @@ def test_what_is_left_out_is_counted(opened, caplog):
     assert "Preparing" not in caplog.text
 
 
+def test_the_log_has_the_sizes_of_splits_and_warns_of_a_large_one(opened, caplog):
+    at = lambda user, place: user + 100 * place if place < 11 else 9999  # 3 of 5 targets: test
+    rows = [(user, place, at(user, place)) for user in range(20) for place in range(20)]
+    for table, warns in ((ROWS, False), (rows, True)):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "absl"):
+            sizes = {s: len(rows.rows) for s, rows in opened(frame(table)).asked.items()}
+        total = sum(sizes.values())
+        shown = [f"{s} {n:,} targets ({100 * n / total:.3g}%)" for s, n in sizes.items()]
+        assert f"Table: {', '.join(shown)}." in caplog.text
+        wanted = "Table: test takes 60%, not 20% (config.data.table.valid_fraction, test_fraction)"
+        assert (wanted in caplog.text) == warns and ("takes" in caplog.text) == warns
+
+
 BAD = [  # (rows that are wrong, by line of the file; the error's end)
     (["7,,1700000000"], "row 3, column item_id: expected an id, found None: mend it, or set "),
     ([",3,1700000000"], "row 3, column user_id: expected an id, found None"),

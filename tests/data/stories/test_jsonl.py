@@ -127,6 +127,18 @@ def test_questions_are_put_in_the_order_of_the_story(opened):
     assert [source.classes[c] for c in example["target"][0]] == ["Ann", "Bo"]
 
 
+def test_the_log_has_the_file_of_each_split_and_warns_of_large_shares(opened, caplog):
+    many = [story([f"Ann saw {i}."], ask()) for i in range(20)]
+    with caplog.at_level("INFO"):
+        opened(train=many, test=many[:9])
+        assert "train: 18 stories with 18 questions, from train.jsonl." in caplog.text
+        assert "valid: 2 stories with 2 questions, drawn from train.jsonl." in caplog.text
+        assert "test: 9 stories with 9 questions, from test.jsonl." in caplog.text
+        assert "takes" not in caplog.text
+        opened(train=many[:4], test=many[:9])
+    assert "stories: valid takes 25%, not 10% (config.data.stories.valid_fraction)" in caplog.text
+
+
 def test_answers_that_training_lacks_count_as_wrong(opened, caplog):
     train, other = [story(["Ann came."], ask())], [story(["Ann came."], ask(answer="loft"), ask())]
     source = opened(train=train, valid=train, test=other)

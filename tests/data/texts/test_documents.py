@@ -478,6 +478,36 @@ def test_wikitext_without_titles_is_warned_about(tmp_path, caplog):
         assert ("wiki.test.raw: no title was found" in caplog.text) != titled
 
 
+@pytest.mark.parametrize(("count", "large"), [(1, False), (3, True), (12, False)])
+def test_the_log_names_the_files_of_splits_and_warns_of_large_ones(tmp_path, caplog, count, large):
+    texts = {f"{i}.txt": "some words " * 9 for i in range(count)}
+    directory = write(tmp_path / "books", texts)
+    with caplog.at_level("INFO"):
+        splits = documents("books", directory, str(tmp_path / "cache"))
+    if count == 1:
+        assert "books, parts of 0.txt: train 81 tokens (81.8%), valid 11" in caplog.text
+    for split in SPLITS if count > 1 else ():
+        (line,) = (
+            text
+            for text in caplog.messages
+            if f"books: {split} {len(splits[split].tokens):,}" in text
+        )
+        names, tokens = splits[split].names, len(splits[split].tokens)
+        assert f" {tokens:,} tokens ({100 * tokens / 99 / count:.3g}%) from " in line
+        shown, rest = ", ".join(f"{name}.txt" for name in names[:3]), len(names) - 3
+        more = f" and {rest} more." if rest > 0 else "."
+        assert line.endswith(("" if len(names) == 1 else f"{len(names)} files: ") + shown + more)
+    warnings = [text for text in caplog.messages if "takes" in text]
+    wanted = "valid takes 33.3%, not 10% and test takes 33.3%, not 10% (config.data.text.held_out)"
+    assert len(warnings) == large and all(wanted in text for text in warnings)
+
+
+def test_given_splits_may_have_any_share(tmp_path, caplog):
+    files = {f"{split}/1.txt": "some words" for split in SPLITS}
+    documents("books", write(tmp_path / "books", files), str(tmp_path / "cache"))
+    assert "takes" not in caplog.text
+
+
 @pytest.mark.parametrize("held_out", [0.1, 0.25])
 @pytest.mark.parametrize("count", [1, 2])
 def test_one_or_two_books_are_cut_by_position(tmp_path, caplog, count, held_out):
