@@ -225,9 +225,9 @@ def _keys_of(registry: Registry, kind: str) -> dict[str, Field]:
     """The keys of a kind; of a machine or a model also the shared ones that it reads."""
     section = f"data.{SOURCES.section_of(kind)}" if registry is SOURCES else registry.section
     own = {f"{section}.{key}": field for key, field in fields_of(registry[kind].settings).items()}
-    config, sections = base(), ("model.", "memoria.")
+    config, sections = base(), ["model.", "memoria."]
     if registry is MACHINES:
-        config.machine.kind, sections = kind, ("machine.",)
+        config.machine.kind, sections = kind, ["machine."]
     elif registry is LANGUAGE_MODELS or registry is CLASSIFIERS:
         config.data.name = "books" if registry is LANGUAGE_MODELS else "hyperpartisan"
         config.model.kind = kind
@@ -236,7 +236,7 @@ def _keys_of(registry: Registry, kind: str) -> dict[str, Field]:
     shared = {
         name: field
         for name, field in SCHEMA.items()
-        if name.startswith(sections) and not name.endswith(".kind") and name not in own
+        if name.startswith(tuple(sections)) and not name.endswith(".kind") and name not in own
     }
     return own | {name: field for name, field in shared.items() if not why_unread(config, name)}
 

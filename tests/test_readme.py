@@ -21,8 +21,10 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from rmjax import command_line
@@ -249,6 +251,30 @@ def test_the_page_of_memories_shows_a_file_that_all_laws_test():
     text = (ROOT / "docs" / "guide" / "memory.md").read_text()
     shown = [block.text for block in documents.blocks(text) if block.language == "python"]
     assert (ROOT / "tests" / "decayed.py").read_text() in shown
+
+
+def test_python_of_the_pages_on_memoria_runs(tmp_path, monkeypatch):
+    """Each page in one namespace; engrams are narrower than on the page, and hardly trained."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books" / "one.txt").write_text("some words of a book, and more. " * 260)
+    card = importlib.import_module("configs.books").get_config()
+    card.data.dir, card.data.cache_dir, card.model.kind = "books", "cache", "memoria"
+    card.model.update(dim=8, layers=1, heads=1)
+    card.train.update(steps=1, batch_size=1, eval_batch_size=1, devices=1)
+    importlib.import_module("rmjax").fit(card, "runs/books")
+    names: dict[str, Any] = {}
+    for page in ("memoria", "language"):
+        for block in documents.blocks((ROOT / "docs" / "guide" / f"{page}.md").read_text()):
+            if block.language == "python":
+                text = block.text.replace("768", "16")
+                exec(compile(text, f"{page}.md:{block.line}", "exec"), names)  # noqa: S102
+        if page == "memoria":
+            assert names["short_term"] == 400 and names["weights"].shape == (100,)
+            assert np.isnan(names["ages"]).tolist() == [True] * 9 + [False] * 11
+    kinds = names["state"].engrams.kind
+    assert kinds.shape[0] == 1 and (kinds == 2).sum() == 168
+    assert f"{names['config'].capacity}" in str(names["states"].kind.shape)
 
 
 def anchors(path: Path) -> set[str]:

@@ -367,13 +367,13 @@ class Table(Source):
             few = f"{users - asked:,} users have fewer than {first + 1} events"
             where = " in every session" if self.settings.session else ""
             logging.info("%s%s, so none of theirs is asked.", few, where)
-        s, sizes = self.settings, {split: len(asked.rows) for split, asked in self.asked.items()}
-        log_splits("Table", sizes, "targets")
+        s, targets = self.settings, {split: len(asked.rows) for split, asked in self.asked.items()}
+        log_splits("Table", targets, "targets")
         if s.split == "time":
             shares = {"valid": s.valid_fraction * (1 - s.test_fraction), "test": s.test_fraction}
             keys = "config.data.table.valid_fraction, test_fraction"
             cure = "many targets have equal times. Take finer times, or split='last' or 'user'"
-            warn_of_shares("Table", sizes, shares, keys, cure)
+            warn_of_shares("Table", targets, shares, keys, cure)
 
     def _negatives(self, rows: np.ndarray, seed: int) -> np.ndarray:
         matched = self.settings.negatives == "popularity"
