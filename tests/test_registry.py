@@ -289,6 +289,11 @@ def test_kinds_are_listed():
     assert done.returncode == 0 and "--config.machine.decay=0.99  decayed: factor" in done.stdout
     done = main("--list=machine.rehersal")
     assert done.returncode == 1 and "did you mean machine.rehearsal?" in done.stderr
+    done = main("--list=train")
+    assert done.returncode == 0 and "--config.train.steps=" in done.stdout
+    assert all(line.startswith("--config.train.") for line in done.stdout.splitlines())
+    done = main("--list=nothing.alike")
+    assert done.returncode == 1 and "the sections are seed, data, data.simulated" in done.stderr
     done = main("--import=no_such.module", "--list")
     assert done.returncode == 1 and "--import=no_such.module: No module named" in done.stderr
     assert "PYTHONPATH" in done.stderr

@@ -59,6 +59,7 @@ class Histories:
         _report_unknown(self._index, self._log.ids, model.names.ids)
         self._bounds = np.searchsorted(self._log.users, np.arange(len(self.users) + 1))
         self._streams, self._latest = _latest_streams(self._log), latest
+        self._report_read()
 
     def __len__(self) -> int:
         """Number of users."""
@@ -88,6 +89,15 @@ class Histories:
         """
         bounds = self._log.starts[self._bounds[part.start : part.stop + 1]]
         return self._known(bounds[:-1], bounds[1:])
+
+    def _report_read(self) -> None:
+        """Logs how many events are read, if some are not."""
+        sizes = np.diff(self._log.starts)[self._streams]
+        count = int(np.minimum(sizes, self._latest).sum() if self._latest else sizes.sum())
+        if count < len(self._log.items):
+            latest = f", and of these the latest {self._latest:,}" if self._latest else ""
+            text = "Read: %s of %s events: those of each user's latest session%s."
+            logging.info(text, f"{count:,}", f"{len(self._log.items):,}", latest)
 
     def _known(self, begins: np.ndarray, ends: np.ndarray) -> list[np.ndarray]:
         rows = (self._index[self._log.items[a:b]] for a, b in zip(begins, ends, strict=True))

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-
 import jax
 import numpy as np
 import pytest
@@ -14,6 +9,7 @@ import pytest
 from rmjax import tasks
 from rmjax.serve import Model, fill
 from rmjax.serve.histories import Histories
+from rmjax.serve.programs import Programs
 from tests.runs import tiny
 from tests.shop import Shop, ShopSource
 from tests.small import noise
@@ -30,7 +26,12 @@ def model(tmp_path_factory):
     source.numbering = np.array(IDS, object)
     description = source.describe()
     task = tasks.make_task(config, description)
-    return Model(config, task, noise(task.init), description)
+    made = Model(config, task, noise(task.init), description)
+    PROGRAMS.append(Programs(task, made.params))  # each shape is compiled once
+    return made
+
+
+PROGRAMS: list[Programs] = []  # of the model
 
 
 def log(sizes, seed=0):
@@ -43,9 +44,16 @@ def log(sizes, seed=0):
     return histories, dict(zip(names, map(list, zip(*mixed, strict=True)), strict=True))
 
 
+def opened(model, **options):
+    """A small store; all stores share the compiled programs."""
+    store = model.streams(**dict(batches=(4,), segments=(2,), capacity=8) | options)
+    (store._programs,) = PROGRAMS
+    return store
+
+
 def written(model, histories, **options):
     """A store that got the same events by `model.write`, in several writes."""
-    store = model.streams(**options)
+    store = opened(model, **options)
     for part in (slice(3), slice(3, None)):
         model.write(store, list(histories), [items[part] for items in histories.values()])
     return store
@@ -71,7 +79,7 @@ def test_a_filled_store_equals_live_writes(model, monkeypatch):
     events["item_id"][3] = "SKU-99"  # the model does not know it
     user, time = events["user_id"][3], events["timestamp"][3]
     histories[user][time : time + 1] = []
-    store = model.streams()
+    store = opened(model)
     filled = fill.fill(Histories(model, events), store)
     assert filled == (len(histories), sum(map(len, histories.values())), 0)
     same(model, store, written(model, histories), list(histories))
@@ -79,11 +87,11 @@ def test_a_filled_store_equals_live_writes(model, monkeypatch):
 
 def test_the_latest_events_and_the_latest_session_are_written(model):
     histories, events = log([6, 9])
-    store = model.streams()
+    store = opened(model)
     fill.fill(Histories(model, events, latest=5), store)
     same(model, store, written(model, {u: h[-5:] for u, h in histories.items()}), list(histories))
     events["session"] = [time // 4 for time in events["timestamp"]]
-    store = model.streams()
+    store = opened(model)
     fill.fill(Histories(model, events, columns={"session": "session"}), store)
     last = {u: h[(len(h) - 1) // 4 * 4 :] for u, h in histories.items()}
     same(model, store, written(model, last), list(histories))
@@ -94,25 +102,25 @@ def test_a_repeated_call_writes_the_users_that_are_missing(model, tmp_path, monk
     """A kill leaves the users of the first writes; also those whose last segment is full."""
     monkeypatch.setattr(fill, "MANY", 3)
     histories, events = log([4, 7, 8, 1, 12, 2])
-    opened = Histories(model, events)
-    store = model.streams(store=tmp_path / "s.lmdb", capacity=64)
-    whole = store.write
+    table = Histories(model, events)
+    store = opened(model, store=tmp_path / "s.lmdb")
+    write = store.write
 
     def limited(users, *args):
         if len(store) >= kept:
             raise KeyboardInterrupt
-        return whole(users, *args)
+        return write(users, *args)
 
     if kept < 6:
         monkeypatch.setattr(store, "write", limited)
         with pytest.raises(KeyboardInterrupt):
-            fill.fill(opened, store)
+            fill.fill(table, store)
         assert len(store) == kept
-        monkeypatch.setattr(store, "write", whole)
+        monkeypatch.setattr(store, "write", write)
     else:
-        fill.fill(opened, store)
+        fill.fill(table, store)
     count = sum(len(items) for items in list(histories.values())[kept:])
-    assert fill.fill(opened, store) == (6 - kept, count, kept)
+    assert fill.fill(table, store) == (6 - kept, count, kept)
     same(model, store, written(model, histories), list(histories))
     store.close()
 
@@ -132,8 +140,8 @@ def test_a_user_with_another_stream_is_refused_before_anything_is_written(
     model, tmp_path, place, change, size
 ):
     histories, events = log([5, 2, 9, size])
-    options = dict(store=tmp_path / "s.lmdb", capacity=64) if place == "database" else {}
-    store = model.streams(**options)
+    options = dict(store=tmp_path / "s.lmdb") if place == "database" else {}
+    store = opened(model, **options)
     model.write(store, ["u3", "visitor"], [change(histories["u3"]), []])
     with pytest.raises(ValueError, match=r"'u3' has a stream already.*new folder.*reset"):
         fill.fill(Histories(model, events), store)
@@ -146,11 +154,11 @@ def test_a_user_with_another_stream_is_refused_before_anything_is_written(
 def test_integers_stay_integers_and_long_names_are_refused(model):
     _, events = log([2, 5])
     events["user_id"] = [int(user[1:]) for user in events["user_id"]]
-    store = model.streams()
+    store = opened(model)
     fill.fill(Histories(model, events), store)
     assert sorted(store.users()) == [0, 1] and "0" not in store
     events["user_id"] = [f"{user}" + "x" * 600 * user for user in events["user_id"]]
-    store = model.streams()
+    store = opened(model)
     with pytest.raises(ValueError, match="at most 510"):
         fill.fill(Histories(model, events), store)
     assert len(store) == 0
