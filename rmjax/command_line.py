@@ -24,7 +24,7 @@ IMPORT = flags.DEFINE_list(
     "import", [], "Modules to import, which register kinds, such as my_package.memories."
 )
 flags.DEFINE_string(
-    "list", None, "Prints all kinds; --list=machine.rehearsal: keys of one; --list=train: of a section."
+    "list", None, "All kinds; --list=machine.rehearsal: the keys of one; --list=train: of a section."
 )
 
 

@@ -137,8 +137,9 @@ def other_end(items):
 @pytest.mark.parametrize("change", [other_length, other_end])
 @pytest.mark.parametrize("size", [3, 8])  # a part of a segment, and full segments
 def test_a_user_with_another_stream_is_refused_before_anything_is_written(
-    model, tmp_path, place, change, size
+    model, tmp_path, monkeypatch, place, change, size
 ):
+    monkeypatch.setattr(fill, "MANY", 2)  # the user is not in the first write
     histories, events = log([5, 2, 9, size])
     options = dict(store=tmp_path / "s.lmdb") if place == "database" else {}
     store = opened(model, **options)
