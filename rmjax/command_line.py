@@ -24,7 +24,9 @@ IMPORT = flags.DEFINE_list(
     "import", [], "Modules to import, which register kinds, such as my_package.memories."
 )
 flags.DEFINE_string(
-    "list", None, "All kinds; --list=machine.rehearsal: the keys of one; --list=train: of a section."
+    "list",
+    None,
+    "All kinds; --list=machine.rehearsal: the keys of one; --list=train: of a section.",
 )
 
 

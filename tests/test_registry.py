@@ -281,6 +281,18 @@ def main(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd, check=False)
 
 
+def test_the_keys_of_a_section_are_listed(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        command_line.answer_list(["main", "--list=train"])
+    shown = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("--config.train.steps=") for line in shown)
+    assert all(line.startswith("--config.train.") for line in shown)
+    with pytest.raises(
+        SystemExit, match="no such kind or section.*sections are seed, data, data.s"
+    ):
+        command_line.answer_list(["main", "--list=nothing.alike"])
+
+
 def test_kinds_are_listed():
     done = main("--import=tests.decayed", "--list")
     assert done.returncode == 0 and "machine: rehearsal, continual, gru" in done.stdout
@@ -289,11 +301,6 @@ def test_kinds_are_listed():
     assert done.returncode == 0 and "--config.machine.decay=0.99  decayed: factor" in done.stdout
     done = main("--list=machine.rehersal")
     assert done.returncode == 1 and "did you mean machine.rehearsal?" in done.stderr
-    done = main("--list=train")
-    assert done.returncode == 0 and "--config.train.steps=" in done.stdout
-    assert all(line.startswith("--config.train.") for line in done.stdout.splitlines())
-    done = main("--list=nothing.alike")
-    assert done.returncode == 1 and "the sections are seed, data, data.simulated" in done.stderr
     done = main("--import=no_such.module", "--list")
     assert done.returncode == 1 and "--import=no_such.module: No module named" in done.stderr
     assert "PYTHONPATH" in done.stderr
