@@ -56,7 +56,9 @@ def validate(training: Training, params: Params, step: int) -> float:
     shown = {k: v for k, v in values.items() if k == main or not _ELSEWHERE.search(k)}
     writer.write("valid", step, values, reporting.step_line("valid", step, shown))
     losses = [gain for name, gain in gains.items() if "gain" in name]
-    if losses and max(losses) < LEAST_GAIN and 2 * step >= run.config.train.steps:
+    half, every = run.config.train.steps / 2, run.config.train.eval_every
+    first = step - every < half <= step  # the first evaluation of the second half
+    if losses and max(losses) < LEAST_GAIN and (first or step == run.config.train.steps):
         warn_of_gain(run, max(0.0, *losses))
     return scoring.objective(run.source, measures, metric)
 
