@@ -126,7 +126,7 @@ def test_a_repeated_call_writes_the_users_that_are_missing(model, tmp_path, monk
 
 
 def other_length(items):
-    return items[:-1]
+    return items + items  # it ends as the history does
 
 
 def other_end(items):
