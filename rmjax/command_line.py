@@ -16,7 +16,15 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from rmjax.config import SCHEMA, flatten, is_sequence, no_such_key, why_unread
+from rmjax.config import (
+    RENAMED,
+    SCHEMA,
+    flatten,
+    is_sequence,
+    no_such_key,
+    rename,
+    why_unread,
+)
 from rmjax.io import paths
 from rmjax.registry import REGISTRIES, SOURCES, anything, expected, fields_of
 
@@ -26,14 +34,14 @@ IMPORT = flags.DEFINE_list(
 flags.DEFINE_string("list", None, "Prints all kinds; --list=machine.rehearsal: the keys of one.")
 
 
-def check_flags(argv: Sequence[str], also: str = "$^") -> None:
+def check_flags(argv: list[str], also: str = "$^") -> None:
     """Acts on --import, --help and --list, and checks the keys and values of --config.* flags.
 
     Call it before absl parses the flags. absl would answer a wrong key with a traceback, and end
     --help with the exit code of a mistake.
 
     Args:
-      argv: the command line.
+      argv: the command line. Flags of renamed keys get their names of today in it.
       also: a regular expression; keys that match it entirely are not checked.
 
     Raises:
@@ -43,6 +51,7 @@ def check_flags(argv: Sequence[str], also: str = "$^") -> None:
     import_modules(argv)
     answer_list(argv)
     answer_help(argv, describe())
+    rename_flags(argv)
     for name, value, alone in _flags_in(argv):
         override = re.fullmatch(r"(?:no)?config\.(.+)", name)
         if not override or re.fullmatch(also, override[1]):
@@ -52,6 +61,23 @@ def check_flags(argv: Sequence[str], also: str = "$^") -> None:
             raise SystemExit(no_such_key(key))
         if key in SCHEMA and name.startswith("config"):
             _check_text(key, value, alone)
+
+
+def rename_flags(argv: list[str]) -> None:
+    """Gives flags of renamed keys their names of today, and says so.
+
+    Args:
+      argv: the command line; it is changed in place. With a renamed key, the flags of a --flagfile
+        are put in its place.
+    """
+    arguments = flags.FLAGS.read_flags_from_files(list(argv), force_gnu=False)
+    for i, argument in enumerate(arguments):
+        flag = re.fullmatch(r"(--?(?:no)?config\.)([^=]+)(.*)", argument, re.DOTALL)
+        if flag and flag[2] in RENAMED:
+            new = RENAMED[flag[2]]
+            logging.warning("config.%s is called config.%s today.", flag[2], new)
+            arguments[i] = f"{flag[1]}{new}{flag[3]}"
+            argv[:] = arguments
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
@@ -88,6 +114,11 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         raise SystemExit(f"{text}; --help shows all flags") from None
     except Exception as error:  # a card may raise anything
         raise SystemExit(_card_error(cards[-1], error)) from None
+    if defined and isinstance(flags.FLAGS["config"].value, ConfigDict):
+        try:
+            rename(flags.FLAGS["config"].value, _flagged(argv))
+        except ValueError as error:
+            raise SystemExit(str(error)) from None
     if len(rest) > 1:
         cure = "options are flags, such as --mode=eval, without spaces around ="
         raise SystemExit(f"unexpected arguments: {' '.join(rest[1:])}; {cure}")
@@ -105,7 +136,7 @@ def refuse_unread(config: ConfigDict, argv: Sequence[str], warn: bool = False) -
     Raises:
       ValueError: a flag sets such a key; names the key, the reason, and the cure.
     """
-    flagged = {re.sub(r"^(no)?config\.", "", name) for name, _, _ in _flags_in(argv)}
+    flagged = _flagged(argv)
     for name, value in flatten(config):
         # A card may set up losses or a teacher that one of its options switches off.
         idle = name.startswith(("rehearsal.", "teacher.")) and not is_sequence(config)
@@ -219,6 +250,11 @@ def _flags_in(argv: Sequence[str]) -> Iterator[tuple[str, str, bool]]:
         name, equals, value = argument.lstrip("-").partition("=")
         if argument.startswith("-"):
             yield name, value if equals else following, not equals
+
+
+def _flagged(argv: Sequence[str]) -> set[str]:
+    """The keys that flags set, by dotted name; other flags have their own names."""
+    return {re.sub(r"^(no)?config\.", "", name) for name, _, _ in _flags_in(argv)}
 
 
 def _check_card(value: str) -> None:
