@@ -22,7 +22,8 @@ HEAD = """# Configuration
 Every key is a flag: `--config.machine.slots=10`. A card (`configs/*.py`) sets keys, and a flag
 changes one. For a misspelt key the error names the nearest right one. A key that the run does not
 read is refused, unless `--unread=warn` is set. `--help` prints this list, and `--list` prints all
-kinds. `--list=machine.rehearsal` prints the keys of one kind.
+kinds. `--list=machine.rehearsal` prints the keys of one kind, and `--list=train` those of a
+section.
 
 """
 

@@ -10,7 +10,7 @@ import importlib
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -26,12 +26,16 @@ from rmjax.config import (
     why_unread,
 )
 from rmjax.io import paths
-from rmjax.registry import REGISTRIES, SOURCES, anything, expected, fields_of
+from rmjax.registry import REGISTRIES, SOURCES, Field, anything, expected, fields_of
 
 IMPORT = flags.DEFINE_list(
     "import", [], "Modules to import, which register kinds, such as my_package.memories."
 )
-flags.DEFINE_string("list", None, "Prints all kinds; --list=machine.rehearsal: the keys of one.")
+flags.DEFINE_string(
+    "list",
+    None,
+    "All kinds; --list=machine.rehearsal: the keys of one; --list=train: of a section.",
+)
 
 
 def check_flags(argv: list[str], also: str = "$^") -> None:
@@ -202,19 +206,31 @@ def _listed(name: str) -> str:
     """The text for --list=<name>."""
     if not name:
         rows = [f"{registry.section}: {', '.join(registry)}" for registry in REGISTRIES]
-        return "\n".join([*rows, "", "--list=machine.rehearsal prints the keys of one."])
+        more = "--list=machine.rehearsal prints the keys of one, --list=train those of a section."
+        return "\n".join([*rows, "", more])
     kinds = {f"{r.section}.{kind}": (r, kind) for r in REGISTRIES for kind in r}
-    if name not in kinds:
-        near = difflib.get_close_matches(name, kinds, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(kinds)}"
-        raise SystemExit(f"--list={name}: no such kind; {hint}")
-    registry, kind = kinds[name]
-    section = f"data.{SOURCES.section_of(kind)}" if registry is SOURCES else registry.section
+    if name in kinds:
+        registry, kind = kinds[name]
+        section = f"data.{SOURCES.section_of(kind)}" if registry is SOURCES else registry.section
+        own = fields_of(registry[kind].settings)
+        return _keys({f"{section}.{key}": own[key] for key in own}) or f"{name} has no own keys."
+    in_section = {key: SCHEMA[key] for key in SCHEMA if f"{key}.".startswith(f"{name}.")}
+    if not in_section:
+        sections = dict.fromkeys(key.rpartition(".")[0] or key for key in SCHEMA)
+        near = difflib.get_close_matches(name, [*kinds, *sections], n=1)
+        listed = f"the sections are {', '.join(sections)}; the kinds are {', '.join(kinds)}"
+        hint = f"did you mean {near[0]}?" if near else listed
+        raise SystemExit(f"--list={name}: no such kind or section; {hint}")
+    return _keys(in_section)
+
+
+def _keys(fields: Mapping[str, Field]) -> str:
+    """Keys as flags, each with its default, its meaning and its values."""
     lines = []
-    for key, field in fields_of(registry[kind].settings).items():
-        check = "" if field.check is anything else f" ({field.check.text})"
-        lines.append(f"--config.{section}.{key}={field.default!r}  {field.doc}{check}")
-    return "\n".join(lines) or f"{name} has no keys of its own."
+    for key, field in fields.items():
+        values = "" if field.check is anything else f" ({expected(field)})"
+        lines.append(f"--config.{key}={field.default!r}  {field.doc}{values}")
+    return "\n".join(lines)
 
 
 def answer_help(argv: Sequence[str], more: str = "") -> None:

@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+from rmjax.tools import ledger
+from rmjax.tools.tables import LABELS, TABLES
 from tests import ROOT
 
 DOCS = ROOT / "docs"
@@ -60,6 +62,21 @@ def test_lines_are_the_measured_numbers(figures):
     assert drawn == runs["RM"]["by_age"]
     sizes = line_of(figures("state_size").draw(), "Gated delta rule")
     assert sizes[-1] == runs["Gated delta rule, d = 24"]["pairs"]["16 pairs"]
+
+
+def test_the_labels_of_the_figure_are_those_of_the_table(figures):
+    module = figures("few_labels")
+    assert [*module.LABELS] == sorted(LABELS, key=lambda name: module.LABELS[name])
+    assert {*module.ROWS} == {*TABLES["few"].rows}
+    (row,) = [row for row in common_rows("few", "1 a user") if row["row"] == "with rehearsal"]
+    drawn = line_of(module.draw(), "with rehearsal")
+    assert ledger.mean(row["auc"]) in drawn
+
+
+def common_rows(record, name):
+    tables = ledger.read(DOCS / "results" / "records" / f"{record}.json")["tables"]
+    (rows,) = [table["rows"] for table in tables if table.get("name") == name]
+    return rows
 
 
 def test_a_missing_table_is_named(figures):

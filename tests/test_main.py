@@ -169,9 +169,12 @@ def test_explain_prints_what_a_run_would_cost(start, card):
     assert costs["memory_bytes_per_stream"] == 132 and costs["devices"] == 4
     assert costs.keys() == {
         "parameters", "memory_bytes_per_stream", "flops_per_step", "matmul_flops_per_step",
+        "parameters_by_part",
         "collectives", "bytes_per_device", "peak_bytes_per_device", "compile_seconds", "devices",
         "batch_size",
     }  # fmt: skip
+    parts = costs["parameters_by_part"]
+    assert sum(parts.values()) == costs["parameters"] and {"machine", "item table"} < parts.keys()
     held = costs["bytes_per_device"]
     table = 4 * 8 * (9 * 2 * 3 + 4)  # a device holds half of the item table and of its moments
     assert held["parameters"] == 4 * costs["parameters"] - table // 2
@@ -225,6 +228,7 @@ def test_bench_prints_every_documented_number(start, card):
     assert isinstance(rates.pop("environment"), str) and rates.pop("device") == "cpu"
     assert rates.keys() == {
         "parameters", "memory_bytes_per_stream", "flops_per_step", "matmul_flops_per_step",
+        "parameters_by_part",
         "devices", "batch_size", "compile_seconds", "step_ms", "step_ms_fastest",
         "streams_per_second", "items_per_second", "queries_per_second",
         "items_behind_questions_per_second", "shapes", "peak_bytes_compiled_per_device",

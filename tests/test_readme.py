@@ -41,9 +41,8 @@ README = ROOT / "README.md"
 PAGES = documents.pages()
 STEPS = "--config.train.steps=2 --config.train.batch_size=8 --config.train.eval_batch_size=8"
 MORE = {  # part of a command of README.md -> flags that make it tiny
-    "configs/xlong.py:local": f"{STEPS} --config.teacher.steps=2 --config.teacher.batch_size=8 "
-    "--config.data.simulated.train=16 --config.data.simulated.valid=8 "
-    "--config.data.simulated.test=8",
+    "configs/xlong.py:local,few": f"{STEPS} --config.data.simulated.train=16 "
+    "--config.data.simulated.valid=8 --config.data.simulated.test=8",
     "examples/shop_log.py": "--users=40 --items=30 --shortest=25 --longest=30",
     "configs/clicks.py:local": f"{STEPS} --config.data.cache_dir=cache "
     "--config.rehearsal.recollection=0. --config.rehearsal.familiarity=0.",

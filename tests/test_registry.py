@@ -285,6 +285,18 @@ def main(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd, check=False)
 
 
+def test_the_keys_of_a_section_are_listed(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        command_line.answer_list(["main", "--list=train"])
+    shown = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("--config.train.steps=") for line in shown)
+    assert all(line.startswith("--config.train.") for line in shown)
+    with pytest.raises(
+        SystemExit, match="no such kind or section.*sections are seed, data, data.s"
+    ):
+        command_line.answer_list(["main", "--list=nothing.alike"])
+
+
 def test_kinds_are_listed():
     done = main("--import=tests.decayed", "--list")
     assert done.returncode == 0 and "machine: rehearsal, continual, gru" in done.stdout

@@ -32,24 +32,22 @@ ROWS = {
 def draw() -> Figure:
     """Draws a line for each row: means, and a bar of one standard deviation over seeds."""
     measured: dict[str, list[tuple[float, float, float]]] = {row: [] for row in ROWS}
-    for table in ledger.read(RECORDS / "few.json")["tables"]:
-        for row in table["rows"]:
-            name, cell = row["row"], row.get("auc", "")
-            setting = table.get("name", "")
-            if setting in LABELS and name in measured and not isinstance(cell, str):
-                middle = ledger.mean(cell)
-                assert isinstance(name, str) and middle is not None
-                measured[name].append((LABELS[setting], middle, ledger.std(cell) or 0.0))
+    tables = {table.get("name"): table for table in ledger.read(RECORDS / "few.json")["tables"]}
+    for setting in LABELS.keys() & tables.keys():
+        for row in tables[setting]["rows"]:
+            name, cell = str(row["row"]), row["auc"]
+            if name in ROWS and not isinstance(cell, str):  # an oracle has no line
+                middle, std = ledger.mean(cell), ledger.std(cell)
+                assert middle is not None
+                measured[name].append((LABELS[setting], middle, std or 0.0))
     figure = Figure(figsize=(7, 4))
     axes = figure.subplots()
     for name, points in measured.items():
         if points:
             labels, middle, std = zip(*sorted(points), strict=True)
             colour, marker, line = ROWS[name]
-            axes.errorbar(
-                labels, middle, std, label=name, color=colour, marker=marker, linestyle=line,
-                capsize=3,
-            )  # fmt: skip
+            axes.plot(labels, middle, label=name, color=colour, marker=marker, linestyle=line)
+            axes.errorbar(labels, middle, std, fmt="none", ecolor=colour, capsize=3)
     axes.set_xscale("log")
     axes.set_xticks([*LABELS.values()], ["5 % of\nusers", "20 %", "1", "2", "4", "8"])
     axes.minorticks_off()

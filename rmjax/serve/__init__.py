@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rmjax.serve.model import Model, open_model
     from rmjax.serve.recommend import Recommended
-    from rmjax.serve.store import Damaged, QueueFull, StreamInfo, Streams, WrongLength
+    from rmjax.serve.store import Damaged, QueueFull, StreamEnd, StreamInfo, Streams, WrongLength
 
 # {public name: module}. A name is imported at its first use, so that commands start fast.
 _PUBLIC = {
@@ -16,6 +16,7 @@ _PUBLIC = {
     "Model": "rmjax.serve.model",
     "QueueFull": "rmjax.serve.store",
     "Recommended": "rmjax.serve.recommend",
+    "StreamEnd": "rmjax.serve.store",
     "StreamInfo": "rmjax.serve.store",
     "Streams": "rmjax.serve.store",
     "WrongLength": "rmjax.serve.store",
@@ -26,6 +27,7 @@ __all__ = [
     "Model",
     "QueueFull",
     "Recommended",
+    "StreamEnd",
     "StreamInfo",
     "Streams",
     "WrongLength",

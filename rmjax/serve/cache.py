@@ -22,7 +22,7 @@ from rmjax.serve import committer
 from rmjax.serve.committer import Change, Committer
 from rmjax.serve.database import Damaged, Database, Row, User
 from rmjax.serve.programs import least
-from rmjax.serve.rows import OnDevice, Packing, padded
+from rmjax.serve.rows import OnDevice, Packing, padded, stream_lengths
 from rmjax.serve.worker import Request, Worker
 
 _READ = 4096  # rows that are copied to the host at a time
@@ -35,6 +35,13 @@ class StreamInfo(NamedTuple):
     length: int  # number of items
     written: float  # time of the last write, unix seconds
     bytes: int  # of its row; the same for every length
+
+
+class StreamEnd(NamedTuple):
+    """How a stream ends."""
+
+    length: int  # number of items
+    items: np.ndarray  # i32 [n], the last items: those behind the last full segment, or one
 
 
 class Fed(NamedTuple):
@@ -370,6 +377,34 @@ class Cache:
         entry = self._entries[user]
         return StreamInfo(entry.length, entry.written, self.packing.size)
 
+    def ends(self, users: Sequence[User]) -> dict[User, StreamEnd]:
+        """How the streams of users end; the rows do not come to the device.
+
+        Args:
+          users: different users.
+
+        Returns:
+          {user: end} of those that have a stream.
+
+        Raises:
+          Damaged: the row of a user does not fit its checksum.
+        """
+        if self.database is None:
+            have = [user for user in users if user in self._entries]
+            slots = np.array([self._entries[user].slot for user in have], np.int64)
+            rows = self.rows.take(slots, slots >= 0)
+        else:
+            self.settle()
+            read = _intact(self.database.read(users))
+            have, rows = list(read), self.packing.unpack([row.payload for row in read.values()])
+        lengths, tails, sizes = stream_lengths(rows), np.asarray(rows.tail), rows.tail_len
+        return {
+            user: StreamEnd(length, tail[:size] if size else tail[-1:][: length > 0])
+            for user, length, tail, size in zip(
+                have, lengths.tolist(), tails, np.asarray(sizes).tolist(), strict=True
+            )
+        }
+
     def forget(self, users: Sequence[User]) -> None:
         """Removes users, and overwrites their rows on the device.
 
@@ -422,11 +457,7 @@ class Cache:
                 rows = jax.tree.map(np.asarray, self.rows.take(slots, slots >= 0))
                 yield some, [entry.written for entry in entries], rows
                 continue
-            intact = []
-            for row in self.database.read(some).values():
-                if isinstance(row, Damaged):
-                    raise row
-                intact.append(row)
+            intact = _intact(self.database.read(some)).values()
             rows = self.packing.unpack([row.payload for row in intact])
             yield some, [row.written for row in intact], rows
 
@@ -489,6 +520,16 @@ class Cache:
         except RuntimeError:  # the worker has ended
             return False
         return True
+
+
+def _intact(rows: Mapping[User, Row | Damaged]) -> dict[User, Row]:
+    """Rows that were read; raises the error of a damaged one."""
+    intact = {}
+    for user, row in rows.items():
+        if isinstance(row, Damaged):
+            raise row
+        intact[user] = row
+    return intact
 
 
 def _weakly(method: Callable[[], bool]) -> Callable[[], bool]:

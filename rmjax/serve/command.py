@@ -58,6 +58,9 @@ def main(argv: Sequence[str]) -> int:
                 about = asked.workdir, asked.store or "memory", time.monotonic() - begin
                 text = "%s: serves %s from %s, which were opened in %.1f s."
                 logging.info(text, server.url(opened), *about)
+                if asked.store and not len(streams):
+                    cure = "python -m rmjax.recommend --store fills it from a log"
+                    logging.info("%s has no users yet: %s.", asked.store, cure)
                 server.serve(Service(model, streams, limits), opened, token, asked.connections)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         words = environment.in_words(error).replace(
@@ -84,7 +87,11 @@ def _options(asked: Any) -> dict[str, Any]:
 def define_flags() -> None:
     """Defines the flags of the command."""
     flags.DEFINE_string("workdir", None, "Workdir of a trained model.")
-    flags.DEFINE_string("store", None, "Database of the streams; without it they are in memory.")
+    help_text = (
+        "Database of the streams, which `python -m rmjax.recommend --store` fills from a log; "
+        "without it they are in memory."
+    )
+    flags.DEFINE_string("store", None, help_text)
     flags.DEFINE_string("host", "127.0.0.1", "Address; others than this need RMJAX_TOKEN.")
     flags.DEFINE_integer("port", 8000, "Port; 0: any free one.", lower_bound=0, upper_bound=65535)
     shown = "; ".join(f"{name}: {meaning}" for name, meaning in _SYNC.items())

@@ -1,14 +1,24 @@
-"""Recommends items to every user of a table of events.
+"""Recommends items to every user of a table of events, or writes their events into a store.
 
     python -m rmjax.recommend --workdir=runs/shop --events=events.parquet --out=recs.parquet --k=10
+    python -m rmjax.recommend --workdir=runs/shop --events=events.parquet --store=streams.lmdb
 
-The columns are those of the run (`config.data.table`), unless a flag names another one. With a
-column of sessions, a user's latest session is read: the one that ends last. The result has the
-columns user, rank (1 is the best), item and score. It is written completely or not at all.
+The columns, the kinds of events and the rule for broken rows are those of the run
+(`config.data.table`), unless a flag names others. With a column of sessions, a user's latest
+session is read: the one that ends last.
+
+--out: the file has the columns user, rank (1 is the best), item and score. It is written completely
+or not at all.
+
+--store: `python -m rmjax.serve` with the same store then knows every user. Users are called as in
+the log: integers there are integers in the store. After a kill run the same line again. It leaves
+out the users whose stream is written, and writes the others. A user with another stream is an
+error, and nothing is written. So fill a store before a service writes to it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,13 +29,15 @@ import numpy as np
 from absl import flags, logging
 
 from rmjax import command_line
-from rmjax.data.tables.events import Events, open_events, prepare, user_ids
 from rmjax.data.tables.files import arrow
 from rmjax.data.tables.rows import Columns
 from rmjax.io import paths, terminal
 from rmjax.io.progress import Progress, Stopped
 from rmjax.run import environment
 from rmjax.run.workdir import EXIT_PREEMPTED
+from rmjax.serve import fill
+from rmjax.serve.abilities import require
+from rmjax.serve.histories import Histories
 from rmjax.serve.model import Model, open_model
 
 if TYPE_CHECKING:
@@ -69,36 +81,28 @@ def recommend_all(
       OSError: the file cannot be written.
       Stopped: the process was asked to stop.
     """
-    ranked, target, data = model.recommender, _target(out), model.config.data
-    ours = {name: getattr(data.table, name) for name in _COLUMNS} if data.name == "table" else {}
-    chosen = Columns(**{**ours, **(columns or {})})
-    if isinstance(events, str):
-        events = paths.resolve(events, "events")
-    folder = prepare(events, chosen, data.cache_dir, data.seed)
-    log, users = open_events(folder), user_ids(folder)
-    index, names = ranked.names.indices(log.ids), arrow().array(ranked.names.ids.tolist())
-    _report_unknown(index, log.ids, ranked.names.ids)
-    bounds = np.searchsorted(log.users, np.arange(len(users) + 1))  # of each user's streams
-    latest_stream = _latest_streams(log)
-    progress = Progress("recommending", len(users), unit="users", size=1)
+    require(model, "recommend")
+    target = _target(out)
+    return _recommend(model, Histories(model, events, latest, columns), target, k, exclude_seen)
 
-    def known(begins: np.ndarray, ends: np.ndarray) -> list[np.ndarray]:
-        rows = (index[log.items[a:b]] for a, b in zip(begins, ends, strict=True))
-        return [items[items >= 0] for items in rows]
+
+def _recommend(
+    model: Model, histories: Histories, target: Path, k: int, exclude_seen: bool | None
+) -> int:
+    """`recommend_all` for histories that are open."""
+    ranked, names = model.recommender, arrow().array(model.names.ids.tolist())
+    progress = Progress("recommending", len(histories), unit="users", size=1)
 
     def parts() -> Iterator[pa.Table]:
-        for first in range(0, len(users), _USERS):
-            streams = latest_stream[first : first + _USERS]
-            begin, end = log.starts[streams], log.starts[streams + 1]
-            begin = np.maximum(begin, end - latest) if latest else begin
-            every = log.starts[bounds[first : first + _USERS + 1]]
-            seen = known(every[:-1], every[1:])
-            best = ranked.best(known(begin, end), k, exclude_seen, progress.step, seen)
+        for first in range(0, len(histories), _USERS):
+            part = slice(first, min(first + _USERS, len(histories)))
+            read, seen = histories.read(part), histories.seen(part)
+            best = ranked.best(read, k, exclude_seen, progress.step, seen)
             exists = best.items >= 0
             row, rank = np.nonzero(exists)
             yield arrow().table(
                 {
-                    "user": users.take(arrow().array(first + row)),
+                    "user": histories.users.take(arrow().array(first + row)),
                     "rank": arrow().array(rank + 1, arrow().int32()),
                     "item": names.take(arrow().array(best.items[exists])),
                     "score": arrow().array(best.scores[exists]),
@@ -107,7 +111,7 @@ def recommend_all(
 
     _write(parts(), target)
     progress.close()
-    return len(users)
+    return len(histories)
 
 
 def _target(out: str | Path) -> Path:
@@ -119,32 +123,6 @@ def _target(out: str | Path) -> Path:
         cure = "make this folder, or name another file with --out"
         raise FileNotFoundError(f"{target.parent} does not exist: {cure}")
     return target
-
-
-def _latest_streams(log: Events) -> np.ndarray:
-    """The stream of each user that ends last, i64 [users]; the last one of those that tie."""
-    ends = log.times[log.starts[1:] - 1]
-    order = np.lexsort((ends, log.users))
-    return order[np.searchsorted(log.users, np.unique(log.users), "right") - 1]
-
-
-def _report_unknown(index: np.ndarray, ids: Sequence[Any], known: np.ndarray) -> None:
-    """Counts the items that the model does not know; none may be left.
-
-    Raises:
-      ValueError: the model knows none of them.
-    """
-    unknown = int((index < 0).sum())
-    if unknown == len(index):
-        shown = f"{ids[0]!r}, and those of the model are like {known.tolist()[0]!r}"
-        raise ValueError(
-            f"the model knows none of the {len(ids):,} items: they are like {shown}. Name the "
-            "column of items with --item, and bring ids to the same form"
-        )
-    if unknown:
-        shown = ids[int(np.flatnonzero(index < 0)[0])]
-        text = "%s of %s items are unknown to the model, such as %r: their events are left out."
-        logging.warning(text, f"{unknown:,}", f"{len(index):,}", shown)
 
 
 def _write(parts: Iterator[pa.Table], target: Path) -> None:
@@ -170,17 +148,27 @@ def main(argv: Sequence[str]) -> int:
     terminal.plain_logs()
     asked = flags.FLAGS
     try:
-        for name in ("workdir", "events", "out"):
-            if not asked[name].value:
-                raise ValueError(f"--{name} is missing: give --workdir, --events and --out")
+        _check_flags(asked)
         logging.info("%s", environment.prepare())
         environment.find_devices()
+        target = _target(asked.out) if asked.out else None
         given = {name: asked[flag].value for name, flag in _COLUMNS.items()}
         columns = {name: value for name, value in given.items() if value is not None}
-        options = asked.k, asked.exclude_seen, asked.latest
         model = open_model(asked.workdir)
-        users = recommend_all(model, asked.events, asked.out, *options, columns)
-        logging.info("%s: %d items for each of %s users.", asked.out, asked.k, f"{users:,}")
+        if target is not None:
+            require(model, "recommend")
+        with contextlib.ExitStack() as opened:
+            if asked.store:
+                options = dict(store=asked.store, capacity=fill.MANY)
+                store = opened.enter_context(contextlib.closing(model.streams(**options)))
+            histories = Histories(model, asked.events, asked.latest, columns)
+            if asked.store:
+                filled = fill.fill(histories, store)
+                text = "%s: %s users with %s items were written; %s users were written before."
+                logging.info(text, asked.store, *(f"{count:,}" for count in filled))
+        if target is not None:
+            users = _recommend(model, histories, target, asked.k, asked.exclude_seen)
+            logging.info("%s: %d items for each of %s users.", asked.out, asked.k, f"{users:,}")
     except Stopped as stopped:
         logging.warning("Stopped: %s.", stopped)
         return EXIT_PREEMPTED
@@ -190,11 +178,32 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _check_flags(asked: Any) -> None:
+    """Raises ValueError for a flag that is missing, and for one that nothing would read."""
+    for name in ("workdir", "events"):
+        if not asked[name].value:
+            raise ValueError(f"--{name} is missing: give --workdir, --events, and --out or --store")
+    if not (asked.out or asked.store):
+        cure = "--out=recs.csv writes recommendations, --store=streams.lmdb fills a store"
+        raise ValueError(f"--out and --store are missing: {cure}; both may be given")
+    for name in () if asked.out else ("k", "exclude_seen"):
+        if asked[name].present:
+            raise ValueError(f"--{name} is about recommendations: add --out, or leave it out")
+
+
 def define_flags() -> None:
     """Defines the flags of the command."""
-    flags.DEFINE_string("workdir", "", "Workdir of a trained model that ranks items.")
+    flags.DEFINE_string(
+        "workdir", "", "Workdir of a trained model; for --out one that ranks items."
+    )
     flags.DEFINE_string("events", "", "File of events, or a folder of such files.")
-    flags.DEFINE_string("out", "", "File to write: .parquet or .csv.")
+    flags.DEFINE_string("out", "", "File of recommendations to write: .parquet or .csv.")
+    help_text = (
+        "Store to fill with every user's events, for rmjax.serve; made if it is missing. After a "
+        "kill the same line writes the users that are missing. A user with another stream in the "
+        "store is an error, and nothing is written."
+    )
+    flags.DEFINE_string("store", "", help_text)
     flags.DEFINE_integer("k", 10, "Items of each user.", lower_bound=1)
     help_text = "Leaves out items that the user has already; by default as the evaluation did."
     flags.DEFINE_bool("exclude_seen", None, help_text)

@@ -28,7 +28,7 @@ import numpy as np
 from rmjax.io import checkpoint
 from rmjax.machines.live import LiveStream, open_stream
 from rmjax.serve import committer
-from rmjax.serve.cache import Cache, Fed, StreamInfo
+from rmjax.serve.cache import Cache, Fed, StreamEnd, StreamInfo
 from rmjax.serve.checks import (
     Ids,
     check_rows,
@@ -47,7 +47,16 @@ from rmjax.serve.rows import about, padded, stream_lengths
 from rmjax.serve.worker import QueueFull, Request, Worker, own
 from rmjax.types import Memory, Params, Task, at
 
-__all__ = ["Damaged", "QueueFull", "StreamInfo", "Streams", "User", "WrongLength", "of_items"]
+__all__ = [
+    "Damaged",
+    "QueueFull",
+    "StreamEnd",
+    "StreamInfo",
+    "Streams",
+    "User",
+    "WrongLength",
+    "of_items",
+]
 
 _SAVED = ("segment_length", "machine")  # what a save says about its model
 _LISTED = 1024  # users that are listed at a time
@@ -363,6 +372,26 @@ class Streams:
         """
         (plain,) = plain_users([user])
         return self._call(lambda: self._cache.info(plain))
+
+    def ends(self, users: Sequence[User]) -> list[StreamEnd | None]:
+        """How streams end, which says whether a log was written into them already.
+
+        Args:
+          users: [n] users.
+
+        Returns:
+          n ends: the length of a stream, and its last items. These are the items behind the last
+          full segment; or the last item alone, if all segments are full. None: the user has no
+          stream.
+
+        Raises:
+          Damaged: the row of a user does not fit its checksum.
+          ValueError: a user is of another type.
+          RuntimeError: the store is closed, or this process was forked.
+        """
+        plain = plain_users(users)
+        ends = self._call(lambda: self._cache.ends(list(dict.fromkeys(plain))))
+        return [ends.get(user) for user in plain]
 
     def memory(self, user: User) -> Memory:
         """The memory of all items of a user, as an answer sees it.

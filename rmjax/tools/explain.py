@@ -20,7 +20,8 @@ from rmjax.io import cost
 from rmjax.run import stages
 from rmjax.run.step import TrainState, make_train_step
 from rmjax.run.workdir import Preemption
-from rmjax.types import Batch, Params
+from rmjax.tasks.reasoning import Reasoning
+from rmjax.types import Batch, Params, Task, at
 
 
 def report(
@@ -100,7 +101,7 @@ def totals(collectives: list[tuple[str, int]]) -> dict[str, dict[str, int]]:
 
 def step_costs(
     run: stages.Run, stage: stages.Stage, state: TrainState, frozen: Params, batch: Batch
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Counts what a train step does, without running it.
 
     Args:
@@ -111,8 +112,8 @@ def step_costs(
       batch: one batch.
 
     Returns:
-      parameters: their number; memory_bytes_per_stream; flops_per_step, and of these
-      matmul_flops_per_step.
+      parameters: their number; parameters_by_part: of each part, see `_by_part`;
+      memory_bytes_per_stream; flops_per_step, and of these matmul_flops_per_step.
     """
     task = stage.task
     memory = jax.eval_shape(lambda params: task.memory(params, 1), state.params)
@@ -121,7 +122,24 @@ def step_costs(
     work = cost.breakdown(step, dataclasses.replace(state, carry=()), state.carry, frozen, batch)
     return {
         "parameters": cost.parameter_count(state.params),
+        "parameters_by_part": _by_part(task, state.params),
         "memory_bytes_per_stream": cost.tree_bytes(memory),
         "flops_per_step": sum(work.values()),
         "matmul_flops_per_step": work["matmul"],
     }
+
+
+def _by_part(task: Task, params: Params) -> dict[str, int]:
+    """The parameters of each part, which add up to all of them.
+
+    The final table of a run has two of these counts: 'machine', which is the memory and its reader,
+    and 'item table'. A model without a memory machine is one part, 'model'.
+    """
+    if not isinstance(task, Reasoning):
+        return {"model": cost.parameter_count(params)}
+    counts = {name: cost.parameter_count(part) for name, part in params.items()}
+    if task.table is not None:
+        table = int(at(params, task.table).size)
+        counts[task.table[0]] -= table
+        counts["item table"] = table
+    return counts

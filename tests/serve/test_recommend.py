@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+from absl import flags
 
 from rmjax import tasks
 from rmjax.serve import Model, Recommended, recommend
-from rmjax.serve.recommend_all import recommend_all
+from rmjax.serve.recommend_all import _check_flags, recommend_all
 from tests.runs import tiny
 from tests.shop import Shop, ShopSource
 from tests.small import noise
@@ -291,6 +292,43 @@ def test_tables_without_any_known_item_and_other_endings_are_refused(model, tmp_
     with pytest.raises(ValueError, match=r"must end in \.parquet or \.csv"):
         recommend_all(model, events, tmp_path / "recs.json")
     assert not [*tmp_path.glob("recs*")]
+
+
+def test_what_is_left_out_of_a_table_is_counted(model, tmp_path, caplog):
+    caplog.set_level("INFO")
+    rows = [("a", s, IDS[t], 10 * s + t) for s in (1, 2) for t in range(6)]
+    events = table(*rows, rows[0], ("b", 1, IDS[0], None), ("b", 1, IDS[1], 3), ("", 1, IDS[1], 3))
+    columns = {"session": "session", "bad_rows": "skip"}
+    written(model, tmp_path, events, latest=4, columns=columns)
+    text = caplog.text.replace("1 no id, 1 no time", "1 no time, 1 no id")
+    left = "left out: 1 no time, 1 no id, 1 duplicates"
+    assert f"2 users, 6 items, 13 events of 16 rows; {left}" in text
+    latest = "those of each user's latest session, and of these the latest 4"
+    assert f"Read: 5 of 13 events: {latest}" in text
+
+
+def parsed(*given):
+    """The flags that the command checks, in values of their own."""
+    values = flags.FlagValues()
+    for name in ("workdir", "events", "out", "store"):
+        flags.DEFINE_string(name, "", "", flag_values=values)
+    flags.DEFINE_integer("k", 10, "", flag_values=values)
+    flags.DEFINE_bool("exclude_seen", None, "", flag_values=values)
+    values(["main", "--workdir=runs/shop", *given])
+    return values
+
+
+def test_the_flags_say_what_to_write():
+    for given, error in (
+        (["--out=a.csv"], "--events is missing"),
+        (["--events=e.csv"], "--out and --store are missing: --out=recs.csv writes"),
+        (["--events=e.csv", "--store=s", "--k=5"], "--k is about recommendations: add --out"),
+        (["--events=e.csv", "--store=s", "--noexclude_seen"], "--exclude_seen is about"),
+    ):
+        with pytest.raises(ValueError, match=error):
+            _check_flags(parsed(*given))
+    for written in (["--out=a.csv", "--k=5"], ["--store=s"], ["--out=a.csv", "--store=s"]):
+        _check_flags(parsed("--events=e.csv", *written))
 
 
 def test_the_command_names_missing_flags_and_has_help():

@@ -351,14 +351,8 @@ class Table(Source):
 
     def log(self) -> None:
         """Logs what was read, what was left out and why, and who is asked."""
-        events, first = self.events, self.settings.first
-        counts = dict(events.counts)
-        rows, users = counts.pop("rows"), len(events.user_keys)
-        left = "".join(f", {count:,} {reason}" for reason, count in counts.items() if count)
-        sizes = f"{users:,} users, {self.num_items:,} items, {len(events.items):,} events"
-        logging.info(
-            "Table: %s of %s rows%s.", sizes, f"{rows:,}", left and f"; left out:{left[1:]}"
-        )
+        self.events.report()
+        events, first, users = self.events, self.settings.first, len(self.events.user_keys)
         long = np.diff(events.starts) > first
         asked = np.count_nonzero(np.bincount(events.users[long]))
         logging.info("Table: %s of %s users are asked.", f"{asked:,}", f"{users:,}")

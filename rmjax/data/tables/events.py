@@ -58,6 +58,16 @@ class Events:
     place: str
     counts: dict[str, int]
 
+    def report(self) -> None:
+        """Logs what was read, what was left out, and why."""
+        counts = dict(self.counts)
+        rows, users = counts.pop("rows"), len(self.user_keys)
+        left = "".join(f", {count:,} {reason}" for reason, count in counts.items() if count)
+        sizes = f"{users:,} users, {len(self.ids):,} items, {len(self.items):,} events"
+        logging.info(
+            "Table: %s of %s rows%s.", sizes, f"{rows:,}", left and f"; left out:{left[1:]}"
+        )
+
 
 def prepare(events: Any, chosen: Columns, cache_dir: str, seed: int) -> Path:
     """Prepares the events of a table, unless they exist already.

@@ -91,6 +91,10 @@ class _Server(uvicorn.Server):
 
     def compile(self) -> None:
         """Compiles what the service needs; if it fails, the server ends."""
+        logging.info(
+            "Compiling writes, answers and recommendations for all sizes of requests; until "
+            "'Ready', requests get 503."
+        )
         try:
             self._service.compile()
             # The imported modules are 200,000 objects: a full collection takes 0.1 s, in which
