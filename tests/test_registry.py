@@ -368,5 +368,6 @@ def test_sources_that_share_a_section_agree_on_its_defaults():
         section: ClassVar[str] = "text"
         reset_segments: int = setting(7, at_least(0), "another default")
 
-    with pytest.raises(ValueError, match="config.data.text.reset_segments has the default 0"):
+    both = r"config\.data\.text\.reset_segments has the default 7, and 0 in 'wikitext' \(rmjax\."
+    with pytest.raises(ValueError, match=both):
         rmjax.register_source("mine", Other)
