@@ -19,6 +19,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "extensions.fields",
+    "extensions.machines",
     "extensions.coverage",
     "extensions.mathml",
     "extensions.outside",

@@ -16,7 +16,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from rmjax.config import SCHEMA, base, flatten, no_such_key, why_unread
+from rmjax.config import RENAMED, SCHEMA, base, flatten, no_such_key, rename, why_unread
 from rmjax.io import paths
 from rmjax.registry import (
     CLASSIFIERS,
@@ -41,14 +41,14 @@ flags.DEFINE_string(
 )
 
 
-def check_flags(argv: Sequence[str], also: str = "$^") -> None:
+def check_flags(argv: list[str], also: str = "$^") -> None:
     """Acts on --import, --help and --list, and checks the keys and values of --config.* flags.
 
     Call it before absl parses the flags. absl would answer a wrong key with a traceback, and end
     --help with the exit code of a mistake.
 
     Args:
-      argv: the command line.
+      argv: the command line. Flags of renamed keys get their names of today in it.
       also: a regular expression; keys that match it entirely are not checked.
 
     Raises:
@@ -58,6 +58,7 @@ def check_flags(argv: Sequence[str], also: str = "$^") -> None:
     import_modules(argv)
     answer_list(argv)
     answer_help(argv, describe())
+    rename_flags(argv)
     for name, value, alone in _flags_in(argv):
         override = re.fullmatch(r"(?:no)?config\.(.+)", name)
         if not override or re.fullmatch(also, override[1]):
@@ -67,6 +68,23 @@ def check_flags(argv: Sequence[str], also: str = "$^") -> None:
             raise SystemExit(no_such_key(key))
         if key in SCHEMA and name.startswith("config"):
             _check_text(key, value, alone)
+
+
+def rename_flags(argv: list[str]) -> None:
+    """Gives flags of renamed keys their names of today, and says so.
+
+    Args:
+      argv: the command line; it is changed in place. With a renamed key, the flags of a --flagfile
+        are put in its place.
+    """
+    arguments = flags.FLAGS.read_flags_from_files(list(argv), force_gnu=False)
+    for i, argument in enumerate(arguments):
+        flag = re.fullmatch(r"(--?(?:no)?config\.)([^=]+)(.*)", argument, re.DOTALL)
+        if flag and flag[2] in RENAMED:
+            new = RENAMED[flag[2]]
+            logging.warning("config.%s is called config.%s today.", flag[2], new)
+            arguments[i] = f"{flag[1]}{new}{flag[3]}"
+            argv[:] = arguments
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
@@ -103,6 +121,11 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         raise SystemExit(f"{text}; --help shows all flags") from None
     except Exception as error:  # a card may raise anything
         raise SystemExit(_card_error(cards[-1], error)) from None
+    if defined and isinstance(flags.FLAGS["config"].value, ConfigDict):
+        try:
+            rename(flags.FLAGS["config"].value, _flagged(argv))
+        except ValueError as error:
+            raise SystemExit(str(error)) from None
     if len(rest) > 1:
         cure = "options are flags, such as --mode=eval, without spaces around ="
         raise SystemExit(f"unexpected arguments: {' '.join(rest[1:])}; {cure}")
@@ -151,7 +174,7 @@ def unread_flags(config: ConfigDict, argv: Sequence[str]) -> dict[str, str]:
     Returns:
       {"config.<key> = <value>": the reason}.
     """
-    flagged = {re.sub(r"^(no)?config\.", "", name) for name, _, _ in _flags_in(argv)}
+    flagged = _flagged(argv)
     return {
         f"config.{name} = {value!r}": why
         for name, value in flatten(config)
@@ -289,6 +312,11 @@ def _flags_in(argv: Sequence[str]) -> Iterator[tuple[str, str, bool]]:
         name, equals, value = argument.lstrip("-").partition("=")
         if argument.startswith("-"):
             yield name, value if equals else following, not equals
+
+
+def _flagged(argv: Sequence[str]) -> set[str]:
+    """The keys that flags set, by dotted name; other flags have their own names."""
+    return {re.sub(r"^(no)?config\.", "", name) for name, _, _ in _flags_in(argv)}
 
 
 def _check_card(value: str) -> None:

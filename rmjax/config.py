@@ -7,10 +7,10 @@ for flags.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict
 
 from rmjax.io import paths
@@ -25,6 +25,7 @@ from rmjax.registry import (
     SOURCES,
     Field,
     Registry,
+    Value,
     a_path,
     a_seed,
     a_workdir,
@@ -213,6 +214,11 @@ _FIELDS: dict[str, Field] = {
     "train.keep_best": Field(1, at_least(0),
         "number of best checkpoints kept beside these; the best one kept is tested"),
 }  # fmt: skip
+# Keys of older versions. Kept configs, cards and flags may still have them.
+# {old name: name today}, such as {"machine.decay": "machine.fade"}.
+RENAMED: dict[str, str] = {}
+# {removed key: the value that today's code computes with}, such as {"machine.bias": True}.
+REMOVED: dict[str, Value] = {}
 # The kinds that a key chooses from; their keys stand behind it, in the same section.
 _KINDS: dict[str, tuple[Registry, ...]] = {
     "data.name": (SOURCES,),
@@ -266,18 +272,120 @@ def base() -> ConfigDict:
 
     It is not locked: a misspelt key then gets as far as `validate`, which suggests the right one.
     """
-    config: dict[str, Any] = {}
-    for name, field in SCHEMA.items():
+    return ConfigDict(nested({name: field.default for name, field in SCHEMA.items()}))
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by section: {"a.b": 1} -> {"a": {"b": 1}}."""
+    tree: dict[str, Any] = {}
+    for name, value in values.items():
         *sections, key = name.split(".")
-        section = config
+        section = tree
         for part in sections:
             section = section.setdefault(part, {})
-        section[key] = field.default
-    return ConfigDict(config)
+        section[key] = value
+    return tree
+
+
+def renamed(values: Mapping[str, Any], flagged: Collection[str] = ()) -> dict[str, Any]:
+    """Values with the keys of today in place of those in `RENAMED`.
+
+    Args:
+      values: by dotted name.
+      flagged: names that flags set; they win over an old key of a card.
+
+    Returns:
+      The values.
+
+    Raises:
+      ValueError: a key is set by its old and by its new name, to different values.
+    """
+    made = dict(values)
+    for old, new in RENAMED.items():
+        if old not in made:
+            continue
+        value = made.pop(old)
+        if new in flagged:
+            continue
+        other = made.get(new, value)
+        if other not in (value, SCHEMA[new].default):
+            both = f"config.{old} = {value!r} and config.{new} = {other!r}"
+            raise ValueError(f"{both}: the first is the old name of the second: leave it out")
+        made[new] = value
+    return made
+
+
+def rename(config: ConfigDict, flagged: Collection[str] = ()) -> None:
+    """Gives the old keys of a config, which a card may set, their names of today.
+
+    Args:
+      config: it is changed in place.
+      flagged: as in `renamed`.
+
+    Raises:
+      ValueError: as `renamed`.
+    """
+    values = dict(flatten(config))
+    if RENAMED.keys().isdisjoint(values):
+        return
+    made = renamed(values, flagged)
+    with config.unlocked(), config.ignore_type():
+        for old in values.keys() - made.keys():
+            section, _, key = old.rpartition(".")
+            del (config[section] if section else config)[key]
+            logging.warning("config.%s is called config.%s today.", old, RENAMED[old])
+        changed = {RENAMED[old] for old in values.keys() - made.keys()}
+        config.update_from_flattened_dict({new: made[new] for new in changed & made.keys()})
+
+
+def of_today(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a config that a run kept, under the keys of today.
+
+    Three kinds of old keys are known. A renamed one has its new name. A removed one is left out, if
+    it had the value that today's code computes with. An unknown one is left out, if nothing of its
+    section can matter to the model.
+
+    Args:
+      values: by dotted name.
+
+    Returns:
+      The values. Unknown keys that may have mattered are still among them.
+
+    Raises:
+      ValueError: as `renamed`.
+    """
+    made = {k: v for k, v in renamed(values).items() if k not in REMOVED or REMOVED[k] != v}
+    source = made.get("data.name", SCHEMA["data.name"].default)
+    if SCHEMA.keys() >= made.keys() or not (isinstance(source, str) and source in SOURCES):
+        return made
+    return {k: v for k, v in made.items() if k in SCHEMA or not _elsewhere(k, source)}
+
+
+def _elsewhere(name: str, source: str) -> bool:
+    """Whether a key is in a section that cannot matter to the model of a run on a source."""
+    section, _, key = name.partition(".")
+    if section == "data":
+        # Without a folder, XLong is simulated clicks.
+        own = {"found", SOURCES.section_of(source), *(["simulated"] if source == "xlong" else [])}
+        return "." in key and key.partition(".")[0] not in own
+    asks = SOURCES.task_of(source) == "questions"
+    sections = ("model", "memoria") if asks else ("machine", "rehearsal", "reason", "teacher")
+    return section in ("logger", *sections)
+
+
+def outside_keys() -> set[str]:
+    """Keys that only kinds from outside of this package have."""
+    ours, others = set(_FIELDS), set[str]()
+    for registry in REGISTRIES:
+        for name, kind in registry.items():
+            own = kind.settings.__module__.startswith("rmjax.")
+            keys = registry.keys_of(name, kind.settings)
+            (ours if own else others).update(f"{registry.section}.{key}" for key in keys)
+    return others - ours
 
 
 def validate(config: ConfigDict) -> None:
-    """Checks keys, values and their conflicts.
+    """Checks keys, values and their conflicts. Old keys get their names of today, see `rename`.
 
     Args:
       config: of a run. Its paths need not exist.
@@ -286,6 +394,7 @@ def validate(config: ConfigDict) -> None:
       ValueError: a key is unknown or missing, a value is wrong, or values conflict; a path is an
         address such as gs://b/x, or its home directory is unknown.
     """
+    rename(config)
     values = dict(flatten(config))
     for name in values:
         if name not in SCHEMA:
@@ -498,6 +607,9 @@ def no_such_key(name: str) -> str:
     Returns:
       One line that names the most similar key, or all keys of the section.
     """
+    if name in REMOVED:
+        value = REMOVED[name]
+        return f"config.{name}: it was removed, and runs compute with {value!r}: leave it out"
     near = difflib.get_close_matches(name, SCHEMA, n=1)
     if near:
         return f"config.{name}: no such key; did you mean config.{near[0]}?"

@@ -211,14 +211,15 @@ class Registry(Mapping[str, Kind]):
             if "field" not in plain.metadata:
                 cure = "give it a default with rmjax.registry.setting(...)"
                 raise ValueError(f"{settings.__name__}.{plain.name}: {cure}")
-        known = self.fields()
-        for plain_key, field in fields_of(settings).items():
-            key = self.key_of(name, settings, plain_key)
-            if key in known and known[key].default != field.default:
-                raise ValueError(
-                    f"{settings.__name__}.{plain_key}: config.{self.section}.{key} has the default "
-                    f"{known[key].default!r} in another kind: take it, or another name"
-                )
+        for key, field in self.keys_of(name, settings).items():
+            for other, kind in self.items():
+                known = self.keys_of(other, kind.settings).get(key, field)
+                if known.default != field.default:
+                    raise ValueError(
+                        f"{self.section} {name!r} ({settings.__module__}): config.{self.section}."
+                        f"{key} has the default {field.default!r}, and {known.default!r} in "
+                        f"{other!r} ({kind.settings.__module__}): take that, or another name"
+                    )
 
         def add(make: Make) -> Make:
             self._registered[name] = Kind(settings, make)
@@ -230,10 +231,22 @@ class Registry(Mapping[str, Kind]):
         """The key of a field, within the section of the registry."""
         return field
 
+    def keys_of(self, name: str, settings: type) -> dict[str, Field]:
+        """The fields of a kind by their keys, within the section of the registry.
+
+        Args:
+          name: of the kind.
+          settings: its dataclass of settings.
+
+        Returns:
+          {key: field}.
+        """
+        fields = fields_of(settings).items()
+        return {self.key_of(name, settings, key): field for key, field in fields}
+
     def fields(self) -> dict[str, Field]:
-        """The fields of all kinds. Kinds share a key where their fields have the same name."""
-        kinds = self.values()
-        return {name: field for kind in kinds for name, field in fields_of(kind.settings).items()}
+        """The fields of all kinds by key. Kinds share a key where fields have the same name."""
+        return {k: f for name in self for k, f in self.keys_of(name, self[name].settings).items()}
 
     def ignored_by(self, name: str, values: Mapping[str, Any]) -> dict[str, str]:
         """Keys that runs of a kind do not read, such as 'reason.hops'.
@@ -367,14 +380,6 @@ class Sources(Registry):
     def key_of(self, name: str, settings: type, field: str) -> str:
         """The key of a field, such as 'babi.subset'."""
         return f"{getattr(settings, 'section', name)}.{field}"
-
-    def fields(self) -> dict[str, Field]:
-        """The fields of all sources, by names such as 'babi.subset'."""
-        return {
-            self.key_of(name, kind.settings, key): field
-            for name, kind in self.items()
-            for key, field in fields_of(kind.settings).items()
-        }
 
 
 SOURCES = Sources(

@@ -13,7 +13,7 @@ import jax
 import pytest
 
 from rmjax import machines
-from rmjax.registry import MACHINES
+from rmjax.registry import MACHINES, fields_of
 from rmjax.tools import ablate, ledger
 from rmjax.tools.tables import Row, Table
 from tests import ROOT
@@ -38,11 +38,29 @@ def test_pages_and_readme_equal_the_records():
     assert not old, "run: python docs/ledger.py"
 
 
-def test_the_page_of_keys_equals_the_schema():
-    """In a process of its own, since other tests register kinds."""
-    command = [sys.executable, "docs/configuration.py", "--check"]
+def test_all_that_is_made_is_up_to_date():
+    """In a process of its own, since other tests register kinds, which have keys."""
+    command = [sys.executable, "docs/pages.py", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_page_of_machines_has_every_machine_with_its_keys(monkeypatch):
+    pytest.importorskip("sphinx")
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    extension = importlib.import_module("extensions.machines")
+    source = [(ROOT / "docs" / "api" / "machines.md").read_text()]
+    extension.read(None, "api/machines", source)
+    for kind in rmjax_machines():
+        _, own = source[0].split(f"## `{kind}`\n")
+        own = own.split("\n## ")[0]
+        module = importlib.import_module(MACHINES[kind].make.__module__)
+        assert module.__doc__ and f".. automodule:: {module.__name__}\n" in own
+        assert all(f"`machine.{key}`" in own for key in fields_of(MACHINES[kind].settings))
+
+
+def rmjax_machines():
+    return {kind for kind in MACHINES if MACHINES[kind].settings.__module__.startswith("rmjax.")}
 
 
 def test_every_measured_number_of_readme_is_in_a_record():
@@ -244,16 +262,14 @@ def test_the_bytes_of_every_memory_are_those_of_its_state():
     """At d = 64 and K = N = 20, of a stream of 1,000 items."""
     (table,) = ledger.read(RECORDS / "memories.json")["tables"]
     rows = {row["kind"].strip("`"): row for row in table["rows"]}
-    assert rows.keys() == {
-        kind for kind in MACHINES if MACHINES[kind].settings.__module__.startswith("rmjax.")
-    }
+    assert rows.keys() == rmjax_machines()
     for kind, row in rows.items():
         slots = {"slots": 20} if hasattr(MACHINES[kind].settings(), "slots") else {}
         machine = machines.make(kind, 1000, dim=64, segment_length=20, max_items=1000, **slots)
         params = jax.eval_shape(machine.init, jax.random.key(0))
         memory = jax.eval_shape(lambda params, m=machine: m.init_memory(params, 1), params)
         size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(memory))
-        assert row["bytes of state"]["mean"] == size, kind
+        assert row["bytes of state"]["mean"] == size, f"{kind}: the state has {size} bytes"
         assert (row["grows"] == "no") == machine.constant_size, kind
         assert (row["gradients"] == "all") == (machine.gradient_range is None), kind
         assert (ROOT / row["file"].strip("`")).exists()

@@ -34,6 +34,12 @@ def has_fields(value: object) -> bool:
     )
 
 
+def is_settings(kind: type) -> bool:
+    """Whether a class has the keys of a kind, see `rmjax.setting`."""
+    fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+    return any("field" in field.metadata for field in fields)
+
+
 def fields_of(kind: type) -> list[Field]:
     """The public fields of a dataclass or a named tuple, in their order."""
     source = textwrap.dedent(inspect.getsource(kind))
@@ -65,6 +71,8 @@ def describe(app: Sphinx, what: str, name: str, value: object, options, lines: l
     if any("Alias for field number" in line or "alias for field" in line for line in lines):
         lines.clear()
     for field in fields_of(value):
+        if not field.text and is_settings(value):
+            continue  # its meaning is in a table of keys
         text = [escaped(line) for line in field.text.splitlines()]
         text = GoogleDocstring(text, app.config, app, "function").lines()
         lines += ["", f".. py:attribute:: {field.name}", f"   :type: {field.annotation}", ""]

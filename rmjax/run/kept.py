@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,8 @@ MAY_CHANGE = (
 
 
 def may_change(name: str) -> bool:
-    """Whether a key of the config may change when a run continues."""
+    """Whether a key of the config, or its old name, may change when a run continues."""
+    name = configs.RENAMED.get(name, name)
     return name in MAY_CHANGE or name.startswith("logger.")
 
 
@@ -58,7 +59,9 @@ def read_config(workdir: str | Path) -> tuple[ConfigDict, dict[str, Any]]:
     values = read_values(path)
     data = values["data"].pop("found", {})
     try:
-        config.update(values)
+        known = configs.of_today(flat(values))
+        refuse_unknown(known)
+        config.update(configs.nested(known))
         configs.validate(config)
     except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from error
@@ -92,7 +95,7 @@ def read_values(path: Path) -> dict[str, Any]:
     if digest not in (None, values_digest(values)):
         raise ValueError(
             f"{path} was changed after the run wrote it, so it may not fit the checkpoints beside "
-            'it: put the values back, or remove the line "digest" if they are right'
+            'it: put the values back, or write null as the value of "digest" if they are right'
         )
     return values
 
@@ -118,8 +121,27 @@ def digest_of(values: object) -> str:
 
 
 def sealed(values: dict[str, object]) -> str:
-    """The text of a config.json: the values and their digest."""
-    return json.dumps(values | {"digest": values_digest(values)}, indent=1)
+    """The text of a config.json: the digest of the values, and the values."""
+    return json.dumps({"digest": values_digest(values)} | values, indent=1)
+
+
+def refuse_unknown(names: Iterable[str]) -> None:
+    """Checks that this version knows the keys of a run.
+
+    Args:
+      names: dotted names of `configs.of_today`.
+
+    Raises:
+      ValueError: a key is unknown; names it.
+    """
+    for name in names:
+        if name in configs.SCHEMA or name.startswith("data.found."):
+            continue
+        if name in configs.REMOVED:
+            cause = f"it was removed, and runs compute with {configs.REMOVED[name]!r} today"
+            raise ValueError(f"config.{name}: {cause}: use the version that wrote the run")
+        cure = "if it is of a kind of your own, import its module first (--import=MODULE)"
+        raise ValueError(f"config.{name}: no such key in this version: {cure}")
 
 
 def refuse_other(
@@ -138,10 +160,15 @@ def refuse_other(
       free: says of a key's name whether the configs may differ in it.
 
     Raises:
-      ValueError: the configs differ in a key that may not change; names the keys.
+      ValueError: the configs differ in a key that may not change, or the old one has a key that
+        this version does not know; names the keys.
     """
     defaults = {name: field.default for name, field in configs.SCHEMA.items()}
-    before, after = defaults | flat(old), flat(new)
+    before, after = defaults | configs.of_today(flat(old)), flat(new)
+    try:
+        refuse_unknown(before)
+    except ValueError as error:
+        raise ValueError(f"{workdir} holds a run of another version: {error}") from error
     keys = sorted(key for key in {*before, *after} if not free(key))
     differing = [key for key in keys if before.get(key) != after.get(key)]
     if differing:

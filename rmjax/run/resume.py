@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
+from rmjax import config as configs
 from rmjax.data.source import Source
 from rmjax.data.texts.streams import Texts
 from rmjax.run import items
@@ -37,7 +40,7 @@ def check_same_config(config: ConfigDict, workdir: Path, source: Source | Texts)
         if items.outside_ids(source) is not None:
             write_whole(workdir / items.FILE, items.item_lines(source))
         write_description(workdir, config.data, source)
-        write_whole(path, sealed(new))
+        write_whole(path, sealed(_to_keep(new)))
         return
     old = read_values(path)
     before = old["data"].pop("found", {})
@@ -47,7 +50,28 @@ def check_same_config(config: ConfigDict, workdir: Path, source: Source | Texts)
     refuse_other(workdir, old | {"data": old["data"] | {"found": before}}, new)
     # As long as the model has no checkpoint, the parameters that it begins with may change.
     if not any((workdir / "model").glob("[0-9]*")):
-        write_whole(path, sealed(new))
+        write_whole(path, sealed(_to_keep(new)))
     if not (workdir / FILE).exists():
         with contextlib.suppress(OSError):  # a read-only workdir keeps none
             write_description(workdir, config.data, source)
+
+
+def _to_keep(values: dict[str, Any]) -> dict[str, Any]:
+    """Leaves out the defaults of kinds from outside that a run does not use.
+
+    The run then opens without the modules of these kinds.
+    """
+    outside = configs.outside_keys()
+    if not outside:
+        return values
+    made = copy.deepcopy(values)
+    data = {key: value for key, value in values["data"].items() if key != "found"}
+    config = ConfigDict(values | {"data": data})
+    for name in outside:
+        *sections, key = name.split(".")
+        section = made
+        for part in sections:
+            section = section[part]
+        if section[key] == configs.SCHEMA[name].default and not configs.reads(config, name):
+            del section[key]
+    return made

@@ -197,7 +197,7 @@ def check_same_rows(name: str, table: Table, workdir: Path) -> None:
         "starts": {start: dict(value) for start, value in table.starts.items()},
     }
     for what, values in json.loads(json.dumps(changes)).items():
-        old = before.get(what, {})
+        old = {key: configs.renamed(one) for key, one in before.get(what, {}).items()}
         for key in values:
             if old.get(key, values[key]) != values[key]:
                 raise ValueError(
@@ -422,7 +422,7 @@ def prepared(name: str, data: str, tuned: str | None, original: bool) -> Table:
                     f"{path} has the values of {', '.join(kept_values)}, and none of "
                     f"config.data.name = {data!r}: run --table=tune again with this --config"
                 )
-            values = kept_values[data]
+            values = {row: configs.renamed(one) for row, one in kept_values[data].items()}
             for row in values:
                 if row not in table.rows:
                     raise ValueError(f"{path}: no row {row!r}; there are {', '.join(table.rows)}")
