@@ -220,7 +220,7 @@ def import_modules(argv: Sequence[str]) -> None:
 
 
 def answer_list(argv: Sequence[str]) -> None:
-    """Prints all kinds for --list, and the keys of one kind for --list=machine.rehearsal.
+    """Prints all kinds for --list, and the keys of a kind or section for --list=machine.gru.
 
     Raises:
       SystemExit: with 0 after printing; with the right names if there is no such kind.

@@ -7,7 +7,7 @@ for flags.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags, logging
@@ -326,27 +326,31 @@ def rename(config: ConfigDict, flagged: Collection[str] = ()) -> None:
       ValueError: as `renamed`.
     """
     values = dict(flatten(config))
-    if RENAMED.keys().isdisjoint(values):
+    gone = RENAMED.keys() & values.keys()
+    if not gone:
         return
     made = renamed(values, flagged)
     with config.unlocked(), config.ignore_type():
-        for old in values.keys() - made.keys():
+        for old in sorted(gone):
             section, _, key = old.rpartition(".")
             del (config[section] if section else config)[key]
             logging.warning("config.%s is called config.%s today.", old, RENAMED[old])
-        changed = {RENAMED[old] for old in values.keys() - made.keys()}
+        changed = {RENAMED[old] for old in gone}
         config.update_from_flattened_dict({new: made[new] for new in changed & made.keys()})
 
 
-def of_today(values: Mapping[str, Any]) -> dict[str, Any]:
+def of_today(
+    values: Mapping[str, Any], free: Callable[[str], bool] = lambda name: False
+) -> dict[str, Any]:
     """The values of a config that a run kept, under the keys of today.
 
     Three kinds of old keys are known. A renamed one has its new name. A removed one is left out, if
-    it had the value that today's code computes with. An unknown one is left out, if nothing of its
-    section can matter to the model.
+    it had the value that today's code computes with, or if it is free. An unknown one is left out,
+    if nothing of its section can matter to the model.
 
     Args:
       values: by dotted name.
+      free: says of a key's name whether runs compute the same with all of its values.
 
     Returns:
       The values. Unknown keys that may have mattered are still among them.
@@ -354,7 +358,8 @@ def of_today(values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       ValueError: as `renamed`.
     """
-    made = {k: v for k, v in renamed(values).items() if k not in REMOVED or REMOVED[k] != v}
+    gone = {k for k, v in values.items() if k in REMOVED and (v == REMOVED[k] or free(k))}
+    made = renamed({k: v for k, v in values.items() if k not in gone})
     source = made.get("data.name", SCHEMA["data.name"].default)
     if SCHEMA.keys() >= made.keys() or not (isinstance(source, str) and source in SOURCES):
         return made

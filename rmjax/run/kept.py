@@ -59,7 +59,7 @@ def read_config(workdir: str | Path) -> tuple[ConfigDict, dict[str, Any]]:
     values = read_values(path)
     data = values["data"].pop("found", {})
     try:
-        known = configs.of_today(flat(values))
+        known = configs.of_today(flat(values), may_change)
         refuse_unknown(known)
         config.update(configs.nested(known))
         configs.validate(config)
@@ -164,7 +164,7 @@ def refuse_other(
         this version does not know; names the keys.
     """
     defaults = {name: field.default for name, field in configs.SCHEMA.items()}
-    before, after = defaults | configs.of_today(flat(old)), flat(new)
+    before, after = defaults | configs.of_today(flat(old), free), flat(new)
     try:
         refuse_unknown(before)
     except ValueError as error:

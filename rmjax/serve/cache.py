@@ -391,15 +391,21 @@ class Cache:
         """
         if self.database is None:
             have = [user for user in users if user in self._entries]
-            slots = np.array([self._entries[user].slot for user in have], np.int64)
-            rows = self.rows.take(slots, slots >= 0)
+            most, parts = self._batches[-1], []
+            for first in range(0, len(have), most):
+                some = have[first : first + most]
+                rows = self.rows.take(*self.places(some))
+                parts.append(jax.tree.map(lambda x, n=len(some): np.asarray(x)[:n], rows))
+            if not parts:
+                return {}
+            rows = jax.tree.map(lambda *x: np.concatenate(x), *parts)
         else:
             self.settle()
             read = _intact(self.database.read(users))
             have, rows = list(read), self.packing.unpack([row.payload for row in read.values()])
         lengths, tails, sizes = stream_lengths(rows), np.asarray(rows.tail), rows.tail_len
         return {
-            user: StreamEnd(length, tail[:size] if size else tail[-1:][: length > 0])
+            user: StreamEnd(length, tail[:size] if size else tail[-1:] if length else tail[:0])
             for user, length, tail, size in zip(
                 have, lengths.tolist(), tails, np.asarray(sizes).tolist(), strict=True
             )

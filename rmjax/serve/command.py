@@ -59,7 +59,9 @@ def main(argv: Sequence[str]) -> int:
                 text = "%s: serves %s from %s, which were opened in %.1f s."
                 logging.info(text, server.url(opened), *about)
                 if asked.store and not len(streams):
-                    cure = "python -m rmjax.recommend --store fills it from a log"
+                    cure = (
+                        "to fill it from a log, stop this service and call rmjax.recommend --store"
+                    )
                     logging.info("%s has no users yet: %s.", asked.store, cure)
                 server.serve(Service(model, streams, limits), opened, token, asked.connections)
     except (ValueError, OSError, RuntimeError, ImportError) as error:

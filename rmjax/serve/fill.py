@@ -51,8 +51,11 @@ def fill(histories: Histories, store: Streams) -> Filled:
       OSError: the disk has no room; the users before are written.
       Stopped: the process was asked to stop; the users before are written.
     """
+    progress = Progress("checking streams", len(histories), "users", 1)
     for users, items in _parts(histories):
         _missing(users, items, store)
+        progress.step(len(users))
+    progress.close()
     progress, written, count = Progress("writing streams", len(histories), "users", 1), 0, 0
     for users, items in _parts(histories):
         places = _missing(users, items, store)
@@ -75,14 +78,14 @@ def _missing(users: list[User], items: list[np.ndarray], store: Streams) -> list
     """The places of users without a stream; raises ValueError for one with another stream."""
     missing = []
     for place, (user, history, end) in enumerate(zip(users, items, store.ends(users), strict=True)):
-        if end is None:
-            missing.append(place)
+        if end is None or (end.length == 0 and len(history)):
+            missing.append(place)  # the write expects that the stream is empty
         elif end.length != len(history) or not _ends_with(history, end.items):
             cause = f"user {user!r} has a stream already, of {end.length} items"
             cure = "give a new folder as --store, or forget the user first (Streams.reset)"
             raise ValueError(
                 f"{cause}, which is not the history of {len(history)} items in the log. Nothing "
-                f"was written, since events would come twice: {cure}"
+                f"was written for this user, since events would come twice: {cure}"
             )
     return missing
 

@@ -157,15 +157,13 @@ def main(argv: Sequence[str]) -> int:
         model = open_model(asked.workdir)
         if target is not None:
             require(model, "recommend")
-        with contextlib.ExitStack() as opened:
-            if asked.store:
-                options = dict(store=asked.store, capacity=fill.MANY)
-                store = opened.enter_context(contextlib.closing(model.streams(**options)))
-            histories = Histories(model, asked.events, asked.latest, columns)
-            if asked.store:
+        histories = Histories(model, asked.events, asked.latest, columns)
+        if asked.store:
+            streams = model.streams(store=asked.store, capacity=fill.MANY)
+            with contextlib.closing(streams) as store:
                 filled = fill.fill(histories, store)
-                text = "%s: %s users with %s items were written; %s users were written before."
-                logging.info(text, asked.store, *(f"{count:,}" for count in filled))
+            text = "%s: %s users with %s items were written; %s users were written before."
+            logging.info(text, asked.store, *(f"{count:,}" for count in filled))
         if target is not None:
             users = _recommend(model, histories, target, asked.k, asked.exclude_seen)
             logging.info("%s: %d items for each of %s users.", asked.out, asked.k, f"{users:,}")

@@ -4,8 +4,8 @@
 
 Every combination of row, setting and seed is one run of rmjax.main, with its own folder below
 --workdir. Finished runs are not run again, so the same command continues where it stopped.
-`--config.<key>=<value>` applies to all runs. `--at_once=N` makes N runs at a time, each on cores of
-its own. A small model gains by it, since it does not fill many cores.
+`--config.<key>=<value>` applies to all runs. `--at_once=N` makes N runs at a time on a CPU, each
+on cores of its own. A small model gains by it, since it does not fill many cores.
 `--record=docs/results/records/cm1.json` writes the numbers of all seeds into a record, from which
 the documents are made. Two tables have a row for every registered memory:
 
@@ -17,6 +17,7 @@ the documents are made. Two tables have a row for every registered memory:
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import shlex
@@ -51,7 +52,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 _TABLE = flags.DEFINE_enum("table", None, [*TABLES, *BUILT], "Which table.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds 0, 1, ... of every row.", lower_bound=1)
 _AT_ONCE = flags.DEFINE_integer(
-    "at_once", 1, "Number of runs at a time, each on processor cores of its own.", lower_bound=1
+    "at_once", 1, "Number of runs at a time on a CPU, each on cores of its own.", lower_bound=1
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs and of table.json.")
 _ROWS = flags.DEFINE_list("rows", [], "Names of the rows to run; all by default.")
@@ -512,16 +513,18 @@ def run_all(
         logging.info("%d of %d: %s %s, seed %d", number, len(todo), job.setting, job.row, job.seed)
         return run(job, given, stop)
 
-    for job, rows in in_order(todo, one, at_once):
-        failed |= rows is None
-        if rows is None:
-            continue
-        if job.row not in table.rows:  # a start, which has no line
-            continue
-        results[job.setting, job.row, job.seed] = rows
-        lines = summary(table, results, data)
-        atomic.write(workdir / "table.json", json.dumps(lines, indent=1))
-        logging.info("%s\n%s", table.source, reporting.tables(lines, COSTS))
+    def give_up() -> None:
+        stop.requested = True  # so the other runs save and end
+
+    with contextlib.closing(in_order(todo, one, at_once, give_up)) as runs:
+        for job, rows in runs:
+            failed |= rows is None
+            if rows is None or job.row not in table.rows:  # a start has no line
+                continue
+            results[job.setting, job.row, job.seed] = rows
+            lines = summary(table, results, data)
+            atomic.write(workdir / "table.json", json.dumps(lines, indent=1))
+            logging.info("%s\n%s", table.source, reporting.tables(lines, COSTS))
     print(reporting.tables(summary(table, results, data), COSTS))
     differences = compare(table, results)
     if differences:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import queue
 import re
 import subprocess
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent import futures
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -105,17 +106,21 @@ def slug(name: str) -> str:
 
 
 def in_order(
-    todo: Iterable[Job], call: Callable[[Job], T], at_once: int
-) -> Iterator[tuple[Job, T]]:
+    todo: Sequence[Job],
+    call: Callable[[Job], T],
+    at_once: int,
+    give_up: Callable[[], None] = lambda: None,
+) -> Generator[tuple[Job, T]]:
     """Calls a function for jobs, some at a time, each of these on processor cores of its own.
 
     A process that `call` starts stays on the cores of its job. A job begins when those that it
-    needs have ended.
+    needs have ended; meanwhile later jobs may begin.
 
     Args:
       todo: the jobs; those that others need come first.
       call: the function, which is called in threads.
       at_once: number of jobs at a time; 1 leaves all cores to it.
+      give_up: is called after an error, here or in the caller, so that running calls can end early.
 
     Yields:
       (job, what the function returned), in the order of `todo`.
@@ -124,31 +129,23 @@ def in_order(
       ValueError: there are fewer cores than jobs at a time.
       BaseException: what a call raised. Jobs that have not begun are then left out.
     """
-    ended: dict[Path, Future[T]] = {}
-    raised = threading.Event()
-
-    def one(job: Job) -> T:
-        for folder in job.needs:
-            if folder in ended:
-                ended[folder].result()
-        if raised.is_set():
-            raise CancelledError
-        try:
-            return call(job)
-        except BaseException:
-            raised.set()
-            raise
-
+    waiting, folders = list(todo), {job.workdir for job in todo}
+    running: dict[Future[T], Job] = {}
+    ended: dict[Path, T] = {}
     with ThreadPoolExecutor(at_once, initializer=_take_cores(at_once)) as pool:
         try:
-            futures = []
             for job in todo:
-                ended[job.workdir] = pool.submit(one, job)
-                futures.append((job, ended[job.workdir]))
-            for job, future in futures:
-                yield job, future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+                while job.workdir not in ended:
+                    ready = (j for j in waiting if folders & {*j.needs} <= ended.keys())
+                    for other in list(itertools.islice(ready, at_once - len(running))):
+                        waiting.remove(other)
+                        running[pool.submit(call, other)] = other
+                    for future in futures.wait(running, return_when=futures.FIRST_COMPLETED).done:
+                        ended[running.pop(future).workdir] = future.result()
+                yield job, ended[job.workdir]
+        except BaseException:
+            give_up()
+            raise
 
 
 def _take_cores(at_once: int) -> Callable[[], None]:

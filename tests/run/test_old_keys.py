@@ -198,6 +198,10 @@ def test_a_removed_key_may_have_the_value_that_runs_compute_with(tmp_path, monke
             read(tmp_path)
     with pytest.raises(SystemExit, match="it was removed, and runs compute with True: leave it"):
         command_line.check_flags(["main.py", "--config.machine.bias=False"])
+    monkeypatch.setattr(kept, "MAY_CHANGE", (*kept.MAY_CHANGE, "machine.bias"))
+    rewrite(path, lambda values: None)  # the digest leaves out what may change
+    assert kept.read_config(tmp_path)[0].to_json() == tiny(**PLAIN).to_json()
+    resume.check_same_config(tiny(**PLAIN), tmp_path, SOURCE)
 
 
 @pytest.mark.parametrize(

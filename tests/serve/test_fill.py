@@ -152,6 +152,15 @@ def test_a_user_with_another_stream_is_refused_before_anything_is_written(
     store.close()
 
 
+def test_an_empty_stream_is_filled(model, tmp_path):
+    histories, events = log([5, 2])
+    store = opened(model, store=tmp_path / "s.lmdb")
+    model.write(store, ["u1"], [[]])
+    assert fill.fill(Histories(model, events), store) == (2, 7, 0)
+    same(model, store, written(model, histories), list(histories))
+    store.close()
+
+
 def test_integers_stay_integers_and_long_names_are_refused(model):
     _, events = log([2, 5])
     events["user_id"] = [int(user[1:]) for user in events["user_id"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -330,20 +331,51 @@ def test_a_run_waits_for_those_that_it_needs():
     assert ended == ["b", "a", "c"]
 
 
+def test_a_later_job_begins_while_one_waits():
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one core")
+    first, second = threading.Event(), threading.Event()
+    a, b, c = folders()
+
+    def call(job):
+        if job.row == "a":
+            assert second.wait(20)  # c has begun, although b is before it
+        (second if job.row == "c" else first).set()
+
+    todo = [a, b._replace(needs=(a.workdir,)), c]
+    assert [job.row for job, _ in in_order(todo, call, 2)] == ["a", "b", "c"]
+
+
 @pytest.mark.parametrize("at_once", [1, 2])
-def test_jobs_that_have_not_begun_are_left_out_after_an_error(at_once):
-    begun = []
+@pytest.mark.parametrize("needs", [(), (0,)])
+def test_after_an_error_no_job_begins_and_the_others_are_asked_to_end(at_once, needs):
+    if len(os.sched_getaffinity(0)) < at_once:
+        pytest.skip("one core")
+    begun, asked = [], threading.Event()
 
     def call(job):
         begun.append(job.row)
         if job.row == "a":
             raise SystemExit(EXIT_PREEMPTED)
-        time.sleep(0.2)
+        assert asked.wait(20)
 
-    with pytest.raises(SystemExit):
-        list(in_order(folders(), call, at_once))
-    time.sleep(0.3)
-    assert "c" not in begun and len(begun) <= at_once
+    with pytest.raises(SystemExit) as stopped:
+        list(in_order(folders(*needs), call, at_once, asked.set))
+    assert stopped.value.code == EXIT_PREEMPTED
+    assert asked.is_set() and "c" not in begun and len(begun) <= at_once
+
+
+def test_after_an_error_of_the_caller_no_job_begins():
+    begun, asked = [], threading.Event()
+    with (
+        pytest.raises(OSError),
+        contextlib.closing(
+            in_order(folders(0), lambda job: begun.append(job.row), 1, asked.set)
+        ) as runs,
+    ):
+        next(runs)
+        raise OSError
+    assert asked.is_set() and begun == ["a"]
 
 
 def test_rows_that_share_a_teacher_need_its_row(tmp_path):
