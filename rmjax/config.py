@@ -344,38 +344,21 @@ def of_today(
 ) -> dict[str, Any]:
     """The values of a config that a run kept, under the keys of today.
 
-    Three kinds of old keys are known. A renamed one has its new name. A removed one is left out, if
-    it had the value that today's code computes with, or if it is free. An unknown one is left out,
-    if nothing of its section can matter to the model.
+    A renamed key has its new name. A removed one is left out, if it had the value that today's code
+    computes with, or if it is free.
 
     Args:
       values: by dotted name.
       free: says of a key's name whether runs compute the same with all of its values.
 
     Returns:
-      The values. Unknown keys that may have mattered are still among them.
+      The values. Unknown keys are still among them.
 
     Raises:
       ValueError: as `renamed`.
     """
     gone = {k for k, v in values.items() if k in REMOVED and (v == REMOVED[k] or free(k))}
-    made = renamed({k: v for k, v in values.items() if k not in gone})
-    source = made.get("data.name", SCHEMA["data.name"].default)
-    if SCHEMA.keys() >= made.keys() or not (isinstance(source, str) and source in SOURCES):
-        return made
-    return {k: v for k, v in made.items() if k in SCHEMA or not _elsewhere(k, source)}
-
-
-def _elsewhere(name: str, source: str) -> bool:
-    """Whether a key is in a section that cannot matter to the model of a run on a source."""
-    section, _, key = name.partition(".")
-    if section == "data":
-        # Without a folder, XLong is simulated clicks.
-        own = {"found", SOURCES.section_of(source), *(["simulated"] if source == "xlong" else [])}
-        return "." in key and key.partition(".")[0] not in own
-    asks = SOURCES.task_of(source) == "questions"
-    sections = ("model", "memoria") if asks else ("machine", "rehearsal", "reason", "teacher")
-    return section in ("logger", *sections)
+    return renamed({k: v for k, v in values.items() if k not in gone})
 
 
 def outside_keys() -> set[str]:

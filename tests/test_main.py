@@ -228,9 +228,9 @@ def test_bench_prints_every_documented_number(start, card):
     assert code == 0
     streaming = rates.pop("streaming")
     assert isinstance(rates.pop("environment"), str) and rates.pop("device") == "cpu"
+    assert sum(rates.pop("parameters_by_part").values()) == rates["parameters"]
     assert rates.keys() == {
         "parameters", "memory_bytes_per_stream", "flops_per_step", "matmul_flops_per_step",
-        "parameters_by_part",
         "devices", "batch_size", "compile_seconds", "step_ms", "step_ms_fastest",
         "streams_per_second", "items_per_second", "queries_per_second",
         "items_behind_questions_per_second", "shapes", "peak_bytes_compiled_per_device",
