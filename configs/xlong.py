@@ -25,12 +25,11 @@ Hardware and time: `:local` takes two to eight minutes on two CPU cores, `:local
 twelve.
 
 Score: test AUC of simulated clicks at `:local`, three seeds, is 0.7606 +- 0.0040. The mean of all
-clicks has 0.7464, and an oracle 0.912. With `:local,few`, a reduced size, it is 0.733 and 0.741 for
-seeds 0 and 2, with a memory gain of 1.1 and 1.2 nats. Without rehearsal it is 0.609 and 0.606
-(an oracle has 0.918). With 16 questions a user this rehearsal costs nothing: 0.7606 +- 0.0099 over
-three seeds, and 0.7587 +- 0.0069 without. If its weight did not fall, it would have 0.7474 +-
-0.0015. These runs take the teacher's table and 470 steps at 1e-2. The paper's size was not trained
-here.
+clicks has 0.7464, and an oracle 0.912. With `:local,few`, a reduced size, it is 0.737 +- 0.004 over
+five seeds, with a memory gain of 1.1 to 1.2 nats. Without rehearsal it is 0.611 +- 0.006, and an
+oracle has 0.918. With 16 questions a user (`data.simulated.targets=8`) it is 0.793 +- 0.006 over
+three seeds, and 0.771 +- 0.008 without. docs/results/few.md has the numbers. The paper's size was
+not trained here.
 """
 
 from ml_collections import ConfigDict
