@@ -395,6 +395,7 @@ def test_readme_runs_from_top_to_bottom(folder, monkeypatch):
             assert table(block.text) == table(printed), f"{place}: the run prints another table"
             ran.append("table")
     main, shop = "rmjax.main", "examples/shop_log.py"
-    assert ran == [main, "table", "python", shop, main, "rmjax.recommend", "rmjax.serve"]
+    recommend = ["rmjax.recommend"] * 2  # into a file, and into a store
+    assert ran == [main, "table", "python", shop, main, *recommend, "rmjax.serve"]
     assert (folder / "recs.csv").read_text().startswith('"user","rank","item","score"')
     assert "<html" in printed.lower()

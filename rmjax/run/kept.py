@@ -166,7 +166,7 @@ def refuse_other(
     defaults = {name: field.default for name, field in configs.SCHEMA.items()}
     before, after = defaults | configs.of_today(flat(old), free), flat(new)
     try:
-        refuse_unknown(before)
+        refuse_unknown(name for name in before if not free(name))
     except ValueError as error:
         raise ValueError(f"{workdir} holds a run of another version: {error}") from error
     keys = sorted(key for key in {*before, *after} if not free(key))
