@@ -234,11 +234,18 @@ def summary(table: Table, results: Results, data: str) -> list[Line]:
                     line[column_name(measure)] = runs[0][measure]
                     continue
                 values = [float(row[measure]) for row in runs if measure in row]
-                line[measure.removeprefix("test_")] = spread(values, name in table.rows)
+                line[_heading(measure)] = spread(values, name in table.rows)
                 if measure in paper:
-                    line[f"{measure.removeprefix('test_')}, paper"] = f"{paper[measure]:.4f}"
+                    line[f"{_heading(measure)}, paper"] = f"{paper[measure]:.4f}"
             lines.append(line)
     return lines
+
+
+def _heading(measure: str) -> str:
+    """The heading of a measure: 'test_auc' gives 'auc', a memory gain is in words."""
+    if measure.startswith("memory_"):
+        return column_name(measure)
+    return measure.removeprefix("test_")
 
 
 def readers_of(table: Table, results: Results, setting: str) -> dict[str, list[Line]]:
@@ -289,7 +296,7 @@ def record_of(table: Table, results: Results, data: str, command: Sequence[str])
                 cell = ledger.Cell(mean=values[0]) if same else ledger.Cell(values=values)
                 if measure in paper:
                     cell["paper"] = paper[measure]
-                row[measure.removeprefix("test_")] = cell
+                row[_heading(measure)] = cell
             rows.append(row)
         if rows:
             tables.append({"name": setting, "digits": ledger.DIGITS, "rows": rows})
@@ -342,7 +349,7 @@ def compare(table: Table, results: Results) -> list[Line]:
                 low, mean, high = metrics.paired(*values.T)
                 line: Line = {"setting": setting} if setting else {}
                 line |= {"row": name, "against": table.baseline, "seeds": len(pairs)}
-                line |= {"measure": measure.removeprefix("test_"), "difference": mean}
+                line |= {"measure": _heading(measure), "difference": mean}
                 lines.append(line | {"95% from": low, "to": high})
     return lines
 

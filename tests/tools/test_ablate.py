@@ -36,6 +36,11 @@ SMALL = Table(
 )
 
 
+CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {0}
+two_cores = pytest.mark.skipif(len(CORES) < 2, reason="two cores that can be chosen are needed")
+AT_ONCE = pytest.mark.parametrize("at_once", [1, pytest.param(2, marks=two_cores)])
+
+
 CARD = """
 from tests.runs import PLAIN, tiny
 from tests import ROOT
@@ -222,8 +227,9 @@ def run_all(tmp_path, **options):
         return ablate.run_all(SMALL, jobs, given, tmp_path, "synthetic", stop, **options)
 
 
-def test_failed_runs_are_left_out_and_only_they_are_run_again(tmp_path, runs, capsys):
-    assert run_all(tmp_path) == 1 and len(runs) == 8
+@AT_ONCE
+def test_failed_runs_are_left_out_and_only_they_are_run_again(tmp_path, runs, capsys, at_once):
+    assert run_all(tmp_path, at_once=at_once) == 1 and len(runs) == 8
     lines = json.loads((tmp_path / "table.json").read_text())
     assert [(line["setting"], line["row"], line["seeds"]) for line in lines] == [
         *(("x", "one", 2), ("x", "Two (L_a)", 1), ("x", "oracle", 0)),
@@ -297,11 +303,8 @@ def folders(*needs):
     return [*made[:2], made[2]._replace(needs=tuple(made[number].workdir for number in needs))]
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no cores can be chosen")
+@two_cores
 def test_runs_at_the_same_time_have_cores_of_their_own():
-    cores = os.sched_getaffinity(0)
-    if len(cores) < 2:
-        pytest.skip("one core")
     meet = threading.Barrier(2, timeout=20)
 
     def call(job):
@@ -310,15 +313,14 @@ def test_runs_at_the_same_time_have_cores_of_their_own():
         return os.sched_getaffinity(0)
 
     shares = {job.row: share for job, share in in_order(folders(), call, 2)}
-    assert shares["a"] | shares["b"] == cores == os.sched_getaffinity(0)
+    assert shares["a"] | shares["b"] == CORES == os.sched_getaffinity(0)
     assert not shares["a"] & shares["b"] and shares["c"] in (shares["a"], shares["b"])
-    with pytest.raises(ValueError, match=f"may use {len(cores)} cores"):
-        list(in_order(folders(), call, len(cores) + 1))
+    with pytest.raises(ValueError, match=f"may use {len(CORES)} cores"):
+        list(in_order(folders(), call, len(CORES) + 1))
 
 
+@two_cores
 def test_a_run_waits_for_those_that_it_needs():
-    if len(os.sched_getaffinity(0)) < 2:
-        pytest.skip("one core")
     ended = []
 
     def call(job):
@@ -331,26 +333,24 @@ def test_a_run_waits_for_those_that_it_needs():
     assert ended == ["b", "a", "c"]
 
 
+@two_cores
 def test_a_later_job_begins_while_one_waits():
-    if len(os.sched_getaffinity(0)) < 2:
-        pytest.skip("one core")
-    first, second = threading.Event(), threading.Event()
+    begun = threading.Event()
     a, b, c = folders()
 
     def call(job):
         if job.row == "a":
-            assert second.wait(20)  # c has begun, although b is before it
-        (second if job.row == "c" else first).set()
+            assert begun.wait(20)  # c begins, although b is before it
+        elif job.row == "c":
+            begun.set()
 
     todo = [a, b._replace(needs=(a.workdir,)), c]
     assert [job.row for job, _ in in_order(todo, call, 2)] == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("at_once", [1, 2])
+@AT_ONCE
 @pytest.mark.parametrize("needs", [(), (0,)])
 def test_after_an_error_no_job_begins_and_the_others_are_asked_to_end(at_once, needs):
-    if len(os.sched_getaffinity(0)) < at_once:
-        pytest.skip("one core")
     begun, asked = [], threading.Event()
 
     def call(job):
