@@ -78,10 +78,11 @@ def _take(opened: _Opened, how: int, path: Path, name: str) -> bool:
     try:
         fcntl.flock(opened, how | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise RuntimeError(
-            f"{path} is held by {_holder(path)}: wait for it to end, stop it (kill its pid), or "
-            f"use another {name}"
-        ) from None
+        holder = _holder(path)
+        cure = "wait for it to end, stop it (kill its pid)"
+        if holder == f"pid {os.getpid()} on {socket.gethostname()}":
+            cure = "that is this process: close what holds it here"  # a notebook must not be killed
+        raise RuntimeError(f"{path} is held by {holder}: {cure}, or use another {name}") from None
     except OSError:
         return False
     return True

@@ -857,7 +857,8 @@ def _end(process: int, worker: Worker, committing: Committer | None, base: Datab
     """Serves what waits and commits it; in a forked process there is nothing to end."""
     if os.getpid() == process:
         if _serves(worker, committing):  # the last request held the store; no thread joins itself
-            threading.Thread(target=_end, args=(process, worker, committing, base)).start()
+            parts = process, worker, committing, base
+            threading.Thread(target=_end, args=parts, name="streams-end").start()
             return
         worker.close()
         if committing is not None:

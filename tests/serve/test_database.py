@@ -137,7 +137,7 @@ def test_the_map_grows_and_readers_of_other_processes_follow(tmp_path):
 
 def test_a_second_writer_is_refused_and_a_reader_needs_a_database(tmp_path):
     base = Database(tmp_path / "a", ABOUT)
-    with pytest.raises(RuntimeError, match=f"is held by pid {os.getpid()} .* use another store"):
+    with pytest.raises(RuntimeError, match=f"held by pid {os.getpid()} .* this process: close"):
         Database(tmp_path / "a", ABOUT)
     base.close()
     Database(tmp_path / "a", ABOUT).close()

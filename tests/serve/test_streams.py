@@ -143,7 +143,7 @@ def test_a_database_opens_as_it_was_closed(tmp_path):
     store, histories = streams(store=tmp_path), {"a": list(range(9)), "b": [3], b"c": [4, 5]}
     store.write(list(histories), list(histories.values()))
     store.reset(["b"])
-    with pytest.raises(RuntimeError, match=f"is held by pid {os.getpid()} .* another store"):
+    with pytest.raises(RuntimeError, match=f"held by pid {os.getpid()} .* this process: close"):
         streams(store=tmp_path)
     store.close()
     del histories["b"]
