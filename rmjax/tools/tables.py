@@ -195,6 +195,16 @@ WORLDS: dict[str, Changes] = {
     }
     for segments in (6, 20, 50, 100)
 }
+# What may help a task of bAbI: {row: changes}.
+BABI: dict[str, Changes] = {
+    "two hops": {},
+    "four hops": {"reason.hops": 4, "reason.norm": True},
+    "slots meet": {"reason.mix": 2},
+    "three layers": {"machine.layers": 3},
+    "bi-GRU": {"machine.encoder": "bigru"},
+    "softmax over items": {"machine.normalize": "items", "machine.item_scale": 1.0},
+    "with rehearsal": {"rehearsal.recollection": 1.0, "rehearsal.familiarity": 0.5},
+}
 
 TABLES = {
     "cm1": Table(
@@ -358,6 +368,15 @@ TABLES = {
         WORLDS,
         baseline="without rehearsal",
         compared=("early", "later"),
+    ),
+    # For configs/babi.py:local. A run takes at most ten minutes on one core.
+    "babi_alone": Table(
+        "Error of each task of bAbI, trained alone",
+        {name: Row(changes) for name, changes in BABI.items()},
+        {
+            f"qa{n}": {"data.babi.tasks": str(n), "train.steps": 4000, "train.eval_every": 500}
+            for n in range(1, 21)
+        },
     ),
     # One training of a row sees streams of all sizes, and gives its complete curve.
     "capacity": Table(

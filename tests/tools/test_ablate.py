@@ -176,7 +176,12 @@ def test_the_start_of_a_row_is_a_run_of_the_table():
 
 
 @pytest.mark.parametrize(
-    ("name", "card"), [("few", ("xlong", "local,few")), ("forgetting", ("synthetic", "local"))]
+    ("name", "card"),
+    [
+        ("few", ("xlong", "local,few")),
+        ("forgetting", ("synthetic", "local")),
+        ("babi_alone", ("babi", "local")),
+    ],
 )
 def test_every_run_reads_what_its_row_and_its_setting_change(name, card):
     table = TABLES[name]
@@ -479,7 +484,8 @@ def test_a_table_of_other_data_is_refused(card, table, cause):
 
 
 def test_tables_fit_their_own_data():
-    tables = {"xlong": ("rm4", "rm5", "cm5"), "synthetic": ("cm1", "cm_long"), "babi": ("rm1",)}
+    tables = {"xlong": ("rm4", "rm5", "cm5"), "synthetic": ("cm1", "cm_long")}
+    tables |= {"babi": ("rm1", "babi_alone")}
     tables |= {"sorting": ("mem4", "mem6")}
     tables |= {"recall": ("capacity",)}
     tables["xlong"] += ("few",)
