@@ -68,6 +68,7 @@ KINDS = {  # names in the papers -> kinds of machines
     "HPMN": "hpmn",
     "MIMN": "mimn",
 }
+MODERN = {"Gated delta": "gated_delta", "Titans": "titans", "RMT": "rmt", "FFM": "ffm"}
 CM: dict[str, object] = {
     "machine.kind": "continual",
     "rehearsal.fragments": 5,
@@ -383,15 +384,12 @@ TABLES = {
         "Accuracy by the number of pairs",
         {
             "Multi-Hop Reason (all items)": Row({"machine.kind": "multihop_reason"}),
-            "GRU": Row({"machine.kind": "gru"}),
-            "GRU of 128": Row({"machine.kind": "gru", "machine.dim": 128}),
-            "DNC": Row({"machine.kind": "dnc"}),
-            "Gated delta": Row({"machine.kind": "gated_delta"}),
+            **{name: _system(kind, {}) for name, kind in (KINDS | MODERN).items()},
+            "GRU4REC of 128": Row({"machine.kind": "gru", "machine.dim": 128}),
             # About as many numbers in the state as a GRU of 128.
             "Gated delta of 12": Row(
                 {"machine.kind": "gated_delta", "machine.dim": 12, "machine.heads": 1}
             ),
-            "FFM": Row({"machine.kind": "ffm"}),
             "RM": Row({"machine.kind": "rehearsal"}),
             "CM": Row({"machine.kind": "continual"}),
             "RM with rehearsal": Row(
