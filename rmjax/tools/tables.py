@@ -196,6 +196,32 @@ WORLDS: dict[str, Changes] = {
     }
     for segments in (6, 20, 50, 100)
 }
+PRINTED: Changes = {
+    "rehearsal.recollection": 1.0,
+    "rehearsal.familiarity": 0.5,
+    "rehearsal.mask_ratio": 0.5,
+    "rehearsal.negatives": "uniform",
+    "rehearsal.sampler": "uniform",
+}
+ALONE: Changes = {**PRINTED, "rehearsal.familiarity": 0.0}
+COMPLETE: Changes = {**ALONE, "rehearsal.mask_ratio": 1.0}
+PARTNER: Changes = {**COMPLETE, "rehearsal.negatives": "partner"}
+# What a rehearsal may ask for: {row: changes}. "Partner" negatives are another stream's items.
+REHEARSALS: dict[str, Changes] = {
+    "none": NO_REHEARSAL,
+    "half of each fragment, and familiarity": PRINTED,
+    "half of each fragment": ALONE,
+    "half, partner negatives": {**ALONE, "rehearsal.negatives": "partner"},
+    "half, in runs of five": {**ALONE, "rehearsal.span": 5},
+    "complete fragments": COMPLETE,
+    "complete, near negatives": {**COMPLETE, "rehearsal.negatives": "near"},
+    "complete, negatives of the stream": {**COMPLETE, "rehearsal.negatives": "stream"},
+    "complete, partner negatives": PARTNER,
+    "partner, rising weight": {**PARTNER, "rehearsal.schedule": "rising"},
+    "partner, falling weight": {**PARTNER, "rehearsal.schedule": "falling"},
+    "partner, balanced gradients": {**PARTNER, "rehearsal.balance": 1.0},
+    "partner, items detached": {**PARTNER, "rehearsal.detach_items": True},
+}
 # What may help a task of bAbI: {row: changes}.
 BABI: dict[str, Changes] = {
     "two hops": {},
@@ -369,6 +395,12 @@ TABLES = {
         WORLDS,
         baseline="without rehearsal",
         compared=("early", "later"),
+    ),
+    # For any task with rehearsal; --config.rehearsal.sampled_items must not be 0.
+    "rehearsals": Table(
+        "What a rehearsal asks for, and its memory gain",
+        {name: Row(changes) for name, changes in REHEARSALS.items()},
+        baseline="none",
     ),
     # For configs/babi.py:local. A run takes at most ten minutes on one core.
     "babi_alone": Table(

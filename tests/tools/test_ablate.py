@@ -180,6 +180,7 @@ def test_the_start_of_a_row_is_a_run_of_the_table():
     [
         ("few", ("xlong", "local,few")),
         ("forgetting", ("synthetic", "local")),
+        ("rehearsals", ("xlong", "local,few")),
         ("babi_alone", ("babi", "local")),
     ],
 )
@@ -488,8 +489,8 @@ def test_tables_fit_their_own_data():
     tables |= {"babi": ("rm1", "babi_alone")}
     tables |= {"sorting": ("mem4", "mem6")}
     tables |= {"recall": ("capacity",)}
-    tables["xlong"] += ("few",)
-    tables["synthetic"] += ("forgetting",)
+    tables["xlong"] += ("few", "rehearsals")
+    tables["synthetic"] += ("forgetting", "rehearsals")
     for card, names in tables.items():
         base = config.base()
         base.data.name = card
