@@ -240,6 +240,20 @@ def test_a_table_of_ablate_writes_a_record_and_keeps_its_prose(tmp_path):
     assert ledger.read(path)["seeds"] == [0, 1]
 
 
+def test_a_wide_table_has_a_column_for_each_row(tmp_path):
+    table = Table("A table", {"a": Row({}), "b": Row({})}, {"x": {}, "y": {}}, wide=True)
+    path, half = tmp_path / "t.json", {k: v for k, v in results().items() if k[:2] != ("y", "b")}
+    ledger.keep(path, ablate.record_of(table, half, "d", ["--table=t"]))
+    half = {("y", "b", 0): results()["y", "b", 1]}
+    ledger.keep(path, ablate.record_of(table, half, "d", ["--settings=y", "--rows=b"]))
+    record = ledger.read(path)
+    assert len(record["commands"]) == 2 and ledger.grid(record["tables"][0]) == [
+        ["setting", "a", "a, by seed", "b", "b, by seed"],
+        ["x", "0.5500 ± 0.0707", "0.5000, 0.6000", "0.8000 ± 0.0707", "0.7500, 0.8500"],
+        ["y", "0.5500 ± 0.0707", "0.5000, 0.6000", "0.8500", "0.8500"],
+    ]
+
+
 def test_a_record_has_the_differences_that_are_printed(tmp_path):
     table = Table("A table", {"a": Row({}), "b": Row({})}, {"x": {}, "y": {}}, baseline="a")
     runs = results()

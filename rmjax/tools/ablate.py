@@ -24,7 +24,7 @@ import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +248,11 @@ def _heading(measure: str) -> str:
     return measure.removeprefix("test_")
 
 
+def _test_key(columns: Iterable[str]) -> str:
+    """The column of the test measure: the first that begins with 'test_'."""
+    return next(key for key in columns if key.startswith("test_"))
+
+
 def readers_of(table: Table, results: Results, setting: str) -> dict[str, list[Line]]:
     """Collects the lines of the final tables by who answered.
 
@@ -279,10 +284,13 @@ def record_of(table: Table, results: Results, data: str, command: Sequence[str])
 
     Returns:
       The record: a table for each setting with the values of all seeds, and one of the paired
-      differences if the table has a baseline. It has no prose.
+      differences if the table has a baseline. A wide table has one for all settings. It has no
+      prose.
     """
     tables: list[ledger.Numbers] = []
-    for setting in table.settings:
+    if table.wide and results:
+        tables.append({"name": "", "digits": ledger.DIGITS, "rows": _wide_rows(table, results)})
+    for setting in () if table.wide else table.settings:
         rows: list[ledger.Row] = []
         for name, runs in readers_of(table, results, setting).items():
             row: dict[str, str | ledger.Cell] = {"row": name}
@@ -307,6 +315,19 @@ def record_of(table: Table, results: Results, data: str, command: Sequence[str])
     seeds = sorted({seed for _, _, seed in results})
     commands = [shlex.join(["python", "-m", "rmjax.ablate", *command])]
     return {"title": table.source, "commands": commands, "seeds": seeds, "tables": tables}
+
+
+def _wide_rows(table: Table, results: Results) -> list[ledger.Row]:
+    """The test measure alone: a line for each setting, and a column for each row of the table."""
+    lines: list[ledger.Row] = []
+    for setting in table.settings:
+        line: dict[str, str | ledger.Cell] = {ledger.SETTING: setting}
+        for name in table.rows:
+            if runs := readers_of(table, results, setting).get(name):
+                line[name] = ledger.Cell(values=[float(run[_test_key(run)]) for run in runs])
+        if len(line) > 1:
+            lines.append(line)
+    return lines
 
 
 def _difference_row(line: Line) -> ledger.Row:
@@ -341,7 +362,7 @@ def compare(table: Table, results: Results) -> list[Line]:
             ]
             if name == table.baseline or len(pairs) < 2:
                 continue
-            test = next(key for key in pairs[0][0] if key.startswith("test_"))
+            test = _test_key(pairs[0][0])
             # Other data than those of the table's own card may lack some measures.
             further = [m for m in table.compared if all(m in row for row, _ in pairs)]
             for measure in [test, *further]:
@@ -568,7 +589,7 @@ def draw(table: Table, todo: list[Job], results: Results, workdir: Path) -> None
         logging.warning("no figure: the results have no columns such as '4%s'", table.curve)
         return
     columns = next(iter(rows.values()))[0][0]
-    measure = next(key.removeprefix("test_") for key in columns if key.startswith("test_"))
+    measure = _test_key(columns).removeprefix("test_")
     curves.keep(made, table.curve, workdir, table.source, measure)
     print(f"\n{curves.markdown(made, table.curve)}")
 

@@ -27,6 +27,7 @@ from typing import TypedDict
 
 from rmjax.io import atomic, text
 
+SETTING = "setting"  # the first column of a table whose other columns are rows of an ablation
 DIGITS = 4  # decimals of a number, where the table does not say
 
 
@@ -248,8 +249,9 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 def keep(path: Path, record: Record) -> None:
     """Writes the numbers of a record; an older record in the file keeps its prose.
 
-    Rows replace those of the same name in the table of the same name. All other rows stay. If any
-    stays, so do the commands and the seeds of the older record, beside the new ones.
+    Rows replace those of the same name in the table of the same name. All other rows stay, and so
+    do other columns of a row that names a setting. If any stays, so do the commands and the seeds
+    of the older record, beside the new ones.
 
     Args:
       path: of the JSON file.
@@ -280,13 +282,22 @@ def keep(path: Path, record: Record) -> None:
     atomic.write(path, json.dumps(ordered, indent=1, ensure_ascii=False) + "\n")
 
 
-def _names(record: Record) -> set[tuple[str, object]]:
-    """(table, row) of all rows of a record."""
-    tables = record.get("tables", [])
-    return {(t.get("name", ""), next(iter(r.values()))) for t in tables for r in t["rows"]}
+def _names(record: Record) -> set[tuple[object, ...]]:
+    """(table, row) of all rows of a record; (table, row, column) where a row names a setting."""
+    return {
+        (table.get("name", ""), next(iter(row.values())), *column)
+        for table in record.get("tables", [])
+        for row in table["rows"]
+        for column in (((key,) for key in row) if SETTING in row else ((),))
+    }
 
 
 def _with_rows(old: Numbers, new: Numbers) -> Numbers:
     """The new table, with the rows of the old one that it does not have, in the old order."""
     by_name = lambda rows: {next(iter(row.values())): row for row in rows}
-    return {**new, "rows": [*{**by_name(old["rows"]), **by_name(new["rows"])}.values()]}
+    before = by_name(old["rows"])
+    rows = {
+        name: {**before.get(name, {}), **row} if SETTING in row else row
+        for name, row in by_name(new["rows"]).items()
+    }
+    return {**new, "rows": [*{**before, **rows}.values()]}

@@ -43,6 +43,7 @@ class Table(NamedTuple):
       starts: {name: changes} of runs that rows begin with. Each is made once for each seed, without
         the changes of a setting, and has no line in the table.
       compared: further columns that are compared with the baseline, beside the test measure.
+      wide: a record has one line for each setting and one column for each row, of the test measure.
     """
 
     source: str
@@ -53,6 +54,7 @@ class Table(NamedTuple):
     curve: str = ""
     starts: Mapping[str, Changes] = {}
     compared: tuple[str, ...] = ()
+    wide: bool = False
 
 
 NO_REHEARSAL: dict[str, object] = {"rehearsal.recollection": 0.0, "rehearsal.familiarity": 0.0}
@@ -410,6 +412,7 @@ TABLES = {
             f"qa{n}": {"data.babi.tasks": str(n), "train.steps": 4000, "train.eval_every": 500}
             for n in range(1, 21)
         },
+        wide=True,
     ),
     # One training of a row sees streams of all sizes, and gives its complete curve.
     "capacity": Table(
