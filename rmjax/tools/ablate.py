@@ -146,6 +146,31 @@ def check_fits(table: Table, config: ConfigDict) -> None:
             )
 
 
+def check_valid(table: Table, config: ConfigDict) -> None:
+    """Checks the config of every run, so that no mistake is found after hours of other runs.
+
+    Args:
+      table: the rows and settings to run.
+      config: the config that they change.
+
+    Raises:
+      ValueError: a config is not valid; names the row, the setting and the cause.
+    """
+    runs = [
+        (name, setting, {**common, **row.changes})
+        for setting, common in table.settings.items()
+        for name, row in table.rows.items()
+    ]
+    for name, setting, changes in runs + [(name, "", one) for name, one in table.starts.items()]:
+        changed = config.copy_and_resolve_references()
+        try:
+            changed.update_from_flattened_dict(changes)
+            configs.validate(changed)
+        except (ValueError, TypeError) as error:
+            place = f"{name!r}, {setting!r}" if setting else repr(name)
+            raise ValueError(f"--table: the row {place}: {error}; --rows leaves it out") from error
+
+
 def check_same_config(config: ConfigDict, workdir: Path) -> None:
     """Keeps the config in ablation.json, or compares it with the one that began the table.
 
@@ -406,6 +431,7 @@ def main(argv: Sequence[str]) -> int:
         full = prepared(name, config.data.name, _TUNED.value, _ORIGINAL.value)
         check_fits(full, config)
         table = choose(full, _ROWS.value, _SETTINGS.value)
+        check_valid(table, config)
         with lock(workdir), Preemption() as stop:
             check_same_config(config, workdir)
             check_same_rows(name, table, workdir)

@@ -484,6 +484,21 @@ def test_a_table_of_other_data_is_refused(card, table, cause):
         ablate.check_fits(TABLES[table], base)
 
 
+def test_a_config_that_is_not_valid_is_found_before_the_first_run():
+    base, table = get_card("synthetic", "local"), TABLES["rehearsals"]
+    kept = base.to_json()
+    cause = "the row 'complete, near negatives': .* needs config.rehearsal.sampled_items above 0"
+    with pytest.raises(ValueError, match=cause):
+        ablate.check_valid(table, base)
+    assert base.to_json() == kept
+    base.rehearsal.sampled_items = 40
+    ablate.check_valid(table, base)
+    rows = {"a": Row({"machine.slots": 2})}
+    heads = Table("A table", rows, {"x": {}, "y": {"machine.heads": 3}})
+    with pytest.raises(ValueError, match="the row 'a', 'y': .*machine.heads"):
+        ablate.check_valid(heads, base)
+
+
 def test_tables_fit_their_own_data():
     tables = {"xlong": ("rm4", "rm5", "cm5"), "synthetic": ("cm1", "cm_long")}
     tables |= {"babi": ("rm1", "babi_alone")}
