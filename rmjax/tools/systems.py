@@ -81,7 +81,20 @@ DEFAULTS: Mapping[str, Changes] = {
 # {config.data.name: {row of the table 'memories': changes}}, chosen on the validation split by
 #     python -m rmjax.ablate --table=tune --config=... --seeds=1
 # which prints the entry of its data. --tuned=<its tuned.json> serves until the entry stands here.
-TUNED: Mapping[str, Mapping[str, Changes]] = {}
+TUNED: Mapping[str, Mapping[str, Changes]] = {
+    "synthetic": {  # configs/synthetic.py:discrete,local, seed 0; docs/results/memories.md
+        row: {"train.learning_rate": rate, "train.clip": 5.0}
+        for rate, rows in {
+            2e-3: ("CM reason only", "rmt"),
+            3e-3: ("RM", "CM", "RM reason only", "dnc", "dmsdnc", "ffm"),
+            1e-2: (
+                *("gru", "buffer", "directly_reason", "multihop_reason", "nutm", "compressive"),
+                *("hpmn", "mimn", "gated_delta", "titans"),
+            ),
+        }.items()
+        for row in rows
+    },
+}
 
-LEARNING_RATES = (3e-4, 1e-3, 3e-3)  # that the table 'tune' tries
+LEARNING_RATES = (3e-4, 1e-3, 2e-3, 3e-3, 1e-2)  # that the table 'tune' tries
 CLIPS = (5.0, 10.0)
