@@ -14,7 +14,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -49,7 +48,7 @@ MORE = {  # part of a command of README.md -> flags that make it tiny
     "configs/clicks.py:local": f"{STEPS} --config.data.cache_dir=cache "
     "--config.rehearsal.recollection=0. --config.rehearsal.familiarity=0.",
     "rmjax.recommend": "",
-    "rmjax.serve": "--port={port} --max_users=1 --max_items=10 --cache=64",
+    "rmjax.serve": "--port=0 --max_users=1 --max_items=10 --cache=64",
 }
 PARSED = {  # part of a command of README.md -> why it does not run
     "-m venv": "makes an environment",
@@ -344,28 +343,27 @@ def run(command: Command, folder: Path) -> str:
 
 def serve(words: list[str], folder: Path) -> str:
     """Starts the service, waits until it is ready, and ends it; returns its page."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    line = [word.format(port=port) for word in words]
-    process = subprocess.Popen(
-        line, cwd=folder, env=environment(folder), stderr=subprocess.PIPE, text=True
-    )
+    log = folder / "serve.log"
+    with log.open("w") as errors:
+        process = subprocess.Popen(words, cwd=folder, env=environment(folder), stderr=errors)
+    address = None
     try:
-        while not ready(port):
-            assert process.poll() is None, process.stderr.read()
+        while not (address and ready(address[1])):
+            assert process.poll() is None, log.read_text()
             time.sleep(0.1)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/") as page:
+            address = re.search(r"(http://\S+): serves", log.read_text())
+        with urllib.request.urlopen(address[1]) as page:
             text = page.read().decode()
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
+        process.wait(timeout=60)
     assert process.returncode == 0
     return text
 
 
-def ready(port: int) -> bool:
+def ready(address: str) -> bool:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=10) as reply:
+        with urllib.request.urlopen(f"{address}/readyz", timeout=10) as reply:
             return reply.status == 200
     except (urllib.error.URLError, ConnectionError):
         return False

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -67,17 +67,22 @@ def served(
     Yields:
       The process and a client.
     """
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    process = start(store, f"--port={port}", *flags, before=before)
+    process = start(store, "--port=0", *flags, before=before)
     try:
-        client = Client(f"http://127.0.0.1:{port}")
+        while not (address := re.search(r"(http://\S+): serves", log_of(store).read_text())):
+            _wait(process, store)
+        client = Client(address[1])
         while not _ready(client):
-            assert process.poll() is None, log_of(store).read_text()
-            time.sleep(0.05)
+            _wait(process, store)
         yield process, client
     finally:
         _end(process, signal.SIGTERM)
+
+
+def _wait(process: subprocess.Popen, store: Path) -> None:
+    """Waits a little for a service, which must not have ended."""
+    assert process.poll() is None, log_of(store).read_text()
+    time.sleep(0.05)
 
 
 def _end(process: subprocess.Popen, sign: signal.Signals) -> None:

@@ -49,7 +49,7 @@ class Server:
 
     def wait_for(self, pattern: str) -> re.Match:
         """The first place of the log that fits a pattern."""
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300  # of a busy machine
         while not (match := re.search(pattern, self.log.read_text())):
             assert self.process.poll() is None and time.monotonic() < end, self.log.read_text()
             time.sleep(0.02)
