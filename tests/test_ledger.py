@@ -107,8 +107,8 @@ def test_a_table_or_number_that_no_record_has_is_named(copy):
     with pytest.raises(ValueError, match="'clikcs'; there are tasks, memories, babi"):
         written(copy)
     known = pages.records()
-    assert pages.number("cm1#discrete|CM (Full)|accuracy", known) == "0.834 ± 0.039"
-    assert pages.number("cm1#consecutive|CM (Full)|accuracy", known) == "0.927 ± 0.004"
+    assert pages.number("cm1#discrete|Multi-Hop Reason|accuracy", known) == "0.937 ± 0.007"
+    assert pages.number("cm1#consecutive|Multi-Hop Reason|accuracy", known) == "1.000 ± 0.000"
     for wrong in ("cm1#discrete|CM (Full)|acc", "cm1|CM|all", "cm9|CM|all", "clicks|RM|test AUC"):
         with pytest.raises(ValueError, match=re.escape(wrong)):
             pages.number(wrong, known)
@@ -204,9 +204,8 @@ def results():
 
 
 def test_a_table_of_ablate_writes_a_record_and_keeps_its_prose(tmp_path):
-    table = Table(
-        "A table", {"a": Row({}, {"x": {"test_auc": 0.7}}), "b": Row({})}, {"x": {}, "y": {}}
-    )
+    rows = {"a": Row({}, {"x": {"test_auc": 18.71 / 100}}), "b": Row({})}
+    table = Table("A table", rows, {"x": {}, "y": {}})
     record = ablate.record_of(table, results(), "d", ["--table=t", "--rows=b c"])
     path = tmp_path / "new" / "t.json"
     ledger.keep(path, record)
@@ -215,7 +214,7 @@ def test_a_table_of_ablate_writes_a_record_and_keeps_its_prose(tmp_path):
     assert first["seeds"] == [0, 1] and [t["name"] for t in first["tables"]] == ["x", "y"]
     assert ledger.grid(first["tables"][0]) == [
         ["row", "auc", "auc, by seed", "auc, paper", "state floats"],
-        ["a", "0.5500 ± 0.0707", "0.5000, 0.6000", "0.7000", "8"],
+        ["a", "0.5500 ± 0.0707", "0.5000, 0.6000", "0.1871", "8"],
         ["b", "0.8000 ± 0.0707", "0.7500, 0.8500", "", "8"],
         ["oracle", "0.9000", "", "", ""],
     ]

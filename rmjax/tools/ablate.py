@@ -328,7 +328,7 @@ def record_of(table: Table, results: Results, data: str, command: Sequence[str])
                 same = name not in table.rows  # a reference is the same for every seed
                 cell = ledger.Cell(mean=values[0]) if same else ledger.Cell(values=values)
                 if measure in paper:
-                    cell["paper"] = paper[measure]
+                    cell["paper"] = float(f"{paper[measure]:.6g}")  # percents were divided
                 row[_heading(measure)] = cell
             rows.append(row)
         if rows:
