@@ -17,7 +17,7 @@ fifth of the stream. `:local` is a reduced world: 80 facts, streams of 60, 8 que
 Hardware and time: `:local` takes 1.5 to 2.7 minutes on two CPU cores. The paper's world with a
 batch of 64 took 65 minutes for 1,716 steps on them, and had not begun to learn.
 
-Score: accuracy at `:local`, three seeds: CM 0.927 +- 0.004, or 0.834 +- 0.039 with `:discrete`
+Score: accuracy at `:local`, three seeds: CM 0.918 +- 0.004, or 0.826 +- 0.019 with `:discrete`
 (chance 0.25). The paper's accuracy in its own world is 0.301, or 0.236 with discrete evidence.
 """
 

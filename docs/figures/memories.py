@@ -33,7 +33,7 @@ def draw() -> Figure:
         name, size, accuracy = str(row["memory"]), row["bytes of state"], row["accuracy"]
         assert not isinstance(size, str) and not isinstance(accuracy, str)
         if "reason only" in name:
-            continue  # at the place of the one with rehearsal
+            continue  # three points of one machine would cover each other
         place = ledger.mean(size), ledger.mean(accuracy)
         colour = "#0550ae" if name in REHEARSE else "#57606a" if name in GROWS else "#d9730d"
         marker = {"#0550ae": "o", "#57606a": "D", "#d9730d": "s"}[colour]

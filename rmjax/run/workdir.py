@@ -42,7 +42,8 @@ def lock(workdir: str | Path, *, reading: bool = False, name: str = "workdir") -
       None, while the lock is held.
 
     Raises:
-      RuntimeError: another process holds the lock; names the process and the cure.
+      RuntimeError: another process holds the lock, or this one does already; names the process and
+        the cure.
       OSError: the workdir cannot be written to, and `reading` is False.
     """
     folder = Path(workdir)
@@ -70,7 +71,13 @@ def lock(workdir: str | Path, *, reading: bool = False, name: str = "workdir") -
             )
         if not reading:
             _sign(opened[-1], path)
-        yield
+        try:
+            yield
+        finally:
+            # This process does not hold what others lock later; a forked child closed it.
+            if not reading and opened[-1] in _OPEN:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(opened[-1].fileno(), 0)
 
 
 def _take(opened: _Opened, how: int, path: Path, name: str) -> bool:

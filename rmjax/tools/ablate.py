@@ -156,17 +156,18 @@ def check_valid(table: Table, config: ConfigDict) -> None:
     Raises:
       ValueError: a config is not valid; names the row, the setting and the cause.
     """
-    runs = [
+    runs = [(name, "", changes) for name, changes in table.starts.items()]
+    runs += [
         (name, setting, {**common, **row.changes})
         for setting, common in table.settings.items()
         for name, row in table.rows.items()
     ]
-    for name, setting, changes in runs + [(name, "", one) for name, one in table.starts.items()]:
+    for name, setting, changes in runs:
         changed = config.copy_and_resolve_references()
         try:
             changed.update_from_flattened_dict(changes)
             configs.validate(changed)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             place = f"{name!r}, {setting!r}" if setting else repr(name)
             raise ValueError(f"--table: the row {place}: {error}; --rows leaves it out") from error
 
@@ -469,6 +470,11 @@ def prepared(name: str, data: str, tuned: str | None, original: bool) -> Table:
         raise ValueError(f"--tuned: --table={name} has no tuned values; only 'memories' has")
     if name == "memories":
         values = systems.TUNED.get(data, {})
+        if values and not tuned:
+            logging.info(
+                "rates were tuned on configs/synthetic.py:discrete,local; for other sizes, "
+                "--table=tune searches and --tuned= takes what it found"
+            )
         if tuned:
             path = paths.resolve(tuned, "--tuned")
             kept_values = text.read_json(path, "run --table=tune again")

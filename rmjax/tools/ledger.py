@@ -288,7 +288,7 @@ def _names(record: Record) -> set[tuple[object, ...]]:
         (table.get("name", ""), next(iter(row.values())), *column)
         for table in record.get("tables", [])
         for row in table["rows"]
-        for column in (((key,) for key in row) if SETTING in row else ((),))
+        for column in (((key,) for key in row) if next(iter(row)) == SETTING else ((),))
     }
 
 
@@ -297,7 +297,7 @@ def _with_rows(old: Numbers, new: Numbers) -> Numbers:
     by_name = lambda rows: {next(iter(row.values())): row for row in rows}
     before = by_name(old["rows"])
     rows = {
-        name: {**before.get(name, {}), **row} if SETTING in row else row
+        name: {**before.get(name, {}), **row} if next(iter(row)) == SETTING else row
         for name, row in by_name(new["rows"]).items()
     }
     return {**new, "rows": [*{**before, **rows}.values()]}

@@ -82,7 +82,7 @@ DEFAULTS: Mapping[str, Changes] = {
 #     python -m rmjax.ablate --table=tune --config=... --seeds=1
 # which prints the entry of its data. --tuned=<its tuned.json> serves until the entry stands here.
 TUNED: Mapping[str, Mapping[str, Changes]] = {
-    "synthetic": {  # configs/synthetic.py:discrete,local, seed 0; docs/results/memories.md
+    "synthetic": {  # configs/synthetic.py:discrete,local; docs/results/memories_evidence.md
         row: {"train.learning_rate": rate, "train.clip": 5.0}
         for rate, rows in {
             2e-3: ("CM reason only", "rmt"),

@@ -99,6 +99,18 @@ def test_readers_share_a_workdir_but_not_with_a_writer(tmp_path):
             pass
 
 
+def test_a_lock_that_this_process_gave_back_does_not_name_it(tmp_path):
+    own = "that is this process: close"
+    with lock(tmp_path), pytest.raises(RuntimeError, match=own), lock(tmp_path):
+        pass
+    with (
+        lock(tmp_path, reading=True),
+        pytest.raises(RuntimeError, match="another process, such as an evaluation: wait"),
+        lock(tmp_path),
+    ):
+        pass
+
+
 def test_reading_makes_nothing(tmp_path):
     with lock(tmp_path / "none", reading=True):
         assert not (tmp_path / "none").exists()

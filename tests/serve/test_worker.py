@@ -301,6 +301,7 @@ def test_a_callback_must_not_wait_and_a_store_nobody_holds_is_collected(tmp_path
     for thread in threading.enumerate():
         if thread.name == "streams-end":  # it closes the database after those two
             thread.join(20)
+            assert not thread.is_alive()
     same(streams(store=tmp_path), {"a": [1, 2]})
 
 
