@@ -55,6 +55,7 @@ def main(argv: Sequence[str]) -> int:
             model = open_model(asked.workdir)
             limits = Limits(asked.max_body, asked.max_users, asked.max_items, asked.request_seconds)
             with contextlib.closing(model.streams(**_options(asked))) as streams:
+                opened.listen()  # who reads the next line may connect at once, and then waits
                 about = asked.workdir, asked.store or "memory", time.monotonic() - begin
                 text = "%s: serves %s from %s, which were opened in %.1f s."
                 logging.info(text, server.url(opened), *about)
