@@ -79,8 +79,9 @@ def mutated(rng: np.random.Generator) -> tuple[str, bytes, dict[str, bytes], byt
 
 if __name__ == "__main__":
     from rmjax.serve import command
+    from rmjax.serve.http import server
 
-    open_streams = Model.streams
+    open_streams, serve = Model.streams, server.serve
 
     def small(self, **options):
         return open_streams(self, **SHAPES, **options)
@@ -89,8 +90,13 @@ if __name__ == "__main__":
         time.sleep(float(os.environ.get("SECONDS_TO_OPEN", "0")))
         return model()
 
+    def served(*given):
+        time.sleep(float(os.environ.get("SECONDS_TO_SERVE", "0")))
+        serve(*given)
+
     with (
         patch.object(command, "open_model", opened),
         patch.object(Model, "streams", small),
+        patch.object(server, "serve", served),
     ):
         command.cli()

@@ -39,6 +39,7 @@ class Server:
         command = [sys.executable, "-m", "tests.serve.served", "--workdir=made", "--port=0"]
         command += [f"--request_seconds={SECONDS}", *flags]
         started = {"GLIBC_TUNABLES": "glibc.malloc.perturb=0"}  # it does not begin again
+        started |= {"SECONDS_TO_SERVE": "0.5"}  # who connects as soon as it has the address waits
         environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | started
         self.log = folder / "log"
         with self.log.open("wb") as log:
@@ -82,6 +83,7 @@ def server(tmp_path_factory):
 
 def test_a_signal_during_the_compilation_ends_the_server(tmp_path):
     server = Server(tmp_path, "--store=streams.lmdb")
+    server.wait_for("Compiling")
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(60) == 0
     log = server.log.read_text()
