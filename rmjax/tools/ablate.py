@@ -156,20 +156,20 @@ def check_valid(table: Table, config: ConfigDict) -> None:
     Raises:
       ValueError: a config is not valid; names the row, the setting and the cause.
     """
-    runs = [(name, "", changes) for name, changes in table.starts.items()]
+    runs = [(f"start {name!r}", changes) for name, changes in table.starts.items()]
     runs += [
-        (name, setting, {**common, **row.changes})
+        (f"row {name!r}" + (f", {setting!r}" if setting else ""), {**common, **row.changes})
         for setting, common in table.settings.items()
         for name, row in table.rows.items()
     ]
-    for name, setting, changes in runs:
+    for place, changes in runs:
         changed = config.copy_and_resolve_references()
         try:
             changed.update_from_flattened_dict(changes)
             configs.validate(changed)
         except (ValueError, TypeError, KeyError) as error:
-            place = f"{name!r}, {setting!r}" if setting else repr(name)
-            raise ValueError(f"--table: the row {place}: {error}; --rows leaves it out") from error
+            cure = "change --config, or choose other --rows"
+            raise ValueError(f"--table: the {place}: {error}; {cure}") from error
 
 
 def check_same_config(config: ConfigDict, workdir: Path) -> None:

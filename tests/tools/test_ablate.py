@@ -498,6 +498,9 @@ def test_a_config_that_is_not_valid_is_found_before_the_first_run():
     heads = Table("A table", rows, {"x": {}, "y": {"machine.heads": 3}})
     with pytest.raises(ValueError, match="the row 'a', 'y': .*machine.heads"):
         ablate.check_valid(heads, base)
+    begun = Table("A table", {"a": Row({}, start="b")}, starts={"b": {"machine.heads": 3}})
+    with pytest.raises(ValueError, match="the start 'b': .*machine.heads.*; change --config"):
+        ablate.check_valid(begun, base)
 
 
 def test_tables_fit_their_own_data():
