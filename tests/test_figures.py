@@ -80,7 +80,7 @@ def common_rows(record, name):
 
 
 def test_a_missing_table_is_named(figures):
-    with pytest.raises(ValueError, match="no table 'Sizes': it has 'One table of memories'"):
+    with pytest.raises(ValueError, match="no table 'Sizes': it has 'Associative recall'"):
         figures("common").table("recall", "Sizes", "memory")
 
 

@@ -1,4 +1,4 @@
-"""Draws docs/images/capacity.svg: accuracy against the number of pairs in associative recall.
+"""Draws docs/images/capacity.svg: accuracy against the number of pairs in two recall tasks.
 
     python docs/figures/capacity.py
 
@@ -9,22 +9,27 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from common import beside, look, save, table, use_style
+from common import look, save, table, use_style
 from matplotlib.figure import Figure
 
-PAIRS = 2, 4, 8, 16
-ONE_TABLE, SOLVED = "One table of memories", "Settings that solve it"
-# {name in the figure: (table, row, which of the rows of this name)}
-ROWS = {
-    "All items": (ONE_TABLE, "all items (Multi-Hop)", 0),
-    "Gated delta rule": (SOLVED, "gated_delta", 0),
-    "DNC": (SOLVED, "dnc", 0),
-    "Gated delta rule, small": (SOLVED, "gated_delta", 1),
-    "RM": (ONE_TABLE, "RM, softmax over items, slot identity", 0),
-    "CM": (ONE_TABLE, "CM", 0),
-    "GRU": (ONE_TABLE, "GRU of 128", 0),
-    "guess": (ONE_TABLE, "a guess among the stream's values", 0),
+# {panel: name of the table}
+TABLES = {"A key gives the value": "Associative recall", "A context and a key do": "Joint recall"}
+ROWS = {  # {name in the figure: row}
+    "All items": "all items (Multi-Hop)",
+    "Gated delta rule": "Gated delta",
+    "Gated delta rule, small": "Gated delta of 12",
+    "Titans": "Titans",
+    "DNC": "DNC",
+    "NUTM": "NUTM",
+    "DMSDNC": "DMSDNC",
+    "CT": "CT",
+    "RM": "RM",
+    "CM": "CM",
+    "HPMN": "HPMN",
+    "GRU": "GRU4REC of 128",
+    "guess": "a guess among the stream's values",
 }
+GUESSING = "STM", "MIMN", "RMT", "FFM"  # their lines would cover that of a guess
 LABELS = {"All items": "All items (grows)", "guess": "A guess among the values"}
 
 
@@ -33,38 +38,45 @@ class Curve(NamedTuple):
 
     Attributes:
       size: numbers in the state of one stream; None where it grows, or there is none.
-      accuracy: at each number of `PAIRS`.
+      accuracy: {number of pairs: test accuracy}.
     """
 
     size: int | None
-    accuracy: list[float]
+    accuracy: dict[int, float]
 
 
-def curves() -> dict[str, Curve]:
-    """The curve of each row of `ROWS`."""
-    tables = {part: table("recall", part, "memory") for part in (ONE_TABLE, SOLVED)}
-    made = {}
-    for name, (part, row, place) in ROWS.items():
-        numbers = dict(tables[part][row][place])
-        size = numbers.pop("numbers in the state", None)
-        by_pairs = {int(key.split()[0]): value for key, value in numbers.items()}
-        accuracy = [by_pairs[pairs] for pairs in PAIRS]
+def curves(part: str = "Associative recall") -> dict[str, Curve]:
+    """The curve of each row of `ROWS` and `GUESSING` in a table of the record."""
+    rows, made = table("recall", part, "memory"), {}
+    for name, row in (ROWS | {name: name for name in GUESSING}).items():
+        (numbers,) = rows[row]
+        size = numbers.get("numbers in the state")
+        keys = {int(key.split()[0]): key for key in numbers if key.split()[0].isdigit()}
+        accuracy = {pairs: numbers[key] for pairs, key in keys.items()}
         made[name] = Curve(None if size is None else int(size), accuracy)
     return made
 
 
 def draw() -> Figure:
-    """Draws one line for each memory."""
-    figure = Figure(figsize=(8, 4))
-    axes = figure.subplots()
-    for name, curve in curves().items():
-        label = LABELS.get(name) or f"{name} ({curve.size:,})"
-        axes.plot(PAIRS, curve.accuracy, label=label, **look(name))
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(PAIRS, map(str, PAIRS))
-    axes.set(xlabel="pairs in the stream", ylabel="test accuracy", ylim=(0, 1.04))
-    axes.set_title("How many pairs does a memory hold?")
-    beside(axes, title="memory (numbers in its state)", alignment="left")
+    """Draws a panel for each task, and a line for each memory."""
+    figure = Figure(figsize=(10, 4.5))
+    panels = figure.subplots(1, len(TABLES), sharey=True)
+    for axes, (title, part) in zip(panels, TABLES.items(), strict=True):
+        made = curves(part)
+        pairs = list(made["guess"].accuracy)
+        for name in GUESSING:
+            axes.plot(pairs, made[name].accuracy.values(), **look("others"))
+        for name in ROWS:
+            axes.plot(pairs, made[name].accuracy.values(), **look(name))
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(pairs, map(str, pairs))
+        axes.set(xlabel="pairs in the stream", ylim=(0, 1.04), title=title)
+    panels[0].set_ylabel("test accuracy")
+    lines = panels[0].get_lines()[len(GUESSING) - 1 :]
+    labels = [LABELS.get(name) or f"{name} ({made[name].size:,})" for name in ROWS]
+    for line, label in zip(lines, [", ".join(GUESSING), *labels], strict=True):
+        line.set_label(label)
+    figure.legend(loc="outside right center", title="memory (numbers in its state)")
     return figure
 
 

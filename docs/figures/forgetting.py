@@ -34,7 +34,7 @@ def recalled(axes: Axes) -> None:
         accuracy, size = runs[name]["by_age"], runs[name]["state_floats"]
         label = name.replace(", small", "") + (f" ({size:,})" if size else " (ids)")
         axes.plot(np.arange(len(accuracy)), accuracy, label=label, **look(name))
-    guess = curves()["guess"].accuracy[-1]
+    guess = curves()["guess"].accuracy[16]
     axes.axhline(guess, label="a guess among the values", color="#57606a", linestyle=":")
     axes.set(xlabel="later pairs (0: the latest pair)", ylabel="test accuracy", ylim=(0, 1.04))
     axes.set_title("Recall of a pair, by its age")
