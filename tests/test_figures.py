@@ -64,6 +64,15 @@ def test_lines_are_the_measured_numbers(figures):
     assert sizes[-1] == runs["Gated delta rule, d = 24"]["pairs"]["16 pairs"]
 
 
+def test_each_task_of_recall_has_its_own_lines(figures):
+    left, right = figures("capacity").draw().axes
+    for axes, name in ((left, "Associative recall"), (right, "Joint recall")):
+        (row,) = [row for row in common_rows("recall", name) if row["memory"] == "RM"]
+        numbers = [ledger.mean(cell) for key, cell in row.items() if key.split()[0].isdigit()]
+        assert numbers in [list(line.get_ydata()) for line in axes.get_lines()]
+    assert any(line.get_label() == "RM (512)" for line in left.get_lines())
+
+
 def test_the_labels_of_the_figure_are_those_of_the_table(figures):
     module = figures("few_labels")
     assert [*module.LABELS] == sorted(LABELS, key=lambda name: module.LABELS[name])

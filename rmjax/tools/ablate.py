@@ -154,7 +154,7 @@ def check_valid(table: Table, config: ConfigDict) -> None:
       config: the config that they change.
 
     Raises:
-      ValueError: a config is not valid; names the row, the setting and the cause.
+      ValueError: a config is not valid; names the start, or the row and its setting, and the cause.
     """
     runs = [(f"start {name!r}", changes) for name, changes in table.starts.items()]
     runs += [
@@ -168,7 +168,7 @@ def check_valid(table: Table, config: ConfigDict) -> None:
             changed.update_from_flattened_dict(changes)
             configs.validate(changed)
         except (ValueError, TypeError, KeyError) as error:
-            cure = "change --config, or choose other --rows"
+            cure = "change --config, or choose other --rows or --settings"
             raise ValueError(f"--table: the {place}: {error}; {cure}") from error
 
 

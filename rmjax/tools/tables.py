@@ -434,7 +434,7 @@ TABLES = {
                     "rehearsal.familiarity": 0.5,
                 }
             ),
-            "RM (Eq. 1 as printed)": Row(
+            "RM (softmax over slots)": Row(
                 {"machine.kind": "rehearsal", "machine.normalize": "slots"}
             ),
         },

@@ -35,11 +35,11 @@ SECONDS = 2.0  # that clients have
 class Server:
     """A process of `python -m rmjax.serve` with a small model."""
 
-    def __init__(self, folder: Path, *flags: str):
+    def __init__(self, folder: Path, *flags: str, seconds_to_serve: float = 0):
         command = [sys.executable, "-m", "tests.serve.served", "--workdir=made", "--port=0"]
         command += [f"--request_seconds={SECONDS}", *flags]
         started = {"GLIBC_TUNABLES": "glibc.malloc.perturb=0"}  # it does not begin again
-        started |= {"SECONDS_TO_SERVE": "0.5"}  # who connects as soon as it has the address waits
+        started |= {"SECONDS_TO_SERVE": str(seconds_to_serve)}
         environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | started
         self.log = folder / "log"
         with self.log.open("wb") as log:
@@ -79,6 +79,14 @@ def server(tmp_path_factory):
         assert "Traceback" not in made.log.read_text()
     finally:
         made.process.kill()  # nothing is left if the start fails
+
+
+def test_who_reads_the_address_can_connect(tmp_path):
+    server = Server(tmp_path, seconds_to_serve=0.5)
+    try:
+        server.connect().close()
+    finally:
+        server.process.kill()
 
 
 def test_a_signal_during_the_compilation_ends_the_server(tmp_path):
