@@ -71,8 +71,9 @@ def draw() -> Figure:
         for name, curve in curves(part).items():
             x, y = zip(*curve.accuracy.items(), strict=True)
             shown = name in ROWS and axes is panels[0]
+            kind = name if name in ROWS else "others"
             label = LABELS.get(name) or f"{name} ({curve.size:,})"
-            axes.plot(x, y, label=label if shown else "_", **look(name))
+            axes.plot(x, y, label=label if shown else "_", **look(kind))
         axes.set_xscale("log", base=2)
         axes.set_xticks(x, map(str, x))
         axes.set(xlabel="pairs in the stream", ylim=(0, 1.04), title=title)

@@ -37,7 +37,7 @@ LOOKS = {
 
 def look(name: str) -> dict[str, str]:
     """The colour, marker and line of a memory, as arguments of `Axes.plot`."""
-    colour, marker, line = LOOKS.get(name, LOOKS["others"])
+    colour, marker, line = LOOKS[name]
     return {"color": colour, "marker": marker, "linestyle": line}
 
 
