@@ -404,7 +404,7 @@ TABLES = {
         {name: Row(changes) for name, changes in REHEARSALS.items()},
         baseline="none",
     ),
-    # For configs/babi.py:local. A run takes about ten minutes on one core.
+    # For configs/babi.py:local. A run takes 3 to 16 minutes on one core.
     "babi_alone": Table(
         "Error of each task of bAbI, trained alone",
         {name: Row(changes) for name, changes in BABI.items()}
@@ -420,7 +420,7 @@ TABLES = {
         },
         wide=True,
         starts={
-            "the first task": {
+            "the first task": {  # as configs/babi.py:first
                 "data.babi.tasks": "1",
                 "train.steps": 300,
                 "train.eval_every": 100,
