@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from rmjax import machines
 from rmjax.layers import recurrent
 from rmjax.layers.attention import additive_scores, masked_softmax
 from rmjax.layers.dense import Dense
@@ -22,7 +23,7 @@ from rmjax.run.step import init_state, make_train_step
 from rmjax.types import Context, Task
 from tests.oracles import close, f64
 from tests.oracles import rehearsal as oracle
-from tests.small import ITEMS, batch, noise, small, stream
+from tests.small import ITEMS, MACHINES, batch, noise, small, stream
 
 RNG = np.random.default_rng(0)
 
@@ -44,6 +45,30 @@ def test_equations_1_to_3_and_the_segment_encoders(name, how):
     memory = case.run(case.params, items, mask).memory
     for row in range(3):
         close(memory.slots[row], oracle.memorize(f64(case.params), items[row], mask[row], **how))
+
+
+def test_a_bound_cuts_long_slots_only():
+    machine, params = bounded_slots(2.0), jax.tree.map(lambda x: 1.5 * x, small("continual").params)
+    items, mask = stream()
+    memory = machines.memorize(machine, params, items, mask).memory
+    length = np.sqrt(np.square(memory.slots).mean(-1))
+    assert (length < 1.99).any() and (length > 1.999).any()
+    for row in range(3):
+        close(memory.slots[row], oracle.memorize(f64(params), items[row], mask[row], 2, bound=2.0))
+
+
+def test_a_bound_holds_in_a_long_stream_where_slots_grow():
+    params = bounded_slots().init(jax.random.key(0))
+    params["update"]["merge"] *= 1.5
+    items, mask = np.ones((1, 200, 4), np.int32), np.ones((1, 200, 4), bool)
+    slots = lambda bound: machines.memorize(bounded_slots(bound), params, items, mask).memory.slots
+    assert np.abs(slots(0.0)).max() > 1e9
+    assert np.sqrt(np.square(slots(2.0)).mean(-1)).max() <= 2.0
+
+
+def bounded_slots(bound=0.0):
+    _, settings = MACHINES["continual"]
+    return machines.make("continual", ITEMS, **settings, slot_bound=bound)
 
 
 def test_directly_reason_is_a_gru_over_the_whole_stream():

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.initializers import orthogonal
 
-from rmjax.layers import recurrent
+from rmjax.layers import norms, recurrent
 from rmjax.layers.attention import identity
 from rmjax.machines import slots
 from rmjax.registry import at_least, setting
@@ -18,11 +18,20 @@ from rmjax.types import Array, Context, Key, MemoryMachine, Params
 
 @dataclasses.dataclass(frozen=True)
 class Settings(slots.Settings):
-    """Settings of the continual machine: those of every slot machine, and three of its own."""
+    """Settings of the continual machine: those of every slot machine, and four of its own.
+
+    Attributes:
+      slot_bound: largest root mean square of a slot. Nothing bounds W^O W^M, through which each
+        segment passes the slots. If they grow a little in each segment, they overflow in a long
+        stream. The bound is ours.
+    """
 
     item_dim: int = setting(0, at_least(0), "continual: width of items, d_x; 0: machine.dim")
     slot_dim: int = setting(0, at_least(0), "continual: width of slots, d_m; 0: machine.dim")
     subspaces: int = setting(4, at_least(1), "continual: gated subspaces, Z; 1: a single head")
+    slot_bound: float = setting(
+        0.0, at_least(0), "continual: longer slots are cut to this root mean square; 0: no bound"
+    )
 
     def conflicts(self, config: object = None) -> Iterator[str]:
         """Yields a message for each contradiction, see `rmjax.registry.Registry.settings`."""
@@ -68,7 +77,7 @@ def make(num_items: int, settings: Settings, context: Context) -> MemoryMachine:
         m, l = split(slots @ params["slot"]), split(aligned @ params["item"])  # CM Eq. 2
         new = jax.vmap(gate, (0, -2, -2), -2)(params["gru"], m, l)  # CM Eq. 3
         merged: Array = new.reshape(*new.shape[:-2], dim) @ params["merge"]  # W^O Concat(...)
-        return merged
+        return norms.bounded(merged, settings.slot_bound) if settings.slot_bound else merged
 
     widths = slots.Widths(dim, item_dim, slot_dim)
     return slots.make(num_items, settings, context, widths, slots.Update(init, apply))

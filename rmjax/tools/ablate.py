@@ -503,8 +503,7 @@ def choose(table: Table, rows: Sequence[str], settings: Sequence[str] = ()) -> T
       The table with these rows and settings only.
 
     Raises:
-      ValueError: the table has no such row or setting, or the row with the shared teacher is left
-        out.
+      ValueError: the table has no such row or setting, or one that others need is left out.
     """
     for what, named, known in (("row", rows, table.rows), ("setting", settings, table.settings)):
         for name in named:
@@ -514,6 +513,12 @@ def choose(table: Table, rows: Sequence[str], settings: Sequence[str] = ()) -> T
     first = next(iter(table.rows))
     if rows and table.share_teacher and first not in rows:
         raise ValueError(f"--rows: add {first!r}: the other rows use the teacher of this row")
+    needed = list(table.settings)[: len({*settings})]
+    if table.onward and {*settings} != {*needed}:
+        raise ValueError(
+            "--settings: rows of a setting begin with what they learned in the setting before it: "
+            f"name the first ones, such as {','.join(needed)!r}"
+        )
     chosen = lambda items, names: {k: v for k, v in items.items() if k in names or not names}
     kept_rows = chosen(table.rows, rows)
     begun = {row.start for row in kept_rows.values()}

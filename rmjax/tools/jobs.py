@@ -65,6 +65,7 @@ def jobs(table: Table, workdir: Path, seeds: int) -> list[Job]:
         for name, changes in table.starts.items():
             flags = [f"--config.{key}={value}" for key, value in {**changes, "seed": seed}.items()]
             made.append(Job("", name, seed, starts[name], flags))
+        latest: dict[str, Path] = {}  # of each row, if the settings build on one another
         for setting, common in table.settings.items():
             first: Path | None = None
             for name, row in table.rows.items():
@@ -75,9 +76,11 @@ def jobs(table: Table, workdir: Path, seeds: int) -> list[Job]:
                     values["teacher.dir"] = str(first)
                     needs.append(first)
                 first = first or folder
-                if row.start:
-                    values["train.start_from"] = str(starts[row.start])
-                    needs.append(starts[row.start])
+                if begin := latest.get(name) or starts.get(row.start):
+                    values["train.start_from"] = str(begin)
+                    needs.append(begin)
+                if table.onward:
+                    latest[name] = folder
                 flags = [f"--config.{key}={value}" for key, value in values.items()]
                 made.append(Job(setting, name, seed, folder, flags, tuple(needs)))
     return made

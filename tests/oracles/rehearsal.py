@@ -94,7 +94,7 @@ def score(w, a, b):
     return w @ np.tanh(a + b)
 
 
-def write(p, slots, f, mask, normalize="slots", identity=False):
+def write(p, slots, f, mask, normalize="slots", identity=False, bound=np.inf):
     """Eqs. 1 and 2: slots [K, d] after a segment of features f [N, d]."""
     a, seen = p["attention"], slots + p["slots"] if identity else slots
     of_pair = lambda m, x: score(a["score"], m @ a["slot"], x @ a["item"] + a["bias"])
@@ -105,7 +105,8 @@ def write(p, slots, f, mask, normalize="slots", identity=False):
         weights = np.stack([softmax(row) for row in alpha])
     aligned = [sum(w * x for w, x in zip(row, f[mask], strict=True)) for row in weights]
     update = subspaces if "merge" in p["update"] else gru
-    return np.stack([update(p["update"], m, l) for m, l in zip(slots, aligned, strict=True)])
+    new = [update(p["update"], m, l) for m, l in zip(slots, aligned, strict=True)]
+    return np.stack([m / max(1, np.sqrt(np.mean(m**2)) / bound) for m in new])
 
 
 def subspaces(p, m, l):  # noqa: E741

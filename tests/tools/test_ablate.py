@@ -153,6 +153,21 @@ def test_rows_begin_with_a_run_that_all_settings_of_a_seed_share(tmp_path):
     assert ablate.choose(table, ["after"]).starts and not ablate.choose(table, ["plain"]).starts
 
 
+def test_rows_of_a_setting_go_on_from_the_setting_before(tmp_path):
+    rows = {"a": Row({}), "b": Row({}, start="first")}
+    table = SMALL._replace(rows=rows, starts={"first": {}}, onward=True)
+    jobs = ablate.jobs(table, tmp_path, 2)
+    for seed in range(2):
+        own = {(job.setting, job.row): job for job in jobs if job.seed == seed}
+        for row, first in (("a", ()), ("b", (own["", "first"].workdir,))):
+            assert own["x", row].needs == first
+            assert own["y", row].needs == (own["x", row].workdir,)
+            assert f"--config.train.start_from={own['x', row].workdir}" in own["y", row].flags
+    assert list(ablate.choose(table, [], ["x"]).settings) == ["x"]
+    with pytest.raises(ValueError, match="name the first ones, such as 'x'"):
+        ablate.choose(table, [], ["y"])
+
+
 def test_the_runs_that_rows_begin_with_have_no_line(tmp_path, runs):
     table = SMALL._replace(
         rows={"a": Row({}), "b": Row({}, start="first")}, starts={"first": {}}, baseline="a"
