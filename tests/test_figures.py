@@ -82,6 +82,19 @@ def test_the_labels_of_the_figure_are_those_of_the_table(figures):
     assert ledger.mean(row["auc"]) in drawn
 
 
+def test_the_lines_of_long_streams_are_the_means_of_the_record(figures):
+    early, later = figures("long_streams").draw().axes
+    for axes, part in ((early, "early"), (later, "later")):
+        for row in TABLES["forgetting"].rows:
+            cells = [
+                next(line for line in common_rows("long_streams", setting) if line["row"] == row)
+                for setting in TABLES["forgetting"].settings
+            ]
+            (drawn,) = [line for line in axes.get_lines() if line.get_label() == row]
+            assert list(drawn.get_ydata()) == [ledger.mean(line[part]) for line in cells]
+            assert list(drawn.get_xdata()) == [6, 20, 50, 100]
+
+
 def common_rows(record, name):
     tables = ledger.read(DOCS / "results" / "records" / f"{record}.json")["tables"]
     (rows,) = [table["rows"] for table in tables if table.get("name") == name]

@@ -7,18 +7,19 @@ The numbers are those of docs/results/records/long_streams.json.
 
 from __future__ import annotations
 
-from common import RECORDS, save, use_style, with_bars
+from common import RECORDS, save, use_style
 from matplotlib.figure import Figure
 
 from rmjax.tools import ledger
 
 CHANCE = 1 / 4  # the queries of the world have four answers
 PARTS = {"early": "Evidence in the first tenth", "later": "Evidence in the last tenth"}
-ROWS = {"with rehearsal": ("#0550ae", "o", "-"), "without rehearsal": ("#57606a", "D", "--")}
+# colour, line, and a factor that draws the seeds of the two rows side by side
+ROWS = {"with rehearsal": ("#0550ae", "-", 1.03), "without rehearsal": ("#57606a", "--", 0.97)}
 
 
 def draw() -> Figure:
-    """Draws a panel for each place of the evidence, with a line for each row."""
+    """Draws a panel for each place of the evidence: means as lines, and a dot for each seed."""
     tables = ledger.read(RECORDS / "long_streams.json")["tables"]
     worlds = {
         int(name.removeprefix("T = ")): {str(row["row"]): row for row in table["rows"]}
@@ -27,9 +28,13 @@ def draw() -> Figure:
     }
     figure = Figure(figsize=(10, 4))
     for axes, (part, title) in zip(figure.subplots(1, 2, sharey=True), PARTS.items(), strict=True):
-        for name, look in ROWS.items():
-            cells = [(float(segments), rows[name][part]) for segments, rows in worlds.items()]
-            with_bars(axes, name, [(at, x) for at, x in cells if not isinstance(x, str)], look)
+        for name, (colour, line, beside) in ROWS.items():
+            cells = {at: cell for at, rows in worlds.items() if (cell := rows[name][part])}
+            means = [ledger.mean(cell) for cell in cells.values()]
+            axes.plot([*cells], means, label=name, color=colour, linestyle=line)
+            for at, cell in cells.items():
+                seeds = cell["values"]
+                axes.scatter([at * beside] * len(seeds), seeds, s=14, color=colour, alpha=0.6)
         axes.axhline(CHANCE, color="#57606a", linestyle=":", label="chance")
         axes.set_xscale("log")
         axes.set_xticks([*worlds], [str(segments) for segments in worlds])
