@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,24 +94,6 @@ def write(name: str, content: Any) -> None:
     DATA.mkdir(exist_ok=True)
     lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(content[key])}" for key in content)
     (DATA / f"{name}.json").write_text(f"{{\n{lines}\n}}\n")
-
-
-def with_bars(
-    axes: Axes, label: str, points: Sequence[tuple[float, ledger.Cell]], look: tuple[str, str, str]
-) -> None:
-    """Draws a line through the means of cells, with a bar of one standard deviation over seeds.
-
-    Args:
-      axes: the panel.
-      label: of the line, in the legend.
-      points: the value on the x axis and the cell of each point.
-      look: colour, marker and line.
-    """
-    colour, marker, line = look
-    at, cells = zip(*sorted(points, key=lambda point: point[0]), strict=True)
-    middle, std = [ledger.mean(cell) for cell in cells], [ledger.std(cell) or 0.0 for cell in cells]
-    axes.plot(at, middle, label=label, color=colour, marker=marker, linestyle=line)
-    axes.errorbar(at, middle, std, fmt="none", ecolor=colour, capsize=3)
 
 
 def beside(axes: Axes, **options: Any) -> None:

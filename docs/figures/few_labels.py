@@ -8,7 +8,7 @@ question.
 
 from __future__ import annotations
 
-from common import RECORDS, save, use_style, with_bars
+from common import RECORDS, save, use_style
 from matplotlib.figure import Figure
 
 from rmjax.tools import ledger
@@ -24,19 +24,25 @@ ROWS = {
 
 
 def draw() -> Figure:
-    """Draws a line for each row."""
-    points: dict[str, list[tuple[float, ledger.Cell]]] = {row: [] for row in ROWS}
+    """Draws a line for each row: means, and a bar of one standard deviation over seeds."""
+    measured: dict[str, list[tuple[float, float, float]]] = {row: [] for row in ROWS}
     tables = {table.get("name"): table for table in ledger.read(RECORDS / "few.json")["tables"]}
     known = [setting for setting in LABELS if setting in tables]
     for setting in known:
         for row in tables[setting]["rows"]:
             name, cell = str(row["row"]), row["auc"]
             if name in ROWS and not isinstance(cell, str):  # an oracle has no line
-                points[name].append((LABELS[setting], cell))
+                middle, std = ledger.mean(cell), ledger.std(cell)
+                assert middle is not None
+                measured[name].append((LABELS[setting], middle, std or 0.0))
     figure = Figure(figsize=(7, 4))
     axes = figure.subplots()
-    for name in filter(points.get, ROWS):
-        with_bars(axes, name, points[name], ROWS[name])
+    for name, points in measured.items():
+        if points:
+            labels, middle, std = zip(*sorted(points), strict=True)
+            colour, marker, line = ROWS[name]
+            axes.plot(labels, middle, label=name, color=colour, marker=marker, linestyle=line)
+            axes.errorbar(labels, middle, std, fmt="none", ecolor=colour, capsize=3)
     axes.set_xscale("log")
     axes.set_xticks([LABELS[setting] for setting in known], [f"{LABELS[s]:g}" for s in known])
     axes.minorticks_off()

@@ -29,10 +29,10 @@ def draw() -> Figure:
     figure = Figure(figsize=(10, 4))
     for axes, (part, title) in zip(figure.subplots(1, 2, sharey=True), PARTS.items(), strict=True):
         for name, (colour, line, beside) in ROWS.items():
-            cells = {at: cell for at, rows in worlds.items() if (cell := rows[name][part])}
-            means = [ledger.mean(cell) for cell in cells.values()]
-            axes.plot([*cells], means, label=name, color=colour, linestyle=line)
-            for at, cell in cells.items():
+            cells = [rows[name][part] for rows in worlds.values()]
+            means = [ledger.mean(cell) for cell in cells]
+            axes.plot([*worlds], means, label=name, color=colour, linestyle=line)
+            for at, cell in zip(worlds, cells, strict=True):
                 seeds = cell["values"]
                 axes.scatter([at * beside] * len(seeds), seeds, s=14, color=colour, alpha=0.6)
         axes.axhline(CHANCE, color="#57606a", linestyle=":", label="chance")

@@ -211,13 +211,17 @@ def check_same_rows(name: str, table: Table, workdir: Path) -> None:
     before = text.read_json(path, "remove it if the rows are the same") if path.exists() else {}
     if before and "rows" not in before:  # an older version kept the rows alone
         before = {"rows": before}
-    for what, value in (("table", name), ("share_teacher", table.share_teacher)):
+    current: dict[str, object] = {
+        "table": name,
+        "share_teacher": table.share_teacher,
+        "onward": table.onward,
+    }
+    for what, value in current.items():
         if before.get(what, value) != value:
             raise ValueError(
                 f"{workdir} was begun with {what} = {before[what]!r}, now it is {value!r}: use "
                 "another --workdir"
             )
-    current = {"table": name, "share_teacher": table.share_teacher}
     changes = {
         "rows": {row: dict(value.changes) for row, value in table.rows.items()},
         "settings": {setting: dict(value) for setting, value in table.settings.items()},

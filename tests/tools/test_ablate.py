@@ -455,6 +455,8 @@ def test_a_folder_continues_with_the_same_table_only(tmp_path):
         ablate.check_same_rows("t", other, tmp_path)
     with pytest.raises(ValueError, match="share_teacher = False, now it is True"):
         ablate.check_same_rows("t", SMALL._replace(share_teacher=True), tmp_path)
+    with pytest.raises(ValueError, match="onward = False, now it is True"):
+        ablate.check_same_rows("t", SMALL._replace(onward=True), tmp_path)
     with pytest.raises(ValueError, match="table = 't', now it is 'u'"):
         ablate.check_same_rows("u", SMALL, tmp_path)
     kept = json.loads((tmp_path / "rows.json").read_text())
