@@ -517,11 +517,12 @@ def choose(table: Table, rows: Sequence[str], settings: Sequence[str] = ()) -> T
     first = next(iter(table.rows))
     if rows and table.share_teacher and first not in rows:
         raise ValueError(f"--rows: add {first!r}: the other rows use the teacher of this row")
-    needed = list(table.settings)[: len({*settings})]
+    order = list(table.settings)
+    needed = order[: max(map(order.index, settings), default=-1) + 1]
     if table.onward and {*settings} != {*needed}:
         raise ValueError(
             "--settings: rows of a setting begin with what they learned in the setting before it: "
-            f"name the first ones, such as {','.join(needed)!r}"
+            f"take {','.join(needed)!r}"
         )
     chosen = lambda items, names: {k: v for k, v in items.items() if k in names or not names}
     kept_rows = chosen(table.rows, rows)

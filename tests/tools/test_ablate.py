@@ -163,8 +163,9 @@ def test_rows_of_a_setting_go_on_from_the_setting_before(tmp_path):
             assert own["x", row].needs == first
             assert own["y", row].needs == (own["x", row].workdir,)
             assert f"--config.train.start_from={own['x', row].workdir}" in own["y", row].flags
-    assert list(ablate.choose(table, [], ["x"]).settings) == ["x"]
-    with pytest.raises(ValueError, match="name the first ones, such as 'x'"):
+    for chosen in (["x"], ["y", "x"], []):
+        assert {*ablate.choose(table, [], chosen).settings} == {*(chosen or table.settings)}
+    with pytest.raises(ValueError, match="take 'x,y'"):
         ablate.choose(table, [], ["y"])
 
 
