@@ -163,6 +163,8 @@ _FIELDS: dict[str, Field] = {
     "teacher.dim": Field(64, at_least(1), "width of the history sampler"),
     "teacher.share_items": Field(False, anything,
         "the machine takes the teacher's item table, and does not train it"),
+    "teacher.train_items": Field(False, anything,
+        "the machine goes on training the item table that it takes from the teacher"),
     "teacher.dir": Field("", a_workdir,
         "workdir of a run whose teacher is used; empty: train one"),
     # probe
@@ -472,7 +474,9 @@ def _unread_of_machines(config: ConfigDict, section: str, key: str) -> str:
     if section == "rehearsal":
         return "" if decodes or key in ("recollection", "familiarity") else no_losses
     # teacher.dir may be set for all rows of a table, those without a teacher included.
-    if section == "teacher" and key not in ("share_items", "dir"):
+    if (section, key) == ("teacher", "train_items") and not teacher.share_items:
+        return "config.teacher.share_items = False"
+    if section == "teacher" and key not in ("share_items", "train_items", "dir"):
         if not teacher.share_items and rehearsal.sampler != "teacher":
             return f"config.rehearsal.sampler = {rehearsal.sampler!r}"
         if not teacher.share_items and not losses:

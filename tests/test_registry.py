@@ -182,6 +182,8 @@ def test_options_of_make_are_checked():
         (PLAIN | {"teacher.share_items": True}, "teacher.steps", True),
         ({"rehearsal.sampler": "uniform"}, "teacher.steps", False),
         ({"rehearsal.sampler": "uniform"}, "teacher.share_items", True),
+        ({}, "teacher.train_items", False),
+        (PLAIN | {"teacher.share_items": True}, "teacher.train_items", True),
         ({"teacher.dir": "runs/a"}, "teacher.steps", False),
         ({"teacher.dir": "runs/a"}, "teacher.dim", True),
         (PLAIN | {"teacher.dir": "runs/a"}, "teacher.dir", True),

@@ -129,7 +129,7 @@ def make_reasoning(config: ConfigDict, data: Description) -> Reasoning:
         segment_length=config.data.segment_length,
         reason=config.reason.weight,
         machine_loss=config.machine.loss,
-        items_fixed=config.teacher.share_items,
+        items_fixed=config.teacher.share_items and not config.teacher.train_items,
         block=m.block,
         remat=m.remat,
         gradient_segments=m.gradient_segments,

@@ -394,15 +394,22 @@ def compare(table: Table, results: Results) -> list[Line]:
                 continue
             test = _test_key(pairs[0][0])
             # Other data than those of the table's own card may lack some measures.
-            further = [m for m in table.compared if all(m in row for row, _ in pairs)]
+            columns = set.intersection(*(set(row) for row, _ in pairs))
+            further = [m for m in table.compared if columns.issuperset(m.split(" - "))]
             for measure in [test, *further]:
-                values = np.array([[row[measure], base[measure]] for row, base in pairs])
+                values = np.array([[_value(row, measure) for row in pair] for pair in pairs])
                 low, mean, high = metrics.paired(*values.T)
                 line: Line = {"setting": setting} if setting else {}
                 line |= {"row": name, "against": table.baseline, "seeds": len(pairs)}
                 line |= {"measure": _heading(measure), "difference": mean}
                 lines.append(line | {"95% from": low, "to": high})
     return lines
+
+
+def _value(row: Line, measure: str) -> float:
+    """A column of a row, or the difference of two: see `Table.compared`."""
+    first, *second = (float(row[name]) for name in measure.split(" - "))
+    return first - sum(second)
 
 
 def spread(values: list[float], seeds: bool) -> str:

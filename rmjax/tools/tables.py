@@ -45,6 +45,7 @@ class Table(NamedTuple):
       onward: after the first setting, a row begins with the parameters that it had at the end of
         the setting before.
       compared: further columns that are compared with the baseline, beside the test measure.
+        "early - later" is the first of two columns minus the second.
       wide: a record has one line for each setting and one column for each row, of the test measure.
     """
 
@@ -413,7 +414,7 @@ TABLES = {
         WORLDS,
         baseline="without rehearsal",
         onward=True,
-        compared=("early", "later"),
+        compared=("early", "later", "early - later"),
     ),
     # For any task with rehearsal; --config.rehearsal.sampled_items must not be 0.
     "rehearsals": Table(

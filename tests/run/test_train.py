@@ -387,6 +387,11 @@ def test_a_teacher_from_another_run(finished, tmp_path):
     for model in (earlier, later):
         np.testing.assert_array_equal(model["params/machine/embed"], table)
     assert (earlier["params/head/out"] != later["params/head/out"]).any()
+    config.teacher.train_items = True
+    training.train(config, tmp_path / "on")
+    begun = saved(tmp_path / "on", step=9)[1]["params/machine/embed"]
+    assert 0 < abs(begun - table).max() < 0.1  # nine steps at a small rate
+    config.teacher.train_items = False
     shutil.copytree(finished[0] / "teacher", tmp_path / "halfway" / "teacher")
     for name in ("nowhere", "halfway"):  # the second run was stopped before its model's stage
         config.teacher.dir = str(tmp_path / name)

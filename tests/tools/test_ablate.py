@@ -290,6 +290,9 @@ def test_rows_are_compared_with_the_baseline_seed_by_seed():
     assert [line["measure"] for line in lines] == ["auc", "early"] * 2
     assert lines[1]["difference"] == pytest.approx(2 * lines[0]["difference"])
     assert ablate.compare(table._replace(compared=("early",)), results) == [first, second]
+    (line,) = ablate.compare(table._replace(compared=("early - test_auc",)), early)[1:2]
+    assert line["measure"] == "early - test_auc"
+    assert line["difference"] == pytest.approx(lines[0]["difference"])  # early gains twice as much
     assert second["seeds"] == 2 and second["difference"] == pytest.approx(0.045)
     assert ablate.compare(SMALL, results) == []
 
