@@ -83,7 +83,7 @@ def read_by_clicks(tmp_path: Path) -> set[str]:
         assert make_source(config.data, config.data.seed).size("train") > 0
         read |= config.read
         assert ("data.movielens.max_targets" in config.read) == (name == "movielens")
-    asks_items = Recorder(tiny(**{"ranking.full_softmax": 0}))
+    asks_items = Recorder(tiny(**{"ranking.full_softmax": 0, "teacher.share_items": True}))
     tasks.make_task(asks_items, ShopSource(Shop(users=2, items=5)))
     read |= asks_items.read
     return read
