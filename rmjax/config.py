@@ -162,7 +162,7 @@ _FIELDS: dict[str, Field] = {
     "teacher.learning_rate": Field(1e-3, above(0), "learning rate of Adam"),
     "teacher.dim": Field(64, at_least(1), "width of the history sampler"),
     "teacher.share_items": Field(False, anything,
-        "the machine takes the teacher's item table, and does not train it"),
+        "the machine takes the teacher's item table; it trains it only with teacher.train_items"),
     "teacher.train_items": Field(False, anything,
         "the machine goes on training the item table that it takes from the teacher"),
     "teacher.dir": Field("", a_workdir,
@@ -473,10 +473,10 @@ def _unread_of_machines(config: ConfigDict, section: str, key: str) -> str:
         return "" if known else f"config.machine.kind = {kind!r}"
     if section == "rehearsal":
         return "" if decodes or key in ("recollection", "familiarity") else no_losses
+    if (section, key) == ("teacher", "train_items"):
+        return "" if teacher.share_items else "config.teacher.share_items = False"
     # teacher.dir may be set for all rows of a table, those without a teacher included.
-    if (section, key) == ("teacher", "train_items") and not teacher.share_items:
-        return "config.teacher.share_items = False"
-    if section == "teacher" and key not in ("share_items", "train_items", "dir"):
+    if section == "teacher" and key not in ("share_items", "dir"):
         if not teacher.share_items and rehearsal.sampler != "teacher":
             return f"config.rehearsal.sampler = {rehearsal.sampler!r}"
         if not teacher.share_items and not losses:
